@@ -1,0 +1,1 @@
+"""Device kernels for inference with JAX: each op has a plain-JAX reference and faster backends."""
