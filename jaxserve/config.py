@@ -1,0 +1,123 @@
+"""Frozen settings. `EngineOptions` is what a user asks for; the others are complete and resolved.
+
+Nobody edits a config after construction: build.py resolves an `EngineOptions` against a model and
+a device into `SchedulerConfig` and `CacheConfig`, and hands those to their owners.
+"""
+
+from dataclasses import dataclass
+
+from jaxserve.errors import ConfigError
+
+POLICIES = ("fcfs", "priority")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What a user may ask of an engine; None means: choose for this model and device.
+
+    Names and meanings are vLLM's where the thing is the same. model: a folder, a hub name, or
+    None for the embedded model. max_model_len: tokens of prompt and output together.
+    memory_fraction: share of the device's memory that weights, workspace and KV cache may take
+    (`--gpu-memory-utilization`). kv_cache_memory_bytes: bytes for KV pages, over all devices
+    of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
+    max_num_batched_tokens: tokens computed per step at most. max_num_seqs: sequences running at
+    once. max_queued_requests: requests waiting before new ones are refused.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    download_dir: str | None = None
+    served_model_names: tuple[str, ...] = ()
+    chat_template: str | None = None
+    generation_config: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+    memory_fraction: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    num_pages: int | None = None
+    page_size: int | None = None
+    enable_prefix_caching: bool = True
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_queued_requests: int = 1024
+    scheduling_policy: str = "fcfs"
+    async_scheduling: bool = True
+    attention_backend: str | None = None
+    compilation_cache: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
+        if not 0.0 < self.memory_fraction <= 1.0:
+            raise ConfigError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
+        for name in ("tensor_parallel_size", "max_queued_requests"):
+            _positive(name, getattr(self, name))
+        for name in (
+            "max_model_len",
+            "kv_cache_memory_bytes",
+            "num_pages",
+            "page_size",
+            "max_num_batched_tokens",
+            "max_num_seqs",
+        ):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache: `num_pages` pages of `page_size` tokens, page 0 included."""
+
+    num_pages: int
+    page_size: int
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_pages < 2:
+            raise ConfigError(f"num_pages must be at least 2 (page 0 is padding), got {self.num_pages}")
+        _positive("page_size", self.page_size)
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.page_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits and policy of the scheduler; see EngineOptions for the meanings."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_queued_requests: int = 1024
+    policy: str = "fcfs"
+    async_scheduling: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("policy", self.policy, POLICIES)
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_queued_requests",
+        ):
+            _positive(name, getattr(self, name))
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens must be at least max_num_seqs ({self.max_num_seqs}),"
+                f" got {self.max_num_batched_tokens}: every running sequence may need a token"
+            )
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")

@@ -1,0 +1,76 @@
+"""Every error jaxserve raises on purpose.
+
+    JaxserveError
+    ├── InvalidRequestError          the caller's request is wrong            400
+    │   ├── ContextLengthError       prompt (+ output) does not fit           400
+    │   └── ModelNotFoundError       no such model here                       404
+    ├── OverloadedError              the queue is full, try again later       503
+    ├── EngineDeadError              the engine stopped; nothing can run      503
+    ├── ConfigError                  the operator's settings cannot work
+    │   └── MemoryPlanError          weights, cache and workspace do not fit
+    └── CheckpointError              a model folder cannot be used as it is
+
+Messages name the parameter, the value found and the limit. They are written here, never copied
+from an exception of another library, so that they carry no addresses, paths or secrets of the host.
+"""
+
+
+class JaxserveError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class InvalidRequestError(JaxserveError, ValueError):
+    """A request that cannot be served as it stands.
+
+    `param` is the request field at fault (None when it is the whole body), `code` the short
+    machine-readable reason of OpenAI's error body, `status` the HTTP status it maps to.
+    """
+
+    status = 400
+
+    def __init__(self, message: str, *, param: str | None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, alone or with the tokens asked for, is longer than the model's context."""
+
+    def __init__(self, message: str, *, param: str | None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The request names a model this server does not have."""
+
+    status = 404
+
+    def __init__(self, message: str, *, param: str | None = "model") -> None:
+        super().__init__(message, param=param, code="model_not_found")
+
+
+class OverloadedError(JaxserveError):
+    """The queue is full. `retry_after_s` is a hint in seconds for the client's next try."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class EngineDeadError(JaxserveError):
+    """The engine loop has stopped: what was in flight has failed and nothing new can start."""
+
+
+class ConfigError(JaxserveError, ValueError):
+    """Settings that cannot work, alone or together."""
+
+
+class MemoryPlanError(ConfigError):
+    """The device cannot hold weights, workspace and a useful KV cache; says what to change."""
+
+
+class CheckpointError(JaxserveError):
+    """A checkpoint is missing, incomplete, of an unknown kind, or does not match its config."""

@@ -1,0 +1,280 @@
+"""What is asked of the engine and what comes back: plain, frozen, validated host types."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from jaxserve.errors import ContextLengthError, InvalidRequestError
+
+MAX_N = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_BAD_WORDS = 32
+MAX_BAD_WORD_TOKENS = 8
+MAX_LOGPROBS = 20
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the values are those of the OpenAI API and vLLM."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen and when it stops; names and meanings as in vLLM.
+
+    temperature: 0 is greedy. top_k: 0 or -1 keeps the whole vocabulary. top_p in (0, 1],
+    min_p in [0, 1], presence_penalty and frequency_penalty in [-2, 2] over generated tokens,
+    repetition_penalty in (0, 10] over prompt and generated tokens. logit_bias adds to single
+    logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
+    logprobs / prompt_logprobs: number of alternatives to report beside the chosen token.
+    seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("stop", "bad_words"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, (value,))
+        for name in ("stop", "stop_token_ids", "bad_words"):
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        _check_int("n", self.n, low=1, high=MAX_N)
+        _check_float("temperature", self.temperature, low=0.0, high=100.0)
+        _check_float("top_p", self.top_p, low=0.0, high=1.0, low_is_allowed=False)
+        _check_int("top_k", self.top_k, low=-1)
+        _check_float("min_p", self.min_p, low=0.0, high=1.0)
+        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        _check_float(
+            "repetition_penalty", self.repetition_penalty, low=0.0, high=10.0, low_is_allowed=False
+        )
+        if self.seed is not None:
+            _check_int("seed", self.seed, low=-(2**63), high=2**63 - 1)
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, low=1)
+        _check_int("min_tokens", self.min_tokens, low=0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}",
+                param="min_tokens",
+            )
+        _check_count("stop", self.stop, MAX_STOP_STRINGS)
+        for text in self.stop:
+            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_STRING_CHARS:
+                raise InvalidRequestError(
+                    f"stop must be strings of 1 to {MAX_STOP_STRING_CHARS} characters,"
+                    f" got {_show(text)}",
+                    param="stop",
+                )
+        _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        _check_count("bad_words", self.bad_words, MAX_BAD_WORDS)
+        for word in self.bad_words:
+            if not isinstance(word, str) or not word:
+                raise InvalidRequestError(
+                    f"bad_words must be non-empty strings, got {_show(word)}", param="bad_words"
+                )
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequestError(
+                "allowed_token_ids must name at least one token, got none",
+                param="allowed_token_ids",
+            )
+        for token, bias in self.logit_bias.items():
+            _check_int("logit_bias", token, low=0)
+            _check_float("logit_bias", bias, low=-100.0, high=100.0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), low=0, high=MAX_LOGPROBS)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0.0
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether logits depend on more than the model: penalties, biases, bans or min_tokens."""
+        return bool(
+            self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+            or self.allowed_token_ids is not None
+            or self.bad_words
+            or self.min_tokens
+        )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise InvalidRequestError unless every token id is below `vocab_size`."""
+        named = (
+            ("logit_bias", tuple(self.logit_bias)),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("stop_token_ids", self.stop_token_ids),
+        )
+        for name, ids in named:
+            for token in ids:
+                _check_int(name, token, low=0, high=vocab_size - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt and how to continue it.
+
+    prompt_ids: token ids, at least one. bad_word_ids: `params.bad_words` as token sequences.
+    priority: lower runs first. cache_salt: prefixes are shared only between equal salts.
+    arrival_s: `time.monotonic()` when it came in.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_s: float = field(default_factory=time.monotonic)
+
+    def check(self, *, vocab_size: int, max_model_len: int) -> None:
+        """Raise InvalidRequestError unless a model of these limits can run the request."""
+        if not self.prompt_ids:
+            raise InvalidRequestError("prompt must have at least one token, got 0", param="prompt")
+        for token in self.prompt_ids:
+            _check_int("prompt", token, low=0, high=vocab_size - 1)
+        if len(self.prompt_ids) >= max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {max_model_len} tokens, but the prompt"
+                f" has {len(self.prompt_ids)} and at least one must be left for the answer",
+                param="prompt",
+            )
+        wanted = self.params.max_tokens
+        if wanted is not None and len(self.prompt_ids) + wanted > max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {max_model_len} tokens, but"
+                f" {len(self.prompt_ids)} prompt tokens and max_tokens={wanted} were asked for",
+                param="max_tokens",
+            )
+        self.params.check_vocabulary(vocab_size)
+        for word in self.bad_word_ids:
+            if len(word) > MAX_BAD_WORD_TOKENS:
+                raise InvalidRequestError(
+                    f"bad_words must be at most {MAX_BAD_WORD_TOKENS} tokens each,"
+                    f" got one of {len(word)}",
+                    param="bad_words",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, the natural log of its probability, and its rank (1 is the most likely)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    """Log-probabilities at one position, of the model's own distribution (before temperature)."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMetrics:
+    """Times of one sequence, in `time.monotonic()` seconds; None until it happened."""
+
+    arrival_s: float
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """What one step added to one choice of a request.
+
+    index: the choice, in [0, params.n). token_ids and text are what is new; text lags behind
+    token_ids while a character or a stop string is incomplete. logprobs align with token_ids.
+    prompt_logprobs come once, with the first event of choice 0: one entry per prompt token after
+    the first. finish_reason is set in exactly one event per choice, its last; request_finished
+    in exactly one event per request. stop_reason: the stop string or stop token id that matched.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    request_finished: bool = False
+    metrics: RequestMetrics | None = None
+
+
+def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    limit = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequestError(
+            f"{name} must be an integer {limit}, got {_show(value)}", param=name
+        )
+    if value < low or (high is not None and value > high):
+        raise InvalidRequestError(f"{name} must be {limit}, got {value}", param=name)
+
+
+def _check_float(
+    name: str, value: object, *, low: float, high: float, low_is_allowed: bool = True
+) -> None:
+    limit = f"in {'[' if low_is_allowed else '('}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(f"{name} must be a number {limit}, got {_show(value)}", param=name)
+    above = value >= low if low_is_allowed else value > low
+    if not math.isfinite(value) or not above or value > high:
+        raise InvalidRequestError(f"{name} must be {limit}, got {value:g}", param=name)
+
+
+def _check_count(name: str, values: tuple[object, ...], limit: int) -> None:
+    if len(values) > limit:
+        raise InvalidRequestError(
+            f"{name} must have at most {limit} entries, got {len(values)}", param=name
+        )
+
+
+def _show(value: object) -> str:
+    """A short, bounded picture of a bad value for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
