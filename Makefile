@@ -1,0 +1,78 @@
+# jaxserve's everyday commands. `make` alone lists them.
+#
+#   ARGS    arguments for what runs:       make serve ARGS="--port 8123"
+#   PYTHON  the interpreter for .venv:     make setup PYTHON=/opt/python3.13/bin/python3
+#   EXTRA   an accelerator's lock:         make serve EXTRA=cuda13    (cuda13, cuda12 or tpu)
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+ARGS ?=
+JOBS ?= 2
+EXTRA ?=
+
+RUNTIME_LOCK := requirements$(EXTRA:%=-%).lock
+RUNTIME      := $(VENV)/.installed$(EXTRA:%=-%)
+DEV          := $(VENV)/.installed-dev
+SOURCES      := jaxserve pallas_kernels tests $(wildcard benchmarks examples)
+
+# Installing is uv's work where uv can be had (seconds), pip's elsewhere (minutes): the same locks.
+install = if [ -x $(VENV)/bin/uv ]; \
+	then $(VENV)/bin/uv pip install --quiet --python $(PY) --no-build-isolation-package jaxserve $(1); \
+	else $(PY) -m pip install --quiet $(1); fi
+compile = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint format bench lock clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST)
+
+setup: $(RUNTIME)  ## make .venv and install the locked packages and jaxserve
+
+serve: $(RUNTIME)  ## serve the embedded model, or ARGS="MODEL --port 8123"
+	@$(VENV)/bin/jaxserve serve $(ARGS)
+
+test: lint  ## lint, check types and run the tests, or ARGS="tests/engine -k preempt"
+	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: $(DEV)  ## check style, format and types
+	@$(VENV)/bin/ruff check $(SOURCES)
+	@$(VENV)/bin/ruff format --check $(SOURCES)
+	@$(VENV)/bin/mypy $(SOURCES)
+
+format: $(DEV)  ## rewrite the code in the project's format
+	@$(VENV)/bin/ruff check --fix $(SOURCES)
+	@$(VENV)/bin/ruff format $(SOURCES)
+
+bench: ARGS = throughput
+bench: $(DEV)  ## measure throughput, or ARGS="serving --help"
+	@$(VENV)/bin/jaxserve bench $(ARGS)
+
+lock: $(VENV)/.made  ## rewrite the lock files after pyproject.toml; ARGS="--upgrade-package NAME" to move one
+	$(compile) pyproject.toml -o requirements.lock
+	$(compile) pyproject.toml -c requirements.lock --extra dev -o requirements-dev.lock
+	for extra in cuda13 cuda12 tpu; do \
+	  $(compile) pyproject.toml -c requirements.lock --extra $$extra -o requirements-$$extra.lock; done
+	$(compile) --group build -o requirements-build.lock
+
+clean:  ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Stamps: a finished step is not repeated until what it was made from changes.
+$(VENV)/.made: requirements-build.lock
+	@python=$$(.ci/find-python.sh) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
+	@$(PY) -m pip install --quiet --require-hashes --only-binary :all: -r requirements-build.lock \
+	  || echo "no uv for this machine: pip will install, which takes longer"
+	@touch $@
+
+$(RUNTIME): $(VENV)/.made $(RUNTIME_LOCK) pyproject.toml
+	@echo "installing $(RUNTIME_LOCK)"
+	@$(call install,--require-hashes -r $(RUNTIME_LOCK))
+	@$(call install,--no-deps --editable .)
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements-dev.lock
+	@echo "installing requirements-dev.lock"
+	@$(call install,--require-hashes -r requirements-dev.lock)
+	@touch $@
