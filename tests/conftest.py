@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Set before any test imports jax, and without importing it: host tests must stay free of it.
@@ -13,3 +14,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 settings.register_profile("laptop", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "laptop")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run `@pytest.mark.anyio` tests on asyncio, the loop that uvicorn serves on."""
+    return "asyncio"

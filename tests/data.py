@@ -6,7 +6,9 @@ import pytest
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="test data absent: ../shared/data beside the checkout")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="test data absent: ../shared/data beside the checkout"
+)
 
 
 def checkpoint(name: str) -> Path:
