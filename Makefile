@@ -13,7 +13,6 @@ EXTRA ?=
 RUNTIME_LOCK := requirements$(EXTRA:%=-%).lock
 RUNTIME      := $(VENV)/.installed$(EXTRA:%=-%)
 DEV          := $(VENV)/.installed-dev
-SOURCES      := jaxserve pallas_kernels tests $(wildcard benchmarks examples)
 
 # Installing is uv's work where uv can be had (seconds), pip's elsewhere (minutes): the same locks.
 install = if [ -x $(VENV)/bin/uv ]; \
@@ -37,13 +36,13 @@ test: lint  ## lint, check types and run the tests, or ARGS="tests/engine -k pre
 	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(DEV)  ## check style, format and types
-	@$(VENV)/bin/ruff check $(SOURCES)
-	@$(VENV)/bin/ruff format --check $(SOURCES)
-	@$(VENV)/bin/mypy $(SOURCES)
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
 
 format: $(DEV)  ## rewrite the code in the project's format
-	@$(VENV)/bin/ruff check --fix $(SOURCES)
-	@$(VENV)/bin/ruff format $(SOURCES)
+	@$(VENV)/bin/ruff check --fix
+	@$(VENV)/bin/ruff format
 
 bench: ARGS = throughput
 bench: $(DEV)  ## measure throughput, or ARGS="serving --help"
