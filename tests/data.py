@@ -1,4 +1,4 @@
-"""Where the tests find real checkpoints, tokenizers and templates, which are not part of the project."""
+"""Where the tests find real checkpoints and tokenizers, which are not part of the project."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ needs_data = pytest.mark.skipif(
 
 
 def checkpoint(name: str) -> Path:
-    """Return the folder of a real trained checkpoint, or skip the test that asks for an absent one."""
+    """Return the folder of a real trained checkpoint; skip the test where it is absent."""
     folder = DATA / "checkpoints" / name
     if not folder.is_dir():
         pytest.skip(f"test data absent: ../shared/data/checkpoints/{name} beside the checkout")
