@@ -78,7 +78,9 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         if self.num_pages < 2:
-            raise ConfigError(f"num_pages must be at least 2 (page 0 is padding), got {self.num_pages}")
+            raise ConfigError(
+                f"num_pages must be at least 2 (page 0 is padding), got {self.num_pages}"
+            )
         _positive("page_size", self.page_size)
 
     def pages_for(self, num_tokens: int) -> int:

@@ -261,7 +261,9 @@ def _check_float(
 ) -> None:
     limit = f"in {'[' if low_is_allowed else '('}{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(f"{name} must be a number {limit}, got {_show(value)}", param=name)
+        raise InvalidRequestError(
+            f"{name} must be a number {limit}, got {_show(value)}", param=name
+        )
     above = value >= low if low_is_allowed else value > low
     if not math.isfinite(value) or not above or value > high:
         raise InvalidRequestError(f"{name} must be {limit}, got {value:g}", param=name)

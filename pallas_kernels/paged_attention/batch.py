@@ -1,0 +1,48 @@
+"""What paged attention works on: a ragged batch of queries, and the shape of a layer's cache."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["page_table", "query_starts", "kv_lengths", "row_sequences", "positions"],
+    meta_fields=["max_query_length"],
+)
+@dataclass(frozen=True, kw_only=True)
+class PagedBatch:
+    """Which rows of a step belong to which sequence, and where its keys and values lie.
+
+    Rows [query_starts[s], query_starts[s + 1]) are the last queries of sequence s, in order; rows
+    from query_starts[-1] on are padding. A sequence without rows is padding too. `kv_lengths`
+    counts the tokens of a sequence including this step's, so row r of sequence s stands at
+    position kv_lengths[s] - query_starts[s + 1] + r. Token p of a sequence lies at offset
+    p % page_size of page page_table[s, p // page_size]; page 0 belongs to nobody and takes what
+    padding writes. `max_query_length` is static: 1 promises that every sequence has at most one
+    row, and that row s is the row of sequence s.
+    """
+
+    page_table: jax.Array  # int32[sequences, pages]
+    query_starts: jax.Array  # int32[sequences + 1], not decreasing
+    kv_lengths: jax.Array  # int32[sequences]
+    row_sequences: jax.Array  # int32[tokens]; any valid index for padding rows
+    positions: jax.Array  # int32[tokens]
+    max_query_length: int  # static
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """Shape, dtype and axis words of one layer's KV cache; only its backend indexes inside."""
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    axes: tuple[str | None, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the array in bytes, over all devices."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
