@@ -1,0 +1,1 @@
+"""The pure functions that models are made of: projections, norms, rotations, attention, lookup."""

@@ -1,0 +1,60 @@
+"""How a layer attends: the protocol its caller fills in, and the dense answer of the full forward.
+
+A decoder layer knows queries, keys and values; it does not know where earlier keys and values
+are kept. The compiled step passes an `Attend` that reads and writes pages, the full-sequence
+forward passes `attend_dense`, a researcher may pass one that records the weights.
+"""
+
+from typing import Protocol
+
+import jax
+from jax import Array
+
+
+class Attend[Cache](Protocol):
+    """Attention of one layer over whatever `Cache` is: KV pages, or None for a whole sequence."""
+
+    def __call__(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        cache: Cache,
+        *,
+        scale: float,
+        sliding_window: int | None,
+    ) -> tuple[Array, Cache]:
+        """Return [tokens, heads, head_dim] and the cache with the new keys and values in it.
+
+        q: [tokens, heads, head_dim], k and v: [tokens, kv_heads, head_dim], rotated already.
+        sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None is
+        all of them.
+        """
+        ...
+
+
+def causal_attention(
+    q: Array, k: Array, v: Array, *, scale: float, sliding_window: int | None = None
+) -> Array:
+    """Attend within one whole sequence, each token to itself and those before it.
+
+    q: [tokens, heads, head_dim], k and v: [tokens, kv_heads, head_dim]; kv_heads divides heads,
+    and each key-value head serves the next heads / kv_heads query heads (Ainslie et al., "GQA",
+    2023, arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of `v`.
+    """
+    with jax.named_scope("attention"):
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            scale=scale,
+            is_causal=True,
+            local_window_size=None if sliding_window is None else (sliding_window - 1, 0),
+        )
+
+
+def attend_dense(
+    q: Array, k: Array, v: Array, cache: None, *, scale: float, sliding_window: int | None
+) -> tuple[Array, None]:
+    """Attend within one whole sequence, keeping nothing: the `Attend` of the full forward."""
+    return causal_attention(q, k, v, scale=scale, sliding_window=sliding_window), cache

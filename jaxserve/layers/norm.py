@@ -1,0 +1,17 @@
+"""Normalisation."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
+    """Scale the last dimension of `x` to a root mean square of one, then by `weight`.
+
+    Computed in float32, returned in the dtype of `x`. Zhang and Sennrich, "Root Mean Square Layer
+    Normalization", 2019 (arXiv:1910.07467).
+    """
+    with jax.named_scope("rms_norm"):
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+        return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)

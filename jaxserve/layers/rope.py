@@ -1,0 +1,163 @@
+"""Rotary position embeddings (Su et al., "RoFormer", 2021, arXiv:2104.09864) and their extensions.
+
+A `Rope` says how fast each pair of a head's dimensions turns per token. The variants stretch that
+for contexts longer than the one trained on; they follow `modeling_rope_utils` of Hugging Face
+transformers 5.23, so that a checkpoint means here what it means there. Frequencies are computed
+on the host in float64 and enter the program as float32 constants.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Plain rotation ("default"): pair i turns by theta ** (-2i / head_dim) radians per token."""
+
+    theta: float = 10000.0
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by: one, except in YaRN."""
+        return 1.0
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""
+        del length  # only "dynamic" depends on it
+        return _inverse_frequencies(self.theta, head_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRope(Rope):
+    """Position interpolation ("linear"): positions divided by `factor` (arXiv:2306.15595)."""
+
+    factor: float
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2]."""
+        return super().inverse_frequencies(head_dim, length=length) / self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicRope(Rope):
+    """NTK-aware scaling ("dynamic"): the base grows with the length beyond `max_position`.
+
+    Alone among the variants it depends on the length of the sequence (emozilla, "Dynamically
+    Scaled RoPE", 2023; described in arXiv:2309.00071, appendix B). Cached keys of an earlier,
+    shorter length would be wrong, so an engine fixes one length, its longest.
+    """
+
+    factor: float
+    max_position: int
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""
+        stretch = self.factor * max(length, self.max_position) / self.max_position
+        base = self.theta * (stretch - (self.factor - 1)) ** (head_dim / (head_dim - 2))
+        return _inverse_frequencies(base, head_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope(Rope):
+    """Llama 3.1's scaling ("llama3"): long wavelengths divided by `factor`, short ones kept.
+
+    In between, where original_max_position / wavelength runs from low_freq_factor to
+    high_freq_factor, the two are blended linearly ("The Llama 3 Herd of Models", arXiv:2407.21783,
+    and Meta's reference code).
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2]."""
+        kept = super().inverse_frequencies(head_dim, length=length)
+        turns = self.original_max_position * kept / (2 * math.pi)
+        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        share = np.clip(share, 0.0, 1.0)
+        return (1 - share) * kept / self.factor + share * kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnRope(Rope):
+    """YaRN (Peng et al., 2023, arXiv:2309.00071): interpolate by parts, and sharpen attention.
+
+    Pairs that turn more than `beta_fast` times within original_max_position tokens are kept,
+    those that turn less than `beta_slow` times are divided by `factor`, with a ramp between;
+    `truncate` rounds the ends of the ramp outwards to whole pairs. `attention_factor` None is the
+    paper's 0.1 ln(factor) + 1, or the ratio of the two `mscale`s (DeepSeek's form).
+    """
+
+    factor: float
+    original_max_position: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by; scores grow by its square."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
+        return self._mscale(1.0)
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2]."""
+        kept = super().inverse_frequencies(head_dim, length=length)
+        low = self._pair_turning(self.beta_fast, head_dim)
+        high = self._pair_turning(self.beta_slow, head_dim)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        if low == high:
+            high += 0.001  # a step rather than a division by zero, as in transformers
+        share = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+        return share * kept / self.factor + (1 - share) * kept
+
+    def _pair_turning(self, turns: float, head_dim: int) -> float:
+        """Which pair, as a real number, turns `turns` times within the original context."""
+        wavelength = self.original_max_position / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
+
+    def _mscale(self, weight: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * weight * math.log(self.factor) + 1.0
+
+
+def rotation(rope: Rope, head_dim: int, positions: Array, *, length: int) -> tuple[Array, Array]:
+    """Return cosines and sines, float32[tokens, head_dim / 2] each, at `positions` int[tokens]."""
+    with jax.named_scope("rope_table"):
+        frequencies = rope.inverse_frequencies(head_dim, length=length).astype(np.float32)
+        # float32: bfloat16 cannot tell position 257 from 256.
+        angles = positions.astype(jnp.float32)[:, None] * frequencies
+        return jnp.cos(angles) * rope.magnitude, jnp.sin(angles) * rope.magnitude
+
+
+def rotate(x: Array, table: tuple[Array, Array]) -> Array:
+    """Turn the halves of each head of `x` [tokens, heads, head_dim] against each other.
+
+    Pair i is dimensions i and i + head_dim / 2, the order of Hugging Face checkpoints. Computed in
+    float32, returned in the dtype of `x`.
+    """
+    with jax.named_scope("rope"):
+        cos, sin = (part[:, None, :] for part in table)
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _inverse_frequencies(base: float, head_dim: int) -> NDArray[np.float64]:
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    return np.power(base, -exponents)

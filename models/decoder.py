@@ -1,0 +1,291 @@
+"""The decoder that all families here share, declared with flax.nnx and run as a plain tree.
+
+A block is attention and a gated MLP, each behind a norm and added to the stream. The letters of
+the einsums: t token, d embed, h head, k head_dim, f ffw, v vocab.
+
+A `Decoder` is a pytree: `jax.jit`, `jax.grad` and `jax.vmap` take it as it is. What crosses the
+engine's jit boundary is the plain dict of its arrays, from which `bind` makes a Decoder again
+while tracing: nnx objects cost milliseconds per dispatch, a dict costs none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxserve.layers.attention import Attend, attend_dense
+from jaxserve.layers.embed import embed
+from jaxserve.layers.linear import einsum
+from jaxserve.layers.norm import rms_norm
+from jaxserve.layers.rope import rotate, rotation
+from jaxserve.models.config import DecoderConfig
+from jaxserve.sharding import named_sharding
+
+# The arrays of a Decoder as nested dicts, keyed by attribute name and layer number. Any: the
+# nesting is as deep as the module's.
+type Params = dict[Any, Any]
+
+# Sees every named activation and returns what the model goes on with: records, or replaces.
+type Tap = Callable[[str, Array], Array]
+
+_INITIAL_SCALE = 0.02
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(
+        self, config: DecoderConfig, sliding_window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike
+    ) -> None:
+        """Draw the projections; biases start at zero, norms at one."""
+        self.scale = config.head_dim**-0.5
+        self.norm_eps = config.norm_eps
+        self.sliding_window = sliding_window
+        d, h, kv, k = config.embed, config.heads, config.kv_heads, config.head_dim
+        self.q = _matrix(rngs, dtype, embed=d, heads=h, head_dim=k)
+        self.k = _matrix(rngs, dtype, embed=d, kv_heads=kv, head_dim=k)
+        self.v = _matrix(rngs, dtype, embed=d, kv_heads=kv, head_dim=k)
+        self.o = _matrix(rngs, dtype, heads=h, head_dim=k, embed=d)
+        bias, norm = config.qkv_bias, config.qk_norm
+        self.q_bias = _zeros(dtype, heads=h, head_dim=k) if bias else None
+        self.k_bias = _zeros(dtype, kv_heads=kv, head_dim=k) if bias else None
+        self.v_bias = _zeros(dtype, kv_heads=kv, head_dim=k) if bias else None
+        self.o_bias = _zeros(dtype, embed=d) if config.output_bias else None
+        self.q_norm = _ones(dtype, head_dim=k) if norm else None
+        self.k_norm = _ones(dtype, head_dim=k) if norm else None
+
+    def __call__[Cache](
+        self,
+        x: Array,
+        table: tuple[Array, Array],
+        cache: Cache,
+        attend: Attend[Cache],
+        tap: Tap,
+    ) -> tuple[Array, Cache]:
+        """Mix `x` [tokens, embed] over positions; returns the same shape, and the cache."""
+        q = _plus(einsum("td,dhk->thk", x, self.q[...]), self.q_bias)
+        k = _plus(einsum("td,dhk->thk", x, self.k[...]), self.k_bias)
+        v = _plus(einsum("td,dhk->thk", x, self.v[...]), self.v_bias)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = rms_norm(q, self.q_norm[...], eps=self.norm_eps)
+            k = rms_norm(k, self.k_norm[...], eps=self.norm_eps)
+        q, k, v = tap("q", rotate(q, table)), tap("k", rotate(k, table)), tap("v", v)
+        mixed, cache = attend(q, k, v, cache, scale=self.scale, sliding_window=self.sliding_window)
+        mixed = tap("heads", mixed)
+        return _plus(einsum("thk,hkd->td", mixed, self.o[...]), self.o_bias), cache
+
+
+class MLP(nnx.Module):
+    """A gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Draw the projections; biases start at zero."""
+        d, f, bias = config.embed, config.ffw, config.mlp_bias
+        self.gate = _matrix(rngs, dtype, embed=d, ffw=f)
+        self.up = _matrix(rngs, dtype, embed=d, ffw=f)
+        self.down = _matrix(rngs, dtype, ffw=f, embed=d)
+        self.gate_bias = _zeros(dtype, ffw=f) if bias else None
+        self.up_bias = _zeros(dtype, ffw=f) if bias else None
+        self.down_bias = _zeros(dtype, embed=d) if bias else None
+
+    def __call__(self, x: Array, tap: Tap) -> Array:
+        """Transform each token of `x` [tokens, embed] by itself."""
+        gate = _plus(einsum("td,df->tf", x, self.gate[...]), self.gate_bias)
+        up = _plus(einsum("td,df->tf", x, self.up[...]), self.up_bias)
+        active = tap("active", jax.nn.silu(gate) * up)
+        return _plus(einsum("tf,fd->td", active, self.down[...]), self.down_bias)
+
+
+class Block(nnx.Module):
+    """One layer: attention, then the MLP, each reading the normalised stream and adding to it."""
+
+    def __init__(
+        self, config: DecoderConfig, sliding_window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike
+    ) -> None:
+        """Draw the layer's parameters."""
+        self.norm_eps = config.norm_eps
+        self.attention_norm = _ones(dtype, embed=config.embed)
+        self.attention = Attention(config, sliding_window, rngs=rngs, dtype=dtype)
+        self.mlp_norm = _ones(dtype, embed=config.embed)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+
+    def __call__[Cache](
+        self,
+        x: Array,
+        table: tuple[Array, Array],
+        cache: Cache,
+        attend: Attend[Cache],
+        tap: Tap,
+    ) -> tuple[Array, Cache]:
+        """Return the stream [tokens, embed] after this layer, and the layer's cache."""
+        with jax.named_scope("attention"):
+            inner = rms_norm(x, self.attention_norm[...], eps=self.norm_eps)
+            out, cache = self.attention(inner, table, cache, attend, _under(tap, "attention"))
+            x = x + tap("attention.out", out)
+        with jax.named_scope("mlp"):
+            inner = rms_norm(x, self.mlp_norm[...], eps=self.norm_eps)
+            x = x + tap("mlp.out", self.mlp(inner, _under(tap, "mlp")))
+        return tap("out", x), cache
+
+
+class Decoder(nnx.Module):
+    """A causal language model: token ids in, a distribution over the next token out."""
+
+    def __init__(
+        self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> None:
+        """Draw all parameters: matrices normal with deviation 0.02, norms one, biases zero."""
+        self.config = config
+        self.embedding = _matrix(rngs, dtype, vocab=config.vocab_size, embed=config.embed)
+        self.layers = nnx.List(
+            Block(config, window, rngs=rngs, dtype=dtype) for window in config.sliding_windows
+        )
+        self.final_norm = _ones(dtype, embed=config.embed)
+        self.lm_head = (
+            None
+            if config.tied_embeddings
+            else _matrix(rngs, dtype, embed=config.embed, vocab=config.vocab_size)
+        )
+
+    def __call__(self, token_ids: Array, *, tap: Tap | None = None) -> Array:
+        """Return next-token logits float32[..., tokens, vocab] of whole sequences.
+
+        token_ids: int[..., tokens], every sequence starting at position 0; leading dimensions are
+        mapped over. Sequences of unequal length are padded at the end: a token never sees those
+        after it.
+        tap: sees each named activation of one sequence, see `docs/models.md`; it must not keep
+        them beyond the call (`capture` returns them safely).
+        """
+        if token_ids.ndim > 1:
+            return jax.vmap(lambda row: self(row, tap=tap))(token_ids)
+        length = token_ids.shape[0]
+        caches = (None,) * self.config.num_layers
+        hidden, _ = self.hidden(
+            token_ids, jnp.arange(length), caches, attend_dense, rope_length=length, tap=tap
+        )
+        return self.logits(hidden)
+
+    def hidden[Cache](
+        self,
+        token_ids: Array,
+        positions: Array,
+        caches: Sequence[Cache],
+        attend: Attend[Cache],
+        *,
+        rope_length: int | None = None,
+        tap: Tap | None = None,
+    ) -> tuple[Array, tuple[Cache, ...]]:
+        """Return what the head reads, [tokens, embed], and each layer's cache after the call.
+
+        token_ids and positions: int[tokens], of one sequence or of many packed together; only
+        `attend` knows which token belongs where. caches: one per layer, handed to `attend`.
+        rope_length: the length dynamic RoPE is scaled for, by default the model's own context;
+        the other variants do not depend on it.
+        """
+        config = self.config
+        tap = _leave if tap is None else tap
+        x = tap("embedding", embed(self.embedding[...], token_ids))
+        table = rotation(
+            config.rope,
+            config.head_dim,
+            positions,
+            length=config.max_position if rope_length is None else rope_length,
+        )
+        after: list[Cache] = []
+        for i, (layer, before) in enumerate(zip(self.layers, caches, strict=True)):
+            with jax.named_scope(f"layer_{i}"):
+                x, cache = layer(x, table, before, attend, _under(tap, f"layers.{i}"))
+            after.append(cache)
+        x = rms_norm(x, self.final_norm[...], eps=config.norm_eps)
+        return tap("final_norm", x), tuple(after)
+
+    def logits(self, hidden: Array) -> Array:
+        """Return float32[rows, vocab] for rows of `hidden` [rows, embed]."""
+        with jax.named_scope("lm_head"):
+            if self.lm_head is None:
+                return einsum("td,vd->tv", hidden, self.embedding[...], dtype=jnp.float32)
+            return einsum("td,dv->tv", hidden, self.lm_head[...], dtype=jnp.float32)
+
+
+def abstract_params(
+    config: DecoderConfig, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+) -> Params:
+    """Describe the parameters before they exist: a tree of jax.ShapeDtypeStruct.
+
+    With a mesh, every leaf carries its sharding; raises ConfigError where one cannot be.
+    """
+
+    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
+        shape = param.get_value().shape
+        sharding = None if mesh is None else named_sharding(axes_of(param), shape, mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    state = _declared(config)[1]
+    return nnx.to_pure_dict(
+        jax.tree.map(describe, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+    )
+
+
+def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:
+    """Make a Decoder of `params`, which are shared, not copied. Meant for inside a jit, too.
+
+    params: the tree that `params_of` returns, or tracers in its shape.
+    """
+    graphdef, declared = _declared(config)
+    state = jax.tree.map(lambda leaf: leaf, declared)  # a copy: the declaration is cached
+    nnx.replace_by_pure_dict(state, dict(params))
+    model: Decoder = nnx.merge(graphdef, state)
+    return model
+
+
+def params_of(model: Decoder) -> Params:
+    """Return the model's arrays as plain nested dicts."""
+    params: Params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return params
+
+
+@lru_cache(maxsize=8)
+def _declared(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any]]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+
+
+def axes_of(param: nnx.Param[Any]) -> tuple[str, ...]:
+    """Return the word for what each dimension of a parameter holds."""
+    axes: tuple[str, ...] = param.get_metadata("axes")
+    return axes
+
+
+def _matrix(rngs: nnx.Rngs, dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:
+    key = rngs.params()
+    value = _INITIAL_SCALE * jax.random.normal(key, tuple(sizes.values()), jnp.float32)
+    return nnx.Param(value.astype(dtype), axes=tuple(sizes))
+
+
+def _ones(dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:
+    return nnx.Param(jnp.ones(tuple(sizes.values()), dtype), axes=tuple(sizes))
+
+
+def _zeros(dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:
+    return nnx.Param(jnp.zeros(tuple(sizes.values()), dtype), axes=tuple(sizes))
+
+
+def _plus(x: Array, bias: nnx.Param[Array] | None) -> Array:
+    return x if bias is None else x + bias[...]
+
+
+def _leave(name: str, value: Array) -> Array:
+    del name
+    return value
+
+
+def _under(tap: Tap, prefix: str) -> Tap:
+    """Prefix the names that `tap` sees."""
+    if tap is _leave:
+        return tap
+    return lambda name, value: tap(f"{prefix}.{name}", value)
