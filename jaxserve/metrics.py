@@ -1,7 +1,12 @@
 """What the engine reports of itself, and its Prometheus form under vLLM's metric names."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import generate_latest
 
 from jaxserve.request import FinishReason, RequestMetrics, SamplingParams
 
@@ -54,3 +59,247 @@ class EngineMetrics(Protocol):
     def observe_finished(self, stats: FinishedStats) -> None:
         """A choice ended."""
         ...
+
+
+# Bounds of vLLM's histograms, in seconds: its dashboards and alerts are written against them.
+FIRST_TOKEN_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+# vLLM's begin at 10 ms, where a fast decode step would vanish into the first bucket.
+PER_TOKEN_S = (
+    0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008,
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0,
+)  # fmt: skip
+REQUEST_S = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
+CHOICES = (1, 2, 5, 10, 20)
+PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
+
+
+def token_bounds(max_model_len: int) -> tuple[int, ...]:
+    """The series 1, 2, 5, 10, 20, 50, ... up to `max_model_len`, as vLLM counts tokens."""
+    bounds: list[int] = []
+    scale = 1
+    while scale <= max_model_len:
+        bounds += [factor * scale for factor in (1, 2, 5) if factor * scale <= max_model_len]
+        scale *= 10
+    return tuple(bounds)
+
+
+class Metrics:
+    """The Prometheus series of a server, in a registry of their own.
+
+    max_model_len bounds the token histograms. Label values come from closed sets only: model
+    names, routes, methods and reasons of ours, never text of a request.
+    """
+
+    def __init__(self, *, max_model_len: int) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self.token_bounds = token_bounds(max_model_len)
+        self._families: dict[str, Any] = {}
+        self._compilations: dict[str, Callable[[], int]] = {}
+
+    def engine(self, model_name: str, *, engine: str = "0") -> "EngineSeries":
+        """Return the series of one engine, all of them present at zero from the start."""
+        return EngineSeries(self, {"model_name": model_name, "engine": engine})
+
+    def set_cache_config(self, fields: Mapping[str, object], *, model_name: str) -> None:
+        """Publish the resolved cache settings as labels of vLLM's `cache_config_info`."""
+        labels = {name: str(value) for name, value in fields.items()}
+        labels |= {"model_name": model_name, "engine": "0"}
+        self.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
+
+    def set_compilations(self, count: Callable[[], int], *, model_name: str) -> None:
+        """Publish how many programs were compiled since start; `count` is asked at each scrape."""
+        self._compilations[model_name] = count
+
+    def observe_rejection(self, reason: str, *, model_name: str) -> None:
+        """A request was refused for want of room; `reason` is a word of the server's."""
+        self.counter(
+            "vllm:admission_rejections",
+            "Requests refused because the server was full or stopping.",
+            {"model_name": model_name, "reason": reason},
+        ).inc()
+
+    def observe_http(self, method: str, handler: str, status: int) -> None:
+        """A request was answered; `method` and `handler` come from closed sets."""
+        self.counter(
+            "jaxserve:http_requests",
+            "HTTP requests answered.",
+            {"method": method, "handler": handler, "status": str(status)},
+        ).inc()
+
+    def render(self) -> bytes:
+        """Return all series in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the series that are read from elsewhere at each scrape."""
+        family = CounterMetricFamily(
+            "jaxserve:compilations", "Programs compiled since start.", labels=("model_name",)
+        )
+        for model_name, count in self._compilations.items():
+            family.add_metric((model_name,), count())
+        yield family
+
+    def gauge(self, name: str, text: str, labels: Mapping[str, str]) -> Gauge:
+        """Return the gauge of these labels; its family is made on first use."""
+        family: Gauge = self._family(Gauge, name, text, labels)
+        return family
+
+    def counter(self, name: str, text: str, labels: Mapping[str, str]) -> Counter:
+        """Return the counter of these labels; its family is made on first use."""
+        family: Counter = self._family(Counter, name, text, labels)
+        return family
+
+    def histogram(
+        self, name: str, text: str, labels: Mapping[str, str], bounds: Sequence[float]
+    ) -> Histogram:
+        """Return the histogram of these labels; its family is made on first use."""
+        family: Histogram = self._family(Histogram, name, text, labels, buckets=bounds)
+        return family
+
+    def _family(
+        self, kind: Any, name: str, text: str, labels: Mapping[str, str], **options: Any
+    ) -> Any:
+        if name not in self._families:
+            self._families[name] = kind(
+                name, text, tuple(labels), registry=self.registry, **options
+            )
+        return self._families[name].labels(**labels)
+
+
+class EngineSeries:
+    """`EngineMetrics` of one engine, under vLLM's names."""
+
+    def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return metrics.gauge(f"vllm:{name}", text, labels)
+
+        def counter(name: str, text: str, **more: str) -> Counter:
+            return metrics.counter(f"vllm:{name}", text, {**labels, **more})
+
+        def histogram(name: str, text: str, bounds: Sequence[float]) -> Histogram:
+            return metrics.histogram(f"vllm:{name}", text, labels, bounds)
+
+        self._running = gauge("num_requests_running", "Sequences in the running batch.")
+        self._waiting = gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
+        self._cache_usage = gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
+        self._prefix_queries = counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
+        )
+        self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self._preemptions = counter("num_preemptions", "Sequences preempted.")
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
+        self._generation_tokens = counter("generation_tokens", "Tokens generated.")
+        self._cached_tokens = counter(
+            "prompt_tokens_cached", "Prompt tokens taken from the prefix cache."
+        )
+        self._finished = {
+            reason: counter(
+                "request_success", "Choices that ended, by reason.", finished_reason=reason.value
+            )
+            for reason in FinishReason
+        }
+        self._step_tokens = histogram(
+            "iteration_tokens_total", "Tokens computed by a step.", STEP_TOKENS
+        )
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_S
+        )
+        self._inter_token = histogram(
+            "inter_token_latency_seconds", "Between one token and the next.", PER_TOKEN_S
+        )
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time of a choice's tokens after its first.",
+            PER_TOKEN_S,
+        )
+        self._end_to_end = histogram(
+            "e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S
+        )
+        self._queue_time = histogram(
+            "request_queue_time_seconds", "From arrival to the first step.", REQUEST_S
+        )
+        self._inference_time = histogram(
+            "request_inference_time_seconds", "From the first step to the end.", REQUEST_S
+        )
+        self._prefill_time = histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", REQUEST_S
+        )
+        self._decode_time = histogram(
+            "request_decode_time_seconds", "From the first token to the end.", REQUEST_S
+        )
+        tokens = metrics.token_bounds
+        self._request_prompt_tokens = histogram(
+            "request_prompt_tokens", "Prompt tokens of a choice.", tokens
+        )
+        self._request_generation_tokens = histogram(
+            "request_generation_tokens", "Tokens generated by a choice.", tokens
+        )
+        # vLLM takes the longest choice of a request here; a choice of ours ends on its own.
+        self._request_longest = histogram(
+            "request_max_num_generation_tokens", "Tokens generated by a choice.", tokens
+        )
+        self._request_max_tokens = histogram(
+            "request_params_max_tokens", "max_tokens as asked for.", tokens
+        )
+        self._request_n = histogram("request_params_n", "n as asked for.", CHOICES)
+        self._request_preemptions = histogram(
+            "request_num_preemptions", "Preemptions of a choice.", PREEMPTIONS
+        )
+
+    def observe_step(self, stats: StepStats) -> None:
+        """Set the gauges and add the step's increments."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._cache_usage.set(stats.num_pages_used / stats.num_pages if stats.num_pages else 0.0)
+        self._prefix_queries.inc(stats.prefix_queries)
+        self._prefix_hits.inc(stats.prefix_hits)
+        self._cached_tokens.inc(stats.prefix_hits)
+        self._preemptions.inc(stats.num_preemptions)
+        self._prompt_tokens.inc(stats.num_prompt_tokens)
+        self._generation_tokens.inc(stats.num_generated_tokens)
+        num_tokens = stats.num_prompt_tokens + stats.num_generated_tokens
+        if num_tokens:
+            self._step_tokens.observe(num_tokens)
+
+    def observe_first_token(self, latency_s: float) -> None:
+        """Add to the time to first token."""
+        self._first_token.observe(latency_s)
+
+    def observe_inter_token(self, latency_s: float) -> None:
+        """Add to the inter-token latency."""
+        self._inter_token.observe(latency_s)
+
+    def observe_finished(self, stats: FinishedStats) -> None:
+        """Count a choice that ended, and the times it reached."""
+        self._finished[stats.reason].inc()
+        self._request_prompt_tokens.observe(stats.num_prompt_tokens)
+        self._request_generation_tokens.observe(stats.num_generated_tokens)
+        self._request_longest.observe(stats.num_generated_tokens)
+        self._request_n.observe(stats.params.n)
+        self._request_preemptions.observe(stats.times.num_preemptions)
+        if stats.params.max_tokens is not None:
+            self._request_max_tokens.observe(stats.params.max_tokens)
+        times = stats.times
+        if times.finished_s is None:
+            return
+        self._end_to_end.observe(times.finished_s - times.arrival_s)
+        if times.scheduled_s is None:
+            return
+        self._queue_time.observe(times.scheduled_s - times.arrival_s)
+        self._inference_time.observe(times.finished_s - times.scheduled_s)
+        if times.first_token_s is None:
+            return
+        decode_s = times.finished_s - times.first_token_s
+        self._prefill_time.observe(times.first_token_s - times.scheduled_s)
+        self._decode_time.observe(decode_s)
+        if stats.num_generated_tokens > 1:
+            self._per_token.observe(decode_s / (stats.num_generated_tokens - 1))
