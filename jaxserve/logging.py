@@ -1,0 +1,67 @@
+"""Structured logs: one JSON object a line, or coloured text on a terminal.
+
+Prompts and answers are never logged. Values are escaped by the renderer, so that no request can
+forge a line. As a library jaxserve only speaks through the standard `logging` and changes nobody's
+settings; `configure_logging` is for programs.
+"""
+
+import logging
+import sys
+from typing import TextIO, cast
+
+import structlog
+from structlog.stdlib import BoundLogger
+from structlog.typing import Processor
+
+_ENRICH: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def get_logger(name: str) -> BoundLogger:
+    """Return the logger of a module: `log.info("what happened", count=3)`."""
+    logger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_ENRICH,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=BoundLogger,
+    )
+    return cast(BoundLogger, logger)
+
+
+def configure_logging(
+    level: str = "info", *, stream: TextIO | None = None, as_json: bool | None = None
+) -> None:
+    """Send this process's logs, and those of the libraries it uses, to `stream` (stderr).
+
+    level: the name of a standard level. as_json: JSON lines; by default, whenever the stream is
+    not a terminal.
+    """
+    stream = sys.stderr if stream is None else stream
+    as_json = not stream.isatty() if as_json is None else as_json
+    # Plain tracebacks: the richer kinds show local variables, and with them prompts and keys.
+    render: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if as_json
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_ENRICH,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
