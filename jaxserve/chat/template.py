@@ -1,0 +1,208 @@
+"""Chats to prompts through the model's own Jinja template, with nothing of a request trusted."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2.defaults import DEFAULT_NAMESPACE
+from jinja2.ext import loopcontrols
+
+from jaxserve.errors import CheckpointError, InvalidRequestError
+from jaxserve.loading.tokenizer import Tokenizer
+
+type Message = Mapping[str, Any]
+
+# What a template can raise on messages it was not written for.
+RENDER_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+MAX_REASON_CHARS = 200
+
+# Names a template reads that are no options of its caller: what the renderer itself supplies.
+SUPPLIED = {"messages", "tools", "documents", "raise_exception", "strftime_now"} | set(
+    DEFAULT_NAMESPACE
+)
+# transformers' own tag around an assistant's turn; it changes nothing of what is read.
+GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+PROBE = "jaxserve-probe"
+
+
+class ChatTemplate:
+    """How one model wants its chats; renders them, and says what the template can take.
+
+    Raises CheckpointError when the tokenizer has no template or it does not parse.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        template = tokenizer.chat_template
+        if template is None:
+            raise CheckpointError("the model has no chat template")
+        self._tokenizer = tokenizer
+        self._sources = [template] if isinstance(template, str) else list(template.values())
+        self._trees = [_parse(source) for source in self._sources]
+        self._reads = frozenset[str]().union(*map(meta.find_undeclared_variables, self._trees))
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names `chat_template_kwargs` may set: what the template reads as an option."""
+        supplied = SUPPLIED | self._tokenizer.render_parameters
+        return frozenset(
+            name
+            for name in frozenset[str]().union(*map(_options, self._trees)) - supplied
+            if not name.startswith("_") and not name.endswith(("_token", "_tokens"))
+        )
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        return "tools" in self._reads
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether the template has a place for documents."""
+        return "documents" in self._reads
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt of a chat as text.
+
+        messages: as in OpenAI's API, `content` a string or a list of text parts; tool calls
+        carry their arguments as an object. Raises InvalidRequestError when the template cannot
+        take what the request holds.
+        """
+        self._check_place("tools", tools, has_place=self.reads_tools)
+        self._check_place("documents", documents, has_place=self.reads_documents)
+        self._check_variables(variables or {})
+        try:
+            return self._tokenizer.apply_chat_template(
+                [self._adapt(message) for message in messages],
+                tools=tools or None,
+                documents=documents or None,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=variables,
+            )
+        except RENDER_ERRORS as error:
+            raise InvalidRequestError(
+                f"the model's chat template cannot take these messages{_reason(error)}",
+                param="messages",
+            ) from error
+
+    def _check_place(
+        self, name: str, value: Sequence[Mapping[str, Any]] | None, *, has_place: bool
+    ) -> None:
+        if value and not has_place:
+            raise InvalidRequestError(
+                f"{name} cannot be given to this model: its chat template has no place for them",
+                param=name,
+            )
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        for name in variables:
+            if name not in self.variables:
+                known = ", ".join(sorted(self.variables)) or "none"
+                raise InvalidRequestError(
+                    f"chat_template_kwargs must be names that this model's template reads"
+                    f" ({known}), got {name[:64]!r}",
+                    param="chat_template_kwargs",
+                )
+
+    def _adapt(self, message: Message) -> Message:
+        """Give a message the role and the form of content that the template was written for."""
+        role, content = message["role"], message.get("content")
+        if role == "developer" and not any("developer" in source for source in self._sources):
+            # OpenAI's newer word for the same role; most templates would drop or refuse it.
+            role = "system"
+        takes_text, takes_parts = self._forms.get(role, (True, False))
+        if isinstance(content, list) and not takes_parts:
+            content = "\n".join(part["text"] for part in content)
+        elif isinstance(content, str) and not takes_text:
+            content = [{"type": "text", "text": content}]
+        return {**message, "role": role, "content": content}
+
+    @cached_property
+    def _forms(self) -> Mapping[str, tuple[bool, bool]]:
+        """For each role, whether the template takes its content as a string, and as parts.
+
+        Found by rendering a probe both ways: templates differ too much to be read for it. Parts
+        are taken when they give what the string gives, or when only they work.
+        """
+        forms = {}
+        for role, chat in _probes().items():
+            text = self._probe(chat, PROBE)
+            parts = self._probe(chat, [{"type": "text", "text": PROBE}])
+            takes_text = PROBE in text
+            takes_parts = text == parts if takes_text else PROBE in parts
+            forms[role] = (takes_text or not takes_parts, takes_parts)
+        return forms
+
+    def _probe(self, chat: Sequence[Message], content: Any) -> str:
+        filled = [{**message, "content": message.get("content", content)} for message in chat]
+        try:
+            return self._tokenizer.apply_chat_template(filled)
+        except RENDER_ERRORS:
+            return ""
+
+
+def _probes() -> Mapping[str, Sequence[Message]]:
+    """For each role, the shortest chat around a message of it; that one lacks its content."""
+    user = {"role": "user", "content": "hi"}
+    call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {}}}
+    return {
+        "user": [{"role": "user"}],
+        "system": [{"role": "system"}, user],
+        "developer": [{"role": "developer"}, user],
+        "assistant": [user, {"role": "assistant"}, user],
+        "tool": [
+            user,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call00000", "name": "f"},
+        ],
+    }
+
+
+def _parse(source: str) -> nodes.Template:
+    environment = Environment(extensions=[loopcontrols], autoescape=False)  # noqa: S701 (parses only)
+    try:
+        return environment.parse(GENERATION_TAG.sub("", source))
+    except TemplateError as error:
+        raise CheckpointError("the chat template is not valid Jinja") from error
+
+
+def _options(template: nodes.Template) -> set[str]:
+    """The names from outside that a template reads as options of its caller.
+
+    A name it also assigns is its own, unless it asks whether the name is defined or gives it a
+    default: that is how templates declare an option.
+    """
+    assigned = {name.name for name in template.find_all(nodes.Name) if name.ctx != "load"}
+    declared = {
+        question.node.name
+        for question in template.find_all((nodes.Test, nodes.Filter))
+        if question.name in {"defined", "undefined", "default", "d"}
+        and isinstance(question.node, nodes.Name)
+    }
+    return meta.find_undeclared_variables(template) - (assigned - declared)
+
+
+def _reason(error: Exception) -> str:
+    """The template author's own words, where they wrote any with `raise_exception`."""
+    if type(error) is not TemplateError or not error.message:
+        return ""
+    return f": {error.message[:MAX_REASON_CHARS]}"

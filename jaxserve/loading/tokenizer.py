@@ -1,0 +1,197 @@
+"""A model's tokenizer: text to ids, ids to text and bytes, chats to prompts."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from jaxserve.errors import CheckpointError, ContextLengthError
+
+
+class Tokenizer:
+    """A tokenizer of a checkpoint folder, safe to use from several threads at once.
+
+    transformers builds it, so that every class it knows means here what it means there; the work
+    is done by the Rust `backend`, which the engine's detokenizer shares. Ids and texts are plain
+    Python; nothing is padded or truncated.
+    """
+
+    def __init__(self, pretrained: Any) -> None:
+        self._pretrained = pretrained
+        self.backend: Backend = pretrained.backend_tokenizer
+        # A tokenizer.json may ask for either; both would silently change prompts.
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self._added: dict[int, bytes] = {
+            token_id: token.content.encode()
+            for token_id, token in self.backend.get_added_tokens_decoder().items()
+        }
+
+    @classmethod
+    def load(cls, folder: Path, *, chat_template: str | None = None) -> "Tokenizer":
+        """Load the tokenizer of a local folder, never running code from it.
+
+        chat_template: an operator's Jinja template in place of the folder's own. Raises
+        CheckpointError when the folder holds no tokenizer that works without its own code.
+        """
+        # Imported here: it takes seconds, which a client of this package should not pay.
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        if not folder.is_dir():
+            raise CheckpointError(f"no tokenizer: {folder} is not a folder")
+        try:
+            pretrained = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # tokenizers raises bare Exception on a malformed file
+            raise CheckpointError(
+                f"cannot load a tokenizer from {folder}: it needs tokenizer.json or a tokenizer"
+                " class that transformers has itself"
+            ) from error
+        if not pretrained.is_fast:
+            raise CheckpointError(f"the tokenizer of {folder} has no fast (Rust) implementation")
+        if chat_template is not None:
+            pretrained.chat_template = chat_template
+        return cls(pretrained)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids the tokenizer knows, added ones included; a model's logits may be wider."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end-of-text ids; a model's generation config may name more."""
+        eos = self._pretrained.eos_token_id
+        return () if eos is None else (eos,)
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """Bytes of UTF-8 in the longest vocabulary entry."""
+        return max(len(token.encode()) for token in self.backend.get_vocab())
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Special tokens by role, such as `bos_token`, as chat templates see them."""
+        return dict(self._pretrained.special_tokens_map)
+
+    @property
+    def chat_template(self) -> str | Mapping[str, str] | None:
+        """The Jinja template of chats, several by name, or None when the model is not for chat."""
+        template: str | dict[str, str] | None = self._pretrained.chat_template
+        return template
+
+    @cached_property
+    def render_parameters(self) -> frozenset[str]:
+        """The renderer's own parameters, which no variable of a template may be named."""
+        return frozenset(inspect.signature(self._pretrained.apply_chat_template).parameters)
+
+    def check_length(self, text: str, *, max_model_len: int, param: str) -> None:
+        """Raise ContextLengthError when `text` cannot fit in `max_model_len` tokens.
+
+        Cheap, and done before encoding: even the longest tokens could not cover such a text.
+        """
+        limit = max_model_len * self.max_token_bytes
+        if len(text) > limit:
+            raise ContextLengthError(
+                f"This model's maximum context length is {max_model_len} tokens, at most {limit}"
+                f" characters, but {param} has {len(text)} characters",
+                param=param,
+            )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Return the ids of `text`, which must hold no lone surrogates.
+
+        The GIL is released meanwhile (plain `encode` of the backend would hold it).
+        """
+        batch = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(batch[0].ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of `token_ids`; ids the tokenizer does not know add nothing."""
+        return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes a token stands for; joined, they are the text of a sequence.
+
+        Empty for an id the tokenizer does not know. A token may be part of a character.
+        """
+        added = self._added.get(token_id)
+        if added is not None:
+            return added
+        token = self.backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._byte_of is not None and self._byte_of.keys() >= set(token):
+            return bytes(self._byte_of[char] for char in token)
+        if token.startswith("<0x") and token.endswith(">") and len(token) == len("<0x00>"):
+            return bytes.fromhex(token[3:-1])
+        return token.replace("▁", " ").encode()
+
+    def token_text(self, token_id: int) -> str:
+        """Return a token as text, with U+FFFD for what is only part of a character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_string(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it, or an empty string for an unknown id."""
+        return self.backend.id_to_token(token_id) or ""
+
+    def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the token sequences that spell `words`, at the start of a word and inside one.
+
+        The rule is vLLM's: the word alone, and the word after a space where that is another
+        sequence of the same length.
+        """
+        sequences: list[tuple[int, ...]] = []
+        for word in words:
+            inside = self.encode(word.lstrip(), add_special_tokens=False)
+            start = self.encode(" " + word.lstrip(), add_special_tokens=False)
+            if inside:
+                sequences.append(inside)
+            if start and len(start) == len(inside) and start[0] != inside[0]:
+                sequences.append(start)
+        return tuple(sequences)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt of a chat as text, rendered by transformers in its Jinja sandbox.
+
+        variables: further names the template reads; the caller answers for their being harmless.
+        Raises whatever the template raises: chat/template.py makes requests' errors of it.
+        """
+        prompt: str = self._pretrained.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=False,
+            **(variables or {}),
+        )
+        return prompt
+
+    @cached_property
+    def _byte_of(self) -> Mapping[str, int] | None:
+        """The byte each character of a byte-level vocabulary stands for; None for other kinds."""
+        decoder = self.backend.decoder
+        # The decoder's state is its part of tokenizer.json, the only place that tells its kind.
+        state = json.loads(decoder.__getstate__()) if decoder is not None else {}
+        kinds = {state.get("type")} | {part["type"] for part in state.get("decoders", ())}
+        if "ByteLevel" not in kinds:
+            return None
+        from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: PLC0415
+
+        chars: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+        return {char: byte for byte, char in chars.items()}
