@@ -7,6 +7,7 @@ A family's file reads its `config.json` into a `DecoderConfig`; what the familie
 from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Protocol, cast
 
 from flax import nnx
 from jax.typing import DTypeLike
@@ -15,11 +16,28 @@ from jaxserve.errors import CheckpointError
 from jaxserve.models.config import DecoderConfig as DecoderConfig
 from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.decoder import Params as Params
+from jaxserve.models.decoder import Path as Path
+from jaxserve.models.decoder import Tap as Tap
 from jaxserve.models.decoder import abstract_params as abstract_params
 from jaxserve.models.decoder import bind as bind
+from jaxserve.models.decoder import param_axes as param_axes
 from jaxserve.models.decoder import params_of as params_of
+from jaxserve.models.weights import HfTensor as HfTensor
 
-_SHARED = frozenset({"capture", "config", "decoder", "hf_config", "weights"})
+# Files here that are not families.
+_SHARED = frozenset({"config", "decoder", "hf_config", "weights"})
+
+
+class Family(Protocol):
+    """What the file of a family offers."""
+
+    def config_from_hf(self, hf: Mapping[str, object]) -> DecoderConfig:
+        """Read a parsed `config.json`; raises CheckpointError."""
+        ...
+
+    def hf_tensors(self, config: DecoderConfig) -> dict[Path, HfTensor]:
+        """Return the checkpoint tensor of every parameter."""
+        ...
 
 
 def families() -> tuple[str, ...]:
@@ -33,15 +51,26 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     Raises CheckpointError naming the key that is missing, malformed or unsupported.
     """
     model_type = hf.get("model_type")
-    if model_type not in families():
-        raise CheckpointError(
-            f"config.json has model_type = {model_type!r};"
-            f" jaxserve supports {', '.join(families())}"
-        )
-    config: DecoderConfig = import_module(f"{__name__}.{model_type}").config_from_hf(hf)
-    return config
+    if not isinstance(model_type, str):
+        raise CheckpointError("config.json lacks model_type")
+    return _family(model_type).config_from_hf(hf)
+
+
+def hf_tensors(config: DecoderConfig) -> dict[Path, HfTensor]:
+    """Return where each parameter of a model lies in its checkpoint."""
+    return _family(config.model_type).hf_tensors(config)
 
 
 def init_model(config: DecoderConfig, *, seed: int = 0, dtype: DTypeLike = "float32") -> Decoder:
     """Return a model with random parameters, ready to call, differentiate and train."""
     return Decoder(config, rngs=nnx.Rngs(seed), dtype=dtype)
+
+
+def _family(model_type: str) -> Family:
+    # Looked up among the files before anything is imported by a name from outside.
+    if model_type not in families():
+        raise CheckpointError(
+            f"config.json has model_type = {model_type!r};"
+            f" jaxserve supports {', '.join(families())}"
+        )
+    return cast(Family, import_module(f"{__name__}.{model_type}"))

@@ -31,6 +31,9 @@ from jaxserve.sharding import named_sharding
 # nesting is as deep as the module's.
 type Params = dict[Any, Any]
 
+# A parameter's place in Params: attribute names and layer numbers from the Decoder down.
+type Path = tuple[str | int, ...]
+
 # Sees every named activation and returns what the model goes on with: records, or replaces.
 type Tap = Callable[[str, Array], Array]
 
@@ -223,13 +226,21 @@ def abstract_params(
 
     def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
         shape = param.get_value().shape
-        sharding = None if mesh is None else named_sharding(axes_of(param), shape, mesh)
+        axes = param.get_metadata("axes")
+        sharding = None if mesh is None else named_sharding(axes, shape, mesh)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     state = _declared(config)[1]
     return nnx.to_pure_dict(
         jax.tree.map(describe, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     )
+
+
+def param_axes(config: DecoderConfig) -> dict[Path, tuple[str, ...]]:
+    """Return, for every parameter, the words for what its dimensions hold."""
+    # Any: nnx types its keys more loosely than the attribute names and numbers they are.
+    declared: Any = nnx.to_flat_state(_declared(config)[1])
+    return {path: param.get_metadata("axes") for path, param in declared}
 
 
 def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:
@@ -253,12 +264,6 @@ def params_of(model: Decoder) -> Params:
 @lru_cache(maxsize=8)
 def _declared(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any]]:
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-
-
-def axes_of(param: nnx.Param[Any]) -> tuple[str, ...]:
-    """Return the word for what each dimension of a parameter holds."""
-    axes: tuple[str, ...] = param.get_metadata("axes")
-    return axes
 
 
 def _matrix(rngs: nnx.Rngs, dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:

@@ -81,7 +81,9 @@ class Llama3Rope(Rope):
         """Return radians per token, float64[head_dim / 2]."""
         kept = super().inverse_frequencies(head_dim, length=length)
         turns = self.original_max_position * kept / (2 * math.pi)
-        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        share: NDArray[np.float64] = (turns - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
         share = np.clip(share, 0.0, 1.0)
         return (1 - share) * kept / self.factor + share * kept
 
@@ -124,7 +126,9 @@ class YarnRope(Rope):
         low, high = max(low, 0), min(high, head_dim - 1)
         if low == high:
             high += 0.001  # a step rather than a division by zero, as in transformers
-        share = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+        share: NDArray[np.float64] = np.clip(
+            (np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0
+        )
         return share * kept / self.factor + (1 - share) * kept
 
     def _pair_turning(self, turns: float, head_dim: int) -> float:
@@ -160,4 +164,5 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:
 
 def _inverse_frequencies(base: float, head_dim: int) -> NDArray[np.float64]:
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    return np.power(base, -exponents)
+    frequencies: NDArray[np.float64] = np.power(base, -exponents)
+    return frequencies

@@ -1,0 +1,80 @@
+"""What a checkpoint's authors say about generating from it: `generation_config.json`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxserve.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Sampling defaults of a checkpoint; None where it says nothing.
+
+    As in vLLM, `do_sample` is not read: a request that names no temperature gets the
+    checkpoint's, and where there is none, 1. eos_token_ids: the tokens that end a sequence.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @staticmethod
+    def read(
+        generation: Mapping[str, object], config: Mapping[str, object]
+    ) -> "GenerationDefaults":
+        """Read the parsed `generation_config.json`, or {} where there is none.
+
+        The end tokens come from `config` (config.json) where `generation` names none.
+        Raises CheckpointError naming a value that cannot be used.
+        """
+        eos = generation.get("eos_token_id")
+        if eos is None:
+            eos = config.get("eos_token_id")
+        return GenerationDefaults(
+            temperature=_number(generation, "temperature", low=0.0),
+            top_p=_number(generation, "top_p", low=0.0, high=1.0),
+            top_k=_integer(generation, "top_k", low=-1),
+            min_p=_number(generation, "min_p", low=0.0, high=1.0),
+            repetition_penalty=_number(generation, "repetition_penalty", low=0.0),
+            max_new_tokens=_integer(generation, "max_new_tokens", low=1),
+            eos_token_ids=_token_ids("eos_token_id", eos),
+        )
+
+
+def _number(
+    values: Mapping[str, object], key: str, *, low: float, high: float = math.inf
+) -> float | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    # not (...): a NaN is in no range
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise _refusal(key, value, f"a number in [{low:g}, {high:g}]")
+    return float(value)
+
+
+def _integer(values: Mapping[str, object], key: str, *, low: int) -> int | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise _refusal(key, value, f"an integer of at least {low}")
+    return value
+
+
+def _token_ids(key: str, value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise _refusal(key, value, "a token id or a list of them")
+    return tuple(ids)
+
+
+def _refusal(key: str, value: object, limit: str) -> CheckpointError:
+    return CheckpointError(f"generation_config.json has {key} = {value!r}; it must be {limit}")

@@ -1,0 +1,198 @@
+"""Parameters onto their devices: from safetensors, tensor by tensor, or drawn at random.
+
+Each device's part of a tensor is read from the memory-mapped file and sent as it is stored; the
+device puts it into our layout and dtype (ten times faster than numpy, even on a CPU). The next
+tensor is read when that is done, so the host holds one tensor beside what its devices hold.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+from safetensors import safe_open
+from tqdm import tqdm
+
+from jaxserve.errors import CheckpointError
+from jaxserve.loading.checkpoint import Checkpoint, TensorInfo
+from jaxserve.models import (
+    Decoder,
+    DecoderConfig,
+    HfTensor,
+    Params,
+    abstract_params,
+    bind,
+    config_from_hf,
+    hf_tensors,
+    init_model,
+    param_axes,
+    params_of,
+)
+
+_READABLE = frozenset({"F32", "BF16", "F16"})
+# Names of one kind in an error message: another model's folder would list thousands.
+_MOST_LISTED = 8
+
+
+def load_model(
+    name: str | Path, *, dtype: DTypeLike | None = None, revision: str | None = None
+) -> Decoder:
+    """Load a checkpoint as a model to call, differentiate and take apart; no engine involved.
+
+    name: a folder or a hub name. dtype: of the parameters, by default the checkpoint's.
+    Raises CheckpointError.
+    """
+    checkpoint = Checkpoint.open(name, revision=revision)
+    config = config_from_hf(checkpoint.hf_config)
+    return bind(config, load_params(checkpoint, config, dtype=dtype or checkpoint.dtype))
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    *,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Params:
+    """Load a checkpoint's parameters as `dtype`, laid over `mesh` (default: JAX's default device).
+
+    progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
+    that is missing, unexpected, misshapen or of a dtype that cannot be read.
+    """
+    tensors, axes = hf_tensors(config), param_axes(config)
+    wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
+    targets = [_Target(path, tensors[path], axes[path], wanted[path]) for path in axes]
+    stored = checkpoint.tensors
+    _check(checkpoint.name, targets, stored, tied=config.tied_embeddings)
+
+    def file_of(target: _Target) -> Path:
+        return stored[target.tensor.name].file
+
+    params: dict[Any, Array] = {}
+    with tqdm(
+        total=sum(target.num_bytes for target in targets),
+        desc="Loading weights",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,  # None: on a terminal only
+    ) as bar:
+        for file, in_file in groupby(sorted(targets, key=file_of), key=file_of):
+            with safe_open(file, framework="numpy") as opened:
+                for target in in_file:
+                    source = opened.get_slice(target.tensor.name)
+                    # Waiting bounds the host's copies: transfers to a device are asynchronous.
+                    params[target.path] = target.place(source.__getitem__).block_until_ready()
+                    bar.update(target.num_bytes)
+    loaded: Params = unflatten_dict(params)
+    return loaded
+
+
+def random_params(
+    config: DecoderConfig, *, seed: int, dtype: DTypeLike, mesh: Mesh | None = None
+) -> Params:
+    """Draw parameters straight onto `mesh`, for trying a shape without its weights."""
+    wanted = abstract_params(config, dtype=dtype, mesh=mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    draw = jax.jit(
+        lambda: params_of(init_model(config, seed=seed, dtype=dtype)), out_shardings=shardings
+    )
+    drawn: Params = draw()
+    return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A parameter to load: where it is stored, what its dimensions hold, what it shall become."""
+
+    path: tuple[str | int, ...]
+    tensor: HfTensor
+    axes: tuple[str, ...]
+    wanted: jax.ShapeDtypeStruct
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.wanted.shape) * jnp.dtype(self.wanted.dtype).itemsize
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        sizes = dict(zip(self.axes, self.wanted.shape, strict=True))
+        return tuple(math.prod(sizes[word] for word in dim) for dim in self.tensor.dims)
+
+    def place(self, read: Callable[[Any], NDArray[Any]]) -> Array:
+        """Return the parameter on its devices; `read` gives a part of the stored tensor."""
+        final = self.wanted.sharding
+        shape = self.stored_shape
+        stored: Array
+        if isinstance(final, NamedSharding):
+            # Of axes that share a stored dimension only the outermost is ever cut.
+            cut = dict(zip(self.axes, final.spec, strict=True))
+            spec = PartitionSpec(*(cut[dim[0]] for dim in self.tensor.dims))
+            stored = jax.make_array_from_callback(shape, NamedSharding(final.mesh, spec), read)
+        else:
+            stored = jnp.asarray(read((slice(None),) * len(shape)))
+        return _arrange(self.tensor.dims, self.axes, self.wanted)(stored)
+
+
+@lru_cache(maxsize=64)
+def _arrange(
+    dims: tuple[tuple[str, ...], ...], axes: tuple[str, ...], wanted: jax.ShapeDtypeStruct
+) -> Callable[[Array], Array]:
+    """Return the compiled change from the stored layout to `axes`; a model has about ten."""
+    sizes = dict(zip(axes, wanted.shape, strict=True))
+    words = [word for dim in dims for word in dim]
+
+    def arrange(stored: Array) -> Array:
+        split = stored.reshape([sizes[word] for word in words])
+        return split.transpose([words.index(word) for word in axes]).astype(wanted.dtype)
+
+    return jax.jit(arrange, out_shardings=wanted.sharding)
+
+
+def _check(
+    name: str, targets: Iterable[_Target], stored: Mapping[str, TensorInfo], *, tied: bool
+) -> None:
+    """Raise one CheckpointError that names all that is wrong with the stored tensors."""
+    expected = {target.tensor.name: target.stored_shape for target in targets}
+    missing = sorted(expected.keys() - stored.keys())
+    unexpected = sorted(
+        tensor for tensor in stored.keys() - expected.keys() if not _is_redundant(tensor, tied=tied)
+    )
+    present = [(tensor, stored[tensor]) for tensor in sorted(expected.keys() & stored.keys())]
+    misshapen = [
+        f"{tensor} is {list(info.shape)}, not {list(expected[tensor])}"
+        for tensor, info in present
+        if info.shape != expected[tensor]
+    ]
+    unreadable = [
+        f"{tensor} is {info.dtype}" for tensor, info in present if info.dtype not in _READABLE
+    ]
+    found = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("misshapen", misshapen),
+        (f"of a dtype other than {', '.join(sorted(_READABLE))}", unreadable),
+    )
+    faults = [f"{len(each)} {kind}: {_listed(each)}" for kind, each in found if each]
+    if faults:
+        raise CheckpointError(f"tensors of {name} do not fit its config.json: {'; '.join(faults)}")
+
+
+def _is_redundant(tensor: str, *, tied: bool) -> bool:
+    """Whether a stored tensor repeats what the config says: old rotary tables, a tied head."""
+    return tensor.endswith(".rotary_emb.inv_freq") or (tied and tensor == "lm_head.weight")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
