@@ -13,6 +13,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_BAD_WORDS = 32
+# A word is banned as it stands at the start of a text and as it stands after a space.
+MAX_BAD_WORD_SEQUENCES = 2 * MAX_BAD_WORDS
 MAX_BAD_WORD_TOKENS = 8
 MAX_LOGPROBS = 20
 
@@ -183,6 +185,7 @@ class Request:
                 param="max_tokens",
             )
         self.params.check_vocabulary(vocab_size)
+        _check_count("bad_words", self.bad_word_ids, MAX_BAD_WORD_SEQUENCES)
         for word in self.bad_word_ids:
             if len(word) > MAX_BAD_WORD_TOKENS:
                 raise InvalidRequestError(

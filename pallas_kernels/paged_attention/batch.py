@@ -40,7 +40,7 @@ class CacheSpec:
 
     shape: tuple[int, ...]
     dtype: DTypeLike
-    axes: tuple[str | None, ...]
+    axes: tuple[str, ...]
 
     @property
     def num_bytes(self) -> int:

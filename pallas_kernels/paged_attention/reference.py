@@ -20,6 +20,9 @@ from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
 QUERY_BLOCK = 16
 CHUNK_TOKENS = 128
 
+# A position that no sequence reaches.
+_NEVER = 2**31 - 1
+
 # Below every score, but finite: the difference of two of them is 0 and not NaN.
 MASKED = -1e30
 
@@ -31,7 +34,7 @@ def cache_spec(
     return CacheSpec(
         shape=(2, num_pages, kv_heads, page_size, head_dim),
         dtype=dtype,
-        axes=(None, None, "kv_heads", None, None),
+        axes=("planes", "pages", "kv_heads", "offsets", "head_dim"),
     )
 
 
@@ -182,7 +185,7 @@ def _attend_blocks(
 
     first_chunk = jnp.zeros((), jnp.int32)
     if sliding_window is not None:
-        earliest = jnp.where(counts > 0, first_positions, jnp.iinfo(jnp.int32).max)
+        earliest = jnp.where(counts > 0, first_positions, _NEVER)
         first_chunk = jnp.maximum(jnp.min(earliest) - sliding_window + 1, 0) // chunk
     last_chunk = (jnp.max(lengths) + chunk - 1) // chunk
     shape = folded.shape[:3]
@@ -198,4 +201,5 @@ def _attend_blocks(
     )
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
     out = out.reshape(num_blocks, kv_heads, group, num_rows, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
+    unfolded: jax.Array = out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
+    return unfolded

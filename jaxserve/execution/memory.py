@@ -1,0 +1,173 @@
+"""The memory plan: what a device must hold, from shapes alone, before a byte is loaded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import jax
+import numpy as np
+import psutil
+
+from jaxserve.errors import MemoryPlanError
+from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.models import DecoderConfig
+
+GIB = 1 << 30
+
+# Without a device's own limit to fill, on a CPU, the cache takes at most this.
+CPU_CACHE_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes on each device of the mesh, and the pages that fit.
+
+    weights, state (what slots remember), workspace (temporaries of the largest step) and one page
+    of all layers. `limit` is what may be used of the device's `total`.
+    """
+
+    total: int
+    limit: int
+    weights: int
+    state: int
+    workspace: int
+    page: int
+    page_size: int
+    num_pages: int
+
+    @property
+    def cache(self) -> int:
+        """Bytes of KV pages."""
+        return self.num_pages * self.page
+
+    @property
+    def free(self) -> int:
+        """Bytes within the limit that stay unused."""
+        return self.limit - self.weights - self.state - self.workspace - self.cache
+
+    def lines(self) -> list[str]:
+        """Return the plan as a table, a line each."""
+        tokens = (self.num_pages - 1) * self.page_size
+        rows = (
+            ("weights", self.weights, ""),
+            ("KV pages", self.cache, f"{self.num_pages} x {self.page_size} = {tokens} tokens"),
+            ("slot state", self.state, ""),
+            ("workspace", self.workspace, "estimate for the largest step"),
+            ("free", self.free, f"of {show_bytes(self.limit)} usable"),
+        )
+        return [f"{name:<11}{show_bytes(size):>12}  {note}".rstrip() for name, size, note in rows]
+
+
+def show_bytes(size: int) -> str:
+    """Return a size in a unit that reads well."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def tree_bytes(tree: object) -> int:
+    """Return the bytes one device holds of a tree of (abstract) arrays."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        total += prod(shape) * np.dtype(leaf.dtype).itemsize
+    return total
+
+
+def device_bytes(device: jax.Device) -> int:
+    """Return the memory of a device: what its runtime reports, or what a host has free."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return int(psutil.virtual_memory().available)
+
+
+def workspace_bytes(
+    config: DecoderConfig, shapes: Iterable[StepShape], *, itemsize: int, devices: int
+) -> int:
+    """Estimate the temporaries of the largest step, per device.
+
+    Activations of a layer's widest point a few times over, and float32 logits with the copies
+    that sampling makes of them. tests/execution holds it against compiled programs.
+    """
+    heads = (config.heads + 2 * config.kv_heads) * config.head_dim
+    width = 4 * config.embed + (3 * config.ffw + 4 * heads) // devices
+    largest = 0
+    for shape in shapes:
+        copies = {Variant.GREEDY: 2, Variant.SAMPLE: 6}.get(shape.variant, 9)
+        logits = shape.sequences * config.vocab_size * 4 * copies
+        scores = 0
+        if shape.variant is Variant.SCORE:
+            scores = 32 * config.vocab_size * 4 * 4
+        # Attention walks over chunks of keys with float32 scores, for all heads at once.
+        blocks = shape.tokens if shape.is_decode else shape.tokens + 16 * shape.sequences
+        attention = blocks * config.heads // devices * (4 * 128 + 3 * config.head_dim) * 4
+        keys = (blocks if shape.is_decode else blocks // 16) * 128
+        attention += 4 * keys * config.kv_heads // devices * config.head_dim * itemsize
+        activations = 2 * shape.tokens * width * itemsize
+        largest = max(largest, logits + scores + attention + activations)
+    return largest
+
+
+def plan_memory(
+    *,
+    total: int,
+    fraction: float,
+    weights: int,
+    state: int,
+    workspace: int,
+    page: int,
+    page_size: int,
+    pages_per_sequence: int,
+    cache_bytes: int | None,
+    num_pages: int | None,
+    useful_pages: int | None,
+) -> MemoryPlan:
+    """Decide how many pages the cache gets, all sizes in bytes per device.
+
+    The number of pages is `num_pages`, or what `cache_bytes` hold, or what is left within
+    `fraction` of `total`, but no more than `useful_pages`. Raises MemoryPlanError, saying what to
+    change, unless weights and workspace fit and one sequence of full length can run.
+    """
+    limit = int(total * fraction)
+    fixed = weights + state + workspace
+    if fixed > limit:
+        raise MemoryPlanError(
+            f"The model does not fit: weights {show_bytes(weights)}, slot state"
+            f" {show_bytes(state)} and workspace {show_bytes(workspace)} need {show_bytes(fixed)}"
+            f" of {show_bytes(limit)} usable ({fraction:g} of {show_bytes(total)}). Raise"
+            " tensor_parallel_size or gpu_memory_utilization, or lower max_num_seqs or"
+            " max_num_batched_tokens"
+        )
+    room = limit - fixed
+    if num_pages is None:
+        num_pages = (room if cache_bytes is None else cache_bytes) // page
+        if useful_pages is not None:
+            num_pages = min(num_pages, useful_pages)
+    if num_pages * page > room:
+        raise MemoryPlanError(
+            f"The KV cache does not fit: {num_pages} pages need {show_bytes(num_pages * page)},"
+            f" {show_bytes(room)} are left beside weights, slot state and workspace. Lower"
+            " kv_cache_memory_bytes or num_pages, or raise gpu_memory_utilization"
+        )
+    if num_pages < pages_per_sequence + 1:
+        needed = (pages_per_sequence + 1) * page
+        raise MemoryPlanError(
+            f"The KV cache is too small for one sequence of full length: {num_pages} pages of"
+            f" {page_size} tokens, and {pages_per_sequence + 1} ({show_bytes(needed)}) are needed."
+            " Lower max_model_len, or raise gpu_memory_utilization or kv_cache_memory_bytes"
+        )
+    return MemoryPlan(
+        total=total,
+        limit=limit,
+        weights=weights,
+        state=state,
+        workspace=workspace,
+        page=page,
+        page_size=page_size,
+        num_pages=num_pages,
+    )

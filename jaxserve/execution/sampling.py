@@ -1,0 +1,185 @@
+"""From logits to tokens, for a batch of rows with different parameters, in one program.
+
+No sort: the filters of top-k, top-p and min-p all keep the tokens above some logit, so the logit
+is found by bisection over the bits of a float32, exactly, in at most 31 passes, and not at all
+when no row asks. The draw inverts the cumulative distribution in two stages, over blocks and then
+within one, with a uniform number for each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from jaxserve.execution.batch import StepInput
+from jaxserve.execution.state import SlotState
+from jaxserve.request import MAX_LOGPROBS
+
+_BLOCK = 128
+_INFINITY_BITS = 0x7F800000
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural logs of the probabilities of a chosen token and of the most likely ones."""
+
+    chosen: jax.Array  # float32[rows]
+    rank: jax.Array  # int32[rows], 1 is the most likely
+    top_ids: jax.Array  # int32[rows, MAX_LOGPROBS]
+    top: jax.Array  # float32[rows, MAX_LOGPROBS]
+
+
+def adjust(
+    logits: Float[Array, "sequences vocab"], inputs: StepInput, state: SlotState[jax.Array]
+) -> Float[Array, "sequences vocab"]:
+    """Apply penalties, biases and bans to the rows that have any.
+
+    Repetition divides positive and multiplies negative logits of tokens in prompt or output
+    (Keskar et al. 2019, arXiv:1909.05858); frequency and presence penalties are OpenAI's, over
+    the output alone.
+    """
+    slots = inputs.slots
+    vocab_size = logits.shape[1]
+    counts = state.counts[slots]
+    occurs = state.seen[slots] | (counts > 0)
+    repetition = inputs.repetition[:, None]
+    scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    adjusted = jnp.where(occurs, scaled, logits)
+    adjusted -= inputs.frequency[:, None] * counts
+    adjusted -= inputs.presence[:, None] * (counts > 0)
+    adjusted += state.bias[slots]
+
+    rows = jnp.arange(logits.shape[0])[:, None]
+    is_short = inputs.kv_lengths < inputs.min_length
+    stops = jnp.where(is_short[:, None], state.stop_ids[slots], vocab_size)
+    adjusted = adjusted.at[rows, stops].set(-jnp.inf, mode="drop")
+    completions = jnp.where(
+        _completes_bad_word(state, slots), state.bad_words[slots][..., -1], vocab_size
+    )
+    adjusted = adjusted.at[rows, completions].set(-jnp.inf, mode="drop")
+    return jnp.where(inputs.adjusts[:, None] != 0, adjusted, logits)
+
+
+def _completes_bad_word(
+    state: SlotState[jax.Array], slots: Int32[Array, " sequences"]
+) -> Bool[Array, "sequences words"]:
+    """Whether the newest tokens of a row are all of a bad word but its last token."""
+    words, lengths = state.bad_words[slots], state.bad_lengths[slots][..., None]
+    width = words.shape[-1]
+    is_part = jnp.arange(width - 1) >= width - lengths
+    is_equal = words[..., :-1] == state.recent[slots][:, None, :]
+    return jnp.all(is_equal | ~is_part, axis=-1) & (lengths[..., 0] > 0)
+
+
+def greedy(logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
+    """Return the most likely token of each row, the first of equals."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def sample(
+    logits: Float[Array, "sequences vocab"], inputs: StepInput
+) -> Int32[Array, " sequences"]:
+    """Draw a token for each row; rows of temperature 0 take the most likely one.
+
+    min-p filters first, then top-k, then top-p over what is left, as in vLLM; tokens as likely as
+    the last one kept are kept too. The token at position p of a sequence is drawn with its own
+    key, so nothing else in the batch changes it.
+    """
+    is_greedy = inputs.temperature == 0.0
+    scaled = logits / jnp.where(is_greedy, 1.0, inputs.temperature)[:, None]
+    # How far below the most likely: not negative, so its bits are ordered like itself.
+    depth = jnp.max(scaled, axis=-1, keepdims=True) - scaled
+    weights = jnp.exp(-depth)
+    kept = jnp.where(_bits(depth) <= _kept_depth(depth, weights, inputs)[:, None], weights, 0.0)
+    uniforms = jax.vmap(_uniforms)(inputs.seed_low, inputs.seed_high, inputs.kv_lengths)
+    return jnp.where(is_greedy, greedy(logits), _draw(kept, uniforms))
+
+
+def _kept_depth(
+    depth: Float[Array, "rows vocab"], weights: Float[Array, "rows vocab"], inputs: StepInput
+) -> Int32[Array, " rows"]:
+    """Return the bits of the greatest depth that the filters of each row keep."""
+    bits = _bits(depth)
+    is_sampled = inputs.temperature > 0.0
+    limit = _bits(-jnp.log(inputs.min_p))
+
+    top_k = inputs.top_k
+    by_count = is_sampled & (top_k > 0) & (top_k < depth.shape[1])
+    limit = _least(lambda at: jnp.sum(bits <= at[:, None], axis=-1) >= top_k, limit, where=by_count)
+
+    def mass(at: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(bits <= at[:, None], weights, 0.0), axis=-1)
+
+    wanted = inputs.top_p * mass(limit)
+    by_mass = is_sampled & (inputs.top_p < 1.0)
+    return _least(lambda at: mass(at) >= wanted, limit, where=by_mass)
+
+
+def _least(
+    holds: Callable[[jax.Array], jax.Array],
+    highest: Int32[Array, " rows"],
+    *,
+    where: Bool[Array, " rows"],
+) -> Int32[Array, " rows"]:
+    """Bisect for the least value up to `highest` at which a monotone predicate holds.
+
+    Rows not in `where` return `highest`, as do rows where it holds nowhere.
+    """
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        does = holds(middle)
+        return jnp.where(does, low, jnp.minimum(middle + 1, high)), jnp.where(does, middle, high)
+
+    low = jnp.where(where, 0, highest)
+    return lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (low, highest))[1]
+
+
+def _draw(
+    weights: Float[Array, "rows vocab"], uniforms: Float[Array, "rows 2"]
+) -> Int32[Array, " rows"]:
+    """Draw an index in proportion to the weights, given two uniform numbers in [0, 1)."""
+    num_rows, size = weights.shape
+    padded = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK)))
+    blocks = padded.reshape(num_rows, -1, _BLOCK)
+    block = _first_above(jnp.sum(blocks, axis=-1), uniforms[:, 0])
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * _BLOCK + _first_above(within, uniforms[:, 1])
+
+
+def _first_above(
+    weights: Float[Array, "rows size"], uniform: Float[Array, " rows"]
+) -> Int32[Array, " rows"]:
+    """Return the first index of positive weight where the running sum exceeds its share."""
+    running = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    # The greatest and not the last: a parallel sum need not be monotone in its last bits.
+    share = uniform * jnp.max(running, axis=-1)
+    return jnp.argmax(running > share[:, None], axis=-1).astype(jnp.int32)
+
+
+def _uniforms(
+    seed_low: Int32[Array, ""], seed_high: Int32[Array, ""], position: Int32[Array, ""]
+) -> Float[Array, " 2"]:
+    words = lax.bitcast_convert_type(jnp.stack([seed_high, seed_low]), jnp.uint32)
+    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), position)
+    return jax.random.uniform(key, (2,), jnp.float32)
+
+
+def _bits(depth: jax.Array) -> jax.Array:
+    """Return the bits of floats that are not negative (NaN counts as infinite)."""
+    positive = jnp.where(depth >= 0, depth, jnp.inf) + 0.0
+    return jnp.minimum(lax.bitcast_convert_type(positive, jnp.int32), _INFINITY_BITS)
+
+
+def logprobs(logits: Float[Array, "rows vocab"], chosen: Int32[Array, " rows"]) -> Logprobs:
+    """Report the model's own distribution over the next token."""
+    scores = jax.nn.log_softmax(logits, axis=-1)
+    own = jnp.take_along_axis(scores, chosen[:, None], axis=-1)
+    top, top_ids = lax.top_k(scores, min(MAX_LOGPROBS, logits.shape[1]))
+    rank = 1 + jnp.sum(scores > own, axis=-1, dtype=jnp.int32)
+    return Logprobs(chosen=own[:, 0], rank=rank, top_ids=top_ids, top=top)

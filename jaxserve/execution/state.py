@@ -1,0 +1,117 @@
+"""What the device remembers of each slot between steps; donated to the step and returned by it."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.plan import SlotAssignment
+from jaxserve.request import MAX_BAD_WORD_SEQUENCES, MAX_BAD_WORD_TOKENS, MAX_STOP_TOKEN_IDS
+
+type SlotRow = np.ndarray | np.generic
+
+# Beside a request's own stop ids, room for the end-of-sequence ids of its model.
+MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + 16
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SlotState[Leaf]:
+    """One row per slot, slot 0 being the rubbish slot; all but `last_token` for rows that adjust.
+
+    A slot's memory is overwritten as a whole when a sequence that adjusts its logits takes it, and
+    is not read for other sequences, so nothing is left of an earlier owner. Leaf: jax.Array on the
+    device, ShapeDtypeStruct before it exists, numpy arrays for one row on its way there.
+    """
+
+    last_token: Leaf  # int32[slots], what the next `feedback` row reads
+    seen: Leaf  # bool[slots, vocab], whether the token stands in the prompt
+    counts: Leaf  # int32[slots, vocab], how often it was generated
+    bias: Leaf  # float32[slots, vocab], added to logits; -inf forbids
+    stop_ids: Leaf  # int32[slots, MAX_STOP_IDS], forbidden early; vocab_size pads
+    bad_words: Leaf  # int32[slots, sequences, tokens], each ending in the last column
+    bad_lengths: Leaf  # int32[slots, sequences], 0 pads
+    recent: Leaf  # int32[slots, tokens - 1], the newest tokens, the last one last
+
+
+def abstract_state(*, num_slots: int, vocab_size: int) -> SlotState[jax.ShapeDtypeStruct]:
+    """Describe the state before it exists, for `num_slots` slots, slot 0 included."""
+
+    def array(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_slots, *shape), dtype)
+
+    return SlotState(
+        last_token=array(np.int32),
+        seen=array(np.bool_, vocab_size),
+        counts=array(np.int32, vocab_size),
+        bias=array(np.float32, vocab_size),
+        stop_ids=array(np.int32, MAX_STOP_IDS),
+        bad_words=array(np.int32, MAX_BAD_WORD_SEQUENCES, MAX_BAD_WORD_TOKENS),
+        bad_lengths=array(np.int32, MAX_BAD_WORD_SEQUENCES),
+        recent=array(np.int32, MAX_BAD_WORD_TOKENS - 1),
+    )
+
+
+def slot_memory(assignment: SlotAssignment, *, vocab_size: int) -> SlotState[SlotRow]:
+    """Lay out, in host memory, what a slot must remember of a sequence: one row of SlotState."""
+    params = assignment.params
+    seen = np.zeros(vocab_size, np.bool_)
+    seen[np.asarray(assignment.prompt_ids, np.int32)] = True
+    counts = np.bincount(np.asarray(assignment.output_ids, np.int32), minlength=vocab_size).astype(
+        np.int32
+    )
+    bias = np.zeros(vocab_size, np.float32)
+    if params.allowed_token_ids is not None:
+        bias[:] = -np.inf
+        bias[list(params.allowed_token_ids)] = 0.0
+    for token, value in params.logit_bias.items():
+        bias[token] += value
+    stop_ids = np.full(MAX_STOP_IDS, vocab_size, np.int32)
+    stop_ids[: len(assignment.stop_ids)] = assignment.stop_ids
+    bad_words = np.zeros((MAX_BAD_WORD_SEQUENCES, MAX_BAD_WORD_TOKENS), np.int32)
+    bad_lengths = np.zeros(MAX_BAD_WORD_SEQUENCES, np.int32)
+    for i, word in enumerate(assignment.bad_word_ids):
+        bad_words[i, MAX_BAD_WORD_TOKENS - len(word) :] = word
+        bad_lengths[i] = len(word)
+    recent = np.full(MAX_BAD_WORD_TOKENS - 1, vocab_size, np.int32)
+    newest = (assignment.prompt_ids + assignment.output_ids)[-len(recent) :]
+    recent[len(recent) - len(newest) :] = newest
+    return SlotState(
+        last_token=np.int32(0),
+        seen=seen,
+        counts=counts,
+        bias=bias,
+        stop_ids=stop_ids,
+        bad_words=bad_words,
+        bad_lengths=bad_lengths,
+        recent=recent,
+    )
+
+
+def remember(
+    state: SlotState[jax.Array], slot: jax.Array, memory: SlotState[jax.Array]
+) -> SlotState[jax.Array]:
+    """Overwrite one slot's row of the state; `memory` comes from `slot_memory`."""
+    updated: SlotState[jax.Array] = jax.tree.map(
+        lambda rows, row: rows.at[slot].set(row, mode="drop"), state, memory
+    )
+    return updated
+
+
+def observe(
+    state: SlotState[jax.Array], *, slots: jax.Array, tokens: jax.Array, adjusts: jax.Array
+) -> SlotState[jax.Array]:
+    """Count the tokens drawn by the slots that adjust their logits.
+
+    slots, tokens: int32[sequences]; adjusts: bool[sequences], false for padding too.
+    """
+    num_slots, vocab_size = state.counts.shape
+    # Out of bounds is dropped: rows that do not adjust touch nothing.
+    targets = jnp.where(adjusts, slots, num_slots)
+    shifted = jnp.concatenate([state.recent[slots, 1:], tokens[:, None]], axis=1)
+    return replace(
+        state,
+        counts=state.counts.at[targets, jnp.minimum(tokens, vocab_size - 1)].add(1, mode="drop"),
+        recent=state.recent.at[targets].set(shifted, mode="drop"),
+    )

@@ -1,0 +1,178 @@
+"""The step: one function from a packed batch to tokens, compiled once per StepShape."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.execution import sampling
+from jaxserve.execution.batch import StepInput, unpack
+from jaxserve.execution.sampling import Logprobs
+from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.state import SlotState, observe
+from jaxserve.models import Decoder, DecoderConfig, Params, bind
+from jaxserve.sharding import TENSOR
+from pallas_kernels import paged_attention
+
+# One array per layer, as `paged_attention.cache_spec` describes it.
+type KVCache = tuple[jax.Array, ...]
+
+# Prompt rows scored at once: their logits are the largest array of a SCORE step.
+_SCORED_ROWS = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step hands back to the host."""
+
+    tokens: jax.Array  # int32[2, sequences]: the token drawn, and 1 if its logits were finite
+    logprobs: Logprobs | None  # of the tokens drawn, from Variant.FULL on
+    prompt_logprobs: Logprobs | None  # of the targets of every row, in Variant.SCORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a step is compiled against, beside its shape."""
+
+    model: DecoderConfig
+    mesh: Mesh
+    cache_sharding: PartitionSpec
+    rope_length: int
+    attention_backend: str | None = None
+
+
+def step(
+    params: Params,
+    cache: KVCache,
+    state: SlotState[jax.Array],
+    ints: jax.Array,
+    floats: jax.Array,
+    *,
+    shape: StepShape,
+    context: StepContext,
+) -> tuple[StepOutput, KVCache, SlotState[jax.Array]]:
+    """Run the model over a packed batch and draw the next tokens.
+
+    ints, floats: int32 and float32 arrays as `batch.pack` lays them out for `shape`. cache and
+    state are meant to be donated. The tokens drawn also stay on the device, in
+    `state.last_token`, where the next step finds them.
+    """
+    inputs = unpack(ints, floats, shape)
+    model = bind(context.model, params)
+    hidden, cache = model.hidden(
+        _input_tokens(inputs, state),
+        inputs.positions,
+        cache,
+        _Attend(_paged_batch(inputs, shape), context),
+        rope_length=context.rope_length,
+    )
+    last_rows = jnp.maximum(inputs.query_starts[1:] - 1, 0)
+    logits = _replicated(model.logits(hidden[last_rows]), context.mesh)
+    with jax.named_scope("sampling"):
+        output, state = _choose(logits, inputs, state, shape.variant)
+    if shape.variant is Variant.SCORE:
+        with jax.named_scope("prompt_logprobs"):
+            scores = _score(model, hidden, inputs.targets, context.mesh)
+            output = replace(output, prompt_logprobs=scores)
+    return output, cache, state
+
+
+def _input_tokens(inputs: StepInput, state: SlotState[jax.Array]) -> jax.Array:
+    """Put in the tokens that the host has not seen yet: int32[tokens]."""
+    fed_back = state.last_token[inputs.slots][inputs.row_sequences]
+    return jnp.where(inputs.feedback[inputs.row_sequences] != 0, fed_back, inputs.token_ids)
+
+
+def _paged_batch(inputs: StepInput, shape: StepShape) -> paged_attention.PagedBatch:
+    return paged_attention.PagedBatch(
+        page_table=inputs.page_table,
+        query_starts=inputs.query_starts,
+        kv_lengths=inputs.kv_lengths,
+        row_sequences=inputs.row_sequences,
+        positions=inputs.positions,
+        max_query_length=1 if shape.is_decode else shape.tokens,
+    )
+
+
+@dataclass(frozen=True)
+class _Attend:
+    """Paged attention as a decoder layer calls it: every device attends with its own heads."""
+
+    batch: paged_attention.PagedBatch
+    context: StepContext
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: jax.Array,
+        *,
+        scale: float,
+        sliding_window: int | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        attend = partial(
+            paged_attention.attend,
+            scale=scale,
+            sliding_window=sliding_window,
+            backend=self.context.attention_backend,
+        )
+        heads = PartitionSpec(None, TENSOR, None)
+        pages = self.context.cache_sharding
+        sharded = jax.shard_map(
+            attend,
+            mesh=self.context.mesh,
+            in_specs=(heads, heads, heads, pages, PartitionSpec()),
+            out_specs=(heads, pages),
+            check_vma=False,
+        )
+        result: tuple[jax.Array, jax.Array] = sharded(q, k, v, cache, self.batch)
+        return result
+
+
+def _choose(
+    logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Draw each row's token, and remember it where the row samples."""
+    adjusted = sampling.adjust(logits, inputs, state) if variant >= Variant.FULL else logits
+    if variant is Variant.GREEDY:
+        tokens = sampling.greedy(adjusted)
+    else:
+        tokens = sampling.sample(adjusted, inputs)
+    samples = inputs.samples != 0
+    # A NaN anywhere makes the maximum NaN; -inf means that every token is forbidden.
+    is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1))
+    slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
+    state = replace(state, last_token=state.last_token.at[slots].set(tokens, mode="drop"))
+    report = None
+    if variant >= Variant.FULL:
+        adjusts = samples & (inputs.adjusts != 0)
+        state = observe(state, slots=inputs.slots, tokens=tokens, adjusts=adjusts)
+        report = sampling.logprobs(logits, tokens)
+    packed = jnp.stack([tokens, is_valid.astype(jnp.int32)])
+    return StepOutput(tokens=packed, logprobs=report, prompt_logprobs=None), state
+
+
+def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, mesh: Mesh) -> Logprobs:
+    """Log-probabilities of the token that follows each row, a few rows of logits at a time."""
+
+    def score(row: tuple[jax.Array, jax.Array]) -> Logprobs:
+        rows, chosen = row
+        return sampling.logprobs(_replicated(model.logits(rows), mesh), chosen)
+
+    num_rows = hidden.shape[0]
+    size = max(size for size in range(1, _SCORED_ROWS + 1) if num_rows % size == 0)
+    scores: Logprobs = lax.map(
+        score, (hidden.reshape(-1, size, hidden.shape[1]), targets.reshape(-1, size))
+    )
+    flat: Logprobs = jax.tree.map(lambda x: x.reshape(num_rows, *x.shape[2:]), scores)
+    return flat
+
+
+def _replicated(x: jax.Array, mesh: Mesh) -> jax.Array:
+    whole: jax.Array = lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+    return whole
