@@ -9,23 +9,24 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
 
-from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxserve.errors import CheckpointError
+from jaxserve.models.capture import capture as capture
 from jaxserve.models.config import DecoderConfig as DecoderConfig
 from jaxserve.models.decoder import Decoder as Decoder
-from jaxserve.models.decoder import Params as Params
-from jaxserve.models.decoder import Path as Path
 from jaxserve.models.decoder import Tap as Tap
-from jaxserve.models.decoder import abstract_params as abstract_params
-from jaxserve.models.decoder import bind as bind
-from jaxserve.models.decoder import param_axes as param_axes
-from jaxserve.models.decoder import params_of as params_of
+from jaxserve.models.params import Params as Params
+from jaxserve.models.params import Path as Path
+from jaxserve.models.params import abstract_params as abstract_params
+from jaxserve.models.params import bind as bind
+from jaxserve.models.params import param_axes as param_axes
+from jaxserve.models.params import params_of as params_of
+from jaxserve.models.params import random_params as random_params
 from jaxserve.models.weights import HfTensor as HfTensor
 
 # Files here that are not families.
-_SHARED = frozenset({"config", "decoder", "hf_config", "weights"})
+_SHARED = frozenset({"capture", "config", "decoder", "hf_config", "params", "weights"})
 
 
 class Family(Protocol):
@@ -63,7 +64,7 @@ def hf_tensors(config: DecoderConfig) -> dict[Path, HfTensor]:
 
 def init_model(config: DecoderConfig, *, seed: int = 0, dtype: DTypeLike = "float32") -> Decoder:
     """Return a model with random parameters, ready to call, differentiate and train."""
-    return Decoder(config, rngs=nnx.Rngs(seed), dtype=dtype)
+    return bind(config, random_params(config, seed=seed, dtype=dtype))
 
 
 def _family(model_type: str) -> Family:

@@ -9,15 +9,12 @@ while tracing: nnx objects cost milliseconds per dispatch, a dict costs none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxserve.layers.attention import Attend, attend_dense
 from jaxserve.layers.embed import embed
@@ -25,43 +22,31 @@ from jaxserve.layers.linear import einsum
 from jaxserve.layers.norm import rms_norm
 from jaxserve.layers.rope import rotate, rotation
 from jaxserve.models.config import DecoderConfig
-from jaxserve.sharding import named_sharding
-
-# The arrays of a Decoder as nested dicts, keyed by attribute name and layer number. Any: the
-# nesting is as deep as the module's.
-type Params = dict[Any, Any]
-
-# A parameter's place in Params: attribute names and layer numbers from the Decoder down.
-type Path = tuple[str | int, ...]
 
 # Sees every named activation and returns what the model goes on with: records, or replaces.
 type Tap = Callable[[str, Array], Array]
-
-_INITIAL_SCALE = 0.02
 
 
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(
-        self, config: DecoderConfig, sliding_window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike
-    ) -> None:
-        """Draw the projections; biases start at zero, norms at one."""
+    def __init__(self, config: DecoderConfig, *, sliding_window: int | None) -> None:
+        """Declare the projections, and what the family adds to them."""
         self.scale = config.head_dim**-0.5
         self.norm_eps = config.norm_eps
         self.sliding_window = sliding_window
         d, h, kv, k = config.embed, config.heads, config.kv_heads, config.head_dim
-        self.q = _matrix(rngs, dtype, embed=d, heads=h, head_dim=k)
-        self.k = _matrix(rngs, dtype, embed=d, kv_heads=kv, head_dim=k)
-        self.v = _matrix(rngs, dtype, embed=d, kv_heads=kv, head_dim=k)
-        self.o = _matrix(rngs, dtype, heads=h, head_dim=k, embed=d)
+        self.q = _matrix(embed=d, heads=h, head_dim=k)
+        self.k = _matrix(embed=d, kv_heads=kv, head_dim=k)
+        self.v = _matrix(embed=d, kv_heads=kv, head_dim=k)
+        self.o = _matrix(heads=h, head_dim=k, embed=d)
         bias, norm = config.qkv_bias, config.qk_norm
-        self.q_bias = _zeros(dtype, heads=h, head_dim=k) if bias else None
-        self.k_bias = _zeros(dtype, kv_heads=kv, head_dim=k) if bias else None
-        self.v_bias = _zeros(dtype, kv_heads=kv, head_dim=k) if bias else None
-        self.o_bias = _zeros(dtype, embed=d) if config.output_bias else None
-        self.q_norm = _ones(dtype, head_dim=k) if norm else None
-        self.k_norm = _ones(dtype, head_dim=k) if norm else None
+        self.q_bias = _zeros(heads=h, head_dim=k) if bias else None
+        self.k_bias = _zeros(kv_heads=kv, head_dim=k) if bias else None
+        self.v_bias = _zeros(kv_heads=kv, head_dim=k) if bias else None
+        self.o_bias = _zeros(embed=d) if config.output_bias else None
+        self.q_norm = _ones(head_dim=k) if norm else None
+        self.k_norm = _ones(head_dim=k) if norm else None
 
     def __call__[Cache](
         self,
@@ -87,15 +72,15 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """A gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
-        """Draw the projections; biases start at zero."""
+    def __init__(self, config: DecoderConfig) -> None:
+        """Declare the projections, and their biases where the family has them."""
         d, f, bias = config.embed, config.ffw, config.mlp_bias
-        self.gate = _matrix(rngs, dtype, embed=d, ffw=f)
-        self.up = _matrix(rngs, dtype, embed=d, ffw=f)
-        self.down = _matrix(rngs, dtype, ffw=f, embed=d)
-        self.gate_bias = _zeros(dtype, ffw=f) if bias else None
-        self.up_bias = _zeros(dtype, ffw=f) if bias else None
-        self.down_bias = _zeros(dtype, embed=d) if bias else None
+        self.gate = _matrix(embed=d, ffw=f)
+        self.up = _matrix(embed=d, ffw=f)
+        self.down = _matrix(ffw=f, embed=d)
+        self.gate_bias = _zeros(ffw=f) if bias else None
+        self.up_bias = _zeros(ffw=f) if bias else None
+        self.down_bias = _zeros(embed=d) if bias else None
 
     def __call__(self, x: Array, tap: Tap) -> Array:
         """Transform each token of `x` [tokens, embed] by itself."""
@@ -108,15 +93,13 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention, then the MLP, each reading the normalised stream and adding to it."""
 
-    def __init__(
-        self, config: DecoderConfig, sliding_window: int | None, *, rngs: nnx.Rngs, dtype: DTypeLike
-    ) -> None:
-        """Draw the layer's parameters."""
+    def __init__(self, config: DecoderConfig, *, sliding_window: int | None) -> None:
+        """Declare the layer's parameters."""
         self.norm_eps = config.norm_eps
-        self.attention_norm = _ones(dtype, embed=config.embed)
-        self.attention = Attention(config, sliding_window, rngs=rngs, dtype=dtype)
-        self.mlp_norm = _ones(dtype, embed=config.embed)
-        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+        self.attention_norm = _ones(embed=config.embed)
+        self.attention = Attention(config, sliding_window=sliding_window)
+        self.mlp_norm = _ones(embed=config.embed)
+        self.mlp = MLP(config)
 
     def __call__[Cache](
         self,
@@ -140,20 +123,16 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """A causal language model: token ids in, a distribution over the next token out."""
 
-    def __init__(
-        self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
-    ) -> None:
-        """Draw all parameters: matrices normal with deviation 0.02, norms one, biases zero."""
+    def __init__(self, config: DecoderConfig) -> None:
+        """Declare the parameters, which do not exist yet: `bind` puts arrays in their place."""
         self.config = config
-        self.embedding = _matrix(rngs, dtype, vocab=config.vocab_size, embed=config.embed)
+        self.embedding = _matrix(vocab=config.vocab_size, embed=config.embed)
         self.layers = nnx.List(
-            Block(config, window, rngs=rngs, dtype=dtype) for window in config.sliding_windows
+            Block(config, sliding_window=window) for window in config.sliding_windows
         )
-        self.final_norm = _ones(dtype, embed=config.embed)
+        self.final_norm = _ones(embed=config.embed)
         self.lm_head = (
-            None
-            if config.tied_embeddings
-            else _matrix(rngs, dtype, embed=config.embed, vocab=config.vocab_size)
+            None if config.tied_embeddings else _matrix(embed=config.embed, vocab=config.vocab_size)
         )
 
     def __call__(self, token_ids: Array, *, tap: Tap | None = None) -> Array:
@@ -162,8 +141,8 @@ class Decoder(nnx.Module):
         token_ids: int[..., tokens], every sequence starting at position 0; leading dimensions are
         mapped over. Sequences of unequal length are padded at the end: a token never sees those
         after it.
-        tap: sees each named activation of one sequence, see `docs/models.md`; it must not keep
-        them beyond the call (`capture` returns them safely).
+        tap: sees and may replace the named activations of one sequence (docs/models.md lists
+        them). What it keeps are tracers once a transformation is at work: use `capture`.
         """
         if token_ids.ndim > 1:
             return jax.vmap(lambda row: self(row, tap=tap))(token_ids)
@@ -216,68 +195,22 @@ class Decoder(nnx.Module):
             return einsum("td,dv->tv", hidden, self.lm_head[...], dtype=jnp.float32)
 
 
-def abstract_params(
-    config: DecoderConfig, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
-) -> Params:
-    """Describe the parameters before they exist: a tree of jax.ShapeDtypeStruct.
-
-    With a mesh, every leaf carries its sharding; raises ConfigError where one cannot be.
-    """
-
-    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
-        shape = param.get_value().shape
-        axes = param.get_metadata("axes")
-        sharding = None if mesh is None else named_sharding(axes, shape, mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    state = _declared(config)[1]
-    return nnx.to_pure_dict(
-        jax.tree.map(describe, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
-    )
+def _matrix(**sizes: int) -> nnx.Param[Array]:
+    return _declare("normal", sizes)
 
 
-def param_axes(config: DecoderConfig) -> dict[Path, tuple[str, ...]]:
-    """Return, for every parameter, the words for what its dimensions hold."""
-    # Any: nnx types its keys more loosely than the attribute names and numbers they are.
-    declared: Any = nnx.to_flat_state(_declared(config)[1])
-    return {path: param.get_metadata("axes") for path, param in declared}
+def _ones(**sizes: int) -> nnx.Param[Array]:
+    return _declare("ones", sizes)
 
 
-def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:
-    """Make a Decoder of `params`, which are shared, not copied. Meant for inside a jit, too.
-
-    params: the tree that `params_of` returns, or tracers in its shape.
-    """
-    graphdef, declared = _declared(config)
-    state = jax.tree.map(lambda leaf: leaf, declared)  # a copy: the declaration is cached
-    nnx.replace_by_pure_dict(state, dict(params))
-    model: Decoder = nnx.merge(graphdef, state)
-    return model
+def _zeros(**sizes: int) -> nnx.Param[Array]:
+    return _declare("zeros", sizes)
 
 
-def params_of(model: Decoder) -> Params:
-    """Return the model's arrays as plain nested dicts."""
-    params: Params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return params
-
-
-@lru_cache(maxsize=8)
-def _declared(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any]]:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-
-
-def _matrix(rngs: nnx.Rngs, dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:
-    key = rngs.params()
-    value = _INITIAL_SCALE * jax.random.normal(key, tuple(sizes.values()), jnp.float32)
-    return nnx.Param(value.astype(dtype), axes=tuple(sizes))
-
-
-def _ones(dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:
-    return nnx.Param(jnp.ones(tuple(sizes.values()), dtype), axes=tuple(sizes))
-
-
-def _zeros(dtype: DTypeLike, **sizes: int) -> nnx.Param[Array]:
-    return nnx.Param(jnp.zeros(tuple(sizes.values()), dtype), axes=tuple(sizes))
+def _declare(initial: str, sizes: Mapping[str, int]) -> nnx.Param[Array]:
+    """Declare an array by the word and size of each dimension, and how it starts in training."""
+    shape: Any = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
+    return nnx.Param(shape, axes=tuple(sizes), initial=initial)
 
 
 def _plus(x: Array, bias: nnx.Param[Array] | None) -> Array:

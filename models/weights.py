@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxserve.models.config import DecoderConfig
-from jaxserve.models.decoder import Path, param_axes
+from jaxserve.models.params import Path, param_axes
 
 
 @dataclass(frozen=True, slots=True)

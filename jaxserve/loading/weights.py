@@ -1,4 +1,4 @@
-"""Parameters onto their devices: from safetensors, tensor by tensor, or drawn at random.
+"""Parameters onto their devices: from safetensors, tensor by tensor.
 
 Each device's part of a tensor is read from the memory-mapped file and sent as it is stored; the
 device puts it into our layout and dtype (ten times faster than numpy, even on a CPU). The next
@@ -34,9 +34,7 @@ from jaxserve.models import (
     bind,
     config_from_hf,
     hf_tensors,
-    init_model,
     param_axes,
-    params_of,
 )
 
 _READABLE = frozenset({"F32", "BF16", "F16"})
@@ -98,19 +96,6 @@ def load_params(
     return loaded
 
 
-def random_params(
-    config: DecoderConfig, *, seed: int, dtype: DTypeLike, mesh: Mesh | None = None
-) -> Params:
-    """Draw parameters straight onto `mesh`, for trying a shape without its weights."""
-    wanted = abstract_params(config, dtype=dtype, mesh=mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
-    draw = jax.jit(
-        lambda: params_of(init_model(config, seed=seed, dtype=dtype)), out_shardings=shardings
-    )
-    drawn: Params = draw()
-    return drawn
-
-
 @dataclass(frozen=True, slots=True)
 class _Target:
     """A parameter to load: where it is stored, what its dimensions hold, what it shall become."""
@@ -122,7 +107,7 @@ class _Target:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.wanted.shape) * jnp.dtype(self.wanted.dtype).itemsize
+        return int(self.wanted.size * self.wanted.dtype.itemsize)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

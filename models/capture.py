@@ -1,0 +1,43 @@
+"""Looking inside: the named activations of a forward pass, returned beside its logits."""
+
+from fnmatch import fnmatchcase
+
+import jax
+from jax import Array
+
+from jaxserve.errors import ConfigError
+from jaxserve.models.decoder import Decoder
+
+
+def capture(model: Decoder, token_ids: Array, *names: str) -> tuple[Array, dict[str, Array]]:
+    """Return the logits of `token_ids` int[..., tokens], and the activations asked for.
+
+    names: as docs/models.md lists them; `*` stands for one part or a piece of it
+    ("layers.*.attention.q"). Activations keep the leading dimensions of `token_ids`. A pure
+    function of its arguments, to be jitted, mapped and differentiated like the model itself.
+    Raises ConfigError for a name that matches nothing.
+    """
+    if token_ids.ndim > 1:
+        return jax.vmap(lambda row: capture(model, row, *names))(token_ids)
+    seen: dict[str, Array] = {}
+    matched: set[str] = set()
+
+    def keep(name: str, value: Array) -> Array:
+        hits = [pattern for pattern in names if _matches(name, pattern)]
+        if hits:
+            matched.update(hits)
+            seen[name] = value
+        return value
+
+    logits = model(token_ids, tap=keep)
+    for pattern in names:
+        if pattern not in matched:
+            raise ConfigError(
+                f"names must match activations of the model, {pattern!r} matches none"
+            )
+    return logits, seen
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
