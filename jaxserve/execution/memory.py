@@ -23,10 +23,9 @@ class MemoryPlan:
     """Bytes on each device of the mesh, and the pages that fit.
 
     weights, state (what slots remember), workspace (temporaries of the largest step) and one page
-    of all layers. `limit` is what may be used of the device's `total`.
+    of all layers. `limit` is what may be used of the device's memory.
     """
 
-    total: int
     limit: int
     weights: int
     state: int
@@ -78,12 +77,16 @@ def tree_bytes(tree: object) -> int:
     return total
 
 
-def device_bytes(device: jax.Device) -> int:
-    """Return the memory of a device: what its runtime reports, or what a host has free."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return int(psutil.virtual_memory().available)
+def usable_bytes(device: jax.Device, fraction: float) -> int:
+    """Return the bytes that may be used of a device: a fraction of what it has.
+
+    A CPU has what the host has free. On a GPU, JAX's own pool is the limit; its size is the same
+    fraction, set before JAX starts (XLA_PYTHON_CLIENT_MEM_FRACTION).
+    """
+    if device.platform == "cpu":
+        return int(psutil.virtual_memory().available * fraction)
+    limit = int(device.memory_stats()["bytes_limit"])
+    return limit if device.platform == "gpu" else int(limit * fraction)
 
 
 def workspace_bytes(
@@ -115,8 +118,7 @@ def workspace_bytes(
 
 def plan_memory(
     *,
-    total: int,
-    fraction: float,
+    limit: int,
     weights: int,
     state: int,
     workspace: int,
@@ -130,18 +132,16 @@ def plan_memory(
     """Decide how many pages the cache gets, all sizes in bytes per device.
 
     The number of pages is `num_pages`, or what `cache_bytes` hold, or what is left within
-    `fraction` of `total`, but no more than `useful_pages`. Raises MemoryPlanError, saying what to
+    `limit`, but no more than `useful_pages`. Raises MemoryPlanError, saying what to
     change, unless weights and workspace fit and one sequence of full length can run.
     """
-    limit = int(total * fraction)
     fixed = weights + state + workspace
     if fixed > limit:
         raise MemoryPlanError(
             f"The model does not fit: weights {show_bytes(weights)}, slot state"
             f" {show_bytes(state)} and workspace {show_bytes(workspace)} need {show_bytes(fixed)}"
-            f" of {show_bytes(limit)} usable ({fraction:g} of {show_bytes(total)}). Raise"
-            " tensor_parallel_size or gpu_memory_utilization, or lower max_num_seqs or"
-            " max_num_batched_tokens"
+            f" of {show_bytes(limit)} usable. Raise tensor_parallel_size or"
+            " gpu_memory_utilization, or lower max_num_seqs or max_num_batched_tokens"
         )
     room = limit - fixed
     if num_pages is None:
@@ -162,7 +162,6 @@ def plan_memory(
             " Lower max_model_len, or raise gpu_memory_utilization or kv_cache_memory_bytes"
         )
     return MemoryPlan(
-        total=total,
         limit=limit,
         weights=weights,
         state=state,
