@@ -1,0 +1,105 @@
+"""Which pages hold which token prefixes, so that equal prefixes are computed once.
+
+A full page is known by a digest chained over everything before it:
+
+    root = H(salt)     digest[i] = H(digest[i-1], tokens of page i)
+
+so one look-up by digest compares a whole prefix (the scheme of vLLM's automatic prefix caching).
+The digest is all that is compared: it is 32 bytes, out of reach of made-up collisions.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+DIGEST_BYTES = 32
+
+
+def root_digest(salt: str) -> bytes:
+    """The start of the chain for prefixes shared between all requests of this salt."""
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"shared").digest()
+
+
+def private_root_digest(serial: int) -> bytes:
+    """The start of a chain that only the choices of one request (its `serial`) share."""
+    return blake2b(str(serial).encode(), digest_size=DIGEST_BYTES, person=b"private").digest()
+
+
+def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """The digest of a full page of `token_ids` (each below 2**32) that follows `parent`."""
+    # A fixed width per token: otherwise (1, 23) and (12, 3) could be one page.
+    return blake2b(parent + array("I", token_ids).tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+class PrefixCache:
+    """An index from digests to pages, and the order in which idle pages may be forgotten.
+
+    A page it knows is either in use (someone holds a reference; the allocator counts them) or
+    idle: its contents can still be found, but its memory may be taken for something else at any
+    time, least recently used first.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[bytes, int] = {}
+        self._digests: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_idle(self) -> int:
+        """Known pages that nobody uses."""
+        return len(self._idle)
+
+    def __contains__(self, page: int) -> bool:
+        """Whether the page's contents can be found."""
+        return page in self._digests
+
+    def is_idle(self, page: int) -> bool:
+        """Whether the page is known and nobody uses it."""
+        return page in self._idle
+
+    def find(self, digests: Iterable[bytes]) -> list[int]:
+        """Return the pages of the longest known prefix of `digests`. They may be idle."""
+        found: list[int] = []
+        for digest in digests:
+            page = self._pages.get(digest)
+            if page is None:
+                break
+            found.append(page)
+        return found
+
+    def register(self, digest: bytes, page: int) -> None:
+        """Make a page in use findable, unless an equal one is already known."""
+        # Two sequences may compute the same page at once. The first stays the known one; moving
+        # the second's readers over would gain one page and cost a change of its page table.
+        if digest not in self._pages:
+            assert page not in self._digests, f"page {page} registered twice"
+            self._pages[digest] = page
+            self._digests[page] = digest
+
+    def rest(self, page: int) -> None:
+        """Note that nobody uses this known page any more."""
+        self._idle[page] = None
+
+    def wake(self, page: int) -> None:
+        """Note that an idle page is in use again."""
+        del self._idle[page]
+
+    def evict(self) -> int:
+        """Forget the least recently used idle page and return it."""
+        page, _ = self._idle.popitem(last=False)
+        del self._pages[self._digests.pop(page)]
+        return page
+
+    def reset(self) -> list[int]:
+        """Forget everything and return the pages that were idle."""
+        idle = list(self._idle)
+        self._pages.clear()
+        self._digests.clear()
+        self._idle.clear()
+        return idle
+
+    def check_integrity(self) -> None:
+        """Assert that both directions of the index agree and idle pages are known."""
+        assert {page: digest for digest, page in self._pages.items()} == self._digests
+        assert self._idle.keys() <= self._digests.keys()

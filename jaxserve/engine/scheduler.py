@@ -1,0 +1,406 @@
+"""Continuous batching: which sequence computes which tokens in the next step.
+
+The scheduler owns sequences, slots, pages and the prefix cache, and decides everything in plain
+integers. A step is planned by `schedule` and accounted for by `commit`; in between further steps
+may be planned, on tokens that are still on the device.
+
+A step computes, under one budget of `max_num_batched_tokens`:
+
+    1. one token of every sequence that is decoding,
+    2. chunks of the prompts of running sequences,
+    3. chunks of the prompts of waiting sequences, as slots and pages allow,
+
+each in order of precedence: by priority if the policy says so, then by arrival. A decode that
+finds no page takes those of the running sequence of lowest precedence, which later starts again
+from its known tokens (preemption by recompute). The sequence of highest precedence is never
+preempted, and whatever is admitted fits the pool alone: so every sequence finishes.
+"""
+
+import random
+import time
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from jaxserve.config import CacheConfig, SchedulerConfig
+from jaxserve.engine.pages import PageAllocator
+from jaxserve.engine.plan_builder import Entry, PlanBuilder
+from jaxserve.engine.prefix_cache import PrefixCache, private_root_digest, root_digest
+from jaxserve.engine.sequence import Sequence, SequenceGroup, choice_seed
+from jaxserve.engine.waiting import WaitingQueue, by_order
+from jaxserve.errors import InvalidRequestError
+from jaxserve.metrics import StepStats
+from jaxserve.plan import RUBBISH_SLOT, StepPlan, StepResult
+from jaxserve.request import FinishReason, PositionLogprobs, Request
+
+
+class Update(NamedTuple):
+    """What a step did to a sequence: it got a token, or it ended by an error (no token)."""
+
+    sequence: Sequence
+    token_id: int | None = None
+    logprobs: PositionLogprobs | None = None
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Counts since the scheduler was made; see StepStats."""
+
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    num_preemptions: int = 0
+
+
+class Scheduler:
+    """Owner of all sequences and of the memory they use.
+
+    eos_ids: tokens that end a sequence unless its request ignores them. seed: start of the random
+    numbers from which requests without a seed get theirs. clock: seconds, as `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: CacheConfig,
+        *,
+        eos_ids: Iterable[int] = (),
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self._cache = cache
+        self._eos_ids = frozenset(eos_ids)
+        # No secrets are drawn from it, and equal engine seeds must give equal streams.
+        self._random = random.Random(seed)  # noqa: S311
+        self._clock = clock
+        self._prefix_cache = PrefixCache()
+        self._pages = PageAllocator(cache.num_pages, self._prefix_cache)
+        self._free_slots = list(range(config.max_num_seqs, RUBBISH_SLOT, -1))
+        self._groups: dict[str, SequenceGroup] = {}
+        self._waiting = WaitingQueue(config.max_queued_requests)
+        self._running: list[Sequence] = []  # sorted by order
+        self._in_flight: deque[tuple[StepPlan, list[Entry]]] = deque()
+        self._num_requests = 0
+        self._totals = _Totals()
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._groups)
+
+    def add(self, request: Request) -> SequenceGroup:
+        """Queue a request that has passed `Request.check`, and return its choices.
+
+        Raises OverloadedError when the queue is full, and InvalidRequestError when the request
+        could not finish even with the whole page pool to itself: then no preemption would help.
+        """
+        if request.id in self._groups:
+            raise InvalidRequestError(
+                f"request_id {request.id!r} is already in use", param="request_id"
+            )
+        max_length = self._max_length(request)
+        self._waiting.check_room()
+        self._num_requests += 1
+        group = SequenceGroup(request=request)
+        params = request.params
+        if self._cache.enable_prefix_caching:
+            root = root_digest(request.cache_salt)
+        else:
+            root = private_root_digest(self._num_requests)
+        priority = request.priority if self.config.policy == "priority" else 0
+        for index in range(params.n):
+            wants_prompt = index == 0 and params.prompt_logprobs is not None
+            group.sequences.append(
+                Sequence(
+                    group=group,
+                    index=index,
+                    order=(priority, self._num_requests, index),
+                    seed=self._random.getrandbits(64)
+                    if params.seed is None
+                    else choice_seed(params.seed, index),
+                    root_digest=root,
+                    max_length=max_length,
+                    eos_ids=frozenset() if params.ignore_eos else self._eos_ids,
+                    length=len(request.prompt_ids),
+                    targets_stop=len(request.prompt_ids) if wants_prompt else 0,
+                )
+            )
+        group.num_unfinished = params.n
+        self._groups[request.id] = group
+        self._waiting.add(group, parks=self._num_shareable(group) > 0)
+        return group
+
+    def abort(
+        self,
+        request_id: str,
+        *,
+        reason: FinishReason = FinishReason.ABORT,
+        error: str | None = None,
+    ) -> list[Sequence]:
+        """End all choices of a request, and return those that had not ended yet.
+
+        Their rows in steps under way are computed and ignored. An unknown id, or that of a
+        request which has finished, is no error: aborts race with the end of what they abort.
+        """
+        group = self._groups.get(request_id)
+        if group is None:
+            return []
+        ended = [sequence for sequence in group.sequences if not sequence.is_finished]
+        # Last choice first: the first may lead the others, and need not be replaced then.
+        for sequence in reversed(ended):
+            self.finish(sequence, reason, error=error)
+        return ended
+
+    def finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        stop_reason: int | str | None = None,
+        error: str | None = None,
+    ) -> None:
+        """End a sequence now, wherever it is, and give back what it holds."""
+        assert not sequence.is_finished, sequence
+        if sequence.slot is None:
+            self._waiting.remove(sequence)
+        else:
+            del self._running[bisect_left(self._running, sequence.order, key=by_order)]
+            self._release(sequence)
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        sequence.error = error
+        sequence.finished_s = self._clock()
+        group = sequence.group
+        group.num_unfinished -= 1
+        self._waiting.forget(sequence)
+        if group.num_unfinished == 0:
+            del self._groups[group.request.id]
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step; None when nothing can be computed before a step is committed."""
+        builder = PlanBuilder(self.config.max_num_batched_tokens)
+        num_preemptions = self._totals.num_preemptions
+        for sequence in self._schedule_decodes(builder):
+            if builder.budget == 0:
+                break
+            builder.add(sequence)
+        if self._totals.num_preemptions == num_preemptions:
+            # Otherwise what was just preempted would take back the pages it was made to leave.
+            self._admit(builder)
+        entries = builder.entries
+        if not entries:
+            return None
+        plan = builder.plan()
+        self._in_flight.append((plan, entries))
+        return plan
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Update]:
+        """Account for the oldest step in flight; return what changed, in the order of its rows.
+
+        Sequences that reach a stop token or their length have ended (and hold nothing) when this
+        returns. Their pages and slots may be given to others at once, though a step under way
+        still writes to them: the device runs steps in the order of dispatch, so that step is over
+        before the new owner's first one.
+        """
+        expected, entries = self._in_flight.popleft()
+        assert plan is expected, "steps are committed in the order they were scheduled"
+        page_size = self._cache.page_size
+        updates: list[Update] = []
+        for index, ((row, sequence, num_preemptions), token_id) in enumerate(
+            zip(entries, result.token_ids, strict=True)
+        ):
+            if sequence.finish_reason is not None or sequence.num_preemptions != num_preemptions:
+                continue  # it left its slot after this row was planned
+            if index in result.invalid_rows:
+                error = "the model computed logits that are not finite numbers for this sequence"
+                self.finish(sequence, FinishReason.ERROR, error=error)
+                updates.append(Update(sequence))
+                continue
+            sequence.commit(row.num_tokens)
+            if row.targets:
+                sequence.prompt_logprobs.extend(result.prompt_logprobs[index])
+                if len(sequence.prompt_logprobs) == sequence.num_prompt - 1:
+                    sequence.targets_stop = 0
+            if sequence.num_computed // page_size > sequence.num_registered:
+                self._register_pages(sequence)
+            if row.samples:
+                assert token_id is not None, "a row that samples yielded no token"
+                sequence.append(token_id)
+                self._totals.num_generated_tokens += 1
+                if sequence.first_token_s is None:
+                    sequence.first_token_s = self._clock()
+                    self._totals.num_prompt_tokens += sequence.num_prompt
+                self._finish_if_done(sequence, token_id)
+                updates.append(Update(sequence, token_id, result.logprobs.get(index)))
+        return updates
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes; sequences that run keep their pages."""
+        self._pages.forget_prefixes()
+
+    def stats(self) -> StepStats:
+        """Gauges as they are now; counts since the scheduler was made."""
+        totals = self._totals
+        return StepStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_pages=self._pages.num_pages,
+            num_pages_used=self._pages.num_pages - self._pages.num_free,
+            num_prompt_tokens=totals.num_prompt_tokens,
+            num_generated_tokens=totals.num_generated_tokens,
+            prefix_queries=totals.prefix_queries,
+            prefix_hits=totals.prefix_hits,
+            num_preemptions=totals.num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that every sequence, slot and page is in one place, and every count right."""
+        self._pages.check_integrity(page for seq in self._running for page in seq.pages)
+        self._waiting.check_integrity(list(self._groups.values()))
+        slots = [*self._free_slots, *(sequence.slot for sequence in self._running)]
+        assert len(slots) == len(set(slots)) == self.config.max_num_seqs, "a slot is lost or double"
+        orders = [sequence.order for sequence in self._running]
+        assert orders == sorted(orders), "the running sequences are out of order"
+        unfinished = 0
+        written: set[int] = set()
+        for group in self._groups.values():
+            assert group.num_unfinished == sum(not seq.is_finished for seq in group.sequences) > 0
+            unfinished += group.num_unfinished
+            for sequence in group.sequences:
+                sequence.check_integrity()
+                # Pages that are not full yet are written by one sequence alone.
+                own = sequence.pages[sequence.num_computed // self._cache.page_size :]
+                assert written.isdisjoint(own), f"two sequences write to one of pages {own}"
+                written.update(own)
+        assert unfinished == len(self._running) + len(self._waiting), "a sequence is nowhere"
+
+    def _max_length(self, request: Request) -> int:
+        """Tokens of prompt and output together at which a sequence of the request must end."""
+        num_pages, page_size = self._pages.num_pages, self._cache.page_size
+        # The token that ends a sequence is never computed, so it needs no place in a page.
+        pool_length = num_pages * page_size + 1
+        num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
+        if num_prompt + (max_tokens or 1) > pool_length:
+            wanted = "" if max_tokens is None else f" and max_tokens={max_tokens}"
+            raise InvalidRequestError(
+                f"the KV cache has {num_pages} pages of {page_size} tokens, but the prompt has"
+                f" {num_prompt} tokens{wanted}: one sequence can have at most {pool_length}",
+                param="prompt" if num_prompt >= pool_length else "max_tokens",
+            )
+        limit = min(self.config.max_model_len, pool_length)
+        return limit if max_tokens is None else min(limit, num_prompt + max_tokens)
+
+    def _num_shareable(self, group: SequenceGroup) -> int:
+        """Prompt pages that choices can share: full, and not with the token to compute last."""
+        return (len(group.request.prompt_ids) - 1) // self._cache.page_size
+
+    def _schedule_decodes(self, builder: PlanBuilder) -> list[Sequence]:
+        """Plan a token of every sequence that lacks one only; return those that lack more."""
+        running, page_size = self._running, self._cache.page_size
+        prefills: list[Sequence] = []
+        position = 0
+        # Not a for loop: preemption shortens the list, at its end. Who is there has no row yet.
+        while position < len(running):
+            sequence = running[position]
+            position += 1
+            if sequence.length == sequence.max_length:
+                continue  # its last token is being sampled; nothing follows it
+            num_left = sequence.length - sequence.num_computed - sequence.num_in_flight
+            if num_left > 1:
+                prefills.append(sequence)
+            elif num_left == 1 and (
+                sequence.length <= len(sequence.pages) * page_size or self._add_page(sequence)
+            ):
+                builder.add(sequence)
+        return prefills
+
+    def _add_page(self, sequence: Sequence) -> bool:
+        """Give a running sequence one more page; False if that took preempting itself."""
+        while not self._pages.can_allocate(1):
+            victim = self._running.pop()
+            self._release(victim)
+            victim.num_preemptions += 1
+            self._totals.num_preemptions += 1
+            self._waiting.push(victim)
+            if victim is sequence:
+                return False
+        sequence.pages += self._pages.allocate(1)
+        return True
+
+    def _admit(self, builder: PlanBuilder) -> None:
+        """Let waiting sequences run while slots, pages and budget last."""
+        page_size = self._cache.page_size
+        while builder.budget > 0 and self._free_slots:
+            sequence = self._waiting.first
+            if sequence is None:
+                return
+            shared = self._find_prefix(sequence)
+            # All pages for its known tokens at once: to run out of them half-way through a prompt
+            # would waste what was computed.
+            num_new = self._cache.pages_for(sequence.length) - len(shared)
+            if not self._pages.can_allocate(num_new, sharing=shared):
+                return  # nobody overtakes it, or a long prompt might wait for ever
+            now_s = self._clock()
+            self._waiting.start_first(now_s)
+            self._pages.share(shared)
+            pages = shared + self._pages.allocate(num_new)
+            slot = self._free_slots.pop()
+            sequence.enter(slot, pages, num_shared=len(shared), page_size=page_size)
+            self._unpark(sequence)
+            insort(self._running, sequence, key=by_order)
+            if sequence.num_cached_tokens is None:
+                sequence.scheduled_s = now_s
+                sequence.num_cached_tokens = sequence.num_cached
+                self._totals.prefix_queries += sequence.num_prompt
+                self._totals.prefix_hits += sequence.num_cached
+            builder.assign(sequence)
+            builder.add(sequence)
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Return the cached pages a waiting sequence can start from."""
+        if sequence.targets_stop:
+            return []  # log-probabilities of the prompt come only from computing it
+        # At least one token must be computed, to have logits to sample from.
+        limit = (sequence.length - 1) // self._cache.page_size
+        sequence.extend_digests(limit, page_size=self._cache.page_size)
+        return self._prefix_cache.find(islice(sequence.digests, limit))
+
+    def _register_pages(self, sequence: Sequence) -> None:
+        """Make the pages that have become full findable."""
+        num_full = sequence.num_computed // self._cache.page_size
+        sequence.extend_digests(num_full, page_size=self._cache.page_size)
+        for page in range(sequence.num_registered, num_full):
+            self._prefix_cache.register(sequence.digests[page], sequence.pages[page])
+        sequence.num_registered = num_full
+        self._unpark(sequence)
+
+    def _unpark(self, sequence: Sequence) -> None:
+        """Wake the choices that wait for this one, if all they can share is registered."""
+        group = sequence.group
+        if group.leader is sequence and sequence.num_registered >= self._num_shareable(group):
+            self._waiting.unpark(group)
+
+    def _finish_if_done(self, sequence: Sequence, token_id: int) -> None:
+        """End a sequence whose newest token is a stop token, or its last allowed one."""
+        params = sequence.group.request.params
+        if len(sequence.output_ids) >= params.min_tokens:
+            if token_id in sequence.eos_ids:
+                self.finish(sequence, FinishReason.STOP)
+                return
+            if token_id in params.stop_token_ids:
+                self.finish(sequence, FinishReason.STOP, stop_reason=token_id)
+                return
+        if sequence.length - sequence.num_awaited == sequence.max_length:
+            self.finish(sequence, FinishReason.LENGTH)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Take back the slot and the pages of a sequence."""
+        assert sequence.slot is not None, sequence
+        self._free_slots.append(sequence.slot)
+        self._pages.free(sequence.pages)
+        sequence.leave()

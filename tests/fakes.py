@@ -1,0 +1,241 @@
+"""Stand-ins for what host tests do not want to run: the device above all."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from jaxserve.plan import RUBBISH_PAGE, RUBBISH_SLOT, RowPlan, SlotAssignment, StepPlan, StepResult
+from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
+
+
+def chain(parent: bytes, token_id: int) -> bytes:
+    """What the fake writes into the KV entry of `token_id` when `parent` is the entry before it."""
+    return blake2b(parent + token_id.to_bytes(8, "big"), digest_size=8).digest()
+
+
+def draw(
+    entry: bytes, *, seed: int, vocab_size: int, banned: tuple[int, ...] = (), position: int
+) -> int:
+    """The token the fake's language model continues a text with whose last KV entry is `entry`."""
+    value = blake2b(entry + seed.to_bytes(8, "big") + position.to_bytes(8, "big"), digest_size=8)
+    token_id = int.from_bytes(value.digest()) % vocab_size
+    while token_id in banned:
+        token_id = (token_id + 1) % vocab_size
+    return token_id
+
+
+def solo_run(
+    prompt_ids: tuple[int, ...],
+    params: SamplingParams,
+    *,
+    seed: int,
+    vocab_size: int,
+    eos_ids: frozenset[int] = frozenset(),
+    max_length: int,
+) -> list[int]:
+    """The output of one sequence alone, by the definition of the fake's language model."""
+    stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
+    entry = b""
+    for token_id in prompt_ids:
+        entry = chain(entry, token_id)
+    output_ids: list[int] = []
+    while True:
+        banned = tuple(sorted(stop_ids)) if len(output_ids) < params.min_tokens else ()
+        length = len(prompt_ids) + len(output_ids)
+        token_id = draw(entry, seed=seed, vocab_size=vocab_size, banned=banned, position=length)
+        output_ids.append(token_id)
+        if token_id in stop_ids and token_id not in banned:
+            return output_ids
+        if len(output_ids) == params.max_tokens or length + 1 == max_length:
+            return output_ids
+        entry = chain(entry, token_id)
+
+
+@dataclass
+class Slot:
+    """What the device knows of a slot: its sequence's tokens, as far as they exist there."""
+
+    assignment: SlotAssignment
+    tokens: list[int]
+    pages: list[int] = field(default_factory=list[int])
+    num_written: int = 0  # entries up to here were computed, or found in shared pages
+    has_row: bool = False
+
+
+class FakePendingStep:
+    """A step computed at dispatch, whose result is handed out later."""
+
+    def __init__(self, runner: "FakeRunner", result: StepResult) -> None:
+        self._runner = runner
+        self._result = result
+
+    def wait(self) -> StepResult:
+        """Return the result; checks that steps are waited for once each, in order."""
+        assert self._runner.pending.popleft() is self, "steps are not read in dispatch order"
+        return self._result
+
+
+class FakeRunner:
+    """A device for host tests: a deterministic language model behind real page tables.
+
+    Each KV entry is a digest of all tokens up to it, chained through the *stored* entry before it,
+    and the next token is a hash of the last stored entry. A page that is shared wrongly, reused
+    too early, or written by two sequences therefore shows as a failed check here, or at the latest
+    as an output other than `solo_run`'s. Every rule of plan.py is asserted.
+
+    fails: called with each (row, tokens so far) and says whether its logits are not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        vocab_size: int = 64,
+        max_pending: int = 2,
+        fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.pending: deque[FakePendingStep] = deque()
+        self.plans: list[StepPlan] = []
+        self.num_computed_tokens = 0
+        self._num_pages = num_pages
+        self._page_size = page_size
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_pending = max_pending
+        self._fails = fails
+        self._entries: dict[tuple[int, int], bytes] = {}
+        self._slots: dict[int, Slot] = {}
+
+    def dispatch(self, plan: StepPlan) -> FakePendingStep:
+        """Check the plan, compute it, and hand out its result when asked."""
+        self.plans.append(plan)
+        self._check_shape(plan)
+        for assignment in plan.assignments:
+            assert RUBBISH_SLOT < assignment.slot <= self._max_num_seqs
+            assert 0 <= assignment.seed < 2**64
+            tokens = [*assignment.prompt_ids, *assignment.output_ids]
+            self._slots[assignment.slot] = Slot(assignment, tokens)
+        token_ids: list[int | None] = []
+        invalid: set[int] = set()
+        logprobs: dict[int, PositionLogprobs] = {}
+        prompt_logprobs: dict[int, tuple[PositionLogprobs, ...]] = {}
+        for row in plan.rows:
+            self._check_row(row, self._slots[row.slot])
+        self._check_writes(plan)
+        for index, row in enumerate(plan.rows):
+            slot = self._slots[row.slot]
+            self._write(row, slot)
+            if row.targets:
+                prompt_logprobs[index] = tuple(token_logprobs(token) for token in row.targets)
+            if self._fails(row, slot.tokens):
+                invalid.add(index)
+            token_id = self._sample(row, slot) if row.samples else None
+            token_ids.append(token_id)
+            if token_id is not None and slot.assignment.params.logprobs is not None:
+                logprobs[index] = token_logprobs(token_id)
+        self.num_computed_tokens += plan.num_tokens
+        result = StepResult(
+            token_ids=tuple(token_ids),
+            invalid_rows=frozenset(invalid),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        pending = FakePendingStep(self, result)
+        self.pending.append(pending)
+        assert len(self.pending) <= self._max_pending, "too many steps in flight"
+        return pending
+
+    def _check_shape(self, plan: StepPlan) -> None:
+        assert plan.rows, "an empty step"
+        assert plan.num_tokens <= self._max_num_batched_tokens
+        slots = [row.slot for row in plan.rows]
+        assert len(set(slots)) == len(slots), "two rows of one slot"
+        assigned = [assignment.slot for assignment in plan.assignments]
+        assert len(set(assigned)) == len(assigned), "a slot assigned twice"
+        assert set(assigned) <= set(slots), "a slot assigned to nothing"
+        is_chunk = [row.num_tokens > 1 for row in plan.rows]
+        assert is_chunk == sorted(is_chunk), "rows of a single token come first"
+
+    def _check_row(self, row: RowPlan, slot: Slot) -> None:
+        stop = row.start + row.num_tokens
+        assert row.num_tokens >= 1
+        if slot.has_row:
+            assert row.start == slot.num_written, "positions are not contiguous"
+        else:
+            # The first row after an assignment may start behind shared pages, which are full.
+            assert row.start % self._page_size == 0, "a shared page is not full"
+            slot.has_row = True
+        if row.feedback:
+            assert row.num_tokens == 1
+            assert row.samples
+            # The token sampled last in this slot is the one that follows everything written.
+            assert len(slot.tokens) == row.start + 1, "no token was sampled for this position"
+        else:
+            assert len(row.token_ids) == row.num_tokens
+            assert list(row.token_ids) == slot.tokens[row.start : stop], "wrong input tokens"
+        assert row.samples == (stop == len(slot.tokens)), "samples in the middle of the tokens"
+        if row.targets:
+            prompt_ids = slot.assignment.prompt_ids
+            assert row.targets == prompt_ids[row.start + 1 : stop + 1], "wrong targets"
+        assert row.first_new_page == len(slot.pages) or not row.new_pages
+        slot.pages.extend(row.new_pages)
+        for page in row.new_pages:
+            assert RUBBISH_PAGE < page < self._num_pages, f"page {page} does not exist"
+        assert len(set(slot.pages)) == len(slot.pages), "a page twice in one sequence"
+        assert stop <= len(slot.pages) * self._page_size, "no page for a token"
+        # Everything read must be there, and be this very sequence's prefix.
+        entry = b""
+        for position in range(row.start):
+            entry = chain(entry, slot.tokens[position])
+            assert self._entries.get(self._place(slot, position)) == entry, (
+                f"position {position} of slot {row.slot} does not hold its own prefix"
+            )
+
+    def _check_writes(self, plan: StepPlan) -> None:
+        """No page that one row writes may be written or read by another of the same step."""
+        writers: dict[int, int] = {}
+        for row in plan.rows:
+            pages = self._slots[row.slot].pages
+            stop = row.start + row.num_tokens
+            for page in pages[row.start // self._page_size : (stop - 1) // self._page_size + 1]:
+                assert page not in writers, f"two rows write page {page}"
+                writers[page] = row.slot
+        for row in plan.rows:
+            pages = self._slots[row.slot].pages
+            for page in pages[: (row.start - 1) // self._page_size + 1]:
+                assert writers.get(page, row.slot) == row.slot, f"page {page} read while written"
+
+    def _place(self, slot: Slot, position: int) -> tuple[int, int]:
+        return slot.pages[position // self._page_size], position % self._page_size
+
+    def _write(self, row: RowPlan, slot: Slot) -> None:
+        stop = row.start + row.num_tokens
+        for position in range(row.start, stop):
+            parent = self._entries[self._place(slot, position - 1)] if position else b""
+            self._entries[self._place(slot, position)] = chain(parent, slot.tokens[position])
+        slot.num_written = stop
+
+    def _sample(self, row: RowPlan, slot: Slot) -> int:
+        assignment = slot.assignment
+        stop = row.start + row.num_tokens
+        num_generated = stop - len(assignment.prompt_ids)
+        bans = num_generated < assignment.params.min_tokens
+        token_id = draw(
+            self._entries[self._place(slot, stop - 1)],
+            seed=assignment.seed,
+            vocab_size=self.vocab_size,
+            banned=assignment.stop_ids if bans else (),
+            position=stop,
+        )
+        slot.tokens.append(token_id)
+        return token_id
+
+
+def token_logprobs(token_id: int) -> PositionLogprobs:
+    """Log-probabilities by which a test recognises the token they belong to."""
+    return PositionLogprobs(chosen=TokenLogprob(token_id, -float(token_id), 1), top=())
