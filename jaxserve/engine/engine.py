@@ -16,7 +16,7 @@ from jaxserve.metrics import EngineMetrics, FinishedStats, StepStats
 from jaxserve.plan import PendingStep, Runner, StepPlan
 from jaxserve.request import FinishReason, PositionLogprobs, Request, TokenEvent
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -128,7 +128,7 @@ class Engine:
                 events.append(self._advance(update, now_s))
             except Exception:
                 # What a request contains must not stop the others.
-                _logger.exception("request %s failed", sequence.request.id)
+                logger.exception("request %s failed", sequence.request.id)
                 events += self._fail(sequence)
         return events
 

@@ -91,6 +91,13 @@ class PrefixCache:
         del self._pages[self._digests.pop(page)]
         return page
 
+    def forget(self, pages: Iterable[int]) -> None:
+        """Make pages in use unfindable, where they are known at all."""
+        for page in pages:
+            digest = self._digests.pop(page, None)
+            if digest is not None:
+                del self._pages[digest]
+
     def reset(self) -> list[int]:
         """Forget everything and return the pages that were idle."""
         idle = list(self._idle)

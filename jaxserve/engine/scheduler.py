@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import StepStats
 from jaxserve.plan import RUBBISH_SLOT, StepPlan, StepResult
 from jaxserve.request import FinishReason, PositionLogprobs, Request
+
+NOT_FINITE = "the model computed logits that are not finite numbers"
 
 
 class Update(NamedTuple):
@@ -114,22 +116,24 @@ class Scheduler:
             root = private_root_digest(self._num_requests)
         priority = request.priority if self.config.policy == "priority" else 0
         for index in range(params.n):
-            wants_prompt = index == 0 and params.prompt_logprobs is not None
+            if params.seed is None:
+                seed = self._random.getrandbits(64)
+            else:
+                seed = choice_seed(params.seed, index)
             group.sequences.append(
                 Sequence(
                     group=group,
                     index=index,
                     order=(priority, self._num_requests, index),
-                    seed=self._random.getrandbits(64)
-                    if params.seed is None
-                    else choice_seed(params.seed, index),
+                    seed=seed,
                     root_digest=root,
                     max_length=max_length,
                     eos_ids=frozenset() if params.ignore_eos else self._eos_ids,
                     length=len(request.prompt_ids),
-                    targets_stop=len(request.prompt_ids) if wants_prompt else 0,
                 )
             )
+        if params.prompt_logprobs is not None:
+            group.sequences[0].targets_stop = len(request.prompt_ids)
         group.num_unfinished = params.n
         self._groups[request.id] = group
         self._waiting.add(group, parks=self._num_shareable(group) > 0)
@@ -217,8 +221,9 @@ class Scheduler:
             if sequence.finish_reason is not None or sequence.num_preemptions != num_preemptions:
                 continue  # it left its slot after this row was planned
             if index in result.invalid_rows:
-                error = "the model computed logits that are not finite numbers for this sequence"
-                self.finish(sequence, FinishReason.ERROR, error=error)
+                # Whatever went wrong is in its pages too: nobody else shall start from them.
+                self._prefix_cache.forget(sequence.pages)
+                self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
                 updates.append(Update(sequence))
                 continue
             sequence.commit(row.num_tokens)
@@ -245,17 +250,12 @@ class Scheduler:
 
     def stats(self) -> StepStats:
         """Gauges as they are now; counts since the scheduler was made."""
-        totals = self._totals
         return StepStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_pages=self._pages.num_pages,
             num_pages_used=self._pages.num_pages - self._pages.num_free,
-            num_prompt_tokens=totals.num_prompt_tokens,
-            num_generated_tokens=totals.num_generated_tokens,
-            prefix_queries=totals.prefix_queries,
-            prefix_hits=totals.prefix_hits,
-            num_preemptions=totals.num_preemptions,
+            **asdict(self._totals),
         )
 
     def check_integrity(self) -> None:
