@@ -196,6 +196,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
             mesh=mesh,
             cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
             rope_length=max_model_len,
+            branches=shapes.branches,
             attention_backend=options.attention_backend,
         ),
         cache_spec=cache_spec,

@@ -25,9 +25,8 @@ class SlotAssignment:
 
     prompt_ids and output_ids: its tokens so far (output_ids is not empty after a preemption).
     stop_ids: tokens that end it, banned while fewer than `params.min_tokens` were generated.
-    seed: the start of its random stream, in [0, 2**64); the token at position p (0-based in
-    prompt + output) is drawn with fold_in(key(seed), p), so neither its neighbours nor a
-    preemption change it.
+    seed: of its random numbers, in [0, 2**64); those of a token depend on the seed and on its
+    position in prompt + output alone, so neither neighbours nor a preemption change it.
     """
 
     slot: int

@@ -29,6 +29,7 @@ MIN_TEMPERATURE = 0.01
 class StepInput:
     """What the host tells the device about a step; padding is zeros (slot 0, page 0)."""
 
+    variant: jax.Array  # int32[1], the Variant the rows need, at most the shape's
     token_ids: jax.Array  # int32[tokens]
     positions: jax.Array  # int32[tokens]
     row_sequences: jax.Array  # int32[tokens]
@@ -55,6 +56,7 @@ class StepInput:
 def _int_fields(shape: StepShape) -> dict[str, tuple[int, ...]]:
     tokens, sequences = (shape.tokens,), (shape.sequences,)
     return {
+        "variant": (1,),
         "token_ids": tokens,
         "positions": tokens,
         "row_sequences": tokens,
@@ -145,9 +147,9 @@ class SlotTable:
 
 
 def pack(
-    rows: tuple[RowPlan, ...], shape: StepShape, table: SlotTable
+    rows: tuple[RowPlan, ...], variant: Variant, shape: StepShape, table: SlotTable
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay out a step as int32[...] and float32[...], see `packed_sizes`."""
+    """Lay out a step that needs `variant` as int32[...] and float32[...], see `packed_sizes`."""
     num_rows = len(rows)
     slots = [row.slot for row in rows]
     lengths = np.array([row.num_tokens for row in rows], np.int32)
@@ -158,6 +160,7 @@ def pack(
     int_size, float_size = packed_sizes(shape)
     ints, floats = np.zeros(int_size, np.int32), np.zeros(float_size, np.float32)
     fields = _views(ints, _int_fields(shape))
+    fields["variant"][:] = variant
     if num_tokens == num_rows:
         fields["token_ids"][:num_rows] = [row.token_ids[0] if row.token_ids else 0 for row in rows]
         fields["positions"][:num_rows] = starts
@@ -171,7 +174,7 @@ def pack(
             np.arange(num_tokens) + (starts - ends + lengths)[sequences]
         )
         fields["row_sequences"][:num_tokens] = sequences
-    if shape.variant is Variant.SCORE:
+    if variant is Variant.SCORE:
         for row, end in zip(rows, ends, strict=True):
             first = int(end) - row.num_tokens
             fields["targets"][first : first + len(row.targets)] = row.targets

@@ -78,7 +78,7 @@ class ModelRunner:
                 self._table.extend(row)
         variant = self._table.variant_for(rows)
         shape = self._shapes.choose([row.num_tokens for row in rows], variant)
-        output = self._run(shape, *pack(rows, shape, self._table))
+        output = self._run(shape, *pack(rows, variant, shape, self._table))
         table = self._table
         return PendingResult(
             output,
@@ -155,7 +155,7 @@ class PendingResult:
         )
         is_invalid = packed[1, : len(rows)] == 0
         logprobs: dict[int, PositionLogprobs] = {}
-        if output.logprobs is not None:
+        if any(count is not None for count in self._num_logprobs):
             report = _Report(output.logprobs)
             for i, (token, count) in enumerate(zip(token_ids, self._num_logprobs, strict=True)):
                 if token is not None and count is not None:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxserve.execution.batch import StepInput
@@ -165,9 +167,17 @@ def _first_above(
 def _uniforms(
     seed_low: Int32[Array, ""], seed_high: Int32[Array, ""], position: Int32[Array, ""]
 ) -> Float[Array, " 2"]:
-    words = lax.bitcast_convert_type(jnp.stack([seed_high, seed_low]), jnp.uint32)
-    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), position)
-    return jax.random.uniform(key, (2,), jnp.float32)
+    """Two numbers in [0, 1) from one evaluation of the cipher: key the seed, text the position.
+
+    Threefry (Salmon et al. 2011, doi:10.1145/2063384.2063405) is random access, so a token's
+    numbers depend on its seed and position and on nothing else.
+    """
+    key = (seed_high.astype(jnp.uint32), seed_low.astype(jnp.uint32))
+    counter = jnp.stack([position.astype(jnp.uint32), jnp.uint32(0)])
+    words = threefry_2x32(key, counter)
+    # The 23 leading bits as the fraction of a float in [1, 2).
+    ones = lax.bitcast_convert_type(words >> 9 | np.uint32(0x3F800000), jnp.float32)
+    return ones - 1.0
 
 
 def _bits(depth: jax.Array) -> jax.Array:
@@ -183,3 +193,14 @@ def logprobs(logits: Float[Array, "rows vocab"], chosen: Int32[Array, " rows"]) 
     top, top_ids = lax.top_k(scores, min(MAX_LOGPROBS, logits.shape[1]))
     rank = 1 + jnp.sum(scores > own, axis=-1, dtype=jnp.int32)
     return Logprobs(chosen=own[:, 0], rank=rank, top_ids=top_ids, top=top)
+
+
+def no_logprobs(num_rows: int, vocab_size: int) -> Logprobs:
+    """Return a report of zeros, for steps that nobody asked for one."""
+    size = min(MAX_LOGPROBS, vocab_size)
+    return Logprobs(
+        chosen=jnp.zeros(num_rows, jnp.float32),
+        rank=jnp.zeros(num_rows, jnp.int32),
+        top_ids=jnp.zeros((num_rows, size), jnp.int32),
+        top=jnp.zeros((num_rows, size), jnp.float32),
+    )

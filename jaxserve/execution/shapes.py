@@ -7,11 +7,15 @@ from jaxserve.errors import ConfigError
 
 
 class Variant(IntEnum):
-    """How much a step does after its logits; each does all that the one before does.
+    """How much a step can do after its logits; each can do all that the one before can.
 
     GREEDY takes the most likely token. SAMPLE draws from the filtered distribution. FULL adjusts
     logits by what a slot remembers and reports log-probabilities. SCORE also gives the
     log-probabilities of prompt tokens.
+
+    On accelerators there is a program for each, and a step runs the least that does. On CPUs,
+    where a branch costs nothing and a program costs seconds of compilation, there are programs
+    for FULL and SCORE only, which branch to what the step needs when they run.
     """
 
     GREEDY = 0
@@ -53,7 +57,7 @@ class ShapeTable:
                 f" got {max_num_batched_tokens}"
             )
         self._pages = pages
-        is_cpu = platform == "cpu"
+        self.branches = is_cpu = platform == "cpu"  # whether programs branch at run time
         factor = 4 if is_cpu else 2
         sizes = _sizes_up(8, max_num_seqs, factor=factor)
         self._decode = sorted({1, *sizes}) if is_cpu else sizes
@@ -66,16 +70,19 @@ class ShapeTable:
     def all(self) -> list[StepShape]:
         """Return every shape, simplest variant first, and within a variant smallest first."""
         sizes = [(size, size) for size in self._decode] + self._mixed
+        first = Variant.FULL if self.branches else Variant.GREEDY
         shapes = [
-            StepShape(tokens, sequences, self._pages, variant)
-            for variant in (Variant.GREEDY, Variant.SAMPLE, Variant.FULL)
+            StepShape(tokens, sequences, self._pages, Variant(variant))
+            for variant in range(first, Variant.SCORE)
             for tokens, sequences in sizes
         ]
         return [*shapes, StepShape(*self._mixed[-1], self._pages, Variant.SCORE)]
 
     def choose(self, row_lengths: list[int], variant: Variant) -> StepShape:
-        """Return the smallest shape for rows of these numbers of tokens."""
+        """Return the smallest shape for rows of these numbers of tokens that can do `variant`."""
         num_tokens, num_sequences = sum(row_lengths), len(row_lengths)
+        if self.branches:
+            variant = max(variant, Variant.FULL)
         if variant is Variant.SCORE:
             return StepShape(*self._mixed[-1], self._pages, variant)
         if num_tokens == num_sequences:

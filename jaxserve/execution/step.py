@@ -30,7 +30,7 @@ class StepOutput:
     """What a step hands back to the host."""
 
     tokens: jax.Array  # int32[2, sequences]: the token drawn, and 1 if its logits were finite
-    logprobs: Logprobs | None  # of the tokens drawn, from Variant.FULL on
+    logprobs: Logprobs  # of the tokens drawn, in Variant.FULL; else zeros
     prompt_logprobs: Logprobs | None  # of the targets of every row, in Variant.SCORE
 
 
@@ -42,6 +42,7 @@ class StepContext:
     mesh: Mesh
     cache_sharding: PartitionSpec
     rope_length: int
+    branches: bool  # whether a program runs the least variant that does, or its own
     attention_backend: str | None = None
 
 
@@ -73,7 +74,7 @@ def step(
     last_rows = jnp.maximum(inputs.query_starts[1:] - 1, 0)
     logits = _replicated(model.logits(hidden[last_rows]), context.mesh)
     with jax.named_scope("sampling"):
-        output, state = _choose(logits, inputs, state, shape.variant)
+        output, state = _choose(logits, inputs, state, shape.variant, branch=context.branches)
     if shape.variant is Variant.SCORE:
         with jax.named_scope("prompt_logprobs"):
             scores = _score(model, hidden, inputs.targets, context.mesh)
@@ -135,26 +136,45 @@ class _Attend:
 
 
 def _choose(
-    logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+    logits: jax.Array,
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    variant: Variant,
+    *,
+    branch: bool,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Draw each row's token, and remember it where the row samples."""
-    adjusted = sampling.adjust(logits, inputs, state) if variant >= Variant.FULL else logits
+    variant = min(variant, Variant.FULL)
+    if branch:
+        choices = [partial(_tokens, variant=Variant(i)) for i in range(variant + 1)]
+        needed = jnp.minimum(inputs.variant[0], variant)
+        tokens, is_valid, report = lax.switch(needed, choices, logits, inputs, state)
+    else:
+        tokens, is_valid, report = _tokens(logits, inputs, state, variant=variant)
+    samples = inputs.samples != 0
+    slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
+    state = replace(state, last_token=state.last_token.at[slots].set(tokens, mode="drop"))
+    if variant is Variant.FULL:
+        adjusts = samples & (inputs.adjusts != 0)
+        state = observe(state, slots=inputs.slots, tokens=tokens, adjusts=adjusts)
+    packed = jnp.stack([tokens, is_valid.astype(jnp.int32)])
+    return StepOutput(tokens=packed, logprobs=report, prompt_logprobs=None), state
+
+
+def _tokens(
+    logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array], *, variant: Variant
+) -> tuple[jax.Array, jax.Array, Logprobs]:
+    """Return each row's token, whether its logits were fit to draw from, and its report."""
+    adjusted = sampling.adjust(logits, inputs, state) if variant is Variant.FULL else logits
     if variant is Variant.GREEDY:
         tokens = sampling.greedy(adjusted)
     else:
         tokens = sampling.sample(adjusted, inputs)
-    samples = inputs.samples != 0
     # A NaN anywhere makes the maximum NaN; -inf means that every token is forbidden.
     is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1))
-    slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
-    state = replace(state, last_token=state.last_token.at[slots].set(tokens, mode="drop"))
-    report = None
-    if variant >= Variant.FULL:
-        adjusts = samples & (inputs.adjusts != 0)
-        state = observe(state, slots=inputs.slots, tokens=tokens, adjusts=adjusts)
-        report = sampling.logprobs(logits, tokens)
-    packed = jnp.stack([tokens, is_valid.astype(jnp.int32)])
-    return StepOutput(tokens=packed, logprobs=report, prompt_logprobs=None), state
+    if variant is Variant.FULL:
+        return tokens, is_valid, sampling.logprobs(logits, tokens)
+    return tokens, is_valid, sampling.no_logprobs(*logits.shape)
 
 
 def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, mesh: Mesh) -> Logprobs:
