@@ -3,14 +3,16 @@
 from fnmatch import fnmatchcase
 
 import jax
-from jax import Array
+from jaxtyping import Array, Float, Int
 
 from jaxserve.errors import ConfigError
 from jaxserve.models.decoder import Decoder
 
 
-def capture(model: Decoder, token_ids: Array, *names: str) -> tuple[Array, dict[str, Array]]:
-    """Return the logits of `token_ids` int[..., tokens], and the activations asked for.
+def capture(
+    model: Decoder, token_ids: Int[Array, "*batch tokens"], *names: str
+) -> tuple[Float[Array, "*batch tokens vocab"], dict[str, Array]]:
+    """Return the logits of `token_ids`, and the activations asked for by name.
 
     names: as docs/models.md lists them; `*` stands for one part or a piece of it
     ("layers.*.attention.q"). Activations keep the leading dimensions of `token_ids`. A pure

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jaxtyping import Array, Float, Int
 
 from jaxserve.layers.attention import Attend, attend_dense
 from jaxserve.layers.embed import embed
 from jaxserve.layers.linear import einsum
 from jaxserve.layers.norm import rms_norm
-from jaxserve.layers.rope import rotate, rotation
+from jaxserve.layers.rope import RopeTable, rotate, rotation
 from jaxserve.models.config import DecoderConfig
 
 # Sees every named activation and returns what the model goes on with: records, or replaces.
@@ -50,13 +50,13 @@ class Attention(nnx.Module):
 
     def __call__[Cache](
         self,
-        x: Array,
-        table: tuple[Array, Array],
+        x: Float[Array, "tokens embed"],
+        table: RopeTable,
         cache: Cache,
         attend: Attend[Cache],
         tap: Tap,
-    ) -> tuple[Array, Cache]:
-        """Mix `x` [tokens, embed] over positions; returns the same shape, and the cache."""
+    ) -> tuple[Float[Array, "tokens embed"], Cache]:
+        """Mix `x` over positions; returns what to add to the stream, and the cache."""
         q = _plus(einsum("td,dhk->thk", x, self.q[...]), self.q_bias)
         k = _plus(einsum("td,dhk->thk", x, self.k[...]), self.k_bias)
         v = _plus(einsum("td,dhk->thk", x, self.v[...]), self.v_bias)
@@ -82,8 +82,8 @@ class MLP(nnx.Module):
         self.up_bias = _zeros(ffw=f) if bias else None
         self.down_bias = _zeros(embed=d) if bias else None
 
-    def __call__(self, x: Array, tap: Tap) -> Array:
-        """Transform each token of `x` [tokens, embed] by itself."""
+    def __call__(self, x: Float[Array, "tokens embed"], tap: Tap) -> Float[Array, "tokens embed"]:
+        """Transform each token of `x` by itself."""
         gate = _plus(einsum("td,df->tf", x, self.gate[...]), self.gate_bias)
         up = _plus(einsum("td,df->tf", x, self.up[...]), self.up_bias)
         active = tap("active", jax.nn.silu(gate) * up)
@@ -103,13 +103,13 @@ class Block(nnx.Module):
 
     def __call__[Cache](
         self,
-        x: Array,
-        table: tuple[Array, Array],
+        x: Float[Array, "tokens embed"],
+        table: RopeTable,
         cache: Cache,
         attend: Attend[Cache],
         tap: Tap,
-    ) -> tuple[Array, Cache]:
-        """Return the stream [tokens, embed] after this layer, and the layer's cache."""
+    ) -> tuple[Float[Array, "tokens embed"], Cache]:
+        """Return the stream after this layer, and the layer's cache."""
         with jax.named_scope("attention"):
             inner = rms_norm(x, self.attention_norm[...], eps=self.norm_eps)
             out, cache = self.attention(inner, table, cache, attend, _under(tap, "attention"))
@@ -135,12 +135,13 @@ class Decoder(nnx.Module):
             None if config.tied_embeddings else _matrix(embed=config.embed, vocab=config.vocab_size)
         )
 
-    def __call__(self, token_ids: Array, *, tap: Tap | None = None) -> Array:
-        """Return next-token logits float32[..., tokens, vocab] of whole sequences.
+    def __call__(
+        self, token_ids: Int[Array, "*batch tokens"], *, tap: Tap | None = None
+    ) -> Float[Array, "*batch tokens vocab"]:
+        """Return float32 logits of the token after each token of whole sequences.
 
-        token_ids: int[..., tokens], every sequence starting at position 0; leading dimensions are
-        mapped over. Sequences of unequal length are padded at the end: a token never sees those
-        after it.
+        Every sequence starts at position 0. Those of unequal length are padded at the end, with
+        any token: none sees those after it.
         tap: sees and may replace the named activations of one sequence (docs/models.md lists
         them). What it keeps are tracers once a transformation is at work: use `capture`.
         """
@@ -155,18 +156,18 @@ class Decoder(nnx.Module):
 
     def hidden[Cache](
         self,
-        token_ids: Array,
-        positions: Array,
+        token_ids: Int[Array, " tokens"],
+        positions: Int[Array, " tokens"],
         caches: Sequence[Cache],
         attend: Attend[Cache],
         *,
         rope_length: int | None = None,
         tap: Tap | None = None,
-    ) -> tuple[Array, tuple[Cache, ...]]:
-        """Return what the head reads, [tokens, embed], and each layer's cache after the call.
+    ) -> tuple[Float[Array, "tokens embed"], tuple[Cache, ...]]:
+        """Return what the head reads, and each layer's cache after the call.
 
-        token_ids and positions: int[tokens], of one sequence or of many packed together; only
-        `attend` knows which token belongs where. caches: one per layer, handed to `attend`.
+        The tokens may be of one sequence or of many packed together; only `attend` knows which
+        belongs where. caches: one per layer, handed to `attend`.
         rope_length: the length dynamic RoPE is scaled for, by default the model's own context;
         the other variants do not depend on it.
         """
@@ -187,8 +188,8 @@ class Decoder(nnx.Module):
         x = rms_norm(x, self.final_norm[...], eps=config.norm_eps)
         return tap("final_norm", x), tuple(after)
 
-    def logits(self, hidden: Array) -> Array:
-        """Return float32[rows, vocab] for rows of `hidden` [rows, embed]."""
+    def logits(self, hidden: Float[Array, "rows embed"]) -> Float[Array, "rows vocab"]:
+        """Return the float32 logits of rows of `hidden`."""
         with jax.named_scope("lm_head"):
             if self.lm_head is None:
                 return einsum("td,vd->tv", hidden, self.embedding[...], dtype=jnp.float32)

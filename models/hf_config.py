@@ -4,6 +4,7 @@ Keys and defaults are those of transformers 5.23; both its spellings of RoPE are
 (`rope_parameters`, and the older `rope_theta` beside `rope_scaling`).
 """
 
+import math
 from collections.abc import Mapping
 
 from jaxserve.errors import CheckpointError
@@ -26,15 +27,13 @@ class HfConfig:
             raise CheckpointError(f"{self._where} lacks {key}")
         return value
 
-    def optional_integer(self, key: str, *, default: int | None = None) -> int | None:
-        """Return a positive integer or None; `default` stands in for an absent key only."""
+    def optional_integer(self, key: str, *, default: int | None = None, low: int = 1) -> int | None:
+        """Return an integer from `low` up, or None; `default` stands in for an absent key only."""
         value = self._values.get(key, default)
         if value is None:
             return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self._refusal(key, "a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise self._refusal(key, f"integers from {low} up")
         return value
 
     def number(self, key: str, *, default: float | None = None) -> float:
@@ -51,8 +50,10 @@ class HfConfig:
         value = self._values.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise self._refusal(key, "a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._refusal(key, "positive numbers")
+        if not 0 < value < math.inf:
+            raise self._refusal(key, "positive numbers")
         return float(value)
 
     def flag(self, key: str, *, default: bool) -> bool:
@@ -75,7 +76,7 @@ class HfConfig:
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            raise self._refusal(key, "a list of strings")
+            raise self._refusal(key, "lists of strings")
         return tuple(value)
 
     def word(self, key: str) -> str | None:
@@ -84,7 +85,7 @@ class HfConfig:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise self._refusal(key, "a string")
+            raise self._refusal(key, "strings")
         return value
 
     def section(self, key: str) -> "HfConfig | None":
@@ -93,7 +94,7 @@ class HfConfig:
         if value is None or value == {}:
             return None
         if not isinstance(value, dict):
-            raise self._refusal(key, "an object")
+            raise self._refusal(key, "objects")
         return HfConfig(value, where=f"{key} in {self._where}")
 
     def _refusal(self, key: str, limit: str) -> CheckpointError:
@@ -127,7 +128,12 @@ def decoder_config(
             )
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     kv_heads = reader.optional_integer("num_key_value_heads", default=kv_heads) or heads
-    head_dim = reader.optional_integer("head_dim", default=head_dim) or embed // heads
+    head_dim = reader.optional_integer("head_dim", default=head_dim)
+    if head_dim is None and embed % heads:
+        raise CheckpointError(
+            f"hidden_size must be a multiple of num_attention_heads, got {embed} and {heads}"
+        )
+    head_dim = head_dim or embed // heads
     num_layers = reader.integer("num_hidden_layers")
     max_position = reader.integer("max_position_embeddings")
     if heads % kv_heads:
@@ -170,7 +176,7 @@ def qwen_windows(reader: HfConfig) -> tuple[int | None, ...]:
         window = None
     kinds = reader.words("layer_types")
     if kinds is None:
-        first = reader.optional_integer("max_window_layers", default=28) or 0
+        first = reader.optional_integer("max_window_layers", default=28, low=0) or 0
         return tuple(window if i >= first else None for i in range(num_layers))
     if len(kinds) != num_layers:
         raise CheckpointError(

@@ -8,7 +8,7 @@ forward passes `attend_dense`, a researcher may pass one that records the weight
 from typing import Protocol
 
 import jax
-from jax import Array
+from jaxtyping import Array, Float
 
 
 class Attend[Cache](Protocol):
@@ -16,30 +16,33 @@ class Attend[Cache](Protocol):
 
     def __call__(
         self,
-        q: Array,
-        k: Array,
-        v: Array,
+        q: Float[Array, "tokens heads head_dim"],
+        k: Float[Array, "tokens kv_heads head_dim"],
+        v: Float[Array, "tokens kv_heads head_dim"],
         cache: Cache,
         *,
         scale: float,
         sliding_window: int | None,
-    ) -> tuple[Array, Cache]:
-        """Return [tokens, heads, head_dim] and the cache with the new keys and values in it.
+    ) -> tuple[Float[Array, "tokens heads head_dim"], Cache]:
+        """Return what each token gathered, and the cache with the new keys and values in it.
 
-        q: [tokens, heads, head_dim], k and v: [tokens, kv_heads, head_dim], rotated already.
-        sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None is
-        all of them.
+        q and k are rotated already. sliding_window: a token sees itself and the
+        `sliding_window - 1` tokens before it; None is all of them.
         """
         ...
 
 
 def causal_attention(
-    q: Array, k: Array, v: Array, *, scale: float, sliding_window: int | None = None
-) -> Array:
+    q: Float[Array, "tokens heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> Float[Array, "tokens heads head_dim"]:
     """Attend within one whole sequence, each token to itself and those before it.
 
-    q: [tokens, heads, head_dim], k and v: [tokens, kv_heads, head_dim]; kv_heads divides heads,
-    and each key-value head serves the next heads / kv_heads query heads (Ainslie et al., "GQA",
+    Each key-value head serves heads / kv_heads neighbouring query heads (Ainslie et al., "GQA",
     2023, arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of `v`.
     """
     with jax.named_scope("attention"):
@@ -54,7 +57,13 @@ def causal_attention(
 
 
 def attend_dense(
-    q: Array, k: Array, v: Array, cache: None, *, scale: float, sliding_window: int | None
-) -> tuple[Array, None]:
+    q: Float[Array, "tokens heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    cache: None,
+    *,
+    scale: float,
+    sliding_window: int | None,
+) -> tuple[Float[Array, "tokens heads head_dim"], None]:
     """Attend within one whole sequence, keeping nothing: the `Attend` of the full forward."""
     return causal_attention(q, k, v, scale=scale, sliding_window=sliding_window), cache

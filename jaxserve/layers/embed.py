@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float, Int
 
 
-def embed(table: Array, token_ids: Array) -> Array:
-    """Return the rows `token_ids` [...] of `table` [vocab, embed], as [..., embed].
+def embed(
+    table: Float[Array, "vocab embed"], token_ids: Int[Array, " tokens"]
+) -> Float[Array, "tokens embed"]:
+    """Return the rows `token_ids` of `table`.
 
     An id outside of the table gives a row of NaN, so that it cannot pass for a token.
     """

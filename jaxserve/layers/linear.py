@@ -1,11 +1,17 @@
 """Every product of activations and weights goes through `einsum`."""
 
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 
-def einsum(spec: str, x: Array, weight: Array, *, dtype: DTypeLike | None = None) -> Array:
+def einsum(
+    spec: str,
+    x: Float[Array, "..."],
+    weight: Float[Array, "..."],
+    *,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "..."]:
     """Contract activations with a weight, in the einsum letters of the model code.
 
     The result has the dtype of `x`, or `dtype` where more is wanted than the activations carry

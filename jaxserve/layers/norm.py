@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float
 
 
-def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
+def rms_norm(
+    x: Float[Array, "*rows width"], weight: Float[Array, " width"], *, eps: float
+) -> Float[Array, "*rows width"]:
     """Scale the last dimension of `x` to a root mean square of one, then by `weight`.
 
     Computed in float32, returned in the dtype of `x`. Zhang and Sennrich, "Root Mean Square Layer

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
+
+type RopeTable = tuple[Float[Array, "tokens pairs"], Float[Array, "tokens pairs"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +142,10 @@ class YarnRope(Rope):
         return 1.0 if self.factor <= 1 else 0.1 * weight * math.log(self.factor) + 1.0
 
 
-def rotation(rope: Rope, head_dim: int, positions: Array, *, length: int) -> tuple[Array, Array]:
-    """Return cosines and sines, float32[tokens, head_dim / 2] each, at `positions` int[tokens]."""
+def rotation(
+    rope: Rope, head_dim: int, positions: Int[Array, " tokens"], *, length: int
+) -> RopeTable:
+    """Return float32 cosines and sines of every pair's angle at `positions`."""
     with jax.named_scope("rope_table"):
         frequencies = rope.inverse_frequencies(head_dim, length=length).astype(np.float32)
         # float32: bfloat16 cannot tell position 257 from 256.
@@ -149,8 +153,10 @@ def rotation(rope: Rope, head_dim: int, positions: Array, *, length: int) -> tup
         return jnp.cos(angles) * rope.magnitude, jnp.sin(angles) * rope.magnitude
 
 
-def rotate(x: Array, table: tuple[Array, Array]) -> Array:
-    """Turn the halves of each head of `x` [tokens, heads, head_dim] against each other.
+def rotate(
+    x: Float[Array, "tokens heads head_dim"], table: RopeTable
+) -> Float[Array, "tokens heads head_dim"]:
+    """Turn the halves of each head of `x` against each other.
 
     Pair i is dimensions i and i + head_dim / 2, the order of Hugging Face checkpoints. Computed in
     float32, returned in the dtype of `x`.

@@ -1,0 +1,50 @@
+"""Make goldens.npz: logits of Hugging Face transformers for every case of checkpoints.py.
+
+Needs torch and transformers (made with torch 2.13 and transformers 5.23, float32, CPU); from the
+root of the project:
+
+    python -m tests.goldens.make_goldens
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch  # type: ignore[import-not-found]
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from tests.goldens import checkpoints
+
+GOLDENS = Path(__file__).with_name("goldens.npz")
+
+
+def logits(config: checkpoints.HfConfig) -> NDArray[np.float32]:
+    """Return float32[POSITIONS, vocab] of the case's prompt, through transformers' own loader."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoints.write_checkpoint(Path(folder), config),
+            attn_implementation="eager",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    faults = {kind: keys for kind, keys in report.items() if keys}
+    if faults:
+        raise SystemExit(f"transformers reads other tensors than checkpoints.py writes: {faults}")
+    token_ids = torch.from_numpy(checkpoints.prompt(config).astype(np.int64))[None]
+    with torch.no_grad():
+        found: NDArray[np.float32] = model(token_ids, use_cache=False).logits[0].numpy()
+    return found[list(checkpoints.POSITIONS)]
+
+
+def main() -> None:
+    """Write the logits of all cases."""
+    torch.set_num_threads(1)
+    goldens = {name: logits(config) for name, config in checkpoints.CASES.items()}
+    np.savez_compressed(GOLDENS, allow_pickle=False, **goldens)
+    largest = max(float(np.abs(golden).max()) for golden in goldens.values())
+    print(f"{len(goldens)} cases, {GOLDENS.stat().st_size} bytes, largest logit {largest:.1f}")
+
+
+if __name__ == "__main__":
+    main()
