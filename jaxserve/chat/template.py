@@ -49,6 +49,7 @@ class ChatTemplate:
         self._sources = [template] if isinstance(template, str) else list(template.values())
         self._trees = [_parse(source) for source in self._sources]
         self._reads = frozenset[str]().union(*map(meta.find_undeclared_variables, self._trees))
+        self._forms = self._find_forms()
 
     @cached_property
     def variables(self) -> frozenset[str]:
@@ -136,8 +137,7 @@ class ChatTemplate:
             content = [{"type": "text", "text": content}]
         return {**message, "role": role, "content": content}
 
-    @cached_property
-    def _forms(self) -> Mapping[str, tuple[bool, bool]]:
+    def _find_forms(self) -> Mapping[str, tuple[bool, bool]]:
         """For each role, whether the template takes its content as a string, and as parts.
 
         Found by rendering a probe both ways: templates differ too much to be read for it. Parts

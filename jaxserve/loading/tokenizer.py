@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ class Tokenizer:
 
     transformers builds it, so that every class it knows means here what it means there; the work
     is done by the Rust `backend`, which the engine's detokenizer shares. Ids and texts are plain
-    Python; nothing is padded or truncated.
+    Python; nothing is padded or truncated. `pretrained` is transformers' own object.
     """
 
     def __init__(self, pretrained: Any) -> None:
-        self._pretrained = pretrained
+        self.pretrained = pretrained
         self.backend: Backend = pretrained.backend_tokenizer
         # A tokenizer.json may ask for either; both would silently change prompts.
         self.backend.no_padding()
@@ -30,6 +31,8 @@ class Tokenizer:
             token_id: token.content.encode()
             for token_id, token in self.backend.get_added_tokens_decoder().items()
         }
+        # Read here, since it takes a tenth of a second that no request should wait for.
+        self.max_token_bytes = max(len(token.encode()) for token in self.backend.get_vocab())
 
     @classmethod
     def load(cls, folder: Path, *, chat_template: str | None = None) -> "Tokenizer":
@@ -58,6 +61,12 @@ class Tokenizer:
             pretrained.chat_template = chat_template
         return cls(pretrained)
 
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """Return this tokenizer with another Jinja template of chats."""
+        pretrained = copy(self.pretrained)
+        pretrained.chat_template = template
+        return Tokenizer(pretrained)
+
     @cached_property
     def vocab_size(self) -> int:
         """Ids the tokenizer knows, added ones included; a model's logits may be wider."""
@@ -66,40 +75,35 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """The tokenizer's end-of-text ids; a model's generation config may name more."""
-        eos = self._pretrained.eos_token_id
+        eos = self.pretrained.eos_token_id
         return () if eos is None else (eos,)
-
-    @cached_property
-    def max_token_bytes(self) -> int:
-        """Bytes of UTF-8 in the longest vocabulary entry."""
-        return max(len(token.encode()) for token in self.backend.get_vocab())
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """Special tokens by role, such as `bos_token`, as chat templates see them."""
-        return dict(self._pretrained.special_tokens_map)
+        return dict(self.pretrained.special_tokens_map)
 
     @property
     def chat_template(self) -> str | Mapping[str, str] | None:
         """The Jinja template of chats, several by name, or None when the model is not for chat."""
-        template: str | dict[str, str] | None = self._pretrained.chat_template
+        template: str | dict[str, str] | None = self.pretrained.chat_template
         return template
 
     @cached_property
     def render_parameters(self) -> frozenset[str]:
         """The renderer's own parameters, which no variable of a template may be named."""
-        return frozenset(inspect.signature(self._pretrained.apply_chat_template).parameters)
+        return frozenset(inspect.signature(self.pretrained.apply_chat_template).parameters)
 
-    def check_length(self, text: str, *, max_model_len: int, param: str) -> None:
-        """Raise ContextLengthError when `text` cannot fit in `max_model_len` tokens.
+    def check_num_chars(self, num_chars: int, *, max_model_len: int, param: str) -> None:
+        """Raise ContextLengthError when so long a text cannot fit in `max_model_len` tokens.
 
-        Cheap, and done before encoding: even the longest tokens could not cover such a text.
+        Done before encoding, which takes time: even the longest tokens could not cover the text.
         """
         limit = max_model_len * self.max_token_bytes
-        if len(text) > limit:
+        if num_chars > limit:
             raise ContextLengthError(
-                f"This model's maximum context length is {max_model_len} tokens, at most {limit}"
-                f" characters, but {param} has {len(text)} characters",
+                f"This model's maximum context length is {max_model_len} tokens, which is at most"
+                f" {limit} characters, but {param} has {num_chars}",
                 param=param,
             )
 
@@ -171,7 +175,7 @@ class Tokenizer:
         variables: further names the template reads; the caller answers for their being harmless.
         Raises whatever the template raises: chat/template.py makes requests' errors of it.
         """
-        prompt: str = self._pretrained.apply_chat_template(
+        prompt: str = self.pretrained.apply_chat_template(
             [dict(message) for message in messages],
             tools=tools,
             documents=documents,

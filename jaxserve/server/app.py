@@ -1,0 +1,60 @@
+"""The ASGI application: routes, and what stands around them."""
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from jaxserve.metrics import Metrics
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.endpoints.chat_completions import create_chat_completion
+from jaxserve.server.endpoints.completions import create_completion
+from jaxserve.server.endpoints.health import health, ready
+from jaxserve.server.endpoints.metrics import metrics as get_metrics
+from jaxserve.server.endpoints.models import get_model, list_models
+from jaxserve.server.endpoints.tokenize import detokenize, tokenize
+from jaxserve.server.endpoints.version import version
+from jaxserve.server.errors import HANDLERS
+from jaxserve.server.middleware import AuthorizeMiddleware, ObserveMiddleware
+from jaxserve.server.state import ServedModel, ServerState
+
+ROUTES = (
+    Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
+    Route("/v1/completions", create_completion, methods=["POST"]),
+    Route("/v1/models", list_models),
+    Route("/v1/models/{model_id:path}", get_model),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/health", health),
+    Route("/ready", ready),
+    Route("/version", version),
+    Route("/metrics", get_metrics),
+)
+
+
+def create_app(
+    models: Sequence[ServedModel], *, metrics: Metrics, config: ServerConfig
+) -> Starlette:
+    """Return the application that serves `models`, the first of them to requests that name none.
+
+    The models are warm and their engines run; the application does not stop them, `serve` does.
+    """
+    middleware = [Middleware(ObserveMiddleware, metrics=metrics)]
+    if config.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+            )
+        )
+    if config.api_keys:
+        middleware.append(Middleware(AuthorizeMiddleware, api_keys=config.api_keys))
+    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS)
+    # A redirect would be to the host that the client's Host header names.
+    app.router.redirect_slashes = False
+    app.state.server = ServerState(models, metrics=metrics, config=config)
+    return app

@@ -1,0 +1,59 @@
+"""Settings of the HTTP server."""
+
+from dataclasses import dataclass, field
+
+from jaxserve.errors import ConfigError
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where to listen, whom to answer, and how long to wait for whom.
+
+    api_keys: when there are any, every route but /health and /ready asks for one of them.
+    allowed_origins: web origins whose pages may call the server; none by default.
+    max_body_bytes: longest request body. max_connections: open at once. max_concurrent_requests:
+    answers being made at once, before the engine's own queue; more are refused with 503.
+    header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
+    pause within a body. send_timeout_s: how long a client may leave its answer unread.
+    shutdown_timeout_s: how long answers may still take once the server is told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_origins: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    max_body_bytes: int = 16 * MIB
+    max_connections: int = 8192
+    max_concurrent_requests: int = 4096
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    send_timeout_s: float = 60.0
+    keep_alive_timeout_s: float = 75.0
+    shutdown_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be in [0, 65535], got {self.port}")
+        if any(not key for key in self.api_keys):
+            raise ConfigError("api_keys must not be empty strings")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError("ssl_certfile and ssl_keyfile must be given together")
+        for name in ("max_body_bytes", "max_connections", "max_concurrent_requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "header_timeout_s",
+            "body_timeout_s",
+            "send_timeout_s",
+            "keep_alive_timeout_s",
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.shutdown_timeout_s >= 0:
+            raise ConfigError(
+                f"shutdown_timeout_s must be at least 0, got {self.shutdown_timeout_s}"
+            )

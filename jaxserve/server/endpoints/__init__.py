@@ -1,0 +1,1 @@
+"""One file an endpoint, named for its path."""

@@ -1,0 +1,133 @@
+"""Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from jaxserve.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    JaxserveError,
+    OverloadedError,
+)
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+MAX_PATH_CHARS = 100
+CLIENT_CLOSED_REQUEST = 499
+
+
+class UnauthorizedError(InvalidRequestError):
+    """The request carries no API key, or none that this server knows."""
+
+    status = 401
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param=None, code="invalid_api_key")
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body is longer than the server reads."""
+
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the request body must be at most {limit} bytes", param=None, code="body_too_large"
+        )
+
+
+class ShuttingDownError(OverloadedError):
+    """The server is stopping: it takes nothing new, and ends what outlasts the time to drain."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", retry_after_s=1.0)
+
+
+class GenerationError(JaxserveError):
+    """The engine gave up on one request through no fault of the caller."""
+
+
+class ErrorBody(msgspec.Struct):
+    """What stands under "error"."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
+    """Return the HTTP status, the body and the headers that answer an error."""
+    match error:
+        case InvalidRequestError():
+            return error.status, ErrorBody(error.message, INVALID, error.param, error.code), {}
+        case OverloadedError():
+            code = "shutting_down" if isinstance(error, ShuttingDownError) else "overloaded"
+            seconds = max(1, math.ceil(error.retry_after_s))
+            body = ErrorBody(error.message, SERVER, code=code)
+            return 503, body, {"retry-after": str(seconds)}
+        case EngineDeadError():
+            message = "the engine has stopped; the server is going down"
+            return 503, ErrorBody(message, SERVER, code="engine_dead"), {}
+        case _:
+            message = "the server could not complete the request"
+            return 500, ErrorBody(message, SERVER, code="internal_error"), {}
+
+
+def encode(body: ErrorBody) -> bytes:
+    """Return the JSON of an error, as an answer's body or an event's data."""
+    return msgspec.json.encode({"error": body})
+
+
+def error_response(error: Exception) -> Response:
+    """Return the answer to an error; of one that is not jaxserve's it tells nothing."""
+    status, body, headers = describe(error)
+    if status == 401:
+        headers = {"www-authenticate": "Bearer", **headers}
+    if status == 413:
+        # The rest of the body is not worth reading.
+        headers = {"connection": "close", **headers}
+    return _json(status, body, headers)
+
+
+async def on_jaxserve_error(_: Request, error: Exception) -> Response:
+    """Answer an error that jaxserve raised on purpose."""
+    assert isinstance(error, JaxserveError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what Starlette refuses itself: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method[:16], request.scope["path"][:MAX_PATH_CHARS]
+    words: Mapping[int, tuple[str, str | None]] = {
+        404: (f"there is nothing at {method} {path}", "not_found"),
+        405: (f"{method} is not allowed at {path}", "method_not_allowed"),
+    }
+    message, code = words.get(error.status_code, ("the request was refused", None))
+    body = ErrorBody(message, INVALID, code=code)
+    return _json(error.status_code, body, dict(error.headers or {}))
+
+
+async def on_client_disconnect(_: Request, __: Exception) -> Response:
+    """Nobody reads this answer; its status, nginx's for the case, is for the log."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+HANDLERS: Mapping[Any, Any] = {
+    JaxserveError: on_jaxserve_error,
+    HTTPException: on_http_exception,
+    ClientDisconnect: on_client_disconnect,
+}
+
+
+def _json(status: int, body: ErrorBody, headers: Mapping[str, str]) -> Response:
+    return Response(
+        encode(body), status_code=status, headers=headers, media_type="application/json"
+    )

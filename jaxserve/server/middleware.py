@@ -1,0 +1,134 @@
+"""What happens around every request: an id, a log line, a count; and asking for the key.
+
+Pure ASGI: Starlette's BaseHTTPMiddleware would stand between a stream and its client's leaving.
+"""
+
+import hashlib
+import hmac
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxserve.logging import get_logger
+from jaxserve.metrics import Metrics
+from jaxserve.server.errors import UnauthorizedError, error_response
+
+log = get_logger(__name__)
+
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+OPEN_PATHS = frozenset({"/health", "/ready"})
+PROBED_PATHS = OPEN_PATHS | {"/metrics"}
+
+
+@dataclass(slots=True)
+class AccessRecord:
+    """What the log line of a request says beside its path and status; endpoints fill it in."""
+
+    request_id: str
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token_s: float | None = None
+    finish_reason: str | None = None
+    key_id: str | None = None
+
+
+def access_record(scope: Scope) -> AccessRecord:
+    """Return the record of the request in hand."""
+    record: AccessRecord = scope["state"]["access"]
+    return record
+
+
+class ObserveMiddleware:
+    """Gives a request its id, counts it, logs it, and answers for faults of ours.
+
+    A client's own x-request-id is logged and sent back; nothing is ever looked up by it.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s = time.monotonic()
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        record = AccessRecord(request_id)
+        scope.setdefault("state", {})["access"] = record
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                if status:
+                    raise
+                log.exception("request failed")
+                await error_response(error)(scope, receive, send_with_id)
+            finally:
+                self._report(scope, record, status=status, seconds=time.monotonic() - began_s)
+
+    def _report(self, scope: Scope, record: AccessRecord, *, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = scope.get("route")
+        handler = route.path if isinstance(route, Route) else "unmatched"
+        self._metrics.observe_http(method, handler, status)
+        # Probes come every second or so: at that rate they would be most of the log.
+        write = log.debug if handler in PROBED_PATHS and status < 400 else log.info
+        known = {name: value for name, value in asdict(record).items() if value is not None}
+        write("request", method=method, path=handler, status=status, seconds=seconds, **known)
+
+
+class AuthorizeMiddleware:
+    """Asks for an API key at every route but those of probes. Preflights (OPTIONS) carry none.
+
+    Decides by the path of the ASGI scope, never by a URL made with the Host header. Keys are
+    compared as digests, in a time that tells nothing of how much of one was right.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass or answer 401."""
+        is_open = scope["type"] == "lifespan" or (
+            scope["type"] == "http"
+            and (scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS")
+        )
+        if not is_open:
+            digest = self._known(Headers(scope=scope).get("authorization", ""))
+            if digest is None:
+                error = UnauthorizedError(
+                    "this server asks for an API key it knows, as 'Authorization: Bearer KEY'"
+                )
+                await error_response(error)(scope, receive, send)
+                return
+            access_record(scope).key_id = digest.hex()[:12]
+        await self._app(scope, receive, send)
+
+    def _known(self, authorization: str) -> bytes | None:
+        """Return the digest of a known key, after looking at all of them."""
+        scheme, _, key = authorization.partition(" ")
+        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return digest if any(matches) and scheme.lower() == "bearer" else None

@@ -1,0 +1,116 @@
+"""From bodies to the engine's requests: rendering, encoding and checking, off the event loop."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import anyio.to_thread
+from starlette.types import Scope
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.request import Request, SamplingParams
+from jaxserve.server.middleware import access_record
+from jaxserve.server.protocol.chat import Chat, ChatBody
+from jaxserve.server.protocol.common import GenerationBody
+from jaxserve.server.protocol.completions import CompletionBody
+from jaxserve.server.state import ServedModel, ServerState
+
+
+async def in_worker[T](state: ServerState, work: Callable[[], T]) -> T:
+    """Run `work` on a worker thread; a caller that is cancelled does not wait for its end."""
+    return await anyio.to_thread.run_sync(work, limiter=state.workers, abandon_on_cancel=True)
+
+
+def encode(
+    model: ServedModel, text: str, *, add_special_tokens: bool, param: str
+) -> tuple[int, ...]:
+    """Return the ids of a text, unless it is so long that it cannot fit. Slow: for a worker."""
+    model.tokenizer.check_num_chars(len(text), max_model_len=model.max_model_len, param=param)
+    return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def encode_chat(model: ServedModel, chat: Chat) -> tuple[int, ...]:
+    """Return the prompt of a chat as ids. Slow: for a worker."""
+    model.tokenizer.check_num_chars(
+        chat.num_chars(), max_model_len=model.max_model_len, param="messages"
+    )
+    text = chat.render(model.chat_template())
+    return encode(model, text, add_special_tokens=chat.add_special_tokens, param="messages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMaker:
+    """Makes requests of one body; `arrival_s` is when the server began to look at it."""
+
+    model: ServedModel
+    body: GenerationBody
+    params: SamplingParams
+    cache_salt: str
+    arrival_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.body.priority and not self.model.has_priorities:
+            raise InvalidRequestError(
+                f"priority must be 0 on a server that schedules by arrival,"
+                f" got {self.body.priority}",
+                param="priority",
+            )
+
+    def of_chat(self, chat: ChatBody) -> tuple[Request, ...]:
+        """Return the request of a chat. Slow: for a worker."""
+        asked = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+        with _renamed({"prompt": "messages", "max_tokens": asked}):
+            return (self._make(encode_chat(self.model, chat)),)
+
+    def of_prompts(self, body: CompletionBody) -> tuple[Request, ...]:
+        """Return a request for each prompt. Slow: for a worker."""
+        special = body.add_special_tokens
+        return tuple(
+            self._make(
+                prompt
+                if isinstance(prompt, tuple)
+                else encode(self.model, prompt, add_special_tokens=special, param="prompt")
+            )
+            for prompt in body.prompt
+        )
+
+    def _make(self, prompt_ids: tuple[int, ...]) -> Request:
+        request = Request(
+            # Never a client's own id: two clients could choose the same.
+            id=uuid.uuid4().hex,
+            prompt_ids=prompt_ids,
+            params=self.params,
+            bad_word_ids=self.model.tokenizer.bad_word_ids(self.params.bad_words),
+            priority=self.body.priority,
+            cache_salt=self.cache_salt,
+            arrival_s=self.arrival_s,
+        )
+        request.check(vocab_size=self.model.vocab_size, max_model_len=self.model.max_model_len)
+        return request
+
+
+def cache_salt(state: ServerState, scope: Scope, asked: str | None) -> str:
+    """Return whose cached prefixes a request may share: its own key's, where there are several.
+
+    How fast an answer begins tells whether its prompt was cached, and so what others have asked.
+    """
+    if len(state.config.api_keys) < 2:
+        return asked or ""
+    # A client's salt has no "@" (protocol/common.py), so that none can look like another's.
+    return f"{access_record(scope).key_id}@{asked or ''}"
+
+
+@contextmanager
+def _renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors speak of fields by the names that the body has for them."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        name = names.get(error.param or "")
+        if name is not None and error.param is not None:
+            if error.param != "prompt":
+                error.message = error.message.replace(error.param, name)
+            error.param = name
+        raise

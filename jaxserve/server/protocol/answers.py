@@ -1,0 +1,182 @@
+"""The bodies of answers and the chunks of streams, field by field as OpenAI writes them.
+
+A field that is UNSET is left out; the others are always there, null included. Fields beyond
+OpenAI's are vLLM's.
+"""
+
+from msgspec import UNSET, Struct, UnsetType
+
+type Maybe[T] = T | UnsetType
+
+
+class PromptTokensDetails(Struct):
+    """cached_tokens: prompt tokens found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(Struct):
+    """Tokens read and written, over all choices; the prompt counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class RankedLogprob(Struct):
+    """vLLM's form of a log-probability, as the prompt's come."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+type PromptLogprobs = list[dict[str, RankedLogprob] | None]
+
+
+# Completions
+
+
+class CompletionLogprobs(Struct):
+    """Log-probabilities in columns, an entry a token. text_offset: characters before it."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(Struct):
+    """A text that continues a prompt, or a piece of one in a stream."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    prompt_logprobs: Maybe[PromptLogprobs | None] = UNSET
+    token_ids: Maybe[list[int]] = UNSET
+    prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
+
+
+class Completion(Struct, kw_only=True):
+    """The answer to /v1/completions, and each chunk of its stream."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Maybe[Usage | None] = UNSET
+
+
+# Chats
+
+
+class TopLogprob(Struct):
+    """A token that could have stood at a place. bytes: its UTF-8, maybe part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """The token that does stand there, and the alternatives."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct):
+    """Log-probabilities of the tokens of a message."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(Struct):
+    """What the assistant says."""
+
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(Struct):
+    """One answer to a chat."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    stop_reason: int | str | None
+    token_ids: Maybe[list[int]] = UNSET
+
+
+class ChatCompletion(Struct, kw_only=True):
+    """The answer to /v1/chat/completions."""
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: Maybe[PromptLogprobs | None] = UNSET
+    prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
+
+
+class Delta(Struct):
+    """What a chunk adds to a message."""
+
+    role: Maybe[str] = UNSET
+    content: Maybe[str] = UNSET
+
+
+class ChatChunkChoice(Struct):
+    """What a chunk adds to one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: Maybe[int | str | None] = UNSET
+    token_ids: Maybe[tuple[int, ...]] = UNSET
+
+
+class ChatChunk(Struct, kw_only=True):
+    """A chunk of a chat's stream. prompt_token_ids: in the first one, when asked for."""
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Maybe[Usage | None] = UNSET
+    prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
+
+
+# Models
+
+
+class Model(Struct, kw_only=True):
+    """A model as /v1/models lists it. root: the name of what is served under this one."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "jaxserve"
+    root: str
+    parent: None = None
+    max_model_len: int
+
+
+class ModelList(Struct):
+    """The answer to /v1/models."""
+
+    data: list[Model]
+    object: str = "list"

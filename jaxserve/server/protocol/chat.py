@@ -1,0 +1,223 @@
+"""The body of POST /v1/chat/completions, and the chat it holds as templates want it."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BeforeValidator, FailFast, Field
+
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.errors import InvalidRequestError
+from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.request import MAX_LOGPROBS, SamplingParams
+from jaxserve.server.protocol.common import Body, GenerationBody, Int32
+from jaxserve.server.protocol.parsing import show, wanted
+
+MAX_MESSAGES = 4096
+MAX_TOOLS = 256
+FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+
+type Content = str | list[dict[str, str]]
+type Role = Literal["system", "developer", "user", "assistant", "tool"]
+type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+def _content(value: object) -> Content:
+    """A string, or parts of which all are text."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise wanted("a string or a list of content parts")
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise wanted("a string or a list of content parts, each an object with a type")
+        if kind != "text":
+            raise wanted(f"text or parts of type text: {show(kind)} is not supported")
+        if not isinstance(part.get("text"), str):
+            raise wanted("a list of content parts, each with its text as a string")
+    return [{"type": "text", "text": part["text"]} for part in value]
+
+
+def _tool_choice(value: object) -> str:
+    match value:
+        case "auto" | "none":
+            return value
+        case "required" | {"type": _}:
+            raise wanted("auto or none: forcing a tool call is not supported yet")
+        case _:
+            raise wanted("auto or none")
+
+
+class FunctionCall(Body):
+    """The call of a function, as a model made it before."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """A tool call of an assistant's message; `index` is left over from a stream's deltas."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+    index: int | None = None
+
+
+class Message(Body):
+    """One message of a chat; `annotations`, of an answer sent back, have no effect."""
+
+    role: Role
+    content: Annotated[Content, BeforeValidator(_content)] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
+    tool_call_id: str | None = None
+    annotations: list[Any] | None = None
+
+    def for_template(self, place: str) -> dict[str, Any]:
+        """Return the message as chat templates read it; `place` names it in errors."""
+        if self.content is None and self.role != "assistant":
+            raise InvalidRequestError(
+                f"{place}.content is required", param=f"{place}.content", code="missing_field"
+            )
+        if self.tool_call_id is None and self.role == "tool":
+            raise InvalidRequestError(
+                f"{place}.tool_call_id is required",
+                param=f"{place}.tool_call_id",
+                code="missing_field",
+            )
+        message = self.model_dump(exclude={"annotations", "tool_calls"}, exclude_none=True)
+        if self.tool_calls:
+            message["tool_calls"] = [
+                _call_for_template(call, f"{place}.tool_calls[{index}].function.arguments")
+                for index, call in enumerate(self.tool_calls)
+            ]
+        return message
+
+
+def _call_for_template(call: ToolCall, place: str) -> dict[str, Any]:
+    """Arguments go over the wire as JSON text; templates write the object in their own way."""
+    text = call.function.arguments
+    try:
+        arguments = msgspec.json.decode(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{place} must be JSON, got {show(text)}", param=place) from error
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(
+            f"{place} must be the JSON of an object, got {show(text)}", param=place
+        )
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": call.type, "function": function}
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Chat(Body):
+    """A chat and how to make a prompt of it: what completions and /tokenize share."""
+
+    model: str | None = None
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        default_factory=list
+    )
+    tool_choice: Annotated[str, BeforeValidator(_tool_choice)] = "auto"
+    documents: Annotated[list[dict[str, Any]], FailFast()] = Field(default_factory=list)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: ReasoningEffort | None = None
+
+    def num_chars(self) -> int:
+        """Return how much text the messages hold, at least: what no rendering can shorten."""
+        return sum(
+            len(message.content)
+            if isinstance(message.content, str)
+            else sum(len(part["text"]) for part in message.content or ())
+            for message in self.messages
+        )
+
+    def render(self, template: ChatTemplate) -> str:
+        """Return the prompt. Raises InvalidRequestError where the template cannot take it."""
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
+        variables = dict(self.chat_template_kwargs)
+        if self.reasoning_effort is not None and "reasoning_effort" in template.variables:
+            variables.setdefault("reasoning_effort", self.reasoning_effort)
+        tools = () if self.tool_choice == "none" else self.tools
+        return template.render(
+            [
+                message.for_template(f"messages[{index}]")
+                for index, message in enumerate(self.messages)
+            ],
+            tools=[tool.model_dump(exclude_none=True) for tool in tools],
+            documents=self.documents,
+            add_generation_prompt=not self.continue_final_message
+            if self.add_generation_prompt is None
+            else self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            variables=variables,
+        )
+
+
+class ChatBody(Chat, GenerationBody):
+    """A chat to be continued."""
+
+    logprobs: bool = False
+    top_logprobs: int = 0
+    max_completion_tokens: Int32 | None = None
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        super().check()
+        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise InvalidRequestError(
+                f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {self.top_logprobs}",
+                param="top_logprobs",
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequestError(
+                "top_logprobs can only be given with logprobs=true", param="top_logprobs"
+            )
+
+    @property
+    def echoed(self) -> str:
+        """The text that `echo` puts before an answer: the assistant's message it continues."""
+        last = self.messages[-1]
+        if not self.echo or last.role != "assistant" or last.content is None:
+            return ""
+        if isinstance(last.content, str):
+            return last.content
+        return "".join(part["text"] for part in last.content)
+
+    def params(self, defaults: GenerationDefaults) -> SamplingParams:
+        """Return the engine's parameters; without a limit the answer may fill the context."""
+        max_tokens = self.max_completion_tokens
+        if max_tokens is None:
+            max_tokens = self.max_tokens
+        return self.sampling_params(
+            defaults,
+            max_tokens=defaults.max_new_tokens if max_tokens is None else max_tokens,
+            logprobs=self.top_logprobs if self.logprobs else None,
+            prompt_logprobs=self.prompt_logprobs,
+        )

@@ -1,0 +1,168 @@
+"""What the bodies of chats and completions share: OpenAI's fields and vLLM's, by the same names.
+
+Here only kinds and shapes are checked; ranges are checked where the meaning lives, in
+`SamplingParams`, so that every way in has the same limits.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.request import SamplingParams
+from jaxserve.server.protocol.parsing import show, wanted
+
+INT32_MAX = 2**31 - 1
+# A salt becomes part of a cache key: vLLM's rule, no character that could split one.
+CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
+REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    """One string, or a list of them."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise wanted("a string or a list of strings")
+    return tuple(values)
+
+
+def _logit_bias(value: object) -> dict[int, float]:
+    """An object from token ids, which JSON spells as strings, to numbers."""
+    if not isinstance(value, dict):
+        raise wanted("an object of token ids and numbers")
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not re.fullmatch(r"[0-9]{1,9}", token):
+            raise wanted("an object whose keys are token ids")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise wanted("an object whose values are numbers")
+        biases[int(token)] = bias
+    return biases
+
+
+def _response_format(value: object) -> None:
+    """Nothing but text, which is what there is without asking."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str):
+        raise wanted("an object with a type")
+    if kind != "text":
+        raise wanted(f"of type text: {show(kind)} is not supported yet")
+
+
+class Body(BaseModel):
+    """What all bodies share: strict kinds, finite numbers, no unknown fields, null is absent."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: object) -> object:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+type Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
+type TokenIds = Annotated[list[int], FailFast()]
+type Strings = Annotated[tuple[str, ...], BeforeValidator(_strings)]
+
+
+class StreamOptions(Body):
+    """What a stream tells beside the answer; obfuscation is never added."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
+
+
+class GenerationBody(Body):
+    """The model, the sampling and the form of the answer."""
+
+    model: str | None = None
+    n: int = 1
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = {}
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Strings = ()
+    seed: int | None = None
+    max_tokens: Int32 | None = None
+    min_tokens: Int32 = 0
+    stop: Strings = ()
+    stop_token_ids: TokenIds = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    prompt_logprobs: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    echo: bool = False
+    priority: Int32 = 0
+    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
+    request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    response_format: Annotated[None, BeforeValidator(_response_format)] = None
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options can only be given with stream=true", param="stream_options"
+            )
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequestError(
+                "prompt_logprobs cannot be given with stream=true", param="prompt_logprobs"
+            )
+
+    def sampling_params(
+        self,
+        defaults: GenerationDefaults,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+    ) -> SamplingParams:
+        """Return the engine's parameters: the request's over the model's over ours.
+
+        Raises InvalidRequestError for values out of range.
+        """
+        return SamplingParams(
+            n=self.n,
+            temperature=_first(self.temperature, defaults.temperature, 1.0),
+            top_p=_first(self.top_p, defaults.top_p, 1.0),
+            top_k=_first(self.top_k, defaults.top_k, 0),
+            min_p=_first(self.min_p, defaults.min_p, 0.0),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, 1.0),
+            logit_bias=self.logit_bias,
+            allowed_token_ids=None
+            if self.allowed_token_ids is None
+            else (*self.allowed_token_ids,),
+            bad_words=self.bad_words,
+            seed=self.seed,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            stop=self.stop,
+            stop_token_ids=tuple(self.stop_token_ids),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+
+def _first[T](asked: T | None, default: T | None, otherwise: T) -> T:
+    """The first of three that is given."""
+    if asked is not None:
+        return asked
+    return otherwise if default is None else default

@@ -1,0 +1,72 @@
+"""The body of POST /v1/completions."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.request import SamplingParams
+from jaxserve.server.protocol.common import GenerationBody
+from jaxserve.server.protocol.parsing import wanted
+
+MAX_CHOICES = 256
+DEFAULT_MAX_TOKENS = 16
+
+type Prompt = str | tuple[int, ...]
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """A string, a list of strings, a list of token ids, or a list of lists of token ids."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise wanted("a string, strings, token ids, or lists of token ids")
+    # By exact kind (True is no int here), in one pass that is fast on long prompts.
+    kinds = set(map(type, value))
+    if kinds == {str}:
+        return [*value]
+    if kinds == {int}:
+        return [tuple(value)]
+    if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
+        return [tuple(ids) for ids in value]
+    raise wanted("a string, strings, token ids, or lists of token ids" if value else "not empty")
+
+
+class CompletionBody(GenerationBody):
+    """A prompt, or several to be answered apart."""
+
+    prompt: Annotated[list[Prompt], BeforeValidator(_prompts)]
+    logprobs: int | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether the prompt is wanted back, with its log-probabilities, and nothing new."""
+        return self.echo and self.max_tokens == 0
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        super().check()
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise InvalidRequestError(
+                f"n times the number of prompts must be at most {MAX_CHOICES},"
+                f" got {self.n} times {len(self.prompt)}",
+                param="n",
+            )
+        if self.stream and self.echo and self.logprobs is not None and self.n > 1:
+            raise InvalidRequestError(
+                f"echo with logprobs can only be streamed with n=1, got n={self.n}", param="n"
+            )
+
+    def params(self, defaults: GenerationDefaults) -> SamplingParams:
+        """Return the engine's parameters for each prompt."""
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        wants_scores = self.echo and self.logprobs is not None
+        return self.sampling_params(
+            defaults,
+            # The engine always draws a token; the answer leaves it out.
+            max_tokens=1 if self.only_scores else max_tokens,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.logprobs if wants_scores else self.prompt_logprobs,
+        )

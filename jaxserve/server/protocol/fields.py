@@ -1,0 +1,93 @@
+"""Request fields that are known but not served: refused by name with a reason, or of no effect."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxserve.errors import InvalidRequestError
+
+NOT_YET = "is not supported yet"
+TEXT_ONLY = "is not supported: this server reads and writes text only"
+STRUCTURED = "is not supported yet: answers cannot be bound to a grammar or schema"
+OPERATOR = "is not taken from requests: the server's operator chooses it"
+
+# Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.
+IGNORED = frozenset(
+    {
+        "metadata",
+        "moderation",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "session_id",
+        "spaces_between_special_tokens",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+
+# Refused unless the value is one of those given, which ask for what is done anyway.
+REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "audio": (TEXT_ONLY, ()),
+    "best_of": ("is not supported: ask for n answers and choose among them", (1,)),
+    "chat_template": (OPERATOR, ()),
+    "ec_transfer_params": (NOT_YET, ()),
+    "function_call": ("is OpenAI's older form and not supported: use tool_choice", ("none",)),
+    "functions": ("is OpenAI's older form and not supported: use tools", ([],)),
+    "grammar": (STRUCTURED, ()),
+    "guided_choice": (STRUCTURED, ()),
+    "guided_decoding_backend": (STRUCTURED, ()),
+    "guided_grammar": (STRUCTURED, ()),
+    "guided_json": (STRUCTURED, ()),
+    "guided_json_object": (STRUCTURED, (False,)),
+    "guided_regex": (STRUCTURED, ()),
+    "guided_whitespace_pattern": (STRUCTURED, ()),
+    "include_reasoning": (
+        "is not supported yet: reasoning is part of the text and cannot be left out",
+        (True,),
+    ),
+    "kv_transfer_params": (NOT_YET, ()),
+    "length_penalty": ("is not supported: it belongs to beam search", (1, 1.0)),
+    "logprob_token_ids": (NOT_YET, ([],)),
+    "media_io_kwargs": (TEXT_ONLY, ({},)),
+    "mm_processor_kwargs": (TEXT_ONLY, ({},)),
+    "modalities": (TEXT_ONLY, (["text"],)),
+    "prompt_embeds": ("is not supported: prompts are text or token ids", ()),
+    "regex": (STRUCTURED, ()),
+    "repetition_detection": (NOT_YET, ()),
+    "return_prompt_text": (NOT_YET, (False,)),
+    "return_weight_versions": (NOT_YET, (False,)),
+    "stream_interval": (NOT_YET, (1,)),
+    "structured_outputs": (STRUCTURED, ()),
+    "suffix": ("is not supported: the model cannot be asked to fill a gap", ("",)),
+    "thinking_token_budget": (NOT_YET, ()),
+    "truncate_prompt_tokens": ("is not supported: shorten the prompt before sending it", ()),
+    "truncation_side": ("is not supported: prompts are never truncated", ()),
+    "use_beam_search": ("is not supported: there is no beam search", (False,)),
+    "vllm_xargs": (NOT_YET, ({},)),
+    "watermarking": (NOT_YET, (False,)),
+    "web_search_options": ("is not supported: this server does not search the web", ()),
+}
+
+
+def served_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a body is left to serve: no fields that have no effect.
+
+    Raises InvalidRequestError for a field that cannot be served.
+    """
+    left = {}
+    for name, value in body.items():
+        if value is None or name in IGNORED:
+            continue
+        if name in REFUSED:
+            reason, harmless = REFUSED[name]
+            # By type too: True == 1
+            if not any(type(value) is type(same) and value == same for same in harmless):
+                raise InvalidRequestError(f"{name} {reason}", param=name, code="unsupported_field")
+            continue
+        left[name] = value
+    return left

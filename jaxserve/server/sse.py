@@ -1,0 +1,92 @@
+"""Server-sent events: how a stream of chunks goes over the wire, and what ends it."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from jaxserve.errors import JaxserveError
+from jaxserve.server.errors import describe, encode, error_response
+
+DONE = b"data: [DONE]\n\n"
+# A comment, which clients skip: it keeps proxies from closing a connection that waits in a queue.
+PING = b": waiting\n\n"
+PING_INTERVAL_S = 15.0
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+_encoder = msgspec.json.Encoder()
+
+
+def event(chunk: msgspec.Struct) -> bytes:
+    """Return a chunk as one event."""
+    return b"data: %b\n\n" % _encoder.encode(chunk)
+
+
+class EventStream(StreamingResponse):
+    """An answer sent event by event, as an async generator yields them.
+
+    The status waits for the first event (or ping): an error before it is answered like any other
+    request's, an error after it becomes the last event, and `[DONE]` never comes. However the
+    stream ends, also by the client leaving, the generator is closed; to stop what feeds it is its
+    own `finally`'s business.
+    """
+
+    body_iterator: AsyncGenerator[bytes]
+
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        self._has_started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream, and watch for the client leaving meanwhile."""
+        self._scope, self._receive = scope, receive
+        await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events; the first sends the headers before it."""
+        async with aclosing(self.body_iterator) as events:
+            try:
+                piece = await self._first(events, send)
+                while piece is not None:
+                    await self._send(piece, send)
+                    piece = await anext(events, None)
+            except JaxserveError as error:
+                if not self._has_started:
+                    await error_response(error)(self._scope, self._receive, send)
+                    return
+                await self._send(_error_event(error), send)
+            except Exception as error:
+                if self._has_started:
+                    await self._send(_error_event(error), send)
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _first(self, events: AsyncGenerator[bytes], send: Send) -> bytes | None:
+        """Return the first event, sending pings while it is long in coming."""
+        first = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({first}, timeout=PING_INTERVAL_S)
+                if done:
+                    return first.result()
+                await self._send(PING, send)
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.wait({first})
+
+    async def _send(self, piece: bytes, send: Send) -> None:
+        if not self._has_started:
+            self._has_started = True
+            start: dict[str, Any] = {"type": "http.response.start", "status": self.status_code}
+            await send({**start, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+def _error_event(error: Exception) -> bytes:
+    _, body, _ = describe(error)
+    return b"data: %b\n\n" % encode(body)

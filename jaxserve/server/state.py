@@ -1,0 +1,127 @@
+"""What the endpoints share: the models, the metrics, and how much is going on."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import anyio
+from starlette.requests import Request
+
+from jaxserve import __version__
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.client import EngineClient
+from jaxserve.errors import InvalidRequestError, ModelNotFoundError, OverloadedError
+from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.metrics import Metrics
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.errors import ShuttingDownError
+
+# Threads that render and tokenize; the tokenizer releases the GIL, templates do not.
+NUM_WORKERS = 4
+MAX_NAME_CHARS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model and everything a request to it needs.
+
+    names: what requests may call it, its own name first. chat: None for a model without a chat
+    template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
+    has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
+    same request could give another answer.
+    """
+
+    names: tuple[str, ...]
+    client: EngineClient
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None
+    max_model_len: int
+    vocab_size: int
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    has_priorities: bool = False
+    fingerprint: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        """The model's own name."""
+        return self.names[0]
+
+    def chat_template(self) -> ChatTemplate:
+        """Return how the model wants its chats; raises InvalidRequestError when it takes none."""
+        if self.chat is None:
+            raise InvalidRequestError(
+                f"the model {self.name!r} has no chat template: use /v1/completions",
+                param="messages",
+            )
+        return self.chat
+
+    @property
+    def system_fingerprint(self) -> str:
+        """What answers carry as `system_fingerprint`."""
+        known = f"{self.name}\0{self.max_model_len}\0{self.vocab_size}\0{self.fingerprint}"
+        return f"jaxserve-{__version__}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
+
+
+def server_state(http: Request) -> "ServerState":
+    """Return what the endpoints of this request's server share."""
+    state: ServerState = http.app.state.server
+    return state
+
+
+class ServerState:
+    """One server's models, metrics and load."""
+
+    def __init__(
+        self, models: Sequence[ServedModel], *, metrics: Metrics, config: ServerConfig
+    ) -> None:
+        self.models = tuple(models)
+        self.metrics = metrics
+        self.config = config
+        self.is_draining = False
+        self.workers = anyio.CapacityLimiter(NUM_WORKERS)
+        self._by_name = {name: model for model in models for name in model.names}
+        self._num_active = 0
+
+    def model(self, name: str | None) -> ServedModel:
+        """Return the model of a name, the first one if none is given."""
+        if name is None:
+            return self.models[0]
+        if name not in self._by_name:
+            raise ModelNotFoundError(
+                f"the model {name[:MAX_NAME_CHARS]!r} does not exist here;"
+                f" there is {', '.join(self._by_name)}"
+            )
+        return self._by_name[name]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every engine runs."""
+        return all(model.client.is_alive for model in self.models)
+
+    @contextmanager
+    def admitted(self, model: ServedModel) -> Iterator[None]:
+        """Count an answer while it is made; raise OverloadedError when there are too many.
+
+        Also counts what the engine refuses inside.
+        """
+        try:
+            if self.is_draining:
+                raise ShuttingDownError
+            if self._num_active >= self.config.max_concurrent_requests:
+                raise OverloadedError(
+                    f"the server is making {self._num_active} answers, as many as it may",
+                    retry_after_s=1.0,
+                )
+        except OverloadedError as error:
+            reason = "shutting_down" if self.is_draining else "concurrency"
+            self.metrics.observe_rejection(reason, model_name=model.name)
+            raise error
+        self._num_active += 1
+        try:
+            yield
+        finally:
+            self._num_active -= 1
