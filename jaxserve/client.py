@@ -289,7 +289,7 @@ class InProcessClient(EngineClient):
             except RuntimeError:  # the loop was closed under its readers
                 for stream in self._open_streams():
                     if stream.loop is loop:
-                        self._engine.abort(stream.request.id)
+                        self.abort(stream.request.id)
 
     def _close(self, streams: list[_Stream]) -> None:
         if streams:

@@ -24,7 +24,7 @@ class SequenceGroup:
     has_started: bool = False
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class Sequence:
     """Mutable state of one choice, owned by the scheduler.
 
@@ -80,6 +80,14 @@ class Sequence:
     first_token_s: float | None = None
     last_token_s: float | None = None
     finished_s: float | None = None
+
+    def __repr__(self) -> str:
+        scheduled = self.num_computed + self.num_in_flight
+        return (
+            f"Sequence({self.group.request.id!r}, choice {self.index}, slot {self.slot}, entries"
+            f" {self.num_cached} <= {self.num_computed} <= {scheduled} <= {self.length}, of which"
+            f" awaited {self.num_awaited}, pages {self.pages}, {self.finish_reason})"
+        )
 
     @property
     def request(self) -> Request:

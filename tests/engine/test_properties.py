@@ -1,0 +1,132 @@
+"""Whatever arrives, in whatever order, under whatever pressure: the same tokens, and no leak."""
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxserve.request import FinishReason
+from tests.engine.world import World, request
+from tests.fakes import token_logprobs
+
+# Few different prompt openings, longer than some pages, so that prefixes are often shared.
+PREFIXES = ((), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 9, 9, 9, 9), tuple(range(10, 34)))
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request that arrives after `delay` steps and is aborted `patience` steps later."""
+
+    prompt_ids: tuple[int, ...]
+    delay: int
+    patience: int | None
+    priority: int
+    salt: str
+    params: dict[str, object]
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> Arrival:
+    prefix = draw(st.sampled_from(PREFIXES))
+    own = draw(st.lists(st.integers(0, 63), min_size=1, max_size=12))
+    max_tokens = draw(st.integers(1, 14))
+    return Arrival(
+        prompt_ids=prefix + tuple(own),
+        delay=draw(st.integers(0, 6)),
+        patience=draw(st.none() | st.none() | st.integers(0, 12)),
+        priority=draw(st.integers(-1, 1)),
+        salt=draw(st.sampled_from(["", "", "tenant"])),
+        params={
+            "seed": draw(st.integers(0, 3)),
+            "n": draw(st.sampled_from([1, 1, 1, 2, 4])),
+            "max_tokens": max_tokens,
+            "min_tokens": draw(st.integers(0, max_tokens)),
+            "ignore_eos": draw(st.booleans()),
+            "stop_token_ids": tuple(draw(st.lists(st.integers(0, 63), max_size=4))),
+            "prompt_logprobs": draw(st.none() | st.none() | st.just(0)),
+            "logprobs": draw(st.none() | st.just(0)),
+        },
+    )
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    page_size = draw(st.sampled_from([1, 2, 4, 8]))
+    # The longest prompt with the longest output, and hardly more.
+    smallest = -(-(max(map(len, PREFIXES)) + 12 + 14) // page_size) + 1
+    max_num_seqs = draw(st.integers(1, 6))
+    return World(
+        num_pages=smallest + draw(st.integers(0, 2 * smallest)),
+        page_size=page_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + draw(st.integers(0, 30)),
+        policy=draw(st.sampled_from(["fcfs", "priority"])),
+        async_scheduling=draw(st.booleans()),
+        enable_prefix_caching=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=300)
+@given(world=worlds(), traffic=st.lists(arrivals(), min_size=1, max_size=14))
+def test_any_traffic_gets_the_tokens_of_solo_runs_and_leaves_nothing_behind(
+    world: World, traffic: list[Arrival]
+) -> None:
+    due: list[tuple[int, str, Arrival]] = []
+    leaves: list[tuple[int, str]] = []
+    now = 0
+    for serial, arrival in enumerate(traffic):
+        now += arrival.delay
+        due.append((now, str(serial), arrival))
+        if arrival.patience is not None:
+            leaves.append((now + arrival.patience, str(serial)))
+
+    aborted: set[str] = set()
+    num_steps, num_expected = 0, 0
+    while due or world.engine.has_work:
+        while due and due[0][0] <= num_steps:
+            _, name, arrival = due.pop(0)
+            each = request(
+                name,
+                arrival.prompt_ids,
+                priority=arrival.priority,
+                cache_salt=arrival.salt,
+                **arrival.params,
+            )
+            world.add(each)
+            num_expected += each.params.n * (len(each.prompt_ids) + 14)
+        for leave_at, name in leaves:
+            if leave_at == num_steps and name in world.requests and name not in world.finished:
+                world.engine.abort(name)
+                aborted.add(name)
+        world.step()
+        num_steps += 1
+        # Far more than any order of these tokens takes, unless someone is stuck or starves.
+        assert num_steps < 100 + 20 * num_expected
+
+    world.check_idle()
+    for name, each in world.requests.items():
+        for index in range(each.params.n):
+            answer = world.answers[name, index]
+            expected = world.expected(name, index)
+            if answer.finish_reason is FinishReason.ABORT:
+                assert name in aborted
+                assert answer.token_ids == expected[: len(answer.token_ids)]
+            else:
+                assert answer.token_ids == expected
+            check_logprobs(world, name, index)
+
+
+def check_logprobs(world: World, name: str, index: int) -> None:
+    """Assert that every token asked for came with its own log-probability, once."""
+    each = world.requests[name]
+    events = [e for e in world.events if (e.request_id, e.index) == (name, index)]
+    token_ids = world.output(name, index)
+    wanted = token_ids if each.params.logprobs is not None else []
+    assert [lp for e in events for lp in e.logprobs] == [token_logprobs(t) for t in wanted]
+
+    of_prompt = [e.prompt_logprobs for e in events if e.prompt_logprobs is not None]
+    if each.params.prompt_logprobs is None or index > 0 or not token_ids:
+        assert of_prompt == []
+    else:
+        assert of_prompt == [tuple(token_logprobs(t) for t in each.prompt_ids[1:])]
+        assert events[0].prompt_logprobs is not None

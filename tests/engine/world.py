@@ -1,0 +1,166 @@
+"""A small engine around the fake device, and what its requests should come to."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer
+
+from jaxserve.config import CacheConfig, SchedulerConfig
+from jaxserve.engine import Engine, Scheduler
+from jaxserve.engine.sequence import choice_seed
+from jaxserve.metrics import EngineMetrics
+from jaxserve.plan import RowPlan
+from jaxserve.request import FinishReason, Request, SamplingParams, TokenEvent
+from tests.fakes import FakeRunner, solo_run
+
+EOS = 3
+
+
+def request(
+    name: str = "a",
+    prompt_ids: tuple[int, ...] | list[int] = (5, 6, 7),
+    *,
+    priority: int = 0,
+    cache_salt: str = "",
+    **params: object,
+) -> Request:
+    """A request with a seed, so that `World.expected` knows its output."""
+    settings: dict[str, object] = {"seed": 0, "max_tokens": 8, **params}
+    return Request(
+        id=name,
+        prompt_ids=tuple(prompt_ids),
+        params=SamplingParams(**settings),  # type: ignore[arg-type]
+        priority=priority,
+        cache_salt=cache_salt,
+    )
+
+
+@dataclass
+class Answer:
+    """All events of one choice, put together."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    last: TokenEvent | None = None
+
+
+class World:
+    """An engine on the fake device; every step is checked."""
+
+    def __init__(
+        self,
+        *,
+        num_pages: int = 64,
+        page_size: int = 4,
+        max_num_seqs: int = 4,
+        max_num_batched_tokens: int = 16,
+        max_model_len: int = 64,
+        max_queued_requests: int = 1000,
+        policy: str = "fcfs",
+        async_scheduling: bool = True,
+        enable_prefix_caching: bool = True,
+        vocab_size: int = 64,
+        tokenizer: Tokenizer | None = None,
+        metrics: EngineMetrics | None = None,
+        fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.pool_tokens = (num_pages - 1) * page_size
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_queued_requests=max_queued_requests,
+                policy=policy,
+                async_scheduling=async_scheduling,
+            ),
+            CacheConfig(
+                num_pages=num_pages,
+                page_size=page_size,
+                enable_prefix_caching=enable_prefix_caching,
+            ),
+            eos_ids=[EOS],
+        )
+        self.runner = FakeRunner(
+            num_pages=num_pages,
+            page_size=page_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            vocab_size=vocab_size,
+            max_pending=2 if async_scheduling else 1,
+            fails=fails,
+        )
+        self.engine = Engine(
+            self.scheduler,
+            self.runner,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            metrics=metrics,
+        )
+        self.requests: dict[str, Request] = {}
+        self.events: list[TokenEvent] = []
+        self.answers: dict[tuple[str, int], Answer] = defaultdict(Answer)
+        self.finished: list[str] = []
+
+    def add(self, *requests: Request) -> None:
+        """Add requests to the engine."""
+        for each in requests:
+            self.engine.add(each)
+            self.requests[each.id] = each
+
+    def step(self) -> list[TokenEvent]:
+        """Do a step, check every invariant, and collect what it brought."""
+        events = self.engine.step()
+        self.engine.check_integrity()
+        for event in events:
+            answer = self.answers[event.request_id, event.index]
+            assert answer.finish_reason is None, "an event after the last one"
+            assert event.request_id not in self.finished, "an event of a finished request"
+            answer.token_ids.extend(event.token_ids)
+            answer.text += event.text
+            answer.finish_reason = event.finish_reason
+            answer.last = event
+            if event.request_finished:
+                self.finished.append(event.request_id)
+        self.events += events
+        return events
+
+    def run(self, *requests: Request, max_steps: int = 10_000) -> None:
+        """Add requests and step until nothing is left to do; then everything must be free."""
+        self.add(*requests)
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                break
+            self.step()
+        assert not self.engine.has_work, f"still busy after {max_steps} steps"
+        self.check_idle()
+
+    def check_idle(self) -> None:
+        """Assert that every request has ended once and that nothing is held."""
+        assert sorted(self.finished) == sorted(self.requests)
+        for each in self.requests.values():
+            for index in range(each.params.n):
+                assert self.answers[each.id, index].finish_reason is not None
+        stats = self.engine.stats()
+        assert stats.num_pages_used == stats.num_running == stats.num_waiting == 0
+        assert not self.runner.pending
+
+    def output(self, name: str = "a", index: int = 0) -> list[int]:
+        """The tokens that a choice got."""
+        return self.answers[name, index].token_ids
+
+    def expected(self, name: str = "a", index: int = 0) -> list[int]:
+        """The tokens that a choice gets when it is alone in the world."""
+        each = self.requests[name]
+        assert each.params.seed is not None
+        return solo_run(
+            each.prompt_ids,
+            each.params,
+            seed=choice_seed(each.params.seed, index),
+            vocab_size=self.runner.vocab_size,
+            eos_ids=frozenset([EOS]),
+            max_length=min(self.max_model_len, self.pool_tokens + 1),
+        )
