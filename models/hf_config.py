@@ -97,6 +97,12 @@ class HfConfig:
             raise self._refusal(key, "objects")
         return HfConfig(value, where=f"{key} in {self._where}")
 
+    def refuse_nested(self) -> None:
+        """Refuse objects among the values: settings by kind of layer, which are not supported."""
+        for key, value in self._values.items():
+            if isinstance(value, dict):
+                raise self._refusal(key, "one setting for all layers")
+
     def _refusal(self, key: str, limit: str) -> CheckpointError:
         return CheckpointError(
             f"{self._where} has {key} = {self._values[key]!r}; jaxserve supports {limit}"
@@ -202,6 +208,7 @@ def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
     outer_theta = reader.number("rope_theta", default=10000.0)
     if rope is None:
         return Rope(theta=outer_theta)
+    rope.refuse_nested()
     theta = rope.number("rope_theta", default=outer_theta)
     rope.only("partial_rotary_factor", 1.0, None)
     kind = rope.word("rope_type") or rope.word("type") or "default"

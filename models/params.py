@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxserve.errors import ConfigError
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.sharding import named_sharding
@@ -65,8 +66,7 @@ def random_params(
     wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
     params: dict[Path, Array] = {}
     for path, param in _declared_params(config):
-        name = ".".join(str(part) for part in path)
-        key = jax.random.fold_in(jax.random.key(seed), crc32(name.encode()))
+        key = jax.random.fold_in(jax.random.key(seed), crc32(_name(path).encode()))
         params[path] = _draw(param.get_metadata("initial"), wanted[path])(key)
     drawn: Params = unflatten_dict(params)
     return drawn
@@ -75,12 +75,17 @@ def random_params(
 def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:
     """Make a Decoder of `params`, which are shared, not copied. Meant for inside a jit, too.
 
-    params: the tree that `params_of` returns, or tracers in its shape.
+    params: the tree that `params_of` returns, or tracers in its shape. Raises ConfigError where
+    it is the tree of another model.
     """
-    graphdef, declared = _declared(config)
-    state = jax.tree.map(lambda leaf: leaf, declared)  # a copy: the declaration is cached
-    nnx.replace_by_pure_dict(state, dict(params))
-    model: Decoder = nnx.merge(graphdef, state)
+    given = flatten_dict(dict(params))
+    declared = _declared_params(config)
+    strangers = given.keys() ^ {path for path, _ in declared}
+    if strangers:
+        names = ", ".join(sorted(_name(path) for path in strangers))
+        raise ConfigError(f"params must be the tree of this model; missing or unexpected: {names}")
+    filled = nnx.from_flat_state([(path, param.replace(given[path])) for path, param in declared])
+    model: Decoder = nnx.merge(_declared(config)[0], filled)
     return model
 
 
@@ -93,6 +98,10 @@ def params_of(model: Decoder) -> Params:
 @lru_cache(maxsize=8)
 def _declared(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any]]:
     return nnx.split(Decoder(config))
+
+
+def _name(path: Path) -> str:
+    return ".".join(str(part) for part in path)
 
 
 def _declared_params(config: DecoderConfig) -> list[tuple[Path, nnx.Param[Any]]]:

@@ -1,0 +1,52 @@
+"""Parameters described before they exist, and drawn where they will live."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxserve.models import abstract_params, config_from_hf, param_axes, random_params
+from jaxserve.sharding import make_mesh
+from tests.goldens.checkpoints import tensor_shapes, tiny_config
+
+CONFIG = config_from_hf(tiny_config("qwen3"))
+
+
+def test_description_has_the_shapes_dtype_and_places_of_what_is_drawn() -> None:
+    mesh = make_mesh(2)
+    described = abstract_params(CONFIG, dtype=jnp.bfloat16, mesh=mesh)
+    drawn = random_params(CONFIG, seed=0, dtype=jnp.bfloat16, mesh=mesh)
+    same = jax.tree.map(
+        lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding),
+        described,
+        drawn,
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_description_counts_what_a_checkpoint_stores() -> None:
+    described = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(CONFIG)))
+    stored = sum(np.prod(shape) for shape in tensor_shapes(tiny_config("qwen3")).values())
+    assert described == stored
+
+
+def test_every_dimension_has_a_word() -> None:
+    axes = param_axes(CONFIG)
+    shapes = flatten_dict(abstract_params(CONFIG))
+    assert axes.keys() == shapes.keys()
+    assert axes["layers", 0, "attention", "q"] == ("embed", "heads", "head_dim")
+    assert all(len(axes[path]) == len(shapes[path].shape) for path in axes)
+
+
+def test_random_parameters_do_not_depend_on_the_number_of_devices() -> None:
+    one = random_params(CONFIG, seed=3, mesh=make_mesh(1))
+    two = random_params(CONFIG, seed=3, mesh=make_mesh(2))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_random_parameters_differ_by_seed_and_by_name() -> None:
+    first, second = (random_params(CONFIG, seed=seed)["layers"] for seed in (0, 1))
+    assert not np.array_equal(first[0]["mlp"]["gate"], second[0]["mlp"]["gate"])
+    assert not np.array_equal(first[0]["mlp"]["gate"], first[0]["mlp"]["up"])
+    assert not np.array_equal(first[0]["mlp"]["gate"], first[1]["mlp"]["gate"])
+    np.testing.assert_array_equal(first[0]["mlp_norm"], np.ones(32))
