@@ -1,0 +1,74 @@
+"""Write a trained model as a standard Hugging Face folder, and read such a folder back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerFast
+
+from examples.tiny_model.tokenizer import END_OF_TEXT, TURN_END
+from jaxserve.models import DecoderConfig, Params, hf_tensors, param_axes
+
+# Sampling when a request does not say; low enough that the facts stay right.
+_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+
+
+def write_folder(
+    folder: Path,
+    params: Params,
+    config: DecoderConfig,
+    hf_config: Mapping[str, object],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Write configuration, bfloat16 weights and tokenizer; other files in `folder` are left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    _correct_tokenizer_config(folder / "tokenizer_config.json", config)
+    vocab = tokenizer.get_vocab()
+    end_ids = [vocab[TURN_END], vocab[END_OF_TEXT]]
+    tokens = {"eos_token_id": end_ids[0], "pad_token_id": end_ids[1], "bos_token_id": None}
+    _write_json(folder / "config.json", {**hf_config, **tokens, "dtype": "bfloat16"})
+    generation = {**_SAMPLING, "eos_token_id": end_ids, "pad_token_id": end_ids[1]}
+    _write_json(folder / "generation_config.json", generation)
+    save_file(hf_weights(params, config), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def hf_weights(params: Params, config: DecoderConfig) -> dict[str, np.ndarray]:
+    """Return the parameters as a checkpoint holds them: by its names, matrices as [out, in]."""
+    weights: dict[str, np.ndarray] = {}
+    axes_of = param_axes(config)
+    for path, tensor in hf_tensors(config).items():
+        axes = axes_of[path]
+        value = _at(params, path)
+        size = dict(zip(axes, value.shape, strict=True))
+        order = [axes.index(word) for dim in tensor.dims for word in dim]
+        shape = [int(np.prod([size[word] for word in dim])) for dim in tensor.dims]
+        weights[tensor.name] = np.asarray(
+            jnp.transpose(value, order).reshape(shape).astype(jnp.bfloat16)
+        )
+    return weights
+
+
+def _at(params: Params, path: tuple[Any, ...]) -> Array:
+    value: Any = params
+    for key in path:
+        value = value[key]
+    assert isinstance(value, Array)
+    return value
+
+
+def _correct_tokenizer_config(path: Path, config: DecoderConfig) -> None:
+    """State the context length, and a class that transformers 4 knows as well as 5."""
+    settings = json.loads(path.read_text())
+    settings["model_max_length"] = config.max_position
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    _write_json(path, settings)
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
