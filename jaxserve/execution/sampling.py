@@ -91,14 +91,23 @@ def sample(
     the last one kept are kept too. The token at position p of a sequence is drawn with its own
     key, so nothing else in the batch changes it.
     """
-    is_greedy = inputs.temperature == 0.0
-    scaled = logits / jnp.where(is_greedy, 1.0, inputs.temperature)[:, None]
-    # How far below the most likely: not negative, so its bits are ordered like itself.
-    depth = jnp.max(scaled, axis=-1, keepdims=True) - scaled
+    depth = depth_below_top(logits, inputs)
     weights = jnp.exp(-depth)
     kept = jnp.where(_bits(depth) <= _kept_depth(depth, weights, inputs)[:, None], weights, 0.0)
     uniforms = jax.vmap(_uniforms)(inputs.seed_low, inputs.seed_high, inputs.kv_lengths)
-    return jnp.where(is_greedy, greedy(logits), _draw(kept, uniforms))
+    return jnp.where(inputs.temperature == 0.0, greedy(logits), _draw(kept, uniforms))
+
+
+def depth_below_top(
+    logits: Float[Array, "rows vocab"], inputs: StepInput
+) -> Float[Array, "rows vocab"]:
+    """Return how far below its row's greatest each logit lies, divided by the temperature.
+
+    Not negative, so its bits are ordered like itself. The difference comes first: quotients of
+    large logits by a small temperature would overflow.
+    """
+    temperature = jnp.where(inputs.temperature == 0.0, 1.0, inputs.temperature)
+    return (jnp.max(logits, axis=-1, keepdims=True) - logits) / temperature[:, None]
 
 
 def _kept_depth(
@@ -182,8 +191,9 @@ def _uniforms(
 
 def _bits(depth: jax.Array) -> jax.Array:
     """Return the bits of floats that are not negative (NaN counts as infinite)."""
-    positive = jnp.where(depth >= 0, depth, jnp.inf) + 0.0
-    return jnp.minimum(lax.bitcast_convert_type(positive, jnp.int32), _INFINITY_BITS)
+    # The mask makes a zero of a negative zero, which -log(1) is; adding 0.0 is optimised away.
+    positive = lax.bitcast_convert_type(depth, jnp.int32) & 0x7FFFFFFF
+    return jnp.minimum(positive, _INFINITY_BITS)
 
 
 def logprobs(logits: Float[Array, "rows vocab"], chosen: Int32[Array, " rows"]) -> Logprobs:
