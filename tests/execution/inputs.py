@@ -1,0 +1,60 @@
+"""Step inputs made by field, for tests of what happens after the logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxserve.execution.batch import StepInput
+from jaxserve.execution.shapes import Variant
+
+_FLOATS = ("temperature", "top_p", "repetition", "min_p", "presence", "frequency")
+_INTS = (
+    "kv_lengths",
+    "slots",
+    "feedback",
+    "samples",
+    "top_k",
+    "seed_low",
+    "seed_high",
+    "adjusts",
+    "min_length",
+)
+_ONES = ("temperature", "top_p", "repetition")
+
+
+def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
+    """Rows that ask for nothing but a draw at temperature 1; scalars are for all of them.
+
+    What belongs to the model (tokens, pages) is empty.
+    """
+    variant = fields.pop("variant", Variant.FULL)
+    values: dict[str, ArrayLike] = {name: name in _ONES for name in (*_INTS, *_FLOATS)}
+    assert fields.keys() <= values.keys(), fields.keys() - values.keys()
+    values |= fields
+
+    def rows(name: str, dtype: type[np.generic]) -> jax.Array:
+        return jnp.asarray(np.broadcast_to(np.asarray(values[name]), num_rows).astype(dtype))
+
+    empty = jnp.zeros(0, jnp.int32)
+    return StepInput(
+        variant=jnp.asarray(variant, jnp.int32)[None],
+        token_ids=empty,
+        positions=empty,
+        row_sequences=empty,
+        targets=empty,
+        query_starts=empty,
+        page_table=empty,
+        **{name: rows(name, np.int32) for name in _INTS},
+        **{name: rows(name, np.float32) for name in _FLOATS},
+    )
+
+
+def spread_seeds(num_rows: int, *, per_seed: int = 64) -> dict[str, ArrayLike]:
+    """Return fields that make every row an independent draw: seeds, and positions of each."""
+    rows = range(num_rows)
+    return {
+        "seed_low": [row // per_seed for row in rows],
+        "seed_high": [row % 7 for row in rows],
+        "kv_lengths": [1 + row % per_seed for row in rows],
+    }

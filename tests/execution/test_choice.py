@@ -1,0 +1,124 @@
+"""The end of a step: tokens chosen, rows that cannot be drawn from, what is kept in slots."""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from jaxserve.execution.shapes import Variant
+from jaxserve.execution.state import SlotState, abstract_state
+from jaxserve.execution.step import StepOutput, _choose
+from tests.execution.inputs import step_input
+
+VOCAB_SIZE = 50
+NUM_SLOTS = 9
+NUM_ROWS = 8
+VARIANTS = [Variant.GREEDY, Variant.SAMPLE, Variant.FULL]
+
+
+def empty_state() -> SlotState[jax.Array]:
+    described = abstract_state(num_slots=NUM_SLOTS, vocab_size=VOCAB_SIZE)
+    state: SlotState[jax.Array] = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), described
+    )
+    return state
+
+
+@cache
+def compiled(
+    variant: Variant, *, branch: bool
+) -> Callable[..., tuple[StepOutput, SlotState[jax.Array]]]:
+    return jax.jit(partial(_choose, variant=variant, branch=branch))
+
+
+def choose(
+    logits: ArrayLike,
+    variant: Variant,
+    fields: Mapping[str, ArrayLike],
+    *,
+    branch: bool = False,
+    state: SlotState[jax.Array] | None = None,
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    every_row_draws: dict[str, ArrayLike] = {
+        "slots": np.arange(1, NUM_ROWS + 1),
+        "samples": 1,
+        "kv_lengths": 3,
+        "variant": variant,
+    }
+    return compiled(Variant.FULL if branch else variant, branch=branch)(
+        jnp.asarray(logits, jnp.float32),
+        step_input(NUM_ROWS, **(every_row_draws | dict(fields))),
+        empty_state() if state is None else state,
+    )
+
+
+def random_logits() -> NDArray[np.float32]:
+    return np.random.default_rng(5).standard_normal((NUM_ROWS, VOCAB_SIZE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_only_the_row_that_is_not_finite_is_reported(variant: Variant, bad: float) -> None:
+    logits = random_logits()
+    logits[3, 17] = bad
+    output, _ = choose(logits, variant, {})
+    clean, _ = choose(random_logits(), variant, {})
+    others = np.arange(NUM_ROWS) != 3
+    np.testing.assert_array_equal(output.tokens[1], others)
+    np.testing.assert_array_equal(output.tokens[0, others], clean.tokens[0, others])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_whose_tokens_are_all_forbidden_is_reported(variant: Variant) -> None:
+    logits = random_logits()
+    logits[6] = -np.inf
+    output, _ = choose(logits, variant, {})
+    np.testing.assert_array_equal(output.tokens[1], np.arange(NUM_ROWS) != 6)
+
+
+def test_a_row_forbidden_by_its_own_biases_is_reported() -> None:
+    state = empty_state()
+    bias = state.bias.at[4].set(-np.inf)
+    is_row = np.arange(NUM_ROWS) == 3
+    state = SlotState(**{**vars(state), "bias": bias})
+    output, _ = choose(random_logits(), Variant.FULL, {"adjusts": is_row}, state=state)
+    np.testing.assert_array_equal(output.tokens[1], ~is_row)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_program_that_branches_chooses_as_one_that_does_not(variant: Variant) -> None:
+    fields: dict[str, ArrayLike] = {
+        "temperature": [0.0, 0.7] * 4,
+        "seed_low": np.arange(NUM_ROWS),
+        "adjusts": 1,
+    }
+    apart, apart_state = choose(random_logits(), variant, fields)
+    branched, branched_state = choose(random_logits(), variant, fields, branch=True)
+    np.testing.assert_array_equal(branched.tokens, apart.tokens)
+    jax.tree.map(np.testing.assert_allclose, branched.logprobs, apart.logprobs)
+    np.testing.assert_array_equal(branched_state.last_token, apart_state.last_token)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_rows_that_sample_leave_a_token_in_their_slot(variant: Variant) -> None:
+    samples = np.array([1, 1, 0, 1, 0, 1, 0, 0])
+    slots = np.array([8, 2, 1, 5, 3, 4, 0, 0])
+    output, state = choose(
+        random_logits(), variant, {"slots": slots, "samples": samples, "adjusts": samples}
+    )
+    wanted = np.zeros(NUM_SLOTS, np.int32)
+    wanted[slots[samples == 1]] = np.asarray(output.tokens[0])[samples == 1]
+    np.testing.assert_array_equal(state.last_token, wanted)
+
+
+def test_greedy_rows_are_the_same_in_every_variant() -> None:
+    greedy = [
+        choose(random_logits(), variant, {"temperature": 0.0})[0].tokens[0] for variant in VARIANTS
+    ]
+    np.testing.assert_array_equal(greedy[0], random_logits().argmax(axis=1))
+    np.testing.assert_array_equal(greedy[1], greedy[0])
+    np.testing.assert_array_equal(greedy[2], greedy[0])

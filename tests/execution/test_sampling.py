@@ -1,0 +1,236 @@
+"""Draws from filtered distributions against their definition, and what must not change a draw."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
+
+from jaxserve.execution import sampling
+from jaxserve.request import MAX_LOGPROBS
+from tests.execution import oracle
+from tests.execution.inputs import spread_seeds, step_input
+from tests.execution.oracle import Filters
+
+NUM_DRAWS = 1 << 14
+# Standard deviations. Seeds are fixed, so a run does not fail by chance; a wrong distribution is
+# off by tens.
+DEVIATION = 4.0
+
+FILTERS = {
+    "nothing": Filters(),
+    "hot": Filters(temperature=1.8),
+    "cold": Filters(temperature=0.3),
+    "top_k": Filters(top_k=7),
+    "top_k_1": Filters(top_k=1),
+    "top_p": Filters(top_p=0.7),
+    "top_p_tiny": Filters(top_p=1e-6),
+    "min_p": Filters(min_p=0.05),
+    "min_p_1": Filters(min_p=1.0),
+    "top_k_top_p": Filters(top_k=40, top_p=0.8),
+    "all": Filters(temperature=0.8, top_k=50, top_p=0.9, min_p=0.02),
+    "all_hot": Filters(temperature=2.5, top_k=30, top_p=0.5, min_p=0.01),
+}
+
+sample = jax.jit(sampling.sample)
+
+
+def draw(
+    logits: ArrayLike, fields: Mapping[str, ArrayLike] | None = None, *, num_draws: int = NUM_DRAWS
+) -> NDArray[np.int32]:
+    """Draw once per row; a single row of logits is drawn from `num_draws` times, independently."""
+    rows = np.asarray(logits, np.float32)
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (num_draws, len(rows)))
+    inputs = step_input(len(rows), **(spread_seeds(len(rows)) | dict(fields or {})))
+    return np.asarray(sample(jnp.asarray(rows), inputs))
+
+
+def random_logits(
+    vocab_size: int, *, num_rows: int | None = None, seed: int = 0
+) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    shape = (vocab_size,) if num_rows is None else (num_rows, vocab_size)
+    return (2.0 * rng.standard_normal(shape)).astype(np.float32)
+
+
+def kept_by_step(logits: NDArray[np.float32], **fields: ArrayLike) -> NDArray[np.bool_]:
+    """The tokens that the step's filters keep."""
+
+    @jax.jit
+    def keep(rows: jax.Array) -> jax.Array:
+        inputs = step_input(len(logits), **fields)
+        depth = sampling.depth_below_top(rows, inputs)
+        limit = sampling._kept_depth(depth, jnp.exp(-depth), inputs)
+        return sampling._bits(depth) <= limit[:, None]
+
+    return np.asarray(keep(jnp.asarray(logits)))
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("vocab_size", [50, 300])
+def test_draws_follow_the_distribution(name: str, vocab_size: int) -> None:
+    logits = random_logits(vocab_size)
+    counts = np.bincount(draw(logits, asdict(FILTERS[name])), minlength=vocab_size)
+    wanted = oracle.distribution(logits, FILTERS[name])
+    assert oracle.chi_square_deviation(counts, wanted) < DEVIATION
+
+
+def test_the_statistic_tells_a_wrong_temperature() -> None:
+    logits = random_logits(300)
+    counts = np.bincount(draw(logits, {"temperature": 1.05}), minlength=300)
+    assert oracle.chi_square_deviation(counts, oracle.distribution(logits)) > DEVIATION
+
+
+def test_draws_at_neighbouring_positions_are_independent() -> None:
+    tokens = draw(np.zeros(6))
+    first, second = tokens[:-1], tokens[1:]
+    counts = np.bincount(first * 6 + second, minlength=36)
+    assert oracle.chi_square_deviation(counts, np.full(36, 1 / 36)) < DEVIATION
+
+
+def test_draws_of_neighbouring_seeds_are_independent() -> None:
+    seeds = np.arange(NUM_DRAWS)
+    tokens = draw(np.zeros(6), {"seed_low": seeds, "seed_high": 0, "kv_lengths": 9})
+    counts = np.bincount(tokens[:-1] * 6 + tokens[1:], minlength=36)
+    assert oracle.chi_square_deviation(counts, np.full(36, 1 / 36)) < DEVIATION
+
+
+def test_the_upper_half_of_a_seed_counts() -> None:
+    seeds = np.arange(NUM_DRAWS)
+    tokens = draw(np.zeros(6), {"seed_low": 0, "seed_high": seeds, "kv_lengths": 9})
+    assert oracle.chi_square_deviation(np.bincount(tokens), np.full(6, 1 / 6)) < DEVIATION
+
+
+def test_a_flat_distribution_over_a_large_vocabulary_is_covered_evenly() -> None:
+    vocab_size = 1000
+    tokens = draw(np.zeros(vocab_size))
+    counts = np.bincount(tokens, minlength=vocab_size)
+    assert oracle.chi_square_deviation(counts, np.full(vocab_size, 1 / vocab_size)) < DEVIATION
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 127, 128, 129, 1000])
+def test_filters_keep_exactly_what_the_definition_keeps(vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    num_rows = 256
+    logits = random_logits(vocab_size, num_rows=num_rows, seed=1)
+    fields = {
+        "temperature": rng.choice([0.3, 1.0, 1.7], num_rows),
+        "top_k": rng.integers(0, vocab_size + 2, num_rows),
+        "top_p": rng.choice([1.0, 0.97, 0.5, 0.01], num_rows),
+        "min_p": rng.choice([0.0, 0.001, 0.2], num_rows),
+    }
+    keeps = kept_by_step(logits, **fields)
+    for row in range(num_rows):
+        filters = Filters(
+            temperature=float(fields["temperature"][row]),
+            top_k=int(fields["top_k"][row]),
+            top_p=float(fields["top_p"][row]),
+            min_p=float(fields["min_p"][row]),
+        )
+        wanted = oracle.kept(logits[row], filters)
+        np.testing.assert_array_equal(keeps[row], wanted, err_msg=f"row {row}")
+
+
+@pytest.mark.parametrize(
+    ("filters", "num_kept"),
+    [
+        (Filters(top_k=2), 3),
+        (Filters(top_p=0.3), 3),
+        (Filters(top_k=4), 5),
+        (Filters(min_p=0.9), 3),
+    ],
+)
+def test_equals_of_the_last_token_kept_are_kept(filters: Filters, num_kept: int) -> None:
+    # Three tokens share the first place, two the next, one the last.
+    logits = np.array([[1.0, 3.0, 2.0, 3.0, 2.0, 3.0]], np.float32)
+    keeps = kept_by_step(logits, **asdict(filters))[0]
+    np.testing.assert_array_equal(keeps, oracle.kept(logits[0], filters))
+    assert keeps.sum() == num_kept
+
+
+def test_forbidden_tokens_are_never_kept_by_count() -> None:
+    logits = np.full((1, 40), -np.inf, np.float32)
+    logits[0, [3, 17]] = [0.0, -1.0]
+    tokens = draw(logits[0], {"top_k": 30}, num_draws=512)
+    assert set(tokens.tolist()) == {3, 17}
+
+
+def test_greedy_rows_of_a_sampled_batch_take_the_first_most_likely_token() -> None:
+    logits = random_logits(300, num_rows=64)
+    logits[:, 200] = logits[:, 100] = 50.0
+    tokens = draw(logits, {"temperature": [0.0, 5.0] * 32, "top_k": [0, 200] * 32})
+    assert (tokens[::2] == 100).all()
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_draw_depends_on_its_own_row_alone(data: st.DataObject) -> None:
+    """Not on the other rows, nor on how many there are, nor on its place among them."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    logits = random_logits(300, num_rows=16, seed=int(rng.integers(2**32)))
+    rows = [asdict(FILTERS[name]) for name in rng.choice(list(FILTERS), 16)]
+    fields = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    fields |= {name: np.array(value) for name, value in spread_seeds(16, per_seed=4).items()}
+
+    def draw_rows(chosen: Sequence[int]) -> NDArray[np.int32]:
+        return draw(logits[chosen], {name: value[chosen] for name, value in fields.items()})
+
+    together = draw_rows(range(16))
+    order = rng.permutation(16).tolist()
+    np.testing.assert_array_equal(draw_rows(order), together[order])
+    for row in (0, 7):
+        assert draw_rows([row])[0] == together[row]
+
+
+def test_positions_and_seeds_give_different_draws() -> None:
+    logits = np.zeros(5000)
+    by_position = draw(
+        logits, {"seed_low": 1, "seed_high": 0, "kv_lengths": np.arange(64)}, num_draws=64
+    )
+    by_seed = draw(
+        logits, {"seed_low": np.arange(64), "seed_high": 0, "kv_lengths": 1}, num_draws=64
+    )
+    # Among 64 draws of 5000 two are equal less than once on average; 60 are different at least.
+    assert len(set(by_position.tolist())) >= 60
+    assert len(set(by_seed.tolist())) >= 60
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
+def test_huge_logits_are_drawn_from(temperature: float) -> None:
+    logits = np.array([-3e38, 3e38, 0.0, 3e38, 1e38], np.float32)
+    tokens = draw(logits, {"temperature": temperature}, num_draws=512)
+    assert set(tokens.tolist()) == {1, 3}
+
+
+def test_at_a_tiny_temperature_the_most_likely_token_is_drawn() -> None:
+    logits = random_logits(300, num_rows=512)
+    tokens = draw(logits, {"temperature": 0.01})
+    # Within 0.05 of the most likely a token is still drawn now and then: exp(-5).
+    ahead = -np.diff(np.sort(logits)[:, -2:])[:, 0] < -0.2
+    assert ahead.sum() > 200
+    np.testing.assert_array_equal(tokens[ahead], logits.argmax(axis=1)[ahead])
+
+
+def test_logprobs_are_the_models_own() -> None:
+    logits = random_logits(300, num_rows=8)
+    chosen = np.arange(8, dtype=np.int32)
+    report = jax.jit(sampling.logprobs)(jnp.asarray(logits), jnp.asarray(chosen))
+    scores = np.log([oracle.distribution(row) for row in logits])
+    own = scores[np.arange(8), chosen]
+    np.testing.assert_allclose(report.chosen, own, atol=1e-5)
+    np.testing.assert_array_equal(report.rank, 1 + (scores > own[:, None]).sum(axis=1))
+    best = np.argsort(-scores, axis=1)[:, :MAX_LOGPROBS]
+    np.testing.assert_array_equal(report.top_ids, best)
+    np.testing.assert_allclose(report.top, np.take_along_axis(scores, best, axis=1), atol=1e-5)
+
+
+def test_logprobs_of_a_vocabulary_smaller_than_the_report() -> None:
+    report = jax.jit(sampling.logprobs)(jnp.zeros((2, 5)), jnp.zeros(2, jnp.int32))
+    assert report.top_ids.shape == (2, 5)
+    np.testing.assert_allclose(report.top, np.full((2, 5), -np.log(5)), rtol=1e-6)
