@@ -113,8 +113,9 @@ class Checkpoint:
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
             # A download must not make us open files elsewhere.
-            if PurePosixPath(name).name != name or "\\" in name:
-                raise CheckpointError(f"{_INDEX} names {name!r}, which is not a file of the folder")
+            is_plain = PurePosixPath(name).name == name and "\\" not in name
+            if not is_plain or not name.endswith(".safetensors"):
+                raise CheckpointError(f"{_INDEX} names {name!r}, not a safetensors file beside it")
         absent = [name for name in names if not (self.folder / name).is_file()]
         if absent:
             raise CheckpointError(f"{self.name} lacks files its index names: {', '.join(absent)}")

@@ -1,0 +1,74 @@
+"""Sampling defaults of a checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxserve.errors import CheckpointError
+from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.loading.generation import GenerationDefaults
+
+
+def test_defaults_are_read_from_generation_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    found = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "top_k": 20,
+        "min_p": 0,
+        "repetition_penalty": 1.05,
+        "max_new_tokens": 512,
+        "eos_token_id": [151645, 151643],
+    }
+    (tmp_path / "generation_config.json").write_text(json.dumps(found), "utf-8")
+    assert Checkpoint.open(tmp_path).generation == GenerationDefaults(
+        temperature=0.6,
+        top_p=0.95,
+        top_k=20,
+        min_p=0.0,
+        repetition_penalty=1.05,
+        max_new_tokens=512,
+        eos_token_ids=(151645, 151643),
+    )
+
+
+def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    assert Checkpoint.open(tmp_path).generation == GenerationDefaults()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        ({"eos_token_id": 2}, {"eos_token_id": 7}, (2,)),
+        ({"eos_token_id": 0}, {"eos_token_id": 7}, (0,)),
+        ({}, {"eos_token_id": [7, 8]}, (7, 8)),
+        ({"eos_token_id": None}, {"eos_token_id": 7}, (7,)),
+        ({}, {}, ()),
+    ],
+)
+def test_end_tokens_come_from_the_generation_config_first(
+    generation: dict[str, object], config: dict[str, object], ids: tuple[int, ...]
+) -> None:
+    assert GenerationDefaults.read(generation, config).eos_token_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", "hot"),
+        ("temperature", float("nan")),
+        ("top_p", 1.5),
+        ("top_k", 2.5),
+        ("top_k", True),
+        ("max_new_tokens", 0),
+        ("eos_token_id", "</s>"),
+        ("eos_token_id", [2, -1]),
+    ],
+)
+def test_an_impossible_default_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        GenerationDefaults.read({key: value}, {})

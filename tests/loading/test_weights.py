@@ -1,0 +1,194 @@
+"""Tensors arrive on their devices whole, in our layout, one at a time; or all faults are named."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.loading.weights import load_model, load_params
+from jaxserve.models import abstract_params, config_from_hf
+from jaxserve.sharding import make_mesh
+from tests.goldens.checkpoints import HfConfig, tensors, tiny_config, write_checkpoint
+
+CONFIG = tiny_config("qwen3")
+MODEL = config_from_hf(CONFIG)
+
+
+def write(folder: Path, stored: Mapping[str, NDArray[Any]], config: HfConfig = CONFIG) -> Path:
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    save_file(dict(stored), folder / "model.safetensors")
+    return folder
+
+
+def faults(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_params(Checkpoint.open(folder), MODEL, dtype="float32")
+    return str(caught.value)
+
+
+def test_projections_are_turned_into_axes_by_meaning(tmp_path: Path) -> None:
+    params = load_params(
+        Checkpoint.open(write_checkpoint(tmp_path, CONFIG)), MODEL, dtype="float32"
+    )
+    stored = {
+        name.removeprefix("model.layers.1."): value for name, value in tensors(CONFIG).items()
+    }
+    layer = params["layers"][1]
+    x = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+    q = np.einsum("td,dhk->thk", x, layer["attention"]["q"])
+    np.testing.assert_allclose(
+        q.reshape(5, 64), x @ stored["self_attn.q_proj.weight"].T, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.einsum("thk,hkd->td", q, layer["attention"]["o"]),
+        q.reshape(5, 64) @ stored["self_attn.o_proj.weight"].T,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    np.testing.assert_array_equal(layer["mlp"]["down"], stored["mlp.down_proj.weight"].T)
+    np.testing.assert_array_equal(layer["attention"]["k_norm"], stored["self_attn.k_norm.weight"])
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_mesh_holds_the_same_values_where_the_plan_says(tmp_path: Path, num_devices: int) -> None:
+    checkpoint, mesh = Checkpoint.open(write_checkpoint(tmp_path, CONFIG)), make_mesh(num_devices)
+    placed = load_params(checkpoint, MODEL, dtype="float32", mesh=mesh)
+    alone = load_params(checkpoint, MODEL, dtype="float32")
+    jax.tree.map(np.testing.assert_array_equal, placed, alone)
+    planned = abstract_params(MODEL, mesh=mesh)
+    places = jax.tree.map(lambda array, plan: array.sharding == plan.sharding, placed, planned)
+    assert all(jax.tree.leaves(places))
+
+
+def test_heads_that_the_mesh_cannot_share_are_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, CONFIG))
+    with pytest.raises(ConfigError, match=r"kv_heads \(2\), got 4"):
+        load_params(checkpoint, MODEL, dtype="float32", mesh=make_mesh(4))
+
+
+def test_shards_of_a_checkpoint_load_as_the_single_file_does(tmp_path: Path) -> None:
+    single, sharded = tmp_path / "single", tmp_path / "sharded"
+    write_checkpoint(single, CONFIG)
+    write_checkpoint(sharded, CONFIG)
+    (sharded / "model.safetensors").unlink()
+    everything = tensors(CONFIG)
+    weight_map = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(sorted(everything))}
+    for file in set(weight_map.values()):
+        part = {name: everything[name] for name, home in weight_map.items() if home == file}
+        save_file(part, sharded / file)
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), "utf-8")
+    row = jnp.arange(5)
+    np.testing.assert_array_equal(
+        jax.jit(load_model(sharded))(row), jax.jit(load_model(single))(row)
+    )
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "float16"])
+def test_dtypes_are_cast_as_numpy_casts_them(tmp_path: Path, stored: str, wanted: str) -> None:
+    saved = {name: value.astype(jnp.dtype(stored)) for name, value in tensors(CONFIG).items()}
+    params = load_params(Checkpoint.open(write(tmp_path, saved)), MODEL, dtype=wanted)
+    embedding = params["embedding"]
+    assert embedding.dtype == jnp.dtype(wanted)
+    np.testing.assert_array_equal(
+        np.asarray(embedding), saved["model.embed_tokens.weight"].astype(jnp.dtype(wanted))
+    )
+
+
+def test_a_model_is_loaded_as_its_config_says(tmp_path: Path) -> None:
+    model = load_model(write_checkpoint(tmp_path, CONFIG | {"torch_dtype": "bfloat16"}))
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
+
+
+def test_all_faults_are_named_in_one_error(tmp_path: Path) -> None:
+    stored = dict(tensors(CONFIG))
+    del stored["model.norm.weight"]
+    del stored["model.layers.2.mlp.up_proj.weight"]
+    stored["model.layers.3.mlp.up_proj.weight"] = np.zeros((56, 32), np.float32)
+    stored["lm_head.weight"] = stored["lm_head.weight"][:, :-1].copy()
+    stored["model.embed_tokens.weight"] = stored["model.embed_tokens.weight"].astype(
+        ml_dtypes.float8_e4m3fn
+    )
+    message = faults(write(tmp_path, stored))
+    assert "2 missing: model.layers.2.mlp.up_proj.weight, model.norm.weight" in message
+    assert "1 unexpected: model.layers.3.mlp.up_proj.weight" in message
+    assert "1 misshapen: lm_head.weight is [96, 31], not [96, 32]" in message
+    assert "1 of a dtype other than BF16, F16, F32: model.embed_tokens.weight is F8_E4M3" in message
+
+
+def test_a_long_list_of_faults_is_cut_short(tmp_path: Path) -> None:
+    message = faults(write(tmp_path, {"transformer.wte.weight": np.zeros((4, 4), np.float32)}))
+    assert "36 missing: lm_head.weight, " in message
+    assert " and 28 more; 1 unexpected: transformer.wte.weight" in message
+
+
+def test_old_rotary_tables_and_a_tied_head_are_redundant(tmp_path: Path) -> None:
+    config = CONFIG | {"tie_word_embeddings": True}
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32),
+        "lm_head.weight": np.zeros((96, 32), np.float32),
+    }
+    folder = write(tmp_path, tensors(config) | extra, config)
+    assert load_model(folder).lm_head is None
+
+
+_MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import jax
+from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.loading.weights import load_params
+from jaxserve.models import config_from_hf
+
+def held():  # bytes of anonymous memory: what is mapped from a file is not a copy
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+checkpoint = Checkpoint.open(sys.argv[1])
+config = config_from_hf(checkpoint.hf_config)
+jax.block_until_ready(jax.numpy.ones(3) + 1)
+before = peak = held()
+done = False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, held())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+params = load_params(checkpoint, config, dtype="float32", progress=False)
+done = True
+watcher.join()
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
+def test_loading_never_holds_the_model_twice(tmp_path: Path) -> None:
+    # Twelve layers of about 10 MB; the largest tensor is a fortieth of the whole.
+    config = tiny_config(
+        "llama", hidden_size=512, intermediate_size=1408, head_dim=64, num_attention_heads=8,
+        num_key_value_heads=8, num_hidden_layers=12, vocab_size=512,
+    )  # fmt: skip
+    folder = write_checkpoint(tmp_path, config)
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(folder)], capture_output=True, text=True, check=True
+    )
+    num_bytes, peak = map(int, run.stdout.split())
+    assert num_bytes > 100e6
+    assert peak < 1.3 * num_bytes
