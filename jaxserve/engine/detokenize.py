@@ -37,10 +37,22 @@ class TokenDecoder:
         self._pending: list[int] = []
         self._stream = self._new_stream()
         for token_id in split:
-            self.push(token_id)
+            self._step(token_id)
+        # What the end of the prompt is worth by itself. If it comes out so, and not as part of a
+        # character that the answer completes, it is none of the answer's.
+        self._prompt_text = self._decode(split)
 
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is now complete, often that of this token."""
+        text = self._step(token_id)
+        return self._without_prompt(text) if self._prompt_text else text
+
+    def flush(self) -> str:
+        """Return the text of all tokens that are pending, complete or not."""
+        text = self._restart()
+        return self._without_prompt(text) if self._prompt_text else text
+
+    def _step(self, token_id: int) -> str:
         self._pending.append(token_id)
         try:
             text: str | None = self._stream.step(self._tokenizer, token_id)
@@ -49,14 +61,14 @@ class TokenDecoder:
             # text that was final, as an invalid byte does to the bytes before it.
             if "Invalid prefix" not in str(error):
                 raise
-            return self.flush()
+            return self._restart()
         if text is not None:
             self._context, self._pending = self._pending, []
             return text
-        return self.flush() if len(self._pending) >= MAX_PENDING_TOKENS else ""
+        return self._restart() if len(self._pending) >= MAX_PENDING_TOKENS else ""
 
-    def flush(self) -> str:
-        """Return the text of all tokens that are pending, complete or not."""
+    def _restart(self) -> str:
+        """Return the text of all pending tokens, and begin a new stream after them."""
         if not self._pending:
             return ""
         before = self._decode(self._context)
@@ -74,16 +86,23 @@ class TokenDecoder:
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
 
+    def _without_prompt(self, text: str) -> str:
+        if text:
+            text = text.removeprefix(self._prompt_text)
+            self._prompt_text = ""
+        return text
+
     def _find_context(self, prompt_ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """Return a tail of the prompt that decodes to whole characters, and what follows it."""
         for num_split in range(min(MAX_SPLIT_TOKENS, len(prompt_ids)) + 1):
             stop = len(prompt_ids) - num_split
             for num_context in CONTEXT_TOKENS:
-                context = list(prompt_ids[max(0, stop - num_context) : stop])
+                start = max(0, stop - num_context)
+                context = list(prompt_ids[start:stop])
                 text = self._decode(context)
-                if text and text.strip(REPLACEMENT) == text:
+                if text.strip(REPLACEMENT) == text and (text or start == 0):
                     return context, list(prompt_ids[stop:])
-                if num_context >= stop:
+                if start == 0:
                     break
         return [], []
 

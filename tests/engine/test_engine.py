@@ -1,0 +1,346 @@
+"""The engine's loop: events, ends, failures, and what is reported of them."""
+
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from jaxserve.engine.detokenize import Detokenizer
+from jaxserve.errors import ContextLengthError, InvalidRequestError
+from jaxserve.metrics import FinishedStats, StepStats
+from jaxserve.plan import StepPlan
+from jaxserve.request import FinishReason, TokenEvent
+from tests.engine.world import EOS, World, request
+from tests.fakes import FakePendingStep, token_logprobs
+
+LONG = tuple(range(10, 34))
+
+
+def word_tokenizer() -> Tokenizer:
+    """Token 7 is the word "w7"; decoding puts no spaces between words."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(64)}))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def words(token_ids: list[int]) -> str:
+    return "".join(f"w{token_id}" for token_id in token_ids)
+
+
+def last_event(world: World, name: str = "a", index: int = 0) -> TokenEvent:
+    last = world.answers[name, index].last
+    assert last is not None
+    return last
+
+
+def unstopped(**params: object) -> list[int]:
+    """What the request of the same parameters says when nothing stops it."""
+    world = World()
+    world.run(request("a", (1, 2, 3), ignore_eos=True, **params))
+    return world.output()
+
+
+class Recorder:
+    """Metrics kept in lists."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepStats] = []
+        self.first_tokens: list[float] = []
+        self.inter_tokens: list[float] = []
+        self.finished: list[FinishedStats] = []
+
+    def observe_step(self, stats: StepStats) -> None:
+        self.steps.append(stats)
+
+    def observe_first_token(self, latency_s: float) -> None:
+        self.first_tokens.append(latency_s)
+
+    def observe_inter_token(self, latency_s: float) -> None:
+        self.inter_tokens.append(latency_s)
+
+    def observe_finished(self, stats: FinishedStats) -> None:
+        self.finished.append(stats)
+
+
+# The loop
+
+
+def test_the_next_step_is_dispatched_before_the_last_one_is_read() -> None:
+    world = World()
+    world.add(request("a"))
+    assert world.step() == []
+    assert len(world.runner.plans) == 1
+    assert len(world.step()) == 1
+    assert len(world.runner.plans) == 2
+
+
+def test_without_async_scheduling_every_step_is_read_at_once() -> None:
+    world = World(async_scheduling=False)
+    world.add(request("a"))
+    assert len(world.step()) == 1
+    assert not world.runner.pending
+
+
+def test_an_idle_engine_steps_without_effect() -> None:
+    world = World()
+    assert world.step() == []
+    assert not world.engine.has_work
+
+
+def test_an_exception_of_the_runner_leaves_the_engine() -> None:
+    class BrokenRunner:
+        def dispatch(self, plan: StepPlan) -> FakePendingStep:
+            raise RuntimeError("the device is gone")
+
+    world = World()
+    world.engine._runner = BrokenRunner()
+    world.engine.add(request("a"))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        world.engine.step()
+
+
+def test_the_engine_needs_no_jax() -> None:
+    code = (
+        "import sys, jaxserve.client, jaxserve.engine, tests.fakes\n"
+        "assert not {'jax', 'numpy', 'transformers'} & sys.modules.keys(), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# Ends
+
+
+def test_eos_ends_a_choice_without_stop_reason() -> None:
+    world = World(vocab_size=8)
+    world.run(request("a", (1, 2, 3), max_tokens=40))
+    assert world.output()[-1] == EOS
+    assert last_event(world).finish_reason is FinishReason.STOP
+    assert last_event(world).stop_reason is None
+
+
+def test_a_stop_token_is_named_and_is_no_text() -> None:
+    stop = unstopped()[3]
+    world = World(tokenizer=word_tokenizer())
+    world.run(request("a", (1, 2, 3), stop_token_ids=(stop,)))
+    assert last_event(world).stop_reason == stop
+    assert world.output()[-1] == stop
+    assert world.answers["a", 0].text == words(world.output()[:-1])
+
+
+def test_a_stop_token_is_text_on_demand() -> None:
+    stop = unstopped()[3]
+    world = World(tokenizer=word_tokenizer())
+    world.run(request("a", (1, 2, 3), stop_token_ids=(stop,), include_stop_str_in_output=True))
+    assert world.answers["a", 0].text == words(world.output())
+
+
+def test_ignore_eos_goes_on() -> None:
+    world = World(vocab_size=8)
+    world.run(request("a", (1, 2, 3), max_tokens=40, ignore_eos=True))
+    assert len(world.output()) == 40
+    assert EOS in world.output()
+
+
+def test_max_tokens_ends_with_length() -> None:
+    world = World()
+    world.run(request("a", max_tokens=1))
+    assert last_event(world).finish_reason is FinishReason.LENGTH
+    assert len(world.output()) == 1
+
+
+def test_the_context_ends_with_length() -> None:
+    world = World(max_model_len=10)
+    world.run(request("a", (1, 2, 3), max_tokens=None, ignore_eos=True))
+    assert last_event(world).finish_reason is FinishReason.LENGTH
+    assert len(world.output()) == 7
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False])
+def test_a_stop_string_across_tokens_ends_a_choice(async_scheduling: bool) -> None:
+    says = unstopped()
+    stop = words(says[2:4])[1:-1]
+    world = World(tokenizer=word_tokenizer(), async_scheduling=async_scheduling)
+    world.run(request("a", (1, 2, 3), stop=(stop,)))
+    assert world.output() == says[:4]
+    assert world.answers["a", 0].text == words(says[:2]) + "w"
+    assert last_event(world).finish_reason is FinishReason.STOP
+    assert last_event(world).stop_reason == stop
+
+
+def test_a_stop_string_in_the_last_token_allowed_is_a_stop() -> None:
+    says = unstopped(max_tokens=4)
+    world = World(tokenizer=word_tokenizer())
+    world.run(request("a", (1, 2, 3), max_tokens=4, stop=(words(says[3:]),)))
+    assert last_event(world).finish_reason is FinishReason.STOP
+    assert world.answers["a", 0].text == words(says[:3])
+
+
+def test_text_held_for_a_stop_string_comes_with_the_last_event() -> None:
+    says = unstopped()
+    world = World(tokenizer=word_tokenizer())
+    world.run(request("a", (1, 2, 3), ignore_eos=True, stop=(words(says[-1:]) + "!",)))
+    assert world.answers["a", 0].text == words(says)
+
+
+def test_each_choice_ends_once_and_the_request_with_the_last_of_them() -> None:
+    world = World()
+    world.run(request("a", LONG, n=3))
+    ends = [event for event in world.events if event.finish_reason is not None]
+    assert sorted(event.index for event in ends) == [0, 1, 2]
+    assert [event.request_finished for event in ends] == [False, False, True]
+
+
+# Aborts
+
+
+def test_an_abort_ends_all_choices_with_the_next_step() -> None:
+    world = World()
+    world.add(request("a", LONG, n=2))
+    world.step()
+    world.engine.abort("a")
+    assert world.engine.has_work
+    events = world.step()
+    assert [event.finish_reason for event in events] == [FinishReason.ABORT] * 2
+    assert [event.request_finished for event in events] == [False, True]
+    world.run()
+
+
+def test_an_abort_before_the_first_step_is_answered() -> None:
+    world = World()
+    world.add(request("a"))
+    world.engine.abort("a")
+    world.run()
+    assert last_event(world).finish_reason is FinishReason.ABORT
+    assert world.runner.plans == []
+
+
+def test_aborting_what_is_finished_or_unknown_does_nothing() -> None:
+    world = World()
+    world.run(request("a"))
+    world.engine.abort("a")
+    world.engine.abort("b")
+    assert not world.engine.has_work
+
+
+# Failures
+
+
+def test_logits_that_are_no_numbers_end_one_choice_only() -> None:
+    world = World(fails=lambda row, tokens: tokens[0] == 13 and len(tokens) == 5)
+    world.run(request("a", (13, 2, 3)), request("b", (1, 2, 3)))
+    assert last_event(world, "a").finish_reason is FinishReason.ERROR
+    assert last_event(world, "a").error == "the model computed logits that are not finite numbers"
+    assert len(world.output("a")) == 2
+    assert world.output("b") == world.expected("b")
+
+
+def test_a_request_whose_text_cannot_be_made_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    push = Detokenizer.push
+    calls = iter([False, False, True])
+
+    def fail_on_the_third_call(self: Detokenizer, token_id: int) -> str:
+        if self._num_tokens == 1 and next(calls):
+            raise ValueError("a secret")
+        return push(self, token_id)
+
+    monkeypatch.setattr(Detokenizer, "push", fail_on_the_third_call)
+    world = World(tokenizer=word_tokenizer(), vocab_size=64, max_num_seqs=4)
+    world.run(
+        request("a", (1, 2), ignore_eos=True),
+        request("b", (1, 3), ignore_eos=True),
+        request("c", (1, 4), n=2, ignore_eos=True),
+    )
+    for index in range(2):
+        event = last_event(world, "c", index)
+        assert event.finish_reason is FinishReason.ERROR
+        assert event.error == "an internal error has ended this request"
+    assert world.output("a") == world.expected("a")
+    assert world.output("b") == world.expected("b")
+    assert "request c failed" in caplog.text
+
+
+def test_a_request_that_cannot_be_served_is_refused_whole() -> None:
+    world = World(vocab_size=64)
+    with pytest.raises(InvalidRequestError, match="prompt must be in \\[0, 63\\], got 64"):
+        world.engine.add(request("a", (1, 64)))
+    with pytest.raises(ContextLengthError):
+        world.engine.add(request("a", (1,) * 64))
+    with pytest.raises(InvalidRequestError, match="stop must be empty"):
+        world.engine.add(request("a", stop=("x",)))
+    assert not world.engine.has_work
+    world.engine.check_integrity()
+
+
+# What events and metrics say
+
+
+def test_logprobs_come_with_their_tokens_and_those_of_the_prompt_once() -> None:
+    world = World(max_num_batched_tokens=10)
+    world.run(request("a", LONG, n=2, max_tokens=3, logprobs=1, prompt_logprobs=1))
+    of_choice = [event for event in world.events if event.index == 0]
+    assert [event.logprobs for event in of_choice] == [
+        (token_logprobs(event.token_ids[0]),) for event in of_choice
+    ]
+    assert of_choice[0].prompt_logprobs == tuple(token_logprobs(token) for token in LONG[1:])
+    others = [event for event in world.events if event is not of_choice[0]]
+    assert all(event.prompt_logprobs is None for event in others)
+
+
+def test_a_prompt_of_one_token_has_no_prompt_logprobs_but_says_so() -> None:
+    world = World()
+    world.run(request("a", (1,), prompt_logprobs=0))
+    assert world.events[0].prompt_logprobs == ()
+
+
+def test_usage_stands_in_every_event() -> None:
+    world = World()
+    world.run(request("a", LONG))
+    world.run(request("b", LONG))
+    assert {event.num_prompt_tokens for event in world.events} == {24}
+    assert {event.num_cached_tokens for event in world.events if event.request_id == "b"} == {20}
+
+
+def test_times_are_in_order() -> None:
+    world = World()
+    world.run(request("a", LONG))
+    times = last_event(world).metrics
+    assert times is not None
+    assert times.scheduled_s is not None
+    assert times.first_token_s is not None
+    assert times.finished_s is not None
+    assert times.arrival_s <= times.scheduled_s <= times.first_token_s <= times.finished_s
+
+
+@pytest.mark.parametrize("num_pages", [64, 15])
+def test_the_metrics_add_up(num_pages: int) -> None:
+    recorder = Recorder()
+    world = World(metrics=recorder, num_pages=num_pages, max_model_len=52)
+    world.run(*(request(str(n), LONG[n:], n=2, max_tokens=20, seed=n) for n in range(6)))
+    num_generated = sum(len(answer.token_ids) for answer in world.answers.values())
+    num_prompt = sum(2 * (24 - n) for n in range(6))
+    assert sum(step.num_generated_tokens for step in recorder.steps) == num_generated
+    assert sum(step.num_prompt_tokens for step in recorder.steps) == num_prompt
+    assert sum(step.prefix_queries for step in recorder.steps) == num_prompt
+    assert len(recorder.first_tokens) == len(recorder.finished) == 12
+    assert len(recorder.inter_tokens) == num_generated - 12
+    assert sum(stats.num_generated_tokens for stats in recorder.finished) == num_generated
+    assert sum(stats.num_cached_tokens for stats in recorder.finished) == sum(
+        step.prefix_hits for step in recorder.steps
+    )
+    assert sum(stats.times.num_preemptions for stats in recorder.finished) == sum(
+        step.num_preemptions for step in recorder.steps
+    )
+    last = recorder.steps[-1]
+    assert (last.num_running, last.num_waiting, last.num_pages_used) == (0, 0, 0)
+
+
+def test_stats_count_from_the_start() -> None:
+    world = World()
+    world.run(request("a", LONG, max_tokens=2, ignore_eos=True))
+    world.run(request("b", LONG, max_tokens=2, ignore_eos=True))
+    stats = world.engine.stats()
+    assert (stats.num_prompt_tokens, stats.num_generated_tokens) == (48, 4)
+    assert (stats.prefix_queries, stats.prefix_hits) == (48, 20)
