@@ -1,0 +1,71 @@
+"""Every plan within the limits finds a shape, and only shapes that were compiled."""
+
+from itertools import product
+
+import pytest
+
+from jaxserve.errors import ConfigError
+from jaxserve.execution.shapes import ShapeTable, Variant
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+LIMITS = [
+    (max_num_seqs, max_num_seqs + extra)
+    for max_num_seqs, extra in product((1, 2, 3, 7, 8, 9, 16, 33), (0, 1, 5, 30))
+]
+
+
+def table(max_num_seqs: int, max_num_batched_tokens: int, platform: str) -> ShapeTable:
+    return ShapeTable(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        pages=4,
+        platform=platform,
+    )
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("limits", LIMITS)
+def test_every_plan_fits_a_compiled_shape(limits: tuple[int, int], platform: str) -> None:
+    max_num_seqs, max_num_batched_tokens = limits
+    shapes = table(*limits, platform)
+    compiled = set(shapes.all())
+    for num_sequences in range(1, max_num_seqs + 1):
+        for num_tokens in range(num_sequences, max_num_batched_tokens + 1):
+            lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
+            for variant in Variant:
+                shape = shapes.choose(lengths, variant)
+                assert shape in compiled
+                assert shape.tokens >= num_tokens
+                assert shape.sequences >= num_sequences
+                assert shape.variant >= variant
+                # Attention relies on it: a decode shape has row s for sequence s.
+                assert not shape.is_decode or num_tokens == num_sequences
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_shapes_are_few(platform: str) -> None:
+    assert len(table(256, 8192, platform).all()) <= 64
+    assert len(table(32, 512, "cpu").all()) == 7
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_no_shape_is_compiled_twice(limits: tuple[int, int]) -> None:
+    for platform in PLATFORMS:
+        shapes = table(*limits, platform).all()
+        assert len(shapes) == len(set(shapes))
+
+
+def test_a_larger_plan_never_gets_a_smaller_shape() -> None:
+    shapes = table(33, 128, "cpu")
+    tokens = [shapes.choose([n], Variant.GREEDY).tokens for n in range(2, 129)]
+    assert tokens == sorted(tokens)
+
+
+def test_accelerators_run_the_least_variant_and_cpus_branch() -> None:
+    assert table(8, 8, "gpu").choose([1], Variant.GREEDY).variant is Variant.GREEDY
+    assert table(8, 8, "cpu").choose([1], Variant.GREEDY).variant is Variant.FULL
+
+
+def test_a_budget_below_the_sequences_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens .* max_num_seqs \(8\), got 7"):
+        table(8, 7, "cpu")
