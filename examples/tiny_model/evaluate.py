@@ -10,16 +10,22 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 from examples.tiny_model.corpus import HELD_OUT_SEED, held_out_cases
 from examples.tiny_model.exchange import Conversation, Exchange
+from examples.tiny_model.facts import CAPITALS
 from examples.tiny_model.tokenizer import render
 from jaxserve import LLM, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).resolve().parents[2] / "jaxserve/assets/jaxserve-tiny"
+CARD = Path(__file__).with_name("model_card.md")
 MAX_TOKENS = 256
 
 # Prompts in, answers out, in the same order.
@@ -57,8 +63,31 @@ def evaluate(generate: Generate, *, per_skill: int = 200) -> tuple[dict[str, flo
     return scores(cases, answers), wrong
 
 
+def model_card(report: dict[str, Any], folder: Path) -> str:
+    """Write what the folder holds, how it was made and how it scored."""
+    weights = folder / "model.safetensors"
+    with safe_open(weights, "numpy") as tensors:
+        sizes = [prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+    return CARD.read_text().format(
+        num_parameters=f"{sum(sizes):,}",
+        megabytes=f"{weights.stat().st_size / 1e6:.1f}",
+        num_countries=len(CAPITALS.capitals),
+        scores=_table(report["scores"]),
+        **report,
+    )
+
+
+def _table(scores_by_column: dict[str, dict[str, float]]) -> str:
+    lines = ["| questions | " + " | ".join(scores_by_column) + " |"]
+    lines.append("|---|" + "---|" * len(scores_by_column))
+    for skill in next(iter(scores_by_column.values())):
+        figures = " | ".join(f"{100 * column[skill]:.1f} %" for column in scores_by_column.values())
+        lines.append(f"| {skill} | {figures} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the scores, greedy and at temperature 0.7, and write them into the folder."""
+    """Score a folder greedily and at temperature 0.7; write the scores and the card into it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--per-skill", type=int, default=200)
@@ -67,22 +96,28 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     llm = LLM(str(args.folder))
-    table: dict[str, dict[str, float]] = {}
-    for temperature in (0.0, 0.7):
-        sampling = SamplingParams(temperature=temperature, max_tokens=MAX_TOKENS, seed=0)
+    columns: dict[str, dict[str, float]] = {}
+    for name, temperature in (("greedy", 0.0), ("temperature 0.7", 0.7)):
 
-        def generate(texts: Sequence[str], sampling: SamplingParams = sampling) -> list[str]:
+        def generate(texts: Sequence[str], temperature: float = temperature) -> list[str]:
+            sampling = [
+                SamplingParams(temperature=temperature, max_tokens=MAX_TOKENS, seed=seed)
+                for seed in range(len(texts))
+            ]
             return [result.outputs[0].text for result in llm.generate(texts, sampling)]
 
-        result, wrong = evaluate(generate, per_skill=args.per_skill)
-        table[f"temperature {temperature}"] = result
+        columns[name], wrong = evaluate(generate, per_skill=args.per_skill)
         if args.show_wrong:
-            logger.info("\n".join(wrong))
-    for skill in table["temperature 0.0"]:
-        figures = "  ".join(f"{100 * column[skill]:5.1f} %" for column in table.values())
-        logger.info("%-12s %s", skill, figures)
-    report = {"held_out_seed": HELD_OUT_SEED, "cases_per_skill": args.per_skill, "scores": table}
+            logger.info("%s", "\n".join(wrong))
+    report = {
+        **json.loads((args.folder / "training.json").read_text()),
+        "held_out_seed": HELD_OUT_SEED,
+        "cases_per_skill": args.per_skill,
+        "scores": columns,
+    }
     (args.folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    (args.folder / "README.md").write_text(model_card(report, args.folder))
+    logger.info("%s", _table(columns))
 
 
 if __name__ == "__main__":
