@@ -32,3 +32,8 @@ class DecoderConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+
+    @property
+    def longest_context(self) -> int:
+        """How many tokens a sequence may have; more than `max_position` with dynamic RoPE only."""
+        return self.rope.longest_context(self.max_position)

@@ -29,6 +29,10 @@ class Rope:
         """What cosines and sines are multiplied by: one, except in YaRN."""
         return 1.0
 
+    def longest_context(self, max_position: int) -> int:
+        """Return how many tokens a model with `max_position` positions in its config can take."""
+        return max_position
+
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
         """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""
         del length  # only "dynamic" depends on it
@@ -57,6 +61,10 @@ class DynamicRope(Rope):
 
     factor: float
     max_position: int
+
+    def longest_context(self, max_position: int) -> int:
+        """Return `factor` times the trained positions; the other kinds' configs count it in."""
+        return int(self.factor * max_position)
 
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
         """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""

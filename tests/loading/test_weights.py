@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_model, load_params
-from jaxserve.models import abstract_params, config_from_hf
+from jaxserve.models import abstract_params, bind, config_from_hf
 from jaxserve.sharding import make_mesh
 from tests.goldens.checkpoints import HfConfig, tensors, tiny_config, write_checkpoint
 
@@ -70,6 +70,15 @@ def test_a_mesh_holds_the_same_values_where_the_plan_says(tmp_path: Path, num_de
     planned = abstract_params(MODEL, mesh=mesh)
     places = jax.tree.map(lambda array, plan: array.sharding == plan.sharding, placed, planned)
     assert all(jax.tree.leaves(places))
+
+
+def test_a_model_on_a_mesh_computes_what_it_computes_on_one_device(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path, CONFIG))
+    on_one, on_two = (
+        jax.jit(bind(MODEL, load_params(checkpoint, MODEL, dtype="float32", mesh=make_mesh(n))))
+        for n in (1, 2)
+    )
+    np.testing.assert_allclose(on_two(jnp.arange(9)), on_one(jnp.arange(9)), atol=1e-5)
 
 
 def test_heads_that_the_mesh_cannot_share_are_refused(tmp_path: Path) -> None:

@@ -97,6 +97,15 @@ def test_rope_is_read_in_both_spellings(changes: dict[str, object], expected: Ro
     assert config_from_hf(tiny_config("llama", **changes)).rope == expected
 
 
+def test_only_dynamic_rope_reaches_beyond_the_positions_of_the_config() -> None:
+    def longest(**rope: object) -> int:
+        return config_from_hf(tiny_config("llama", rope_parameters=rope)).longest_context
+
+    assert longest(rope_type="dynamic", factor=2.5) == 320
+    assert longest(rope_type="linear", factor=2.0) == 128
+    assert longest(rope_type="yarn", factor=4.0, original_max_position_embeddings=32) == 128
+
+
 def test_only_layers_from_max_window_layers_on_slide() -> None:
     hf = tiny_config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2)
     assert config_from_hf(hf).sliding_windows == (None, None, 8)
