@@ -1,5 +1,52 @@
-"""An inference engine for open-weight language models on JAX."""
+"""An inference engine for open-weight language models on JAX.
 
-__all__ = ["__version__"]
+    from jaxserve import LLM, SamplingParams
+
+    llm = LLM()
+    print(llm.generate("Once upon a time", SamplingParams(max_tokens=50))[0].outputs[0].text)
+
+Importing the package loads nothing: its names come when they are first asked for, and JAX with
+`LLM` only.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM as LLM
+    from jaxserve.outputs import CompletionOutput as CompletionOutput
+    from jaxserve.outputs import Logprob as Logprob
+    from jaxserve.outputs import RequestOutput as RequestOutput
+    from jaxserve.request import SamplingParams as SamplingParams
+    from jaxserve.request import TokenEvent as TokenEvent
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "TokenEvent",
+    "__version__",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "llm",
+    "CompletionOutput": "outputs",
+    "Logprob": "outputs",
+    "RequestOutput": "outputs",
+    "SamplingParams": "request",
+    "TokenEvent": "request",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxserve' has no attribute {name!r}")
+    return getattr(import_module(f"jaxserve.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -212,20 +212,20 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
 
 
 def build(
-    options: EngineOptions,
+    plan: EnginePlan,
     *,
     metrics: EngineMetrics | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> LoadedModel:
-    """Plan, load, warm up: return an engine whose next compilation would be a bug.
+    """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
-    report: told what happens, a line at a time; progress bars go to a terminal only. Raises what
-    `plan_engine` raises, and CheckpointError for weights that do not match.
+    report: told what happens, a line at a time; progress bars go to a terminal only. Raises
+    CheckpointError for weights that do not match.
     """
+    options = plan.options
     if options.compilation_cache:
         use_compilation_cache()
     compilations = CompilationCounter()
-    plan = plan_engine(options)
     for line in plan.lines():
         report(line)
     checkpoint = plan.checkpoint

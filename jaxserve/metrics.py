@@ -116,7 +116,7 @@ class Metrics:
         self.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
 
     def set_compilations(self, count: Callable[[], int], *, model_name: str) -> None:
-        """Publish how many programs were compiled since start; `count` is asked at each scrape."""
+        """Publish how many programs were compiled after warm-up; each scrape asks `count`."""
         self._compilations[model_name] = count
 
     def observe_rejection(self, reason: str, *, model_name: str) -> None:
@@ -142,7 +142,9 @@ class Metrics:
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield the series that are read from elsewhere at each scrape."""
         family = CounterMetricFamily(
-            "jaxserve:compilations", "Programs compiled since start.", labels=("model_name",)
+            "jaxserve:compilations",
+            "Programs compiled after warm-up: each stalled its step.",
+            labels=("model_name",),
         )
         for model_name, count in self._compilations.items():
             family.add_metric((model_name,), count())

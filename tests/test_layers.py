@@ -16,15 +16,16 @@ LAYERS = (
     {"models"},
     {"loading", "execution"},
     {"engine", "grammar", "chat"},
-    {"client", "llm"},
+    {"client"},
     {"server"},
-    {"build", "cli", "__main__", "__init__"},
+    {"build", "flags", "outputs", "prompts", "llm", "bench"},
+    {"commands", "cli", "__main__", "__init__"},
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 # Strangers although their layers would allow it: kernels stand alone, and the plan is all that the
 # engine and the device code know of each other.
 STRANGERS = {("pallas_kernels", unit) for unit in LAYERS[0]} | {("engine", "execution")}
-NO_JAX = LAYERS[0] | {"engine", "grammar", "chat", "client", "server"}
+NO_JAX = LAYERS[0] | {"engine", "grammar", "chat", "client", "server", "commands", "cli"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

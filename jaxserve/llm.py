@@ -1,0 +1,368 @@
+"""Offline generation: a model in this process, prompts in, answers out, no server and no thread."""
+
+import itertools
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from jaxserve.build import EnginePlan, build, plan_engine
+from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from jaxserve.flags import engine_options
+from jaxserve.outputs import OutputBuilder, RequestOutput
+from jaxserve.prompts import (
+    ChatOptions,
+    Conversation,
+    PreparedPrompt,
+    Prompt,
+    PromptReader,
+    is_conversation,
+    listed,
+)
+from jaxserve.request import Request, SamplingParams, TokenEvent
+from jaxserve.server.protocol.common import GenerationBody
+from jaxserve.server.protocol.parsing import show
+
+logger = logging.getLogger(__name__)
+
+type Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model that answers prompts, many at once; for one thread.
+
+    model: a folder, a hub name, or None for the model that comes with jaxserve. report: told what
+    happens while it starts, a line at a time. options: those of `jaxserve serve` under the names
+    of its flags, which are vLLM's: dtype, max_model_len, gpu_memory_utilization,
+    kv_cache_memory_bytes, tensor_parallel_size, max_num_seqs, max_num_batched_tokens, block_size,
+    enable_prefix_caching, seed, revision, download_dir, tokenizer, chat_template and so on.
+
+    Raises ConfigError for options that are unknown or cannot work, MemoryPlanError where the
+    model does not fit, CheckpointError where it cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        report: Callable[[str], None] = logger.info,
+        **options: Any,
+    ) -> None:
+        loaded = build(plan_engine(engine_options(model, options)), report=report)
+        self.plan: EnginePlan = loaded.plan
+        self._engine = loaded.engine
+        self._tokenizer = loaded.tokenizer
+        self._generation = loaded.generation
+        self._max_model_len = loaded.plan.scheduler.max_model_len
+        self._reader = PromptReader(loaded.tokenizer, max_model_len=self._max_model_len)
+        self._ids = itertools.count()
+        # Where the events of a request go: to the call of `run` that runs it.
+        self._inboxes: dict[str, deque[TokenEvent]] = {}
+        self._is_dead = False
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        priority: Sequence[int] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue one prompt or many; return an output for each, in their order.
+
+        prompts: a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of
+        these. sampling_params: one for all or one for each, by default
+        `get_default_sampling_params()`. priority: one for each; lower runs first, if
+        scheduling_policy is "priority". use_tqdm: show progress, on a terminal.
+
+        Raises InvalidRequestError before anything runs. Ctrl-C ends what runs; the LLM stays
+        usable.
+        """
+        prepared = self._prepare(listed(prompts), self._reader.read)
+        requests = self._requests(prepared, sampling_params, priority=priority)
+        return self._generate(requests, prepared, use_tqdm=use_tqdm)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Params = None,
+        *,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many; return an output for each, in their order.
+
+        messages: as in OpenAI's API. chat_template: Jinja text in place of the model's own.
+        Without sampling_params an answer may fill the context, unless the model's authors set a
+        limit. Raises as `generate`, and CheckpointError if the model has no chat template.
+        """
+        options = ChatOptions(
+            chat_template=chat_template,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        prepared = self._prepare(
+            [messages] if is_conversation(messages) else [*messages],
+            lambda conversation: self._reader.render(conversation, options),
+        )
+        requests = self._requests(prepared, sampling_params, is_chat=True)
+        return self._generate(requests, prepared, use_tqdm=use_tqdm)
+
+    def stream(
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Generator[TokenEvent]:
+        """Continue a prompt, or answer a conversation, and yield what is new as it comes.
+
+        The events' `text` put together is the answer; with n > 1 the answers take turns, told
+        apart by `index`. Closing the iterator ends the request; several may be open at once.
+        Raises as `generate` and `chat`, when called.
+        """
+        if is_conversation(prompt):
+            options = ChatOptions(
+                chat_template=chat_template,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            prepared = self._reader.render(prompt, options)
+            return self.run(self._requests([prepared], sampling_params, is_chat=True))
+        return self.run(self._requests([self._reader.read(cast(Prompt, prompt))], sampling_params))
+
+    def run(
+        self, requests: Iterable[Request], *, max_in_flight: int | None = None
+    ) -> Generator[TokenEvent]:
+        """Run requests as they are, and yield the events of all of them as they come.
+
+        max_in_flight: requests that the engine has at once, at most. Closing the iterator aborts
+        what is unfinished. Raises InvalidRequestError for a request the engine cannot run.
+        """
+        if self.plan.scheduler.policy == "priority":
+            # The engine's queue is bounded, so it may not see all of them at once.
+            requests = sorted(requests, key=lambda request: request.priority)
+        waiting = deque(requests)
+        unfinished: set[str] = set()
+        inbox: deque[TokenEvent] = deque()
+        try:
+            while waiting or unfinished:
+                while waiting and (max_in_flight is None or len(unfinished) < max_in_flight):
+                    if not self._add(waiting[0], inbox):
+                        break
+                    unfinished.add(waiting.popleft().id)
+                if not inbox:
+                    self._step()
+                while inbox:
+                    event = inbox.popleft()
+                    if event.request_finished:
+                        unfinished.remove(event.request_id)
+                        del self._inboxes[event.request_id]
+                    yield event
+        finally:
+            for request_id in unfinished:
+                del self._inboxes[request_id]
+                self._engine.abort(request_id)
+            # The steps under way still hold pages of what was aborted.
+            while not (self._inboxes or self._is_dead) and self._engine.has_work:
+                self._step()
+
+    def get_tokenizer(self) -> Any:
+        """Return the tokenizer as transformers has it."""
+        return self._tokenizer.pretrained
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return what the model's authors recommend: its `generation_config.json`, over ours."""
+        return GenerationBody().sampling_params(
+            self._generation,
+            max_tokens=self._generation.max_new_tokens or SamplingParams().max_tokens,
+            logprobs=None,
+            prompt_logprobs=None,
+        )
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed for the beginnings of prompts."""
+        self._engine.reset_prefix_cache()
+
+    def _prepare[T](
+        self, values: Sequence[T], prepare: Callable[[T], PreparedPrompt]
+    ) -> list[PreparedPrompt]:
+        prepared = []
+        for position, value in enumerate(values):
+            with _naming(position, len(values)):
+                prepared.append(prepare(value))
+        return prepared
+
+    def _requests(
+        self,
+        prepared: Sequence[PreparedPrompt],
+        sampling_params: Params,
+        *,
+        priority: Sequence[int] | None = None,
+        is_chat: bool = False,
+    ) -> list[Request]:
+        """Make requests of prompts and check them all."""
+        num_prompts = len(prepared)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params: Sequence[SamplingParams | None] = [sampling_params] * num_prompts
+        else:
+            params = _one_each("sampling_params", sampling_params, SamplingParams, num_prompts)
+        priorities: Sequence[int] = [0] * num_prompts
+        if priority is not None:
+            priorities = _one_each("priority", priority, int, num_prompts)
+        requests = []
+        for position, prompt in enumerate(prepared):
+            chosen = params[position] or self._defaults_for(prompt, is_chat=is_chat)
+            request = Request(
+                id=str(next(self._ids)),
+                prompt_ids=prompt.token_ids,
+                params=chosen,
+                bad_word_ids=self._tokenizer.bad_word_ids(chosen.bad_words),
+                priority=priorities[position],
+                cache_salt=prompt.cache_salt,
+            )
+            with _naming(position, num_prompts):
+                request.check(
+                    vocab_size=self.plan.model.vocab_size, max_model_len=self._max_model_len
+                )
+            requests.append(request)
+        return requests
+
+    def _defaults_for(self, prompt: PreparedPrompt, *, is_chat: bool) -> SamplingParams:
+        """The default parameters, with a limit that the prompt leaves room for."""
+        params = self.get_default_sampling_params()
+        if params.max_tokens is None or (is_chat and self._generation.max_new_tokens is None):
+            return replace(params, max_tokens=None)
+        room = max(self._max_model_len - len(prompt.token_ids), 1)
+        return replace(params, max_tokens=min(params.max_tokens, room))
+
+    def _generate(
+        self, requests: Sequence[Request], prepared: Sequence[PreparedPrompt], *, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        builders = {
+            request.id: OutputBuilder(request, prompt=prompt.text, tokenizer=self._tokenizer)
+            for request, prompt in zip(requests, prepared, strict=True)
+        }
+        num_read = num_written = 0
+        start_s = time.perf_counter()
+        disable = None if use_tqdm else True  # None: where there is no terminal
+        with (
+            tqdm(total=len(requests), desc="Prompts", unit="prompt", disable=disable) as bar,
+            closing(self.run(requests)) as events,
+        ):
+            for event in events:
+                builders[event.request_id].add(event)
+                num_written += len(event.token_ids)
+                if event.error is not None:
+                    logger.warning("request %s failed: %s", event.request_id, event.error)
+                if event.request_finished:
+                    num_read += event.num_prompt_tokens
+                    elapsed_s = time.perf_counter() - start_s
+                    bar.set_postfix_str(
+                        f"input {num_read / elapsed_s:.0f} tok/s,"
+                        f" output {num_written / elapsed_s:.0f} tok/s",
+                        refresh=False,
+                    )
+                    bar.update()
+        return [builder.build() for builder in builders.values()]
+
+    def _add(self, request: Request, inbox: deque[TokenEvent]) -> bool:
+        """Give a request to the engine; False where its queue is full."""
+        if self._is_dead:
+            raise EngineDeadError("the engine has failed before; make a new LLM")
+        with _uninterrupted():
+            try:
+                self._engine.add(request)
+            except OverloadedError:
+                return False
+            self._inboxes[request.id] = inbox
+        return True
+
+    def _step(self) -> None:
+        """Let the engine make a step, and put its events where they are waited for."""
+        with _uninterrupted():
+            try:
+                events = self._engine.step()
+            except Exception as error:
+                self._is_dead = True
+                raise EngineDeadError("the engine has failed in a step") from error
+            for event in events:
+                # There is none for a request that was aborted.
+                inbox = self._inboxes.get(event.request_id)
+                if inbox is not None:
+                    inbox.append(event)
+
+
+def _one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int) -> Sequence[T]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InvalidRequestError(
+            f"{name} must be {kind.__name__} or a list of them, got {show(values)}", param=name
+        )
+    if len(values) != num_prompts:
+        raise InvalidRequestError(
+            f"{name} must be as many as there are prompts ({num_prompts}), got {len(values)}",
+            param=name,
+        )
+    for value in values:
+        if not isinstance(value, kind):
+            raise InvalidRequestError(
+                f"{name} must be {kind.__name__}, got {show(value)}", param=name
+            )
+    return values
+
+
+@contextmanager
+def _naming(position: int, num_prompts: int) -> Iterator[None]:
+    """Say in a prompt's error which prompt it is of."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if num_prompts > 1:
+            error.add_note(f"in prompt {position} of {num_prompts}, counted from 0")
+        raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block, which would be broken by it in the middle.
+
+    A second Ctrl-C is obeyed at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are raised in the main thread only
+        return
+    is_interrupted = False
+
+    def hold(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if is_interrupted:
+        signal.raise_signal(signal.SIGINT)

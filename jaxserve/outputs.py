@@ -1,0 +1,143 @@
+"""What offline generation returns: a `RequestOutput` per prompt, with vLLM's names and shapes."""
+
+from dataclasses import dataclass, field
+
+from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.request import PositionLogprobs, Request, RequestMetrics, TokenEvent
+
+type TokenLogprobs = dict[int, Logprob]
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The natural log of a token's probability, its rank (1 is the most likely), its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionOutput:
+    """One answer. logprobs: by token id, for each token of token_ids, if they were asked for.
+
+    finish_reason: "stop", "length", "abort" or "error"; stop_reason: the stop string or stop
+    token id that matched.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOutput:
+    """A prompt and its answers, in the order of their index.
+
+    prompt: None for a prompt given as token ids. prompt_logprobs: one entry per prompt token, of
+    which the first is None. num_cached_tokens: prompt tokens that were not computed again.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[TokenLogprobs | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics | None
+    num_cached_tokens: int
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What has come of one answer."""
+
+    text: list[str] = field(default_factory=list[str])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[PositionLogprobs] = field(default_factory=list[PositionLogprobs])
+    last: TokenEvent | None = None
+
+
+class OutputBuilder:
+    """Gathers the events of one request into its output."""
+
+    def __init__(self, request: Request, *, prompt: str | None, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        self._choices = [_Choice() for _ in range(request.params.n)]
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self._num_cached_tokens = 0
+
+    def add(self, event: TokenEvent) -> None:
+        """Take one event of the request."""
+        choice = self._choices[event.index]
+        choice.text.append(event.text)
+        choice.token_ids += event.token_ids
+        choice.logprobs += event.logprobs
+        if event.finish_reason is not None:
+            choice.last = event
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = [None, *map(self._logprobs, event.prompt_logprobs)]
+        self._num_cached_tokens = max(self._num_cached_tokens, event.num_cached_tokens)
+
+    def build(self) -> RequestOutput:
+        """Return the output so far; it is `finished` once every answer has ended."""
+        ends = [choice.last for choice in self._choices if choice.last is not None]
+        times = [end.metrics for end in ends if end.metrics is not None]
+        return RequestOutput(
+            request_id=self._request.id,
+            prompt=self._prompt,
+            prompt_token_ids=list(self._request.prompt_ids),
+            prompt_logprobs=self._prompt_logprobs,
+            outputs=[self._completion(index) for index in range(len(self._choices))],
+            finished=len(ends) == len(self._choices),
+            metrics=_of_all(times),
+            num_cached_tokens=self._num_cached_tokens,
+        )
+
+    def _completion(self, index: int) -> CompletionOutput:
+        choice = self._choices[index]
+        has_logprobs = self._request.params.logprobs is not None
+        end = choice.last
+        return CompletionOutput(
+            index=index,
+            text="".join(choice.text),
+            token_ids=list(choice.token_ids),
+            cumulative_logprob=sum(position.chosen.logprob for position in choice.logprobs)
+            if has_logprobs
+            else None,
+            logprobs=[self._logprobs(position) for position in choice.logprobs]
+            if has_logprobs
+            else None,
+            finish_reason=None if end is None else str(end.finish_reason),
+            stop_reason=None if end is None else end.stop_reason,
+        )
+
+    def _logprobs(self, position: PositionLogprobs) -> TokenLogprobs:
+        """The chosen token first, then the likeliest ones; the chosen one may be among them."""
+        return {
+            token.token_id: Logprob(
+                token.logprob, token.rank, self._tokenizer.token_text(token.token_id)
+            )
+            for token in (position.chosen, *position.top)
+        }
+
+
+def _of_all(times: list[RequestMetrics]) -> RequestMetrics | None:
+    """The times of a request from those of its choices: the first start, the last end."""
+    if not times:
+        return None
+    return RequestMetrics(
+        arrival_s=times[0].arrival_s,
+        scheduled_s=min((t.scheduled_s for t in times if t.scheduled_s is not None), default=None),
+        first_token_s=min(
+            (t.first_token_s for t in times if t.first_token_s is not None), default=None
+        ),
+        finished_s=max((t.finished_s for t in times if t.finished_s is not None), default=None),
+        num_preemptions=sum(t.num_preemptions for t in times),
+    )
