@@ -1,0 +1,48 @@
+"""The command line: `jaxserve serve | chat | generate | plan | bench`."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxserve import __version__
+from jaxserve.commands import bench, chat, generate, plan, serve
+from jaxserve.commands.arguments import Parser
+from jaxserve.errors import JaxserveError
+
+COMMANDS = {"serve": serve, "chat": chat, "generate": generate, "plan": plan, "bench": bench}
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    What a user can mend ends in one line on standard error: status 1, or 2 for arguments that
+    cannot be read.
+    """
+    # transformers would tell every user that it misses PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        args = _parser().parse_args(argv)
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except JaxserveError as error:
+        print(f"jaxserve: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left; nor can Python write what it still holds as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="jaxserve", description="Serve open-weight language models on JAX.")
+    parser.add_argument("--version", action="version", version=f"jaxserve {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.HELP, description=command.__doc__)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser

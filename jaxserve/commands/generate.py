@@ -1,0 +1,57 @@
+"""`jaxserve generate`: continue prompts, as text or as JSON lines."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, add_flags, given, sampling_fields
+
+HELP = "continue prompts"
+MAX_TOKENS = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="the text to continue, by default standard input; may be given several times",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object for each prompt, on a line"
+    )
+    add_flags(parser, "sampling (by default as the model's authors recommend)", SAMPLING_FLAGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the model continues the prompts with."""
+    from jaxserve.llm import LLM
+
+    prompts: list[str] = args.prompt or [sys.stdin.read()]
+    llm = LLM(model_of(args), report=say, **given(args, ENGINE_FLAGS))
+    fields = {"max_tokens": MAX_TOKENS, **sampling_fields(args)}
+    params = dataclasses.replace(llm.get_default_sampling_params(), **fields)
+    if len(prompts) == 1 and not args.json:
+        print(prompts[0], end="", flush=True)
+        for event in llm.stream(prompts[0], params):
+            print(event.text, end="", flush=True)
+        print()
+        return 0
+    for output in llm.generate(prompts, params):
+        answer = output.outputs[0]
+        if args.json:
+            fields = {
+                "prompt": output.prompt,
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "num_prompt_tokens": len(output.prompt_token_ids),
+                "num_generated_tokens": len(answer.token_ids),
+            }
+            print(json.dumps(fields, ensure_ascii=False))
+        else:
+            print(f"{output.prompt}{answer.text}\n")
+    return 0

@@ -1,0 +1,22 @@
+"""`jaxserve plan`: what a model would need on this machine, found without loading it."""
+
+import argparse
+
+from jaxserve.commands.arguments import add_engine_arguments, model_of
+from jaxserve.flags import ENGINE_FLAGS, engine_options, given
+
+HELP = "print the memory plan of a model without loading it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; it raises MemoryPlanError when the model does not fit."""
+    from jaxserve.build import plan_engine
+
+    for line in plan_engine(engine_options(model_of(args), given(args, ENGINE_FLAGS))).lines():
+        print(line)
+    return 0
