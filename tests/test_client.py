@@ -19,8 +19,7 @@ from jaxserve.errors import (
 )
 from jaxserve.plan import StepPlan
 from jaxserve.request import FinishReason, Request, TokenEvent
-from tests.engine.test_engine import word_tokenizer, words
-from tests.engine.world import World, request
+from tests.engine.world import World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, FakeRunner, token_logprobs
 
 TIMEOUT_S = 20.0
@@ -66,7 +65,7 @@ def tokens(events: list[TokenEvent], index: int = 0) -> list[int]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition is another thread's
             await asyncio.sleep(0.001)
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -134,7 +135,8 @@ def test_valid_text_comes_out_exactly_whatever_the_prompt(
     before, whole = tokenizer.decode(prompt_ids), tokenizer.decode(prompt_ids + token_ids)
     out = "".join(pieces(tokenizer, token_ids, prompt_ids=tuple(prompt_ids)))
     if REPLACEMENT not in whole and before:
-        assert before + out == whole
+        # A character that the prompt only begins comes out whole.
+        assert before.rstrip(REPLACEMENT) + out == whole
 
 
 @given(st.text(max_size=30))
@@ -250,7 +252,7 @@ def test_hostile_stop_strings_take_linear_time() -> None:
 # The two together
 
 
-def detokenize(text: str, **params: object) -> tuple[str, str | None]:
+def detokenize(text: str, **params: Any) -> tuple[str, str | None]:
     detokenizer = Detokenizer(byte_tokenizer(), request(max_tokens=100, **params))
     out = ""
     for byte in text.encode():

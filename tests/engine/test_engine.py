@@ -2,30 +2,19 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.metrics import FinishedStats, StepStats
 from jaxserve.plan import StepPlan
 from jaxserve.request import FinishReason, TokenEvent
-from tests.engine.world import EOS, World, request
+from tests.engine.world import EOS, World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, token_logprobs
 
 LONG = tuple(range(10, 34))
-
-
-def word_tokenizer() -> Tokenizer:
-    """Token 7 is the word "w7"; decoding puts no spaces between words."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(64)}))
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
-
-
-def words(token_ids: list[int]) -> str:
-    return "".join(f"w{token_id}" for token_id in token_ids)
 
 
 def last_event(world: World, name: str = "a", index: int = 0) -> TokenEvent:
@@ -34,7 +23,7 @@ def last_event(world: World, name: str = "a", index: int = 0) -> TokenEvent:
     return last
 
 
-def unstopped(**params: object) -> list[int]:
+def unstopped(**params: Any) -> list[int]:
     """What the request of the same parameters says when nothing stops it."""
     world = World()
     world.run(request("a", (1, 2, 3), ignore_eos=True, **params))

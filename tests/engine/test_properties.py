@@ -1,12 +1,13 @@
 """Whatever arrives, in whatever order, under whatever pressure: the same tokens, and no leak."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.request import FinishReason
-from tests.engine.world import World, request
+from tests.engine.world import World, request, word_tokenizer
 from tests.fakes import token_logprobs
 
 # Few different prompt openings, longer than some pages, so that prefixes are often shared.
@@ -22,7 +23,7 @@ class Arrival:
     patience: int | None
     priority: int
     salt: str
-    params: dict[str, object]
+    params: dict[str, Any]
 
 
 @st.composite
@@ -42,6 +43,8 @@ def arrivals(draw: st.DrawFn) -> Arrival:
             "max_tokens": max_tokens,
             "min_tokens": draw(st.integers(0, max_tokens)),
             "ignore_eos": draw(st.booleans()),
+            # Stop strings within a word, across two, and hardly ever.
+            "stop": draw(st.sampled_from([(), (), ("w1",), ("2w", "3w4"), ("w5w", "9w1w")])),
             "stop_token_ids": tuple(draw(st.lists(st.integers(0, 63), max_size=4))),
             "prompt_logprobs": draw(st.none() | st.none() | st.just(0)),
             "logprobs": draw(st.none() | st.just(0)),
@@ -63,6 +66,7 @@ def worlds(draw: st.DrawFn) -> World:
         policy=draw(st.sampled_from(["fcfs", "priority"])),
         async_scheduling=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
+        tokenizer=word_tokenizer(),
     )
 
 

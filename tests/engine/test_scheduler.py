@@ -405,6 +405,14 @@ def test_a_stop_seen_a_step_late_costs_one_row() -> None:
     assert world.runner.num_computed_tokens == 3 + 2 + 1
 
 
+def test_a_stop_token_within_min_tokens_is_passed_over() -> None:
+    scheduler = make()
+    scheduler.add(request("a", min_tokens=2, stop_token_ids=(9,)))
+    first, second = scheduled(scheduler), scheduled(scheduler)
+    assert not scheduler.commit(first, answer(first, 9))[0].sequence.is_finished
+    assert scheduler.commit(second, answer(second, 9))[0].sequence.is_finished
+
+
 def test_an_abort_takes_effect_at_once_and_twice_is_no_error() -> None:
     scheduler = make()
     scheduler.add(request("a", n=2))

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine import Engine, Scheduler
@@ -17,20 +18,43 @@ from tests.fakes import FakeRunner, solo_run
 EOS = 3
 
 
+def word_tokenizer() -> Tokenizer:
+    """Token 7 is the word "w7"; decoding puts no spaces between words."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(64)}))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def words(token_ids: list[int]) -> str:
+    """The text of tokens of `word_tokenizer`."""
+    return "".join(f"w{token_id}" for token_id in token_ids)
+
+
+def until_stop_string(token_ids: list[int], params: SamplingParams) -> list[int]:
+    """The first of the tokens, up to the one whose word completes a stop string."""
+    text = ""
+    for count, token_id in enumerate(token_ids, start=1):
+        num_old = len(text)
+        text += words([token_id])
+        for stop in params.stop if count > params.min_tokens else ():
+            if stop in text[max(0, num_old - len(stop) + 1) :]:
+                return token_ids[:count]
+    return token_ids
+
+
 def request(
     name: str = "a",
     prompt_ids: tuple[int, ...] | list[int] = (5, 6, 7),
     *,
     priority: int = 0,
     cache_salt: str = "",
-    **params: object,
+    **params: Any,
 ) -> Request:
     """A request with a seed, so that `World.expected` knows its output."""
-    settings: dict[str, object] = {"seed": 0, "max_tokens": 8, **params}
     return Request(
         id=name,
         prompt_ids=tuple(prompt_ids),
-        params=SamplingParams(**settings),  # type: ignore[arg-type]
+        params=SamplingParams(**{"seed": 0, "max_tokens": 8, **params}),
         priority=priority,
         cache_salt=cache_salt,
     )
@@ -156,7 +180,7 @@ class World:
         """The tokens that a choice gets when it is alone in the world."""
         each = self.requests[name]
         assert each.params.seed is not None
-        return solo_run(
+        token_ids = solo_run(
             each.prompt_ids,
             each.params,
             seed=choice_seed(each.params.seed, index),
@@ -164,3 +188,4 @@ class World:
             eos_ids=frozenset([EOS]),
             max_length=min(self.max_model_len, self.pool_tokens + 1),
         )
+        return until_stop_string(token_ids, each.params)
