@@ -1,0 +1,196 @@
+"""Chats come out of a model's template as transformers has them, and requests change no rule."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.errors import CheckpointError, InvalidRequestError
+from jaxserve.loading.tokenizer import Tokenizer
+from tests.data import DATA, needs_data
+from tests.server.world import write_tokenizer
+
+USER = {"role": "user", "content": "What is 2 + 2?"}
+CHAT: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    USER,
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And <b>3</b> + 3?\n"},
+]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Köln"}},
+}
+TOOL_CHAT: list[dict[str, Any]] = [
+    {"role": "user", "content": "Is it warm in Köln?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call00001", "name": "weather", "content": "21 C"},
+]
+TEMPLATES = sorted((DATA / "chat_templates").glob("*.jinja*"))
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Any:
+    """A tokenizer of transformers, to which each test gives a template."""
+    return AutoTokenizer.from_pretrained(DATA / "tokenizers/mistral-v3")
+
+
+def rendered(pretrained: Any, chat: list[dict[str, Any]], **fields: Any) -> str | None:
+    """What transformers makes of a chat; None where the template refuses it."""
+    try:
+        text: str = pretrained.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, **fields
+        )
+    except Exception:  # noqa: BLE001 (a template may raise anything)
+        return None
+    return text
+
+
+@needs_data
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_renders_as_transformers_does(pretrained: Any, path: Path) -> None:
+    pretrained.chat_template = path.read_text("utf-8")
+    template = ChatTemplate(Tokenizer(pretrained))
+    if rendered(pretrained, [USER]) is None:
+        pytest.skip("the template needs more than messages")
+    for chat, tools in (([USER], None), (CHAT, None), (TOOL_CHAT, [WEATHER])):
+        expected = rendered(pretrained, chat, tools=tools)
+        if expected is None or (tools and not template.reads_tools):
+            continue
+        assert template.render(chat, tools=tools) == expected
+
+
+@needs_data
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_parts_come_out_as_text(pretrained: Any, path: Path) -> None:
+    pretrained.chat_template = path.read_text("utf-8")
+    template = ChatTemplate(Tokenizer(pretrained))
+    if rendered(pretrained, [USER]) is None:
+        pytest.skip("the template needs more than messages")
+    parts = [{"type": "text", "text": "one part"}, {"type": "text", "text": "another"}]
+    text = template.render([{"role": "user", "content": parts}])
+    assert "one part" in text
+    assert "another" in text
+    assert "'type'" not in text
+    single = [{"type": "text", "text": USER["content"]}]
+    assert template.render([{"role": "user", "content": single}]) == template.render([USER])
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Qwen-Qwen3-0.6B.jinja", {"enable_thinking"}),
+        ("Qwen-Qwen2.5-7B-Instruct.jinja", set()),
+        ("openai-gpt-oss-120b.jinja", {"builtin_tools", "model_identity", "reasoning_effort"}),
+        ("ibm-granite-granite-3.3-2B-Instruct.jinja", {"controls", "thinking"}),
+        ("deepseek-ai-DeepSeek-V3.1.jinja", {"enable_thinking", "thinking"}),
+        ("LFM2.5-Instruct.jinja", {"keep_past_thinking"}),
+        ("ollama--laguna_v8_chat_template.jinja2", {"enable_thinking"}),
+    ],
+)
+def test_options_are_found_in_real_templates(pretrained: Any, name: str, options: set[str]) -> None:
+    pretrained.chat_template = (DATA / "chat_templates" / name).read_text("utf-8")
+    assert ChatTemplate(Tokenizer(pretrained)).variables == options
+
+
+def make(tmp_path: Path, source: str | None) -> ChatTemplate:
+    return ChatTemplate(Tokenizer.load(write_tokenizer(tmp_path, template=source)))
+
+
+SIMPLE = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+
+
+def test_an_option_is_what_is_read_and_not_assigned(tmp_path: Path) -> None:
+    source = (
+        "{% set local = 1 %}{{ local }}{{ free }}{{ bos_token }}{{ tokenize }}{{ _private }}"
+        "{% set kept = kept | default(true) %}{% if asked is not defined %}{% set asked = 1 %}"
+        "{% endif %}{{ kept }}{{ asked }}{{ namespace() }}{{ raise_exception }}" + SIMPLE
+    )
+    assert make(tmp_path, source).variables == {"free", "kept", "asked"}
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "eos_token", "chat_template", "add_generation_prompt", "x"]
+)
+def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+    template = make(tmp_path, SIMPLE + "{{ option }}{{ eos_token }}")
+    with pytest.raises(InvalidRequestError, match=r"\(option\)") as refusal:
+        template.render([USER], variables={name: "evil"})
+    assert refusal.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("field", ["tools", "documents"])
+def test_what_the_template_has_no_place_for_is_refused(tmp_path: Path, field: str) -> None:
+    template = make(tmp_path, SIMPLE)
+    with pytest.raises(InvalidRequestError, match="no place") as refusal:
+        template.render([USER], **{field: [WEATHER]})  # type: ignore[arg-type]
+    assert refusal.value.param == field
+
+
+def test_the_authors_words_reach_the_caller(tmp_path: Path) -> None:
+    template = make(tmp_path, "{{ raise_exception('roles must ' + 'alternate ' * 99) }}")
+    with pytest.raises(InvalidRequestError, match="roles must alternate") as refusal:
+        template.render([USER])
+    assert len(refusal.value.message) < 300
+
+
+@pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{{ missing.field }}", "{{ messages + 1 }}"])
+def test_a_template_that_fails_is_told_in_our_words(tmp_path: Path, source: str) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        make(tmp_path, source).render([USER])
+    assert refusal.value.message == "the model's chat template cannot take these messages"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ],
+)
+def test_templates_run_in_a_sandbox(tmp_path: Path, source: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        make(tmp_path, source).render([USER])
+
+
+def test_text_of_a_user_is_not_a_template(tmp_path: Path) -> None:
+    message = {"role": "user", "content": "{{ 7 * 7 }}{% for x in y %}"}
+    assert make(tmp_path, SIMPLE).render([message]) == "user:{{ 7 * 7 }}{% for x in y %};"
+
+
+def test_a_template_of_parts_gets_parts(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+    assert make(tmp_path, source).render([USER]) == f"[{USER['content']}]"
+
+
+def test_a_template_of_strings_gets_parts_joined_by_lines(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert make(tmp_path, SIMPLE).render([{"role": "user", "content": parts}]) == "user:a\nb;"
+
+
+def test_a_template_that_knows_developers_gets_them(tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'developer' %}!{% endif %}{{ m.role }}{% endfor %}"
+    )
+    message = {"role": "developer", "content": "x"}
+    assert make(tmp_path, source).render([message]) == "!developer"
+    assert make(tmp_path, SIMPLE).render([message]) == "system:x;"
+
+
+@pytest.mark.parametrize("source", [None, "{% if %}", "{{ 'unclosed"])
+def test_no_usable_template_is_a_checkpoint_error(tmp_path: Path, source: str | None) -> None:
+    with pytest.raises(CheckpointError):
+        make(tmp_path, source)

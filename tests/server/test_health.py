@@ -1,0 +1,68 @@
+"""Probes, models and the version; and a server whose engine is gone."""
+
+import time
+
+from starlette.testclient import TestClient
+
+import jaxserve
+from tests.server.world import World, events, wait_for
+
+BODY = {"prompt": "hello", "max_tokens": 100, "ignore_eos": True}
+
+
+def test_probes_of_a_working_server(http: TestClient) -> None:
+    assert http.get("/health").status_code == 200
+    assert http.get("/ready").status_code == 200
+    assert http.get("/version").json() == {"version": jaxserve.__version__}
+
+
+def test_models_are_listed_under_each_name(http: TestClient) -> None:
+    answer = http.get("/v1/models").json()
+    assert [entry["id"] for entry in answer["data"]] == ["tiny/model", "alias"]
+    assert {entry["root"] for entry in answer["data"]} == {"tiny/model"}
+    assert answer["data"][0]["max_model_len"] == 128
+
+
+def test_a_model_is_found_by_an_id_with_slashes(http: TestClient) -> None:
+    assert http.get("/v1/models/tiny/model").json()["id"] == "tiny/model"
+    assert http.get("/v1/models/tiny%2Fmodel").json()["id"] == "tiny/model"
+    assert http.get("/v1/models/tiny").status_code == 404
+
+
+def test_an_answer_names_the_model_as_it_was_asked_for(http: TestClient) -> None:
+    body = {"prompt": "x", "max_tokens": 1}
+    assert http.post("/v1/completions", json=body).json()["model"] == "tiny/model"
+    assert http.post("/v1/completions", json={**body, "model": "alias"}).json()["model"] == "alias"
+
+
+def test_a_dead_engine_shows_in_probes_and_answers() -> None:
+    with World(step_s=0.01) as world:
+        http = world.http()
+        with http.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            world.runner.is_broken = True
+            rest = events(lines)
+        assert rest[-1]["error"]["code"] == "engine_dead"
+        assert "gone" not in str(rest[-1])
+        wait_for(lambda: not world.client.is_alive)
+        for method, path in (("GET", "/health"), ("GET", "/ready"), ("POST", "/v1/completions")):
+            response = http.request(method, path, json=BODY)
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "engine_dead"
+
+
+def test_the_process_stops_with_an_error_when_its_engine_dies() -> None:
+    with World() as world, world.listening() as address:
+        world.runner.is_broken = True
+        world.http().post("/v1/completions", json=BODY)
+        wait_for(lambda: address.server.exit_status == 1)
+
+
+def test_an_engine_that_hangs_is_not_healthy() -> None:
+    with World(step_s=0.5, hang_timeout_s=0.05) as world:
+        http = world.http()
+        with http.stream("POST", "/v1/completions", json={**BODY, "stream": True, "max_tokens": 2}):
+            time.sleep(0.1)
+            assert http.get("/health").status_code == 503
+        world.runner.step_s = 0.0

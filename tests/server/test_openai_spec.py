@@ -1,0 +1,82 @@
+"""Answers and chunks, field by field, against OpenAI's own OpenAPI document."""
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from starlette.testclient import TestClient
+
+from tests.data import DATA, needs_data
+from tests.server.world import events
+
+pytestmark = needs_data
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, "n": 2}
+TEXT = {"prompt": "hello", "max_tokens": 5, "n": 2}
+
+
+def modern(schema: Any) -> Any:
+    """The document still says `nullable` in places, which its own version (3.1) does not have."""
+    if isinstance(schema, list):
+        return [modern(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: modern(value) for key, value in schema.items()}
+    if schema.pop("nullable", None) is True:
+        return {"anyOf": [schema, {"type": "null"}]}
+    return schema
+
+
+@cache
+def document() -> Any:
+    return modern(json.loads((DATA / "openai-openapi.json").read_text("utf-8")))
+
+
+def check(value: Any, name: str) -> None:
+    """Assert that a value is what the document calls `name`."""
+    schema = {"$ref": f"#/components/schemas/{name}", "components": document()["components"]}
+    problems = [
+        f"{error.json_path}: {error.message[:200]}"
+        for error in Draft202012Validator(schema).iter_errors(value)
+    ]
+    assert problems == []
+
+
+def test_the_check_can_fail(http: TestClient) -> None:
+    answer = http.post("/v1/chat/completions", json=CHAT).json()
+    del answer["choices"][0]["logprobs"]
+    with pytest.raises(AssertionError, match="logprobs"):
+        check(answer, "CreateChatCompletionResponse")
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": True, "top_logprobs": 3}])
+def test_a_chat_completion_is_openais(http: TestClient, fields: dict[str, Any]) -> None:
+    answer = http.post("/v1/chat/completions", json={**CHAT, **fields}).json()
+    check(answer, "CreateChatCompletionResponse")
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": True, "top_logprobs": 3}])
+def test_every_chunk_of_a_chat_is_openais(http: TestClient, fields: dict[str, Any]) -> None:
+    body = {**CHAT, **fields, "stream": True, "stream_options": {"include_usage": True}}
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        chunks = events(response.iter_lines())[:-1]
+    assert len(chunks) > 5
+    for chunk in chunks:
+        check(chunk, "CreateChatCompletionStreamResponse")
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 3}])
+def test_a_completion_is_openais(http: TestClient, fields: dict[str, Any]) -> None:
+    check(http.post("/v1/completions", json={**TEXT, **fields}).json(), "CreateCompletionResponse")
+
+
+def test_models_are_openais(http: TestClient) -> None:
+    check(http.get("/v1/models").json(), "ListModelsResponse")
+    check(http.get("/v1/models/tiny/model").json(), "Model")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/nothing", "/v1/models/nothing"])
+def test_errors_are_openais(http: TestClient, path: str) -> None:
+    check(http.post(path, json={}).json(), "ErrorResponse")

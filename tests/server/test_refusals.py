@@ -1,0 +1,345 @@
+"""Every malformed request gets a 4xx that names the field, the value and the limit."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.server.world import World
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+DEEP = b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"messages": HELLO, "max_tokens": 2, **fields}
+
+
+def text(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "hello", "max_tokens": 2, **fields}
+
+
+def with_message(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "hello", **fields}]}
+
+
+# Bytes that are no request at all: nothing to name but the body.
+NO_JSON = [
+    b"",
+    b"hello",
+    b"{",
+    b'{"prompt": "x"} {}',
+    b'{"prompt": "x",}',
+    b"{'prompt': 'x'}",
+    b'\xef\xbb\xbf{"prompt": "x"}',
+    b'{"prompt": "\xff\xfe"}',
+    b'{"prompt": "\xed\xa0\x80"}',
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "\\udc00 tail"}',
+    b'{"prompt": "a\nb"}',
+    b'{"prompt": "x", "temperature": NaN}',
+    b'{"prompt": "x", "temperature": Infinity}',
+    b'{"prompt": "x", "temperature": -Infinity}',
+    b'{"prompt": "x", "temperature": 1e999}',
+    b'{"prompt": "x", "logit_bias": {"1": -1e999}}',
+    b'{"prompt": "x", "seed": 1' + b"0" * 5000 + b"}",
+    DEEP,
+    b"[]",
+    b"null",
+    b'"hello"',
+    b"5",
+]
+
+# path, body, param, and what the message must say
+FIELDS: list[tuple[str, Any, str, str]] = [
+    # Unknown fields and models
+    (TEXT, text(temprature=1.0), "temprature", "no field"),
+    (CHAT, chat(top_n=1), "top_n", "no field"),
+    (CHAT, with_message(speaker="me"), "messages[0].speaker", "no field"),
+    (TEXT, text(stream=True, stream_options={"usage": True}), "stream_options.usage", "no field"),
+    (TEXT, {"max_tokens": 2}, "prompt", "required"),
+    (CHAT, {"max_tokens": 2}, "messages", "required"),
+    (TEXT, text(model=7), "model", "string, got 7"),
+    # Prompts
+    (TEXT, text(prompt=[]), "prompt", "not empty"),
+    (TEXT, text(prompt=""), "prompt", "at least one token"),
+    (TEXT, text(prompt=[[]]), "prompt", "at least one token"),
+    (TEXT, text(prompt=5), "prompt", "got 5"),
+    (TEXT, text(prompt={"text": "x"}), "prompt", "token ids"),
+    (TEXT, text(prompt=[1, "a"]), "prompt", "token ids"),
+    (TEXT, text(prompt=[True, False]), "prompt", "token ids"),
+    (TEXT, text(prompt=[1.5]), "prompt", "token ids"),
+    (TEXT, text(prompt=[[1, 2], 3]), "prompt", "token ids"),
+    (TEXT, text(prompt=[["a"]]), "prompt", "token ids"),
+    (TEXT, text(prompt=[-1]), "prompt", "[0, 319], got -1"),
+    (TEXT, text(prompt=[320]), "prompt", "[0, 319], got 320"),
+    (TEXT, text(prompt=[2**70]), "prompt", "[0, 319]"),
+    (TEXT, text(prompt=["a"] * 257), "n", "at most 256"),
+    (TEXT, text(prompt=["a"] * 60, n=5), "n", "at most 256"),
+    # Lengths
+    (TEXT, text(prompt=[5] * 128), "prompt", "maximum context length is 128"),
+    (TEXT, text(prompt=[5] * 100, max_tokens=29), "max_tokens", "maximum context length is 128"),
+    (TEXT, text(prompt="z" * 200_000), "prompt", "maximum context length is 128"),
+    (CHAT, chat(messages=[{"role": "user", "content": "z" * 5000}]), "messages", "maximum context"),
+    (CHAT, chat(messages=HELLO * 5000), "messages", "at most 4096"),
+    (CHAT, chat(max_completion_tokens=128), "max_completion_tokens", "maximum context length"),
+    # Kinds: no strings for numbers, no numbers for booleans, no booleans for numbers
+    (TEXT, text(temperature="1"), "temperature", "number, got '1'"),
+    (TEXT, text(temperature=True), "temperature", "number, got True"),
+    (TEXT, text(temperature=[1]), "temperature", "number, got [1]"),
+    (TEXT, text(n=1.5), "n", "integer, got 1.5"),
+    (TEXT, text(n=True), "n", "integer, got True"),
+    (TEXT, text(n="2"), "n", "integer, got '2'"),
+    (TEXT, text(max_tokens=2.0), "max_tokens", "integer, got 2.0"),
+    (TEXT, text(seed=False), "seed", "integer, got False"),
+    (TEXT, text(stream=1), "stream", "true or false, got 1"),
+    (TEXT, text(stream="yes"), "stream", "true or false, got 'yes'"),
+    (TEXT, text(echo=0), "echo", "true or false, got 0"),
+    (TEXT, text(stream=True, stream_options=True), "stream_options", "object, got True"),
+    (TEXT, text(logprobs=True), "logprobs", "integer, got True"),
+    (CHAT, chat(logprobs=5), "logprobs", "true or false, got 5"),
+    # Ranges
+    (TEXT, text(temperature=-0.1), "temperature", "[0, 100], got -0.1"),
+    (TEXT, text(temperature=101), "temperature", "[0, 100], got 101"),
+    (TEXT, text(top_p=0), "top_p", "(0, 1], got 0"),
+    (TEXT, text(top_p=1.1), "top_p", "(0, 1], got 1.1"),
+    (TEXT, text(top_k=-2), "top_k", "at least -1, got -2"),
+    (TEXT, text(top_k=2**40), "top_k", "at most 2147483647"),
+    (TEXT, text(min_p=1.5), "min_p", "[0, 1], got 1.5"),
+    (TEXT, text(presence_penalty=2.5), "presence_penalty", "[-2, 2], got 2.5"),
+    (TEXT, text(frequency_penalty=-3), "frequency_penalty", "[-2, 2], got -3"),
+    (TEXT, text(repetition_penalty=0), "repetition_penalty", "(0, 10], got 0"),
+    (TEXT, text(n=0), "n", "[1, 128], got 0"),
+    (TEXT, text(n=129), "n", "[1, 128], got 129"),
+    (TEXT, text(n=2**64), "n", "at most 256"),
+    (TEXT, text(seed=2**63), "seed", "got 9223372036854775808"),
+    (TEXT, text(max_tokens=0), "max_tokens", "at least 1, got 0"),
+    (TEXT, text(max_tokens=-5), "max_tokens", "at least 1, got -5"),
+    (TEXT, text(max_tokens=2**31), "max_tokens", "at most 2147483647"),
+    (CHAT, chat(max_completion_tokens=0), "max_completion_tokens", "at least 1, got 0"),
+    (TEXT, text(min_tokens=3), "min_tokens", "at most max_tokens (2), got 3"),
+    (TEXT, text(min_tokens=-1), "min_tokens", "at least 0, got -1"),
+    (TEXT, text(logprobs=21), "logprobs", "[0, 20], got 21"),
+    (TEXT, text(logprobs=-1), "logprobs", "[0, 20], got -1"),
+    (TEXT, text(prompt_logprobs=21), "prompt_logprobs", "[0, 20], got 21"),
+    (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs", "[0, 20], got 21"),
+    (CHAT, chat(top_logprobs=2), "top_logprobs", "logprobs=true"),
+    (TEXT, text(priority=2**40), "priority", "at most 2147483647"),
+    # Lists
+    (TEXT, text(stop=5), "stop", "string or a list of strings, got 5"),
+    (TEXT, text(stop=[1]), "stop", "string or a list of strings"),
+    (TEXT, text(stop=[""]), "stop", "1 to 256 characters"),
+    (TEXT, text(stop="x" * 257), "stop", "1 to 256 characters"),
+    (TEXT, text(stop=["x"] * 17), "stop", "at most 16 entries, got 17"),
+    (TEXT, text(stop_token_ids=5), "stop_token_ids", "list, got 5"),
+    (TEXT, text(stop_token_ids=["5"]), "stop_token_ids[0]", "integer, got '5'"),
+    (TEXT, text(stop_token_ids=[320]), "stop_token_ids", "[0, 319], got 320"),
+    (TEXT, text(stop_token_ids=[1] * 65), "stop_token_ids", "at most 64 entries, got 65"),
+    (TEXT, text(allowed_token_ids=[]), "allowed_token_ids", "at least one token"),
+    (TEXT, text(allowed_token_ids=[-1]), "allowed_token_ids", "[0, 319], got -1"),
+    (TEXT, text(bad_words=[""]), "bad_words", "non-empty strings"),
+    (TEXT, text(bad_words=["a"] * 33), "bad_words", "at most 32 entries, got 33"),
+    (TEXT, text(bad_words=["a very long phrase indeed"]), "bad_words", "at most 8 tokens"),
+    (TEXT, text(logit_bias=[1]), "logit_bias", "object"),
+    (TEXT, text(logit_bias={"a": 1}), "logit_bias", "token ids"),
+    (TEXT, text(logit_bias={"5": "1"}), "logit_bias", "numbers"),
+    (TEXT, text(logit_bias={"5": 101}), "logit_bias", "[-100, 100], got 101"),
+    (TEXT, text(logit_bias={"320": 1}), "logit_bias", "[0, 319], got 320"),
+    # Text that becomes a key or an id
+    (TEXT, text(cache_salt="a@b"), "cache_salt", "matches"),
+    (TEXT, text(cache_salt="s" * 129), "cache_salt", "matches"),
+    (TEXT, text(request_id="a b"), "request_id", "matches"),
+    (TEXT, text(request_id="a\r\nx-evil: 1"), "request_id", "matches"),
+    # Fields that are right alone
+    (TEXT, text(stream_options={"include_usage": True}), "stream_options", "stream=true"),
+    (TEXT, text(stream=True, prompt_logprobs=1), "prompt_logprobs", "stream=true"),
+    (TEXT, text(stream=True, echo=True, logprobs=1, n=2), "n", "n=1, got n=2"),
+    (
+        CHAT,
+        chat(continue_final_message=True, add_generation_prompt=True),
+        "continue_final_message",
+        "cannot both be true",
+    ),
+    (TEXT, text(priority=1), "priority", "schedules by arrival, got 1"),
+    # Messages
+    (CHAT, {"messages": []}, "messages", "at least 1 entries"),
+    (CHAT, {"messages": "hello"}, "messages", "list, got 'hello'"),
+    (CHAT, {"messages": ["hello"]}, "messages[0]", "object, got 'hello'"),
+    (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role", "required"),
+    (CHAT, with_message(role="wizard"), "messages[0].role", "got 'wizard'"),
+    (CHAT, with_message(content=5), "messages[0].content", "content parts, got 5"),
+    (CHAT, with_message(content=None), "messages[0].content", "required"),
+    (CHAT, with_message(content=[]), "messages[0].content", "content parts"),
+    (CHAT, with_message(content=["x"]), "messages[0].content", "an object with a type"),
+    (CHAT, with_message(content=[{"type": "text"}]), "messages[0].content", "its text"),
+    (
+        CHAT,
+        with_message(content=[{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]),
+        "messages[0].content",
+        "'image_url' is not supported",
+    ),
+    (
+        CHAT,
+        with_message(content=[{"type": "input_audio", "input_audio": {}}]),
+        "messages[0].content",
+        "'input_audio' is not supported",
+    ),
+    (CHAT, with_message(role="tool"), "messages[0].tool_call_id", "required"),
+    (
+        CHAT,
+        with_message(role="assistant", tool_calls=[{**CALL, "type": "custom"}]),
+        "messages[0].tool_calls[0].type",
+        "one of 'function', got 'custom'",
+    ),
+    (
+        CHAT,
+        with_message(
+            role="assistant",
+            tool_calls=[{**CALL, "function": {"name": "f", "arguments": "{oops"}}],
+        ),
+        "messages[0].tool_calls[0].function.arguments",
+        "JSON, got '{oops'",
+    ),
+    # Tools and templates
+    (CHAT, chat(tools=[{"type": "custom"}]), "tools[0].type", "got 'custom'"),
+    (CHAT, chat(tools=[{"type": "function"}]), "tools[0].function", "required"),
+    (
+        CHAT,
+        chat(tools=[{**TOOL, "function": {"name": "a b"}}]),
+        "tools[0].function.name",
+        "matches",
+    ),
+    (CHAT, chat(tools=[TOOL] * 257), "tools", "at most 256 entries"),
+    (CHAT, chat(tools=[TOOL], tool_choice="required"), "tool_choice", "not supported yet"),
+    (CHAT, chat(tools=[TOOL], tool_choice=TOOL), "tool_choice", "not supported yet"),
+    (CHAT, chat(tools=[TOOL], tool_choice="maybe"), "tool_choice", "auto or none, got 'maybe'"),
+    (CHAT, chat(documents=[{"text": "x"}]), "documents", "no place"),
+    (CHAT, chat(chat_template_kwargs={"messages": []}), "chat_template_kwargs", "'messages'"),
+    (CHAT, chat(chat_template_kwargs={"chat_template": "x"}), "chat_template_kwargs", "template"),
+    (CHAT, chat(chat_template_kwargs={"tokenize": True}), "chat_template_kwargs", "'tokenize'"),
+    (CHAT, chat(chat_template_kwargs=["x"]), "chat_template_kwargs", "object"),
+    (CHAT, chat(chat_template="{{ 'a' * 10**9 }}"), "chat_template", "operator"),
+    (CHAT, chat(reasoning_effort="huge"), "reasoning_effort", "got 'huge'"),
+    # Known, and not served
+    (CHAT, chat(response_format={"type": "json_object"}), "response_format", "not supported yet"),
+    (CHAT, chat(response_format={"type": "json_schema"}), "response_format", "not supported yet"),
+    (CHAT, chat(response_format="text"), "response_format", "object with a type"),
+    (CHAT, chat(structured_outputs={"json": {}}), "structured_outputs", "not supported yet"),
+    (CHAT, chat(guided_json={}), "guided_json", "not supported yet"),
+    (CHAT, chat(guided_regex="a+"), "guided_regex", "not supported yet"),
+    (CHAT, chat(modalities=["text", "audio"]), "modalities", "text only"),
+    (CHAT, chat(audio={"voice": "alloy"}), "audio", "text only"),
+    (CHAT, chat(web_search_options={}), "web_search_options", "search the web"),
+    (CHAT, chat(functions=[{"name": "f"}]), "functions", "use tools"),
+    (TEXT, text(suffix="tail"), "suffix", "not supported"),
+    (TEXT, text(best_of=2), "best_of", "not supported"),
+    (TEXT, text(best_of=True), "best_of", "not supported"),
+    (TEXT, text(use_beam_search=True), "use_beam_search", "no beam search"),
+    (TEXT, text(prompt_embeds="AAAA"), "prompt_embeds", "text or token ids"),
+    (TEXT, text(truncate_prompt_tokens=5), "truncate_prompt_tokens", "not supported"),
+    # The other endpoints
+    ("/tokenize", {}, "prompt", "required"),
+    ("/tokenize", {"prompt": ["a"]}, "prompt", "string, got ['a']"),
+    ("/tokenize", {"prompt": "a", "max_tokens": 1}, "max_tokens", "no field"),
+    ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content", "required"),
+    ("/detokenize", {"tokens": "abc"}, "tokens", "list, got 'abc'"),
+    ("/detokenize", {"tokens": [True]}, "tokens[0]", "integer, got True"),
+    ("/detokenize", {"tokens": [320]}, "tokens", "[0, 319], got 320"),
+]
+
+
+def error_of(response: Any, status: int) -> dict[str, Any]:
+    """The error of an answer, which must have OpenAI's shape and nothing of our insides."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 500
+    assert not re.search(r"pydantic|msgspec|jinja|Traceback|0x[0-9a-f]{6}|\.py", error["message"])
+    return error
+
+
+@pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:30]))
+def test_what_is_no_json_object_is_refused(http: TestClient, body: bytes) -> None:
+    error = error_of(http.post(TEXT, content=body), 400)
+    assert error["code"] == "invalid_json"
+    assert error["param"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    FIELDS,
+    ids=[f"{param}-{words[:20]}" for _, _, param, words in FIELDS],
+)
+def test_a_wrong_field_is_refused_by_name_with_its_limit(
+    http: TestClient, path: str, body: Any, param: str, words: str
+) -> None:
+    error = error_of(http.post(path, content=json.dumps(body)), 400)
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+def test_nothing_refused_has_reached_the_engine(http: TestClient, world: World) -> None:
+    before = world.client.stats()
+    for path, body, _, _ in FIELDS:
+        http.post(path, content=json.dumps(body))
+    assert world.client.stats() == before
+
+
+@pytest.mark.parametrize("path", [TEXT, CHAT, "/tokenize", "/detokenize"])
+def test_an_unknown_model_is_404_with_its_code(http: TestClient, path: str) -> None:
+    fields = {
+        TEXT: text(),
+        CHAT: chat(),
+        "/tokenize": {"prompt": "a"},
+        "/detokenize": {"tokens": []},
+    }
+    error = error_of(http.post(path, json={**fields[path], "model": "gpt-9"}), 404)
+    assert error["code"] == "model_not_found"
+    assert error["param"] == "model"
+    assert "'gpt-9'" in error["message"]
+
+
+def test_too_long_a_prompt_has_openais_code(http: TestClient) -> None:
+    error = error_of(http.post(TEXT, json=text(prompt=[5] * 200)), 400)
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_the_value_shown_is_bounded(http: TestClient) -> None:
+    error = error_of(http.post(TEXT, json=text(temperature="x" * 100_000)), 400)
+    assert len(error["message"]) < 150
+
+
+def test_a_field_of_no_effect_is_accepted(http: TestClient) -> None:
+    harmless = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "safety_identifier": "x",
+        "prompt_cache_key": "x",
+        "parallel_tool_calls": True,
+        "verbosity": "low",
+        "best_of": 1,
+        "suffix": None,
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "response_format": {"type": "text"},
+    }
+    assert http.post(TEXT, json=text(**harmless)).status_code == 200
+
+
+def test_null_is_the_same_as_absent(http: TestClient) -> None:
+    nulls = dict.fromkeys(
+        ("temperature", "n", "stop", "logprobs", "seed", "stream", "stream_options", "logit_bias")
+    )
+    assert http.post(TEXT, json=text(**nulls)).status_code == 200
