@@ -2,8 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio.to_thread
@@ -15,6 +14,7 @@ from jaxserve.server.middleware import access_record
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.completions import CompletionBody
+from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 
 
@@ -60,8 +60,7 @@ class RequestMaker:
 
     def of_chat(self, chat: ChatBody) -> tuple[Request, ...]:
         """Return the request of a chat. Slow: for a worker."""
-        asked = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
-        with _renamed({"prompt": "messages", "max_tokens": asked}):
+        with renamed(chat.field_names):
             return (self._make(encode_chat(self.model, chat)),)
 
     def of_prompts(self, body: CompletionBody) -> tuple[Request, ...]:
@@ -100,17 +99,3 @@ def cache_salt(state: ServerState, scope: Scope, asked: str | None) -> str:
         return asked or ""
     # A client's salt has no "@" (protocol/common.py), so that none can look like another's.
     return f"{access_record(scope).key_id}@{asked or ''}"
-
-
-@contextmanager
-def _renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Let errors speak of fields by the names that the body has for them."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        name = names.get(error.param or "")
-        if name is not None and error.param is not None:
-            if error.param != "prompt":
-                error.message = error.message.replace(error.param, name)
-            error.param = name
-        raise

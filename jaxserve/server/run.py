@@ -49,9 +49,15 @@ def serve(app: Starlette, config: ServerConfig, *, listener: socket.socket | Non
     finish, what is left ends with an error, and the engines are stopped. 1 after a second signal,
     which stops everything at once, and when an engine has died. Prints one line when ready.
     """
-    state: ServerState = app.state.server
     listener = bind(config) if listener is None else listener
-    settings = uvicorn.Config(
+    server = Server(uvicorn_config(app, config), app.state.server)
+    server.run(sockets=[listener])
+    return server.exit_status
+
+
+def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
+    """Return uvicorn's settings: its own protocol, log and header guesses replaced or off."""
+    return uvicorn.Config(
         app,
         http=protocol_class(config),
         ws="none",
@@ -67,9 +73,6 @@ def serve(app: Starlette, config: ServerConfig, *, listener: socket.socket | Non
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,
     )
-    server = Server(settings, state)
-    server.run(sockets=[listener])
-    return server.exit_status
 
 
 class Server(uvicorn.Server):

@@ -63,7 +63,7 @@ class EventStream(StreamingResponse):
                 if self._has_started:
                     await self._send(_error_event(error), send)
                 raise
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(b"", send, more_body=False)
 
     async def _first(self, events: AsyncGenerator[bytes], send: Send) -> bytes | None:
         """Return the first event, sending pings while it is long in coming."""
@@ -79,12 +79,12 @@ class EventStream(StreamingResponse):
                 first.cancel()
                 await asyncio.wait({first})
 
-    async def _send(self, piece: bytes, send: Send) -> None:
+    async def _send(self, piece: bytes, send: Send, *, more_body: bool = True) -> None:
         if not self._has_started:
             self._has_started = True
             start: dict[str, Any] = {"type": "http.response.start", "status": self.status_code}
             await send({**start, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": piece, "more_body": more_body})
 
 
 def _error_event(error: Exception) -> bytes:

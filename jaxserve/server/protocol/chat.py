@@ -10,7 +10,7 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import MAX_LOGPROBS, SamplingParams
 from jaxserve.server.protocol.common import Body, GenerationBody, Int32
-from jaxserve.server.protocol.parsing import show, wanted
+from jaxserve.server.protocol.parsing import renamed, show, wanted
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
@@ -201,6 +201,12 @@ class ChatBody(Chat, GenerationBody):
             )
 
     @property
+    def field_names(self) -> dict[str, str]:
+        """What the engine's parameters are called in this body."""
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"prompt": "messages", "max_tokens": limit}
+
+    @property
     def echoed(self) -> str:
         """The text that `echo` puts before an answer: the assistant's message it continues."""
         last = self.messages[-1]
@@ -215,9 +221,10 @@ class ChatBody(Chat, GenerationBody):
         max_tokens = self.max_completion_tokens
         if max_tokens is None:
             max_tokens = self.max_tokens
-        return self.sampling_params(
-            defaults,
-            max_tokens=defaults.max_new_tokens if max_tokens is None else max_tokens,
-            logprobs=self.top_logprobs if self.logprobs else None,
-            prompt_logprobs=self.prompt_logprobs,
-        )
+        with renamed(self.field_names):
+            return self.sampling_params(
+                defaults,
+                max_tokens=defaults.max_new_tokens if max_tokens is None else max_tokens,
+                logprobs=self.top_logprobs if self.logprobs else None,
+                prompt_logprobs=self.prompt_logprobs,
+            )

@@ -1,7 +1,8 @@
 """From the bytes of a body to a checked request model, with errors in our own words."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -131,3 +132,17 @@ def _param(location: tuple[int | str, ...]) -> str:
 def wanted(what: str) -> pydantic_core.PydanticCustomError:
     """Return the error that a field's own check raises when the value is not `what`."""
     return pydantic_core.PydanticCustomError("wanted", "wanted", {"wanted": what})
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors speak of fields by the names that the body has for them."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        name = names.get(error.param or "")
+        if name is not None and error.param is not None:
+            if error.param != "prompt":
+                error.message = error.message.replace(error.param, name)
+            error.param = name
+        raise
