@@ -23,6 +23,47 @@ from pallas_kernels.paged_attention import CacheSpec
 type Progress = Callable[[Iterable[StepShape]], Iterable[StepShape]]
 
 
+class StepProgram:
+    """The step under jit, and what it keeps on the device, described before it exists.
+
+    cache and state: trees of jax.ShapeDtypeStruct, each with its sharding. run: `step`, which
+    takes both by donation and returns them where they were. remember: `state.remember`, likewise.
+    """
+
+    def __init__(self, context: StepContext, *, cache_spec: CacheSpec, num_slots: int) -> None:
+        mesh = context.mesh
+        replicated = NamedSharding(mesh, PartitionSpec())
+        pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
+        self.cache = tuple(
+            jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
+            for _ in range(context.model.num_layers)
+        )
+        self.state: SlotState[jax.ShapeDtypeStruct] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+            abstract_state(num_slots=num_slots, vocab_size=context.model.vocab_size),
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, (self.cache, self.state))
+        self.run = jax.jit(
+            partial(step, context=context),
+            static_argnames=("shape",),
+            donate_argnames=("cache", "state"),
+            out_shardings=(replicated, *shardings),
+        )
+        self.remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
+
+    def compile(self, params: Params, shape: StepShape) -> jax.stages.Compiled:
+        """Compile a shape without running it; `params` may be abstract."""
+        ints, floats = packed_sizes(shape)
+        return self.run.lower(
+            params,
+            self.cache,
+            self.state,
+            jax.ShapeDtypeStruct((ints,), jnp.int32),
+            jax.ShapeDtypeStruct((floats,), jnp.float32),
+            shape=shape,
+        ).compile()
+
+
 class ModelRunner:
     """Owns everything on the device: parameters, KV cache and slot state. Implements plan.Runner.
 
@@ -43,30 +84,9 @@ class ModelRunner:
         self._shapes = shapes
         self._vocab_size = context.model.vocab_size
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
-
-        mesh = context.mesh
-        replicated = NamedSharding(mesh, PartitionSpec())
-        pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
-        self._abstract_cache = tuple(
-            jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
-            for _ in range(context.model.num_layers)
-        )
-        self._abstract_state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-            abstract_state(num_slots=num_slots, vocab_size=self._vocab_size),
-        )
-        self._cache: KVCache = _zeros(self._abstract_cache)
-        self._state: SlotState[jax.Array] = _zeros(self._abstract_state)
-        shardings = jax.tree.map(
-            lambda leaf: leaf.sharding, (self._abstract_cache, self._abstract_state)
-        )
-        self._step = jax.jit(
-            partial(step, context=context),
-            static_argnames=("shape",),
-            donate_argnames=("cache", "state"),
-            out_shardings=(replicated, *shardings),
-        )
-        self._remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
+        self._program = StepProgram(context, cache_spec=cache_spec, num_slots=num_slots)
+        self._cache: KVCache = _zeros(self._program.cache)
+        self._state: SlotState[jax.Array] = _zeros(self._program.state)
 
     def dispatch(self, plan: StepPlan) -> "PendingResult":
         """Start a step; see plan.Runner."""
@@ -101,27 +121,15 @@ class ModelRunner:
         jax.block_until_ready(self._state)
         return len(shapes) + 1
 
-    def compile(self, shape: StepShape) -> jax.stages.Compiled:
-        """Compile a shape without running it, to read what XLA made of it."""
-        ints, floats = packed_sizes(shape)
-        return self._step.lower(
-            self._params,
-            self._abstract_cache,
-            self._abstract_state,
-            jax.ShapeDtypeStruct((ints,), jnp.int32),
-            jax.ShapeDtypeStruct((floats,), jnp.float32),
-            shape=shape,
-        ).compile()
-
     def _assign(self, assignment: SlotAssignment) -> None:
         self._table.assign(assignment)
         if assignment.params.adjusts_logits:
             memory = slot_memory(assignment, vocab_size=self._vocab_size)
-            self._state = self._remember(self._state, np.int32(assignment.slot), memory)
+            self._state = self._program.remember(self._state, np.int32(assignment.slot), memory)
 
     def _run(self, shape: StepShape, ints: np.ndarray, floats: np.ndarray) -> StepOutput:
         output: StepOutput
-        output, self._cache, self._state = self._step(
+        output, self._cache, self._state = self._program.run(
             self._params, self._cache, self._state, ints, floats, shape=shape
         )
         return output
