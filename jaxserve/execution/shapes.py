@@ -38,6 +38,11 @@ class StepShape:
         """Whether each sequence has one row: the shapes with as many rows as sequences."""
         return self.tokens == self.sequences
 
+    @property
+    def max_query_length(self) -> int:
+        """Rows of one sequence at most."""
+        return 1 if self.is_decode else self.tokens
+
 
 class ShapeTable:
     """Every shape the engine may use, and which one a step takes.

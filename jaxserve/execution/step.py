@@ -14,14 +14,14 @@ from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
 from jaxserve.models import Decoder, DecoderConfig, Params, bind
-from jaxserve.sharding import TENSOR
+from jaxserve.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
 
 # One array per layer, as `paged_attention.cache_spec` describes it.
 type KVCache = tuple[jax.Array, ...]
 
 # Prompt rows scored at once: their logits are the largest array of a SCORE step.
-_SCORED_ROWS = 32
+SCORED_ROWS = 32
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +72,7 @@ def step(
         rope_length=context.rope_length,
     )
     last_rows = jnp.maximum(inputs.query_starts[1:] - 1, 0)
-    logits = _replicated(model.logits(hidden[last_rows]), context.mesh)
+    logits = _gathered(model.logits(hidden[last_rows]), context.mesh)
     with jax.named_scope("sampling"):
         output, state = _choose(logits, inputs, state, shape.variant, branch=context.branches)
     if shape.variant is Variant.SCORE:
@@ -95,7 +95,7 @@ def _paged_batch(inputs: StepInput, shape: StepShape) -> paged_attention.PagedBa
         kv_lengths=inputs.kv_lengths,
         row_sequences=inputs.row_sequences,
         positions=inputs.positions,
-        max_query_length=1 if shape.is_decode else shape.tokens,
+        max_query_length=shape.max_query_length,
     )
 
 
@@ -182,10 +182,10 @@ def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, mesh: Mesh) ->
 
     def score(row: tuple[jax.Array, jax.Array]) -> Logprobs:
         rows, chosen = row
-        return sampling.logprobs(_replicated(model.logits(rows), mesh), chosen)
+        return sampling.logprobs(_gathered(model.logits(rows), mesh), chosen)
 
     num_rows = hidden.shape[0]
-    size = max(size for size in range(1, _SCORED_ROWS + 1) if num_rows % size == 0)
+    size = max(size for size in range(1, SCORED_ROWS + 1) if num_rows % size == 0)
     scores: Logprobs = lax.map(
         score, (hidden.reshape(-1, size, hidden.shape[1]), targets.reshape(-1, size))
     )
@@ -193,6 +193,12 @@ def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, mesh: Mesh) ->
     return flat
 
 
-def _replicated(x: jax.Array, mesh: Mesh) -> jax.Array:
-    whole: jax.Array = lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+def _gathered(logits: jax.Array, mesh: Mesh) -> jax.Array:
+    """Bring float32[rows, vocab] together on every device.
+
+    Said in two steps: asked for whole logits at once, XLA gathers the head's weights instead.
+    """
+    split = partition_spec(("rows", "vocab"), logits.shape, mesh)
+    parts = lax.with_sharding_constraint(logits, NamedSharding(mesh, split))
+    whole: jax.Array = lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec()))
     return whole
