@@ -172,7 +172,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         workspace=workspace_bytes(
             model,
             shapes.all(),
-            itemsize=jnp.dtype(dtype).itemsize,
+            dtype=dtype,
             devices=options.tensor_parallel_size,
         ),
         page=model.num_layers

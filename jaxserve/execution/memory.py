@@ -5,17 +5,29 @@ from dataclasses import dataclass
 from math import prod
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
+from jax.typing import DTypeLike
 
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.step import SCORED_ROWS
 from jaxserve.models import DecoderConfig
+from pallas_kernels import paged_attention
 
 GIB = 1 << 30
 
 # Without a device's own limit to fill, on a CPU, the cache takes at most this.
 CPU_CACHE_BYTES = 4 * GIB
+
+
+# How many arrays as large as the logits a step holds at once.
+_COPIES = {Variant.GREEDY: 2, Variant.SAMPLE: 5, Variant.FULL: 7, Variant.SCORE: 7}
+_COPIES_OF_SCORED = 4
+
+# What is small, and what a compiler does otherwise than others.
+_MARGIN = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,30 +102,36 @@ def usable_bytes(device: jax.Device, fraction: float) -> int:
 
 
 def workspace_bytes(
-    config: DecoderConfig, shapes: Iterable[StepShape], *, itemsize: int, devices: int
+    config: DecoderConfig, shapes: Iterable[StepShape], *, dtype: DTypeLike, devices: int
 ) -> int:
     """Estimate the temporaries of the largest step, per device.
 
-    Activations of a layer's widest point a few times over, and float32 logits with the copies
-    that sampling makes of them. tests/execution holds it against compiled programs.
+    A step is in one of three places at a time, and its memory is that of the greediest:
+    attending, in an MLP, or drawing from float32 logits, of which it holds copies.
+    tests/execution/test_memory.py holds the estimate against compiled programs.
     """
-    heads = (config.heads + 2 * config.kv_heads) * config.head_dim
-    width = 4 * config.embed + (3 * config.ffw + 4 * heads) // devices
+    heads, kv_heads = config.heads // devices, config.kv_heads // devices
+    itemsize = jnp.dtype(dtype).itemsize
     largest = 0
     for shape in shapes:
-        copies = {Variant.GREEDY: 2, Variant.SAMPLE: 6}.get(shape.variant, 9)
-        logits = shape.sequences * config.vocab_size * 4 * copies
-        scores = 0
+        stream = 2 * shape.tokens * config.embed * itemsize
+        qkv = shape.tokens * (heads + 2 * kv_heads) * config.head_dim * itemsize
+        attention = paged_attention.workspace_bytes(
+            num_tokens=shape.tokens,
+            num_sequences=shape.sequences,
+            max_query_length=shape.max_query_length,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+        )
+        mlp = 3 * shape.tokens * config.ffw // devices * itemsize
+        num_rows = shape.sequences * _COPIES[shape.variant]
         if shape.variant is Variant.SCORE:
-            scores = 32 * config.vocab_size * 4 * 4
-        # Attention walks over chunks of keys with float32 scores, for all heads at once.
-        blocks = shape.tokens if shape.is_decode else shape.tokens + 16 * shape.sequences
-        attention = blocks * config.heads // devices * (4 * 128 + 3 * config.head_dim) * 4
-        keys = (blocks if shape.is_decode else blocks // 16) * 128
-        attention += 4 * keys * config.kv_heads // devices * config.head_dim * itemsize
-        activations = 2 * shape.tokens * width * itemsize
-        largest = max(largest, logits + scores + attention + activations)
-    return largest
+            num_rows = max(num_rows, SCORED_ROWS * _COPIES_OF_SCORED)
+        logits = num_rows * config.vocab_size * 4
+        largest = max(largest, stream + qkv + attention, stream + mlp, logits)
+    return int(largest * _MARGIN)
 
 
 def plan_memory(

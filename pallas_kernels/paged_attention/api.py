@@ -29,6 +29,28 @@ def cache_spec(
     )
 
 
+def workspace_bytes(
+    *,
+    num_tokens: int,
+    num_sequences: int,
+    max_query_length: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: DTypeLike,
+) -> int:
+    """Estimate the temporary memory of one `attend` of these sizes, those of one device."""
+    return reference.workspace_bytes(
+        num_tokens=num_tokens,
+        num_sequences=num_sequences,
+        max_query_length=max_query_length,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+    )
+
+
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],

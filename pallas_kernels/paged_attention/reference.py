@@ -38,6 +38,27 @@ def cache_spec(
     )
 
 
+def workspace_bytes(
+    *,
+    num_tokens: int,
+    num_sequences: int,
+    max_query_length: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: DTypeLike,
+) -> int:
+    """See api.workspace_bytes."""
+    num_blocks, num_rows = num_tokens, 1
+    if max_query_length > 1:
+        num_blocks, num_rows = num_tokens // QUERY_BLOCK + num_sequences, QUERY_BLOCK
+    # Keys and values of a chunk, as gathered and as multiplied.
+    chunk = 4 * num_blocks * CHUNK_TOKENS * kv_heads * head_dim
+    # Scores and their exponentials; queries, the sum so far and what a chunk adds to it.
+    per_row = 2 * CHUNK_TOKENS + 3 * head_dim
+    return chunk * jnp.dtype(dtype).itemsize + num_blocks * num_rows * heads * per_row * 4
+
+
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
