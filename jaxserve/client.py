@@ -261,7 +261,7 @@ class InProcessClient(EngineClient):
             self._refuse(stream, error)
         except Exception:
             # What a request contains must not stop the others.
-            logger.exception("request %s could not be added", stream.request.id)
+            logger.exception("request %r could not be added", stream.request.id)
             self._refuse(stream, JaxserveError("an internal error has ended this request"))
 
     def _refuse(self, stream: _Stream, error: JaxserveError) -> None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from tokenizers import Tokenizer
 
 from jaxserve.engine.detokenize import Detokenizer
-from jaxserve.engine.scheduler import Scheduler, Update
-from jaxserve.engine.sequence import Sequence
+from jaxserve.engine.scheduler import Scheduler
+from jaxserve.engine.sequence import Sequence, Update
 from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import EngineMetrics, FinishedStats, StepStats
 from jaxserve.plan import PendingStep, Runner, StepPlan
@@ -81,7 +81,10 @@ class Engine:
         self._open.update(zip(group.sequences, detokenizers, strict=True))
 
     def abort(self, request_id: str) -> None:
-        """End a request; the next `step` returns its last events. No-op once it has finished."""
+        """End a request; the next `step` returns its last events, which have no more text.
+
+        No-op once it has finished.
+        """
         for sequence in self._scheduler.abort(request_id):
             self._outbox.append(self._event(sequence, reason=FinishReason.ABORT))
 
@@ -128,7 +131,7 @@ class Engine:
                 events.append(self._advance(update, now_s))
             except Exception:
                 # What a request contains must not stop the others.
-                logger.exception("request %s failed", sequence.request.id)
+                logger.exception("request %r failed", sequence.request.id)
                 events += self._fail(sequence)
         return events
 

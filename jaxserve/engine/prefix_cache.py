@@ -18,7 +18,9 @@ DIGEST_BYTES = 32
 
 def root_digest(salt: str) -> bytes:
     """The start of the chain for prefixes shared between all requests of this salt."""
-    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"shared").digest()
+    # surrogatepass: a salt comes from outside, and JSON can smuggle lone surrogates into a string.
+    salt_bytes = salt.encode("utf-8", "surrogatepass")
+    return blake2b(salt_bytes, digest_size=DIGEST_BYTES, person=b"shared").digest()
 
 
 def private_root_digest(serial: int) -> bytes:

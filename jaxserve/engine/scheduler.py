@@ -23,28 +23,19 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import NamedTuple
 
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.plan_builder import Entry, PlanBuilder
 from jaxserve.engine.prefix_cache import PrefixCache, private_root_digest, root_digest
-from jaxserve.engine.sequence import Sequence, SequenceGroup, choice_seed
+from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, choice_seed
 from jaxserve.engine.waiting import WaitingQueue, by_order
 from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import StepStats
 from jaxserve.plan import RUBBISH_SLOT, StepPlan, StepResult
-from jaxserve.request import FinishReason, PositionLogprobs, Request
+from jaxserve.request import FinishReason, Request
 
 NOT_FINITE = "the model computed logits that are not finite numbers"
-
-
-class Update(NamedTuple):
-    """What a step did to a sequence: it got a token, or it ended by an error (no token)."""
-
-    sequence: Sequence
-    token_id: int | None = None
-    logprobs: PositionLogprobs | None = None
 
 
 @dataclass(slots=True)
@@ -132,7 +123,7 @@ class Scheduler:
                     length=len(request.prompt_ids),
                 )
             )
-        if params.prompt_logprobs is not None:
+        if params.prompt_logprobs is not None and len(request.prompt_ids) > 1:
             group.sequences[0].targets_stop = len(request.prompt_ids)
         group.num_unfinished = params.n
         self._groups[request.id] = group

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
 from jaxserve.engine.prefix_cache import page_digest
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
@@ -180,6 +181,14 @@ class Sequence:
         if self.slot is None:
             assert not self.pages, self
             assert scheduled == self.num_awaited == 0, self
+
+
+class Update(NamedTuple):
+    """What a step did to a sequence: it got a token, or it ended by an error (no token)."""
+
+    sequence: Sequence
+    token_id: int | None = None
+    logprobs: PositionLogprobs | None = None
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -248,7 +248,7 @@ def test_a_request_whose_text_cannot_be_made_fails_alone(
         assert event.error == "an internal error has ended this request"
     assert world.output("a") == world.expected("a")
     assert world.output("b") == world.expected("b")
-    assert "request c failed" in caplog.text
+    assert "request 'c' failed" in caplog.text
 
 
 def test_a_request_that_cannot_be_served_is_refused_whole() -> None:

@@ -33,6 +33,10 @@ def test_salts_and_private_chains_never_meet() -> None:
     assert len(set(roots)) == len(roots)
 
 
+def test_a_salt_may_be_any_string() -> None:
+    assert root_digest("\ud800") != root_digest("\ud801")
+
+
 def test_token_ids_up_to_32_bits_are_taken() -> None:
     root = root_digest("")
     assert page_digest(root, [2**32 - 1]) != page_digest(root, [2**32 - 2])
