@@ -1,0 +1,129 @@
+"""Compiled steps of models that never exist: described, compiled, read."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.execution.runner import StepProgram
+from jaxserve.execution.shapes import StepShape
+from jaxserve.execution.state import SlotState
+from jaxserve.execution.step import StepContext
+from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
+from jaxserve.sharding import make_mesh, partition_spec
+from pallas_kernels import paged_attention
+
+PAGES = 32
+
+
+def decoder(
+    *,
+    embed: int,
+    ffw: int,
+    num_layers: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    vocab_size: int,
+    tied: bool = True,
+) -> DecoderConfig:
+    """Return a Llama of these sizes."""
+    return config_from_hf(
+        {
+            "model_type": "llama",
+            "vocab_size": vocab_size,
+            "hidden_size": embed,
+            "intermediate_size": ffw,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": tied,
+        }
+    )
+
+
+SMALL = decoder(embed=64, ffw=172, num_layers=1, heads=8, kv_heads=4, head_dim=8, vocab_size=512)
+# 60 million parameters, two heads of 32,000 words included.
+MEDIUM = decoder(
+    embed=512,
+    ffw=1408,
+    num_layers=8,
+    heads=8,
+    kv_heads=4,
+    head_dim=64,
+    vocab_size=32_000,
+    tied=False,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to compile. `branches` as on CPUs; without, programs are those of accelerators."""
+
+    model: DecoderConfig
+    shape: StepShape
+    branches: bool = True
+    devices: int = 1
+    # A cache that dwarfs everything else: a copy of it cannot hide.
+    num_pages: int = 20_000
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step, and the arrays it keeps on the device, described."""
+
+    compiled: jax.stages.Compiled
+    cache: tuple[jax.ShapeDtypeStruct, ...]
+    state: SlotState[jax.ShapeDtypeStruct]
+
+    @property
+    def temporary_bytes(self) -> int:
+        """What it needs beside its arguments and results, per device."""
+        return int(self._memory.temp_size_in_bytes)
+
+    @property
+    def aliased_bytes(self) -> int:
+        """What it returns in the place of its arguments, per device."""
+        return int(self._memory.alias_size_in_bytes)
+
+    @property
+    def text(self) -> str:
+        """Its instructions, as XLA will run them."""
+        text = self.compiled.as_text()
+        assert text is not None
+        return text
+
+    @property
+    def _memory(self) -> Any:
+        memory = self.compiled.memory_analysis()
+        assert memory is not None
+        return memory
+
+
+@cache
+def compile_case(case: Case) -> Program:
+    """Compile a step; nothing is allocated."""
+    model = case.model
+    mesh = make_mesh(case.devices)
+    spec = paged_attention.cache_spec(
+        num_pages=case.num_pages,
+        page_size=16,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        dtype=jnp.float32,
+    )
+    context = StepContext(
+        model=model,
+        mesh=mesh,
+        cache_sharding=partition_spec(spec.axes, spec.shape, mesh),
+        rope_length=model.max_position,
+        branches=case.branches,
+    )
+    program = StepProgram(context, cache_spec=spec, num_slots=case.shape.sequences + 1)
+    compiled = program.compile(abstract_params(model, mesh=mesh), case.shape)
+    return Program(compiled, program.cache, program.state)
