@@ -42,6 +42,23 @@ class BodyTooLargeError(InvalidRequestError):
         )
 
 
+class MediaTypeError(InvalidRequestError):
+    """The body is not sent as JSON.
+
+    A web page may send what it likes to any server, with its reader's address, unless it calls it
+    JSON: then the browser asks the server first.
+    """
+
+    status = 415
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the body must be sent with the header 'Content-Type: application/json'",
+            param=None,
+            code="unsupported_media_type",
+        )
+
+
 class ShuttingDownError(OverloadedError):
     """The server is stopping: it takes nothing new, and ends what outlasts the time to drain."""
 

@@ -67,17 +67,17 @@ class EventStream(StreamingResponse):
 
     async def _first(self, events: AsyncGenerator[bytes], send: Send) -> bytes | None:
         """Return the first event, sending pings while it is long in coming."""
-        first = asyncio.ensure_future(anext(events, None))
+        pings = asyncio.create_task(self._ping(send))
         try:
-            while True:
-                done, _ = await asyncio.wait({first}, timeout=PING_INTERVAL_S)
-                if done:
-                    return first.result()
-                await self._send(PING, send)
+            return await anext(events, None)
         finally:
-            if not first.done():
-                first.cancel()
-                await asyncio.wait({first})
+            pings.cancel()
+            await asyncio.wait({pings})
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            await self._send(PING, send)
 
     async def _send(self, piece: bytes, send: Send, *, more_body: bool = True) -> None:
         if not self._has_started:

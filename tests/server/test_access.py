@@ -142,7 +142,11 @@ def test_a_body_that_says_it_is_too_long_is_not_read() -> None:
         small = {"prompt": "hello", "max_tokens": 1}
         assert http.post("/v1/completions", json=small).status_code == 200
         declared = http.post("/v1/completions", json={**small, "user": "x" * 1000})
-        streamed = http.post("/v1/completions", content=(b"x" * 100 for _ in range(11)))
+        streamed = http.post(
+            "/v1/completions",
+            content=(b"x" * 100 for _ in range(11)),
+            headers={"content-type": "application/json"},
+        )
     for response in (declared, streamed):
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "body_too_large"

@@ -11,7 +11,7 @@ from jaxserve.server import ServerConfig
 from tests.server.world import Address, World
 
 TIMEOUT_S = 0.4
-HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 BODY = b'{"prompt": "hello", "max_tokens": 1}'
 
 

@@ -54,7 +54,10 @@ def test_leaving_before_a_whole_answer_aborts_it(
     assert world.runner.num_computed_tokens - before < 200
 
 
-def test_leaving_while_waiting_in_the_queue_aborts_too() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_while_waiting_in_the_queue_aborts_too(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     world = World(step_s=0.02, max_num_seqs=1)
     with world, world.listening() as address:
         path, body = TEXT
@@ -65,17 +68,20 @@ def test_leaving_while_waiting_in_the_queue_aborts_too() -> None:
         first = threading.Thread(target=hold)
         first.start()
         wait_for(lambda: world.client.stats().num_running == 1)
+        second = {**body, "stream": stream}
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(address.url + path, json=body, timeout=httpx.Timeout(5, read=0.3))
+            httpx.post(address.url + path, json=second, timeout=httpx.Timeout(5, read=0.3))
         wait_for(lambda: world.client.stats().num_waiting == 0)
         assert world.client.stats().num_running == 1
         first.join()
+    assert [entry for entry in caplog.records if entry.levelname == "ERROR"] == []
 
 
 def test_a_stream_that_is_not_read_is_cut_and_aborted() -> None:
     world = World(config=ServerConfig(port=0, send_timeout_s=0.3), step_s=0.001)
     body = json.dumps({**TEXT[1], "n": 8, "stream": True, "logprobs": 5}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(body)
     # The system must not hold the whole answer for the client, or nobody would have to wait.
     with world, world.listening(send_buffer=4096) as address, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -11,6 +11,7 @@ from tests.server.world import World
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "hello"}]
 DEEP = b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -270,7 +271,7 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:30]))
 def test_what_is_no_json_object_is_refused(http: TestClient, body: bytes) -> None:
-    error = error_of(http.post(TEXT, content=body), 400)
+    error = error_of(http.post(TEXT, content=body, headers=JSON), 400)
     assert error["code"] == "invalid_json"
     assert error["param"] is None
 
@@ -283,7 +284,7 @@ def test_what_is_no_json_object_is_refused(http: TestClient, body: bytes) -> Non
 def test_a_wrong_field_is_refused_by_name_with_its_limit(
     http: TestClient, path: str, body: Any, param: str, words: str
 ) -> None:
-    error = error_of(http.post(path, content=json.dumps(body)), 400)
+    error = error_of(http.post(path, content=json.dumps(body), headers=JSON), 400)
     assert error["param"] == param
     assert words in error["message"]
 
@@ -291,7 +292,7 @@ def test_a_wrong_field_is_refused_by_name_with_its_limit(
 def test_nothing_refused_has_reached_the_engine(http: TestClient, world: World) -> None:
     before = world.client.stats()
     for path, body, _, _ in FIELDS:
-        http.post(path, content=json.dumps(body))
+        http.post(path, content=json.dumps(body), headers=JSON)
     assert world.client.stats() == before
 
 
@@ -336,6 +337,20 @@ def test_a_field_of_no_effect_is_accepted(http: TestClient) -> None:
         "response_format": {"type": "text"},
     }
     assert http.post(TEXT, json=text(**harmless)).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [None, "text/plain", "application/x-www-form-urlencoded", "json"])
+def test_a_body_that_does_not_say_it_is_json_is_not_read(
+    http: TestClient, sent: str | None
+) -> None:
+    headers = {} if sent is None else {"content-type": sent}
+    error = error_of(http.post(TEXT, content=json.dumps(text()), headers=headers), 415)
+    assert error["code"] == "unsupported_media_type"
+
+
+def test_json_may_name_its_encoding(http: TestClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert http.post(TEXT, content=json.dumps(text()), headers=headers).status_code == 200
 
 
 def test_null_is_the_same_as_absent(http: TestClient) -> None:

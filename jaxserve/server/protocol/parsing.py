@@ -11,7 +11,7 @@ import pydantic_core
 from starlette.requests import Request
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.errors import BodyTooLargeError
+from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
 from jaxserve.server.protocol.fields import served_fields
 
 MAX_SHOWN_CHARS = 60
@@ -51,6 +51,9 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
 async def read_object(request: Request, *, max_bytes: int) -> dict[str, Any]:
     """Return the body as a JSON object; raises InvalidRequestError when it is none."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MediaTypeError
     return decode(await read_body(request, max_bytes=max_bytes))
 
 
