@@ -9,8 +9,10 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 from jaxserve.config import DTYPES, POLICIES, EngineOptions
@@ -47,16 +49,15 @@ class Flag:
 
 
 def number(text: str) -> int:
-    """Read a whole number that may end in a suffix: 4096, 8k, 1.5g, 8K. Raises ValueError."""
+    """Read a whole number that may end in a suffix: 4096, 8k, 1.5g, 8K.
+
+    Raises ArgumentTypeError, whose text is what the user gets to read.
+    """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)", text.strip())
-    if match is None:
-        raise ValueError
-    digits, suffix = match.groups()
-    value = float(digits) * SUFFIXES.get(suffix, 1)
-    if value != int(value):
-        raise ValueError
-    # Through float only where there is a fraction: 64-bit integers do not fit one.
-    return int(value) if "." in digits else int(digits) * SUFFIXES.get(suffix, 1)
+    value = Fraction(match[1]) * SUFFIXES.get(match[2], 1) if match else None
+    if value is None or not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}{SUFFIX_HELP}")
+    return int(value)
 
 
 ENGINE_FLAGS = (
@@ -263,7 +264,8 @@ def given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
 
 def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOptions:
     """Return the options of an engine; raises ConfigError naming a keyword that is none."""
-    return EngineOptions(model=model, **_to_fields(keywords, ENGINE_FLAGS))
+    with _speaking_of(ENGINE_FLAGS):
+        return EngineOptions(model=model, **_to_fields(keywords, ENGINE_FLAGS))
 
 
 def server_config(keywords: Mapping[str, Any]) -> ServerConfig:
@@ -271,7 +273,8 @@ def server_config(keywords: Mapping[str, Any]) -> ServerConfig:
     values = _to_fields(keywords, SERVER_FLAGS)
     if "api_keys" not in values and os.environ.get(API_KEY_VARIABLE):
         values["api_keys"] = (os.environ[API_KEY_VARIABLE],)
-    return ServerConfig(**values)
+    with _speaking_of(SERVER_FLAGS):
+        return ServerConfig(**values)
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -293,6 +296,18 @@ def _to_fields(keywords: Mapping[str, Any], flags: Iterable[Flag]) -> dict[str, 
             value = (value,) if isinstance(value, str) else tuple(value)
         values[flag.field] = value
     return values
+
+
+@contextmanager
+def _speaking_of(flags: Iterable[Flag]) -> Iterator[None]:
+    """Let errors speak of fields by the names that users have for them."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        for flag in flags:
+            text = re.sub(rf"\b{flag.field}\b", flag.keyword, text)
+        raise ConfigError(text) from error
 
 
 def _help(flag: Flag, default: object) -> str:

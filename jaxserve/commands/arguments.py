@@ -39,7 +39,8 @@ class ConfigFile(argparse.Action):
         """Add what the file says to the arguments that have been read so far."""
         from_file = parser.parse_args([*_read_flags(Path(str(values)))])
         for name, value in vars(from_file).items():
-            if getattr(namespace, name, None) == parser.get_default(name):
+            default = parser.get_default(name)
+            if getattr(namespace, name, default) == default:
                 setattr(namespace, name, value)
 
 

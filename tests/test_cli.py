@@ -1,0 +1,314 @@
+import io
+import json
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Generator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from jaxserve import __version__
+from jaxserve.cli import main
+from jaxserve.commands import chat
+from jaxserve.config import EngineOptions
+from jaxserve.errors import ContextLengthError
+from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS, number
+from jaxserve.request import TokenEvent
+from tests.data import checkpoint
+
+# As few and as small programs as there can be.
+SMALL = ("--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--max-model-len", "128")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the real program."""
+    return subprocess.run(
+        [sys.executable, "-m", "jaxserve", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def model() -> str:
+    return str(checkpoint("stories260K-hf"))
+
+
+def test_help_takes_a_moment_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from jaxserve.cli import main\n"
+        "try: main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'transformers', 'tokenizers', 'numpy', 'starlette'} & sys.modules.keys()\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found.returncode == 0, found.stderr
+    assert "--gpu-memory-utilization" in found.stdout
+    # Of processor time: a busy machine must not fail the test.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_version_is_printed() -> None:
+    assert run("--version").stdout == f"jaxserve {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["plan", "/no/such/model"], 1, "there is no folder /no/such/model"),
+        (["plan", "--dtype", "int3"], 2, "--dtype: invalid choice: 'int3'"),
+        (["plan", "--max-model-len", "8q"], 2, "--max-model-len: must be a whole number, got '8q'"),
+        (
+            ["plan", "--gpu-memory-utilization", "1.5"],
+            1,
+            "gpu_memory_utilization must be in (0, 1]",
+        ),
+        (["plan", "--speed=high"], 2, "unrecognized arguments: --speed=high"),
+        (["plan", "--max-num-se=4"], 2, "unrecognized arguments: --max-num-se=4"),
+        (["plan", "--block-size", "0"], 1, "block_size must be an integer of at least 1, got 0"),
+        (["serve", "--port", "70000"], 1, "port must be in [0, 65535], got 70000"),
+        (["serve", "--ssl-certfile", "a.pem"], 1, "must be given together"),
+        (["fly"], 2, "invalid choice: 'fly'"),
+        (["chat", "--temperature", "hot"], 2, "--temperature: invalid float value: 'hot'"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(arguments: list[str], status: int, said: str) -> None:
+    found = run(*arguments)
+    assert found.returncode == status
+    assert found.stdout == ""
+    assert found.stderr.count("\n") == 1
+    assert said in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--max-model-len", "9k"], "max_model_len must be at most the model's own context (512)"),
+        (["--kv-cache-memory-bytes", "1k"], "The KV cache is too small"),
+        (["--num-gpu-blocks-override", "99999999"], "The KV cache does not fit"),
+        (["--tensor-parallel-size", "99"], "tensor_parallel_size is 99"),
+        (["-tp", "3"], "tensor_parallel_size must divide"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_with_the_reason(
+    model: str, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", model, *flags]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("jaxserve: error: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+
+
+def test_a_taken_port_is_known_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "/no/such/model", "--port", str(port)]) == 1
+    assert f"port {port}: the port is taken" in capsys.readouterr().err
+
+
+def test_plan_needs_no_weights(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(Path(model) / "config.json", tmp_path)
+    assert main(["plan", str(tmp_path), "--block-size", "32", "--max-num-seqs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"weights +1015\.8 KiB", printed)
+    assert re.search(r"KV pages .* x 32 = ", printed)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("512", 512), ("8k", 8000), ("8K", 8192), ("1.5k", 1500), ("0.5K", 512), ("2g", 2 * 10**9)],
+)
+def test_numbers_have_decimal_and_binary_suffixes(text: str, value: int) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "1.5", "8kb", "1e3", "0x10"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="a whole number"):
+        number(text)
+
+
+def test_every_option_of_the_engine_has_a_flag() -> None:
+    flags = [flag.field for flag in ENGINE_FLAGS]
+    assert sorted([*flags, "model"]) == sorted(field.name for field in fields(EngineOptions))
+
+
+def test_no_two_flags_have_one_name() -> None:
+    names = [flag.keyword for flag in (*ENGINE_FLAGS, *SERVER_FLAGS, *SAMPLING_FLAGS)]
+    assert len(names) == len(set(names))
+
+
+def test_a_config_file_gives_flags_and_the_command_line_overrules_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {model}\nblock-size: 32\nmax_num_seqs: 2\nserved-model-name: [a, b]\n"
+        "enable-prefix-caching: false\nmax-model-len: 0.25K\n"
+    )
+    own = ("--max-model-len", "128")
+    for arguments in ([*own, "--config", str(config)], ["--config", str(config), *own]):
+        assert main(["plan", *arguments]) == 0
+        printed = capsys.readouterr().out
+        assert "context 128" in printed
+        assert "x 32 = " in printed
+        assert "of 2 sequences" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        ("block-size: 32: 1", 1, "config must be a readable YAML file"),
+        ("- 1", 1, "config must be a YAML file of flags and values"),
+        ("block-size: {a: 1}", 1, "block-size in"),
+        ("no-such-flag: 1", 2, "unrecognized arguments: --no-such-flag=1"),
+        ("block-size: big", 2, "--block-size: invalid int value: 'big'"),
+    ],
+)
+def test_a_bad_config_file_is_refused(tmp_path: Path, text: str, status: int, said: str) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    found = run("plan", "--config", str(config))
+    assert found.returncode == status
+    assert found.stderr.count("\n") == 1
+    assert said in found.stderr
+
+
+def test_generate_prints_the_prompt_and_its_continuation(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = ("--prompt", "Once upon a time", "--temperature", "0", "--max-tokens", "8")
+    assert main(["generate", model, *SMALL, *prompt]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Once upon a time, there was a little girl\n"
+    assert "KV pages" in captured.err
+
+
+def test_generate_prints_json_lines(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon a time"))
+    assert main(["generate", model, *SMALL, "--json", "--max-tokens", "4"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found["prompt"] == "Once upon a time"
+    assert found["num_generated_tokens"] == 4
+    assert found["finish_reason"] == "length"
+
+
+def test_chat_answers_one_message(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    message = ("--system-prompt", "Once upon ", "-q", "a time", "--chat-template", template)
+    sampling = ("--temperature", "0", "--max-tokens", "8")
+    assert main(["chat", model, *SMALL, *message, *sampling]) == 0
+    assert capsys.readouterr().out == ", there was a little girl\n"
+
+
+class Asked:
+    """What `talk` asks, answered with the number of messages; room for `limit` of them."""
+
+    def __init__(self, *, limit: int = 100, interrupts: bool = False) -> None:
+        self.seen: list[list[str]] = []
+        self._limit = limit
+        self._interrupts = interrupts
+
+    def __call__(self, messages: Sequence[dict[str, str]]) -> Generator[TokenEvent]:
+        if len(messages) > self._limit:
+            raise ContextLengthError("too long", param="prompt")
+        self.seen.append([message["content"] for message in messages])
+        return self._answer(len(messages))
+
+    def _answer(self, count: int) -> Generator[TokenEvent]:
+        yield TokenEvent(request_id="0", index=0, text=f"answer {count}")
+        if self._interrupts:
+            raise KeyboardInterrupt
+        yield TokenEvent(request_id="0", index=0, text=".")
+
+
+def talk(monkeypatch: pytest.MonkeyPatch, asked: Asked, *lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    chat.talk(asked)
+
+
+def test_a_talk_keeps_its_history_until_it_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked()
+    talk(monkeypatch, asked, "one", "", "two", "/reset", "three")
+    assert asked.seen == [["one"], ["one", "answer 1.", "two"], ["three"]]
+
+
+def test_a_talk_forgets_its_oldest_messages_when_the_context_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Asked(limit=3)
+    talk(monkeypatch, asked, "one", "two", "three")
+    assert asked.seen[-1] == ["two", "answer 3.", "three"]
+
+
+def test_a_message_too_long_alone_is_refused_and_the_talk_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(monkeypatch, Asked(limit=0), "one", "two")
+    assert capsys.readouterr().err == "too long\ntoo long\n"
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_what_there_is_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Asked(interrupts=True)
+    talk(monkeypatch, asked, "one", "two")
+    assert asked.seen[-1] == ["one", "answer 1", "two"]
+
+
+def test_bench_throughput_prints_vllms_line_and_writes_json(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "result.json"
+    workload = ("--input-len", "8", "--output-len", "4", "--num-prompts", "3", "--batch", "1,2")
+    flags = ("--max-num-batched-tokens", "32", "--max-model-len", "128")
+    arguments = ["bench", "throughput", model, *flags, *workload, "--output-json", str(target)]
+    assert main(arguments) == 0
+    lines = re.findall(
+        r"^Throughput: \d+\.\d\d requests/s, \d+\.\d\d total tokens/s, \d+\.\d\d output tokens/s$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+    assert len(lines) == 2
+    record = json.loads(target.read_text())
+    assert [result["batch"] for result in record["results"]] == [1, 2]
+    assert {result["num_output_tokens"] for result in record["results"]} == {12}
+
+
+def test_serve_answers_and_ends_with_status_0_when_told_to(model: str) -> None:
+    command = [sys.executable, "-m", "jaxserve", "serve", model, *SMALL, "--port", "0"]
+    names = ["--served-model-name", "stories", "tales"]
+    with subprocess.Popen(
+        [*command, *names], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            url = re.search(r"serves stories, tales at (http://127\.0\.0\.1:\d+)$", ready)
+            assert url is not None, ready
+            with urlopen(f"{url[1]}/v1/models", timeout=30) as answer:
+                models = json.load(answer)["data"]
+            assert [found["id"] for found in models] == ["stories", "tales"]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
