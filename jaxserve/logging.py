@@ -43,19 +43,19 @@ def configure_logging(
     level: the name of a standard level. as_json: JSON lines; by default, whenever the stream is
     not a terminal.
     """
-    stream = sys.stderr if stream is None else stream
-    as_json = not stream.isatty() if as_json is None else as_json
+    target = sys.stderr if stream is None else stream
+    as_json = not target.isatty() if as_json is None else as_json
     # Plain tracebacks: the richer kinds show local variables, and with them prompts and keys.
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
         else [
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_ENRICH,

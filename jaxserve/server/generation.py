@@ -96,8 +96,9 @@ class Job:
                 try:
                     async for index, event in events:
                         if event.finish_reason is not None:
-                            self._check_end(event)
                             record.finish_reason = event.finish_reason.value
+                            record.error = event.error
+                            self._check_end(event)
                         if record.first_token_s is None and event.token_ids:
                             record.first_token_s = time.monotonic() - began_s
                         yield index, event
@@ -124,7 +125,7 @@ class Job:
         self.record.completion_tokens = tally.completion_tokens
 
     def _check_end(self, event: TokenEvent) -> None:
-        """Raise when a choice did not end by itself; the log gets the engine's word for it."""
+        """Raise when a choice did not end by itself; only the log gets the engine's words."""
         if event.finish_reason is FinishReason.ABORT:
             raise ShuttingDownError
         if event.finish_reason is FinishReason.ERROR:

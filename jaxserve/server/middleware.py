@@ -38,6 +38,7 @@ class AccessRecord:
     completion_tokens: int | None = None
     first_token_s: float | None = None
     finish_reason: str | None = None
+    error: str | None = None
     key_id: str | None = None
 
 

@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
         )
         await super().shutdown(sockets)
 
-    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Stop gracefully at the first signal and at once at the second.
 
         uvicorn would raise the first one again at the end, and so never exit with 0.

@@ -35,10 +35,9 @@ class EventStream(StreamingResponse):
     own `finally`'s business.
     """
 
-    body_iterator: AsyncGenerator[bytes]
-
     def __init__(self, events: AsyncGenerator[bytes]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        self._events = events
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +47,7 @@ class EventStream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         """Send the events; the first sends the headers before it."""
-        async with aclosing(self.body_iterator) as events:
+        async with aclosing(self._events) as events:
             try:
                 piece = await self._first(events, send)
                 while piece is not None:

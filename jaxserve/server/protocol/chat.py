@@ -39,13 +39,12 @@ def _content(value: object) -> Content:
 
 
 def _tool_choice(value: object) -> str:
-    match value:
-        case "auto" | "none":
-            return value
-        case "required" | {"type": _}:
-            raise wanted("auto or none: forcing a tool call is not supported yet")
-        case _:
-            raise wanted("auto or none")
+    """What leaves the model free; and none, which shows it no tools."""
+    if value == "required" or isinstance(value, dict):
+        raise wanted("auto or none: forcing a tool call is not supported yet")
+    if not isinstance(value, str) or value not in {"auto", "none"}:
+        raise wanted("auto or none")
+    return value
 
 
 class FunctionCall(Body):

@@ -1,0 +1,64 @@
+"""docs/api.md names every path, field, error code and series that there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxserve.metrics import Metrics
+from jaxserve.server.app import ROUTES
+from jaxserve.server.protocol.chat import ChatBody, Message
+from jaxserve.server.protocol.common import StreamOptions
+from jaxserve.server.protocol.completions import CompletionBody
+from jaxserve.server.protocol.fields import IGNORED, REFUSED
+from jaxserve.server.protocol.tokens import DetokenizeBody, TokenizeBody, TokenizeChatBody
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "api.md").read_text("utf-8")
+NAMED = set(re.findall(r"`([^`\n]+)`", TEXT))
+BODIES = (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Message,
+    StreamOptions,
+    TokenizeBody,
+    TokenizeChatBody,
+)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_every_field_is_named(body: type[ChatBody]) -> None:
+    assert set(body.model_fields) - NAMED == set()
+
+
+def test_every_field_that_is_not_served_is_named() -> None:
+    assert (IGNORED | REFUSED.keys()) - NAMED == set()
+
+
+def test_every_path_is_named() -> None:
+    for route in ROUTES:
+        assert route.path.replace(":path", "") in TEXT
+
+
+def test_every_error_code_is_named() -> None:
+    code = re.compile(r'code="(\w+)"|, "(\w+)"\),?$|"(overloaded|shutting_down)"', re.MULTILINE)
+    sources = (ROOT / "jaxserve" / "server").rglob("*.py")
+    found = {
+        name
+        for path in sources
+        for match in code.findall(path.read_text("utf-8"))
+        for name in match
+    }
+    assert {"engine_dead", "not_found", "overloaded", "unknown_field"} <= found
+    assert found - {""} - NAMED == set()
+
+
+def test_every_series_is_named() -> None:
+    metrics = Metrics(max_model_len=100)
+    metrics.engine("m")
+    metrics.observe_http("GET", "/", 200)
+    metrics.observe_rejection("queue", model_name="m")
+    metrics.set_cache_config({}, model_name="m")
+    for family in metrics.registry.collect():
+        assert {family.name, f"{family.name}_total"} & NAMED, family.name
