@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, MemoryPlanError
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
@@ -220,7 +221,8 @@ def build(
     """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
     report: told what happens, a line at a time; progress bars go to a terminal only. Raises
-    CheckpointError for weights that do not match.
+    CheckpointError for weights that do not match, and MemoryPlanError if the device has less
+    memory left than was planned with.
     """
     options = plan.options
     if options.compilation_cache:
@@ -233,16 +235,16 @@ def build(
         Path(options.tokenizer) if options.tokenizer is not None else checkpoint.folder,
         chat_template=_read_template(options.chat_template),
     )
-    params = load_params(checkpoint, plan.model, dtype=plan.dtype, mesh=plan.context.mesh)
-    runner = ModelRunner(
-        params,
-        context=plan.context,
-        cache_spec=plan.cache_spec,
-        shapes=plan.shapes,
-        num_slots=plan.scheduler.max_num_seqs + 1,
-        pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
-    )
-    num_programs = runner.warm_up(_compile_bar)
+    with _explaining_out_of_memory():
+        runner = ModelRunner(
+            load_params(checkpoint, plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
+            context=plan.context,
+            cache_spec=plan.cache_spec,
+            shapes=plan.shapes,
+            num_slots=plan.scheduler.max_num_seqs + 1,
+            pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
+        )
+        num_programs = runner.warm_up(_compile_bar)
     compilations.mark()
     report(f"{num_programs} programs compiled or fetched in {compilations.seconds:.1f} s")
     generation = checkpoint.generation
@@ -280,6 +282,21 @@ def _read_template(chat_template: str | None) -> str | None:
     except OSError as error:
         raise ConfigError(
             f"chat_template must be a readable file, got {chat_template!r}"
+        ) from error
+
+
+@contextmanager
+def _explaining_out_of_memory() -> Iterator[None]:
+    """Say what to change when a device runs out of memory although the plan fitted."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryPlanError(
+            "The device ran out of memory while the model was loaded and warmed up: something else"
+            " uses it, or a step needs more than was estimated. Lower gpu_memory_utilization or"
+            " max_num_batched_tokens"
         ) from error
 
 

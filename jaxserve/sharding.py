@@ -1,5 +1,6 @@
 """Sharding in words: parameters name what their axes hold, one table says where that goes."""
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -20,9 +21,16 @@ _MAY_REPLICATE = frozenset({"vocab"})
 def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh of the first `tensor_parallel_size` of `devices` (default: all there are).
 
-    Raises ConfigError where there are fewer.
+    Raises ConfigError where there are fewer, or none that JAX can use.
     """
-    found = list(jax.devices() if devices is None else devices)
+    try:
+        found = list(jax.devices() if devices is None else devices)
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is not installed
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX finds no device to run on (JAX_PLATFORMS is {wanted!r}): look at the driver, and"
+            " whether jaxserve is installed with the extra for this accelerator"
+        ) from error
     if tensor_parallel_size > len(found):
         raise ConfigError(
             f"tensor_parallel_size is {tensor_parallel_size}, but only {len(found)}"

@@ -111,6 +111,16 @@ def test_a_plan_that_cannot_work_is_refused_with_the_reason(
     assert said in captured.err
 
 
+def test_an_accelerator_that_is_not_there_ends_in_one_line(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    found = run("plan", model)
+    assert found.returncode == 1
+    assert "JAX finds no device to run on (JAX_PLATFORMS is 'abacus')" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_a_taken_port_is_known_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
