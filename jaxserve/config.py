@@ -52,8 +52,9 @@ class EngineOptions:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
-        if not 0.0 < self.memory_fraction <= 1.0:
-            raise ConfigError(f"memory_fraction must be in (0, 1], got {self.memory_fraction}")
+        fraction = self.memory_fraction
+        if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
+            raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")
         for name in ("tensor_parallel_size", "max_queued_requests"):
             _positive(name, getattr(self, name))
         for name in (

@@ -348,8 +348,9 @@ def _uninterrupted() -> Iterator[None]:
 
     A second Ctrl-C is obeyed at once.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are raised in the main thread only
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield  # Python raises no interrupt here
         return
     is_interrupted = False
 
@@ -358,7 +359,6 @@ def _uninterrupted() -> Iterator[None]:
         is_interrupted = True
         signal.signal(signal.SIGINT, before)
 
-    before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, hold)
     try:
         yield

@@ -255,6 +255,15 @@ def test_an_unknown_option_is_named_with_the_nearest_known_one() -> None:
         LLM("anything", gpu_memory_utilisation=0.5)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("gpu_memory_utilization", "half"), ("max_model_len", "8k"), ("block_size", 0)],
+)
+def test_a_bad_option_is_named_as_the_user_named_it(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be .*, got {value!r}"):
+        LLM("anything", **{option: value})
+
+
 def interrupt_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, *, at: int) -> list[list[TokenEvent]]:
     """Send Ctrl-C at the beginning of a step; return the list of what the steps returned."""
     step, finished = llm._engine.step, list[list[TokenEvent]]()

@@ -15,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; it raises MemoryPlanError when the model does not fit."""
+    options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
     from jaxserve.build import plan_engine
 
-    for line in plan_engine(engine_options(model_of(args), given(args, ENGINE_FLAGS))).lines():
+    for line in plan_engine(options).lines():
         print(line)
     return 0
