@@ -1,0 +1,185 @@
+"""A real model behind real engines: build once, then vary the scheduler around its runner."""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxserve.build import LoadedModel, build, plan_engine
+from jaxserve.config import EngineOptions
+from jaxserve.engine import Engine, Scheduler
+from jaxserve.execution.runner import ModelRunner
+from jaxserve.metrics import StepStats
+from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
+from tests.data import checkpoint
+
+NUM_GOLDEN_TOKENS = 200
+MAX_NUM_SEQS = 32
+PAGE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What transformers generated greedily from a prompt, in float32."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: list[int]
+    logprobs: list[float]
+    first_step_top5: list[tuple[int, float]]
+
+
+def goldens(name: str) -> list[Golden]:
+    """Read a checkpoint's golden.json; skip the test where it is absent."""
+    found = json.loads((checkpoint(name) / "golden.json").read_text("utf-8"))
+    return [
+        Golden(
+            prompt_ids=tuple(case["prompt_ids"]),
+            token_ids=case["generated_ids"],
+            logprobs=case["generated_logprobs"],
+            first_step_top5=[(token, logit) for token, logit in case["first_step_top5"]],
+        )
+        for case in found["cases"]
+    ]
+
+
+def load(folder: Path, *, is_warm: bool = True, **options: Any) -> LoadedModel:
+    """Build an engine; without warm-up, programs are compiled as they are first used."""
+    plan = plan_engine(
+        EngineOptions(
+            **{
+                "model": str(folder),
+                "max_num_seqs": 8,
+                "max_num_batched_tokens": 16,
+                "page_size": PAGE_SIZE,
+                "compilation_cache": False,
+                **options,
+            }
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_warm:
+            patch.setattr(ModelRunner, "warm_up", lambda runner, progress: 0)
+        return build(plan)
+
+
+def engine_for(
+    loaded: LoadedModel,
+    *,
+    num_pages: int | None = None,
+    enable_prefix_caching: bool = True,
+    **scheduler: Any,
+) -> Engine:
+    """Return a fresh engine, with limits within those the model was built for.
+
+    The runner is the same one each time, so its slots and pages hold what earlier engines left.
+    """
+    plan = loaded.plan
+    cache = replace(plan.cache, enable_prefix_caching=enable_prefix_caching)
+    if num_pages is not None:
+        cache = replace(cache, num_pages=num_pages)
+    return Engine(
+        Scheduler(
+            replace(plan.scheduler, **scheduler), cache, eos_ids=loaded.tokenizer.eos_ids, seed=3
+        ),
+        loaded.runner,
+        vocab_size=plan.model.vocab_size,
+        tokenizer=loaded.tokenizer.backend,
+    )
+
+
+@dataclass
+class Answer:
+    """All events of one choice, put together."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+
+
+type Answers = dict[tuple[str, int], Answer]
+
+
+def serve(engine: Engine, requests: Iterable[Request], *, arrivals_per_step: int = 100) -> Answers:
+    """Run requests to their ends, a few of them arriving before each step; by id and choice."""
+    answers: Answers = defaultdict(Answer)
+    coming: Iterator[Request] = iter(requests)
+    is_over = False
+    while not is_over or engine.has_work:
+        for _ in range(arrivals_per_step):
+            request = next(coming, None)
+            if request is None:
+                is_over = True
+                break
+            engine.add(request)
+        for event in engine.step():
+            answer = answers[event.request_id, event.index]
+            answer.token_ids += event.token_ids
+            answer.text += event.text
+            answer.logprobs += event.logprobs
+            answer.prompt_logprobs = event.prompt_logprobs or answer.prompt_logprobs
+            answer.num_cached_tokens = event.num_cached_tokens
+            if event.finish_reason is not None:
+                assert answer.finish_reason is None, "a choice ended twice"
+                answer.finish_reason, answer.stop_reason = event.finish_reason, event.stop_reason
+                answer.error = event.error
+                assert event.metrics is not None
+                answer.num_preemptions = event.metrics.num_preemptions
+    engine.check_integrity()
+    assert is_idle(engine.stats()), "something is left behind"
+    return answers
+
+
+def is_idle(stats: StepStats) -> bool:
+    """Whether nothing runs, waits or holds pages."""
+    return stats.num_running == stats.num_waiting == stats.num_pages_used == 0
+
+
+def request(name: str, prompt_ids: Iterable[int], **params: Any) -> Request:
+    """A request that is greedy and runs to its length, unless `params` say otherwise."""
+    chosen = {"temperature": 0.0, "ignore_eos": True, "max_tokens": NUM_GOLDEN_TOKENS, **params}
+    return Request(id=name, prompt_ids=tuple(prompt_ids), params=SamplingParams(**chosen))
+
+
+def golden_requests(found: list[Golden], **params: Any) -> list[Request]:
+    """A request for each golden, named by its number."""
+    return [request(str(i), golden.prompt_ids, **params) for i, golden in enumerate(found)]
+
+
+def noise(count: int, *, vocab_size: int, max_length: int = 200, seed: int = 0) -> list[Request]:
+    """Requests of random lengths that ask for something of everything."""
+    rng = random.Random(seed)
+    found = []
+    for i in range(count):
+        prompt_ids = rng.choices(range(3, vocab_size), k=rng.randint(1, max_length))
+        params: dict[str, Any] = rng.choice(
+            [
+                {},
+                {"temperature": 1.5},
+                {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+                {"temperature": 1.0, "min_p": 0.1, "seed": 5, "n": 2},
+                {"repetition_penalty": 1.3, "logprobs": 5},
+                {"temperature": 1.0, "frequency_penalty": 1.0, "logit_bias": {7: 5.0}},
+                {"min_tokens": 1, "prompt_logprobs": 2},
+            ]
+        )
+        name = f"noise {i}"
+        found.append(request(name, prompt_ids, max_tokens=rng.randint(1, 60), **params))
+    return found
+
+
+def mixed(requests: list[Request], others: list[Request], *, seed: int = 0) -> list[Request]:
+    """Both in one random order."""
+    together = requests + others
+    random.Random(seed).shuffle(together)
+    return together
