@@ -3,12 +3,15 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from jaxserve.build import LoadedModel, build, plan_engine
 from jaxserve.config import EngineOptions
@@ -45,6 +48,30 @@ def goldens(name: str) -> list[Golden]:
         )
         for case in found["cases"]
     ]
+
+
+def write_one_layer(
+    folder: Path, *, change: Callable[[dict[str, NDArray[np.float32]]], None] = lambda tensors: None
+) -> Path:
+    """Write the first layer of the stories model as a model, with a head of its own.
+
+    change: what is done to its tensors, by their names, before.
+    """
+    source = checkpoint("stories260K-hf")
+    tensors = {
+        name: tensor.copy()
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if ".layers." not in name or ".layers.0." in name
+    }
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config |= {"num_hidden_layers": 1, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
 
 
 def load(folder: Path, *, is_warm: bool = True, **options: Any) -> LoadedModel:

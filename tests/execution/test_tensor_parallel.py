@@ -1,0 +1,54 @@
+"""One model over several devices: how it is cut, and what cannot be cut."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxserve.errors import ConfigError
+from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.models import DecoderConfig
+from tests.execution.programs import PAGES, SMALL, Case, compile_case
+
+STEP = StepShape(8, 8, PAGES, Variant.GREEDY)
+
+
+def test_the_tests_have_four_devices() -> None:
+    assert len(jax.devices()) == 4
+
+
+def test_each_device_holds_its_heads_of_every_page() -> None:
+    program = compile_case(Case(SMALL, STEP, branches=False, devices=4))
+    for layer in program.cache:
+        assert layer.sharding is not None
+        planes, pages, kv_heads, offsets, head_dim = layer.sharding.shard_shape(layer.shape)
+        assert (planes, pages, kv_heads, offsets, head_dim) == (2, 20_000, 1, 16, 8)
+    whole = jnp.dtype(jnp.float32).itemsize * 2 * 20_000 * SMALL.kv_heads * 16 * 8
+    kept = program.aliased_bytes
+    assert whole // 4 <= kept < whole // 4 * 1.01
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (replace(SMALL, heads=6), r"heads \(6\)"),
+        (replace(SMALL, kv_heads=2), r"kv_heads \(2\)"),
+        (replace(SMALL, ffw=170), r"ffw \(170\)"),
+    ],
+)
+def test_what_does_not_divide_is_named(model: DecoderConfig, found: str) -> None:
+    message = rf"tensor_parallel_size must divide the model's {found}, got 4"
+    with pytest.raises(ConfigError, match=message):
+        compile_case(Case(model, STEP, devices=4))
+
+
+def test_more_devices_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size is 8, but only 4 cpu devices"):
+        compile_case(Case(SMALL, STEP, devices=8))
+
+
+def test_a_vocabulary_that_does_not_divide_is_kept_whole() -> None:
+    model = replace(SMALL, vocab_size=510)
+    text = compile_case(Case(model, STEP, branches=False, devices=4)).text
+    assert "f32[510,64]" in text
