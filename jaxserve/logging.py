@@ -13,6 +13,9 @@ import structlog
 from structlog.stdlib import BoundLogger
 from structlog.typing import Processor
 
+# Libraries that report their own life at the level at which we report requests.
+_CHATTY = ("jax", "uvicorn")
+
 _ENRICH: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -65,3 +68,5 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel("DEBUG" if level == "debug" else "WARNING")
