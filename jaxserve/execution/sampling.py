@@ -78,8 +78,20 @@ def _completes_bad_word(
 
 
 def greedy(logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
-    """Return the most likely token of each row, the first of equals."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """Return the most likely token of each row, the first of equals.
+
+    In two stages, the block and the place in it: XLA reduces maxima of blocks with vector
+    instructions and a plain argmax without (28 times slower on a CPU for 32 rows of 32,000).
+    """
+    blocks = _blocks(logits, fill=-jnp.inf)
+    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return (block * _BLOCK + jnp.argmax(within, axis=-1)).astype(jnp.int32)
+
+
+def _blocks(rows: Float[Array, "rows vocab"], *, fill: float) -> Float[Array, "rows blocks block"]:
+    padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % _BLOCK)), constant_values=fill)
+    return padded.reshape(rows.shape[0], -1, _BLOCK)
 
 
 def sample(
@@ -155,9 +167,7 @@ def _draw(
     weights: Float[Array, "rows vocab"], uniforms: Float[Array, "rows 2"]
 ) -> Int32[Array, " rows"]:
     """Draw an index in proportion to the weights, given two uniform numbers in [0, 1)."""
-    num_rows, size = weights.shape
-    padded = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK)))
-    blocks = padded.reshape(num_rows, -1, _BLOCK)
+    blocks = _blocks(weights, fill=0.0)
     block = _first_above(jnp.sum(blocks, axis=-1), uniforms[:, 0])
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * _BLOCK + _first_above(within, uniforms[:, 1])
