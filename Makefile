@@ -45,7 +45,7 @@ format: $(DEV)  ## rewrite the code in the project's format
 	@$(VENV)/bin/ruff format
 
 bench: ARGS = throughput
-bench: $(DEV)  ## measure throughput, or ARGS="serving --help"
+bench: $(DEV)  ## measure throughput, or ARGS="throughput MODEL --num-prompts 100"
 	@$(VENV)/bin/jaxserve bench $(ARGS)
 
 lock: $(VENV)/.made  ## rewrite the lock files after pyproject.toml; ARGS="--upgrade-package NAME" to move one
