@@ -9,9 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from jaxserve.engine.engine import Engine
 from jaxserve.errors import EngineDeadError, InvalidRequestError, JaxserveError, OverloadedError
@@ -307,6 +308,11 @@ class InProcessClient(EngineClient):
         with self._changed:
             self._dead_reason = reason
             self._inbox.clear()
+        try:
+            self._deliver(self._engine.fail(reason))
+        except Exception:
+            logger.exception("the engine could not end its requests")
+        # What the engine does not know of: requests still in the inbox, events lost in a fault.
         for stream in self._open_streams():
             self._deliver(stream.last_events(reason))
 

@@ -253,8 +253,7 @@ class LLM:
         params = self.get_default_sampling_params()
         if params.max_tokens is None or (is_chat and self._generation.max_new_tokens is None):
             return replace(params, max_tokens=None)
-        room = max(self._max_model_len - len(prompt.token_ids), 1)
-        return replace(params, max_tokens=min(params.max_tokens, room))
+        return params.within(self._max_model_len - len(prompt.token_ids))
 
     def _generate(
         self, requests: Sequence[Request], prepared: Sequence[PreparedPrompt], *, use_tqdm: bool

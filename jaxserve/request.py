@@ -1,10 +1,12 @@
 """What is asked of the engine and what comes back: plain, frozen, validated host types."""
 
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
 
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 
@@ -12,11 +14,14 @@ MAX_N = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
+MAX_EOS_IDS = 16
 MAX_BAD_WORDS = 32
 # A word is banned as it stands at the start of a text and as it stands after a space.
 MAX_BAD_WORD_SEQUENCES = 2 * MAX_BAD_WORDS
 MAX_BAD_WORD_TOKENS = 8
 MAX_LOGPROBS = 20
+# Counts travel to the device as int32.
+MAX_COUNT = 2**31 - 1
 
 
 class FinishReason(StrEnum):
@@ -63,18 +68,11 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("stop", "bad_words"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, (value,))
-        for name in ("stop", "stop_token_ids", "bad_words"):
-            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
-        if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        self._settle_kinds()
         _check_int("n", self.n, low=1, high=MAX_N)
         _check_float("temperature", self.temperature, low=0.0, high=100.0)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, low_is_allowed=False)
-        _check_int("top_k", self.top_k, low=-1)
+        _check_int("top_k", self.top_k, low=-1, high=MAX_COUNT)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
         _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
@@ -84,8 +82,8 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, low=-(2**63), high=2**63 - 1)
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, low=1)
-        _check_int("min_tokens", self.min_tokens, low=0)
+            _check_int("max_tokens", self.max_tokens, low=1, high=MAX_COUNT)
+        _check_int("min_tokens", self.min_tokens, low=0, high=MAX_COUNT)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}",
@@ -118,6 +116,12 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), low=0, high=MAX_LOGPROBS)
 
+    def within(self, room: int) -> "SamplingParams":
+        """Return these with max_tokens lowered to `room` tokens, if there is any room."""
+        if self.max_tokens is None or not 0 < room < self.max_tokens:
+            return self
+        return replace(self, max_tokens=room)
+
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
@@ -146,6 +150,25 @@ class SamplingParams:
         for name, ids in named:
             for token in ids:
                 _check_int(name, token, low=0, high=vocab_size - 1)
+
+    def _settle_kinds(self) -> None:
+        """Take one string for a list of it, any iterable for a tuple, and None for nothing."""
+        for name in ("stop", "bad_words"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, (value,))
+        for name in ("stop", "stop_token_ids", "bad_words"):
+            object.__setattr__(self, name, _entries(name, getattr(self, name) or ()))
+        if self.allowed_token_ids is not None:
+            allowed = _entries("allowed_token_ids", self.allowed_token_ids)
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        if self.logit_bias is None:  # vLLM's default
+            object.__setattr__(self, "logit_bias", {})
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidRequestError(
+                f"logit_bias must map token ids to numbers, got {_show(self.logit_bias)}",
+                param="logit_bias",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,8 +218,7 @@ class Request:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True, gc=False):
     """A token, the natural log of its probability, and its rank (1 is the most likely)."""
 
     token_id: int
@@ -204,8 +226,7 @@ class TokenLogprob:
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class PositionLogprobs:
+class PositionLogprobs(Struct, frozen=True, gc=False):
     """Log-probabilities at one position, of the model's own distribution (before temperature)."""
 
     chosen: TokenLogprob
@@ -223,8 +244,7 @@ class RequestMetrics:
     num_preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
+class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
     """What one step added to one choice of a request.
 
     index: the choice, in [0, params.n). token_ids and text are what is new; text lags behind
@@ -267,9 +287,17 @@ def _check_float(
         raise InvalidRequestError(
             f"{name} must be a number {limit}, got {_show(value)}", param=name
         )
-    above = value >= low if low_is_allowed else value > low
-    if not math.isfinite(value) or not above or value > high:
-        raise InvalidRequestError(f"{name} must be {limit}, got {value:g}", param=name)
+    # By comparing only: an integer may be too large for a float.
+    is_above = value >= low if low_is_allowed else value > low
+    if not (is_above and value <= high):  # not (...): a NaN is in no range
+        shown = f"{value:g}" if isinstance(value, float) else _show(value)
+        raise InvalidRequestError(f"{name} must be {limit}, got {shown}", param=name)
+
+
+def _entries(name: str, values: object) -> tuple[Any, ...]:
+    if not isinstance(values, Iterable):
+        raise InvalidRequestError(f"{name} must be a list, got {_show(values)}", param=name)
+    return tuple(values)
 
 
 def _check_count(name: str, values: tuple[object, ...], limit: int) -> None:

@@ -345,6 +345,29 @@ def test_when_the_engine_dies_every_stream_ends_and_no_other_begins(
     assert "a secret of the device" in caplog.text
 
 
+def test_when_the_engine_cannot_even_fail_every_stream_still_ends(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(_: str) -> list[TokenEvent]:
+        raise KeyError("broken twice")
+
+    async def main() -> None:
+        world = World()
+        runner = gated(world)
+        monkeypatch.setattr(world.engine, "fail", break_down)
+        async with serving(world) as client:
+            reader = asyncio.create_task(collect(client, request("a", n=2)))
+            await asyncio.sleep(0)
+            runner.error = RuntimeError("the device is gone")
+            runner.gate.set()
+            events = await reader
+            assert [event.finish_reason for event in events] == [FinishReason.ERROR] * 2
+            assert [event.request_finished for event in events] == [False, True]
+
+    run(main())
+    assert "broken twice" in caplog.text
+
+
 def test_a_hang_shows_in_health_and_passes() -> None:
     async def main() -> None:
         world = World()

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
     prompts: list[str] = args.prompt or [sys.stdin.read()]
     llm = LLM(model_of(args), report=say, **given(args, ENGINE_FLAGS))
-    fields = {"max_tokens": MAX_TOKENS, **sampling_fields(args)}
+    max_tokens = min(MAX_TOKENS, llm.plan.scheduler.max_model_len // 2)
+    fields = {"max_tokens": max_tokens, **sampling_fields(args)}
     params = dataclasses.replace(llm.get_default_sampling_params(), **fields)
     if len(prompts) == 1 and not args.json:
         print(prompts[0], end="", flush=True)

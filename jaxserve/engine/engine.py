@@ -102,6 +102,26 @@ class Engine:
             self._observe_step(self._metrics)
         return events
 
+    def fail(self, error: str) -> list[TokenEvent]:
+        """End every choice by an error, after an exception has left `step`; the last call of all.
+
+        What the scheduler holds stays where it is: its state can no longer be trusted.
+        """
+        events = [
+            self._event(sequence, reason=FinishReason.ERROR, error=error)
+            for sequence in list(self._open)
+        ]
+        if self._metrics is not None:
+            self._metrics.observe_step(
+                StepStats(
+                    num_running=0,
+                    num_waiting=0,
+                    num_pages=self._observed.num_pages,
+                    num_pages_used=0,
+                )
+            )
+        return events
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes."""
         self._scheduler.reset_prefix_cache()

@@ -76,12 +76,16 @@ class RequestMaker:
         )
 
     def _make(self, prompt_ids: tuple[int, ...]) -> Request:
+        params = self.params
+        if not self.body.has_limit:
+            # A default of ours or of the model's authors is no reason to refuse a long prompt.
+            params = params.within(self.model.max_model_len - len(prompt_ids))
         request = Request(
             # Never a client's own id: two clients could choose the same.
             id=uuid.uuid4().hex,
             prompt_ids=prompt_ids,
-            params=self.params,
-            bad_word_ids=self.model.tokenizer.bad_word_ids(self.params.bad_words),
+            params=params,
+            bad_word_ids=self.model.tokenizer.bad_word_ids(params.bad_words),
             priority=self.body.priority,
             cache_salt=self.cache_salt,
             arrival_s=self.arrival_s,

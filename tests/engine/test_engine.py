@@ -89,6 +89,22 @@ def test_an_exception_of_the_runner_leaves_the_engine() -> None:
         world.engine.step()
 
 
+def test_a_failed_engine_ends_every_choice_and_tells_the_metrics() -> None:
+    recorder = Recorder()
+    world = World(metrics=recorder)
+    for name in ("a", "b"):
+        world.engine.add(request(name, n=2, max_tokens=20))
+    world.engine.step()
+    events = world.engine.fail("the device is gone")
+    assert {event.finish_reason for event in events} == {FinishReason.ERROR}
+    assert [(event.request_id, event.index) for event in events] == [
+        ("a", 0), ("a", 1), ("b", 0), ("b", 1),
+    ]  # fmt: skip
+    assert [event.request_finished for event in events] == [False, True, False, True]
+    assert [stats.reason for stats in recorder.finished] == [FinishReason.ERROR] * 4
+    assert (recorder.steps[-1].num_running, recorder.steps[-1].num_waiting) == (0, 0)
+
+
 def test_the_engine_needs_no_jax() -> None:
     code = (
         "import sys, jaxserve.client, jaxserve.engine, tests.fakes\n"

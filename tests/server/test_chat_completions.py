@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from jaxserve.loading.generation import GenerationDefaults
 from tests.server.world import World, events
 
 PATH = "/v1/chat/completions"
@@ -202,3 +203,12 @@ def test_a_row_that_fails_on_the_device_is_an_error_of_the_server(stream_it: boo
     assert response.status_code == 200
     assert lines[-1].startswith('data: {"error":{')
     assert "data: [DONE]" not in lines
+
+
+def test_a_default_limit_of_the_models_authors_does_not_refuse_a_chat() -> None:
+    with World(defaults=GenerationDefaults(max_new_tokens=128)) as world:
+        body = {"messages": HELLO, "ignore_eos": True}
+        usage = world.http().post(PATH, json=body).json()["usage"]
+        assert usage["total_tokens"] == 128
+        refused = world.http().post(PATH, json={**body, "max_completion_tokens": 128})
+        assert refused.status_code == 400

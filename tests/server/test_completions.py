@@ -202,6 +202,13 @@ def test_special_tokens_of_the_text_are_special(http: TestClient, world: World) 
     assert len(ids) == 2
 
 
+def test_a_default_limit_is_lowered_to_what_is_left_of_the_context(http: TestClient) -> None:
+    answer = http.post(PATH, json={"prompt": [5] * 120, "ignore_eos": True})
+    assert answer.json()["usage"]["completion_tokens"] == 8
+    refused = http.post(PATH, json={"prompt": [5] * 120, "max_tokens": 16})
+    assert refused.status_code == 400
+
+
 def test_the_request_wins_over_the_models_defaults_over_ours() -> None:
     with World(defaults=GenerationDefaults(temperature=0.0, top_k=7)) as world:
         http = world.http()

@@ -200,6 +200,11 @@ class ChatBody(Chat, GenerationBody):
             )
 
     @property
+    def has_limit(self) -> bool:
+        """Whether the request itself says how long the answer may be."""
+        return super().has_limit or self.max_completion_tokens is not None
+
+    @property
     def field_names(self) -> dict[str, str]:
         """What the engine's parameters are called in this body."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"

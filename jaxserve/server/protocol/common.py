@@ -111,6 +111,11 @@ class GenerationBody(Body):
     return_tokens_as_token_ids: bool = False
     response_format: Annotated[None, BeforeValidator(_response_format)] = None
 
+    @property
+    def has_limit(self) -> bool:
+        """Whether the request itself says how long the answer may be."""
+        return self.max_tokens is not None
+
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
         if self.stream_options is not None and not self.stream:

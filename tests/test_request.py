@@ -1,0 +1,54 @@
+"""What `SamplingParams` refuses, whoever makes them, and how it says so."""
+
+from typing import Any
+
+import pytest
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.request import MAX_COUNT, SamplingParams
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_tokens", "min_tokens"])
+def test_counts_fit_the_device(name: str) -> None:
+    fields: dict[str, Any] = {"max_tokens": None, name: MAX_COUNT}
+    SamplingParams(**fields)
+    with pytest.raises(InvalidRequestError, match=f"{name} must be in .*{MAX_COUNT}.*, got"):
+        SamplingParams(**{**fields, name: MAX_COUNT + 1})
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize("name", ["temperature", "presence_penalty"])
+def test_numbers_out_of_every_range_are_refused_by_name(name: str, value: object) -> None:
+    fields: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidRequestError, match=f"{name} must be") as raised:
+        SamplingParams(**fields)
+    assert raised.value.param == name
+    assert len(raised.value.message) < 150
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stop", 5), ("stop_token_ids", 5), ("allowed_token_ids", 5), ("logit_bias", [1])],
+)
+def test_lists_and_maps_of_another_kind_are_refused_by_name(name: str, value: object) -> None:
+    fields: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidRequestError, match=f"{name} must"):
+        SamplingParams(**fields)
+
+
+def test_none_stands_for_what_is_not_given() -> None:
+    fields: dict[str, Any] = dict.fromkeys(("stop", "stop_token_ids", "bad_words", "logit_bias"))
+    assert SamplingParams(**fields) == SamplingParams()
+
+
+def test_a_limit_is_lowered_to_the_room_there_is() -> None:
+    params = SamplingParams(max_tokens=16, min_tokens=3)
+    assert params.within(16) is params
+    assert params.within(3) == SamplingParams(max_tokens=3, min_tokens=3)
+    unlimited = SamplingParams(max_tokens=None)
+    assert unlimited.within(3) is unlimited
+
+
+def test_no_limit_is_lowered_below_what_was_asked_for() -> None:
+    with pytest.raises(InvalidRequestError, match="min_tokens must be at most max_tokens"):
+        SamplingParams(max_tokens=16, min_tokens=3).within(2)
