@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.errors import ConfigError, MemoryPlanError
+from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
@@ -34,6 +34,7 @@ from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.metrics import EngineMetrics
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
+from jaxserve.request import MAX_EOS_IDS
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
 from pallas_kernels import paged_attention
 from pallas_kernels.paged_attention import CacheSpec
@@ -124,10 +125,16 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
     wanted = "float32" if device.platform == "cpu" else checkpoint.dtype
     dtype = wanted if options.dtype == "auto" else options.dtype
 
-    max_model_len = options.max_model_len or model.max_position
-    if max_model_len > model.max_position:
+    backend = options.attention_backend
+    if backend is not None and backend not in paged_attention.BACKENDS:
         raise ConfigError(
-            f"max_model_len must be at most the model's own context ({model.max_position}),"
+            f"attention_backend must be one of {', '.join(paged_attention.BACKENDS)},"
+            f" got {backend!r}"
+        )
+    max_model_len = options.max_model_len or model.max_position
+    if max_model_len > model.longest_context:
+        raise ConfigError(
+            f"max_model_len must be at most the model's own context ({model.longest_context}),"
             f" got {max_model_len}"
         )
     page_size = options.page_size or defaults.page_size
@@ -235,6 +242,12 @@ def build(
         Path(options.tokenizer) if options.tokenizer is not None else checkpoint.folder,
         chat_template=_read_template(options.chat_template),
     )
+    eos_ids = {*tokenizer.eos_ids, *checkpoint.generation.eos_token_ids}
+    if len(eos_ids) > MAX_EOS_IDS:
+        raise CheckpointError(
+            f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"
+            f" {MAX_EOS_IDS}"
+        )
     with _explaining_out_of_memory():
         runner = ModelRunner(
             load_params(checkpoint, plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
@@ -254,7 +267,7 @@ def build(
         Scheduler(
             plan.scheduler,
             plan.cache,
-            eos_ids={*tokenizer.eos_ids, *generation.eos_token_ids},
+            eos_ids=eos_ids,
             seed=options.seed,
         ),
         runner,

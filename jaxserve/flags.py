@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from jaxserve.config import DTYPES, POLICIES, EngineOptions
+from jaxserve.config import DTYPES, GENERATION_CONFIGS, POLICIES, EngineOptions
 from jaxserve.errors import ConfigError
 from jaxserve.server.config import ServerConfig
 
@@ -78,7 +78,7 @@ ENGINE_FLAGS = (
     Flag(
         name="generation-config",
         field="generation_config",
-        choices=("auto", "vllm"),
+        choices=GENERATION_CONFIGS,
         help="auto: the model's sampling defaults; vllm: neutral ones",
     ),
     Flag(name="dtype", field="dtype", choices=DTYPES, help="type of weights and KV cache"),

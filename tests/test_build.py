@@ -1,11 +1,49 @@
-"""What building an engine says when the machine does not play along."""
+"""What planning and building an engine say to what cannot work."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxserve.build import _explaining_out_of_memory
-from jaxserve.errors import MemoryPlanError
+from jaxserve.build import _explaining_out_of_memory, plan_engine
+from jaxserve.config import EngineOptions
+from jaxserve.errors import ConfigError, MemoryPlanError
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "dtype": "float32",
+}
+
+
+def folder(path: Path, **fields: Any) -> str:
+    (path / "config.json").write_text(json.dumps({**CONFIG, **fields}), "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("linear", 64), ("dynamic", 128)])
+def test_only_dynamic_rope_goes_beyond_the_trained_context(
+    tmp_path: Path, kind: str, longest: int
+) -> None:
+    model = folder(tmp_path, rope_scaling={"rope_type": kind, "factor": 2.0})
+    assert plan_engine(EngineOptions(model=model)).scheduler.max_model_len == 64
+    options = EngineOptions(model=model, max_model_len=longest)
+    assert plan_engine(options).context.rope_length == longest
+    with pytest.raises(ConfigError, match=rf"at most the model's own context \({longest}\)"):
+        plan_engine(EngineOptions(model=model, max_model_len=longest + 1))
+
+
+def test_an_unknown_attention_backend_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="attention_backend must be one of reference, got 'x'"):
+        plan_engine(EngineOptions(model=folder(tmp_path), attention_backend="x"))
 
 
 def test_running_out_of_memory_says_what_to_change() -> None:

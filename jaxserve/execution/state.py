@@ -7,12 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.plan import SlotAssignment
-from jaxserve.request import MAX_BAD_WORD_SEQUENCES, MAX_BAD_WORD_TOKENS, MAX_STOP_TOKEN_IDS
+from jaxserve.request import (
+    MAX_BAD_WORD_SEQUENCES,
+    MAX_BAD_WORD_TOKENS,
+    MAX_EOS_IDS,
+    MAX_STOP_TOKEN_IDS,
+)
 
 type SlotRow = np.ndarray | np.generic
 
-# Beside a request's own stop ids, room for the end-of-sequence ids of its model.
-MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + 16
+# A request's own stop ids, and the end-of-sequence ids of its model.
+MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 
 
 @jax.tree_util.register_dataclass
