@@ -77,6 +77,8 @@ def _read_flags(path: Path) -> Iterator[str]:
         raise ConfigError(f"config must be a readable YAML file, got {path}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config must be a YAML file of flags and values, got {path}")
+    if "config" in values:
+        raise ConfigError(f"config cannot be set by a config file, {path} does")
     for name, value in values.items():
         flag = "--" + str(name).replace("_", "-")
         match value:
