@@ -150,7 +150,13 @@ class PendingResult:
         self._rows = rows
         self._num_logprobs = num_logprobs
         self._num_prompt_logprobs = num_prompt_logprobs
-        for leaf in jax.tree.leaves(output):
+        self._has_logprobs = any(count is not None for count in num_logprobs)
+        wanted = (
+            output.tokens,
+            output.logprobs if self._has_logprobs else None,
+            output.prompt_logprobs,
+        )
+        for leaf in jax.tree.leaves(wanted):
             leaf.copy_to_host_async()
 
     def wait(self) -> StepResult:
@@ -163,7 +169,7 @@ class PendingResult:
         )
         is_invalid = packed[1, : len(rows)] == 0
         logprobs: dict[int, PositionLogprobs] = {}
-        if any(count is not None for count in self._num_logprobs):
+        if self._has_logprobs:
             report = _Report(output.logprobs)
             for i, (token, count) in enumerate(zip(token_ids, self._num_logprobs, strict=True)):
                 if token is not None and count is not None:
