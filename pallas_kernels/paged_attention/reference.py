@@ -145,11 +145,15 @@ def _attend_ragged(
         return lax.dynamic_update_slice_in_dim(out, result, group * BLOCK_GROUP, axis=0)
 
     num_blocks = _num_groups(num_tokens, num_sequences) * BLOCK_GROUP
+    num_padding = num_blocks * QUERY_BLOCK - num_tokens
+    # Overwritten as far as it is read. Zeros would depend on nothing, and XLA would make those of
+    # every layer at the start of a step and keep them all.
+    unwritten = jnp.pad(q, ((0, num_padding), (0, 0), (0, 0)))
     out = lax.fori_loop(
         0,
         -(-block_ends[-1] // BLOCK_GROUP),
         attend_group,
-        jnp.zeros((num_blocks, QUERY_BLOCK, num_heads, head_dim), q.dtype),
+        unwritten.reshape(num_blocks, QUERY_BLOCK, num_heads, head_dim),
     )
     # The block and the place in it of every row.
     row_indices = jnp.arange(num_tokens) - batch.query_starts[batch.row_sequences]
