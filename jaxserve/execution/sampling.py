@@ -1,13 +1,16 @@
 """From logits to tokens, for a batch of rows with different parameters, in one program.
 
-No sort: the filters of top-k, top-p and min-p all keep the tokens above some logit, so the logit
-is found by bisection over the bits of a float32, exactly, in at most 31 passes, and not at all
-when no row asks. The draw inverts the cumulative distribution in two stages, over blocks and then
-within one, with a uniform number for each.
+No sort of the vocabulary: the filters of top-k, top-p and min-p all keep the tokens above some
+logit, so the logit is found by bisection over the bits of a float32, exactly, in at most 31 passes,
+and not at all when no row asks. The passes are over the few blocks of the vocabulary with the most
+likely tokens, and over the whole of it only for rows that keep more than those. The draw inverts
+the cumulative distribution in two stages, over blocks and then within one, with a uniform number
+for each.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,10 @@ from jaxserve.execution.batch import StepInput
 from jaxserve.execution.state import SlotState
 from jaxserve.request import MAX_LOGPROBS
 
-_BLOCK = 128
+# Tokens per block of the vocabulary, and blocks that are searched first. Measured with 32 rows on a
+# 2-core CPU: 32 to 128 tokens and 72 to 128 blocks differ by less than a fifth.
+_BLOCK = 64
+_NEAR_BLOCKS = 96
 _INFINITY_BITS = 0x7F800000
 
 
@@ -126,20 +132,59 @@ def _kept_depth(
     depth: Float[Array, "rows vocab"], weights: Float[Array, "rows vocab"], inputs: StepInput
 ) -> Int32[Array, " rows"]:
     """Return the bits of the greatest depth that the filters of each row keep."""
-    bits = _bits(depth)
     is_sampled = inputs.temperature > 0.0
-    limit = _bits(-jnp.log(inputs.min_p))
-
-    top_k = inputs.top_k
-    by_count = is_sampled & (top_k > 0) & (top_k < depth.shape[1])
-    limit = _least(lambda at: jnp.sum(bits <= at[:, None], axis=-1) >= top_k, limit, where=by_count)
-
-    def mass(at: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(bits <= at[:, None], weights, 0.0), axis=-1)
-
-    wanted = inputs.top_p * mass(limit)
+    by_count = is_sampled & (inputs.top_k > 0) & (inputs.top_k < depth.shape[1])
     by_mass = is_sampled & (inputs.top_p < 1.0)
-    return _least(lambda at: mass(at) >= wanted, limit, where=by_mass)
+    whole = _Tokens(_bits(depth), weights)
+
+    def search(limit: jax.Array) -> jax.Array:
+        near, horizon = _near_tokens(depth)
+
+        def least(
+            holds: Callable[[_Tokens, jax.Array], jax.Array], limit: jax.Array, where: jax.Array
+        ) -> jax.Array:
+            is_near = where & holds(near, jnp.minimum(limit, horizon))
+            limit = _least(partial(holds, near), limit, where=is_near)
+            is_far = where & ~is_near & (limit > horizon)
+            return _least(partial(holds, whole), limit, where=is_far)
+
+        limit = least(lambda tokens, at: tokens.count(at) >= inputs.top_k, limit, by_count)
+        wanted = inputs.top_p * whole.mass(limit)
+        return least(lambda tokens, at: tokens.mass(at) >= wanted, limit, by_mass)
+
+    limit = _bits(-jnp.log(inputs.min_p))
+    kept: jax.Array = lax.cond(jnp.any(by_count | by_mass), search, lambda limit: limit, limit)
+    return kept
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The vocabulary, or a part of it, as the filters see it."""
+
+    bits: jax.Array  # int32[rows, tokens], of their depths
+    weights: jax.Array  # float32[rows, tokens]
+
+    def count(self, at: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
+        """How many lie no deeper than `at`."""
+        return jnp.sum(self.bits <= at[:, None], axis=-1)
+
+    def mass(self, at: Int32[Array, " rows"]) -> Float[Array, " rows"]:
+        """What those weigh together."""
+        return jnp.sum(jnp.where(self.bits <= at[:, None], self.weights, 0.0), axis=-1)
+
+
+def _near_tokens(depth: Float[Array, "rows vocab"]) -> tuple[_Tokens, Int32[Array, " rows"]]:
+    """Return the blocks with the least depths, and the bits of a depth: all up to it are there."""
+    blocks = _in_blocks(depth, padding=jnp.inf)
+    num_rows, num_blocks, _ = blocks.shape
+    # All results of top_k are used: XLA makes a sort of it on CPUs if some are sliced away.
+    best, order = lax.top_k(jnp.max(-blocks, axis=-1), min(_NEAR_BLOCKS, num_blocks))
+    near = jnp.take_along_axis(blocks, order[:, :, None], axis=1).reshape(num_rows, -1)
+    # Equals of the last block's best may have been left out.
+    horizon = _bits(-best[:, -1]) - 1
+    if num_blocks <= _NEAR_BLOCKS:
+        horizon = jnp.full(num_rows, _INFINITY_BITS)
+    return _Tokens(_bits(near), jnp.exp(-near)), horizon
 
 
 def _least(
@@ -171,6 +216,12 @@ def _draw(
     block = _first_above(jnp.sum(blocks, axis=-1), uniforms[:, 0])
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * _BLOCK + _first_above(within, uniforms[:, 1])
+
+
+def _in_blocks(x: Float[Array, "rows vocab"], *, padding: float) -> Float[Array, "rows blocks _"]:
+    num_rows, size = x.shape
+    padded = jnp.pad(x, ((0, 0), (0, -size % _BLOCK)), constant_values=padding)
+    return padded.reshape(num_rows, -1, _BLOCK)
 
 
 def _first_above(
