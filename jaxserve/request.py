@@ -276,7 +276,7 @@ def _check_int(name: str, value: object, *, low: int, high: int | None = None) -
             f"{name} must be an integer {limit}, got {_show(value)}", param=name
         )
     if value < low or (high is not None and value > high):
-        raise InvalidRequestError(f"{name} must be {limit}, got {value}", param=name)
+        raise InvalidRequestError(f"{name} must be {limit}, got {_show(value)}", param=name)
 
 
 def _check_float(

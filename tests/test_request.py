@@ -26,6 +26,14 @@ def test_numbers_out_of_every_range_are_refused_by_name(name: str, value: object
     assert len(raised.value.message) < 150
 
 
+@pytest.mark.parametrize("name", ["n", "seed", "top_k", "logprobs"])
+def test_a_huge_integer_is_shown_in_short(name: str) -> None:
+    fields: dict[str, Any] = {name: 10**400}
+    with pytest.raises(InvalidRequestError, match=f"{name} must be in .* got 1000") as raised:
+        SamplingParams(**fields)
+    assert len(raised.value.message) < 150
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("stop", 5), ("stop_token_ids", 5), ("allowed_token_ids", 5), ("logit_bias", [1])],

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.answer import json_response
 from jaxserve.server.prompts import encode, encode_chat, in_worker
-from jaxserve.server.protocol.parsing import parse, read_object
+from jaxserve.server.protocol.parsing import parse, read_object, show
 from jaxserve.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeBody,
@@ -54,7 +54,8 @@ async def detokenize(http: Request) -> Response:
     for token in body.tokens:
         if not 0 <= token < model.vocab_size:
             raise InvalidRequestError(
-                f"tokens must be in [0, {model.vocab_size - 1}], got {token}", param="tokens"
+                f"tokens must be in [0, {model.vocab_size - 1}], got {show(token)}",
+                param="tokens",
             )
     text = await in_worker(state, partial(model.tokenizer.decode, body.tokens))
     return json_response(DetokenizeAnswer(text))

@@ -8,7 +8,7 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
 from jaxserve.server.protocol.common import GenerationBody
-from jaxserve.server.protocol.parsing import wanted
+from jaxserve.server.protocol.parsing import show, wanted
 
 MAX_CHOICES = 256
 DEFAULT_MAX_TOKENS = 16
@@ -51,7 +51,7 @@ class CompletionBody(GenerationBody):
         if len(self.prompt) * self.n > MAX_CHOICES:
             raise InvalidRequestError(
                 f"n times the number of prompts must be at most {MAX_CHOICES},"
-                f" got {self.n} times {len(self.prompt)}",
+                f" got {show(self.n)} times {len(self.prompt)}",
                 param="n",
             )
         if self.stream and self.echo and self.logprobs is not None and self.n > 1:
