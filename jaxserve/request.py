@@ -200,13 +200,14 @@ class Request:
                 f" has {len(self.prompt_ids)} and at least one must be left for the answer",
                 param="prompt",
             )
-        wanted = self.params.max_tokens
-        if wanted is not None and len(self.prompt_ids) + wanted > max_model_len:
-            raise ContextLengthError(
-                f"This model's maximum context length is {max_model_len} tokens, but"
-                f" {len(self.prompt_ids)} prompt tokens and max_tokens={wanted} were asked for",
-                param="max_tokens",
-            )
+        for name in ("max_tokens", "min_tokens"):
+            wanted = getattr(self.params, name)
+            if wanted is not None and len(self.prompt_ids) + wanted > max_model_len:
+                raise ContextLengthError(
+                    f"This model's maximum context length is {max_model_len} tokens, but"
+                    f" {len(self.prompt_ids)} prompt tokens and {name}={wanted} were asked for",
+                    param=name,
+                )
         self.params.check_vocabulary(vocab_size)
         _check_count("bad_words", self.bad_word_ids, MAX_BAD_WORD_SEQUENCES)
         for word in self.bad_word_ids:

@@ -90,6 +90,13 @@ FIELDS: list[tuple[str, Any, str, str]] = [
     (CHAT, chat(messages=[{"role": "user", "content": "z" * 5000}]), "messages", "maximum context"),
     (CHAT, chat(messages=HELLO * 5000), "messages", "at most 4096"),
     (CHAT, chat(max_completion_tokens=128), "max_completion_tokens", "maximum context length"),
+    # Where nothing limits the answer but the context, an int32 on the device would overflow.
+    (
+        CHAT,
+        chat(max_tokens=None, min_tokens=2**31 - 1),
+        "min_tokens",
+        "maximum context length is 128",
+    ),
     # Kinds: no strings for numbers, no numbers for booleans, no booleans for numbers
     (TEXT, text(temperature="1"), "temperature", "number, got '1'"),
     (TEXT, text(temperature=True), "temperature", "number, got True"),
