@@ -125,7 +125,9 @@ class PromptReader:
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Return one prompt or many as a list of prompts."""
-    if isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
         return [cast(Prompt, prompts)]
     return [*cast(Sequence[Prompt], prompts)]
 

@@ -1,6 +1,6 @@
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -188,6 +188,12 @@ def test_a_bad_prompt_is_refused_before_anything_runs(
     assert caught.value.__notes__ == ["in prompt 1 of 2, counted from 0"]
 
 
+@pytest.mark.parametrize("prompt", [None, 5, 0.5, {"a", "b"}])
+def test_what_is_no_prompt_at_all_is_refused(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="a prompt must be a text, token ids"):
+        llm.generate(prompt, GREEDY)
+
+
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [
@@ -264,6 +270,14 @@ def test_a_bad_option_is_named_as_the_user_named_it(option: str, value: Any) -> 
         LLM("anything", **{option: value})
 
 
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """Ctrl-C as in a terminal; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, *, at: int) -> list[list[TokenEvent]]:
     """Send Ctrl-C at the beginning of a step; return the list of what the steps returned."""
     step, finished = llm._engine.step, list[list[TokenEvent]]()
@@ -278,6 +292,7 @@ def interrupt_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, *, at: int) -> lis
     return finished
 
 
+@pytest.mark.usefixtures("default_interrupt")
 def test_an_interrupt_waits_for_the_step_and_leaves_the_llm_usable(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
