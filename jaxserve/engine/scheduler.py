@@ -35,7 +35,10 @@ from jaxserve.metrics import StepStats
 from jaxserve.plan import RUBBISH_SLOT, StepPlan, StepResult
 from jaxserve.request import FinishReason, Request
 
-NOT_FINITE = "the model computed logits that are not finite numbers"
+NOT_FINITE = (
+    "there was no token to choose: the model computed logits that are not finite numbers, or the"
+    " request forbids every token"
+)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jaxserve.engine.detokenize import Detokenizer
+from jaxserve.engine.scheduler import NOT_FINITE
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.metrics import FinishedStats, StepStats
 from jaxserve.plan import StepPlan
@@ -235,7 +236,7 @@ def test_logits_that_are_no_numbers_end_one_choice_only() -> None:
     world = World(fails=lambda row, tokens: tokens[0] == 13 and len(tokens) == 5)
     world.run(request("a", (13, 2, 3)), request("b", (1, 2, 3)))
     assert last_event(world, "a").finish_reason is FinishReason.ERROR
-    assert last_event(world, "a").error == "the model computed logits that are not finite numbers"
+    assert last_event(world, "a").error == NOT_FINITE
     assert len(world.output("a")) == 2
     assert world.output("b") == world.expected("b")
 
