@@ -174,14 +174,16 @@ class _Tokens:
 
 
 def _near_tokens(depth: Float[Array, "rows vocab"]) -> tuple[_Tokens, Int32[Array, " rows"]]:
-    """Return the blocks with the least depths, and the bits of a depth: all up to it are there."""
-    blocks = _in_blocks(depth, padding=jnp.inf)
+    """Return the blocks with the least depths, and the bits of the depth down to which they do.
+
+    All tokens above that depth are there, and of those that lie at it, one at least.
+    """
+    blocks = _blocks(depth, fill=jnp.inf)
     num_rows, num_blocks, _ = blocks.shape
     # All results of top_k are used: XLA makes a sort of it on CPUs if some are sliced away.
     best, order = lax.top_k(jnp.max(-blocks, axis=-1), min(_NEAR_BLOCKS, num_blocks))
     near = jnp.take_along_axis(blocks, order[:, :, None], axis=1).reshape(num_rows, -1)
-    # Equals of the last block's best may have been left out.
-    horizon = _bits(-best[:, -1]) - 1
+    horizon = _bits(-best[:, -1])
     if num_blocks <= _NEAR_BLOCKS:
         horizon = jnp.full(num_rows, _INFINITY_BITS)
     return _Tokens(_bits(near), jnp.exp(-near)), horizon
@@ -216,12 +218,6 @@ def _draw(
     block = _first_above(jnp.sum(blocks, axis=-1), uniforms[:, 0])
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * _BLOCK + _first_above(within, uniforms[:, 1])
-
-
-def _in_blocks(x: Float[Array, "rows vocab"], *, padding: float) -> Float[Array, "rows blocks _"]:
-    num_rows, size = x.shape
-    padded = jnp.pad(x, ((0, 0), (0, -size % _BLOCK)), constant_values=padding)
-    return padded.reshape(num_rows, -1, _BLOCK)
 
 
 def _first_above(

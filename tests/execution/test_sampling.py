@@ -172,6 +172,14 @@ def test_equals_of_the_last_token_kept_are_kept(filters: Filters, num_kept: int)
     assert keeps.sum() == num_kept
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-23])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_weight(uniform: float) -> None:
+    weights = np.zeros((1, 300), np.float32)
+    weights[0, [140, 150, 160]] = [1e-3, 1.0, 1e-3]
+    token = jax.jit(sampling._draw)(weights, jnp.full((1, 2), uniform))
+    assert token == (140 if uniform == 0.0 else 160)
+
+
 def test_forbidden_tokens_are_never_kept_by_count() -> None:
     logits = np.full((1, 40), -np.inf, np.float32)
     logits[0, [3, 17]] = [0.0, -1.0]
