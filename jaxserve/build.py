@@ -172,7 +172,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         useful_pages = 2 * scheduler.max_num_seqs * pages_per_sequence + 1
         cache_bytes = cache_bytes or CPU_CACHE_BYTES
     memory = plan_memory(
-        limit=usable_bytes(device, options.memory_fraction),
+        limit=usable_bytes(list(mesh.devices.flat), options.memory_fraction),
         weights=tree_bytes(abstract_params(model, dtype=dtype, mesh=mesh)),
         state=tree_bytes(
             abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)

@@ -57,6 +57,8 @@ class EngineOptions:
         fraction = self.memory_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         for name in ("tensor_parallel_size", "max_queued_requests"):
             _positive(name, getattr(self, name))
         for name in (

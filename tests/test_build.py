@@ -41,6 +41,15 @@ def test_only_dynamic_rope_goes_beyond_the_trained_context(
         plan_engine(EngineOptions(model=model, max_model_len=longest + 1))
 
 
+def test_virtual_devices_share_the_memory_of_their_host(tmp_path: Path) -> None:
+    model = folder(tmp_path)
+    alone, halves = (
+        plan_engine(EngineOptions(model=model, tensor_parallel_size=size)).memory.limit
+        for size in (1, 2)
+    )
+    assert 0.4 < halves / alone < 0.6  # what is free changes from one moment to the next
+
+
 def test_an_unknown_attention_backend_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="attention_backend must be one of reference, got 'x'"):
         plan_engine(EngineOptions(model=folder(tmp_path), attention_backend="x"))

@@ -263,7 +263,7 @@ def test_an_unknown_option_is_named_with_the_nearest_known_one() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("gpu_memory_utilization", "half"), ("max_model_len", "8k"), ("block_size", 0)],
+    [("gpu_memory_utilization", "half"), ("max_model_len", "8k"), ("block_size", 0), ("seed", "x")],
 )
 def test_a_bad_option_is_named_as_the_user_named_it(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{option} must be .*, got {value!r}"):

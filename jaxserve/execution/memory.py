@@ -1,6 +1,6 @@
 """The memory plan: what a device must hold, from shapes alone, before a byte is loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -89,16 +89,18 @@ def tree_bytes(tree: object) -> int:
     return total
 
 
-def usable_bytes(device: jax.Device, fraction: float) -> int:
-    """Return the bytes that may be used of a device: a fraction of what it has.
+def usable_bytes(devices: Sequence[jax.Device], fraction: float) -> int:
+    """Return the bytes that may be used of each of these devices: a fraction of what it has.
 
-    A CPU has what the host has free. On a GPU, JAX's own pool is the limit; its size is the same
-    fraction, set before JAX starts (XLA_PYTHON_CLIENT_MEM_FRACTION).
+    A CPU has what the host has free, and virtual devices share that. On a GPU, JAX's own pool is
+    the limit; its size is the same fraction, set before JAX starts
+    (XLA_PYTHON_CLIENT_MEM_FRACTION).
     """
-    if device.platform == "cpu":
-        return int(psutil.virtual_memory().available * fraction)
-    limit = int(device.memory_stats()["bytes_limit"])
-    return limit if device.platform == "gpu" else int(limit * fraction)
+    platform = devices[0].platform
+    if platform == "cpu":
+        return int(psutil.virtual_memory().available * fraction) // len(devices)
+    limit = min(int(device.memory_stats()["bytes_limit"]) for device in devices)
+    return limit if platform == "gpu" else int(limit * fraction)
 
 
 def workspace_bytes(
