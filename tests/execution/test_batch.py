@@ -78,7 +78,11 @@ def worlds(draw: st.DrawFn) -> World:
         seed = draw(st.integers(0, 2**64 - 1))
         prompt_ids = (1,) * draw(st.integers(1, 9))
         assignments[slot] = SlotAssignment(
-            slot=slot, params=params, seed=seed, prompt_ids=prompt_ids
+            slot=slot,
+            params=params,
+            seed=seed,
+            prompt_ids=prompt_ids,
+            output_ids=(1,) * draw(st.integers(0, 3)),
         )
     # Rows of a single token come first, as the contract has it.
     rows.sort(key=lambda row: row.num_tokens > 1)
