@@ -109,6 +109,13 @@ class SamplingParams:
                 "allowed_token_ids must name at least one token, got none",
                 param="allowed_token_ids",
             )
+        allowed = self.allowed_token_ids
+        if self.min_tokens and allowed is not None and set(allowed) <= set(self.stop_token_ids):
+            raise InvalidRequestError(
+                "allowed_token_ids must name a token that is not in stop_token_ids while"
+                f" min_tokens is {self.min_tokens}",
+                param="allowed_token_ids",
+            )
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, low=0)
             _check_float("logit_bias", bias, low=-100.0, high=100.0)

@@ -60,3 +60,8 @@ def test_a_limit_is_lowered_to_the_room_there_is() -> None:
 def test_no_limit_is_lowered_below_what_was_asked_for() -> None:
     with pytest.raises(InvalidRequestError, match="min_tokens must be at most max_tokens"):
         SamplingParams(max_tokens=16, min_tokens=3).within(2)
+
+
+def test_allowed_tokens_that_may_not_be_drawn_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="not in stop_token_ids while min_tokens is 1"):
+        SamplingParams(allowed_token_ids=(5,), stop_token_ids=(5, 6), min_tokens=1)

@@ -4,7 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxserve.errors import CheckpointError
+from jaxserve.errors import CheckpointError, InvalidRequestError
+from jaxserve.request import SamplingParams
+
+# The fields that are also sampling parameters, of the same names and ranges.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,7 @@ class GenerationDefaults:
         eos = generation.get("eos_token_id")
         if eos is None:
             eos = config.get("eos_token_id")
-        return GenerationDefaults(
+        found = GenerationDefaults(
             temperature=_number(generation, "temperature", low=0.0),
             top_p=_number(generation, "top_p", low=0.0, high=1.0),
             top_k=_integer(generation, "top_k", low=-1),
@@ -44,6 +48,16 @@ class GenerationDefaults:
             max_new_tokens=_integer(generation, "max_new_tokens", low=1),
             eos_token_ids=_token_ids("eos_token_id", eos),
         )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise CheckpointError for what every request would be refused for."""
+        values = {name: getattr(self, name) for name in _SAMPLING}
+        try:
+            SamplingParams(**{name: value for name, value in values.items() if value is not None})
+        except InvalidRequestError as error:
+            raise CheckpointError(f"generation_config.json: {error.message}") from error
 
 
 def _number(

@@ -72,3 +72,8 @@ def test_end_tokens_come_from_the_generation_config_first(
 def test_an_impossible_default_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=key):
         GenerationDefaults.read({key: value}, {})
+
+
+def test_a_default_that_every_request_would_be_refused_for_is_refused_at_once() -> None:
+    with pytest.raises(CheckpointError, match=r"generation_config.json: top_p must be in \(0, 1\]"):
+        GenerationDefaults.read({"top_p": 0.0}, {})
