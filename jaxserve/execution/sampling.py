@@ -109,16 +109,16 @@ def sample(
     the last one kept are kept too. The token at position p of a sequence is drawn with its own
     key, so nothing else in the batch changes it.
     """
-    depth = depth_below_top(logits, inputs)
-    weights = jnp.exp(-depth)
-    kept = jnp.where(_bits(depth) <= _kept_depth(depth, weights, inputs)[:, None], weights, 0.0)
+    limit = _kept_depth(logits, inputs)
+    tokens = _Tokens.at(_depth(logits, inputs))
+    kept = jnp.where(tokens.bits <= limit[:, None], tokens.weights, 0.0)
+    # Written out once. XLA would compute them anew for each use, 7 times slower in all on a CPU.
+    kept = lax.optimization_barrier(kept)
     uniforms = jax.vmap(_uniforms)(inputs.seed_low, inputs.seed_high, inputs.kv_lengths)
     return jnp.where(inputs.temperature == 0.0, greedy(logits), _draw(kept, uniforms))
 
 
-def depth_below_top(
-    logits: Float[Array, "rows vocab"], inputs: StepInput
-) -> Float[Array, "rows vocab"]:
+def _depth(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Float[Array, "rows vocab"]:
     """Return how far below its row's greatest each logit lies, divided by the temperature.
 
     Not negative, so its bits are ordered like itself. The difference comes first: quotients of
@@ -128,17 +128,19 @@ def depth_below_top(
     return (jnp.max(logits, axis=-1, keepdims=True) - logits) / temperature[:, None]
 
 
-def _kept_depth(
-    depth: Float[Array, "rows vocab"], weights: Float[Array, "rows vocab"], inputs: StepInput
-) -> Int32[Array, " rows"]:
+def _kept_depth(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array, " rows"]:
     """Return the bits of the greatest depth that the filters of each row keep."""
     is_sampled = inputs.temperature > 0.0
-    by_count = is_sampled & (inputs.top_k > 0) & (inputs.top_k < depth.shape[1])
+    by_count = is_sampled & (inputs.top_k > 0) & (inputs.top_k < logits.shape[1])
     by_mass = is_sampled & (inputs.top_p < 1.0)
-    whole = _Tokens(_bits(depth), weights)
+
+    # Each branch computes the depths it needs: what branches share is written to memory, which
+    # costs a CPU more than computing it again.
+    def whole() -> _Tokens:
+        return _Tokens.at(_depth(logits, inputs))
 
     def search(limit: jax.Array) -> jax.Array:
-        near, horizon = _near_tokens(depth)
+        near, horizon = _near_tokens(_depth(logits, inputs))
 
         def least(
             holds: Callable[[_Tokens, jax.Array], jax.Array], limit: jax.Array, where: jax.Array
@@ -146,10 +148,16 @@ def _kept_depth(
             is_near = where & holds(near, jnp.minimum(limit, horizon))
             limit = _least(partial(holds, near), limit, where=is_near)
             is_far = where & ~is_near & (limit > horizon)
-            return _least(partial(holds, whole), limit, where=is_far)
+            found: jax.Array = lax.cond(
+                jnp.any(is_far),
+                lambda limit: _least(partial(holds, whole()), limit, where=is_far),
+                lambda limit: limit,
+                limit,
+            )
+            return found
 
         limit = least(lambda tokens, at: tokens.count(at) >= inputs.top_k, limit, by_count)
-        wanted = inputs.top_p * whole.mass(limit)
+        wanted = inputs.top_p * whole().mass(limit)
         return least(lambda tokens, at: tokens.mass(at) >= wanted, limit, by_mass)
 
     limit = _bits(-jnp.log(inputs.min_p))
@@ -163,6 +171,11 @@ class _Tokens:
 
     bits: jax.Array  # int32[rows, tokens], of their depths
     weights: jax.Array  # float32[rows, tokens]
+
+    @staticmethod
+    def at(depth: Float[Array, "rows tokens"]) -> "_Tokens":
+        """Return the tokens at these depths."""
+        return _Tokens(_bits(depth), jnp.exp(-depth))
 
     def count(self, at: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
         """How many lie no deeper than `at`."""
@@ -186,7 +199,7 @@ def _near_tokens(depth: Float[Array, "rows vocab"]) -> tuple[_Tokens, Int32[Arra
     horizon = _bits(-best[:, -1])
     if num_blocks <= _NEAR_BLOCKS:
         horizon = jnp.full(num_rows, _INFINITY_BITS)
-    return _Tokens(_bits(near), jnp.exp(-near)), horizon
+    return _Tokens.at(near), horizon
 
 
 def _least(

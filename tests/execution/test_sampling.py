@@ -65,9 +65,8 @@ def kept_by_step(logits: NDArray[np.float32], **fields: ArrayLike) -> NDArray[np
     @jax.jit
     def keep(rows: jax.Array) -> jax.Array:
         inputs = step_input(len(logits), **fields)
-        depth = sampling.depth_below_top(rows, inputs)
-        limit = sampling._kept_depth(depth, jnp.exp(-depth), inputs)
-        return sampling._bits(depth) <= limit[:, None]
+        limit = sampling._kept_depth(rows, inputs)
+        return sampling._bits(sampling._depth(rows, inputs)) <= limit[:, None]
 
     return np.asarray(keep(jnp.asarray(logits)))
 
