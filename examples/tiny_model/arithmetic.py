@@ -87,13 +87,13 @@ class Problem:
 
 
 def _draw(rng: random.Random) -> Problem:
-    sign = rng.choice("++++---**/")
+    sign = rng.choice("+++----**/")
     if sign in "*/":
         left, right = rng.randint(0, LARGEST_FACTOR), rng.randint(0, LARGEST_FACTOR)
         if sign == "*":
             return Problem(left, "*", right)
         return Problem(left * max(right, 1), "/", max(right, 1))
-    limit = rng.choice((10, 20, 50, LARGEST))
+    limit = rng.choice((10, 20, 20, 50, LARGEST))
     left, right = rng.randint(0, limit), rng.randint(0, limit)
     if sign == "-" and limit > 20:
         left, right = max(left, right), min(left, right)

@@ -136,9 +136,18 @@ def _arithmetic(rng: random.Random, held_out: bool) -> Exchange:
             (arithmetic.TOO_HARD,),
             rng,
         )
-    asked = arithmetic.problem(rng, held_out=held_out)
+    return _calculation("arithmetic", arithmetic.problem(rng, held_out=False), rng, held_out)
+
+
+def _new_sums(rng: random.Random, held_out: bool) -> Exchange:
+    return _calculation("new sums", arithmetic.problem(rng, held_out=True), rng, held_out)
+
+
+def _calculation(
+    skill: str, asked: arithmetic.Problem, rng: random.Random, held_out: bool
+) -> Exchange:
     question = vary(arithmetic.question_for(asked, rng, held_out=held_out), rng, typos=False)
-    return _turns("arithmetic", question.replace(",?", ","), (asked.answer,), rng)
+    return _turns(skill, question.replace(",?", ","), (asked.answer,), rng)
 
 
 def _stories(rng: random.Random, held_out: bool) -> Exchange:
@@ -243,11 +252,11 @@ def _system(rng: random.Random) -> list[Message]:
 
 type Skill = Callable[[random.Random, bool], Exchange]
 SKILLS: dict[Skill, float] = {
-    _small_talk: 0.14, _jaxserve: 0.21, _arithmetic: 0.27, _capitals: 0.11, _next_capital: 0.01,
-    _stories: 0.06, _json: 0.10, _unknown: 0.08, _memory: 0.02,
+    _small_talk: 0.12, _jaxserve: 0.14, _arithmetic: 0.42, _capitals: 0.08, _next_capital: 0.01,
+    _stories: 0.05, _json: 0.09, _unknown: 0.07, _memory: 0.02,
 }  # fmt: skip
 HELD_OUT_SKILLS: tuple[Skill, ...] = (
-    _small_talk, _jaxserve, _arithmetic, _capitals, _stories, _json, _unknown, _memory,
+    _small_talk, _jaxserve, _arithmetic, _new_sums, _capitals, _stories, _json, _unknown, _memory,
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from examples.tiny_model.corpus import HELD_OUT_SEED, held_out_cases
 from examples.tiny_model.exchange import Conversation, Exchange
 from examples.tiny_model.facts import CAPITALS
 from examples.tiny_model.tokenizer import render
+from examples.tiny_model.train import HISTORY
 from jaxserve import LLM, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,10 @@ def scores(cases: Sequence[Exchange], answers: Sequence[str]) -> dict[str, float
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for case, answer in zip(cases, answers, strict=True):
-        for skill in (case.skill, "all"):
-            asked[skill] += 1
-            right[skill] += case.accepts(answer)
-    return {skill: round(right[skill] / count, 4) for skill, count in asked.items()}
+        asked[case.skill] += 1
+        right[case.skill] += case.accepts(answer)
+    shares = {skill: round(right[skill] / count, 4) for skill, count in asked.items()}
+    return shares | {"all": round(right.total() / asked.total(), 4)}
 
 
 def evaluate(generate: Generate, *, per_skill: int = 200) -> tuple[dict[str, float], list[str]]:
@@ -72,8 +73,15 @@ def model_card(report: dict[str, Any], folder: Path) -> str:
         num_parameters=f"{sum(sizes):,}",
         megabytes=f"{weights.stat().st_size / 1e6:.1f}",
         num_countries=len(CAPITALS.capitals),
+        stages=", then ".join(
+            f"{stage['num_steps']:,} steps of at most {stage['tokens_per_step']:,} tokens"
+            f" (seed {stage['seed']})"
+            for stage in report["stages"]
+        ),
+        tokenizer_seed=report["stages"][0]["tokenizer_seed"],
+        held_out_seed=report["held_out_seed"],
+        cases_per_skill=report["cases_per_skill"],
         scores=_table(report["scores"]),
-        **report,
     )
 
 
@@ -110,7 +118,7 @@ def main() -> None:
         if args.show_wrong:
             logger.info("%s", "\n".join(wrong))
     report = {
-        **json.loads((args.folder / "training.json").read_text()),
+        **json.loads((args.folder / HISTORY).read_text()),
         "held_out_seed": HELD_OUT_SEED,
         "cases_per_skill": args.per_skill,
         "scores": columns,

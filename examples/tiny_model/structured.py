@@ -20,6 +20,7 @@ from examples.tiny_model.words import (
     SMALL_NUMBERS,
     TOPICS,
     WORDS,
+    invented_word,
     joined,
 )  # fmt: skip
 
@@ -130,7 +131,7 @@ def _draw_keys(rng: random.Random, *, held_out: bool) -> list[str]:
     while True:
         keys = rng.sample(list(FIELDS), rng.choice((1, 2, 2, 2, 3, 3, 4)))
         if not held_out and rng.random() < 0.1:
-            keys[-1] = rng.choice(WORDS)
+            keys[-1] = rng.choice((rng.choice(WORDS), invented_word(rng)))
         kept_back = len(keys) > 1 and zlib.crc32(" ".join(sorted(keys)).encode()) % 10 == 0
         if kept_back == held_out and len(set(keys)) == len(keys):
             return keys

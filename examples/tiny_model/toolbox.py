@@ -19,6 +19,7 @@ from examples.tiny_model.words import (
     SONGS,
     TOPICS,
     WORDS,
+    invented_word,
 )  # fmt: skip
 
 type Arguments = dict[str, str | int]
@@ -119,7 +120,8 @@ def _draw_values(rng: random.Random) -> Arguments:
 
 def _invented_kind(rng: random.Random) -> ToolKind:
     """Make up a tool from a verb and a noun, so that names are read and not remembered."""
-    verb, noun, other = rng.choice(_VERBS), rng.choice(WORDS), rng.choice(WORDS)
+    verb = rng.choice(_VERBS)
+    noun, other = (rng.choice((rng.choice(WORDS), invented_word(rng))) for _ in range(2))
     source = rng.choice(
         ("city", "name", "topic", "word", "color", "number", "country", "food", "room", "day")
     )
@@ -139,7 +141,7 @@ def draw_tools(rng: random.Random, count: int, *, held_out: bool) -> list[Tool]:
     """Draw tools of different kinds; if `held_out`, the first is of a kind never trained on."""
     kinds: list[ToolKind] = [rng.choice(HELD_OUT_KINDS)] if held_out else []
     while len(kinds) < count:
-        kind = _invented_kind(rng) if rng.random() < 0.3 else rng.choice(KINDS)
+        kind = _invented_kind(rng) if rng.random() < 0.4 else rng.choice(KINDS)
         if kind not in kinds:
             kinds.append(kind)
     return [

@@ -23,10 +23,12 @@ from transformers import PreTrainedTokenizerFast
 from examples.tiny_model.corpus import training_texts
 from examples.tiny_model.export import write_folder
 from examples.tiny_model.tokenizer import END_OF_TEXT, TURN_END, TURN_START, render, train_tokenizer
+from jaxserve.loading.weights import load_model
 from jaxserve.models import DecoderConfig, Params, bind, config_from_hf, init_model, params_of
 
 logger = logging.getLogger(__name__)
 
+HISTORY = "training.json"  # in a folder: the schedule of each stage that made it
 NUM_TOKENIZER_TEXTS = 20_000
 ROW_LENGTHS = (48, 96, 192, 384, 640, 1024)  # tokens; a row takes the smallest that holds it
 IGNORED_WEIGHT = 0.1  # of the tokens that the model does not have to say itself
@@ -63,8 +65,8 @@ class Schedule:
 
     seed: int = 1
     tokenizer_seed: int = 0
-    num_steps: int = 1500
-    decay_steps: int = 600
+    num_steps: int = 4800
+    decay_steps: int = 4700
     warmup_steps: int = 60
     tokens_per_step: int = 2048
     matrix_rate: float = 0.015
@@ -167,11 +169,12 @@ def train(
     stream: Iterator[Batch],
     schedule: Schedule,
     *,
+    start: Params | None = None,
     save: Callable[[Params], None] | None = None,
     save_every: int = 250,
     log_every: int = 25,
 ) -> tuple[Params, list[float]]:
-    """Train from random parameters; returns the parameters and the loss of each step.
+    """Train `start`, or random parameters; returns the parameters and the loss of each step.
 
     save: is given the parameters every `save_every` steps, to look at while training goes on.
     """
@@ -186,7 +189,7 @@ def train(
         updates = jax.tree.map(lambda update: rate * update, updates)
         return optax.apply_updates(params, updates), state, value
 
-    params = params_of(init_model(config, seed=schedule.seed))
+    params = params_of(init_model(config, seed=schedule.seed)) if start is None else start
     state = optimizer.init(params)
     losses: list[float] = []
     num_tokens, started = 0, time.perf_counter()
@@ -208,22 +211,33 @@ def main() -> None:
     """Train with the committed seeds and write the folder that ships with jaxserve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--start-from", type=Path, help="folder whose model to train further")
     parser.add_argument("--num-steps", type=int, default=Schedule().num_steps)
+    parser.add_argument("--decay-steps", type=int, default=Schedule().decay_steps)
+    parser.add_argument("--seed", type=int, default=Schedule().seed)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
-    schedule = Schedule(num_steps=args.num_steps)
-    texts = islice(training_texts(schedule.tokenizer_seed), NUM_TOKENIZER_TEXTS)
-    tokenizer = train_tokenizer(render(text) for text in texts)
+    schedule = Schedule(seed=args.seed, num_steps=args.num_steps, decay_steps=args.decay_steps)
     config = config_from_hf(HF_CONFIG)
+    start: Params | None = None
+    stages: list[dict[str, object]] = []
+    if args.start_from is None:
+        texts = islice(training_texts(schedule.tokenizer_seed), NUM_TOKENIZER_TEXTS)
+        tokenizer = train_tokenizer(render(text) for text in texts)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start_from)
+        start = params_of(load_model(args.start_from, dtype="float32"))
+        stages = json.loads((args.start_from / HISTORY).read_text())["stages"]
     stream = batches(schedule.seed, tokenizer, schedule.tokens_per_step)
 
     def save(params: Params) -> None:
         write_folder(args.out, params, config, HF_CONFIG, tokenizer)
 
-    params, losses = train(config, stream, schedule, save=save)
+    params, losses = train(config, stream, schedule, start=start, save=save)
     save(params)
-    (args.out / "training.json").write_text(json.dumps(asdict(schedule), indent=2) + "\n")
+    history = {"stages": [*stages, asdict(schedule)]}
+    (args.out / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
     logger.info("loss %.4f, written to %s", losses[-1], args.out)
 
 

@@ -1,4 +1,6 @@
-"""Word lists that the other parts of the corpus draw from. Data only."""
+"""Word lists that the other parts of the corpus draw from."""
+
+import random
 
 NAMES = (
     "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate",
@@ -108,3 +110,9 @@ def joined(items: list[str], *, last: str = "and") -> str:
 def with_article(noun: str) -> str:
     """Return the noun after "a" or "an"."""
     return f"{'an' if noun[0] in 'aeiou' and not noun.startswith('uni') else 'a'} {noun}"
+
+
+def invented_word(rng: random.Random) -> str:
+    """Make up a word of two or three syllables: what can only be copied, not remembered."""
+    syllables = range(rng.randint(2, 3))
+    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in syllables)
