@@ -1,7 +1,7 @@
 """From logits to tokens, for a batch of rows with different parameters, in one program.
 
 No sort of the vocabulary: the filters of top-k, top-p and min-p all keep the tokens above some
-logit, so the logit is found by bisection over the bits of a float32, exactly, in at most 31 passes,
+logit, so the logit is found by bisection over the bits of a float32, exactly, in at most 32 passes,
 and not at all when no row asks. The passes are over the few blocks of the vocabulary with the most
 likely tokens, and over the whole of it only for rows that keep more than those. The draw inverts
 the cumulative distribution in two stages, over blocks and then within one, with a uniform number
@@ -27,7 +27,6 @@ from jaxserve.request import MAX_LOGPROBS
 # 2-core CPU: 32 to 128 tokens and 72 to 128 blocks differ by less than a fifth.
 _BLOCK = 64
 _NEAR_BLOCKS = 96
-_INFINITY_BITS = 0x7F800000
 
 
 @jax.tree_util.register_dataclass
@@ -109,118 +108,131 @@ def sample(
     the last one kept are kept too. The token at position p of a sequence is drawn with its own
     key, so nothing else in the batch changes it.
     """
-    limit = _kept_depth(logits, inputs)
-    tokens = _Tokens.at(_depth(logits, inputs))
-    kept = jnp.where(tokens.bits <= limit[:, None], tokens.weights, 0.0)
+    tokens = _Tokens.of(logits, logits, inputs)
+    kept = jnp.where(tokens.order >= _floor(logits, inputs)[:, None], tokens.weights, 0.0)
     # Written out once. XLA would compute them anew for each use, 7 times slower in all on a CPU.
     kept = lax.optimization_barrier(kept)
     uniforms = jax.vmap(_uniforms)(inputs.seed_low, inputs.seed_high, inputs.kv_lengths)
     return jnp.where(inputs.temperature == 0.0, greedy(logits), _draw(kept, uniforms))
 
 
-def _depth(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Float[Array, "rows vocab"]:
-    """Return how far below its row's greatest each logit lies, divided by the temperature.
-
-    Not negative, so its bits are ordered like itself. The difference comes first: quotients of
-    large logits by a small temperature would overflow.
-    """
-    temperature = jnp.where(inputs.temperature == 0.0, 1.0, inputs.temperature)
-    return (jnp.max(logits, axis=-1, keepdims=True) - logits) / temperature[:, None]
-
-
-def _kept_depth(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array, " rows"]:
-    """Return the bits of the greatest depth that the filters of each row keep."""
+def _floor(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array, " rows"]:
+    """Return `_order` of the least logit that the filters of each row keep."""
     is_sampled = inputs.temperature > 0.0
     by_count = is_sampled & (inputs.top_k > 0) & (inputs.top_k < logits.shape[1])
     by_mass = is_sampled & (inputs.top_p < 1.0)
+    top = jnp.max(logits, axis=-1)
 
-    # Each branch computes the depths it needs: what branches share is written to memory, which
+    # Each branch computes the weights it needs: what branches share is written to memory, which
     # costs a CPU more than computing it again.
     def whole() -> _Tokens:
-        return _Tokens.at(_depth(logits, inputs))
+        return _Tokens.of(logits, logits, inputs)
 
-    def search(limit: jax.Array) -> jax.Array:
-        near, horizon = _near_tokens(_depth(logits, inputs))
+    def search(floor: jax.Array) -> jax.Array:
+        near_logits, horizon = _near(logits)
+        near = _Tokens.of(near_logits, logits, inputs)
 
-        def least(
-            holds: Callable[[_Tokens, jax.Array], jax.Array], limit: jax.Array, where: jax.Array
+        def raise_to(
+            holds: Callable[[_Tokens, jax.Array], jax.Array], floor: jax.Array, where: jax.Array
         ) -> jax.Array:
-            is_near = where & holds(near, jnp.minimum(limit, horizon))
-            limit = _least(partial(holds, near), limit, where=is_near)
-            is_far = where & ~is_near & (limit > horizon)
+            """Return the greatest floor that leaves enough, looking near first."""
+            is_near = where & holds(near, jnp.maximum(floor, horizon))
+            floor = _greatest(partial(holds, near), floor, jnp.where(is_near, _order(top), floor))
+            is_far = where & ~is_near & (floor < horizon)
             found: jax.Array = lax.cond(
                 jnp.any(is_far),
-                lambda limit: _least(partial(holds, whole()), limit, where=is_far),
-                lambda limit: limit,
-                limit,
+                lambda low: _greatest(
+                    partial(holds, whole()), low, jnp.where(is_far, horizon, low)
+                ),
+                lambda low: low,
+                floor,
             )
             return found
 
-        limit = least(lambda tokens, at: tokens.count(at) >= inputs.top_k, limit, by_count)
-        wanted = inputs.top_p * whole().mass(limit)
-        return least(lambda tokens, at: tokens.mass(at) >= wanted, limit, by_mass)
+        floor = raise_to(lambda tokens, at: tokens.count(at) >= inputs.top_k, floor, by_count)
+        wanted = inputs.top_p * whole().mass(floor)
+        return raise_to(lambda tokens, at: tokens.mass(at) >= wanted, floor, by_mass)
 
-    limit = _bits(-jnp.log(inputs.min_p))
-    kept: jax.Array = lax.cond(jnp.any(by_count | by_mass), search, lambda limit: limit, limit)
-    return kept
+    floor = _order(top + inputs.temperature * jnp.log(inputs.min_p))
+    raised: jax.Array = lax.cond(jnp.any(by_count | by_mass), search, lambda low: low, floor)
+    return raised
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The vocabulary, or a part of it, as the filters see it."""
+    """The vocabulary, or a part of it, as the filters see it.
 
-    bits: jax.Array  # int32[rows, tokens], of their depths
-    weights: jax.Array  # float32[rows, tokens]
+    They compare the bits of logits, never results of arithmetic: those may differ in the last bit
+    from one place in a program to another, and the very token that a floor was found at would be
+    lost.
+    """
+
+    order: jax.Array  # int32[rows, tokens], of their logits
+    weights: jax.Array  # float32[rows, tokens], 1 for the most likely
 
     @staticmethod
-    def at(depth: Float[Array, "rows tokens"]) -> "_Tokens":
-        """Return the tokens at these depths."""
-        return _Tokens(_bits(depth), jnp.exp(-depth))
+    def of(
+        part: Float[Array, "rows tokens"], logits: Float[Array, "rows vocab"], inputs: StepInput
+    ) -> "_Tokens":
+        """See a part of the logits of each row."""
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        temperature = jnp.where(inputs.temperature == 0.0, 1.0, inputs.temperature)
+        # The difference comes first: large logits divided by a small temperature would overflow.
+        return _Tokens(_order(part), jnp.exp((part - top) / temperature[:, None]))
 
-    def count(self, at: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
-        """How many lie no deeper than `at`."""
-        return jnp.sum(self.bits <= at[:, None], axis=-1)
+    def count(self, floor: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
+        """How many lie at or above a floor."""
+        return jnp.sum(self.order >= floor[:, None], axis=-1)
 
-    def mass(self, at: Int32[Array, " rows"]) -> Float[Array, " rows"]:
+    def mass(self, floor: Int32[Array, " rows"]) -> Float[Array, " rows"]:
         """What those weigh together."""
-        return jnp.sum(jnp.where(self.bits <= at[:, None], self.weights, 0.0), axis=-1)
+        return jnp.sum(jnp.where(self.order >= floor[:, None], self.weights, 0.0), axis=-1)
 
 
-def _near_tokens(depth: Float[Array, "rows vocab"]) -> tuple[_Tokens, Int32[Array, " rows"]]:
-    """Return the blocks with the least depths, and the bits of the depth down to which they do.
+def _near(
+    logits: Float[Array, "rows vocab"],
+) -> tuple[Float[Array, "rows near"], Int32[Array, " rows"]]:
+    """Return the blocks with the greatest logits, and `_order` of the logit they reach down to.
 
-    All tokens above that depth are there, and of those that lie at it, one at least.
+    All logits above that one are there, and of those equal to it, one at least.
     """
-    blocks = _blocks(depth, fill=jnp.inf)
+    blocks = _blocks(logits, fill=-jnp.inf)
     num_rows, num_blocks, _ = blocks.shape
     # All results of top_k are used: XLA makes a sort of it on CPUs if some are sliced away.
-    best, order = lax.top_k(jnp.max(-blocks, axis=-1), min(_NEAR_BLOCKS, num_blocks))
-    near = jnp.take_along_axis(blocks, order[:, :, None], axis=1).reshape(num_rows, -1)
-    horizon = _bits(-best[:, -1])
+    best, chosen = lax.top_k(jnp.max(blocks, axis=-1), min(_NEAR_BLOCKS, num_blocks))
+    near = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(num_rows, -1)
+    horizon = _order(best[:, -1])
     if num_blocks <= _NEAR_BLOCKS:
-        horizon = jnp.full(num_rows, _INFINITY_BITS)
-    return _Tokens.at(near), horizon
+        horizon = jnp.full(num_rows, np.iinfo(np.int32).min)
+    return near, horizon
 
 
-def _least(
+def _order(x: jax.Array) -> jax.Array:
+    """Return int32 that are ordered as the floats are; equal floats give equals."""
+    bits = lax.bitcast_convert_type(jnp.where(x == 0.0, 0.0, x), jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _greatest(
     holds: Callable[[jax.Array], jax.Array],
+    lowest: Int32[Array, " rows"],
     highest: Int32[Array, " rows"],
-    *,
-    where: Bool[Array, " rows"],
 ) -> Int32[Array, " rows"]:
-    """Bisect for the least value up to `highest` at which a monotone predicate holds.
+    """Bisect for the greatest value up to `highest` at which a monotone predicate holds.
 
-    Rows not in `where` return `highest`, as do rows where it holds nowhere.
+    Rows where it holds nowhere above `lowest` return that.
     """
 
     def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
-        middle = low + (high - low) // 2
+        is_open = low < high
+        middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
         does = holds(middle)
-        return jnp.where(does, low, jnp.minimum(middle + 1, high)), jnp.where(does, middle, high)
+        return jnp.where(is_open & does, middle, low), jnp.where(is_open & ~does, middle - 1, high)
 
-    low = jnp.where(where, 0, highest)
-    return lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (low, highest))[1]
+    return lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (lowest, highest))[
+        0
+    ]
 
 
 def _draw(
@@ -257,13 +269,6 @@ def _uniforms(
     # The 23 leading bits as the fraction of a float in [1, 2).
     ones = lax.bitcast_convert_type(words >> 9 | np.uint32(0x3F800000), jnp.float32)
     return ones - 1.0
-
-
-def _bits(depth: jax.Array) -> jax.Array:
-    """Return the bits of floats that are not negative (NaN counts as infinite)."""
-    # The mask makes a zero of a negative zero, which -log(1) is; adding 0.0 is optimised away.
-    positive = lax.bitcast_convert_type(depth, jnp.int32) & 0x7FFFFFFF
-    return jnp.minimum(positive, _INFINITY_BITS)
 
 
 def logprobs(logits: Float[Array, "rows vocab"], chosen: Int32[Array, " rows"]) -> Logprobs:

@@ -65,8 +65,7 @@ def kept_by_step(logits: NDArray[np.float32], **fields: ArrayLike) -> NDArray[np
     @jax.jit
     def keep(rows: jax.Array) -> jax.Array:
         inputs = step_input(len(logits), **fields)
-        limit = sampling._kept_depth(rows, inputs)
-        return sampling._bits(sampling._depth(rows, inputs)) <= limit[:, None]
+        return sampling._order(rows) >= sampling._floor(rows, inputs)[:, None]
 
     return np.asarray(keep(jnp.asarray(logits)))
 
@@ -144,6 +143,19 @@ def test_filters_keep_exactly_what_the_definition_keeps(vocab_size: int) -> None
             fewest = most
         assert (fewest <= keeps[row]).all(), filters
         assert (keeps[row] <= most).all(), filters
+
+
+def test_zeros_of_either_sign_are_equals() -> None:
+    logits = np.array([[-1.0, 0.0, -0.0, -2.0]], np.float32)
+    assert kept_by_step(logits, top_k=1)[0].tolist() == [False, True, True, False]
+
+
+def test_rows_that_are_not_numbers_do_not_keep_the_search_from_ending() -> None:
+    bits = np.array([0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32)
+    for logits in (np.full((4, 10_007), -np.inf), random_logits(10_007, num_rows=4)):
+        rows = logits.astype(np.float32)
+        rows[:, 0] = bits.view(np.float32)
+        draw(rows, {"top_k": 5, "top_p": 0.5, "min_p": 0.1})
 
 
 @pytest.mark.parametrize("filters", [Filters(top_k=3), Filters(top_p=1e-4)])
