@@ -73,8 +73,8 @@ def model_card(report: dict[str, Any], folder: Path) -> str:
         num_parameters=f"{sum(sizes):,}",
         megabytes=f"{weights.stat().st_size / 1e6:.1f}",
         num_countries=len(CAPITALS.capitals),
-        stages=", then ".join(
-            f"{stage['num_steps']:,} steps of at most {stage['tokens_per_step']:,} tokens"
+        stages="\n".join(
+            f"- {stage['num_steps']:,} steps of at most {stage['tokens_per_step']:,} tokens"
             f" (seed {stage['seed']})"
             for stage in report["stages"]
         ),
