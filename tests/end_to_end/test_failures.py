@@ -1,5 +1,6 @@
 """Weights that are not numbers end the requests they touch, and no other."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,8 @@ def test_pages_and_slots_that_held_nan_do_no_harm_to_who_gets_them_next(
 
 
 def test_a_request_that_forbids_every_token_ends_with_an_error(broken: LoadedModel) -> None:
-    impossible = request(
-        "none", (1, 403), allowed_token_ids=(7,), stop_token_ids=(7,), min_tokens=2, max_tokens=9
-    )
+    allowed_and_bad = request("none", (1, 403), allowed_token_ids=(7,), bad_words=["word"])
+    impossible = replace(allowed_and_bad, bad_word_ids=((7,),))
     (fine, *_) = fine_requests()
     answers = serve(engine_for(broken), [impossible, fine])
     assert answers["none", 0].finish_reason is FinishReason.ERROR

@@ -158,7 +158,7 @@ def test_rows_that_are_not_numbers_do_not_keep_the_search_from_ending() -> None:
         draw(rows, {"top_k": 5, "top_p": 0.5, "min_p": 0.1})
 
 
-@pytest.mark.parametrize("filters", [Filters(top_k=3), Filters(top_p=1e-4)])
+@pytest.mark.parametrize("filters", [Filters(top_k=3), Filters(top_k=180), Filters(top_p=0.5)])
 def test_equals_in_more_blocks_than_are_searched_first_are_kept(filters: Filters) -> None:
     logits = np.zeros((1, 10_007), np.float32)
     logits[0, ::50] = 5.0
