@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
-from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
+from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
+from jaxserve.execution.attention import plan_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
@@ -36,8 +36,8 @@ from jaxserve.metrics import EngineMetrics
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
 from jaxserve.request import MAX_EOS_IDS
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
-from pallas_kernels import paged_attention
 from pallas_kernels.paged_attention import CacheSpec
+from pallas_kernels.targets import current_target
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +125,6 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
     wanted = "float32" if device.platform == "cpu" else checkpoint.dtype
     dtype = wanted if options.dtype == "auto" else options.dtype
 
-    backend = options.attention_backend
-    if backend is not None and backend not in paged_attention.BACKENDS:
-        raise ConfigError(
-            f"attention_backend must be one of {', '.join(paged_attention.BACKENDS)},"
-            f" got {backend!r}"
-        )
     max_model_len = options.max_model_len or model.max_position
     if max_model_len > model.longest_context:
         raise ConfigError(
@@ -155,16 +149,16 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         platform=device.platform,
     )
 
-    def spec(num_pages: int) -> CacheSpec:
-        return paged_attention.cache_spec(
-            num_pages=num_pages,
-            page_size=page_size,
-            kv_heads=model.kv_heads,
-            head_dim=model.head_dim,
-            dtype=jnp.dtype(dtype),
-        )
-
-    page = spec(1)
+    attention = plan_attention(
+        model,
+        dtype=dtype,
+        cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype] or dtype,
+        page_size=page_size,
+        target=current_target(),
+        devices=options.tensor_parallel_size,
+        backend=options.attention_backend,
+    )
+    page = attention.cache_spec(1)
     page_sharding = named_sharding(page.axes, page.shape, mesh)
     useful_pages, cache_bytes = None, options.kv_cache_memory_bytes
     if device.platform == "cpu":
@@ -177,12 +171,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         state=tree_bytes(
             abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
         ),
-        workspace=workspace_bytes(
-            model,
-            shapes.all(),
-            dtype=dtype,
-            devices=options.tensor_parallel_size,
-        ),
+        workspace=workspace_bytes(model, shapes.all(), attention=attention, dtype=dtype),
         page=model.num_layers
         * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
         page_size=page_size,
@@ -191,7 +180,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         num_pages=options.num_pages,
         useful_pages=useful_pages,
     )
-    cache_spec = spec(memory.num_pages)
+    cache_spec = attention.cache_spec(memory.num_pages)
     name = options.model if options.model is not None else EMBEDDED_MODEL
     return EnginePlan(
         options=options,
@@ -205,7 +194,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
             cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
             rope_length=max_model_len,
             branches=shapes.branches,
-            attention_backend=options.attention_backend,
+            attention=attention,
         ),
         cache_spec=cache_spec,
         shapes=shapes,

@@ -10,6 +10,13 @@ from jaxserve.errors import ConfigError
 
 POLICIES = ("fcfs", "priority")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# As users say it, and what pages then hold; "auto" is the model's own dtype.
+KV_CACHE_DTYPES = {
+    "auto": None,
+    "bfloat16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+}
 GENERATION_CONFIGS = ("auto", "vllm")
 
 
@@ -23,7 +30,8 @@ class EngineOptions:
     (`--gpu-memory-utilization`). kv_cache_memory_bytes: bytes for KV pages, over all devices
     of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
     max_num_batched_tokens: tokens computed per step at most. max_num_seqs: sequences running at
-    once. max_queued_requests: requests waiting before new ones are refused.
+    once. kv_cache_dtype: of keys and values in pages; fp8 halves them, at scale 1.
+    max_queued_requests: requests waiting before new ones are refused.
     """
 
     model: str | None = None
@@ -47,11 +55,13 @@ class EngineOptions:
     max_queued_requests: int = 1024
     scheduling_policy: str = "fcfs"
     async_scheduling: bool = True
+    kv_cache_dtype: str = "auto"
     attention_backend: str | None = None
     compilation_cache: bool = True
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
         fraction = self.memory_fraction

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from jaxserve.config import DTYPES, GENERATION_CONFIGS, POLICIES, EngineOptions
+from jaxserve.config import DTYPES, GENERATION_CONFIGS, KV_CACHE_DTYPES, POLICIES, EngineOptions
 from jaxserve.errors import ConfigError
 from jaxserve.server.config import ServerConfig
 
@@ -150,6 +150,12 @@ ENGINE_FLAGS = (
         field="async_scheduling",
         switch=True,
         help="plan a step while the one before it is computed",
+    ),
+    Flag(
+        name="kv-cache-dtype",
+        field="kv_cache_dtype",
+        choices=tuple(KV_CACHE_DTYPES),
+        help="dtype of keys and values in pages; fp8 halves them",
     ),
     Flag(
         name="attention-backend",

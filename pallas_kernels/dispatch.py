@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
@@ -15,34 +16,42 @@ class Unsupported(Exception):  # noqa: N818 - it reads as what it says: the back
     """
 
 
-def first_supported[**P, R](
-    op: str,
-    backends: Mapping[str, Callable[P, R]],
-    backend: str | None,
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> R:
-    """Call the backend asked for, or else the first of `backends` that accepts the arguments.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The backend that computes a case, and what those before it in preference lack."""
+
+    backend: str
+    refusals: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        """Return the name, and in brackets every refusal."""
+        refusals = "; ".join(f"{name}: {reason}" for name, reason in self.refusals)
+        return f"{self.backend} ({refusals})" if refusals else self.backend
+
+
+def choose(op: str, checks: Mapping[str, Callable[[], None]], backend: str | None) -> Choice:
+    """Return the backend asked for, or else the first whose check raises no Unsupported.
 
     The choice is logged once per op and set of refusals. Raises ValueError for an unknown backend
     and Unsupported, with every reason, when none accepts.
     """
-    if backend is not None and backend not in backends:
-        raise ValueError(f"{op}: backend must be one of {', '.join(backends)}, got {backend!r}")
-    candidates = backends if backend is None else {backend: backends[backend]}
-    refusals: list[str] = []
-    for name, function in candidates.items():
+    if backend is not None and backend not in checks:
+        raise ValueError(f"{op}: backend must be one of {', '.join(checks)}, got {backend!r}")
+    candidates = checks if backend is None else {backend: checks[backend]}
+    refusals: list[tuple[str, str]] = []
+    for name, check in candidates.items():
         try:
-            result = function(*args, **kwargs)
+            check()
         except Unsupported as reason:
-            refusals.append(f"{name}: {reason}")
+            refusals.append((name, str(reason)))
         else:
-            _log_choice(op, name, tuple(refusals))
-            return result
-    raise Unsupported(f"{op}: no backend accepts this case: " + "; ".join(refusals))
+            choice = Choice(name, tuple(refusals))
+            _log(op, choice)
+            return choice
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals)
+    raise Unsupported(f"{op}: no backend accepts this case: {reasons}")
 
 
 @functools.cache
-def _log_choice(op: str, name: str, refusals: tuple[str, ...]) -> None:
-    because = f" ({'; '.join(refusals)})" if refusals else ""
-    logger.info("%s runs on the %s backend%s", op, name, because)
+def _log(op: str, choice: Choice) -> None:
+    logger.info("%s runs on %s", op, choice)

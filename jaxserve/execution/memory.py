@@ -11,10 +11,10 @@ import psutil
 from jax.typing import DTypeLike
 
 from jaxserve.errors import MemoryPlanError
+from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import SCORED_ROWS
 from jaxserve.models import DecoderConfig
-from pallas_kernels import paged_attention
 
 GIB = 1 << 30
 
@@ -104,7 +104,11 @@ def usable_bytes(devices: Sequence[jax.Device], fraction: float) -> int:
 
 
 def workspace_bytes(
-    config: DecoderConfig, shapes: Iterable[StepShape], *, dtype: DTypeLike, devices: int
+    config: DecoderConfig,
+    shapes: Iterable[StepShape],
+    *,
+    attention: AttentionPlan,
+    dtype: DTypeLike,
 ) -> int:
     """Estimate the temporaries of the largest step, per device.
 
@@ -112,27 +116,23 @@ def workspace_bytes(
     attending, in an MLP, or drawing from float32 logits, of which it holds copies.
     tests/execution/test_memory.py holds the estimate against compiled programs.
     """
-    heads, kv_heads = config.heads // devices, config.kv_heads // devices
     itemsize = jnp.dtype(dtype).itemsize
     largest = 0
     for shape in shapes:
         stream = 2 * shape.tokens * config.embed * itemsize
-        qkv = shape.tokens * (heads + 2 * kv_heads) * config.head_dim * itemsize
-        attention = paged_attention.workspace_bytes(
+        num_heads = (config.heads + 2 * config.kv_heads) // attention.devices
+        qkv = shape.tokens * num_heads * config.head_dim * itemsize
+        attending = attention.workspace_bytes(
             num_tokens=shape.tokens,
             num_sequences=shape.sequences,
             max_query_length=shape.max_query_length,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=config.head_dim,
-            dtype=dtype,
         )
-        mlp = 3 * shape.tokens * config.ffw // devices * itemsize
+        mlp = 3 * shape.tokens * config.ffw // attention.devices * itemsize
         num_rows = shape.sequences * _COPIES[shape.variant]
         if shape.variant is Variant.SCORE:
             num_rows = max(num_rows, SCORED_ROWS * _COPIES_OF_SCORED)
         logits = num_rows * config.vocab_size * 4
-        largest = max(largest, stream + qkv + attention, stream + mlp, logits)
+        largest = max(largest, stream + qkv + attending, stream + mlp, logits)
     return int(largest * _MARGIN)
 
 

@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.execution import sampling
+from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.batch import StepInput, unpack
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import StepShape, Variant
@@ -43,7 +44,7 @@ class StepContext:
     cache_sharding: PartitionSpec
     rope_length: int
     branches: bool  # whether a program runs the least variant that does, or its own
-    attention_backend: str | None = None
+    attention: AttentionPlan
 
 
 def step(
@@ -120,7 +121,8 @@ class _Attend:
             paged_attention.attend,
             scale=scale,
             sliding_window=sliding_window,
-            backend=self.context.attention_backend,
+            backend=self.context.attention.backend,
+            target=self.context.attention.target,
         )
         heads = PartitionSpec(None, TENSOR, None)
         pages = self.context.cache_sharding

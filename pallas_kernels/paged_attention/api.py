@@ -1,53 +1,115 @@
 """The contract of paged attention, and the choice of who computes it."""
 
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 import jax
-from jax.typing import DTypeLike
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.dispatch import first_supported
+from pallas_kernels import dispatch
+from pallas_kernels.dispatch import Choice, Unsupported
 from pallas_kernels.paged_attention import reference
-from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.targets import Target, current_target
 
-type AttendFunction = Callable[..., tuple[jax.Array, jax.Array]]
+OP = "paged_attention"
+
+
+class Backend(Protocol):
+    """One way to compute paged attention: a module with these functions."""
+
+    def check(self, config: AttentionConfig, target: Target) -> None:
+        """Raise Unsupported, with the reason, for what this backend cannot do on `target`."""
+
+    def cache_spec(self, config: AttentionConfig, *, num_pages: int) -> CacheSpec:
+        """Describe one layer's cache; here `config` has the heads of all devices."""
+
+    def workspace_bytes(
+        self,
+        config: AttentionConfig,
+        target: Target,
+        *,
+        num_tokens: int,
+        num_sequences: int,
+        max_query_length: int,
+    ) -> int:
+        """Estimate the temporary memory of one `attend`, on one device."""
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: jax.Array,
+        batch: PagedBatch,
+        *,
+        scale: float,
+        sinks: jax.Array | None,
+        config: AttentionConfig,
+        target: Target,
+    ) -> tuple[jax.Array, jax.Array]:
+        """See api.attend; k and v have the cache's dtype already, sinks are float32[heads]."""
+
 
 # In order of preference.
-BACKENDS: dict[str, AttendFunction] = {"reference": reference.attend}
+BACKENDS: dict[str, Backend] = {"reference": reference}
+
+# What a cache may hold, and the largest magnitude of those that need a scale.
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8")
+_LIMITS = {"float8_e4m3fn": 448.0, "int8": 127.0}
+
+
+def choose(
+    *configs: AttentionConfig, target: Target | None = None, backend: str | None = None
+) -> Choice:
+    """Return who computes all of these cases on `target` (default: what JAX runs on).
+
+    backend: the one to take, by name. Raises ValueError for a name that does not exist and
+    Unsupported, with the reasons, when no backend (or not `backend`) can do them.
+    """
+    target = current_target() if target is None else target
+    checks = {name: partial(_check, BACKENDS[name], configs, target) for name in BACKENDS}
+    return dispatch.choose(OP, checks, backend)
+
+
+def _check(backend: Backend, configs: tuple[AttentionConfig, ...], target: Target) -> None:
+    for config in configs:
+        if config.cache_dtype not in CACHE_DTYPES:
+            raise Unsupported(f"a cache holds {', '.join(CACHE_DTYPES)}, not {config.cache_dtype}")
+        backend.check(config, target)
 
 
 def cache_spec(
-    *, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: DTypeLike
+    config: AttentionConfig, *, num_pages: int, backend: str, devices: int = 1
 ) -> CacheSpec:
-    """Describe one layer's cache of `num_pages` pages, page 0 included, of `page_size` tokens."""
-    return reference.cache_spec(
-        num_pages=num_pages,
-        page_size=page_size,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
-    )
+    """Describe one layer's cache of `num_pages` pages, page 0 included, as `backend` wants it.
+
+    The shape is that over all `devices`, each of which attends as `config` says; the axis words
+    tell how they share it. The last axis but one is that of a page's offsets.
+    """
+    heads, kv_heads = devices * config.heads, devices * config.kv_heads
+    whole = replace(config, heads=heads, kv_heads=kv_heads)
+    return BACKENDS[backend].cache_spec(whole, num_pages=num_pages)
 
 
 def workspace_bytes(
+    config: AttentionConfig,
+    target: Target,
     *,
     num_tokens: int,
     num_sequences: int,
     max_query_length: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    dtype: DTypeLike,
+    backend: str,
 ) -> int:
     """Estimate the temporary memory of one `attend` of these sizes, those of one device."""
-    return reference.workspace_bytes(
+    return BACKENDS[backend].workspace_bytes(
+        config,
+        target,
         num_tokens=num_tokens,
         num_sequences=num_sequences,
         max_query_length=max_query_length,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
     )
 
 
@@ -60,27 +122,69 @@ def attend(
     *,
     scale: float,
     sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
+    k_scale: Float[Array, " kv_heads"] | None = None,
+    v_scale: Float[Array, " kv_heads"] | None = None,
     backend: str | None = None,
+    target: Target | None = None,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
     """Write this step's keys and values into the cache, then attend causally over the pages.
 
     A query attends to the tokens of its own sequence up to its own position; with a
     `sliding_window` of w, to itself and the w - 1 before. Query head h reads key/value head
-    h // (heads // kv_heads). `cache` (made after `cache_spec`) is returned updated; donate it.
-    Padding rows come back as zeros and write to page 0 only. What lies in a page beyond a
-    sequence's length, NaN included, never reaches a result.
+    h // (heads // kv_heads). Scores are scaled by `scale`, then bounded by `soft_cap` (Gemma 2,
+    arXiv:2408.00118); `sinks` join the softmax without a value (Xiao et al. 2023,
+    arXiv:2309.17453). A cache of float8_e4m3fn or int8 holds k / k_scale and v / v_scale, rounded
+    and clipped; scales are 1 where none are given.
 
-    Raises Unsupported, with the reasons, when no backend (or not `backend`) can do the case.
+    `cache` (made after `cache_spec` of the same backend) is returned updated; donate it. Padding
+    rows come back as zeros and write to page 0 only. What lies in a page beyond a sequence's
+    length, NaN included, never reaches a result.
+
+    Raises Unsupported, with the reasons, when no backend (or not `backend`) can do the case on
+    `target` (default: what JAX runs on).
     """
-    return first_supported(
-        "paged_attention",
-        BACKENDS,
-        backend,
+    config = AttentionConfig(
+        heads=q.shape[1],
+        kv_heads=k.shape[1],
+        head_dim=q.shape[2],
+        page_size=cache.shape[-2],
+        dtype=q.dtype.name,
+        cache_dtype=cache.dtype.name,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=sinks is not None,
+    )
+    target = current_target() if target is None else target
+    chosen = BACKENDS[choose(config, target=target, backend=backend).backend]
+    if k_scale is not None:
+        q = _times(q, jnp.repeat(k_scale, config.group))
+    out, cache = chosen.attend(
         q,
-        k,
-        v,
+        _stored(k, k_scale, config.cache_dtype),
+        _stored(v, v_scale, config.cache_dtype),
         cache,
         batch,
         scale=scale,
-        sliding_window=sliding_window,
+        sinks=None if sinks is None else sinks.astype(jnp.float32),
+        config=config,
+        target=target,
     )
+    if v_scale is not None:
+        out = _times(out, jnp.repeat(v_scale, config.group))
+    return out, cache
+
+
+def _stored(x: jax.Array, scale: jax.Array | None, dtype: str) -> jax.Array:
+    """Return keys or values as the cache holds them."""
+    if scale is not None:
+        x = x.astype(jnp.float32) / scale[:, None]
+    if dtype in _LIMITS:
+        x = jnp.clip(x, -_LIMITS[dtype], _LIMITS[dtype])
+    return (jnp.round(x) if dtype == "int8" else x).astype(dtype)
+
+
+def _times(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply [tokens, heads, head_dim] by a factor per head, in float32."""
+    return (x.astype(jnp.float32) * factor[:, None]).astype(x.dtype)

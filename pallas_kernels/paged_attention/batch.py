@@ -1,4 +1,4 @@
-"""What paged attention works on: a ragged batch of queries, and the shape of a layer's cache."""
+"""What paged attention works on: a layer's demands, a ragged batch, the shape of a cache."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,6 +6,40 @@ from functools import partial
 import jax
 import numpy as np
 from jax.typing import DTypeLike
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """What a layer asks of paged attention, as one device sees it: all static.
+
+    dtype: of queries and results; cache_dtype: of what lies in pages; both by name. soft_cap: a
+    score s counts as soft_cap * tanh(s / soft_cap). sinks: whether each head has a sink, a
+    logit that takes part in the softmax and brings no value.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: str
+    cache_dtype: str
+    sliding_window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "kv_heads", "head_dim", "page_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads must be a multiple of kv_heads ({self.kv_heads}), got {self.heads}"
+            )
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.heads // self.kv_heads
 
 
 @partial(

@@ -6,13 +6,15 @@ How many groups there are, and how many chunks a group needs, is read from the b
 a step costs what its sequences cost, and not what its shape and the page table could hold.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 
-from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.targets import Target
 
 # Rows per block when sequences may have many, blocks per group, and tokens per chunk of pages. On
 # a 2-core CPU with 8 heads of 64 over 4 KV heads, 64 tokens were the best of 64 to 512: as fast as
@@ -29,28 +31,30 @@ _NEVER = 2**31 - 1
 MASKED = -1e30
 
 
-def cache_spec(
-    *, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: DTypeLike
-) -> CacheSpec:
+def check(config: AttentionConfig, target: Target) -> None:
+    """See api.Backend: there is nothing that plain jnp cannot do."""
+
+
+def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
     """[key/value, pages, kv_heads, page_size, head_dim]: a head's page is one contiguous tile."""
     return CacheSpec(
-        shape=(2, num_pages, kv_heads, page_size, head_dim),
-        dtype=dtype,
+        shape=(2, num_pages, config.kv_heads, config.page_size, config.head_dim),
+        dtype=jnp.dtype(config.cache_dtype),
         axes=("planes", "pages", "kv_heads", "offsets", "head_dim"),
     )
 
 
 def workspace_bytes(
+    config: AttentionConfig,
+    target: Target,
     *,
     num_tokens: int,
     num_sequences: int,
     max_query_length: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    dtype: DTypeLike,
 ) -> int:
-    """See api.workspace_bytes."""
+    """See api.Backend."""
+    del target
+    heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
     num_blocks, num_rows, results = num_tokens, 1, 0
     if max_query_length > 1:
         num_blocks, num_rows = BLOCK_GROUP, QUERY_BLOCK
@@ -61,38 +65,50 @@ def workspace_bytes(
     # Scores and their exponentials; queries, the sum so far and what a chunk adds to it.
     per_row = 2 * CHUNK_TOKENS + 3 * head_dim
     floats = num_blocks * num_rows * heads * per_row * 4
-    return (chunk + results) * jnp.dtype(dtype).itemsize + floats
+    return (chunk + results) * jnp.dtype(config.dtype).itemsize + floats
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """How products of queries and keys become weights."""
+
+    scale: float
+    soft_cap: float | None
+    sliding_window: int | None
+    sinks: jax.Array | None  # float32[heads]
 
 
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    cache: Float[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     *,
     scale: float,
-    sliding_window: int | None,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
-    """See api.attend."""
-    with jax.named_scope("kv_write"):
-        cache = _write(cache, k, v, batch)
+    """See api.Backend."""
+    del target
+    how = _Scores(scale, config.soft_cap, config.sliding_window, sinks)
+    cache = write(cache, k, v, batch)
     with jax.named_scope("paged_attention"):
         if batch.max_query_length == 1:
             starts = batch.query_starts[:-1]
             lengths = batch.query_starts[1:] - starts
             blocks = jnp.arange(q.shape[0])
-            out = _attend_blocks(
-                q[:, None], cache, batch, blocks, batch.positions, lengths, scale, sliding_window
-            )
+            out = _attend_blocks(q[:, None], cache, batch, blocks, batch.positions, lengths, how)
             return out[:, 0], cache
-        return _attend_ragged(q, cache, batch, scale, sliding_window), cache
+        return _attend_ragged(q, cache, batch, how), cache
 
 
-def _write(
-    cache: Float[Array, "2 pages kv_heads page_size head_dim"],
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+@jax.named_scope("kv_write")
+def write(
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    k: Shaped[Array, "tokens kv_heads head_dim"],
+    v: Shaped[Array, "tokens kv_heads head_dim"],
     batch: PagedBatch,
 ) -> jax.Array:
     """Scatter the rows' keys and values to their pages, padding rows to page 0."""
@@ -102,18 +118,15 @@ def _write(
     pages = jnp.where(is_real, pages, 0)
     offsets = batch.positions % page_size
     for plane, rows in enumerate((k, v)):
-        cache = cache.at[plane, pages, :, offsets].set(
-            rows.astype(cache.dtype), mode="promise_in_bounds"
-        )
+        cache = cache.at[plane, pages, :, offsets].set(rows, mode="promise_in_bounds")
     return cache
 
 
 def _attend_ragged(
     q: Float[Array, "tokens heads head_dim"],
-    cache: Float[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
-    scale: float,
-    sliding_window: int | None,
+    how: _Scores,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Cut the rows of each sequence into blocks, attend, and put the rows back in order."""
     num_tokens, num_heads, head_dim = q.shape
@@ -139,8 +152,7 @@ def _attend_ragged(
             sequences,
             first_positions,
             counts,
-            scale,
-            sliding_window,
+            how,
         )
         return lax.dynamic_update_slice_in_dim(out, result, group * BLOCK_GROUP, axis=0)
 
@@ -173,13 +185,12 @@ def _num_groups(num_tokens: int, num_sequences: int) -> int:
 
 def _attend_blocks(
     q: Float[Array, "blocks rows heads head_dim"],
-    cache: Float[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     sequences: Int32[Array, " blocks"],
     first_positions: Int32[Array, " blocks"],
     counts: Int32[Array, " blocks"],
-    scale: float,
-    sliding_window: int | None,
+    how: _Scores,
 ) -> Float[Array, "blocks rows heads head_dim"]:
     """Attend with blocks of `counts` rows at consecutive positions; the other rows are zeros."""
     num_blocks, num_rows, num_heads, head_dim = q.shape
@@ -192,8 +203,7 @@ def _attend_blocks(
     page_table = page_table[sequences]
 
     # [blocks, kv_heads, group * rows, head_dim]: the query heads of a KV head are more rows.
-    folded = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    folded = folded.reshape(num_blocks, num_rows, kv_heads, group, head_dim)
+    folded = q.reshape(num_blocks, num_rows, kv_heads, group, head_dim)
     folded = folded.transpose(0, 2, 3, 1, 4).reshape(num_blocks, kv_heads, -1, head_dim)
     positions = first_positions[:, None] + jnp.arange(num_rows)
     positions = jnp.where(jnp.arange(num_rows) < counts[:, None], positions, -1)
@@ -206,14 +216,19 @@ def _attend_blocks(
         maximum, total, out = carry
         pages = lax.dynamic_slice_in_dim(page_table, index * chunk_pages, chunk_pages, axis=1)
         key_positions = index * chunk + jnp.arange(chunk)
-        keys, values = _gather(cache[0], pages), _gather(cache[1], pages)
+        keys = _gather(cache[0], pages).astype(q.dtype)
+        values = _gather(cache[1], pages).astype(q.dtype)
         # Garbage in a page must not reach the sum: 0 * NaN is NaN.
         is_written = key_positions < lengths[:, None]
         values = jnp.where(is_written[:, None, :, None], values, 0)
-        scores = jnp.einsum("bhrk,bhck->bhrc", folded, keys, preferred_element_type=jnp.float32)
+        scores = how.scale * jnp.einsum(
+            "bhrk,bhck->bhrc", folded, keys, preferred_element_type=jnp.float32
+        )
+        if how.soft_cap is not None:
+            scores = how.soft_cap * jnp.tanh(scores / how.soft_cap)
         is_visible = key_positions <= positions
-        if sliding_window is not None:
-            is_visible &= key_positions > positions - sliding_window
+        if how.sliding_window is not None:
+            is_visible &= key_positions > positions - how.sliding_window
         scores = jnp.where(is_visible, scores, MASKED)
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=-1))
         weights = jnp.where(is_visible, jnp.exp(scores - new_maximum[..., None]), 0.0)
@@ -228,20 +243,21 @@ def _attend_blocks(
         return new_maximum, total, out * decay[..., None] + partial
 
     first_chunk = jnp.zeros((), jnp.int32)
-    if sliding_window is not None:
+    if how.sliding_window is not None:
         earliest = jnp.where(counts > 0, first_positions, _NEVER)
-        first_chunk = jnp.maximum(jnp.min(earliest) - sliding_window + 1, 0) // chunk
+        first_chunk = jnp.maximum(jnp.min(earliest) - how.sliding_window + 1, 0) // chunk
     last_chunk = (jnp.max(lengths) + chunk - 1) // chunk
     shape = folded.shape[:3]
+    maximum, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
+    if how.sinks is not None:
+        # A sink is a key that was seen before all others, and whose value is 0.
+        per_row = jnp.repeat(how.sinks.reshape(kv_heads, group), num_rows, axis=1)
+        maximum, total = jnp.broadcast_to(per_row, shape), jnp.ones(shape, jnp.float32)
     _, total, out = lax.fori_loop(
         first_chunk,
         last_chunk,
         attend_chunk,
-        (
-            jnp.full(shape, MASKED, jnp.float32),
-            jnp.zeros(shape, jnp.float32),
-            jnp.zeros((*shape, head_dim), jnp.float32),
-        ),
+        (maximum, total, jnp.zeros((*shape, head_dim), jnp.float32)),
     )
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
     out = out.reshape(num_blocks, kv_heads, group, num_rows, head_dim)
@@ -250,9 +266,9 @@ def _attend_blocks(
 
 
 def _gather(
-    plane: Float[Array, "pages kv_heads page_size head_dim"],
+    plane: Shaped[Array, "pages kv_heads page_size head_dim"],
     pages: Int32[Array, "blocks chunk_pages"],
-) -> Float[Array, "blocks kv_heads chunk head_dim"]:
+) -> Shaped[Array, "blocks kv_heads chunk head_dim"]:
     """Collect pages, head by head: in the order in which the products read them.
 
     Left to itself, XLA would gather keys with head_dim before the tokens, which costs a CPU a

@@ -5,15 +5,15 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from jaxserve.execution.attention import AttentionPlan, plan_attention
 from jaxserve.execution.runner import StepProgram
 from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.state import SlotState
 from jaxserve.execution.step import StepContext
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
 from jaxserve.sharding import make_mesh, partition_spec
-from pallas_kernels import paged_attention
+from pallas_kernels.targets import CPU
 
 PAGES = 32
 
@@ -105,24 +105,27 @@ class Program:
         return memory
 
 
+def plan(model: DecoderConfig, *, devices: int = 1) -> AttentionPlan:
+    """Plan float32 attention over pages of 16 tokens on CPUs."""
+    return plan_attention(
+        model, dtype="float32", cache_dtype="float32", page_size=16, target=CPU, devices=devices
+    )
+
+
 @cache
 def compile_case(case: Case) -> Program:
     """Compile a step; nothing is allocated."""
     model = case.model
     mesh = make_mesh(case.devices)
-    spec = paged_attention.cache_spec(
-        num_pages=case.num_pages,
-        page_size=16,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        dtype=jnp.float32,
-    )
+    attention = plan(model, devices=case.devices)
+    spec = attention.cache_spec(case.num_pages)
     context = StepContext(
         model=model,
         mesh=mesh,
         cache_sharding=partition_spec(spec.axes, spec.shape, mesh),
         rope_length=model.max_position,
         branches=case.branches,
+        attention=attention,
     )
     program = StepProgram(context, cache_spec=spec, num_slots=case.shape.sequences + 1)
     compiled = program.compile(abstract_params(model, mesh=mesh), case.shape)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import Unsupported, paged_attention
-from pallas_kernels.dispatch import first_supported
+from pallas_kernels.dispatch import choose
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 
@@ -27,6 +27,18 @@ class Case:
     padding_sequences: int = 2
     sliding_window: int | None = None
     dtype: str = "float32"
+
+    @property
+    def config(self) -> paged_attention.AttentionConfig:
+        return paged_attention.AttentionConfig(
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            page_size=self.page_size,
+            dtype=self.dtype,
+            cache_dtype=self.dtype,
+            sliding_window=self.sliding_window,
+        )
 
 
 CASES = {
@@ -66,13 +78,7 @@ def build(case: Case, seed: int = 0) -> World:
     tokens = num_sequences if is_decode else num_rows + case.padding_rows
     used = sum(-(-total // case.page_size) for _, total in case.sequences)
     free_pages = iter(rng.permutation(used) + 1)
-    spec = paged_attention.cache_spec(
-        num_pages=used + 1,
-        page_size=case.page_size,
-        kv_heads=case.kv_heads,
-        head_dim=case.head_dim,
-        dtype=jnp.dtype(case.dtype),
-    )
+    spec = paged_attention.cache_spec(case.config, num_pages=used + 1, backend="reference")
     cache = np.full(spec.shape, np.nan, np.float32)
     page_table = np.zeros((num_sequences, case.pages), np.int32)
     starts = np.zeros(num_sequences + 1, np.int32)
@@ -184,17 +190,17 @@ def test_unknown_backend_is_named() -> None:
 
 
 def test_dispatch_gives_every_reason_when_all_refuse() -> None:
-    def refuse(reason: str) -> int:
+    def refuse(reason: str) -> None:
         raise Unsupported(f"no {reason}")
 
-    backends = {"a": lambda: refuse("bf16"), "b": lambda: refuse("pages")}
+    checks = {"a": lambda: refuse("bf16"), "b": lambda: refuse("pages")}
     with pytest.raises(Unsupported, match="a: no bf16; b: no pages"):
-        first_supported("op", backends, None)
+        choose("op", checks, None)
 
 
 def test_dispatch_lets_errors_of_a_backend_through() -> None:
-    def broken() -> int:
+    def broken() -> None:
         raise NotImplementedError("deep inside")
 
     with pytest.raises(NotImplementedError):
-        first_supported("op", {"broken": broken, "fine": lambda: 1}, None)
+        choose("op", {"broken": broken, "fine": lambda: None}, None)

@@ -1,0 +1,92 @@
+"""What a model asks of paged attention, and which backend gives it."""
+
+from dataclasses import dataclass
+
+from jaxserve.errors import ConfigError
+from jaxserve.models import DecoderConfig
+from pallas_kernels import Unsupported, paged_attention
+from pallas_kernels.dispatch import Choice
+from pallas_kernels.paged_attention import AttentionConfig, CacheSpec
+from pallas_kernels.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """The attention of all layers of a model on one kind of device: what, by whom, and where.
+
+    configs: the distinct cases among the layers, as one of `devices` sees them.
+    """
+
+    configs: tuple[AttentionConfig, ...]
+    choice: Choice
+    target: Target
+    devices: int = 1
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that computes every layer."""
+        return self.choice.backend
+
+    def cache_spec(self, num_pages: int) -> CacheSpec:
+        """Describe one layer's cache, over all devices."""
+        return paged_attention.cache_spec(
+            self.configs[0], num_pages=num_pages, devices=self.devices, backend=self.backend
+        )
+
+    def workspace_bytes(self, *, num_tokens: int, num_sequences: int, max_query_length: int) -> int:
+        """Estimate the temporaries of one layer's attention, on one device."""
+        return max(
+            paged_attention.workspace_bytes(
+                config,
+                self.target,
+                num_tokens=num_tokens,
+                num_sequences=num_sequences,
+                max_query_length=max_query_length,
+                backend=self.backend,
+            )
+            for config in self.configs
+        )
+
+
+def plan_attention(
+    model: DecoderConfig,
+    *,
+    dtype: str,
+    cache_dtype: str,
+    page_size: int,
+    target: Target,
+    devices: int = 1,
+    backend: str | None = None,
+) -> AttentionPlan:
+    """Find who computes the attention of `model`, its heads divided over `devices`.
+
+    backend: the one to take, None for the best that accepts. Raises ConfigError, with the
+    reasons, where none does and where the heads do not divide.
+    """
+    for word, count in (("heads", model.heads), ("kv_heads", model.kv_heads)):
+        if count % devices:
+            raise ConfigError(
+                f"tensor_parallel_size must divide the model's {word} ({count}), got {devices}"
+            )
+    configs = tuple(
+        AttentionConfig(
+            heads=model.heads // devices,
+            kv_heads=model.kv_heads // devices,
+            head_dim=model.head_dim,
+            page_size=page_size,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            sliding_window=window,
+        )
+        for window in dict.fromkeys(model.sliding_windows)
+    )
+    if backend is not None and backend not in paged_attention.BACKENDS:
+        raise ConfigError(
+            f"attention_backend must be one of {', '.join(paged_attention.BACKENDS)},"
+            f" got {backend!r}"
+        )
+    try:
+        choice = paged_attention.choose(*configs, target=target, backend=backend)
+    except Unsupported as error:
+        raise ConfigError(f"This model's attention cannot run on {target.name}: {error}") from error
+    return AttentionPlan(configs=configs, choice=choice, target=target, devices=devices)
