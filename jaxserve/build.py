@@ -14,7 +14,7 @@ from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, Schedul
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
-from jaxserve.execution.attention import plan_attention
+from jaxserve.execution.attention import check_attention, plan_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
@@ -217,7 +217,8 @@ def build(
     """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
     report: told what happens, a line at a time; progress bars go to a terminal only. Raises
-    CheckpointError for weights that do not match, and MemoryPlanError if the device has less
+    CheckpointError for weights that do not match, KernelError for kernels that compute wrong
+    numbers, and MemoryPlanError if the device has less
     memory left than was planned with.
     """
     options = plan.options
@@ -237,6 +238,7 @@ def build(
             f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"
             f" {MAX_EOS_IDS}"
         )
+    check_attention(plan.context.attention)
     with _explaining_out_of_memory():
         runner = ModelRunner(
             load_params(checkpoint, plan.model, dtype=plan.dtype, mesh=plan.context.mesh),

@@ -8,6 +8,7 @@
     ├── EngineDeadError              the engine stopped; nothing can run      503
     ├── ConfigError                  the operator's settings cannot work
     │   └── MemoryPlanError          weights, cache and workspace do not fit
+    ├── KernelError                  a kernel computes wrong numbers on this machine
     └── CheckpointError              a model folder cannot be used as it is
 
 Messages name the parameter, the value found and the limit. They are written here, never copied
@@ -70,6 +71,10 @@ class ConfigError(JaxserveError, ValueError):
 
 class MemoryPlanError(ConfigError):
     """The device cannot hold weights, workspace and a useful KV cache; says what to change."""
+
+
+class KernelError(JaxserveError):
+    """A device's kernels compute wrong numbers here; says which, and what to take instead."""
 
 
 class CheckpointError(JaxserveError):

@@ -58,7 +58,7 @@ def load_app(
     from jaxserve.client import InProcessClient
     from jaxserve.metrics import Metrics
     from jaxserve.server.app import create_app
-    from jaxserve.server.state import ServedModel
+    from jaxserve.server.state import KernelChoice, ServedModel
 
     plan = plan_engine(options)
     names = options.served_model_names or (plan.name,)
@@ -69,6 +69,7 @@ def load_app(
     metrics.set_cache_config({**asdict(plan.cache), **pages}, model_name=names[0])
     metrics.set_compilations(lambda: loaded.compilations.since_mark, model_name=names[0])
     tokenizer = loaded.tokenizer
+    attention = plan.context.attention.choice
     model = ServedModel(
         names=names,
         client=InProcessClient(loaded.engine),
@@ -79,5 +80,10 @@ def load_app(
         defaults=loaded.generation,
         has_priorities=plan.scheduler.policy == "priority",
         fingerprint=f"{plan.dtype} {options.tensor_parallel_size}",
+        kernels={
+            "paged_attention": KernelChoice(
+                backend=attention.backend, refusals=dict(attention.refusals)
+            )
+        },
     )
     return create_app([model], metrics=metrics, config=config)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, KernelError
 from jaxserve.models import DecoderConfig
 from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.dispatch import Choice
 from pallas_kernels.paged_attention import AttentionConfig, CacheSpec
 from pallas_kernels.targets import Target
+
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,23 @@ class AttentionPlan:
             )
             for config in self.configs
         )
+
+
+def check_attention(plan: AttentionPlan) -> None:
+    """Try the backend on a small case of each of its configs, beside the reference.
+
+    Raises KernelError where the numbers are wrong: better no answer than a wrong one.
+    """
+    if plan.backend == REFERENCE:
+        return
+    for config in plan.configs:
+        try:
+            paged_attention.self_check(config, backend=plan.backend, target=plan.target)
+        except paged_attention.WrongResult as error:
+            raise KernelError(
+                f"{str(error).capitalize()}. Take --attention-backend {REFERENCE}, which is slow,"
+                " and report this with the versions of jax and of the driver"
+            ) from error
 
 
 def plan_attention(

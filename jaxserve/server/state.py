@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,13 +25,21 @@ MAX_NAME_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelChoice:
+    """The backend that computes an op, and what others, by name, said they lack."""
+
+    backend: str
+    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """A model and everything a request to it needs.
 
     names: what requests may call it, its own name first. chat: None for a model without a chat
     template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
     has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
-    same request could give another answer.
+    same request could give another answer. kernels: which backend computes each op, for /health.
     """
 
     names: tuple[str, ...]
@@ -43,6 +51,7 @@ class ServedModel:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_priorities: bool = False
     fingerprint: str = ""
+    kernels: Mapping[str, KernelChoice] = field(default_factory=dict[str, KernelChoice])
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -9,6 +9,8 @@ from pallas_kernels.paged_attention.api import workspace_bytes as workspace_byte
 from pallas_kernels.paged_attention.batch import AttentionConfig as AttentionConfig
 from pallas_kernels.paged_attention.batch import CacheSpec as CacheSpec
 from pallas_kernels.paged_attention.batch import PagedBatch as PagedBatch
+from pallas_kernels.paged_attention.trial import WrongResult as WrongResult
+from pallas_kernels.paged_attention.trial import self_check as self_check
 
 __all__ = [
     "BACKENDS",
@@ -16,8 +18,10 @@ __all__ = [
     "AttentionConfig",
     "CacheSpec",
     "PagedBatch",
+    "WrongResult",
     "attend",
     "cache_spec",
     "choose",
+    "self_check",
     "workspace_bytes",
 ]

@@ -11,7 +11,10 @@ BODY = {"prompt": "hello", "max_tokens": 100, "ignore_eos": True}
 
 
 def test_probes_of_a_working_server(http: TestClient) -> None:
-    assert http.get("/health").status_code == 200
+    health = http.get("/health")
+    assert health.status_code == 200
+    kernels = {"paged_attention": {"backend": "fake", "refusals": {"fast": "not here"}}}
+    assert health.json() == {"status": "ok", "models": {"tiny/model": {"kernels": kernels}}}
     assert http.get("/ready").status_code == 200
     assert http.get("/version").json() == {"version": jaxserve.__version__}
 

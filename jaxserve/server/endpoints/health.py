@@ -1,5 +1,7 @@
 """GET /health and /ready: whether to restart this server, and whether to send it requests."""
 
+from collections.abc import Mapping
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -7,13 +9,20 @@ from starlette.responses import Response
 from jaxserve.errors import EngineDeadError
 from jaxserve.server.answer import json_response
 from jaxserve.server.errors import ShuttingDownError
-from jaxserve.server.state import server_state
+from jaxserve.server.state import KernelChoice, server_state
 
 
-class Status(msgspec.Struct):
-    """A word for people; machines read the HTTP status."""
+class ModelHealth(msgspec.Struct):
+    """What computes a model."""
+
+    kernels: Mapping[str, KernelChoice]
+
+
+class Status(msgspec.Struct, omit_defaults=True):
+    """Words for people; machines read the HTTP status."""
 
     status: str
+    models: dict[str, ModelHealth] = {}
 
 
 async def health(http: Request) -> Response:
@@ -21,9 +30,11 @@ async def health(http: Request) -> Response:
 
     An engine writes a heartbeat from its loop, so that one that hangs is found too.
     """
-    for model in server_state(http).models:
+    models = server_state(http).models
+    for model in models:
         model.client.check_health()
-    return json_response(Status("ok"))
+    details = {model.name: ModelHealth(model.kernels) for model in models}
+    return json_response(Status("ok", details))
 
 
 async def ready(http: Request) -> Response:
