@@ -218,8 +218,7 @@ def build(
 
     report: told what happens, a line at a time; progress bars go to a terminal only. Raises
     CheckpointError for weights that do not match, KernelError for kernels that compute wrong
-    numbers, and MemoryPlanError if the device has less
-    memory left than was planned with.
+    numbers, and MemoryPlanError if the device has less memory left than was planned with.
     """
     options = plan.options
     if options.compilation_cache:

@@ -26,8 +26,9 @@ from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
 from jaxserve.plan import RowPlan, StepPlan
 from jaxserve.request import SamplingParams
-from jaxserve.server import KernelChoice, ServedModel, ServerConfig, bind, create_app
+from jaxserve.server import ServedModel, ServerConfig, bind, create_app
 from jaxserve.server.run import Server, uvicorn_config
+from jaxserve.server.state import KernelChoice
 from tests.fakes import FakePendingStep, FakeRunner, solo_run
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "once upon a time there was a tale"]
@@ -152,7 +153,9 @@ class World:
             vocab_size=VOCAB_SIZE,
             defaults=defaults or GenerationDefaults(),
             has_priorities=policy == "priority",
-            kernels={"paged_attention": KernelChoice("fake", {"fast": "not here"})},
+            kernels={
+                "paged_attention": KernelChoice(backend="fake", refusals={"fast": "not here"})
+            },
         )
         self.app = create_app([self.model], metrics=self.metrics, config=self.config)
 
