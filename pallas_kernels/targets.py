@@ -1,7 +1,7 @@
 """Hardware by name: what kernels are compiled for, whether it is at hand or not.
 
-JAX compiles for GPUs and TPUs that are not there, given a description of them: `Target.devices`
-has it, as devices that can be put into a mesh, lowered for and compiled for, but run nothing.
+JAX compiles for GPUs and TPUs that are not there, given a description of them:
+`topology.absent_devices` makes devices of it that can be compiled for, but run nothing.
 """
 
 import os

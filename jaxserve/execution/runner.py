@@ -1,73 +1,29 @@
-"""The runner: the one place that jits, donates, and moves data between host and device."""
+"""The runner: the one place that runs programs and moves data between host and device."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.execution.batch import SlotTable, pack, packed_sizes
+from jaxserve.execution.programs import Helper, Program, ProgramSet
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import ShapeTable, StepShape
-from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
-from jaxserve.execution.step import KVCache, StepContext, StepOutput, step
+from jaxserve.execution.state import SlotState, slot_memory
+from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import RUBBISH_SLOT, RowPlan, SlotAssignment, StepPlan, StepResult
 from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
-from jaxserve.sharding import named_sharding
 from pallas_kernels.paged_attention import CacheSpec
 
 type Progress = Callable[[Iterable[StepShape]], Iterable[StepShape]]
 
 
-class StepProgram:
-    """The step under jit, and what it keeps on the device, described before it exists.
-
-    cache and state: trees of jax.ShapeDtypeStruct, each with its sharding. run: `step`, which
-    takes both by donation and returns them where they were. remember: `state.remember`, likewise.
-    """
-
-    def __init__(self, context: StepContext, *, cache_spec: CacheSpec, num_slots: int) -> None:
-        mesh = context.mesh
-        replicated = NamedSharding(mesh, PartitionSpec())
-        pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
-        self.cache = tuple(
-            jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
-            for _ in range(context.model.num_layers)
-        )
-        self.state: SlotState[jax.ShapeDtypeStruct] = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-            abstract_state(num_slots=num_slots, vocab_size=context.model.vocab_size),
-        )
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, (self.cache, self.state))
-        self.run = jax.jit(
-            partial(step, context=context),
-            static_argnames=("shape",),
-            donate_argnames=("cache", "state"),
-            out_shardings=(replicated, *shardings),
-        )
-        self.remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
-
-    def compile(self, params: Params, shape: StepShape) -> jax.stages.Compiled:
-        """Compile a shape without running it; `params` may be abstract."""
-        ints, floats = packed_sizes(shape)
-        return self.run.lower(
-            params,
-            self.cache,
-            self.state,
-            jax.ShapeDtypeStruct((ints,), jnp.int32),
-            jax.ShapeDtypeStruct((floats,), jnp.float32),
-            shape=shape,
-        ).compile()
-
-
 class ModelRunner:
     """Owns everything on the device: parameters, KV cache and slot state. Implements plan.Runner.
 
-    Cache and state exist once: every step takes them by donation and gives them back.
+    Cache and state exist once: every step takes them by donation and gives them back. Of its
+    programs it is given some, `executables`; it compiles the others when they are first needed.
     """
 
     def __init__(
@@ -79,14 +35,17 @@ class ModelRunner:
         shapes: ShapeTable,
         num_slots: int,
         pages_per_sequence: int,
+        executables: Mapping[Program, jax.stages.Compiled] | None = None,
     ) -> None:
         self._params = params
         self._shapes = shapes
         self._vocab_size = context.model.vocab_size
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
-        self._program = StepProgram(context, cache_spec=cache_spec, num_slots=num_slots)
-        self._cache: KVCache = _zeros(self._program.cache)
-        self._state: SlotState[jax.Array] = _zeros(self._program.state)
+        self._programs = ProgramSet(context, cache_spec=cache_spec, num_slots=num_slots)
+        self._compiled = dict(executables or {})
+        self._cache: KVCache
+        self._state: SlotState[jax.Array]
+        self._cache, self._state = self._program(Helper.ALLOCATE)()
 
     def dispatch(self, plan: StepPlan) -> "PendingResult":
         """Start a step; see plan.Runner."""
@@ -108,7 +67,7 @@ class ModelRunner:
         )
 
     def warm_up(self, progress: Progress = iter) -> int:
-        """Compile every program by running it on padding, and return how many there are."""
+        """Run every program on padding, compiled first if need be; return how many there are."""
         shapes = self._shapes.all()
         for shape in progress(shapes):
             ints, floats = packed_sizes(shape)
@@ -119,20 +78,27 @@ class ModelRunner:
         )
         self._assign(nobody)
         jax.block_until_ready(self._state)
-        return len(shapes) + 1
+        return len(self._compiled)
 
     def _assign(self, assignment: SlotAssignment) -> None:
         self._table.assign(assignment)
         if assignment.params.adjusts_logits:
             memory = slot_memory(assignment, vocab_size=self._vocab_size)
-            self._state = self._program.remember(self._state, np.int32(assignment.slot), memory)
+            write = self._program(Helper.REMEMBER)
+            self._state = write(self._state, np.int32(assignment.slot), memory)
 
     def _run(self, shape: StepShape, ints: np.ndarray, floats: np.ndarray) -> StepOutput:
         output: StepOutput
-        output, self._cache, self._state = self._program.run(
-            self._params, self._cache, self._state, ints, floats, shape=shape
+        output, self._cache, self._state = self._program(shape)(
+            self._params, self._cache, self._state, ints, floats
         )
         return output
+
+    def _program(self, program: Program) -> jax.stages.Compiled:
+        compiled = self._compiled.get(program)
+        if compiled is None:
+            compiled = self._compiled[program] = self._programs.compile(self._params, program)
+        return compiled
 
 
 class PendingResult:
@@ -220,13 +186,3 @@ class _Report:
                 for rank, (token_id, value) in enumerate(zip(ids, values, strict=True), start=1)
             ),
         )
-
-
-def _zeros(abstract: Any) -> Any:
-    """Make a tree of arrays of zeros where they will live."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(
-        lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract),
-        out_shardings=shardings,
-    )
-    return make()

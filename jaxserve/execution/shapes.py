@@ -34,6 +34,12 @@ class StepShape:
     variant: Variant
 
     @property
+    def name(self) -> str:
+        """A word for it, within one engine: pages are the same in all its shapes."""
+        kind = f"decode-{self.sequences}" if self.is_decode else f"{self.tokens}x{self.sequences}"
+        return f"{kind}-{self.variant.name.lower()}"
+
+    @property
     def is_decode(self) -> bool:
         """Whether each sequence has one row: the shapes with as many rows as sequences."""
         return self.tokens == self.sequences

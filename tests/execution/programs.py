@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxserve.execution.attention import AttentionPlan, plan_attention
-from jaxserve.execution.runner import StepProgram
+from jaxserve.execution.programs import ProgramSet
 from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.state import SlotState
 from jaxserve.execution.step import StepContext
@@ -127,6 +127,6 @@ def compile_case(case: Case) -> Program:
         branches=case.branches,
         attention=attention,
     )
-    program = StepProgram(context, cache_spec=spec, num_slots=case.shape.sequences + 1)
+    program = ProgramSet(context, cache_spec=spec, num_slots=case.shape.sequences + 1)
     compiled = program.compile(abstract_params(model, mesh=mesh), case.shape)
     return Program(compiled, program.cache, program.state)

@@ -1,0 +1,111 @@
+"""The programs that run on the device, described and compiled: the one place that jits."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxserve.execution.batch import packed_sizes
+from jaxserve.execution.shapes import ShapeTable, StepShape
+from jaxserve.execution.state import SlotState, abstract_state, remember
+from jaxserve.execution.step import StepContext, step
+from jaxserve.models import Params
+from jaxserve.sharding import named_sharding
+from pallas_kernels.paged_attention import CacheSpec
+
+
+class Helper(StrEnum):
+    """The programs beside the steps: make cache and state; overwrite a slot's row of the state."""
+
+    ALLOCATE = "allocate"
+    REMEMBER = "remember"
+
+
+type Program = StepShape | Helper
+
+
+def name_of(program: Program) -> str:
+    """Return a word for a program, good for a table and a file."""
+    return program.name if isinstance(program, StepShape) else program.value
+
+
+def all_programs(shapes: ShapeTable) -> list[Program]:
+    """Return everything an engine with these shapes runs, in the order it is needed."""
+    return [Helper.ALLOCATE, *shapes.all(), Helper.REMEMBER]
+
+
+class ProgramSet:
+    """What an engine runs on its devices, and what it keeps on them, before either exists.
+
+    cache and state: trees of jax.ShapeDtypeStruct, each with its sharding. A step takes both by
+    donation and returns them where they were; so does REMEMBER with the state.
+    """
+
+    def __init__(self, context: StepContext, *, cache_spec: CacheSpec, num_slots: int) -> None:
+        self._mesh = mesh = context.mesh
+        self._replicated = replicated = NamedSharding(mesh, PartitionSpec())
+        pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
+        self.cache = tuple(
+            jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
+            for _ in range(context.model.num_layers)
+        )
+        self.state: SlotState[jax.ShapeDtypeStruct] = jax.tree.map(
+            lambda leaf: self._described(leaf.shape, leaf.dtype),
+            abstract_state(num_slots=num_slots, vocab_size=context.model.vocab_size),
+        )
+        kept = (self.cache, self.state)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, kept)
+        self._step = jax.jit(
+            partial(step, context=context),
+            static_argnames=("shape",),
+            donate_argnames=("cache", "state"),
+            out_shardings=(replicated, *shardings),
+        )
+        self._remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
+        self._allocate = jax.jit(partial(_zeros, kept), out_shardings=shardings)
+
+    def compile(
+        self, params: Params, program: Program, *, options: Mapping[str, Any] | None = None
+    ) -> jax.stages.Compiled:
+        """Compile a program without running it; `params` may be abstract.
+
+        options: XLA's debug options by name. What comes back is called with the arguments alone,
+        as fast as a jitted function.
+        """
+        # Kernels for TPUs ask the mesh at hand which chip they are for.
+        with jax.set_mesh(self._mesh):
+            return self._lower(params, program).compile(
+                compiler_options=None if options is None else dict(options)
+            )
+
+    def _lower(self, params: Params, program: Program) -> jax.stages.Lowered:
+        match program:
+            case StepShape():
+                ints, floats = packed_sizes(program)
+                return self._step.lower(
+                    params,
+                    self.cache,
+                    self.state,
+                    self._described((ints,), jnp.int32),
+                    self._described((floats,), jnp.float32),
+                    shape=program,
+                )
+            case Helper.REMEMBER:
+                memory = jax.tree.map(
+                    lambda leaf: self._described(leaf.shape[1:], leaf.dtype), self.state
+                )
+                return self._remember.lower(self.state, self._described((), jnp.int32), memory)
+            case Helper.ALLOCATE:
+                return self._allocate.lower()
+
+    def _described(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        """Describe an array that every device holds."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+
+def _zeros(abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
