@@ -1,0 +1,232 @@
+"""Paged attention on NVIDIA GPUs, in Pallas' Mosaic GPU language.
+
+Sequences with few rows are decoded: their keys are split over thread blocks, and the parts merged
+by a second kernel (Flash-Decoding, Dao et al. 2023). The others are prefilled, block of queries by
+block, in the manner of FlashAttention-3 (arXiv:2407.08608). Both find keys and values through the
+page table (PagedAttention, arXiv:2309.06180). This module is common to all architectures; what is
+not, each provides as `Kernels`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, Shaped
+
+from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention import reference, work
+from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.mosaic_gpu_combine import combine
+from pallas_kernels.targets import Target
+
+
+class Kernels(Protocol):
+    """What one architecture provides: a module with these functions.
+
+    A cache is [key/value, pages, kv_heads, page_size, head_dim]. All columns of `items` are told in
+    work.py; an item is computed once per key/value head, and one of no rows not at all. In the
+    cache, and in the page table, only what belongs to the first KV_LENGTH tokens of a sequence may
+    be relied on: other slots hold anything, NaN included, and other entries anything at all.
+    """
+
+    def check(self, config: AttentionConfig) -> None:
+        """Raise Unsupported, with the reason, for what these kernels cannot do."""
+
+    def blocks(self, config: AttentionConfig) -> "Blocks":
+        """Return the sizes that work lists are made for."""
+
+    def decode(
+        self,
+        q: Float[Array, "tokens heads head_dim"],
+        cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+        page_table: Int32[Array, "sequences pages"],
+        items: Int32[Array, "items fields"],
+        *,
+        query_tokens: int,
+        scale: float,
+        config: AttentionConfig,
+        target: Target,
+    ) -> tuple[
+        Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
+    ]:
+        """Attend with at most `query_tokens` rows to the keys of each item; sinks take no part.
+
+        query_tokens * group is at most `Blocks.decode_rows`. KEY_START is a multiple of
+        `Blocks.decode_keys`, and KEY_END is one too or is KV_LENGTH.
+
+        Returns, as float32, each query's result over the item's keys and the base-2 logarithm of
+        the sum that it was divided by: log2(sum(exp(score))). A query that sees none of the keys
+        gets any finite result and a sum below 2**-1000 of any other (`MASKED` of the reference is
+        a good score for it). What the item has no rows for may hold anything.
+        """
+
+    def prefill(
+        self,
+        q: Float[Array, "tokens heads head_dim"],
+        cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+        page_table: Int32[Array, "sequences pages"],
+        items: Int32[Array, "items fields"],
+        *,
+        scale: float,
+        sinks: Float[Array, " heads"] | None,
+        config: AttentionConfig,
+        target: Target,
+    ) -> Float[Array, "tokens heads head_dim"]:
+        """Attend with the rows of each item, at most `Blocks.prefill_tokens`.
+
+        KEY_START is any key. Writes the rows of items, zeros where an item has no keys; other rows
+        may hold anything.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """How an architecture cuts work.
+
+    decode_rows: query tokens times query heads per KV head that decode takes at most. decode_keys:
+    keys that decode works on at a time. prefill_tokens: rows of a block of prefill.
+    """
+
+    decode_rows: int
+    decode_keys: int
+    prefill_tokens: int
+
+
+# By compute capability.
+KERNELS: dict[str, Kernels] = {}
+
+# A shorter run of keys is not worth a thread block and a part to be merged.
+SPLIT_TOKENS = 256
+
+
+def check(config: AttentionConfig, target: Target) -> None:
+    """See api.Backend."""
+    if target.platform != "cuda":
+        raise Unsupported(f"needs an NVIDIA GPU, got {target.name}")
+    if target.architecture not in KERNELS:
+        raise Unsupported(
+            f"needs compute capability {' or '.join(KERNELS)}, got {target.architecture}"
+        )
+    if config.dtype not in {"bfloat16", "float16"}:
+        raise Unsupported(f"tensor cores take bfloat16 and float16, not {config.dtype}")
+    if config.cache_dtype == "float32":
+        raise Unsupported("tensor cores take no float32, which the cache holds")
+    KERNELS[target.architecture].check(config)
+
+
+def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
+    """As the reference's: a page of a head is contiguous, one box for the copy engine."""
+    return reference.cache_spec(config, num_pages=num_pages)
+
+
+def workspace_bytes(
+    config: AttentionConfig,
+    target: Target,
+    *,
+    num_tokens: int,
+    num_sequences: int,
+    max_query_length: int,
+) -> int:
+    """See api.Backend: the parts to be merged, and in mixed steps what is merged into."""
+    query_tokens = _query_tokens(config, target, max_query_length)
+    # As many items as the longest page table could make.
+    num_items = work.num_decode_items(
+        num_sequences=num_sequences,
+        table_tokens=1 << 30,
+        split_tokens=SPLIT_TOKENS,
+        cores=target.cores,
+        kv_heads=config.kv_heads,
+    )
+    parts = num_items * query_tokens * config.heads * (config.head_dim + 1) * 4
+    results = num_tokens * config.heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+    return parts + (results if query_tokens == max_query_length else 2 * results)
+
+
+def attend(
+    q: Float[Array, "tokens heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    batch: PagedBatch,
+    *,
+    scale: float,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+    """See api.Backend."""
+    kernels = KERNELS[target.architecture]
+    cache = reference.write(cache, k, v, batch)
+    query_tokens = _query_tokens(config, target, batch.max_query_length)
+    with jax.named_scope("paged_attention"):
+        decoded, is_decoded = _decode(q, cache, batch, query_tokens, scale, sinks, config, target)
+        if query_tokens == batch.max_query_length:
+            return decoded, cache
+        items = work.prefill_work(
+            batch,
+            num_tokens=q.shape[0],
+            decoded_tokens=query_tokens,
+            block_tokens=kernels.blocks(config).prefill_tokens,
+            sliding_window=config.sliding_window,
+        )
+        prefilled = kernels.prefill(
+            q,
+            cache,
+            batch.page_table,
+            items,
+            scale=scale,
+            sinks=sinks,
+            config=config,
+            target=target,
+        )
+        return jnp.where(is_decoded[:, None, None], decoded, prefilled), cache
+
+
+def _query_tokens(config: AttentionConfig, target: Target, max_query_length: int) -> int:
+    """Return how many rows of a sequence are decoded: all if they fit a tile, or else one."""
+    fits = KERNELS[target.architecture].blocks(config).decode_rows // config.group
+    return max_query_length if max_query_length <= fits else 1
+
+
+def _decode(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    batch: PagedBatch,
+    query_tokens: int,
+    scale: float,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+    """Return the results of short sequences, zeros elsewhere, and which rows these are."""
+    kernels = KERNELS[target.architecture]
+    num_items = work.num_decode_items(
+        num_sequences=batch.kv_lengths.shape[0],
+        table_tokens=batch.page_table.shape[1] * config.page_size,
+        split_tokens=SPLIT_TOKENS,
+        cores=target.cores,
+        kv_heads=config.kv_heads,
+    )
+    todo = work.decode_work(
+        batch,
+        num_tokens=q.shape[0],
+        query_tokens=query_tokens,
+        num_items=num_items,
+        tile_tokens=kernels.blocks(config).decode_keys,
+        split_tokens=SPLIT_TOKENS,
+        sliding_window=config.sliding_window,
+    )
+    parts, sums = kernels.decode(
+        q,
+        cache,
+        batch.page_table,
+        todo.items,
+        query_tokens=query_tokens,
+        scale=scale,
+        config=config,
+        target=target,
+    )
+    merged = combine(parts, sums, todo.row_items, sinks=sinks, dtype=q.dtype, target=target)
+    is_decoded = todo.row_items[:, work.FIRST_ITEM] < todo.row_items[:, work.END_ITEM]
+    return merged, is_decoded

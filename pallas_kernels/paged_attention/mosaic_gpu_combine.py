@@ -1,0 +1,133 @@
+"""The second half of split-KV decoding on NVIDIA GPUs: the parts of each row become its result."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
+
+from pallas_kernels.paged_attention.reference import MASKED
+from pallas_kernels.paged_attention.work import END_ITEM, FIRST_ITEM, QUERY
+from pallas_kernels.targets import Target
+
+# Parts that are read at once: as many reads in flight, as one after another would take too long.
+_UNROLL = 8
+
+# Numbers of a part that a thread block reads: 8 of each thread, so that _UNROLL parts fit.
+_BLOCK = 1024
+
+_WARPS, _LANES = 4, 32
+
+
+def interpreter(target: Target) -> plgpu.InterpretGPUParams | None:
+    """Return how kernels are run for a target that is simulated; None where they are compiled."""
+    return plgpu.InterpretGPUParams() if target.is_simulated else None
+
+
+def combine(
+    parts: Float[Array, "items query_tokens heads head_dim"],
+    sums: Float[Array, "items query_tokens heads"],
+    row_items: Int32[Array, "tokens 3"],
+    *,
+    sinks: Float[Array, " heads"] | None,
+    dtype: DTypeLike,
+    target: Target,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Average the parts of each row by the base-2 logarithms of their sums; rows without are zeros.
+
+    parts and sums are float32, row_items tells the items of each row (see work.py). A sink is one
+    more part, of value zero.
+    """
+    num_tokens, (_, _, heads, head_dim) = row_items.shape[0], parts.shape
+    block = _head_block(heads, head_dim)
+    layout = _layout(block, head_dim)
+    per_head = layout.reduce(1)
+
+    def spread(x: jax.Array) -> jax.Array:
+        return lax.broadcast_in_dim(x, (block, head_dim), [0])
+
+    def body(*refs: Any) -> None:
+        parts_ref, sums_ref, rows_ref, *sinks_ref, out_ref = refs
+        row = lax.axis_index("row")
+        which = pl.ds(lax.axis_index("head_block") * block, block)
+        first, end = rows_ref[row, FIRST_ITEM], rows_ref[row, END_ITEM]
+        query = rows_ref[row, QUERY]
+
+        def add(item: jax.Array, count: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            maximum, total, out = carry
+            logs = [
+                plgpu.load(sums_ref.at[item + i, query, which], layout=per_head, optimized=False)
+                for i in range(count)
+            ]
+            values = [
+                plgpu.load(parts_ref.at[item + i, query, which], layout=layout, optimized=False)
+                for i in range(count)
+            ]
+            new_maximum = maximum
+            for log in logs:
+                new_maximum = jnp.maximum(new_maximum, log)
+            decay = jnp.exp2(maximum - new_maximum)
+            total, out = total * decay, out * spread(decay)
+            for log, value in zip(logs, values, strict=True):
+                weight = jnp.exp2(log - new_maximum)
+                total, out = total + weight, out + value * spread(weight)
+            return new_maximum, total, out
+
+        if sinks_ref:
+            sink = plgpu.load(sinks_ref[0].at[which], layout=per_head, optimized=False)
+            maximum, total = sink * math.log2(math.e), jnp.ones((block,), jnp.float32)
+        else:
+            maximum = jnp.full((block,), MASKED, jnp.float32)
+            total = jnp.zeros((block,), jnp.float32)
+        carry = (
+            plgpu.layout_cast(maximum, per_head),
+            plgpu.layout_cast(total, per_head),
+            plgpu.layout_cast(jnp.zeros((block, head_dim), jnp.float32), layout),
+        )
+        bulk = (end - first) // _UNROLL
+        carry = lax.fori_loop(
+            0, bulk, lambda i, carry: add(first + i * _UNROLL, _UNROLL, carry), carry
+        )
+        _, total, out = lax.fori_loop(
+            first + bulk * _UNROLL, end, lambda i, carry: add(i, 1, carry), carry
+        )
+        total = jnp.where(total > 0, total, 1.0)
+        out_ref[row, which] = (out / spread(total)).astype(dtype)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((num_tokens, heads, head_dim), dtype),
+        grid=(num_tokens, heads // block),
+        grid_names=("row", "head_block"),
+        kernel_name="paged_attention_combine",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=interpreter(target),
+    )
+    out: jax.Array = kernel(parts, sums, row_items, *(() if sinks is None else (sinks,)))
+    return out
+
+
+def _head_block(heads: int, head_dim: int) -> int:
+    """Return the most heads that one thread block takes: a divisor, one for all warps if any is."""
+    sizes = [n for n in range(1, heads + 1) if heads % n == 0 and n * head_dim <= _BLOCK]
+    return max(sizes, key=lambda n: (math.gcd(n, _WARPS), n))
+
+
+def _layout(rows: int, columns: int) -> Any:
+    """Spread [rows, columns] over a warpgroup: rows over warps, columns over lanes."""
+    warps = math.gcd(rows, _WARPS)
+    lanes = math.gcd(columns, _LANES)
+    vector = math.gcd(columns // lanes, 4)  # 16 bytes at most
+    replicated_warps = () if warps == _WARPS else (plgpu.Replicated(_WARPS // warps),)
+    replicated_lanes = () if lanes == _LANES else (plgpu.Replicated(_LANES // lanes),)
+    return plgpu.Layout.TILED(
+        plgpu.Tiling(((warps, lanes * vector), (vector,))),
+        warp_dims=((-3,) if warps > 1 else ()) + replicated_warps,
+        lane_dims=(-2, *replicated_lanes),
+        vector_dim=-1,
+    )
