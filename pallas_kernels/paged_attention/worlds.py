@@ -1,0 +1,154 @@
+"""Steps to try a backend on: random numbers, shuffled pages, poison where nothing was written."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.cases import Case
+
+# A cache's axes in the reference's order, in which worlds have them too.
+AXES = ("planes", "pages", "kv_heads", "offsets", "head_dim")
+
+# Queries of unit variance weigh all keys much alike, and then one key too few among hundreds is
+# hard to see; of this deviation, a few keys count.
+QUERY_DEVIATION = 2.0
+
+# Powers of two: quantizing and scaling back round nowhere else than in the cache, so that its
+# contents are the same to the bit wherever they are computed. The smallest makes int8 clip.
+SCALES = (1 / 64, 1 / 32, 1 / 16)
+_LIMITS = {"float8_e4m3fn": 448.0, "int8": 127.0}
+
+# Pages that no sequence owns.
+SPARE_PAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All arguments of an `attend`, as numpy arrays; the cache in the reference's layout.
+
+    Padding rows are NaN. So are slots of the cache that hold no token of a sequence, those that
+    this step is to write, and all of page 0; in int8 it is a number that no write makes.
+    """
+
+    case: Case
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    cache: np.ndarray
+    batch: PagedBatch
+    sinks: np.ndarray | None
+    k_scale: np.ndarray | None
+    v_scale: np.ndarray | None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores."""
+        return float(self.case.config.head_dim**-0.5)
+
+
+def draw(case: Case, seed: int) -> World:
+    """Draw everything about a step that its case leaves open."""
+    rng = np.random.default_rng(seed)
+    config = case.config
+    batch, num_written = lay_out(case, seed)
+    is_scaled = config.cache_dtype in _LIMITS
+    k_scale, v_scale = (
+        rng.choice(np.array(SCALES, np.float32), config.kv_heads) if is_scaled else None
+        for _ in range(2)
+    )
+    shape = (len(num_written), config.kv_heads, config.page_size, config.head_dim)
+    planes = [
+        quantize(rng.standard_normal(shape, np.float32), scale, config.cache_dtype, axis=1)
+        for scale in (k_scale, v_scale)
+    ]
+    is_written = np.arange(config.page_size) < num_written[:, None]
+    cache = np.where(is_written[:, None, :, None], np.stack(planes), poison(config.cache_dtype))
+
+    def rows(heads: int, deviation: float) -> np.ndarray:
+        drawn = deviation * rng.standard_normal(
+            (case.num_tokens, heads, config.head_dim), np.float32
+        )
+        drawn[case.num_rows :] = np.nan
+        return drawn.astype(jnp.dtype(config.dtype))
+
+    return World(
+        case=case,
+        q=rows(config.heads, QUERY_DEVIATION),
+        k=rows(config.kv_heads, 1.0),
+        v=rows(config.kv_heads, 1.0),
+        cache=cache,
+        batch=batch,
+        sinks=rng.standard_normal(config.heads, np.float32) if config.sinks else None,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
+
+
+def lay_out(case: Case, seed: int) -> tuple[PagedBatch, np.ndarray]:
+    """Give every sequence pages in random order; return the batch, and what steps before wrote.
+
+    The latter are the tokens in each page of the cache: int32[pages]. Wherever the contract leaves
+    open what padding holds, it holds what does harm if it is believed.
+    """
+    rng = np.random.default_rng(seed)
+    page_size = case.config.page_size
+    owned = [case.pages_for(total) for _, total in case.sequences]
+    num_pages = 1 + sum(owned) + SPARE_PAGES
+    pages_of = np.split(1 + rng.permutation(num_pages - 1), np.cumsum(owned))
+    num_written = np.zeros(num_pages, np.int32)
+    # Behind a sequence's pages may stand any page, also one of another sequence.
+    page_table = rng.integers(0, num_pages, (case.num_sequences, case.max_pages), np.int32)
+    row_sequences = rng.integers(0, max(case.num_sequences, 1), case.num_tokens, np.int32)
+    positions = rng.integers(0, case.max_pages * page_size, case.num_tokens, np.int32)
+    starts = np.full(case.num_sequences + 1, case.num_rows, np.int32)
+    lengths = np.zeros(case.num_sequences, np.int32)
+    row = 0
+    for s, (rows, total) in enumerate(case.sequences):
+        page_table[s, : owned[s]] = pages_of[s]
+        first_positions = np.arange(owned[s]) * page_size
+        num_written[pages_of[s]] = np.clip(total - rows - first_positions, 0, page_size)
+        row_sequences[row : row + rows] = s
+        positions[row : row + rows] = np.arange(total - rows, total)
+        starts[s], lengths[s] = row, total
+        row += rows
+    batch = PagedBatch(
+        page_table=jnp.asarray(page_table),
+        query_starts=jnp.asarray(starts),
+        kv_lengths=jnp.asarray(lengths),
+        row_sequences=jnp.asarray(row_sequences),
+        positions=jnp.asarray(positions),
+        max_query_length=case.max_query_length,
+    )
+    return batch, num_written
+
+
+def quantize(x: np.ndarray, scale: np.ndarray | None, dtype: str, *, axis: int = -2) -> np.ndarray:
+    """Return x / scale as a cache of `dtype` holds it; `axis` is that of the KV heads."""
+    if scale is not None:
+        x = x.astype(np.float32) / np.moveaxis(scale[:, *[None] * (x.ndim - 1)], 0, axis)
+    if dtype in _LIMITS:
+        x = np.clip(x.astype(np.float32), -_LIMITS[dtype], _LIMITS[dtype])
+    return (np.rint(x) if dtype == "int8" else x).astype(jnp.dtype(dtype))
+
+
+def poison(dtype: str) -> np.ndarray:
+    """Return what an unwritten slot holds: NaN, or for int8 what lies outside of its range."""
+    return np.array(-128 if dtype == "int8" else np.nan, jnp.dtype(dtype))
+
+
+def pack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec) -> A:
+    """Bring a cache from the reference's layout into that of `spec`, by the words of its axes.
+
+    What `spec` adds to head_dim to fill up tiles becomes zeros.
+    """
+    packed = cache.transpose([AXES.index(axis) for axis in spec.axes])
+    padding = [(0, size - old) for size, old in zip(spec.shape, packed.shape, strict=True)]
+    return np.pad(packed, padding) if isinstance(packed, np.ndarray) else jnp.pad(packed, padding)
+
+
+def unpack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec, head_dim: int) -> A:
+    """Bring a cache from the layout of `spec` into that of the reference."""
+    return cache.transpose([spec.axes.index(axis) for axis in AXES])[..., :head_dim]
