@@ -45,7 +45,7 @@ def combine(
     """
     num_tokens, (_, _, heads, head_dim) = row_items.shape[0], parts.shape
     block = _head_block(heads, head_dim)
-    layout = _layout(block, head_dim)
+    layout = row_layout(block, head_dim)
     per_head = layout.reduce(1)
 
     def spread(x: jax.Array) -> jax.Array:
@@ -118,7 +118,7 @@ def _head_block(heads: int, head_dim: int) -> int:
     return max(sizes, key=lambda n: (math.gcd(n, _WARPS), n))
 
 
-def _layout(rows: int, columns: int) -> Any:
+def row_layout(rows: int, columns: int) -> Any:
     """Spread [rows, columns] over a warpgroup: rows over warps, columns over lanes."""
     warps = math.gcd(rows, _WARPS)
     lanes = math.gcd(columns, _LANES)
