@@ -7,7 +7,6 @@ page table (PagedAttention, arXiv:2309.06180). This module is common to all arch
 not, each provides as `Kernels`.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import jax
@@ -18,6 +17,7 @@ from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.paged_attention import reference, work
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.mosaic_gpu_combine import combine
+from pallas_kernels.paged_attention.work import Blocks
 from pallas_kernels.targets import Target
 
 
@@ -33,7 +33,7 @@ class Kernels(Protocol):
     def check(self, config: AttentionConfig) -> None:
         """Raise Unsupported, with the reason, for what these kernels cannot do."""
 
-    def blocks(self, config: AttentionConfig) -> "Blocks":
+    def blocks(self, config: AttentionConfig) -> Blocks:
         """Return the sizes that work lists are made for."""
 
     def decode(
@@ -78,19 +78,6 @@ class Kernels(Protocol):
         KEY_START is any key. Writes the rows of items, zeros where an item has no keys; other rows
         may hold anything.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blocks:
-    """How an architecture cuts work.
-
-    decode_rows: query tokens times query heads per KV head that decode takes at most. decode_keys:
-    keys that decode works on at a time. prefill_tokens: rows of a block of prefill.
-    """
-
-    decode_rows: int
-    decode_keys: int
-    prefill_tokens: int
 
 
 # By compute capability.

@@ -25,6 +25,19 @@ FIELDS = 8  # one to spare: 32 bytes
 FIRST_ITEM, END_ITEM, QUERY = range(3)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """How the kernels of an architecture cut work.
+
+    decode_rows: query tokens times query heads per KV head that decode takes at most. decode_keys:
+    keys that decode works on at a time. prefill_tokens: rows of a block of prefill.
+    """
+
+    decode_rows: int
+    decode_keys: int
+    prefill_tokens: int
+
+
 @dataclass(frozen=True)
 class DecodeWork:
     """Sequences with few rows, their keys split so that all cores have something to do."""
