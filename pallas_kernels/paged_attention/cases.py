@@ -236,5 +236,18 @@ def _benchmarks() -> dict[str, Case]:
     return cases
 
 
+def shrunk(case: Case) -> Case:
+    """Return a case of the same kind that a CPU can simulate: one KV head, few and short rows."""
+    config = case.config
+    window = config.sliding_window
+    small = replace(
+        shard(config, config.kv_heads),
+        page_size=16,
+        sliding_window=None if window is None else -(-window // 64),
+    )
+    sequences = tuple((-(-rows // 64), -(-total // 64)) for rows, total in case.sequences[-4:])
+    return replace(case, config=small, sequences=sequences)
+
+
 TESTS = _tests()
 BENCHMARKS = _benchmarks()

@@ -152,3 +152,16 @@ def pack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec) -> A:
 def unpack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec, head_dim: int) -> A:
     """Bring a cache from the layout of `spec` into that of the reference."""
     return cache.transpose([spec.axes.index(axis) for axis in AXES])[..., :head_dim]
+
+
+def relative_error(found: np.ndarray | jax.Array, wanted: np.ndarray | jax.Array) -> float:
+    """Return the largest ||found - wanted|| / ||wanted|| over rows and heads; NaN is infinite.
+
+    Of each row and head on its own: the norm of a whole step would hide one that is wrong.
+    """
+    if found.size == 0:
+        return 0.0
+    xp = jnp if isinstance(found, jax.Array) else np
+    difference = xp.linalg.norm(found.astype(wanted.dtype) - wanted, axis=-1)
+    errors = difference / xp.linalg.norm(wanted, axis=-1)
+    return float(xp.where(xp.isfinite(errors), errors, xp.inf).max())

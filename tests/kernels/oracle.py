@@ -66,15 +66,3 @@ def _attend(world: World, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -
             total_weight += np.exp(world.sinks[head])
         out[:, head] = weights @ values[:, kv_head] / total_weight[:, None]
     return out
-
-
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the largest ||found - wanted|| / ||wanted|| over rows and heads; NaN is infinite.
-
-    Of each row and head on its own: the norm of a whole step would hide one that is wrong.
-    """
-    if found.size == 0:
-        return 0.0
-    difference = np.linalg.norm(found.astype(np.float64) - wanted, axis=-1)
-    errors = difference / np.linalg.norm(wanted, axis=-1)
-    return float(np.where(np.isfinite(errors), errors, np.inf).max())

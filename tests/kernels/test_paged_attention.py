@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.paged_attention import AttentionConfig
 from pallas_kernels.paged_attention.cases import LAYERS, TESTS, Case, decode, ragged
-from pallas_kernels.paged_attention.worlds import World, draw, pack, unpack
+from pallas_kernels.paged_attention.worlds import World, draw, pack, relative_error, unpack
 from pallas_kernels.targets import CPU, Target, find_target
-from tests.kernels.oracle import attended, relative_error, written
+from tests.kernels.oracle import attended, written
 
-# See oracle.relative_error: three times what rounding makes of it in the reference.
+# See worlds.relative_error: three times what rounding makes of it in the reference.
 TOLERANCE = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
 
 # Where each backend is tested: by simulation, but for the CPU. And what it refuses there, by a
