@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxserve.bench.machine import describe_machine
-from jaxserve.build import LoadedModel, build, plan_engine
+from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
@@ -25,6 +25,7 @@ from jaxserve.engine.sequence import Update
 from jaxserve.execution.runner import ModelRunner, PendingResult
 from jaxserve.metrics import Metrics
 from jaxserve.plan import StepPlan, StepResult
+from jaxserve.planning import plan_engine
 from jaxserve.request import Request, SamplingParams
 
 PROMPT_TOKENS = 8

@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from jaxserve.bench.ceilings import Ceilings, measure_ceilings
 from jaxserve.bench.machine import describe_machine
-from jaxserve.build import EnginePlan, plan_engine
 from jaxserve.config import EngineOptions
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.models import random_params
 from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
+from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.request import SamplingParams
 
 

@@ -1,7 +1,7 @@
-"""From options to a running engine: the one place where runner and engine meet."""
+"""From a plan to a running engine: the one place where runner and engine meet."""
 
 import logging
-import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,86 +10,22 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
-from jaxserve.execution.attention import check_attention, plan_attention
+from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
-from jaxserve.execution.memory import (
-    CPU_CACHE_BYTES,
-    MemoryPlan,
-    plan_memory,
-    tree_bytes,
-    usable_bytes,
-    workspace_bytes,
-)
+from jaxserve.execution.programs import Program, all_programs
 from jaxserve.execution.runner import ModelRunner
-from jaxserve.execution.shapes import ShapeTable, StepShape
-from jaxserve.execution.state import abstract_state
-from jaxserve.execution.step import StepContext
-from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.execution.shapes import StepShape
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.metrics import EngineMetrics
-from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
+from jaxserve.planning import EnginePlan
 from jaxserve.request import MAX_EOS_IDS
-from jaxserve.sharding import make_mesh, named_sharding, partition_spec
-from pallas_kernels.paged_attention import CacheSpec
-from pallas_kernels.targets import current_target
 
 logger = logging.getLogger(__name__)
-
-EMBEDDED_MODEL = "jaxserve-tiny"
-EMBEDDED_FOLDER = Path(__file__).parent / "assets" / EMBEDDED_MODEL
-
-
-@dataclass(frozen=True, slots=True)
-class _Defaults:
-    """What is chosen for a kind of device where the user says nothing."""
-
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-
-
-# On a CPU a step of 512 tokens of a small model takes about as long as a reader notices.
-_CPU = _Defaults(page_size=16, max_num_seqs=32, max_num_batched_tokens=512)
-_ACCELERATOR = _Defaults(page_size=64, max_num_seqs=256, max_num_batched_tokens=8192)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnginePlan:
-    """Everything about an engine that is known before a byte of weights is loaded."""
-
-    options: EngineOptions
-    name: str
-    checkpoint: Checkpoint
-    model: DecoderConfig
-    dtype: str
-    context: StepContext
-    cache_spec: CacheSpec
-    shapes: ShapeTable
-    scheduler: SchedulerConfig
-    cache: CacheConfig
-    memory: MemoryPlan
-
-    def lines(self) -> list[str]:
-        """Return a description for people, a line each."""
-        model, devices = self.model, self.context.mesh.devices
-        kind = devices.flat[0].device_kind
-        return [
-            (
-                f"{self.name}: {model.model_type}, {model.num_layers} layers, {self.dtype}, context"
-                f" {self.scheduler.max_model_len}, on {devices.size} x {kind}"
-            ),
-            *self.memory.lines(),
-            (
-                f"a step computes up to {self.scheduler.max_num_batched_tokens} tokens of"
-                f" {self.scheduler.max_num_seqs} sequences"
-            ),
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,109 +41,6 @@ class LoadedModel:
     num_programs: int
 
 
-def plan_engine(options: EngineOptions) -> EnginePlan:
-    """Resolve options against a checkpoint and the devices at hand; loads no weights.
-
-    Raises CheckpointError, ConfigError, and MemoryPlanError when it would not fit.
-    """
-    # Before JAX starts: the share of a GPU that its pool takes.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
-    checkpoint = Checkpoint.open(
-        options.model if options.model is not None else EMBEDDED_FOLDER,
-        revision=options.revision,
-        download_dir=options.download_dir,
-    )
-    model = config_from_hf(checkpoint.hf_config)
-    mesh = make_mesh(options.tensor_parallel_size)
-    device = mesh.devices.flat[0]
-    defaults = _CPU if device.platform == "cpu" else _ACCELERATOR
-    # bfloat16 is emulated on most CPUs, and many times slower there.
-    wanted = "float32" if device.platform == "cpu" else checkpoint.dtype
-    dtype = wanted if options.dtype == "auto" else options.dtype
-
-    max_model_len = options.max_model_len or model.max_position
-    if max_model_len > model.longest_context:
-        raise ConfigError(
-            f"max_model_len must be at most the model's own context ({model.longest_context}),"
-            f" got {max_model_len}"
-        )
-    page_size = options.page_size or defaults.page_size
-    scheduler = SchedulerConfig(
-        max_model_len=max_model_len,
-        max_num_seqs=options.max_num_seqs or defaults.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens
-        or max(defaults.max_num_batched_tokens, options.max_num_seqs or 0),
-        max_queued_requests=options.max_queued_requests,
-        policy=options.scheduling_policy,
-        async_scheduling=options.async_scheduling,
-    )
-    pages_per_sequence = -(-max_model_len // page_size)
-    shapes = ShapeTable(
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        pages=pages_per_sequence,
-        platform=device.platform,
-    )
-
-    attention = plan_attention(
-        model,
-        dtype=dtype,
-        cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype] or dtype,
-        page_size=page_size,
-        target=current_target(),
-        devices=options.tensor_parallel_size,
-        backend=options.attention_backend,
-    )
-    page = attention.cache_spec(1)
-    page_sharding = named_sharding(page.axes, page.shape, mesh)
-    useful_pages, cache_bytes = None, options.kv_cache_memory_bytes
-    if device.platform == "cpu":
-        # Twice what the running sequences can fill: the rest keeps prefixes.
-        useful_pages = 2 * scheduler.max_num_seqs * pages_per_sequence + 1
-        cache_bytes = cache_bytes or CPU_CACHE_BYTES
-    memory = plan_memory(
-        limit=usable_bytes(list(mesh.devices.flat), options.memory_fraction),
-        weights=tree_bytes(abstract_params(model, dtype=dtype, mesh=mesh)),
-        state=tree_bytes(
-            abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
-        ),
-        workspace=workspace_bytes(model, shapes.all(), attention=attention, dtype=dtype),
-        page=model.num_layers
-        * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
-        page_size=page_size,
-        pages_per_sequence=pages_per_sequence,
-        cache_bytes=None if cache_bytes is None else cache_bytes // options.tensor_parallel_size,
-        num_pages=options.num_pages,
-        useful_pages=useful_pages,
-    )
-    cache_spec = attention.cache_spec(memory.num_pages)
-    name = options.model if options.model is not None else EMBEDDED_MODEL
-    return EnginePlan(
-        options=options,
-        name=name,
-        checkpoint=checkpoint,
-        model=model,
-        dtype=dtype,
-        context=StepContext(
-            model=model,
-            mesh=mesh,
-            cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
-            rope_length=max_model_len,
-            branches=shapes.branches,
-            attention=attention,
-        ),
-        cache_spec=cache_spec,
-        shapes=shapes,
-        scheduler=scheduler,
-        cache=CacheConfig(
-            num_pages=memory.num_pages,
-            page_size=page_size,
-            enable_prefix_caching=options.enable_prefix_caching,
-        ),
-        memory=memory,
-    )
-
-
 def build(
     plan: EnginePlan,
     *,
@@ -220,6 +53,7 @@ def build(
     CheckpointError for weights that do not match, KernelError for kernels that compute wrong
     numbers, and MemoryPlanError if the device has less memory left than was planned with.
     """
+    assert not plan.is_absent, "planned for hardware that is not there"
     options = plan.options
     if options.compilation_cache:
         use_compilation_cache()
@@ -227,6 +61,8 @@ def build(
     for line in plan.lines():
         report(line)
     checkpoint = plan.checkpoint
+    if not checkpoint.tensors:  # before the tokenizer, which takes longer to find missing
+        raise CheckpointError(f"{plan.name} holds no weights")
     tokenizer = Tokenizer.load(
         Path(options.tokenizer) if options.tokenizer is not None else checkpoint.folder,
         chat_template=_read_template(options.chat_template),
@@ -244,12 +80,15 @@ def build(
             context=plan.context,
             cache_spec=plan.cache_spec,
             shapes=plan.shapes,
-            num_slots=plan.scheduler.max_num_seqs + 1,
+            num_slots=plan.num_slots,
             pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
+            executables=_load_executables(plan, report),
         )
         num_programs = runner.warm_up(_compile_bar)
     compilations.mark()
-    report(f"{num_programs} programs compiled or fetched in {compilations.seconds:.1f} s")
+    report(
+        f"{num_programs} programs ready; compiling or fetching took {compilations.seconds:.1f} s"
+    )
     generation = checkpoint.generation
     if options.generation_config != "auto":
         generation = GenerationDefaults(eos_token_ids=generation.eos_token_ids)
@@ -274,6 +113,34 @@ def build(
         compilations=compilations,
         num_programs=num_programs,
     )
+
+
+def _load_executables(
+    plan: EnginePlan, report: Callable[[str], None]
+) -> dict[Program, jax.stages.Compiled]:
+    """Load what there is of a plan's programs; what is missing will be compiled."""
+    if plan.executables is None:
+        if plan.misfit is not None:
+            report(
+                f"the programs in {plan.options.executables} are not for this engine, so it"
+                f" compiles its own: {plan.misfit}"
+            )
+        return {}
+    start_s = time.perf_counter()
+    programs = all_programs(plan.shapes)
+    loaded: dict[Program, jax.stages.Compiled] = {}
+    for program in programs:
+        try:
+            compiled = plan.executables.load(program, plan.context.mesh)
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            report(f"the programs in {plan.options.executables} do not load here: {reason}")
+            break
+        if compiled is not None:
+            loaded[program] = compiled
+    elapsed_s = time.perf_counter() - start_s
+    report(f"{len(loaded)} of {len(programs)} programs loaded in {elapsed_s:.1f} s")
+    return loaded
 
 
 def _read_template(chat_template: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The command line: `jaxserve serve | chat | generate | plan | bench`."""
+"""The command line: `jaxserve serve | chat | generate | plan | compile | bench`."""
 
 import os
 import sys
@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 from jaxserve import __version__
 from jaxserve.commands import bench, chat, generate, plan, serve
+from jaxserve.commands import compile as compile_
 from jaxserve.commands.arguments import Parser
 from jaxserve.errors import JaxserveError
 
-COMMANDS = {"serve": serve, "chat": chat, "generate": generate, "plan": plan, "bench": bench}
+COMMANDS = {
+    "serve": serve,
+    "chat": chat,
+    "generate": generate,
+    "plan": plan,
+    "compile": compile_,
+    "bench": bench,
+}
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 
 

@@ -31,7 +31,8 @@ class EngineOptions:
     of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
     max_num_batched_tokens: tokens computed per step at most. max_num_seqs: sequences running at
     once. kv_cache_dtype: of keys and values in pages; fp8 halves them, at scale 1.
-    max_queued_requests: requests waiting before new ones are refused.
+    max_queued_requests: requests waiting before new ones are refused. executables: folder of
+    compiled programs (`jaxserve compile --out`), trusted like code.
     """
 
     model: str | None = None
@@ -58,6 +59,7 @@ class EngineOptions:
     kv_cache_dtype: str = "auto"
     attention_backend: str | None = None
     compilation_cache: bool = True
+    executables: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)

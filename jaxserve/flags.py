@@ -40,7 +40,7 @@ class Flag:
     choices: tuple[str, ...] | None = None
     many: bool = False
     switch: bool = False
-    short: str | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def keyword(self) -> str:
@@ -93,7 +93,7 @@ ENGINE_FLAGS = (
         name="tensor-parallel-size",
         field="tensor_parallel_size",
         parse=int,
-        short="-tp",
+        aliases=("-tp", "--tp"),
         help="devices to spread the model over",
     ),
     Flag(
@@ -167,6 +167,11 @@ ENGINE_FLAGS = (
         field="compilation_cache",
         switch=True,
         help="keep compiled programs on disk for the next start",
+    ),
+    Flag(
+        name="executables",
+        field="executables",
+        help="folder of programs from `jaxserve compile --out`; trusted like code",
     ),
 )
 
@@ -242,7 +247,7 @@ def add_flags(
     group = parser.add_argument_group(title)
     default_of = {field.name: field.default for field in fields(defaults)} if defaults else {}
     for flag in flags:
-        names = [f"--{flag.name}", *([flag.short] if flag.short else [])]
+        names = [f"--{flag.name}", *flag.aliases]
         if flag.switch:
             group.add_argument(
                 *names,

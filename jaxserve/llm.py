@@ -14,10 +14,11 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from jaxserve.build import EnginePlan, build, plan_engine
+from jaxserve.build import build
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.flags import engine_options
 from jaxserve.outputs import OutputBuilder, RequestOutput
+from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.prompts import (
     ChatOptions,
     Conversation,

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxserve.build import _explaining_out_of_memory, plan_engine
+from jaxserve.build import _explaining_out_of_memory
 from jaxserve.config import EngineOptions
 from jaxserve.errors import ConfigError, MemoryPlanError
+from jaxserve.planning import plan_engine
 
 CONFIG = {
     "model_type": "llama",

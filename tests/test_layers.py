@@ -18,7 +18,7 @@ LAYERS = (
     {"engine", "grammar", "chat"},
     {"client"},
     {"server"},
-    {"build", "flags", "outputs", "prompts", "llm", "bench"},
+    {"planning", "precompile", "build", "flags", "outputs", "prompts", "llm", "bench"},
     {"commands", "cli", "__main__", "__init__"},
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}

@@ -56,6 +56,15 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "engine", ENGINE_FLAGS, defaults=EngineOptions)
 
 
+def add_target(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add the hardware to work for."""
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        help="h100, h200, b200, a100, v4, v5e, v5p, v6e, v7x or cpu (default: what is here)",
+    )
+
+
 def model_of(args: argparse.Namespace) -> str | None:
     """Return the model asked for, by position or else by flag; None for the embedded one."""
     model: str | None = args.model if args.model is not None else args.model_flag

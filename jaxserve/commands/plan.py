@@ -1,8 +1,8 @@
-"""`jaxserve plan`: what a model would need on this machine, found without loading it."""
+"""`jaxserve plan`: what a model would need, here or on hardware by name, without loading it."""
 
 import argparse
 
-from jaxserve.commands.arguments import add_engine_arguments, model_of
+from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
 from jaxserve.flags import ENGINE_FLAGS, engine_options, given
 
 HELP = "print the memory plan of a model without loading it"
@@ -11,13 +11,14 @@ HELP = "print the memory plan of a model without loading it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_engine_arguments(parser)
+    add_target(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; it raises MemoryPlanError when the model does not fit."""
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
-    from jaxserve.build import plan_engine
+    from jaxserve.planning import plan_engine
 
-    for line in plan_engine(options).lines():
+    for line in plan_engine(options, target=args.target).lines():
         print(line)
     return 0

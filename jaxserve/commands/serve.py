@@ -53,10 +53,11 @@ def load_app(
 
     report: told what happens, a line at a time. Raises what `plan_engine` and `build` raise.
     """
-    from jaxserve.build import build, plan_engine
+    from jaxserve.build import build
     from jaxserve.chat.template import ChatTemplate
     from jaxserve.client import InProcessClient
     from jaxserve.metrics import Metrics
+    from jaxserve.planning import plan_engine
     from jaxserve.server.app import create_app
     from jaxserve.server.state import KernelChoice, ServedModel
 

@@ -26,6 +26,10 @@ CPU_CACHE_BYTES = 4 * GIB
 _COPIES = {Variant.GREEDY: 2, Variant.SAMPLE: 6, Variant.FULL: 8, Variant.SCORE: 8}
 _COPIES_OF_SCORED = 4
 
+# Share of a GPU's pool that is left free: JAX's allocator cuts the pool into blocks, and a step's
+# workspace must find one that is whole.
+GPU_SLACK = 0.03
+
 # What is small, and what a compiler does otherwise than others.
 _MARGIN = 1.25
 
@@ -89,18 +93,25 @@ def tree_bytes(tree: object) -> int:
     return total
 
 
-def usable_bytes(devices: Sequence[jax.Device], fraction: float) -> int:
+def usable_bytes(
+    devices: Sequence[jax.Device], fraction: float, *, memory_bytes: int | None = None
+) -> int:
     """Return the bytes that may be used of each of these devices: a fraction of what it has.
 
-    A CPU has what the host has free, and virtual devices share that. On a GPU, JAX's own pool is
-    the limit; its size is the same fraction, set before JAX starts
+    memory_bytes: what each has, where the devices are not there to be asked. A CPU has what the
+    host has free, and virtual devices share that. On a GPU, JAX's own pool is the limit, less
+    GPU_SLACK; its size is the same fraction, set before JAX starts
     (XLA_PYTHON_CLIENT_MEM_FRACTION).
     """
     platform = devices[0].platform
     if platform == "cpu":
         return int(psutil.virtual_memory().available * fraction) // len(devices)
-    limit = min(int(device.memory_stats()["bytes_limit"]) for device in devices)
-    return limit if platform == "gpu" else int(limit * fraction)
+    if memory_bytes is not None:
+        limit = int(memory_bytes * fraction)
+    else:
+        limit = min(int(device.memory_stats()["bytes_limit"]) for device in devices)
+        limit = limit if platform == "gpu" else int(limit * fraction)
+    return int(limit * (1 - GPU_SLACK)) if platform == "gpu" else limit
 
 
 def workspace_bytes(

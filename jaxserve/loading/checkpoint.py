@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.hub import download
+from jaxserve.loading.published import published
 
+_CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -32,10 +34,15 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder in Hugging Face's layout. `name` is what the user called it."""
+    """A model folder in Hugging Face's layout. `name` is what the user called it.
+
+    `config` is the file that describes the model. A checkpoint may be that file alone: it can be
+    planned and compiled.
+    """
 
     folder: Path
     name: str
+    config: str = _CONFIG
 
     @staticmethod
     def open(
@@ -43,20 +50,24 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Find a checkpoint: a local folder, or a hub name, downloaded once and cached.
 
+        A file is a configuration, and so is the name of a published model (`published`).
+
         revision: branch, tag or commit on the hub. download_dir: the cache to use, by default the
         hub client's own. HF_HUB_OFFLINE keeps to the cache. Raises CheckpointError.
         """
-        folder = Path(name)
+        folder = published().get(str(name), Path(name))
+        if folder.is_file():
+            return Checkpoint(folder=folder.parent, name=str(name), config=folder.name)
         if not folder.is_dir():
             folder = download(str(name), revision=revision, cache_dir=download_dir)
-        if not (folder / "config.json").is_file():
+        if not (folder / _CONFIG).is_file():
             raise CheckpointError(f"{name} has no config.json: it is not a Hugging Face model")
         return Checkpoint(folder=folder, name=str(name))
 
     @cached_property
     def hf_config(self) -> Mapping[str, object]:
-        """The parsed `config.json`."""
-        return self._json("config.json")
+        """The parsed configuration."""
+        return self._json(self.config)
 
     @cached_property
     def generation(self) -> GenerationDefaults:
@@ -104,7 +115,10 @@ class Checkpoint:
                 f"{self.name} holds only pickled weights ({', '.join(pickled[:3])}), which can run"
                 " code when opened; convert it to safetensors"
             )
-        raise CheckpointError(f"{self.name} has neither {_SINGLE} nor {_INDEX}")
+        raise CheckpointError(
+            f"{self.name} has neither {_SINGLE} nor {_INDEX}: without weights a model can be"
+            " planned and compiled, but not run"
+        )
 
     def _indexed_files(self) -> list[Path]:
         weight_map = self._json(_INDEX).get("weight_map")

@@ -24,7 +24,7 @@ def traffic(vocab_size: int) -> Iterator[Request]:
 def test_mixed_traffic_compiles_nothing(tmp_path: Path) -> None:
     loaded = load(write_one_layer(tmp_path), max_num_seqs=4, max_num_batched_tokens=8)
     assert loaded.compilations.since_mark == 0
-    # 2 shapes for decoding, 1 for longer rows and 1 for scores; cache and state, and a slot's memory.
+    # 2 shapes for decoding, 1 for longer rows, another for scores; allocating; a slot's memory.
     assert loaded.num_programs == 6
     requests = list(traffic(loaded.plan.model.vocab_size))
     for each in requests[:6]:

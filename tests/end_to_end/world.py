@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from jaxserve.build import LoadedModel, build, plan_engine
+from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.metrics import StepStats
+from jaxserve.planning import plan_engine
 from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
 from tests.data import checkpoint
 

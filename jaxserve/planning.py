@@ -1,0 +1,260 @@
+"""From options to a plan: everything about an engine that is known before anything is loaded."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
+from jaxserve.errors import ConfigError
+from jaxserve.execution.attention import plan_attention
+from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
+from jaxserve.execution.memory import (
+    CPU_CACHE_BYTES,
+    MemoryPlan,
+    plan_memory,
+    tree_bytes,
+    usable_bytes,
+    workspace_bytes,
+)
+from jaxserve.execution.programs import ProgramSet
+from jaxserve.execution.shapes import ShapeTable
+from jaxserve.execution.state import abstract_state
+from jaxserve.execution.step import StepContext
+from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
+from jaxserve.sharding import make_mesh, named_sharding, partition_spec
+from pallas_kernels.paged_attention import CacheSpec
+from pallas_kernels.targets import CPU, Target, current_target, find_target
+from pallas_kernels.topology import TopologyError, absent_devices
+
+EMBEDDED_MODEL = "jaxserve-tiny"
+EMBEDDED_FOLDER = Path(__file__).parent / "assets" / EMBEDDED_MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What is chosen for a kind of device where the user says nothing."""
+
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+# On a CPU a step of 512 tokens of a small model takes about as long as a reader notices.
+_CPU = _Defaults(page_size=16, max_num_seqs=32, max_num_batched_tokens=512)
+_ACCELERATOR = _Defaults(page_size=64, max_num_seqs=256, max_num_batched_tokens=8192)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """Everything about an engine that is known before a byte of weights is loaded.
+
+    executables: the folder whose programs fit this plan, if one does; misfit: why the folder that
+    was asked for does not. is_absent: planned for hardware that is not there, and cannot be built.
+    """
+
+    options: EngineOptions
+    name: str
+    checkpoint: Checkpoint
+    model: DecoderConfig
+    dtype: str
+    context: StepContext
+    cache_spec: CacheSpec
+    shapes: ShapeTable
+    scheduler: SchedulerConfig
+    cache: CacheConfig
+    memory: MemoryPlan
+    executables: ExecutableFolder | None = None
+    misfit: str | None = None
+    is_absent: bool = False
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of the slot state: one per sequence, and the rubbish slot."""
+        return self.scheduler.max_num_seqs + 1
+
+    @property
+    def key(self) -> Key:
+        """Everything that the compiled programs of this engine depend on."""
+        return executable_key(
+            self.context,
+            self.cache_spec,
+            num_pages=self.memory.num_pages,
+            num_slots=self.num_slots,
+        )
+
+    @property
+    def programs(self) -> ProgramSet:
+        """The programs of this engine, to be compiled."""
+        return ProgramSet(self.context, cache_spec=self.cache_spec, num_slots=self.num_slots)
+
+    def with_num_pages(self, num_pages: int) -> "EnginePlan":
+        """Return this plan with another number of KV pages."""
+        return replace(
+            self,
+            memory=replace(self.memory, num_pages=num_pages),
+            cache=replace(self.cache, num_pages=num_pages),
+            cache_spec=self.context.attention.cache_spec(num_pages),
+        )
+
+    def lines(self) -> list[str]:
+        """Return a description for people, a line each."""
+        model, devices = self.model, self.context.mesh.devices
+        kind = devices.flat[0].device_kind
+        return [
+            (
+                f"{self.name}: {model.model_type}, {model.num_layers} layers, {self.dtype}, context"
+                f" {self.scheduler.max_model_len}, on {devices.size} x {kind}"
+            ),
+            *self.memory.lines(),
+            (
+                f"a step computes up to {self.scheduler.max_num_batched_tokens} tokens of"
+                f" {self.scheduler.max_num_seqs} sequences"
+            ),
+        ]
+
+
+def plan_engine(options: EngineOptions, *, target: str | None = None) -> EnginePlan:
+    """Resolve options against a checkpoint and the devices at hand; loads no weights.
+
+    target: hardware by name, which need not be there (`pallas_kernels.targets`, or "cpu" for this
+    machine's). Raises CheckpointError, ConfigError, and MemoryPlanError when it would not fit.
+    """
+    # Before JAX starts: the share of a GPU that its pool takes.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
+    checkpoint = Checkpoint.open(
+        options.model if options.model is not None else EMBEDDED_FOLDER,
+        revision=options.revision,
+        download_dir=options.download_dir,
+    )
+    model = config_from_hf(checkpoint.hf_config)
+    mesh, hardware, is_absent = _find_hardware(target, options.tensor_parallel_size)
+    device = mesh.devices.flat[0]
+    defaults = _CPU if device.platform == "cpu" else _ACCELERATOR
+    # bfloat16 is emulated on most CPUs, and many times slower there.
+    wanted = "float32" if device.platform == "cpu" else checkpoint.dtype
+    dtype = wanted if options.dtype == "auto" else options.dtype
+
+    max_model_len = options.max_model_len or model.max_position
+    if max_model_len > model.longest_context:
+        raise ConfigError(
+            f"max_model_len must be at most the model's own context ({model.longest_context}),"
+            f" got {max_model_len}"
+        )
+    page_size = options.page_size or defaults.page_size
+    scheduler = SchedulerConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=options.max_num_seqs or defaults.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens
+        or max(defaults.max_num_batched_tokens, options.max_num_seqs or 0),
+        max_queued_requests=options.max_queued_requests,
+        policy=options.scheduling_policy,
+        async_scheduling=options.async_scheduling,
+    )
+    pages_per_sequence = -(-max_model_len // page_size)
+    shapes = ShapeTable(
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        pages=pages_per_sequence,
+        platform=device.platform,
+    )
+
+    attention = plan_attention(
+        model,
+        dtype=dtype,
+        cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype] or dtype,
+        page_size=page_size,
+        target=hardware,
+        devices=options.tensor_parallel_size,
+        backend=options.attention_backend,
+    )
+    page = attention.cache_spec(1)
+    page_sharding = named_sharding(page.axes, page.shape, mesh)
+    useful_pages, cache_bytes = None, options.kv_cache_memory_bytes
+    if device.platform == "cpu":
+        # Twice what the running sequences can fill: the rest keeps prefixes.
+        useful_pages = 2 * scheduler.max_num_seqs * pages_per_sequence + 1
+        cache_bytes = cache_bytes or CPU_CACHE_BYTES
+    memory = plan_memory(
+        limit=usable_bytes(
+            list(mesh.devices.flat),
+            options.memory_fraction,
+            memory_bytes=hardware.memory_bytes if is_absent else None,
+        ),
+        weights=tree_bytes(abstract_params(model, dtype=dtype, mesh=mesh)),
+        state=tree_bytes(
+            abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
+        ),
+        workspace=workspace_bytes(model, shapes.all(), attention=attention, dtype=dtype),
+        page=model.num_layers
+        * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
+        page_size=page_size,
+        pages_per_sequence=pages_per_sequence,
+        cache_bytes=None if cache_bytes is None else cache_bytes // options.tensor_parallel_size,
+        num_pages=options.num_pages,
+        useful_pages=useful_pages,
+    )
+    cache_spec = attention.cache_spec(memory.num_pages)
+    name = options.model if options.model is not None else EMBEDDED_MODEL
+    plan = EnginePlan(
+        options=options,
+        name=name,
+        checkpoint=checkpoint,
+        model=model,
+        dtype=dtype,
+        context=StepContext(
+            model=model,
+            mesh=mesh,
+            cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
+            rope_length=max_model_len,
+            branches=shapes.branches,
+            attention=attention,
+        ),
+        cache_spec=cache_spec,
+        shapes=shapes,
+        scheduler=scheduler,
+        cache=CacheConfig(
+            num_pages=memory.num_pages,
+            page_size=page_size,
+            enable_prefix_caching=options.enable_prefix_caching,
+        ),
+        memory=memory,
+        is_absent=is_absent,
+    )
+    if options.executables is None:
+        return plan
+    return _with_executables(plan, ExecutableFolder.open(Path(options.executables)))
+
+
+def _find_hardware(name: str | None, num_devices: int) -> tuple[Mesh, Target, bool]:
+    """Return devices to plan for, what they are, and whether they are absent."""
+    if name is not None and jax.config.jax_platforms is None:
+        # Nobody needs the hardware of this machine now, and looking for some takes time.
+        jax.config.update("jax_platforms", "cpu")
+    if name is None or name == CPU.name:
+        mesh = make_mesh(num_devices)
+        return mesh, current_target(), False
+    try:
+        target = find_target(name)
+        return make_mesh(num_devices, devices=absent_devices(target, num_devices)), target, True
+    except (ValueError, TopologyError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _with_executables(plan: EnginePlan, folder: ExecutableFolder) -> EnginePlan:
+    """Take the programs of a folder into a plan if they fit it.
+
+    They fit one number of pages, which the plan takes over where the user leaves it open: what a
+    device has free differs a little from one start to the next.
+    """
+    options, num_pages = plan.options, folder.key.get("pages")
+    is_open = options.num_pages is None and options.kv_cache_memory_bytes is None
+    if is_open and isinstance(num_pages, int) and 1 < num_pages <= plan.memory.num_pages:
+        resized = plan.with_num_pages(num_pages)
+        if folder.difference(resized.key) is None:
+            return replace(resized, executables=folder)
+    misfit = folder.difference(plan.key)
+    return replace(plan, executables=folder if misfit is None else None, misfit=misfit)
