@@ -1,5 +1,6 @@
 """Every backend of paged attention, on every target it is for, against float64 numpy."""
 
+import os
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,35 +12,70 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Unsupported, paged_attention
+from pallas_kernels import Unsupported, paged_attention, simulation
 from pallas_kernels.paged_attention import AttentionConfig
 from pallas_kernels.paged_attention.cases import LAYERS, TESTS, Case, decode, ragged
 from pallas_kernels.paged_attention.worlds import World, draw, pack, relative_error, unpack
-from pallas_kernels.targets import CPU, Target, find_target
+from pallas_kernels.targets import CPU, Target, find_target, target_of
 from tests.kernels.oracle import attended, written
 
 # See worlds.relative_error: three times what rounding makes of it in the reference.
 TOLERANCE = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
 
-# Where each backend is tested: by simulation, but for the CPU. And what it refuses there, by a
-# word of the reason: it must compute every other case.
-REFUSED: dict[tuple[str, str], dict[str, str]] = {("reference", "cpu"): {}}
+# Where each backend is tested, and what it refuses there, by words of the reason: it must compute
+# every other case.
+REFUSED: dict[tuple[str, str], dict[str, str]] = {
+    ("reference", "cpu"): {},
+    ("tpu", "v5e"): {"mixed_of_float16": "float16"},
+}
+
+# Simulations take seconds for a case. These meet everything that the others meet one by one; with
+# PALLAS_KERNELS_TESTS=all, and on the device itself, a backend computes all.
+SIMULATED = (
+    "decode_of_unequal_lengths",
+    "decode_with_sinks_in_a_window",
+    "decode_under_a_soft_cap",
+    "decode_of_head_dim_192",
+    "decode_from_float8",
+    "prefill_of_many_rows",
+    "mixed_with_sinks_in_a_window",
+    "mixed_under_a_soft_cap_in_a_window",
+    "mixed_of_multi_head",
+    "mixed_of_large_pages",
+    "mixed_from_int8",
+    "mixed_of_padding_only",
+    "odd_table_width",
+)
+
+
+def target_at(place: str) -> Target:
+    """Return the target of that name: the device that JAX runs on, or else as a CPU plays it."""
+    here = target_of(jax.devices()[0])
+    return here if here.name == place else find_target(place).simulated()
+
+
+def cases_at(place: str) -> tuple[str, ...]:
+    is_whole = os.environ.get("PALLAS_KERNELS_TESTS") == "all"
+    return tuple(TESTS) if is_whole or not target_at(place).is_simulated else SIMULATED
+
 
 RUNS = [
     pytest.param(name, backend, place, id=f"{backend}-{place}-{name}")
     for (backend, place), refused in REFUSED.items()
-    for name in TESTS
+    for name in cases_at(place)
     if name not in refused
 ]
 PLACES = [pytest.param(*place, id="-".join(place)) for place in REFUSED]
-
-
-def target_at(place: str) -> Target:
-    return CPU if place == "cpu" else find_target(place).simulated()
+RACES = [
+    pytest.param(name, backend, place, id=f"{backend}-{place}-{name}")
+    for backend, place in REFUSED
+    for name in ("decode_of_unequal_lengths", "mixed_with_sinks_in_a_window")
+    if target_at(place).is_simulated
+]
 
 
 @jax.jit(
-    static_argnames=("config", "backend", "target"),
+    static_argnames=("config", "backend", "target", "detect_races"),
     donate_argnames=("kv", "garbage"),
     keep_unused=True,
 )
@@ -51,21 +87,28 @@ def attend(
     config: AttentionConfig,
     backend: str,
     target: Target,
+    detect_races: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Attend, and offer XLA a donated array of NaN to put the result in."""
     del garbage
-    return paged_attention.attend(
-        **arrays,
-        cache=kv,
-        scale=config.head_dim**-0.5,
-        sliding_window=config.sliding_window,
-        soft_cap=config.soft_cap,
-        backend=backend,
-        target=target,
-    )
+    token = simulation.detect_races.set(detect_races)
+    try:
+        return paged_attention.attend(
+            **arrays,
+            cache=kv,
+            scale=config.head_dim**-0.5,
+            sliding_window=config.sliding_window,
+            soft_cap=config.soft_cap,
+            backend=backend,
+            target=target,
+        )
+    finally:
+        simulation.detect_races.reset(token)
 
 
-def run(world: World, backend: str, place: str) -> tuple[np.ndarray, np.ndarray]:
+def run(
+    world: World, backend: str, place: str, *, detect_races: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the results in float64, and the cache in the reference's layout."""
     config = world.case.config
     spec = paged_attention.cache_spec(config, num_pages=world.cache.shape[1], backend=backend)
@@ -79,6 +122,7 @@ def run(world: World, backend: str, place: str) -> tuple[np.ndarray, np.ndarray]
         config=config,
         backend=backend,
         target=target_at(place),
+        detect_races=detect_races,
     )
     return np.asarray(out, np.float64), unpack(np.asarray(kv), spec, config.head_dim)
 
@@ -125,8 +169,17 @@ def test_second_run_is_bit_equal(name: str, backend: str, place: str) -> None:
     np.testing.assert_array_equal(again, out)
 
 
+@pytest.mark.parametrize(("name", "backend", "place"), RACES)
+def test_no_copy_races_with_a_read_or_write(
+    name: str, backend: str, place: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = draw(TESTS[name], seed=1)
+    run(world, backend, place, detect_races=True)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(("backend", "place"), PLACES)
-@pytest.mark.parametrize("name", ["decode", "mixed"])
+@pytest.mark.parametrize("name", ["decode_of_unequal_lengths", "mixed_with_sinks_in_a_window"])
 @settings(max_examples=3)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_computes_what_is_defined_of_any_numbers(

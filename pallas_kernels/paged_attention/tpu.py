@@ -1,0 +1,157 @@
+"""The backend for TPUs: ragged paged attention in Pallas, for v4 and later.
+
+Sequences with one row are decoded by one kernel; the rows of the others are written to the cache by
+a second one, and attended with by a third. Each finds its sequences in the batch by itself, in any
+order. tpu_layout.py tells what the cache looks like, tpu_stream.py how it is read. Nothing here was
+run on a TPU: kernels are simulated, and compiled for every generation by its own compiler.
+
+Pages and the page table are those of PagedAttention (Kwon et al. 2023, arXiv:2309.06180); that
+decode and prefill are apart, that decode writes the cache while it reads, and that copies run ahead
+of the arithmetic across sequences are ideas of Ragged Paged Attention (arXiv:2604.15464).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Shaped
+
+from pallas_kernels import simulation
+from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention import tpu_tuning
+from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.tpu_decode import decode
+from pallas_kernels.paged_attention.tpu_layout import LANES, layout_of
+from pallas_kernels.paged_attention.tpu_prefill import prefill
+from pallas_kernels.paged_attention.tpu_softmax import Scoring
+from pallas_kernels.paged_attention.tpu_tuning import VMEM_BYTES
+from pallas_kernels.paged_attention.tpu_write import write
+from pallas_kernels.targets import Target
+
+_DTYPES = ("bfloat16", "float32")
+_CACHE_DTYPES = ("bfloat16", "float32", "float8_e4m3fn", "int8")
+# Three rows of the page table, in 1 MiB of scalar memory.
+_MAX_TABLE_WIDTH = 1 << 16
+
+
+def check(config: AttentionConfig, target: Target) -> None:
+    """See api.Backend."""
+    if target.platform != "tpu":
+        raise Unsupported(f"needs a TPU, got {target.name}")
+    if target.architecture not in VMEM_BYTES:
+        raise Unsupported(f"needs TPU {' or '.join(VMEM_BYTES)}, got {target.architecture}")
+    if config.dtype not in _DTYPES:
+        raise Unsupported(f"queries must be {' or '.join(_DTYPES)}, got {config.dtype}")
+    if config.cache_dtype not in _CACHE_DTYPES:
+        raise Unsupported(f"a cache must be {' or '.join(_CACHE_DTYPES)}, got {config.cache_dtype}")
+    if not LANES // 2 <= config.head_dim <= 2 * LANES:
+        raise Unsupported(f"head_dim must be in [{LANES // 2}, {2 * LANES}], got {config.head_dim}")
+    layout = layout_of(config)
+    if config.page_size % layout.tile:
+        raise Unsupported(
+            f"page_size must be a multiple of {layout.tile} for {config.cache_dtype}, "
+            f"got {config.page_size}"
+        )
+    tpu_tuning.check(layout, VMEM_BYTES[target.architecture])
+
+
+def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
+    """[pages, kv_heads, page_size, lanes]: a page is one copy, a head in it one tile of K and V."""
+    return CacheSpec(
+        shape=(num_pages, config.kv_heads, config.page_size, layout_of(config).lanes),
+        dtype=jnp.dtype(config.cache_dtype),
+        axes=("pages", "kv_heads", "offsets", "lanes"),
+    )
+
+
+def workspace_bytes(
+    config: AttentionConfig,
+    target: Target,
+    *,
+    num_tokens: int,
+    num_sequences: int,
+    max_query_length: int,
+) -> int:
+    """See api.Backend: what the kernels read and write, with the axes in their order.
+
+    The copy of the page table is left out, whose width is not known here: 4 bytes an entry.
+    """
+    del target, num_sequences
+    layout = layout_of(config)
+    new = layout.kv_heads * layout.lanes * layout.cache_dtype.itemsize
+    queries = layout.heads * layout.key_lanes * layout.dtype.itemsize
+    results = layout.heads * layout.value_lanes * layout.dtype.itemsize
+    # In order of rows, and for a prefill in order of heads too.
+    orders = 1 if max_query_length == 1 else 2
+    return num_tokens * orders * (new + queries + results)
+
+
+def attend(
+    q: Float[Array, "tokens heads head_dim"],
+    k: Shaped[Array, "tokens kv_heads head_dim"],
+    v: Shaped[Array, "tokens kv_heads head_dim"],
+    cache: Shaped[Array, "pages kv_heads page_size lanes"],
+    batch: PagedBatch,
+    *,
+    scale: float,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+    """See api.Backend; raises Unsupported for page tables wider than 65536."""
+    num_tokens, table_width = q.shape[0], batch.page_table.shape[1]
+    if table_width > _MAX_TABLE_WIDTH:
+        raise Unsupported(f"a sequence has at most {_MAX_TABLE_WIDTH} pages, got {table_width}")
+    layout, options = layout_of(config), _options(target)
+    scoring = Scoring(scale, config.soft_cap, config.sliding_window)
+    sizes = {"table_width": table_width, "num_tokens": num_tokens}
+    vmem_bytes = VMEM_BYTES[target.architecture]
+    row_counts = jnp.diff(batch.query_starts)
+    queries, new = layout.pad_queries(q), layout.join(k, v)
+    prefilled = None
+    if batch.max_query_length > 1:
+        with jax.named_scope("kv_write"):
+            cache = write(new, cache, batch, row_counts > 1, layout=layout, options=options)
+        with jax.named_scope("paged_attention"):
+            prefilled = prefill(
+                queries,
+                cache,
+                sinks,
+                batch,
+                row_counts > 1,
+                layout=layout,
+                scoring=scoring,
+                sizes=tpu_tuning.prefill_sizes(layout, vmem_bytes, **sizes),
+                options=options,
+            )
+    with jax.named_scope("paged_attention"):
+        # It overwrites the cache that the prefill reads. By the prefill's results it is bound to
+        # come later: XLA would copy the whole cache to keep two apart that it may reorder.
+        out, cache = decode(
+            queries,
+            new,
+            cache,
+            prefilled,
+            sinks,
+            batch,
+            row_counts == 1,
+            layout=layout,
+            scoring=scoring,
+            sizes=tpu_tuning.decode_sizes(layout, vmem_bytes, **sizes),
+            options=options,
+        )
+        out = layout.cut(out)
+        if prefilled is None:
+            is_real = jnp.arange(num_tokens) < batch.query_starts[-1]
+            out = jnp.where(is_real[:, None, None], out, 0)
+    return out, cache
+
+
+def _options(target: Target) -> dict[str, Any]:
+    """Return how a kernel is compiled, or simulated."""
+    if target.is_simulated:
+        races = simulation.detect_races.get()
+        return {"interpret": pltpu.InterpretParams(detect_races=races)}
+    limit = VMEM_BYTES[target.architecture] // 4 * 3
+    return {"compiler_params": pltpu.CompilerParams(vmem_limit_bytes=limit)}

@@ -1,0 +1,271 @@
+"""Paged attention with several queries per sequence, for TPUs.
+
+Queries are cut into blocks of rows of the batch, whatever sequences the rows belong to. With each
+sequence that has rows in a block, the block walks over the pages that these rows see, as far as
+the last of them sees; rows of others are masked, and their softmax does not change (as in
+FlashAttention-2, arXiv:2307.08691, per sequence). The query heads of a KV head are more rows of the
+same product.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int32, Shaped
+
+from pallas_kernels.paged_attention.batch import PagedBatch
+from pallas_kernels.paged_attention.tpu_layout import LANES, Layout, round_up
+from pallas_kernels.paged_attention.tpu_softmax import MASKED, Scoring, Softmax, softmax
+from pallas_kernels.paged_attention.tpu_stream import (
+    Buffers,
+    Items,
+    Stream,
+    buffers,
+    clear,
+    stack_table,
+)
+from pallas_kernels.paged_attention.tpu_tuning import PrefillSizes
+
+
+class Work(NamedTuple):
+    """Scalars of a prefill: an item is a sequence that has rows in a block of queries.
+
+    Rows [begins, ends) of the batch, each at position row + shifts; block i of queries has items
+    [starts[i], starts[i + 1]).
+    """
+
+    items: Items
+    begins: Int32[Array, " items"]
+    ends: Int32[Array, " items"]
+    shifts: Int32[Array, " items"]
+    starts: Int32[Array, " blocks_and_end"]
+
+
+def plan(
+    batch: PagedBatch,
+    is_prefill: Bool[Array, " sequences"],
+    *,
+    num_tokens: int,
+    page_size: int,
+    scoring: Scoring,
+    rows: int,
+) -> Work:
+    """Return the work on the sequences that `is_prefill` names, in blocks of `rows`."""
+    row_starts, row_ends = batch.query_starts[:-1], batch.query_starts[1:]
+    first_blocks = row_starts // rows
+    counts = jnp.where(is_prefill, (row_ends - 1) // rows + 1 - first_blocks, 0)
+    item_ends = jnp.cumsum(counts)
+    num_sequences, num_blocks = counts.shape[0], -(-num_tokens // rows)
+    # Every sequence is one item, and one more for each border of blocks that it crosses.
+    capacity = num_blocks + min(num_sequences, num_tokens // 2)
+    items = jnp.arange(capacity, dtype=jnp.int32)
+    sequences = jnp.sum(item_ends[None, :] <= items[:, None], axis=1, dtype=jnp.int32)
+    sequences = jnp.minimum(sequences, num_sequences - 1)
+    blocks = (first_blocks - item_ends + counts)[sequences] + items
+    begins = jnp.maximum(row_starts[sequences], blocks * rows)
+    ends = jnp.minimum(row_ends[sequences], (blocks + 1) * rows)
+    shifts = (batch.kv_lengths - row_ends)[sequences]
+    first_pages = scoring.first_visible(begins + shifts) // page_size
+    is_before = (items < item_ends[-1]) & (blocks < jnp.arange(num_blocks + 1)[:, None])
+    return Work(
+        items=Items(
+            num_items=item_ends[-1:],
+            sequences=sequences,
+            first_pages=first_pages,
+            num_pages=-(-(ends + shifts) // page_size) - first_pages,
+        ),
+        begins=begins,
+        ends=ends,
+        shifts=shifts,
+        starts=jnp.sum(is_before, axis=1, dtype=jnp.int32),
+    )
+
+
+def prefill(
+    q: Float[Array, "tokens heads key_lanes"],
+    cache: Shaped[Array, "pages kv_heads page_size lanes"],
+    sinks: Float[Array, " heads"] | None,
+    batch: PagedBatch,
+    is_prefill: Bool[Array, " sequences"],
+    *,
+    layout: Layout,
+    scoring: Scoring,
+    sizes: PrefillSizes,
+    options: dict[str, Any],
+) -> Float[Array, "tokens heads value_lanes"]:
+    """Attend with the rows of the sequences that `is_prefill` names; other rows are zeros.
+
+    Their keys and values are in the cache already.
+    """
+    num_tokens, num_heads, _ = q.shape
+    work = plan(
+        batch,
+        is_prefill,
+        num_tokens=num_tokens,
+        page_size=layout.page_size,
+        scoring=scoring,
+        rows=sizes.rows,
+    )
+    table = stack_table(batch.page_table)
+    num_rows = round_up(num_tokens, sizes.rows)
+    by_head = jnp.pad(q.transpose(1, 0, 2), ((0, 0), (0, num_rows - num_tokens), (0, 0)))
+
+    def rows_of(lanes: int) -> pl.BlockSpec:
+        return pl.BlockSpec((num_heads, sizes.rows, lanes), lambda block, _: (0, block, 0))
+
+    if sinks is not None:
+        sinks = jnp.broadcast_to(sinks[:, None, None], (num_heads, 1, LANES))
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    specs = _Inputs(
+        cache=anywhere,
+        table=anywhere,
+        q=rows_of(layout.key_lanes),
+        sinks=None if sinks is None else pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)),
+    )
+    out = pl.pallas_call(
+        partial(_kernel, layout=layout, scoring=scoring, sizes=sizes),
+        out_shape=jax.ShapeDtypeStruct((num_heads, num_rows, layout.value_lanes), q.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(num_rows // sizes.rows,),
+            in_specs=[specs],
+            out_specs=rows_of(layout.value_lanes),
+            scratch_shapes=[
+                _Scratch(
+                    buffers=buffers(layout, block=sizes.block, table_rows=table.shape[1]),
+                    softmax=softmax(
+                        num_heads // sizes.heads, sizes.heads * sizes.rows, layout.value_lanes
+                    ),
+                )
+            ],
+        ),
+        name="paged_attention_prefill",
+        **options,
+    )(work, _Inputs(cache, table, by_head, sinks))
+    by_row: jax.Array = out[:, :num_tokens].transpose(1, 0, 2)
+    return by_row
+
+
+class _Inputs(NamedTuple):
+    cache: Any
+    table: Any
+    q: Any
+    sinks: Any
+
+
+class _Scratch(NamedTuple):
+    buffers: Buffers
+    softmax: Softmax
+
+
+def _kernel(
+    work: Work,
+    inputs: _Inputs,
+    out: Any,
+    scratch: _Scratch,
+    *,
+    layout: Layout,
+    scoring: Scoring,
+    sizes: PrefillSizes,
+) -> None:
+    """Attend with one block of queries."""
+    row_block, rows = pl.program_id(0), sizes.rows
+    stream = Stream(work.items, inputs.table, inputs.cache, scratch.buffers, layout.page_size)
+    products = _Products(inputs, scratch, layout, scoring, sizes)
+
+    def attend(item: jax.Array, carry: None) -> None:
+        del carry
+        first = work.items.first_pages[item] * layout.page_size
+        end = work.ends[item] + work.shifts[item]  # behind the last key that is seen
+        row = row_block * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+        is_ours = (row >= work.begins[item]) & (row < work.ends[item])
+        # Rows of others see nothing.
+        positions = jnp.where(is_ours, row + work.shifts[item], -1)
+
+        def visit_block(block: jax.Array, slot: jax.Array) -> None:
+            start = first + block * sizes.block
+            num_live = jnp.minimum(end - start, sizes.block)
+
+            @pl.when(start + num_live == end)
+            def _clear() -> None:
+                clear(scratch.buffers, slot, num_live, chunk=sizes.chunk, tile=layout.tile)
+
+            def visit_chunk(chunk: jax.Array, carry: None) -> None:
+                del carry
+                offset = pl.multiple_of(chunk * sizes.chunk, sizes.chunk)
+                keys = start + offset + lax.broadcasted_iota(jnp.int32, (1, sizes.chunk), 1)
+                is_visible = keys <= positions
+                if scoring.sliding_window is not None:
+                    is_visible &= keys > positions - scoring.sliding_window
+                products.add(slot, offset, is_visible)
+
+            lax.fori_loop(0, pl.cdiv(num_live, sizes.chunk), visit_chunk, None)
+
+        stream.for_each_block(item, visit_block)
+
+    products.begin()
+    lax.fori_loop(work.starts[row_block], work.starts[row_block + 1], attend, None)
+    products.store(out)
+
+
+@dataclass(frozen=True)
+class _Products:
+    """The products of a block of queries: each of some query heads of one KV head, all rows."""
+
+    inputs: _Inputs
+    scratch: _Scratch
+    layout: Layout
+    scoring: Scoring
+    sizes: PrefillSizes
+
+    def begin(self) -> None:
+        """Forget all keys."""
+        heads, rows = self.sizes.heads, self.sizes.rows
+
+        def begin(nth: jax.Array, carry: None) -> None:
+            del carry
+            sinks = None
+            if self.inputs.sinks is not None:
+                of_heads = self.inputs.sinks[pl.ds(nth * heads, heads)]
+                sinks = jnp.broadcast_to(of_heads, (heads, rows, LANES)).reshape(-1, LANES)
+            self.scratch.softmax.begin(nth, sinks)
+
+        self._each(begin)
+
+    def add(self, slot: jax.Array, offset: jax.Array, is_visible: jax.Array) -> None:
+        """Attend to a chunk of the pages in buffer `slot`; is_visible is bool[rows, chunk]."""
+        layout, heads, chunk = self.layout, self.sizes.heads, self.sizes.chunk
+
+        def multiply(nth: jax.Array, carry: None) -> None:
+            del carry
+            kv_head = nth // (layout.group // heads)
+            keys = self.scratch.buffers.pages[slot, kv_head, pl.ds(offset, chunk)]
+            keys = keys.astype(layout.dtype)
+            queries = self.inputs.q[pl.ds(nth * heads, heads)].reshape(-1, layout.key_lanes)
+            scores = self.scoring.score(queries, keys[:, : layout.key_lanes])
+            scores = jnp.where(is_visible, scores.reshape(heads, -1, chunk), MASKED)
+            values = keys[:, layout.value_start :]
+            self.scratch.softmax.add(nth, scores.reshape(-1, chunk), values)
+
+        self._each(multiply)
+
+    def store(self, out: Any) -> None:
+        """Write the results to [heads, rows, value_lanes]."""
+        heads = self.sizes.heads
+
+        def store(nth: jax.Array, carry: None) -> None:
+            del carry
+            result = self.scratch.softmax.result(nth)
+            result = result.reshape(heads, -1, self.layout.value_lanes)
+            out[pl.ds(nth * heads, heads)] = result.astype(out.dtype)
+
+        self._each(store)
+
+    def _each(self, act: Callable[[jax.Array, None], None]) -> None:
+        lax.fori_loop(0, self.layout.heads // self.sizes.heads, act, None)
