@@ -10,7 +10,7 @@ from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.cases import Case
 
 # A cache's axes in the reference's order, in which worlds have them too.
-AXES = ("planes", "pages", "kv_heads", "offsets", "head_dim")
+AXES: tuple[str, ...] = ("planes", "pages", "kv_heads", "offsets", "head_dim")
 
 # Queries of unit variance weigh all keys much alike, and then one key too few among hundreds is
 # hard to see; of this deviation, a few keys count.
@@ -142,16 +142,31 @@ def poison(dtype: str) -> np.ndarray:
 def pack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec) -> A:
     """Bring a cache from the reference's layout into that of `spec`, by the words of its axes.
 
-    What `spec` adds to head_dim to fill up tiles becomes zeros.
+    The word `lanes` is for keys and values side by side. What `spec` has more of them, or of
+    head_dim, to fill up tiles, becomes zeros.
     """
-    packed = cache.transpose([AXES.index(axis) for axis in spec.axes])
+    axes = AXES
+    if "lanes" in spec.axes:
+        axes = (*AXES[1:-1], "lanes")
+        cache = _moved(cache, 0, -2).reshape(*cache.shape[1:-1], -1)
+    packed = cache.transpose([axes.index(axis) for axis in spec.axes])
     padding = [(0, size - old) for size, old in zip(spec.shape, packed.shape, strict=True)]
     return np.pad(packed, padding) if isinstance(packed, np.ndarray) else jnp.pad(packed, padding)
 
 
 def unpack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec, head_dim: int) -> A:
     """Bring a cache from the layout of `spec` into that of the reference."""
+    if "lanes" in spec.axes:
+        axes = (*AXES[1:-1], "lanes")
+        cache = cache.transpose([spec.axes.index(axis) for axis in axes])[..., : 2 * head_dim]
+        return _moved(cache.reshape(*cache.shape[:-1], 2, head_dim), -2, 0)
     return cache.transpose([spec.axes.index(axis) for axis in AXES])[..., :head_dim]
+
+
+def _moved[A: (np.ndarray, jax.Array)](x: A, source: int, destination: int) -> A:
+    axes = list(range(x.ndim))
+    axes.insert(destination % x.ndim, axes.pop(source))
+    return x.transpose(axes)
 
 
 def relative_error(found: np.ndarray | jax.Array, wanted: np.ndarray | jax.Array) -> float:

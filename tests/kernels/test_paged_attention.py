@@ -30,7 +30,7 @@ REFUSED: dict[tuple[str, str], dict[str, str]] = {
 }
 
 # Simulations take seconds for a case. These meet everything that the others meet one by one; with
-# PALLAS_KERNELS_TESTS=all, and on the device itself, a backend computes all.
+# PALLAS_KERNELS_TESTS=all, and on the device itself (JAX_PLATFORMS=cuda), a backend computes all.
 SIMULATED = (
     "decode_of_unequal_lengths",
     "decode_with_sinks_in_a_window",
@@ -48,15 +48,23 @@ SIMULATED = (
 )
 
 
-def target_at(place: str) -> Target:
-    """Return the target of that name: the device that JAX runs on, or else as a CPU plays it."""
-    here = target_of(jax.devices()[0])
-    return here if here.name == place else find_target(place).simulated()
+def is_simulated(place: str) -> bool:
+    return place != "cpu" and os.environ.get("JAX_PLATFORMS") == "cpu"
 
 
 def cases_at(place: str) -> tuple[str, ...]:
-    is_whole = os.environ.get("PALLAS_KERNELS_TESTS") == "all"
-    return tuple(TESTS) if is_whole or not target_at(place).is_simulated else SIMULATED
+    is_brief = is_simulated(place) and os.environ.get("PALLAS_KERNELS_TESTS") != "all"
+    return SIMULATED if is_brief else tuple(TESTS)
+
+
+def target_at(place: str) -> Target:
+    """Return the target of that name, as it is or as a CPU plays it; skip where neither can be."""
+    here = target_of(jax.devices()[0])
+    if here.name == place:
+        return here
+    if here.platform != "cpu":
+        pytest.skip(f"tested on {place} or on a CPU, not on {here.name}")
+    return find_target(place).simulated()
 
 
 RUNS = [
@@ -70,7 +78,7 @@ RACES = [
     pytest.param(name, backend, place, id=f"{backend}-{place}-{name}")
     for backend, place in REFUSED
     for name in ("decode_of_unequal_lengths", "mixed_with_sinks_in_a_window")
-    if target_at(place).is_simulated
+    if is_simulated(place)
 ]
 
 
@@ -180,7 +188,7 @@ def test_no_copy_races_with_a_read_or_write(
 
 @pytest.mark.parametrize(("backend", "place"), PLACES)
 @pytest.mark.parametrize("name", ["decode_of_unequal_lengths", "mixed_with_sinks_in_a_window"])
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_computes_what_is_defined_of_any_numbers(
     name: str, backend: str, place: str, seed: int
@@ -241,7 +249,7 @@ def steps(draw_: st.DrawFn) -> Case:
     return ragged(config, *zip(rows, lengths, strict=True))
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(case=steps(), seed=st.integers(0, 2**32 - 1))
 def test_reference_is_the_definition_to_float32_rounding(case: Case, seed: int) -> None:
     world = draw(case, seed)
