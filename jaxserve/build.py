@@ -22,6 +22,7 @@ from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.metrics import EngineMetrics
+from jaxserve.models import random_params
 from jaxserve.planning import EnginePlan
 from jaxserve.request import MAX_EOS_IDS
 
@@ -61,7 +62,9 @@ def build(
     for line in plan.lines():
         report(line)
     checkpoint = plan.checkpoint
-    if not checkpoint.tensors:  # before the tokenizer, which takes longer to find missing
+    is_dummy = options.load_format == "dummy"
+    # Asked before the tokenizer, which takes longer to find missing.
+    if not is_dummy and not checkpoint.tensors:
         raise CheckpointError(f"{plan.name} holds no weights")
     tokenizer = Tokenizer.load(
         Path(options.tokenizer) if options.tokenizer is not None else checkpoint.folder,
@@ -74,9 +77,12 @@ def build(
             f" {MAX_EOS_IDS}"
         )
     check_attention(plan.context.attention)
+    model, mesh = plan.model, plan.context.mesh
     with _explaining_out_of_memory():
         runner = ModelRunner(
-            load_params(checkpoint, plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
+            random_params(model, seed=options.seed, dtype=plan.dtype, mesh=mesh)
+            if is_dummy
+            else load_params(checkpoint, model, dtype=plan.dtype, mesh=mesh),
             context=plan.context,
             cache_spec=plan.cache_spec,
             shapes=plan.shapes,

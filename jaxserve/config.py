@@ -17,6 +17,7 @@ KV_CACHE_DTYPES = {
     "fp8": "float8_e4m3fn",
     "fp8_e4m3": "float8_e4m3fn",
 }
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
 GENERATION_CONFIGS = ("auto", "vllm")
 
 
@@ -25,7 +26,8 @@ class EngineOptions:
     """What a user may ask of an engine; None means: choose for this model and device.
 
     Names and meanings are vLLM's where the thing is the same. model: a folder, a hub name, or
-    None for the embedded model. max_model_len: tokens of prompt and output together.
+    None for the embedded model. load_format: "dummy" draws weights at random, which is all that a
+    measurement needs. max_model_len: tokens of prompt and output together.
     memory_fraction: share of the device's memory that weights, workspace and KV cache may take
     (`--gpu-memory-utilization`). kv_cache_memory_bytes: bytes for KV pages, over all devices
     of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
@@ -42,6 +44,7 @@ class EngineOptions:
     served_model_names: tuple[str, ...] = ()
     chat_template: str | None = None
     generation_config: str = "auto"
+    load_format: str = "auto"
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -63,6 +66,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("load_format", self.load_format, LOAD_FORMATS)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)

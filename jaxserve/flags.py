@@ -15,7 +15,14 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from jaxserve.config import DTYPES, GENERATION_CONFIGS, KV_CACHE_DTYPES, POLICIES, EngineOptions
+from jaxserve.config import (
+    DTYPES,
+    GENERATION_CONFIGS,
+    KV_CACHE_DTYPES,
+    LOAD_FORMATS,
+    POLICIES,
+    EngineOptions,
+)
 from jaxserve.errors import ConfigError
 from jaxserve.server.config import ServerConfig
 
@@ -80,6 +87,12 @@ ENGINE_FLAGS = (
         field="generation_config",
         choices=GENERATION_CONFIGS,
         help="auto: the model's sampling defaults; vllm: neutral ones",
+    ),
+    Flag(
+        name="load-format",
+        field="load_format",
+        choices=LOAD_FORMATS,
+        help="dummy draws random weights of the model's shapes, for measurements",
     ),
     Flag(name="dtype", field="dtype", choices=DTYPES, help="type of weights and KV cache"),
     Flag(name="seed", field="seed", parse=int, help="start of the random numbers"),

@@ -1,6 +1,7 @@
 """What planning and building an engine say to what cannot work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxserve.build import _explaining_out_of_memory
+from jaxserve.build import _explaining_out_of_memory, build
 from jaxserve.config import EngineOptions
-from jaxserve.errors import ConfigError, MemoryPlanError
-from jaxserve.planning import plan_engine
+from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
+from jaxserve.planning import EMBEDDED_FOLDER, plan_engine
+from jaxserve.request import Request, SamplingParams
 
 CONFIG = {
     "model_type": "llama",
@@ -52,8 +54,26 @@ def test_virtual_devices_share_the_memory_of_their_host(tmp_path: Path) -> None:
 
 
 def test_an_unknown_attention_backend_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="attention_backend must be one of reference, got 'x'"):
+    with pytest.raises(ConfigError, match=r"attention_backend must be one of .*, got 'x'"):
         plan_engine(EngineOptions(model=folder(tmp_path), attention_backend="x"))
+
+
+def test_weights_are_drawn_at_random_for_a_model_that_has_none(tmp_path: Path) -> None:
+    options = EngineOptions(
+        model=folder(tmp_path, vocab_size=2048),
+        tokenizer=str(EMBEDDED_FOLDER),
+        max_num_seqs=1,
+        max_num_batched_tokens=2,
+    )
+    with pytest.raises(CheckpointError, match="not run, unless load_format is dummy"):
+        build(plan_engine(options))
+    engine = build(plan_engine(replace(options, load_format="dummy"))).engine
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    engine.add(Request(id="", prompt_ids=(1, 2), params=params))
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    assert sum(len(event.token_ids) for event in events) == 3
 
 
 def test_running_out_of_memory_says_what_to_change() -> None:

@@ -117,7 +117,7 @@ class Checkpoint:
             )
         raise CheckpointError(
             f"{self.name} has neither {_SINGLE} nor {_INDEX}: without weights a model can be"
-            " planned and compiled, but not run"
+            " planned and compiled, but not run, unless load_format is dummy"
         )
 
     def _indexed_files(self) -> list[Path]:
