@@ -247,7 +247,7 @@ def measure(
     for backend in backends:
         result = Result(case=name, contender=backend, num_bytes=num_bytes, flops=flops)
         try:
-            paged_attention.choose(case.config, target=target, backend=backend)
+            paged_attention.BACKENDS[backend].check(case.config, target)
         except Unsupported as reason:
             yield replace(result, note=str(reason))
             continue

@@ -242,7 +242,7 @@ def shrunk(case: Case) -> Case:
     window = config.sliding_window
     small = replace(
         shard(config, config.kv_heads),
-        page_size=16,
+        page_size=32,
         sliding_window=None if window is None else -(-window // 64),
     )
     sequences = tuple((-(-rows // 64), -(-total // 64)) for rows, total in case.sequences[-4:])
