@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.dispatch import Choice, Unsupported
-from pallas_kernels.paged_attention import reference, tpu
+from pallas_kernels.paged_attention import mosaic_gpu, reference, tpu
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
 from pallas_kernels.targets import Target, current_target
 
@@ -54,7 +54,7 @@ class Backend(Protocol):
 
 
 # In order of preference.
-BACKENDS: dict[str, Backend] = {"tpu": tpu, "reference": reference}
+BACKENDS: dict[str, Backend] = {"mosaic_gpu": mosaic_gpu, "tpu": tpu, "reference": reference}
 
 # What a cache may hold, and the largest magnitude of those that need a scale.
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention import reference, work
+from pallas_kernels.paged_attention import mosaic_gpu_sm90, reference, work
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.mosaic_gpu_combine import combine
 from pallas_kernels.paged_attention.work import Blocks
@@ -81,7 +81,7 @@ class Kernels(Protocol):
 
 
 # By compute capability.
-KERNELS: dict[str, Kernels] = {}
+KERNELS: dict[str, Kernels] = {"9.0": mosaic_gpu_sm90}
 
 # A shorter run of keys is not worth a thread block and a part to be merged.
 SPLIT_TOKENS = 256

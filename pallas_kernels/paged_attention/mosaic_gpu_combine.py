@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.paged_attention.reference import MASKED
 from pallas_kernels.paged_attention.work import END_ITEM, FIRST_ITEM, QUERY
+from pallas_kernels.simulation import detect_races
 from pallas_kernels.targets import Target
 
 # Parts that are read at once: as many reads in flight, as one after another would take too long.
@@ -26,7 +27,9 @@ _WARPS, _LANES = 4, 32
 
 def interpreter(target: Target) -> plgpu.InterpretGPUParams | None:
     """Return how kernels are run for a target that is simulated; None where they are compiled."""
-    return plgpu.InterpretGPUParams() if target.is_simulated else None
+    if not target.is_simulated:
+        return None
+    return plgpu.InterpretGPUParams(detect_races=detect_races.get())
 
 
 def combine(

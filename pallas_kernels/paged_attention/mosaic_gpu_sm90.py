@@ -1,0 +1,235 @@
+"""Paged attention on Hopper (compute capability 9.0): TMA per page, wgmma, online softmax.
+
+One kernel body makes both halves of `mosaic_gpu.Kernels`. The rows of its score tiles are query
+tokens times the query heads of one key/value head, 64 to a warpgroup, so that a key is fetched once
+for all of them. Tiles of keys and values come page by page into a ring that is filled ahead.
+
+Decode is thread blocks of one warpgroup, small enough that a core holds two of them: while one
+waits or computes exponentials, the other multiplies. Prefill is two warpgroups that take turns at
+the tensor cores and a third that only fetches, as in FlashAttention-3 (arXiv:2407.08608).
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int32, Shaped
+
+from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention.batch import AttentionConfig
+from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
+from pallas_kernels.paged_attention.mosaic_gpu_sm90_body import (
+    ROWS,
+    How,
+    Plan,
+    is_narrow,
+    run,
+    swizzle_of,
+)
+from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.targets import Target
+
+# Shared memory of a core; what of it one thread block can have; what the driver takes of each.
+_CORE_BYTES = 233472
+_BLOCK_BYTES = 232448
+_DRIVER_BYTES = 1024
+
+# Left for barriers.
+_SPARE_BYTES = 512
+
+# A deeper ring brings nothing: this much is on its way already.
+_MOST_STAGES = 6
+
+
+def check(config: AttentionConfig) -> None:
+    """See mosaic_gpu.Kernels."""
+    if config.group > ROWS:
+        raise Unsupported(f"at most {ROWS} query heads share a KV head, got {config.group}")
+    if config.head_dim % 32 or not 64 <= config.head_dim <= 256:
+        raise Unsupported(f"wgmma needs head_dim in 64, 96, ... 256, got {config.head_dim}")
+    if config.page_size < 16 or config.page_size & (config.page_size - 1):
+        raise Unsupported(
+            f"tiles need page_size to be a power of two from 16 on, got {config.page_size}"
+        )
+    if not is_narrow(config) and config.cache_dtype != config.dtype:
+        raise Unsupported(
+            f"wgmma multiplies equals: {config.dtype} by a cache of {config.cache_dtype}"
+        )
+
+
+def blocks(config: AttentionConfig) -> Blocks:
+    """See mosaic_gpu.Kernels."""
+    return Blocks(
+        decode_rows=ROWS,
+        decode_keys=decode_plan(config, 1).keys,
+        prefill_tokens=2 * (ROWS // config.group),
+    )
+
+
+def decode(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    page_table: Int32[Array, "sequences pages"],
+    items: Int32[Array, "items fields"],
+    *,
+    query_tokens: int,
+    scale: float,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[
+    Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
+]:
+    """See mosaic_gpu.Kernels."""
+    num_items, kv_heads, group = items.shape[0], config.kv_heads, config.group
+    # An item's rows are read together, those after the last one too.
+    q = jnp.pad(q, ((0, query_tokens - 1), (0, 0), (0, 0)))
+    kernel = _kernel(
+        "paged_attention_decode",
+        num_items,
+        (
+            jax.ShapeDtypeStruct((num_items, query_tokens, *q.shape[1:]), jnp.float32),
+            jax.ShapeDtypeStruct((num_items, kv_heads, ROWS), jnp.float32),
+        ),
+        decode_plan(config, query_tokens),
+        scale,
+        config,
+        target,
+    )
+    parts, sums = kernel(q, cache, page_table, items)
+    sums = sums[:, :, : query_tokens * group]
+    sums = sums.reshape(num_items, kv_heads, query_tokens, group).transpose(0, 2, 1, 3)
+    return parts, sums.reshape(num_items, query_tokens, config.heads)
+
+
+def prefill(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    page_table: Int32[Array, "sequences pages"],
+    items: Int32[Array, "items fields"],
+    *,
+    scale: float,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
+) -> Float[Array, "tokens heads head_dim"]:
+    """See mosaic_gpu.Kernels."""
+    plan = prefill_plan(config, num_tokens=q.shape[0])
+    kernel = _kernel(
+        "paged_attention_prefill",
+        items.shape[0],
+        (jax.ShapeDtypeStruct(q.shape, q.dtype),),
+        plan,
+        scale,
+        config,
+        target,
+    )
+    operands = [q, cache, page_table, items]
+    if sinks is not None:
+        per_row = jnp.tile(sinks.reshape(config.kv_heads, config.group), (1, plan.tokens))
+        operands.append(jnp.pad(per_row, ((0, 0), (0, ROWS - per_row.shape[1]))))
+    (out,) = kernel(*operands)
+    return cast(jax.Array, out)
+
+
+def _stages(config: AttentionConfig, warpgroups: int, keys: int, budget: int) -> int:
+    """Return how many stages fit, beside the queries and the tiles that are widened to."""
+    row = config.head_dim * jnp.dtype(config.dtype).itemsize
+    fixed = warpgroups * ROWS * row + (2 * keys * row if is_narrow(config) else 0)
+    stage = 2 * keys * config.head_dim * jnp.dtype(config.cache_dtype).itemsize
+    return min(_MOST_STAGES, (budget - _SPARE_BYTES - fixed) // stage)
+
+
+def decode_plan(config: AttentionConfig, query_tokens: int) -> Plan:
+    """Tiles of 64 keys where half a core has room for three stages of them, else of 32.
+
+    Latency times bandwidth of an H200 is some 40 kB a core: two blocks have that on their way.
+    """
+    budget = _CORE_BYTES // 2 - _DRIVER_BYTES
+    keys = 64 if _stages(config, 1, 64, budget) >= 3 else 32
+    stages = _stages(config, 1, keys, budget)
+    return Plan(warpgroups=1, tokens=query_tokens, keys=keys, stages=stages, is_split=True)
+
+
+def prefill_plan(config: AttentionConfig, *, num_tokens: int) -> Plan:
+    """Tiles of 128 keys where registers hold their scores beside the results, else of 64."""
+    keys = 128 if config.head_dim <= 128 else 64
+    stages = _stages(config, 2, keys, _BLOCK_BYTES)
+    tokens = min(ROWS // config.group, num_tokens)
+    return Plan(warpgroups=2, tokens=tokens, keys=keys, stages=stages, is_split=False)
+
+
+def _kernel(
+    name: str,
+    num_items: int,
+    out_type: tuple[jax.ShapeDtypeStruct, ...],
+    plan: Plan,
+    scale: float,
+    config: AttentionConfig,
+    target: Target,
+) -> Callable[..., Any]:
+    """Make the kernel: a thread block per item and key/value head."""
+    how = How(plan=plan, config=config, scale=scale, is_simulated=target.is_simulated)
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        run(how, refs, scratch)
+
+    return cast(
+        Callable[..., Any],
+        plgpu.kernel(
+            body,
+            out_type=out_type,
+            scratch_types=_scratch(plan, config, is_simulated=target.is_simulated),
+            grid=(num_items, config.kv_heads),
+            grid_names=("item", "kv_head"),
+            num_threads=plan.num_threads,
+            thread_name="warpgroup",
+            kernel_name=name,
+            # Rows are reduced within a warp, without scratch.
+            compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
+            interpret=interpreter(target),
+        ),
+    )
+
+
+def _scratch(plan: Plan, config: AttentionConfig, *, is_simulated: bool) -> dict[str, Any]:
+    """Describe shared memory and barriers, by name."""
+    head_dim = config.head_dim
+    dtype, cache_dtype = jnp.dtype(config.dtype), jnp.dtype(config.cache_dtype)
+
+    def tiles(*shape: int, dtype: jnp.dtype) -> Any:
+        swizzle = swizzle_of(plan.keys, head_dim, dtype)
+        # Their declared base class is abstract, which a type checker takes for theirs.
+        tiling, swizzling = cast(Any, plgpu.TilingTransform), cast(Any, plgpu.SwizzleTransform)
+        transforms = tiling((8, swizzle // dtype.itemsize)), swizzling(swizzle)
+        return plgpu.SMEM((*shape, head_dim), dtype, transforms=transforms)
+
+    ring = [tiles(plan.stages, plan.keys, dtype=cache_dtype) for _ in range(2)]
+    arrivals = max(1, plan.keys // config.page_size)
+    # Queries arrive and results leave in rows, but wgmma reads tiles. Each warpgroup has its part
+    # of the place for both: which the simulator, to which a union is one thing, cannot follow.
+    queries: Any = (
+        plgpu.SMEM((plan.warpgroups, ROWS, head_dim), dtype),
+        tiles(plan.warpgroups, ROWS, dtype=dtype),
+    )
+    if plan.warpgroups == 1 or not is_simulated:
+        queries = plgpu.RefUnion(*queries)
+    scratch = {
+        "queries": queries,
+        # The part of a split leaves when all keys have been read.
+        "ring": plgpu.RefUnion(ring, plgpu.SMEM((ROWS, head_dim), jnp.float32))
+        if plan.is_split
+        else ring,
+        "q_ready": plgpu.Barrier(num_arrivals=plan.tokens, num_barriers=plan.warpgroups),
+        "ready": [plgpu.Barrier(num_arrivals=arrivals, num_barriers=plan.stages) for _ in range(2)],
+    }
+    if is_narrow(config):
+        scratch["wide"] = [tiles(plan.keys, dtype=dtype) for _ in range(2)]
+    if not plan.is_split:
+        readers = 1 if is_narrow(config) else plan.warpgroups
+        scratch["free"] = [
+            plgpu.Barrier(num_arrivals=readers, num_barriers=plan.stages) for _ in range(2)
+        ]
+        scratch["turn"] = plgpu.Barrier(num_arrivals=plan.warpgroups)
+    return scratch
