@@ -52,26 +52,29 @@ def goldens(name: str) -> list[Golden]:
 
 
 def write_one_layer(
-    folder: Path, *, change: Callable[[dict[str, NDArray[np.float32]]], None] = lambda tensors: None
+    folder: Path,
+    *,
+    source: str = "stories260K-hf",
+    change: Callable[[dict[str, NDArray[np.float32]]], None] = lambda tensors: None,
 ) -> Path:
-    """Write the first layer of the stories model as a model, with a head of its own.
+    """Write the first layer of a checkpoint as a model, with a head of its own.
 
     change: what is done to its tensors, by their names, before.
     """
-    source = checkpoint("stories260K-hf")
+    whole = checkpoint(source)
     tensors = {
         name: tensor.copy()
-        for name, tensor in load_file(source / "model.safetensors").items()
+        for name, tensor in load_file(whole / "model.safetensors").items()
         if ".layers." not in name or ".layers.0." in name
     }
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
-    config = json.loads((source / "config.json").read_text("utf-8"))
+    config = json.loads((whole / "config.json").read_text("utf-8"))
     config |= {"num_hidden_layers": 1, "tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((source / name).read_bytes())
+        (folder / name).write_bytes((whole / name).read_bytes())
     return folder
 
 
