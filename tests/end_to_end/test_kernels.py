@@ -74,7 +74,10 @@ def tokens(answers: Answers) -> list[list[int]]:
     return [answers[str(length), 0].token_ids for length in LENGTHS]
 
 
-SIMULATIONS = [Simulated("v5e", "tpu", "float32")]
+SIMULATIONS = [
+    Simulated("v5e", "tpu", "float32"),
+    Simulated("h200", "mosaic_gpu", "float16"),
+]
 
 
 @pytest.mark.parametrize("simulated", SIMULATIONS, ids=lambda each: each.target)
