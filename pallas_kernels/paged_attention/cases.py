@@ -154,8 +154,9 @@ def _tests() -> dict[str, Case]:
     gemma = replace(shard(LAYERS["gemma-2-9b"], 8), sliding_window=21, soft_cap=5.0, page_size=32)
     oss = replace(shard(LAYERS["gpt-oss-20b"], 8), sliding_window=20, page_size=16)
     phi = replace(shard(LAYERS["phi-3-mini"], 16), sliding_window=70)
-    fp8 = replace(qwen, cache_dtype="float8_e4m3fn")
-    int8 = replace(qwen, cache_dtype="int8")
+    nemotron = shard(LAYERS["nemotron-4-340b"], 8)
+    fp8 = replace(nemotron, cache_dtype="float8_e4m3fn", page_size=32)
+    int8 = replace(qwen, cache_dtype="int8", page_size=128)
     mixed = ((1, 9), (1, 50), (17, 60), (0, 0), (33, 33), (0, 40), (5, 5))
     return {
         "decode": decode(llama, (1, 16, 17, 90), padding=2),
@@ -166,16 +167,16 @@ def _tests() -> dict[str, Case]:
         "decode_under_a_soft_cap": decode(replace(gemma, sliding_window=None), (40, 7)),
         "decode_of_multi_query": decode(LAYERS["gemma-2b"], (70, 12)),
         "decode_of_multi_head": decode(replace(phi, sliding_window=None), (70, 12)),
-        "decode_of_head_dim_192": decode(shard(LAYERS["nemotron-4-340b"], 8), (70, 12)),
+        "decode_of_head_dim_192": decode(nemotron, (70, 12)),
         "decode_of_large_pages": decode(replace(qwen, page_size=128), (300, 129)),
         "decode_from_float8": decode(fp8, (70, 12), padding=1),
-        "decode_from_int8": decode(int8, (70, 12), padding=1),
+        "decode_from_int8": decode(int8, (300, 12), padding=1),
         "decode_of_float32": decode(
             replace(qwen, dtype="float32", cache_dtype="float32"), (70, 12), padding=1
         ),
         "decode_of_padding_only": decode(qwen, (), padding=2),
         "prefill": ragged(llama, (13, 13), (70, 70)),
-        "prefill_of_many_rows": ragged(qwen, (150, 150)),
+        "prefill_of_many_rows": ragged(qwen, (150, 150), width=5),
         "chunk_in_the_middle": ragged(qwen, (20, 150), (64, 128)),
         "mixed": ragged(llama, *mixed),
         "mixed_of_single_rows": ragged(qwen, (1, 70), (0, 0), (1, 1)),
@@ -184,10 +185,10 @@ def _tests() -> dict[str, Case]:
         "mixed_under_a_soft_cap_in_a_window": ragged(gemma, *mixed),
         "mixed_of_multi_query": ragged(LAYERS["gemma-2b"], (1, 30), (12, 12)),
         "mixed_of_multi_head": ragged(phi, (1, 80), (12, 90)),
-        "mixed_of_head_dim_192": ragged(shard(LAYERS["nemotron-4-340b"], 8), (1, 30), (12, 12)),
+        "mixed_of_head_dim_192": ragged(nemotron, (1, 30), (12, 12)),
         "mixed_of_large_pages": ragged(replace(qwen, page_size=128), (1, 300), (50, 200)),
-        "mixed_from_float8": ragged(fp8, *mixed),
-        "mixed_from_int8": ragged(int8, *mixed),
+        "mixed_from_float8": ragged(fp8, (1, 70), (33, 40), (0, 0), (1, 1)),
+        "mixed_from_int8": ragged(int8, (1, 300), (50, 200), (0, 0), (1, 1)),
         "mixed_of_float32": ragged(
             replace(qwen, dtype="float32", cache_dtype="float32"), (1, 70), (33, 40)
         ),
