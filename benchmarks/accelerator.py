@@ -1,0 +1,107 @@
+"""Everything that ten minutes on an accelerator can tell, in one command.
+
+    python benchmarks/accelerator.py --out results/h200 --executables DIR --torch-python PYTHON
+    PALLAS_KERNELS_SIMULATE=h200 python benchmarks/accelerator.py --rehearse --out /tmp/rehearsal
+
+Stages, each a process of its own with its own share of the time, in order of what would be missed
+most: kernels (benchmarks/kernels.py: right, then fast), step (benchmarks/step.py: real shapes,
+random weights), start (benchmarks/cold_start.py: with and without programs compiled elsewhere, by
+`jaxserve compile llama-3.1-8b --out DIR` with START_FLAGS), autotuning (what XLA measured, for
+compilations elsewhere). A stage that fails or runs out of time costs the others nothing. What each printed and its JSON lie in --out;
+a summary is printed last. --rehearse runs all of it small, on any machine.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TINY = HERE.parent / "jaxserve" / "assets" / "jaxserve-tiny"
+MODEL = "llama-3.1-8b"
+# Fewer programs than a server has, so that compiling them all fits into the time.
+TUNED_FLAGS = ("--max-num-seqs", "64", "--max-num-batched-tokens", "128")
+START_FLAGS = (
+    *("--max-num-seqs", "8", "--max-num-batched-tokens", "512", "--max-model-len", "8192"),
+    *("--load-format", "dummy", "--tokenizer", str(TINY)),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command with the seconds it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    timeout_s: float
+
+
+def stages(args: argparse.Namespace) -> list[Stage]:
+    """Return what to run, with each stage's JSON in args.out."""
+
+    def script(file: str, name: str, *arguments: str, timeout_s: float) -> Stage:
+        result = ("--json", str(args.out / f"{name}.json"))
+        command = (sys.executable, str(HERE / file), *result, *arguments)
+        return Stage(name, command, timeout_s)
+
+    carried = () if args.executables is None else ("--executables", args.executables)
+    if args.rehearse:
+        small = ("--batch", "1", "4", "--context", "64", "--steps", "8")
+        return [
+            script("kernels.py", "kernels", "--quick", timeout_s=1800),
+            script("step.py", "step", str(TINY), *small, timeout_s=900),
+            script("cold_start.py", "start", str(TINY), *carried, timeout_s=900),
+        ]
+    real = ("--batch", "1", "64", "256", "--context", "1024")
+    tuned = ("--record-autotuning", str(args.out / "autotuning.txt"), *TUNED_FLAGS)
+    return [
+        script("kernels.py", "kernels", "--torch-python", args.torch_python, timeout_s=200),
+        script("step.py", "step", MODEL, *real, timeout_s=140),
+        script("cold_start.py", "start", MODEL, *carried, "--", *START_FLAGS, timeout_s=150),
+        Stage("autotuning", (sys.executable, "-m", "jaxserve", "compile", MODEL, *tuned), 70),
+    ]
+
+
+def run(stage: Stage, out: Path) -> str:
+    """Run a stage, keep what it prints, and return how it ended."""
+    begin_s = time.perf_counter()
+    with (out / f"{stage.name}.log").open("w", encoding="utf-8") as log:
+        log.write(" ".join(stage.command) + "\n")
+        log.flush()
+        try:
+            status = subprocess.run(
+                stage.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=stage.timeout_s,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = None
+    ended = {None: "out of time", 0: "done"}.get(status, f"failed with status {status}")
+    return f"{stage.name:<12}{time.perf_counter() - begin_s:>7.0f} s  {ended}"
+
+
+def main() -> None:
+    """Run every stage and print what each found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--executables", metavar="DIR")
+    parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--rehearse", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    summary = []
+    for stage in stages(args):
+        summary.append(run(stage, args.out))
+        print(summary[-1], file=sys.stderr, flush=True)
+        print((args.out / f"{stage.name}.log").read_text("utf-8")[-6000:], flush=True)
+    print("\n".join(summary))
+
+
+if __name__ == "__main__":
+    main()
