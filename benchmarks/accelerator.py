@@ -7,8 +7,9 @@ Stages, each a process of its own with its own share of the time, in order of wh
 most: kernels (benchmarks/kernels.py: right, then fast), step (benchmarks/step.py: real shapes,
 random weights), start (benchmarks/cold_start.py: with and without programs compiled elsewhere, by
 `jaxserve compile llama-3.1-8b --out DIR` with START_FLAGS), autotuning (what XLA measured, for
-compilations elsewhere). A stage that fails or runs out of time costs the others nothing. What each printed and its JSON lie in --out;
-a summary is printed last. --rehearse runs all of it small, on any machine.
+compilations elsewhere). A stage that fails or runs out of time costs the others nothing. What each
+printed and its JSON lie in --out; a summary is printed last. --rehearse runs all of it small, on
+any machine.
 """
 
 import argparse
