@@ -22,10 +22,10 @@ compile = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 -
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bench lock clean
+.PHONY: help setup serve test lint format bench lock clean compile-check compile-tests
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST)
 
 setup: $(RUNTIME)  ## make .venv and install the locked packages and jaxserve
 
@@ -34,6 +34,14 @@ serve: $(RUNTIME)  ## serve the embedded model, or ARGS="MODEL --port 8123"
 
 test: lint  ## lint, check types and run the tests, or ARGS="tests/engine -k preempt"
 	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# The compilers of accelerators are large and chatty: each in an environment of its own.
+compile-check:  ## compile steps for TPUs and GPUs, which need not be there
+	@$(MAKE) --no-print-directory compile-tests VENV=.venv-tpu EXTRA=tpu
+	@$(MAKE) --no-print-directory compile-tests VENV=.venv-cuda EXTRA=cuda13
+
+compile-tests: $(DEV)
+	@JAX_PLATFORMS=cpu $(VENV)/bin/pytest tests/compile $(ARGS)
 
 lint: $(DEV)  ## check style, format and types
 	@$(VENV)/bin/ruff check
@@ -56,7 +64,7 @@ lock: $(VENV)/.made  ## rewrite the lock files after pyproject.toml; ARGS="--upg
 	$(compile) --group build -o requirements-build.lock
 
 clean:  ## remove .venv, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-cuda build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Stamps: a finished step is not repeated until what it was made from changes.
 $(VENV)/.made: requirements-build.lock

@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ class ProgramReport:
     """A program that was compiled, or why it could not be.
 
     fits: whether it stays within what may be used of the device. tuning: how XLA chose the kernels
-    of matrix products: "measured", "defaults", or "3 of 5" where so many are in the measurements
-    it was given; None where it does not measure. size: of the file, where one was written.
+    of matrix products on a GPU: "measured", there or before, or by "heuristics"; None elsewhere.
+    size: of the file, where one was written.
     """
 
     name: str
@@ -57,20 +58,22 @@ def precompile(
     plan: EnginePlan,
     *,
     context_len: int,
+    only: Sequence[str] = (),
     out: Path | None = None,
     autotune_results: Path | None = None,
     record_autotuning: Path | None = None,
 ) -> Iterator[ProgramReport]:
     """Compile every program of a plan, and report on each when it is done; nothing is allocated.
 
-    context_len: tokens of the sequences that costs are counted for. out: a new folder for the
-    programs. autotune_results: what `record_autotuning` wrote on such a device; by default the
-    file that jaxserve brings, if it does. Raises ConfigError for what cannot be read or written.
+    context_len: tokens of the sequences that costs are counted for. only: patterns of the names of
+    programs to compile, by default all. out: a new folder for them. autotune_results: what
+    `record_autotuning` wrote on such a device; by default the file that jaxserve brings, if it
+    does. Raises ConfigError for what cannot be read or written.
     """
-    tuner = _Tuner(plan, results=autotune_results, record=record_autotuning)
+    tuner = Tuner(plan, results=autotune_results, record=record_autotuning)
     writer = None if out is None else ExecutableWriter(out, plan.key)
     params = abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh)
-    for program in all_programs(plan.shapes):
+    for program in _chosen(plan, only):
         cost = _cost(plan, program, params=params, context_len=context_len)
         start_s = time.perf_counter()
         try:
@@ -92,8 +95,24 @@ def precompile(
             tuning=tuning,
             size=None if writer is None else writer.add(program, compiled),
         )
+        # A program may take a hundred megabytes, and JAX would keep them all.
+        del compiled
+        jax.clear_caches()
     if writer is not None:
         writer.close()
+
+
+def _chosen(plan: EnginePlan, patterns: Sequence[str]) -> list[Program]:
+    programs = all_programs(plan.shapes)
+    for pattern in patterns:
+        if not any(fnmatchcase(name_of(program), pattern) for program in programs):
+            names = ", ".join(map(name_of, programs))
+            raise ConfigError(f"only must match some of {names}; got {pattern!r}")
+    return [
+        program
+        for program in programs
+        if not patterns or any(fnmatchcase(name_of(program), pattern) for pattern in patterns)
+    ]
 
 
 def _cost(plan: EnginePlan, program: Program, *, params: Params, context_len: int) -> Cost:
@@ -129,49 +148,50 @@ def _reason(message: str) -> str:
     return used[0] if used else message.partition("\n")[0]
 
 
-class _Tuner:
+class Tuner:
     """Compiles for a plan, with XLA's choices of kernels for NVIDIA GPUs read or written.
 
-    XLA times candidates on the device it compiles for. For one that is absent it takes defaults,
-    but for those in a file of such timings.
+    XLA times candidates on the device it compiles for. For one that is absent it takes the first
+    that compiles, unless a file of timings has all it needs. That is a very slow one where it may
+    choose among Triton's tilings (16 x 8 in jaxlib 0.11.2), so it is made to leave matrix products
+    to cuBLAS, whose own heuristics rank its kernels.
     """
 
-    def __init__(self, plan: EnginePlan, *, results: Path | None, record: Path | None) -> None:
+    def __init__(
+        self, plan: EnginePlan, *, results: Path | None = None, record: Path | None = None
+    ) -> None:
+        """Decide where choices come from; results and record are those of `precompile`."""
         target = plan.context.attention.target
         self._programs = plan.programs
         self._is_gpu = target.platform == "cuda"
-        self._is_absent = plan.is_absent
-        asked = results if results is not None else record
-        if asked is not None and not self._is_gpu:
+        if (results is not None or record is not None) and not self._is_gpu:
             raise ConfigError(f"autotuning is for NVIDIA GPUs, got target {target.name}")
         if record is not None and plan.is_absent:
-            raise ConfigError(f"record_autotuning needs the device itself; {target.name} is absent")
+            raise ConfigError(f"record_autotuning needs the device itself: {target.name} is absent")
         if results is not None and not results.is_file():
             raise ConfigError(f"autotune_results must be a file, got {results}")
-        if results is None and plan.is_absent:
-            recorded = _RECORDED / f"{target.name}.txt"
-            results = recorded if recorded.is_file() else None
-        self._results = results
-        self._options: dict[str, Any] = {}
+        recorded = _RECORDED / f"{target.name}.txt"
+        if results is None and plan.is_absent and recorded.is_file():
+            results = recorded
+        self._measured: dict[str, Any] | None = None
+        if self._is_gpu and not plan.is_absent:
+            self._measured = {}
         if results is not None:
-            self._options["xla_gpu_load_autotune_results_from"] = str(results)
-        if record is not None:
-            self._options["xla_gpu_dump_autotune_results_to"] = str(record)
+            self._measured = {"xla_gpu_load_autotune_results_from": str(results)}
+            if plan.is_absent:
+                self._measured["xla_gpu_require_complete_aot_autotune_results"] = True
+        if self._measured is not None and record is not None:
+            self._measured["xla_gpu_dump_autotune_results_to"] = str(record)
 
     def compile(self, params: Params, program: Program) -> tuple[jax.stages.Compiled, str | None]:
         """Compile a program; tell how the kernels of its matrix products were chosen."""
-        if not self._is_gpu or not self._is_absent:
-            compiled = self._programs.compile(params, program, options=self._options)
-            return compiled, "measured" if self._is_gpu else None
-        if self._results is None:
-            return self._programs.compile(params, program), "defaults"
-        complete = {"xla_gpu_require_complete_aot_autotune_results": True}
-        try:
-            compiled = self._programs.compile(params, program, options=self._options | complete)
-        except jax.errors.JaxRuntimeError as error:
-            missing = re.search(r"Failed to get configs for: (\d+) out of (\d+)", str(error))
-            if missing is None:
-                raise
-            compiled = self._programs.compile(params, program, options=self._options)
-            return compiled, f"{int(missing[2]) - int(missing[1])} of {missing[2]}"
-        return compiled, "measured"
+        if not self._is_gpu:
+            return self._programs.compile(params, program), None
+        if self._measured is not None:
+            try:
+                return self._programs.compile(params, program, options=self._measured), "measured"
+            except jax.errors.JaxRuntimeError as error:
+                if "No cached config found" not in str(error):
+                    raise
+        heuristics = {"xla_gpu_enable_triton_gemm": False}
+        return self._programs.compile(params, program, options=heuristics), "heuristics"

@@ -56,8 +56,10 @@ def absent_devices(target: Target, count: int) -> list[jax.Device]:
 
 
 def _tpus(target: Target, count: int) -> list[jax.Device]:
-    # libtpu would ask the cloud's metadata server what this machine is, and wait for no answer.
+    # libtpu would ask the cloud's metadata server what this machine is, and wait for no answer; and
+    # keep out a second process, which is right for those who use a TPU and not for its compiler.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     name = _NAMES.get(target.name, target.name)
     options = _OPTIONS.get(target.name, {})
     largest = 0

@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("compilation")
     add_target(group)
     group.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="compile the programs with such names only, say 'decode-*-greedy'",
+    )
+    group.add_argument(
         "--out", type=Path, metavar="DIR", help="write the programs there, for --executables"
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
@@ -69,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     for report in precompile(
         plan,
         context_len=context_len,
+        only=args.only,
         out=args.out,
         autotune_results=args.autotune_results,
         record_autotuning=args.record_autotuning,
@@ -131,8 +139,8 @@ def _summary(plan: "EnginePlan", reports: "list[ProgramReport]") -> list[str]:
     untuned = [report.name for report in reports if report.tuning not in {None, "measured"}]
     if untuned:
         lines.append(
-            f"{len(untuned)} programs were compiled without measurements of this GPU (see tuning):"
-            " XLA may choose faster kernels on the device itself"
+            f"{len(untuned)} programs were compiled without measurements of this GPU: their matrix"
+            " products are what cuBLAS guesses is best (see docs/compile.md)"
         )
     sizes = [report.size for report in reports if report.size is not None]
     if sizes:
