@@ -179,7 +179,7 @@ def _tests() -> dict[str, Case]:
         "prefill_of_many_rows": ragged(qwen, (150, 150), width=5),
         "chunk_in_the_middle": ragged(qwen, (20, 150), (64, 128)),
         "mixed": ragged(llama, *mixed),
-        "mixed_of_single_rows": ragged(qwen, (1, 70), (0, 0), (1, 1)),
+        "mixed_of_few_rows": ragged(qwen, (4, 70), (0, 0), (1, 1), (3, 3)),
         "mixed_in_a_window": ragged(replace(llama, sliding_window=9), (1, 150), (40, 90), (1, 3)),
         "mixed_with_sinks_in_a_window": ragged(oss, *mixed),
         "mixed_under_a_soft_cap_in_a_window": ragged(gemma, *mixed),

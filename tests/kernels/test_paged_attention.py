@@ -45,7 +45,7 @@ SIMULATED = (
     "mixed_under_a_soft_cap_in_a_window",
     "mixed_of_multi_head",
     "mixed_from_int8",
-    "mixed_of_padding_only",
+    "mixed_of_few_rows",
 )
 
 
@@ -78,7 +78,7 @@ PLACES = [pytest.param(*place, id="-".join(place)) for place in REFUSED]
 RACES = [
     pytest.param(name, backend, place, id=f"{backend}-{place}-{name}")
     for backend, place in REFUSED
-    for name in ("decode_of_unequal_lengths", "mixed_with_sinks_in_a_window")
+    for name in ("mixed_with_sinks_in_a_window",)  # which has rows of all kinds
     if is_simulated(place)
 ]
 
@@ -188,7 +188,7 @@ def test_no_copy_races_with_a_read_or_write(
 
 
 @pytest.mark.parametrize(("backend", "place"), PLACES)
-@pytest.mark.parametrize("name", ["decode_of_unequal_lengths", "mixed_with_sinks_in_a_window"])
+@pytest.mark.parametrize("name", ["decode_with_sinks_in_a_window", "mixed_with_sinks_in_a_window"])
 @settings(max_examples=2)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_computes_what_is_defined_of_any_numbers(
