@@ -77,14 +77,16 @@ def workspace_bytes(
 
     The copy of the page table is left out, whose width is not known here: 4 bytes an entry.
     """
-    del target, num_sequences
+    del target
     layout = layout_of(config)
     new = layout.kv_heads * layout.lanes * layout.cache_dtype.itemsize
     queries = layout.heads * layout.key_lanes * layout.dtype.itemsize
     results = layout.heads * layout.value_lanes * layout.dtype.itemsize
-    # In order of rows, and for a prefill in order of heads too.
-    orders = 1 if max_query_length == 1 else 2
-    return num_tokens * orders * (new + queries + results)
+    if max_query_length == 1:
+        return num_tokens * (new + queries + results)
+    # In order of rows and in order of heads; new keys and values between the two as well.
+    prefill_bytes = num_tokens * (3 * new + 2 * queries + 2 * results)
+    return prefill_bytes + num_sequences * (new + queries)
 
 
 def attend(
@@ -100,12 +102,11 @@ def attend(
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
     """See api.Backend; raises Unsupported for page tables wider than 65536."""
-    num_tokens, table_width = q.shape[0], batch.page_table.shape[1]
+    num_tokens, (num_sequences, table_width) = q.shape[0], batch.page_table.shape
     if table_width > _MAX_TABLE_WIDTH:
         raise Unsupported(f"a sequence has at most {_MAX_TABLE_WIDTH} pages, got {table_width}")
     layout, options = layout_of(config), _options(target)
     scoring = Scoring(scale, config.soft_cap, config.sliding_window)
-    sizes = {"table_width": table_width, "num_tokens": num_tokens}
     vmem_bytes = VMEM_BYTES[target.architecture]
     row_counts = jnp.diff(batch.query_starts)
     queries, new = layout.pad_queries(q), layout.join(k, v)
@@ -122,9 +123,13 @@ def attend(
                 row_counts > 1,
                 layout=layout,
                 scoring=scoring,
-                sizes=tpu_tuning.prefill_sizes(layout, vmem_bytes, **sizes),
+                sizes=tpu_tuning.prefill_sizes(
+                    layout, vmem_bytes, table_width=table_width, num_tokens=num_tokens
+                ),
                 options=options,
             )
+        queries = queries.at[batch.query_starts[:-1]].get(mode="clip")
+        new = new.at[batch.query_starts[:-1]].get(mode="clip")
     with jax.named_scope("paged_attention"):
         # It overwrites the cache that the prefill reads. By the prefill's results it is bound to
         # come later: XLA would copy the whole cache to keep two apart that it may reorder.
@@ -138,7 +143,9 @@ def attend(
             row_counts == 1,
             layout=layout,
             scoring=scoring,
-            sizes=tpu_tuning.decode_sizes(layout, vmem_bytes, **sizes),
+            sizes=tpu_tuning.decode_sizes(
+                layout, vmem_bytes, table_width=table_width, num_sequences=num_sequences
+            ),
             options=options,
         )
         out = layout.cut(out)
@@ -151,7 +158,11 @@ def attend(
 def _options(target: Target) -> dict[str, Any]:
     """Return how a kernel is compiled, or simulated."""
     if target.is_simulated:
-        races = simulation.detect_races.get()
-        return {"interpret": pltpu.InterpretParams(detect_races=races)}
-    limit = VMEM_BYTES[target.architecture] // 4 * 3
+        params = pltpu.InterpretParams(
+            detect_races=simulation.detect_races.get(),
+            dma_execution_mode="eager" if simulation.eager_copies.get() else "on_wait",
+        )
+        return {"interpret": params}
+    # All but what the compiler needs for itself; a kernel takes what it uses, and no more.
+    limit = VMEM_BYTES[target.architecture] // 16 * 15
     return {"compiler_params": pltpu.CompilerParams(vmem_limit_bytes=limit)}

@@ -27,7 +27,6 @@ from pallas_kernels.paged_attention.tpu_stream import (
     Items,
     Stream,
     buffers,
-    clear,
     stack_table,
 )
 from pallas_kernels.paged_attention.tpu_tuning import PrefillSizes
@@ -138,7 +137,7 @@ def prefill(
             out_specs=rows_of(layout.value_lanes),
             scratch_shapes=[
                 _Scratch(
-                    buffers=buffers(layout, block=sizes.block, table_rows=table.shape[1]),
+                    buffers=buffers(layout, sizes.stream, table_rows=table.shape[1]),
                     softmax=softmax(
                         num_heads // sizes.heads, sizes.heads * sizes.rows, layout.value_lanes
                     ),
@@ -176,38 +175,26 @@ def _kernel(
 ) -> None:
     """Attend with one block of queries."""
     row_block, rows = pl.program_id(0), sizes.rows
-    stream = Stream(work.items, inputs.table, inputs.cache, scratch.buffers, layout.page_size)
+    stream = Stream(work.items, inputs.table, inputs.cache, scratch.buffers, layout, sizes.stream)
     products = _Products(inputs, scratch, layout, scoring, sizes)
 
     def attend(item: jax.Array, carry: None) -> None:
         del carry
-        first = work.items.first_pages[item] * layout.page_size
-        end = work.ends[item] + work.shifts[item]  # behind the last key that is seen
         row = row_block * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
         is_ours = (row >= work.begins[item]) & (row < work.ends[item])
         # Rows of others see nothing.
         positions = jnp.where(is_ours, row + work.shifts[item], -1)
 
-        def visit_block(block: jax.Array, slot: jax.Array) -> None:
-            start = first + block * sizes.block
-            num_live = jnp.minimum(end - start, sizes.block)
+        def visit(slot: jax.Array, offset: jax.Array, position: jax.Array) -> None:
+            chunk = (1, sizes.stream.chunk)
+            key_positions = position + lax.broadcasted_iota(jnp.int32, chunk, 1)
+            is_visible = key_positions <= positions
+            if scoring.sliding_window is not None:
+                is_visible &= key_positions > positions - scoring.sliding_window
+            products.add(slot, offset, is_visible)
 
-            @pl.when(start + num_live == end)
-            def _clear() -> None:
-                clear(scratch.buffers, slot, num_live, chunk=sizes.chunk, tile=layout.tile)
-
-            def visit_chunk(chunk: jax.Array, carry: None) -> None:
-                del carry
-                offset = pl.multiple_of(chunk * sizes.chunk, sizes.chunk)
-                keys = start + offset + lax.broadcasted_iota(jnp.int32, (1, sizes.chunk), 1)
-                is_visible = keys <= positions
-                if scoring.sliding_window is not None:
-                    is_visible &= keys > positions - scoring.sliding_window
-                products.add(slot, offset, is_visible)
-
-            lax.fori_loop(0, pl.cdiv(num_live, sizes.chunk), visit_chunk, None)
-
-        stream.for_each_block(item, visit_block)
+        # Behind the last of its rows, an item sees nothing.
+        stream.for_each_chunk(item, work.ends[item] + work.shifts[item], visit)
 
     products.begin()
     lax.fori_loop(work.starts[row_block], work.starts[row_block + 1], attend, None)
@@ -240,7 +227,7 @@ class _Products:
 
     def add(self, slot: jax.Array, offset: jax.Array, is_visible: jax.Array) -> None:
         """Attend to a chunk of the pages in buffer `slot`; is_visible is bool[rows, chunk]."""
-        layout, heads, chunk = self.layout, self.sizes.heads, self.sizes.chunk
+        layout, heads, chunk = self.layout, self.sizes.heads, self.sizes.stream.chunk
 
         def multiply(nth: jax.Array, carry: None) -> None:
             del carry

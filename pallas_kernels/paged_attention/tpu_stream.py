@@ -1,12 +1,13 @@
 """How pages come into the vector memory of a TPU: by copies that run ahead of the arithmetic.
 
 A kernel works through items: an item is a sequence with a range of its pages. Pages are fetched a
-block at a time into one of two buffers. Before the arithmetic on a block begins, the copies of the
-next one are on their way, be it of the same item or the first of the next.
+block at a time, into a ring of buffers. While the arithmetic works on one, copies to all others are
+on their way, be it for the same item or for the next ones: short sequences keep the memory as busy
+as long ones.
 
-The page table stays in main memory. The scalar memory holds the rows of three items: that whose
-pages are read, the next, whose first pages are asked for in good time, and the one after it, whose
-row is on its way. So what bounds it is the longest sequence, and not how many there are.
+The page table stays in main memory, and the scalar memory holds a ring of its rows: those of items
+whose pages are being read or fetched, and of some that come after, so that nobody waits for a row.
+So what bounds it is the longest sequence, and not how many there are.
 """
 
 from collections.abc import Callable
@@ -21,11 +22,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int32
 
 from pallas_kernels.paged_attention.tpu_layout import LANES, Layout, round_up
+from pallas_kernels.paged_attention.tpu_tuning import StreamSizes
 
 # A row of the page table is copied in parts of this many rows of LANES entries, as far as needed.
 _TABLE_PART = 8
-_NUM_TABLES = 3
-_NUM_BUFFERS = 2
 
 
 class Items(NamedTuple):
@@ -56,22 +56,27 @@ def stack_table(
 class Buffers(NamedTuple):
     """The scratch memory of a stream."""
 
-    pages: Any  # cache_dtype[2, kv_heads, block, lanes]
-    tables: Any  # int32[3, parts, LANES]
-    step: Any  # int32[1]: blocks so far
+    pages: Any  # cache_dtype[buffers, kv_heads, block, lanes]
+    tables: Any  # int32[tables, parts, LANES]
+    cursor: Any  # int32[4]: see below
     page_semaphores: Any
     table_semaphores: Any
 
 
-def buffers(layout: Layout, *, block: int, table_rows: int) -> Buffers:
-    """Return the scratch shapes of a stream of blocks of `block` tokens."""
-    shape = (_NUM_BUFFERS, layout.kv_heads, block, layout.lanes)
+# Entries of the cursor: the item and the block of it that are to be fetched next, and how many
+# blocks of all items were fetched, and read, so far.
+_ITEM, _BLOCK, _NUM_FETCHED, _NUM_READ = range(4)
+
+
+def buffers(layout: Layout, sizes: StreamSizes, *, table_rows: int) -> Buffers:
+    """Return the scratch shapes of a stream."""
+    shape = (sizes.buffers, layout.kv_heads, sizes.block, layout.lanes)
     return Buffers(
         pages=pltpu.VMEM(shape, layout.cache_dtype),
-        tables=pltpu.SMEM((_NUM_TABLES, table_rows, LANES), jnp.int32),
-        step=pltpu.SMEM((1,), jnp.int32),
-        page_semaphores=pltpu.SemaphoreType.DMA((_NUM_BUFFERS,)),
-        table_semaphores=pltpu.SemaphoreType.DMA((_NUM_TABLES,)),
+        tables=pltpu.SMEM((sizes.tables, table_rows, LANES), jnp.int32),
+        cursor=pltpu.SMEM((4,), jnp.int32),
+        page_semaphores=pltpu.SemaphoreType.DMA((sizes.buffers,)),
+        table_semaphores=pltpu.SemaphoreType.DMA((sizes.tables,)),
     )
 
 
@@ -83,64 +88,104 @@ class Stream:
     table: Any  # int32[sequences, parts, LANES] in HBM
     cache: Any  # in HBM
     buffers: Buffers
-    page_size: int
+    layout: Layout
+    sizes: StreamSizes
 
-    @property
-    def block_pages(self) -> int:
-        """Pages in a block."""
-        return int(self.buffers.pages.shape[2]) // self.page_size
-
-    def for_each_block(
-        self, item: jax.Array, visit: Callable[[jax.Array, jax.Array], None]
+    def for_each_chunk(
+        self,
+        item: jax.Array,
+        end: jax.Array,
+        visit: Callable[[jax.Array, jax.Array, jax.Array], None],
+        *,
+        at_end: Callable[[jax.Array, jax.Array], None] | None = None,
     ) -> None:
-        """Call visit(block, slot) when block `block` of `item` lies in buffer `slot`.
+        """Call visit(slot, offset, position) for each chunk of an item, in order.
 
-        Items are to be worked through in order, from 0 to the last.
+        Rows [offset, offset + chunk) of buffer `slot` then hold the tokens from `position` on, and
+        zeros from position `end` on, which lies in the last page of the item. Before the last
+        block's chunks, at_end(slot, num_live) is called, where `num_live` rows are before `end`.
+
+        Items are to be worked through from the first to the last.
         """
-        num_items, step = self.items.num_items[0], self.buffers.step
+        cursor, sizes = self.buffers.cursor, self.sizes
+        first = self.items.first_pages[item] * self.layout.page_size
 
         @pl.when(item == 0)
         def _begin() -> None:
-            step[0] = 0
-            self._start_table(item)
-
-            @pl.when(num_items > 1)
-            def _start_second() -> None:
-                self._start_table(item + 1)
-
-            self._wait_table(item)
-            self._start_block(item, jnp.int32(0), jnp.int32(0))
-
-        @pl.when(item + 2 < num_items)
-        def _start_next_table() -> None:
-            self._start_table(item + 2)
-
-        num_blocks = pl.cdiv(self.items.num_pages[item], self.block_pages)
-        first = step[0]
+            self._begin()
 
         def read(block: jax.Array, carry: None) -> None:
             del carry
-            slot = (first + block) & 1
-            is_last = block + 1 == num_blocks
-
-            @pl.when(jnp.logical_not(is_last))
-            def _fetch_same() -> None:
-                self._start_block(item, block + 1, 1 - slot)
-
-            @pl.when(jnp.logical_and(is_last, item + 1 < num_items))
-            def _fetch_next() -> None:
-                self._wait_table(item + 1)
-                self._start_block(item + 1, jnp.int32(0), 1 - slot)
-
+            self._fetch()
+            num_read = cursor[_NUM_READ]
+            slot = lax.rem(num_read, sizes.buffers)
+            cursor[_NUM_READ] = num_read + 1
             self._wait_block(item, block, slot)
-            visit(block, slot)
+            start = first + block * sizes.block
+            num_live = jnp.minimum(end - start, sizes.block)
 
-        lax.fori_loop(0, num_blocks, read, None)
-        step[0] = first + num_blocks
+            @pl.when(start + num_live == end)
+            def _end() -> None:
+                if at_end is not None:
+                    at_end(slot, num_live)
+                self._clear(slot, num_live)
+
+            def visit_chunk(chunk: jax.Array, carry: None) -> None:
+                del carry
+                offset = pl.multiple_of(chunk * sizes.chunk, sizes.chunk)
+                visit(slot, offset, start + offset)
+
+            lax.fori_loop(0, pl.cdiv(num_live, sizes.chunk), visit_chunk, None)
+
+        lax.fori_loop(0, self._num_blocks(item), read, None)
+
+    def _begin(self) -> None:
+        for entry in (_ITEM, _BLOCK, _NUM_FETCHED, _NUM_READ):
+            self.buffers.cursor[entry] = 0
+
+        def start(item: jax.Array, carry: None) -> None:
+            del carry
+            self._start_table(item)
+
+        num_ahead = jnp.minimum(self.sizes.tables_ahead, self.items.num_items[0])
+        lax.fori_loop(0, num_ahead, start, None)
+        for _ in range(self.sizes.buffers - 1):
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Start the copies of the next block, if there is one: its buffer is free."""
+        cursor, num_items = self.buffers.cursor, self.items.num_items[0]
+        item, block, num_fetched = cursor[_ITEM], cursor[_BLOCK], cursor[_NUM_FETCHED]
+
+        @pl.when(item < num_items)
+        def _fetch() -> None:
+            @pl.when(block == 0)
+            def _turn_to_item() -> None:
+                self._wait_table(item)
+                # Its row of the ring was that of an item whose last block was read.
+                later = item + self.sizes.tables_ahead
+
+                @pl.when(later < num_items)
+                def _start_later() -> None:
+                    self._start_table(later)
+
+            self._start_block(item, block, lax.rem(num_fetched, self.sizes.buffers))
+            is_last = block + 1 == self._num_blocks(item)
+            cursor[_ITEM] = jnp.where(is_last, item + 1, item)
+            cursor[_BLOCK] = jnp.where(is_last, 0, block + 1)
+            cursor[_NUM_FETCHED] = num_fetched + 1
+
+    def _num_blocks(self, item: jax.Array) -> jax.Array:
+        return pl.cdiv(self.items.num_pages[item], self._block_pages)
+
+    @property
+    def _block_pages(self) -> int:
+        return self.sizes.block // self.layout.page_size
 
     def page(self, item: jax.Array, index: jax.Array) -> jax.Array:
-        """Return the page at `index` of the sequence of an item that is being read, or is next."""
-        page: jax.Array = self.buffers.tables[lax.rem(item, _NUM_TABLES), index >> 7, index & 127]
+        """Return the page at `index` of the sequence of an item that is being read or fetched."""
+        slot = lax.rem(item, self.sizes.tables)
+        page: jax.Array = self.buffers.tables[slot, index // LANES, lax.rem(index, LANES)]
         return page
 
     def _start_table(self, item: jax.Array) -> None:
@@ -150,7 +195,7 @@ class Stream:
         self._each_table_part(item, lambda copy: copy.wait())
 
     def _each_table_part(self, item: jax.Array, act: Callable[[Any], None]) -> None:
-        slot = lax.rem(item, _NUM_TABLES)
+        slot = lax.rem(item, self.sizes.tables)
         source = self.table.at[self.items.sequences[item]]
         target = self.buffers.tables.at[slot]
         semaphore = self.buffers.table_semaphores.at[slot]
@@ -169,7 +214,7 @@ class Stream:
         lax.fori_loop(first_page // entries, pl.cdiv(end_page, entries), copy_part, None)
 
     def _start_block(self, item: jax.Array, block: jax.Array, slot: jax.Array) -> None:
-        first = self.items.first_pages[item] + block * self.block_pages
+        first = self.items.first_pages[item] + block * self._block_pages
 
         def start(nth: jax.Array, carry: None) -> None:
             del carry
@@ -186,31 +231,32 @@ class Stream:
         lax.fori_loop(0, self._num_live(item, block), wait, None)
 
     def _num_live(self, item: jax.Array, block: jax.Array) -> jax.Array:
-        rest = self.items.num_pages[item] - block * self.block_pages
-        return jnp.minimum(self.block_pages, rest)
+        rest = self.items.num_pages[item] - block * self._block_pages
+        return jnp.minimum(self._block_pages, rest)
 
     def _page_copy(self, page: jax.Array | int, nth: jax.Array, slot: jax.Array) -> Any:
-        offset = pl.multiple_of(nth * self.page_size, self.page_size)
-        target = self.buffers.pages.at[slot, :, pl.ds(offset, self.page_size)]
+        offset = pl.multiple_of(nth * self.layout.page_size, self.layout.page_size)
+        target = self.buffers.pages.at[slot, :, pl.ds(offset, self.layout.page_size)]
         return pltpu.make_async_copy(
             self.cache.at[page], target, self.buffers.page_semaphores.at[slot]
         )
 
+    def _clear(self, slot: jax.Array, num_live: jax.Array) -> None:
+        """Zero the rows of a buffer from `num_live` on, to the end of the chunk they are in.
 
-def clear(buffers: Buffers, slot: jax.Array, num_live: jax.Array, *, chunk: int, tile: int) -> None:
-    """Zero the rows of a buffer from `num_live` on, to the end of the chunk they are in.
+        What was never written may be NaN, and what another sequence left there could be too: a
+        weight of 0 would not undo that.
+        """
+        tile, chunk = self.layout.tile, self.sizes.chunk
+        pages = self.buffers.pages
 
-    What was never written may be NaN, and what another sequence left there could be too: a weight
-    of 0 would not undo that.
-    """
-    end = pl.cdiv(num_live, chunk) * (chunk // tile)
+        def clear_tile(nth: jax.Array, carry: None) -> None:
+            del carry
+            rows = pl.ds(pl.multiple_of(nth * tile, tile), tile)
+            old = pages[slot, :, rows]
+            row = nth * tile + lax.broadcasted_iota(jnp.int32, old.shape, 1)
+            kept = jnp.where(row < num_live, old.astype(jnp.float32), 0.0)
+            pages[slot, :, rows] = kept.astype(old.dtype)
 
-    def clear_tile(nth: jax.Array, carry: None) -> None:
-        del carry
-        rows = pl.ds(pl.multiple_of(nth * tile, tile), tile)
-        old = buffers.pages[slot, :, rows]
-        row = nth * tile + lax.broadcasted_iota(jnp.int32, old.shape, 1)
-        kept = jnp.where(row < num_live, old.astype(jnp.float32), 0.0)
-        buffers.pages[slot, :, rows] = kept.astype(old.dtype)
-
-    lax.fori_loop(num_live // tile, end, clear_tile, None)
+        end = pl.cdiv(num_live, chunk) * (chunk // tile)
+        lax.fori_loop(num_live // tile, end, clear_tile, None)

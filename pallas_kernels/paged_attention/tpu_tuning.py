@@ -1,10 +1,10 @@
 """Block sizes of the TPU kernels.
 
 Nothing here was measured: no TPU was at hand. In the place of measurements stands a rule. Of the
-vector memory, a quarter is for the two buffers that pages are fetched into, half for queries,
-results and what a softmax keeps, and a quarter for the compiler. Within that, a block of pages is
-as large as what the memory delivers in the few microseconds that a copy takes to begin (2 MiB are
-2.6 microseconds on v5e and 0.6 on v7x); smaller where the longest sequence is.
+vector memory, a quarter is for the buffers that pages are fetched into, half for queries, results
+and what a softmax keeps, and a quarter for the compiler. Copies take a microsecond or two to begin,
+in which memory delivers 1 MiB on v5e and 7 MiB on v7x: so much should be on its way at any time,
+and with blocks of 2 MiB and three of four buffers being filled, it is.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,16 @@ VMEM_BYTES = {
     "v7x": 64 << 20,
 }
 BLOCK_BYTES = 2 << 20
+BUFFERS = 4
+# Rows of the page table in the scalar memory, and how much of its 1 MiB they may take.
+TABLES = 8
+_TABLE_BYTES = 512 << 10
 STRIP_BYTES = 256 << 10
 # Keys per product: scores of 8 queries are 4 registers, those of PRODUCT_ROWS are 128.
 CHUNK = 512
 PRODUCT_ROWS = 256
-# Rows per step of the grid: a decode amortises the step, a prefill what it fetches for them.
-DECODE_ROWS = 16
+# Per step of the grid: a decode amortises the step, a prefill what it fetches for its rows.
+DECODE_SEQUENCES = 16
 PREFILL_ROWS = 256
 # Rows of the narrowest tile that queries come in, bfloat16's.
 _QUERY_TILE = 16
@@ -36,28 +40,47 @@ _UNROLL = 4
 
 
 @dataclass(frozen=True)
-class DecodeSizes:
-    """block: tokens fetched at a time. chunk: tokens multiplied at a time, a divisor of block.
+class StreamSizes:
+    """How pages are fetched.
 
-    rows: rows of the batch per step of the grid, a divisor of all. unroll: KV heads worked on
-    together, a divisor of all.
+    block: tokens fetched at a time. chunk: tokens multiplied at a time, a divisor of block.
+    buffers: blocks in the vector memory. tables: rows of the page table in the scalar memory.
     """
 
     block: int
     chunk: int
-    rows: int
+    buffers: int
+    tables: int
+
+    @property
+    def tables_ahead(self) -> int:
+        """Items, from the one to be fetched on, whose rows are in the scalar memory, or almost.
+
+        The items of buffers that were fetched and not yet read, one for each, need theirs too.
+        """
+        return self.tables - self.buffers
+
+
+@dataclass(frozen=True)
+class DecodeSizes:
+    """sequences: those whose queries are fetched together, in a step of the grid.
+
+    unroll: KV heads worked on together, a divisor of all.
+    """
+
+    stream: StreamSizes
+    sequences: int
     unroll: int
 
 
 @dataclass(frozen=True)
 class PrefillSizes:
-    """block and chunk as in DecodeSizes; rows: rows of the batch per step of the grid.
+    """rows: rows of the batch per step of the grid.
 
     heads: query heads that are multiplied together, a divisor of those of a KV head.
     """
 
-    block: int
-    chunk: int
+    stream: StreamSizes
     rows: int
     heads: int
 
@@ -78,26 +101,25 @@ def check(layout: Layout, vmem_bytes: int) -> None:
 
 
 def decode_sizes(
-    layout: Layout, vmem_bytes: int, *, table_width: int, num_tokens: int
+    layout: Layout, vmem_bytes: int, *, table_width: int, num_sequences: int
 ) -> DecodeSizes:
-    """Return the sizes of a decode among `num_tokens` rows, of at most `table_width` pages each."""
-    block, chunk = _block_and_chunk(layout, vmem_bytes, table_width)
-    row_bytes = _decode_row_bytes(layout)
-    # A divisor, because the simulator cannot pass on rows in place whose last block is not whole.
-    rows = _divisor(num_tokens, min(DECODE_ROWS, max(1, vmem_bytes // 4 // row_bytes)))
-    return DecodeSizes(block, chunk, rows, unroll=_divisor(layout.kv_heads, _UNROLL))
+    """Return the sizes of a decode of `num_sequences`, of at most `table_width` pages each."""
+    stream = _stream_sizes(layout, vmem_bytes, table_width)
+    most = max(1, vmem_bytes // 4 // _decode_row_bytes(layout))
+    sequences = min(num_sequences, DECODE_SEQUENCES, most)
+    return DecodeSizes(stream, sequences, unroll=_divisor(layout.kv_heads, _UNROLL))
 
 
 def prefill_sizes(
     layout: Layout, vmem_bytes: int, *, table_width: int, num_tokens: int
 ) -> PrefillSizes:
     """Return the sizes of a prefill of `num_tokens` rows, of at most `table_width` pages each."""
-    block, chunk = _block_and_chunk(layout, vmem_bytes, table_width)
+    stream = _stream_sizes(layout, vmem_bytes, table_width)
     rows = max(_QUERY_TILE, min(PREFILL_ROWS, 1 << (num_tokens - 1).bit_length()))
     while rows > _QUERY_TILE and rows * _prefill_row_bytes(layout) > vmem_bytes // 2:
         rows //= 2
     heads = _divisor(layout.group, max(1, PRODUCT_ROWS // rows))
-    return PrefillSizes(block, chunk, rows, heads)
+    return PrefillSizes(stream, rows, heads)
 
 
 def strip_rows(layout: Layout) -> int:
@@ -107,16 +129,22 @@ def strip_rows(layout: Layout) -> int:
     return layout.tile * _divisor(num_tiles, max(1, STRIP_BYTES // tile_bytes))
 
 
-def _block_and_chunk(layout: Layout, vmem_bytes: int, table_width: int) -> tuple[int, int]:
-    pages = max(1, min(BLOCK_BYTES, vmem_bytes // 8) // _page_bytes(layout))
+def _stream_sizes(layout: Layout, vmem_bytes: int, table_width: int) -> StreamSizes:
+    num_buffers, tables = BUFFERS, TABLES
+    is_large = _page_bytes(layout) > vmem_bytes // 4 // BUFFERS
+    is_wide = 4 * table_width > _TABLE_BYTES // TABLES
+    if is_large or is_wide:
+        num_buffers, tables = 2, 3
+    pages = max(1, min(BLOCK_BYTES, vmem_bytes // 4 // num_buffers) // _page_bytes(layout))
     # Blocks are whole registers of scores, unless pages are so large that few fit.
     unit = LANES // gcd(LANES, layout.page_size)
     if pages >= unit:
         pages = min(pages // unit * unit, round_up(table_width, unit))
     block = pages * layout.page_size
-    if block % LANES:
-        return block, block
-    return block, LANES * _divisor(block // LANES, CHUNK // LANES)
+    chunk = block
+    if block % LANES == 0:
+        chunk = LANES * _divisor(block // LANES, CHUNK // LANES)
+    return StreamSizes(block, chunk, num_buffers, tables)
 
 
 def _page_bytes(layout: Layout) -> int:
@@ -124,10 +152,9 @@ def _page_bytes(layout: Layout) -> int:
 
 
 def _decode_row_bytes(layout: Layout) -> int:
-    """Queries, results, those of the prefill, new keys and values: each in two buffers."""
-    lanes = layout.key_lanes + 2 * layout.value_lanes
-    new = layout.kv_heads * layout.lanes * layout.cache_dtype.itemsize
-    return 2 * (layout.heads * lanes * layout.dtype.itemsize + new)
+    """Queries, new keys and values, each in two buffers."""
+    queries = layout.heads * layout.key_lanes * layout.dtype.itemsize
+    return 2 * (queries + layout.kv_heads * layout.lanes * layout.cache_dtype.itemsize)
 
 
 def _prefill_row_bytes(layout: Layout) -> int:
