@@ -212,6 +212,35 @@ def test_refuses_what_it_is_known_to_refuse_and_nothing_else(backend: str, place
     assert [reason for name, reason in reasons.items() if known[name] not in reason] == []
 
 
+@pytest.mark.parametrize(("backend", "place"), PLACES)
+def test_devices_share_a_cache_by_its_kv_heads_alone(backend: str, place: str) -> None:
+    config = TESTS["decode"].config
+    one, four = (
+        paged_attention.cache_spec(config, num_pages=9, backend=backend, devices=devices)
+        for devices in (1, 4)
+    )
+    factors = {word: b // a for word, a, b in zip(one.axes, one.shape, four.shape, strict=True)}
+    assert factors.pop("kv_heads") == 4
+    assert set(factors.values()) == {1}
+    assert one.shape[-2] == config.page_size
+
+
+@pytest.mark.parametrize(("backend", "place"), PLACES)
+def test_temporaries_of_longer_steps_are_estimated_higher(backend: str, place: str) -> None:
+    estimates = [
+        paged_attention.workspace_bytes(
+            LAYERS["llama-3.1-8b"],
+            target_at(place),
+            num_tokens=num_tokens,
+            num_sequences=64,
+            max_query_length=num_tokens,
+            backend=backend,
+        )
+        for num_tokens in (256, 8192)
+    ]
+    assert 0 < estimates[0] < estimates[1]
+
+
 def test_every_backend_is_tested_somewhere() -> None:
     assert {backend for backend, _ in REFUSED} == set(paged_attention.BACKENDS)
 
