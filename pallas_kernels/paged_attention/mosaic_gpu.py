@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention import mosaic_gpu_sm90, reference, work
+from pallas_kernels.paged_attention import (
+    mosaic_gpu_sm80,
+    mosaic_gpu_sm90,
+    mosaic_gpu_sm100,
+    reference,
+    work,
+)
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.mosaic_gpu_combine import combine
 from pallas_kernels.paged_attention.work import Blocks
@@ -81,7 +87,11 @@ class Kernels(Protocol):
 
 
 # By compute capability.
-KERNELS: dict[str, Kernels] = {"9.0": mosaic_gpu_sm90}
+KERNELS: dict[str, Kernels] = {
+    "8.0": mosaic_gpu_sm80,
+    "9.0": mosaic_gpu_sm90,
+    "10.0": mosaic_gpu_sm100,
+}
 
 # A shorter run of keys is not worth a thread block and a part to be merged.
 SPLIT_TOKENS = 256

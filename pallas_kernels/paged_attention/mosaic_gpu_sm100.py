@@ -1,0 +1,178 @@
+"""Paged attention on Blackwell (compute capability 10.0): TMA per page, tcgen05, tensor memory.
+
+One kernel body makes both halves of `mosaic_gpu.Kernels`. The rows of its score tiles are query
+tokens times the query heads of one key/value head, 128 to a warpgroup. Decode is one warpgroup that
+computes and one that fetches, small enough that a core holds two such blocks; prefill is two that
+compute, where tensor memory has room for them, and one that fetches.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int32, Shaped
+
+from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
+from pallas_kernels.paged_attention.batch import AttentionConfig
+from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
+from pallas_kernels.paged_attention.mosaic_gpu_sm100_body import ROWS, How, run
+from pallas_kernels.paged_attention.mosaic_gpu_tile import KEYS
+from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.targets import Target
+
+# Shared memory of a thread block: 227 KiB if it has a core for itself, half of 228 KiB if two share
+# one, less 1 KiB each that CUDA takes (CUDA C++ Programming Guide, compute capability 10.0), and
+# 3 KiB for barriers and what warps exchange.
+_WHOLE_BYTES = (227 - 3) * 1024
+_HALF_BYTES = (113 - 3) * 1024
+
+_TENSOR_COLUMNS = 512  # of tensor memory, 4 bytes wide
+
+
+def check(config: AttentionConfig) -> None:
+    """See mosaic_gpu.Kernels."""
+    tiles.check(config, max_group=ROWS)
+
+
+def blocks(config: AttentionConfig) -> Blocks:
+    """See mosaic_gpu.Kernels."""
+    return Blocks(
+        decode_rows=ROWS,
+        decode_keys=KEYS,
+        prefill_tokens=_warpgroups(config) * (ROWS // config.group),
+    )
+
+
+def decode(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    page_table: Int32[Array, "sequences pages"],
+    items: Int32[Array, "items fields"],
+    *,
+    query_tokens: int,
+    scale: float,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[
+    Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
+]:
+    """See mosaic_gpu.Kernels."""
+    how = How(
+        config=config,
+        scale=scale,
+        is_decode=True,
+        warpgroups=1,
+        stages=_num_stages(config, 1, _HALF_BYTES),
+    )
+    shape = (items.shape[0], query_tokens, config.heads)
+    out_type = (
+        jax.ShapeDtypeStruct((*shape, config.head_dim), jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+    )
+    parts, sums = _attend(how, out_type, q, cache, page_table, items, None, target)
+    return parts, sums
+
+
+def prefill(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    page_table: Int32[Array, "sequences pages"],
+    items: Int32[Array, "items fields"],
+    *,
+    scale: float,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
+) -> Float[Array, "tokens heads head_dim"]:
+    """See mosaic_gpu.Kernels."""
+    warpgroups = _warpgroups(config)
+    how = How(
+        config=config,
+        scale=scale,
+        is_decode=False,
+        warpgroups=warpgroups,
+        stages=_num_stages(config, warpgroups, _WHOLE_BYTES),
+    )
+    out_type = (jax.ShapeDtypeStruct(q.shape, q.dtype),)
+    (out,) = _attend(how, out_type, q, cache, page_table, items, sinks, target)
+    return out
+
+
+def _attend(
+    how: How,
+    out_type: tuple[jax.ShapeDtypeStruct, ...],
+    q: jax.Array,
+    cache: jax.Array,
+    page_table: jax.Array,
+    items: jax.Array,
+    sinks: jax.Array | None,
+    target: Target,
+) -> tuple[jax.Array, ...]:
+    kv_heads = how.config.kv_heads
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        run(how, refs, scratch)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types=_scratch(how),
+        grid=(items.shape[0], kv_heads),
+        grid_names=("item", "kv_head"),
+        num_threads=how.warpgroups + 1,
+        thread_name="warpgroup",
+        kernel_name=f"paged_attention_{'decode' if how.is_decode else 'prefill'}_sm100",
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+        ),
+        interpret=interpreter(target),
+    )
+    folded = tiles.fold(q, kv_heads, padding=how.warpgroups * ROWS)
+    of_rows = () if sinks is None else (tiles.fold_sinks(sinks, kv_heads, ROWS),)
+    result: tuple[jax.Array, ...] = kernel(folded, cache, page_table, items, *of_rows)
+    return result
+
+
+def _scratch(how: How) -> dict[str, Any]:
+    """Describe shared memory, tensor memory and barriers of a thread block."""
+    config, warpgroups, stages = how.config, how.warpgroups, how.stages
+    head_dim, dtype = config.head_dim, config.dtype
+    transforms = tiles.transforms(128 if head_dim % 64 == 0 else 64)
+    ring = plgpu.SMEM((stages, KEYS, head_dim), dtype, transforms=transforms)
+    # When all tiles are read, their place takes the result.
+    out_dtype = jnp.float32 if how.is_decode else dtype
+    result = plgpu.SMEM((warpgroups, ROWS, head_dim), out_dtype), plgpu.SMEM((ROWS,), jnp.float32)
+    scratch: dict[str, Any] = {
+        "queries": plgpu.SMEM((warpgroups, ROWS, head_dim), dtype, transforms=transforms),
+        "ring_or_result": plgpu.RefUnion((ring, ring), result),
+    }
+    scratch["products"] = plgpu.TMEM((ROWS, warpgroups * KEYS), jnp.float32)
+    scratch["weights"] = plgpu.TMEM((ROWS, warpgroups * KEYS), dtype, packed=True)
+    scratch["out"] = plgpu.TMEM((ROWS, warpgroups * head_dim), jnp.float32)
+    boxes = max(1, KEYS // config.page_size)
+    ready = plgpu.Barrier(num_arrivals=boxes, num_barriers=stages)
+    free = plgpu.Barrier(num_arrivals=warpgroups, num_barriers=stages, orders_tensor_core=True)
+    multiplied = plgpu.Barrier(num_barriers=warpgroups, orders_tensor_core=True)
+    scratch["barriers"] = {
+        "queries": plgpu.Barrier(num_barriers=warpgroups),
+        "ready": (ready, ready),
+        "ragged": plgpu.Barrier(num_arrivals=boxes),
+        "free": (free, free),
+        "products": multiplied,
+        "out": multiplied,
+        "done": plgpu.Barrier(num_arrivals=warpgroups),
+    }
+    return scratch
+
+
+def _warpgroups(config: AttentionConfig) -> int:
+    """Return how many warpgroups of a prefill block have room in tensor memory."""
+    columns = KEYS + KEYS // 2 + config.head_dim  # products, weights and results
+    return min(2, _TENSOR_COLUMNS // columns)
+
+
+def _num_stages(config: AttentionConfig, warpgroups: int, num_bytes: int) -> int:
+    """Return the tiles of keys and values that shared memory of `num_bytes` has room for."""
+    row = 2 * config.head_dim
+    return max(2, min(4, (num_bytes - warpgroups * ROWS * row) // (2 * KEYS * row)))

@@ -1,0 +1,189 @@
+"""Paged attention on Ampere (compute capability 8.0): cp.async per page, the warps' own mma.
+
+One kernel body makes both halves of `mosaic_gpu.Kernels`: a warpgroup takes 64 rows, 16 per warp,
+over part of the keys (decode) or over all that they may see (prefill), in the manner of
+FlashAttention-2 (arXiv:2307.08691). Ampere has no copy engine: the warpgroup itself starts the
+copies of the tiles to come before it multiplies the one that has landed.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32, Shaped
+
+from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
+from pallas_kernels.paged_attention.batch import AttentionConfig
+from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
+from pallas_kernels.paged_attention.mosaic_gpu_sm80_body import ROWS, How, run
+from pallas_kernels.paged_attention.mosaic_gpu_tile import KEYS
+from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.targets import Target
+
+# Shared memory that two thread blocks leave to each other: half of a multiprocessor's 164 KiB,
+# less the 1 KiB that CUDA takes of it (CUDA C++ Programming Guide, compute capability 8.0).
+_SHARED_BYTES = 81 * 1024
+
+
+def check(config: AttentionConfig) -> None:
+    """See mosaic_gpu.Kernels."""
+    tiles.check(config, max_group=ROWS)
+    if _swizzle(config) is None:
+        raise Unsupported(
+            f"cannot spread pages of {config.page_size} x {config.head_dim} over four warps"
+        )
+
+
+def blocks(config: AttentionConfig) -> Blocks:
+    """See mosaic_gpu.Kernels."""
+    return Blocks(decode_rows=ROWS, decode_keys=KEYS, prefill_tokens=ROWS // config.group)
+
+
+def decode(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    page_table: Int32[Array, "sequences pages"],
+    items: Int32[Array, "items fields"],
+    *,
+    query_tokens: int,
+    scale: float,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[
+    Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
+]:
+    """See mosaic_gpu.Kernels."""
+    shape = (items.shape[0], query_tokens, config.heads)
+    parts, sums = _attend(
+        q,
+        cache,
+        page_table,
+        items,
+        (
+            jax.ShapeDtypeStruct((*shape, config.head_dim), jnp.float32),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        ),
+        scale=scale,
+        sinks=None,
+        config=config,
+        target=target,
+    )
+    return parts, sums
+
+
+def prefill(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    page_table: Int32[Array, "sequences pages"],
+    items: Int32[Array, "items fields"],
+    *,
+    scale: float,
+    sinks: Float[Array, " heads"] | None,
+    config: AttentionConfig,
+    target: Target,
+) -> Float[Array, "tokens heads head_dim"]:
+    """See mosaic_gpu.Kernels."""
+    (out,) = _attend(
+        q,
+        cache,
+        page_table,
+        items,
+        (jax.ShapeDtypeStruct(q.shape, q.dtype),),
+        scale=scale,
+        sinks=sinks,
+        config=config,
+        target=target,
+    )
+    return out
+
+
+def _attend(
+    q: jax.Array,
+    cache: jax.Array,
+    page_table: jax.Array,
+    items: jax.Array,
+    out_type: tuple[jax.ShapeDtypeStruct, ...],
+    *,
+    scale: float,
+    sinks: jax.Array | None,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[jax.Array, ...]:
+    """Compute the items: parts of rows and their sums where `out_type` has two, or else rows."""
+    swizzle = _swizzle(config)
+    assert swizzle is not None, f"check refuses {config}"
+    how = How(
+        config=config,
+        scale=scale,
+        is_decode=len(out_type) == 2,
+        is_simulated=target.is_simulated,
+        num_stages=_num_stages(config),
+        swizzle=swizzle,
+    )
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        run(how, refs, scratch)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types=_scratch(how, out_type[0].dtype),
+        grid=(items.shape[0], config.kv_heads),
+        grid_names=("item", "kv_head"),
+        kernel_name=f"paged_attention_{'decode' if how.is_decode else 'prefill'}_sm80",
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True,
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            reduction_scratch_bytes=0,  # a row's numbers are all in one warp
+        ),
+        interpret=interpreter(target),
+    )
+    # cp.async reads all of a tile's rows, also those behind the last.
+    folded = tiles.fold(q, config.kv_heads, padding=ROWS)
+    of_rows = () if sinks is None else (tiles.fold_sinks(sinks, config.kv_heads, ROWS),)
+    result: tuple[jax.Array, ...] = kernel(folded, cache, page_table, items, *of_rows)
+    return result
+
+
+def _scratch(how: How, out_dtype: DTypeLike) -> dict[str, Any]:
+    head_dim, dtype = how.config.head_dim, how.config.dtype
+    transforms = tiles.transforms(how.swizzle)
+    ring = plgpu.SMEM((how.num_stages, KEYS, head_dim), dtype, transforms=transforms)
+    scratch: dict[str, Any] = {
+        "queries": plgpu.SMEM((ROWS, head_dim), dtype, transforms=transforms),
+        # When all tiles are read, their place takes the result.
+        "ring_or_result": plgpu.RefUnion(
+            (ring, ring),
+            (plgpu.SMEM((ROWS, head_dim), out_dtype), plgpu.SMEM((ROWS,), jnp.float32)),
+        ),
+    }
+    if how.is_simulated:
+        boxes = 2 * max(1, KEYS // how.config.page_size)
+        scratch["queries_landed"] = plgpu.Barrier()
+        scratch["tile_landed"] = plgpu.Barrier(num_arrivals=boxes, num_barriers=how.num_stages)
+    return scratch
+
+
+def _swizzle(config: AttentionConfig) -> int | None:
+    """Return the bytes over which rows in shared memory are swizzled; None where nothing fits.
+
+    More than a few columns at a time cost registers. A copy gives each warp equally many tiles of
+    8 rows by `swizzle` bytes (jax/experimental/mosaic/gpu/fragmented_array.py of jax 0.11.2,
+    tiled_copy_smem_gmem_layout): a box of few rows needs columns for all four.
+    """
+    warps_by_row = math.gcd(4, min(KEYS, config.page_size) // 8)
+    for swizzle in (64, 32):
+        columns, rest = divmod(2 * config.head_dim, swizzle)
+        if rest == 0 and columns % (4 // warps_by_row) == 0:
+            return swizzle
+    return None
+
+
+def _num_stages(config: AttentionConfig) -> int:
+    """Return the tiles of keys and values that are kept: two blocks should fit a core."""
+    row = 2 * config.head_dim
+    return max(2, min(4, (_SHARED_BYTES - ROWS * row) // (2 * KEYS * row)))

@@ -1,0 +1,266 @@
+"""A tile of scores in a Mosaic GPU kernel: which queries and keys it is of, and what they weigh.
+
+Its rows are queries times the query heads of one key/value head, a query's heads beside each
+other; its columns are keys. Nothing here knows how a tile is multiplied or where it is kept.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention.batch import AttentionConfig
+from pallas_kernels.paged_attention.mosaic_gpu_combine import row_layout
+from pallas_kernels.paged_attention.reference import MASKED
+from pallas_kernels.paged_attention.work import (
+    FIRST_POSITION,
+    FIRST_ROW,
+    KEY_END,
+    KEY_START,
+    KV_LENGTH,
+    NUM_ROWS,
+    SEQUENCE,
+)
+
+KEYS = 64
+
+_LOG2E = math.log2(math.e)
+
+
+def check(config: AttentionConfig, *, max_group: int) -> None:
+    """Raise Unsupported for what tiles of KEYS keys cannot be made of."""
+    if config.cache_dtype != config.dtype:
+        raise Unsupported(
+            f"multiplies {config.dtype} queries with a cache of the same, not of"
+            f" {config.cache_dtype}"
+        )
+    if config.head_dim % 32 or not 32 <= config.head_dim <= 256:
+        raise Unsupported(f"head_dim must be a multiple of 32 up to 256, got {config.head_dim}")
+    size = config.page_size
+    if size % KEYS and (size < 8 or KEYS % size):
+        raise Unsupported(f"page_size must be 8, 16, 32 or a multiple of {KEYS}, got {size}")
+    if config.group > max_group:
+        raise Unsupported(
+            f"a tile has {max_group} rows, too few for {config.group} query heads per key/value"
+            " head"
+        )
+
+
+def transforms(swizzle: int) -> tuple[Any, ...]:
+    """Return how shared memory holds 16-bit numbers for tensor cores: rows of `swizzle` bytes."""
+    # mypy takes the classes for abstract.
+    tiling, swizzling = cast(Any, plgpu.TilingTransform), cast(Any, plgpu.SwizzleTransform)
+    return tiling((8, swizzle // 2)), swizzling(swizzle)
+
+
+def fold(
+    q: Float[Array, "tokens heads head_dim"], kv_heads: int, *, padding: int
+) -> Float[Array, "kv_heads rows head_dim"]:
+    """Put the query heads of a key/value head beside each other: rows are tokens * group.
+
+    padding: rows more, so that a tile may start anywhere.
+    """
+    num_tokens, heads, head_dim = q.shape
+    by_kv_head = q.reshape(num_tokens, kv_heads, heads // kv_heads, head_dim)
+    folded: jax.Array = by_kv_head.swapaxes(0, 1).reshape(kv_heads, -1, head_dim)
+    return jnp.pad(folded, ((0, 0), (0, padding), (0, 0)))
+
+
+def fold_sinks(
+    sinks: Float[Array, " heads"], kv_heads: int, rows: int
+) -> Float[Array, "kv_heads rows"]:
+    """Return the sink of every row of a tile, to the base 2."""
+    by_kv_head = sinks.reshape(kv_heads, -1) * _LOG2E
+    return jnp.tile(by_kv_head, (1, -(-rows // by_kv_head.shape[1])))[:, :rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An item of a work list as a kernel reads it (see work.py): int32 scalars."""
+
+    sequence: jax.Array
+    first_row: jax.Array
+    num_rows: jax.Array
+    first_position: jax.Array
+    key_start: jax.Array
+    key_end: jax.Array
+    kv_length: jax.Array
+
+    @classmethod
+    def read(cls, items: Any, index: jax.Array) -> "Item":
+        """Read item `index` of a reference to int32[items, fields]."""
+        return cls(
+            sequence=items[index, SEQUENCE],
+            first_row=items[index, FIRST_ROW],
+            num_rows=items[index, NUM_ROWS],
+            first_position=items[index, FIRST_POSITION],
+            key_start=items[index, KEY_START],
+            key_end=items[index, KEY_END],
+            kv_length=items[index, KV_LENGTH],
+        )
+
+    @property
+    def first_tile(self) -> jax.Array:
+        """The tile of keys that the item starts in."""
+        return self.key_start // KEYS
+
+    @property
+    def num_tiles(self) -> jax.Array:
+        """Tiles of keys, none where there are no keys."""
+        return (self.key_end + KEYS - 1) // KEYS - self.first_tile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pages:
+    """Where the keys of a tile lie: each page, or part of a page, is one box to be copied."""
+
+    cache: Any  # reference to [2, pages, kv_heads, page_size, head_dim]
+    table: Any  # reference to int32[sequences, pages]
+    kv_head: jax.Array
+    page_size: int
+
+    @property
+    def per_tile(self) -> int:
+        """Boxes of a tile."""
+        return max(1, KEYS // self.page_size)
+
+    def fetch(
+        self, plane: int, item: Item, tile: jax.Array, copy: Callable[[Any, Any], None], to: Any
+    ) -> None:
+        """Copy the boxes of a tile of keys (plane 0) or values (1) to `to`, [KEYS, head_dim].
+
+        Behind a sequence's last page its last one comes again, since the table's entries there are
+        not to be believed.
+        """
+        rows = min(KEYS, self.page_size)
+        last_page = (item.kv_length - 1) // self.page_size
+        for box in range(self.per_tile):
+            key = tile * KEYS + box * rows
+            page = self.table[item.sequence, jnp.minimum(key // self.page_size, last_page)]
+            source = self.cache.at[plane, page, self.kv_head]
+            if self.page_size > KEYS:
+                source = source.at[pl.ds(lax.rem(key, self.page_size), rows)]
+            copy(source, to.at[pl.ds(box * rows, rows)])
+
+
+def erase_unwritten(values: Any, first_key: jax.Array, item: Item, layout: Any) -> None:
+    """Put zeros for values that were never written: a weight of 0 does not make up for a NaN.
+
+    values: reference to [KEYS, head_dim] in shared memory, of the keys from `first_key` on.
+    """
+    found = plgpu.load(values, layout=layout)
+    keys = first_key + plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=layout)
+    values[...] = jnp.where(keys < item.kv_length, found, jnp.zeros_like(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How products of queries and keys become scores.
+
+    layout: that of a tile in registers.
+    """
+
+    scale: float
+    config: AttentionConfig
+    layout: Any
+
+    @property
+    def factor(self) -> float:
+        """What a score is to be multiplied by, once it is needed as a power of two."""
+        return _LOG2E * (self.scale if self.config.soft_cap is None else self.config.soft_cap)
+
+    def __call__(
+        self,
+        products: Float[Array, "rows keys"],
+        first_key: jax.Array,
+        first_position: jax.Array,
+        num_queries: jax.Array | int,
+    ) -> Float[Array, "rows keys"]:
+        """Bound the products of a tile, but for the factor, and mask what its queries do not see.
+
+        The tile is of `num_queries` queries from `first_position` on, others do not count. The
+        mask is left out where all of them see all keys.
+        """
+        scores, window = self._bound(products), self.config.sliding_window
+        is_cut = first_key + products.shape[1] > first_position + 1
+        if window is not None:
+            is_cut |= first_key + window < first_position + num_queries
+
+        def mask(scores: jax.Array) -> jax.Array:
+            rows = plgpu.broadcasted_iota(
+                jnp.int32, scores.shape[:1], 0, layout=self.layout.reduce(1)
+            )
+            positions = spread(first_position + rows // self.config.group, scores.shape)
+            keys = first_key + plgpu.broadcasted_iota(
+                jnp.int32, scores.shape, 1, layout=self.layout
+            )
+            is_visible = keys <= positions
+            if window is not None:
+                is_visible &= keys > positions - window
+            return jnp.where(is_visible, scores, MASKED)
+
+        masked: jax.Array = lax.cond(is_cut, mask, lambda scores: scores, scores)
+        return masked
+
+    def _bound(self, products: jax.Array) -> jax.Array:
+        """Apply the soft cap: tanh(x) = 1 - 2 / (1 + exp(2 x)).
+
+        The hardware's tanh is right to 2^-11, of which a cap of 50 makes 0.02 in the exponent.
+        """
+        cap = self.config.soft_cap
+        if cap is None:
+            return products
+        return 1.0 - 2.0 / (1.0 + jnp.exp2(products * (2 * _LOG2E * self.scale / cap)))
+
+
+def spread(column: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Repeat a number per row over all columns."""
+    return lax.broadcast_in_dim(column, shape, (0,))
+
+
+def store_rows(
+    tile: Any, group: int, num_queries: jax.Array, out: Callable[[jax.Array], Any]
+) -> None:
+    """Store the results of a tile query by query: a block may be ragged, and others come after it.
+
+    tile: reference to [rows, head_dim] in shared memory. `out` returns the reference to
+    [group, head_dim] that takes a query's.
+    """
+    layout = row_layout(group, tile.shape[1])
+
+    def store(query: jax.Array, _: None) -> None:
+        found = tile.at[pl.ds(query * group, group)]
+        out(query)[...] = plgpu.load(found, layout=layout, optimized=False)
+
+    lax.fori_loop(0, num_queries, store, None)
+
+
+def store_sums(
+    sums: Any,
+    config: AttentionConfig,
+    num_queries: jax.Array,
+    kv_head: jax.Array,
+    out: Callable[[jax.Array], Any],
+) -> None:
+    """As `store_rows` for a number per row: from float32[rows] to those of a query's heads."""
+    group = config.group
+    layout = row_layout(group, config.head_dim).reduce(1)
+
+    def store(query: jax.Array, _: None) -> None:
+        if group == 1:  # one number has no layout, for mosaic
+            out(query)[kv_head] = sums[query]
+        else:
+            found = sums.at[pl.ds(query * group, group)]
+            out(query).at[pl.ds(kv_head * group, group)][...] = plgpu.load(
+                found, layout=layout, optimized=False
+            )
+
+    lax.fori_loop(0, num_queries, store, None)
