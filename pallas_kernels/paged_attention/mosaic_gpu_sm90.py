@@ -18,16 +18,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
 from pallas_kernels.paged_attention.mosaic_gpu_sm90_body import (
     ROWS,
     How,
-    Plan,
     is_narrow,
     run,
     swizzle_of,
 )
+from pallas_kernels.paged_attention.mosaic_gpu_sm90_ring import Plan
 from pallas_kernels.paged_attention.work import Blocks
 from pallas_kernels.targets import Target
 
@@ -82,15 +83,15 @@ def decode(
     Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
 ]:
     """See mosaic_gpu.Kernels."""
-    num_items, kv_heads, group = items.shape[0], config.kv_heads, config.group
+    num_items, heads, head_dim = items.shape[0], config.heads, config.head_dim
     # An item's rows are read together, those after the last one too.
     q = jnp.pad(q, ((0, query_tokens - 1), (0, 0), (0, 0)))
     kernel = _kernel(
         "paged_attention_decode",
         num_items,
         (
-            jax.ShapeDtypeStruct((num_items, query_tokens, *q.shape[1:]), jnp.float32),
-            jax.ShapeDtypeStruct((num_items, kv_heads, ROWS), jnp.float32),
+            jax.ShapeDtypeStruct((num_items, query_tokens, heads, head_dim), jnp.float32),
+            jax.ShapeDtypeStruct((num_items, query_tokens, heads), jnp.float32),
         ),
         decode_plan(config, query_tokens),
         scale,
@@ -98,9 +99,7 @@ def decode(
         target,
     )
     parts, sums = kernel(q, cache, page_table, items)
-    sums = sums[:, :, : query_tokens * group]
-    sums = sums.reshape(num_items, kv_heads, query_tokens, group).transpose(0, 2, 1, 3)
-    return parts, sums.reshape(num_items, query_tokens, config.heads)
+    return parts, sums
 
 
 def prefill(
@@ -127,8 +126,7 @@ def prefill(
     )
     operands = [q, cache, page_table, items]
     if sinks is not None:
-        per_row = jnp.tile(sinks.reshape(config.kv_heads, config.group), (1, plan.tokens))
-        operands.append(jnp.pad(per_row, ((0, 0), (0, ROWS - per_row.shape[1]))))
+        operands.append(tiles.fold_sinks(sinks, config.kv_heads, ROWS))
     (out,) = kernel(*operands)
     return cast(jax.Array, out)
 
@@ -198,34 +196,36 @@ def _scratch(plan: Plan, config: AttentionConfig, *, is_simulated: bool) -> dict
     head_dim = config.head_dim
     dtype, cache_dtype = jnp.dtype(config.dtype), jnp.dtype(config.cache_dtype)
 
-    def tiles(*shape: int, dtype: jnp.dtype) -> Any:
+    def tile(*shape: int, dtype: jnp.dtype) -> Any:
         swizzle = swizzle_of(plan.keys, head_dim, dtype)
         # Their declared base class is abstract, which a type checker takes for theirs.
         tiling, swizzling = cast(Any, plgpu.TilingTransform), cast(Any, plgpu.SwizzleTransform)
         transforms = tiling((8, swizzle // dtype.itemsize)), swizzling(swizzle)
         return plgpu.SMEM((*shape, head_dim), dtype, transforms=transforms)
 
-    ring = [tiles(plan.stages, plan.keys, dtype=cache_dtype) for _ in range(2)]
     arrivals = max(1, plan.keys // config.page_size)
     # Queries arrive and results leave in rows, but wgmma reads tiles. Each warpgroup has its part
     # of the place for both: which the simulator, to which a union is one thing, cannot follow.
     queries: Any = (
         plgpu.SMEM((plan.warpgroups, ROWS, head_dim), dtype),
-        tiles(plan.warpgroups, ROWS, dtype=dtype),
+        tile(plan.warpgroups, ROWS, dtype=dtype),
     )
     if plan.warpgroups == 1 or not is_simulated:
         queries = plgpu.RefUnion(*queries)
+    slots = [tile(plan.stages, plan.keys, dtype=cache_dtype) for _ in range(2)]
+    ring: Any = (slots, None)
+    if plan.is_split:
+        # The part of a split, and its sums, leave when all keys have been read.
+        part = [plgpu.SMEM((ROWS, head_dim), jnp.float32), plgpu.SMEM((ROWS,), jnp.float32)]
+        ring = plgpu.RefUnion(slots, part)
     scratch = {
         "queries": queries,
-        # The part of a split leaves when all keys have been read.
-        "ring": plgpu.RefUnion(ring, plgpu.SMEM((ROWS, head_dim), jnp.float32))
-        if plan.is_split
-        else ring,
+        "ring": ring,
         "q_ready": plgpu.Barrier(num_arrivals=plan.tokens, num_barriers=plan.warpgroups),
         "ready": [plgpu.Barrier(num_arrivals=arrivals, num_barriers=plan.stages) for _ in range(2)],
     }
     if is_narrow(config):
-        scratch["wide"] = [tiles(plan.keys, dtype=dtype) for _ in range(2)]
+        scratch["wide"] = [tile(plan.keys, dtype=dtype) for _ in range(2)]
     if not plan.is_split:
         readers = 1 if is_narrow(config) else plan.warpgroups
         scratch["free"] = [

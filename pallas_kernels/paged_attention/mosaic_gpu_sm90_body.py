@@ -11,22 +11,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
+from pallas_kernels.paged_attention.mosaic_gpu_sm90_ring import KEYS, VALUES, Pages, Plan, Ring
+from pallas_kernels.paged_attention.mosaic_gpu_tile import spread
 from pallas_kernels.paged_attention.reference import MASKED
-from pallas_kernels.paged_attention.work import (
-    FIRST_POSITION,
-    FIRST_ROW,
-    KEY_END,
-    KEY_START,
-    KV_LENGTH,
-    NUM_ROWS,
-    SEQUENCE,
-)
+from pallas_kernels.paged_attention.work import NUM_ROWS
 
 # Rows of a warpgroup's tiles: what wgmma has.
 ROWS = 64
-
-_KEYS, _VALUES = 0, 1  # planes of the cache
 
 # Registers of a thread that fetches, and of one that computes: of 168 each when three warpgroups
 # start.
@@ -35,33 +28,10 @@ _FETCH_REGISTERS, _COMPUTE_REGISTERS = 40, 232
 # Keys or values that are copied at once from tile to tile: few, to need few registers.
 _COPIED = 32
 
-_LOG2E = math.log2(math.e)
-
 _TILE = plgpu.Layout.WGMMA
 _PER_ROW = plgpu.Layout.WGMMA.reduce(1)
 
 type _Softmax = tuple[jax.Array, jax.Array, jax.Array]  # maximum, sum and weighted values by row
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a kernel cuts its work.
-
-    warpgroups: those that compute, each `tokens` query tokens. keys: of a tile. stages: tiles in
-    the ring. is_split: whether a thread block has a part of the keys, fetches for itself and leaves
-    a part of the result; otherwise one warpgroup more fetches.
-    """
-
-    warpgroups: int
-    tokens: int
-    keys: int
-    stages: int
-    is_split: bool
-
-    @property
-    def num_threads(self) -> int:
-        """Warpgroups, as Pallas counts threads."""
-        return self.warpgroups if self.is_split else self.warpgroups + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,275 +49,169 @@ def is_narrow(config: AttentionConfig) -> bool:
     return jnp.dtype(config.cache_dtype).itemsize == 1
 
 
+def swizzle_of(keys: int, head_dim: int, dtype: Any) -> int:
+    """Return how many bytes of a row are swizzled together: 128, or what divides small rows.
+
+    No more numbers than there are keys in a tile: wgmma takes as many keys at a time.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    return math.gcd(head_dim * itemsize, keys * itemsize, 128)
+
+
 def run(how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
     """Run one warpgroup of one thread block: refs of operands and results, scratch by name."""
-    block = _Block(how, refs, scratch)
+    items = refs[3]
 
-    @pl.when(block.num_rows > 0)
+    @pl.when(items[lax.axis_index("item"), NUM_ROWS] > 0)
     def _work() -> None:
         if how.plan.is_split:
-            block.compute()
+            _Block(how, refs, scratch).compute()
             return
 
-        @pl.when(block.warpgroup < how.plan.warpgroups)
+        # Each reads its item for itself: what is read before would keep its registers.
+        @pl.when(lax.axis_index("warpgroup") < how.plan.warpgroups)
         def _compute() -> None:
             plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
-            block.compute()
+            _Block(how, refs, scratch).compute()
 
-        @pl.when(block.warpgroup == how.plan.warpgroups)
+        @pl.when(lax.axis_index("warpgroup") == how.plan.warpgroups)
         def _fetch() -> None:
             plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
-            block.fetch_all()
+            _Block(how, refs, scratch).ring.fetch_all()
 
 
 class _Block:
-    """One warpgroup at work."""
+    """One warpgroup at work on one item and one key/value head."""
 
     def __init__(self, how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
         self.how, self.plan, self.config = how, how.plan, how.config
-        self.q, self.cache, self.page_table, items = refs[:4]
-        self.sinks: Any = None
-        self.sums: Any = None
-        self.part: Any = None
-        if self.plan.is_split:
-            self.out, self.sums = refs[4:]
-            self.ring, self.part = scratch["ring"]
-        else:
-            *sinks, self.out = refs[4:]
-            self.sinks = sinks[0] if sinks else None
-            self.ring = scratch["ring"]
-            self.free, self.turn = scratch["free"], scratch["turn"]
-        self.q_rows, self.q_tiles = scratch["queries"]
-        self.q_ready, self.ready = scratch["q_ready"], scratch["ready"]
-        self.wide: Any = scratch.get("wide")
-
-        self.item, self.kv_head = lax.axis_index("item"), lax.axis_index("kv_head")
+        self.q, cache, page_table, items, *self.others = refs  # sinks, if any, and results
+        self.index, self.kv_head = lax.axis_index("item"), lax.axis_index("kv_head")
         self.warpgroup = lax.axis_index("warpgroup")
         self.heads = pl.ds(self.kv_head * self.config.group, self.config.group)
-        item = items.at[self.item]
-        self.sequence, self.num_rows = item[SEQUENCE], item[NUM_ROWS]
-        self.first_row, self.first_position = item[FIRST_ROW], item[FIRST_POSITION]
-        self.key_end, self.kv_length = item[KEY_END], item[KV_LENGTH]
-        self.first_tile = item[KEY_START] // self.plan.keys
-        self.num_tiles = pl.cdiv(self.key_end, self.plan.keys) - self.first_tile
+        self.item = item = tiles.Item.read(items, self.index)
+        # Rows from the end of the array on are not there: the tile moves back to rows before it.
+        self.first_row = item.first_row + self.warpgroup * self.plan.tokens
+        self.start = jnp.minimum(self.first_row, self.q.shape[0] - self.plan.tokens)
+        self.position = item.first_position + self.start - item.first_row
 
-    # Fetching
-
-    def pages(self, tile: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        """Return page and first offset of each box of a tile: parts of a page, or whole ones."""
-        page_size = self.config.page_size
-        last = (self.key_end - 1) // page_size
-        places = []
-        for start in range(0, self.plan.keys, page_size):
-            key = (self.first_tile + tile) * self.plan.keys + start
-            # Beyond the last key any page will do, but not any entry of the table.
-            page = self.page_table[self.sequence, jnp.minimum(key // page_size, last)]
-            places.append((page, lax.rem(key, page_size)))
-        return places
-
-    def fetch(self, plane: int, tile: jax.Array, pages: list[tuple[jax.Array, jax.Array]]) -> None:
-        """Start to fill the slot of a tile."""
-        slot = lax.rem(tile, self.plan.stages)
-        rows = min(self.plan.keys, self.config.page_size)
-        for i, (page, offset) in enumerate(pages):
-            plgpu.copy_gmem_to_smem(
-                self.cache.at[plane, page, self.kv_head, pl.ds(offset, rows)],
-                self.ring[plane].at[slot, pl.ds(i * rows, rows)],
-                self.ready[plane].at[slot],
-            )
-
-    def fetch_all(self) -> None:
-        """Keep the ring filled, as the warpgroup that does only this."""
-        stages = self.plan.stages
-
-        @pl.loop(0, self.num_tiles)
-        def _fill(tile: jax.Array) -> None:
-            pages = self.pages(tile)
-            for plane in (_KEYS, _VALUES):
-
-                @pl.when(tile >= stages)
-                def _wait(plane: int = plane) -> None:
-                    plgpu.barrier_wait(self.free[plane].at[lax.rem(tile, stages)])
-
-                self.fetch(plane, tile, pages)
-
-        # No barrier is left before its last phase was seen.
-        @pl.loop(jnp.maximum(self.num_tiles, stages), self.num_tiles + stages)
-        def _drain(tile: jax.Array) -> None:
-            for plane in (_KEYS, _VALUES):
-                plgpu.barrier_wait(self.free[plane].at[lax.rem(tile, stages)])
-
-    def release(
-        self, plane: int, tile: jax.Array, pages: list[tuple[jax.Array, jax.Array]]
-    ) -> None:
-        """Give the slot of a tile that was read to the next one."""
-        stages = self.plan.stages
-        if not self.plan.is_split:
-            plgpu.barrier_arrive(self.free[plane].at[lax.rem(tile, stages)])
-            return
-
-        @pl.when(tile + stages < self.num_tiles)
-        def _refill() -> None:
-            self.fetch(plane, tile + stages, pages)
-
-    # Computing
+        self.q_rows, self.q_tiles = scratch["queries"]
+        self.q_ready = scratch["q_ready"]
+        self.turn: Any = scratch.get("turn")
+        self.wide: Any = scratch.get("wide")
+        slots, self.part = scratch["ring"]
+        self.ring = Ring(
+            plan=how.plan,
+            config=how.config,
+            item=item,
+            kv_head=self.kv_head,
+            cache=cache,
+            page_table=page_table,
+            slots=slots,
+            ready=scratch["ready"],
+            free=scratch.get("free"),
+        )
+        self.scores = tiles.Scores(scale=how.scale, config=how.config, layout=_TILE)
 
     def compute(self) -> None:
         """Attend with this warpgroup's rows."""
-        plan = self.plan
-        # Rows from the end of the array on are not there: the block moves back to rows before it.
-        self.start = jnp.minimum(
-            self.first_row + self.warpgroup * plan.tokens, self.q.shape[0] - plan.tokens
-        )
-        self.position = self.first_position + self.start - self.first_row
-        if plan.is_split:
-
-            @pl.loop(0, jnp.minimum(plan.stages, self.num_tiles))
-            def _fill(tile: jax.Array) -> None:
-                pages = self.pages(tile)
-                for plane in (_KEYS, _VALUES):
-                    self.fetch(plane, tile, pages)
-
-        self.load_queries()
+        self.fetch_queries()
+        if self.plan.is_split:
+            self.ring.fetch_first()
+        self.arrange_queries()
         maximum = jnp.full((ROWS,), MASKED, jnp.float32)
         total = jnp.zeros((ROWS,), jnp.float32)
-        if self.sinks is not None:
+        if self.config.sinks and not self.plan.is_split:
             # A sink is a key that was seen before all others, and whose value is 0.
-            maximum = plgpu.load(self.sinks.at[self.kv_head], optimized=False) * _LOG2E
+            maximum = plgpu.load(self.others[0].at[self.kv_head], optimized=False)
             total = jnp.ones((ROWS,), jnp.float32)
         carry = (
             plgpu.layout_cast(maximum, _PER_ROW),
             plgpu.layout_cast(total, _PER_ROW),
             plgpu.layout_cast(jnp.zeros((ROWS, self.config.head_dim), jnp.float32), _TILE),
         )
-        self.take_first_turn()
-        maximum, total, out = lax.fori_loop(0, self.num_tiles, self.step, carry)
-        self.leave_last_turn()
+        # The first warpgroup is ahead by a turn.
+        pl.when(self.warpgroup == 1)(self.take_turn)
+        maximum, total, out = lax.fori_loop(0, self.ring.num_tiles, self.step, carry)
+        pl.when(self.warpgroup == 0)(self.take_turn)
         total = jnp.where(total > 0, total, 1.0)
-        self.store(out / _spread(total, out.shape[1]), maximum + jnp.log2(total))
+        out /= spread(total, out.shape)
+        if self.plan.is_split:
+            self.store_part(out, maximum + jnp.log2(total))
+        else:
+            self.store(out)
 
-    def load_queries(self) -> None:
-        """Fetch the rows of queries, and lay them out as wgmma reads them."""
+    def fetch_queries(self) -> None:
+        """Start to fetch the rows of queries."""
         group = self.config.group
-        rows, tile = self.q_rows.at[self.warpgroup], self.q_tiles.at[self.warpgroup]
-        ready = self.q_ready.at[self.warpgroup]
 
         @pl.loop(0, self.plan.tokens)
         def _fetch(token: jax.Array) -> None:
             plgpu.copy_gmem_to_smem(
                 self.q.at[self.start + token, self.heads],
-                rows.at[pl.ds(token * group, group)],
-                ready,
+                self.q_rows.at[self.warpgroup, pl.ds(token * group, group)],
+                self.q_ready.at[self.warpgroup],
             )
 
-        plgpu.barrier_wait(ready)
-        queries = plgpu.load(rows, layout=_TILE, optimized=False)
+    def arrange_queries(self) -> None:
+        """Lay queries out as wgmma reads them."""
+        plgpu.barrier_wait(self.q_ready.at[self.warpgroup])
+        queries = plgpu.load(self.q_rows.at[self.warpgroup], layout=_TILE, optimized=False)
         plgpu.commit_smem()  # The tile takes the place of the rows once all were read.
-        tile[...] = queries
+        self.q_tiles.at[self.warpgroup][...] = queries
         plgpu.commit_smem()
 
     def step(self, tile: jax.Array, carry: _Softmax) -> _Softmax:
         """Attend to one tile of keys."""
-        plan = self.plan
         maximum, total, out = carry
-        slot = lax.rem(tile, plan.stages)
-        first_key = (self.first_tile + tile) * plan.keys
-        # Read long before they are needed.
-        next_pages = self.pages(tile + plan.stages) if plan.is_split else []
+        first_key = self.ring.first_key(tile)
+        next_pages = self.ring.next_pages(tile)  # Read long before they are needed.
         if is_narrow(self.config):
-            self.widen(tile, slot, first_key, next_pages)
-            scores = self.multiply_keys(self.wide[_KEYS])
+            self.widen(tile, first_key, next_pages)
+            scores = self.multiply_keys(self.wide[KEYS])
         else:
-            plgpu.barrier_wait(self.ready[_KEYS].at[slot])
-            scores = self.multiply_keys(self.ring[_KEYS].at[slot])
-            self.release(_KEYS, tile, next_pages)
+            scores = self.multiply_keys(self.ring.get(KEYS, tile))
+            self.ring.release(KEYS, tile, next_pages)
 
-        scores, factor = self.mask(self.bound(scores), first_key), self.factor
+        scores = self.scores(scores, first_key, self.position, self.plan.tokens)
+        factor = self.scores.factor
         new_maximum = jnp.maximum(maximum, scores.max(axis=1) * factor)
         decay = jnp.exp2(maximum - new_maximum)
-        weights = jnp.exp2(scores * factor - _spread(new_maximum, plan.keys))
+        weights = jnp.exp2(scores * factor - spread(new_maximum, scores.shape))
         total = total * decay + weights.sum(axis=1)
-        out *= _spread(decay, self.config.head_dim)
+        out *= spread(decay, out.shape)
         weights = weights.astype(self.config.dtype)
         if is_narrow(self.config):
-            return new_maximum, total, self.multiply_values(out, weights, self.wide[_VALUES])
+            return new_maximum, total, self.multiply_values(out, weights, self.wide[VALUES])
 
         if self.takes_turns:
             # The exponentials are done before the turn is taken, not during it.
             total, out, weights = lax.optimization_barrier((total, out, weights))
             plgpu.barrier_arrive(self.turn)
-        plgpu.barrier_wait(self.ready[_VALUES].at[slot])
+        values = self.ring.get(VALUES, tile)
         if self.takes_turns:
             plgpu.barrier_wait(self.turn)
-        self.clear_unwritten(slot, first_key)
-        out = self.multiply_values(out, weights, self.ring[_VALUES].at[slot])
-        self.release(_VALUES, tile, next_pages)
-        return new_maximum, total, out
 
-    @property
-    def factor(self) -> float:
-        """What scores are multiplied by, to be powers of two."""
-        return _LOG2E * (self.how.scale if self.config.soft_cap is None else self.config.soft_cap)
-
-    def bound(self, scores: jax.Array) -> jax.Array:
-        """Apply the soft cap, but for the factor: tanh(x) = 1 - 2 / (1 + exp(2 x)).
-
-        The tensor cores' neighbours have an instruction for tanh, of 11 bits: too few for a score.
-        """
-        if self.config.soft_cap is None:
-            return scores
-        powers = jnp.exp2(scores * (2 * _LOG2E * self.how.scale / self.config.soft_cap))
-        return 1.0 - 2.0 / (1.0 + powers)
-
-    def mask(self, scores: jax.Array, first_key: jax.Array) -> jax.Array:
-        """Hide the keys that are not for a row; most tiles are for all rows."""
-        keys, window = self.plan.keys, self.config.sliding_window
-        needs_mask = first_key + keys > self.position + 1
-        if window is not None:
-            needs_mask |= first_key + window < self.position + self.plan.tokens
-
-        def hide(scores: jax.Array) -> jax.Array:
-            row = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=_TILE)
-            key = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=_TILE) + first_key
-            position = self.position + row // self.config.group
-            is_visible = key <= position
-            if window is not None:
-                is_visible &= key > position - window
-            return jnp.where(is_visible, scores, MASKED)
-
-        masked: jax.Array = lax.cond(needs_mask, hide, lambda scores: scores, scores)
-        return masked
-
-    def clear_unwritten(self, slot: jax.Array, first_key: jax.Array) -> None:
-        """Zero the values of a sequence's last tile that are none: 0 * NaN is NaN.
-
-        The first warpgroup to take its turn does it; the others take theirs after it.
-        """
-        values = self.ring[_VALUES].at[slot]
-        is_due = first_key + self.plan.keys > self.kv_length
-
-        @pl.when(is_due & (self.warpgroup == 0))
+        # Zeros for values that were never written: 0 * NaN is NaN. Others take their turn later.
+        @pl.when((first_key + self.plan.keys > self.item.kv_length) & (self.warpgroup == 0))
         def _clear() -> None:
             self.copy_written(values, values, first_key)
 
-    def widen(
-        self,
-        tile: jax.Array,
-        slot: jax.Array,
-        first_key: jax.Array,
-        next_pages: list[tuple[jax.Array, jax.Array]],
-    ) -> None:
+        out = self.multiply_values(out, weights, values)
+        self.ring.release(VALUES, tile, next_pages)
+        return new_maximum, total, out
+
+    def widen(self, tile: jax.Array, first_key: jax.Array, next_pages: Pages) -> None:
         """Copy a tile of keys and values to where they have the queries' dtype.
 
         Of two warpgroups, one copies the keys and the other the values.
         """
         self.meet()  # All have multiplied the tiles before.
-        for plane in (_KEYS, _VALUES):
+        for plane in (KEYS, VALUES):
 
             def copy(plane: int = plane) -> None:
-                plgpu.barrier_wait(self.ready[plane].at[slot])
-                self.copy_written(self.ring[plane].at[slot], self.wide[plane], first_key)
-                self.release(plane, tile, next_pages)
+                self.copy_written(self.ring.get(plane, tile), self.wide[plane], first_key)
+                self.ring.release(plane, tile, next_pages)
 
             if self.plan.is_split:
                 copy()
@@ -367,7 +231,7 @@ class _Block:
             rows = pl.ds(i * _COPIED, _COPIED)
             found = plgpu.load(source.at[rows], layout=layout, optimized=False)
             key = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
-            is_written = key + (first_key + i * _COPIED) < self.kv_length
+            is_written = key + (first_key + i * _COPIED) < self.item.kv_length
             found = _as_dtype(found, target.dtype)
             target.at[rows][...] = jnp.where(is_written, found, jnp.zeros_like(found))
 
@@ -410,60 +274,53 @@ class _Block:
         """Whether there are turns to take."""
         return not self.plan.is_split and not is_narrow(self.config)
 
+    def take_turn(self) -> None:
+        """Let the other warpgroup multiply, and wait until it has begun."""
+        if self.takes_turns:
+            self.meet()
+
     def meet(self) -> None:
         """Wait for the other warpgroup, if there is one."""
         if not self.plan.is_split:
             plgpu.barrier_arrive(self.turn)
             plgpu.barrier_wait(self.turn)
 
-    def take_turn(self) -> None:
-        """Let the other warpgroup multiply, and wait until it has begun."""
-        if self.takes_turns:
-            self.meet()
-
-    def take_first_turn(self) -> None:
-        """Let the first warpgroup be ahead."""
-        pl.when(self.warpgroup == 1)(self.take_turn)
-
-    def leave_last_turn(self) -> None:
-        """Match what the other did first."""
-        pl.when(self.warpgroup == 0)(self.take_turn)
-
-    def store(self, out: jax.Array, sums: jax.Array) -> None:
-        """Write the rows that this warpgroup has."""
-        group = self.config.group
-        if self.plan.is_split:
-            rows = self.part
-            self.sums[self.item, self.kv_head] = sums
-        else:
-            rows = self.q_rows.at[self.warpgroup]
-        plgpu.commit_smem()  # What the rows take the place of was read by all.
+    def store(self, out: jax.Array) -> None:
+        """Write the rows of results that this warpgroup has."""
+        result, rows = self.others[-1], self.q_rows.at[self.warpgroup]
+        plgpu.commit_smem()  # The rows take the place of the queries, which were read by all.
         rows[...] = out.astype(rows.dtype)
         plgpu.commit_smem()
-        first = self.first_row + self.warpgroup * self.plan.tokens
-        end = jnp.minimum(self.first_row + self.num_rows, first + self.plan.tokens)
+        end = self.item.first_row + self.item.num_rows
 
-        @pl.loop(first, end)
+        @pl.loop(self.first_row, jnp.minimum(end, self.first_row + self.plan.tokens))
         def _store(row: jax.Array) -> None:
-            place = (self.item, row - first) if self.plan.is_split else (row,)
-            plgpu.copy_smem_to_gmem(
-                rows.at[pl.ds((row - self.start) * group, group)], self.out.at[*place, self.heads]
-            )
+            self.store_query(rows, row - self.start, result.at[row, self.heads])
 
         plgpu.wait_smem_to_gmem(0)
 
+    def store_part(self, out: jax.Array, sums: jax.Array) -> None:
+        """Write the results over this item's keys, and the logarithms of their sums."""
+        (all_parts, all_sums), (part_rows, sum_rows) = self.others, self.part
+        plgpu.commit_smem()  # The part takes the place of the ring, which was read by all.
+        part_rows[...] = out
+        sum_rows[...] = sums
+        plgpu.commit_smem()
 
-def swizzle_of(keys: int, head_dim: int, dtype: Any) -> int:
-    """Return how many bytes of a row are swizzled together: 128, or what divides small rows.
+        @pl.loop(0, self.item.num_rows)
+        def _store(query: jax.Array) -> None:
+            self.store_query(part_rows, query, all_parts.at[self.index, query, self.heads])
 
-    No more numbers than there are keys in a tile: wgmma takes as many keys at a time.
-    """
-    itemsize = jnp.dtype(dtype).itemsize
-    return math.gcd(head_dim * itemsize, keys * itemsize, 128)
+        def sums_of(query: jax.Array) -> Any:
+            return all_sums.at[self.index, query]
 
+        tiles.store_sums(sum_rows, self.config, self.item.num_rows, self.kv_head, sums_of)
+        plgpu.wait_smem_to_gmem(0)
 
-def _spread(per_row: jax.Array, columns: int) -> jax.Array:
-    return lax.broadcast_in_dim(per_row, (per_row.shape[0], columns), [0])
+    def store_query(self, rows: Any, query: jax.Array, to: Any) -> None:
+        """Start to copy what a tile has for one of its queries to [group, head_dim]."""
+        group = self.config.group
+        plgpu.copy_smem_to_gmem(rows.at[pl.ds(query * group, group)], to)
 
 
 def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:
@@ -477,6 +334,6 @@ def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:
 
 def _simulated_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Multiply as wgmma does, which is not interpreted in a loop."""
-    plgpu.commit_smem()  # wgmma reads where TMA writes; what plain reads precede, needs a fence
+    plgpu.commit_smem()  # Plain reads need this fence before TMA writes; those of wgmma do not.
     product: jax.Array = jnp.dot(a, b, preferred_element_type=jnp.float32)
     return product
