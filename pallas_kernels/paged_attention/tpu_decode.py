@@ -233,10 +233,7 @@ def _kernel(
 
 @dataclass(frozen=True)
 class _Query:
-    """The query of a sequence: all its heads, those of each KV head in tiles of their own.
-
-    What makes it up is in scratch memory.
-    """
+    """The query of a sequence: all its heads, those of each KV head in tiles of their own."""
 
     inputs: _Inputs
     scratch: _Scratch

@@ -43,8 +43,8 @@ class Items(NamedTuple):
 
 def stack_table(
     page_table: Int32[Array, "sequences pages"],
-) -> Int32[Array, "sequences parts lanes"]:
-    """Return the page table so that a row, or a part of it, is whole tiles."""
+) -> Int32[Array, "sequences rows lanes"]:
+    """Return the page table with a sequence's row, or a part of one, as whole tiles."""
     num_sequences, width = page_table.shape
     rows = round_up(width, LANES) // LANES
     if rows > _TABLE_PART:
@@ -57,7 +57,7 @@ class Buffers(NamedTuple):
     """The scratch memory of a stream."""
 
     pages: Any  # cache_dtype[buffers, kv_heads, block, lanes]
-    tables: Any  # int32[tables, parts, LANES]
+    tables: Any  # int32[tables, rows, LANES]
     cursor: Any  # int32[4]: see below
     page_semaphores: Any
     table_semaphores: Any
@@ -85,7 +85,7 @@ class Stream:
     """The pages of all items, a block at a time: used inside a kernel, item after item."""
 
     items: Items  # in SMEM
-    table: Any  # int32[sequences, parts, LANES] in HBM
+    table: Any  # int32[sequences, rows, LANES] in HBM
     cache: Any  # in HBM
     buffers: Buffers
     layout: Layout

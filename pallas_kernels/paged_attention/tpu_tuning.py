@@ -2,9 +2,9 @@
 
 Nothing here was measured: no TPU was at hand. In the place of measurements stands a rule. Of the
 vector memory, a quarter is for the buffers that pages are fetched into, half for queries, results
-and what a softmax keeps, and a quarter for the compiler. Copies take a microsecond or two to begin,
-in which memory delivers 1 MiB on v5e and 7 MiB on v7x: so much should be on its way at any time,
-and with blocks of 2 MiB and three of four buffers being filled, it is.
+and what a softmax keeps, and a quarter for the compiler. If a copy takes one or two microseconds to
+begin, the memory of a v5e could deliver about 1 MiB meanwhile, that of a v7x about 6: so much must
+be on its way at any time, and is with blocks of 2 MiB and three of four buffers being filled.
 """
 
 from dataclasses import dataclass

@@ -54,8 +54,8 @@ def plan(
     firsts = start_positions // strip
     counts = jnp.where(is_prefill, -(-end_positions // strip) - firsts, 0)
     ends = jnp.cumsum(counts)
-    # A sequence of n > 1 rows lies in at most n / strip + 2 strips.
-    capacity = num_tokens // strip + 2 * min(counts.shape[0], num_tokens // 2)
+    # A sequence of n > 1 rows lies in at most n / strip + 2 strips; one row leaves room for some.
+    capacity = num_tokens // strip + 2 * min(counts.shape[0], num_tokens // 2 + 1)
     strips = jnp.arange(capacity, dtype=jnp.int32)
     sequences = jnp.sum(ends[None, :] <= strips[:, None], axis=1, dtype=jnp.int32)
     sequences = jnp.minimum(sequences, counts.shape[0] - 1)
