@@ -24,6 +24,7 @@ from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
 from pallas_kernels.paged_attention.mosaic_gpu_sm90_body import (
     ROWS,
     How,
+    has_aligned_queries,
     is_narrow,
     run,
     swizzle_of,
@@ -53,6 +54,11 @@ def check(config: AttentionConfig) -> None:
     if config.page_size < 16 or config.page_size & (config.page_size - 1):
         raise Unsupported(
             f"tiles need page_size to be a power of two from 16 on, got {config.page_size}"
+        )
+    if config.group > 1 and not has_aligned_queries(config):
+        raise Unsupported(
+            "TMA needs the heads of a query that share a KV head to be a multiple of 128 bytes, got"
+            f" {config.group} of head_dim {config.head_dim}"
         )
     if not is_narrow(config) and config.cache_dtype != config.dtype:
         raise Unsupported(
@@ -213,19 +219,20 @@ def _scratch(plan: Plan, config: AttentionConfig, *, is_simulated: bool) -> dict
     if plan.warpgroups == 1 or not is_simulated:
         queries = plgpu.RefUnion(*queries)
     slots = [tile(plan.stages, plan.keys, dtype=cache_dtype) for _ in range(2)]
-    ring: Any = (slots, None)
+    wide = [tile(plan.keys, dtype=dtype) for _ in range(2)] if is_narrow(config) else []
+    ring: Any = ((slots, wide), None)
     if plan.is_split:
         # The part of a split, and its sums, leave when all keys have been read.
         part = [plgpu.SMEM((ROWS, head_dim), jnp.float32), plgpu.SMEM((ROWS,), jnp.float32)]
-        ring = plgpu.RefUnion(slots, part)
+        ring = plgpu.RefUnion((slots, wide), part)
     scratch = {
         "queries": queries,
         "ring": ring,
-        "q_ready": plgpu.Barrier(num_arrivals=plan.tokens, num_barriers=plan.warpgroups),
+        "q_ready": plgpu.Barrier(
+            num_arrivals=1 if config.group == 1 else plan.tokens, num_barriers=plan.warpgroups
+        ),
         "ready": [plgpu.Barrier(num_arrivals=arrivals, num_barriers=plan.stages) for _ in range(2)],
     }
-    if is_narrow(config):
-        scratch["wide"] = [tile(plan.keys, dtype=dtype) for _ in range(2)]
     if not plan.is_split:
         readers = 1 if is_narrow(config) else plan.warpgroups
         scratch["free"] = [

@@ -13,6 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
+from pallas_kernels.paged_attention.mosaic_gpu_combine import row_layout
 from pallas_kernels.paged_attention.mosaic_gpu_sm90_ring import KEYS, VALUES, Pages, Plan, Ring
 from pallas_kernels.paged_attention.mosaic_gpu_tile import spread
 from pallas_kernels.paged_attention.reference import MASKED
@@ -47,6 +48,11 @@ class How:
 def is_narrow(config: AttentionConfig) -> bool:
     """Tell whether keys and values must be widened before they can be multiplied."""
     return jnp.dtype(config.cache_dtype).itemsize == 1
+
+
+def has_aligned_queries(config: AttentionConfig) -> bool:
+    """Tell whether TMA can copy queries one by one: each starts at a multiple of 128 bytes."""
+    return config.group * config.head_dim * jnp.dtype(config.dtype).itemsize % 128 == 0
 
 
 def swizzle_of(keys: int, head_dim: int, dtype: Any) -> int:
@@ -98,8 +104,7 @@ class _Block:
         self.q_rows, self.q_tiles = scratch["queries"]
         self.q_ready = scratch["q_ready"]
         self.turn: Any = scratch.get("turn")
-        self.wide: Any = scratch.get("wide")
-        slots, self.part = scratch["ring"]
+        (slots, self.wide), self.part = scratch["ring"]
         self.ring = Ring(
             plan=how.plan,
             config=how.config,
@@ -143,15 +148,17 @@ class _Block:
 
     def fetch_queries(self) -> None:
         """Start to fetch the rows of queries."""
-        group = self.config.group
+        group, tokens = self.config.group, self.plan.tokens
+        ready = self.q_ready.at[self.warpgroup]
+        if group == 1:
+            source = self.q.at[pl.ds(self.start, tokens), self.kv_head]
+            plgpu.copy_gmem_to_smem(source, self.q_rows.at[self.warpgroup, pl.ds(0, tokens)], ready)
+            return
 
-        @pl.loop(0, self.plan.tokens)
+        @pl.loop(0, tokens)
         def _fetch(token: jax.Array) -> None:
-            plgpu.copy_gmem_to_smem(
-                self.q.at[self.start + token, self.heads],
-                self.q_rows.at[self.warpgroup, pl.ds(token * group, group)],
-                self.q_ready.at[self.warpgroup],
-            )
+            rows = self.q_rows.at[self.warpgroup, pl.ds(token * group, group)]
+            plgpu.copy_gmem_to_smem(self.q.at[self.start + token, self.heads], rows, ready)
 
     def arrange_queries(self) -> None:
         """Lay queries out as wgmma reads them."""
@@ -319,8 +326,13 @@ class _Block:
 
     def store_query(self, rows: Any, query: jax.Array, to: Any) -> None:
         """Start to copy what a tile has for one of its queries to [group, head_dim]."""
-        group = self.config.group
-        plgpu.copy_smem_to_gmem(rows.at[pl.ds(query * group, group)], to)
+        group, head_dim = self.config.group, self.config.head_dim
+        found = rows.at[pl.ds(query * group, group)]
+        if has_aligned_queries(self.config) or self.plan.is_split:
+            plgpu.copy_smem_to_gmem(found, to)
+        else:
+            layout = row_layout(group, head_dim)
+            to[...] = plgpu.load(found, layout=layout, optimized=False)
 
 
 def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:

@@ -29,6 +29,7 @@ LLAMA = LAYERS["llama-3.1-8b"]
         ({"page_size": 8}, "got 8"),
         ({"page_size": 48}, "got 48"),
         ({"heads": 8 * 65}, "at most 64 query heads"),
+        ({"heads": 8 * 3, "head_dim": 96}, "multiple of 128 bytes, got 3 of head_dim 96"),
     ],
 )
 def test_hopper_refuses_with_the_reason(changes: dict[str, int | str], reason: str) -> None:
