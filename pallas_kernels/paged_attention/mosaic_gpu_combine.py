@@ -26,7 +26,12 @@ _WARPS, _LANES = 4, 32
 
 
 def interpreter(target: Target) -> plgpu.InterpretGPUParams | None:
-    """Return how kernels are run for a target that is simulated; None where they are compiled."""
+    """Return how kernels are run for a target that is simulated; None where they are compiled.
+
+    A simulated thread block waits in as many threads of XLA's CPU client as it has warpgroups, up
+    to three. The client has one per core or device: on two cores, set `jax_num_cpu_devices` to 4,
+    or it hangs.
+    """
     if not target.is_simulated:
         return None
     return plgpu.InterpretGPUParams(detect_races=detect_races.get())

@@ -41,7 +41,7 @@ _DRIVER_BYTES = 1024
 # Left for barriers.
 _SPARE_BYTES = 512
 
-# A deeper ring brings nothing: this much is on its way already.
+# Tiles on their way at most; see decode_plan for how much covers the latency of memory.
 _MOST_STAGES = 6
 
 
