@@ -1,7 +1,8 @@
 """The step: one function from a packed batch to tokens, compiled once per StepShape."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -117,24 +118,34 @@ class _Attend:
         scale: float,
         sliding_window: int | None,
     ) -> tuple[jax.Array, jax.Array]:
-        attend = partial(
-            paged_attention.attend,
-            scale=scale,
-            sliding_window=sliding_window,
-            backend=self.context.attention.backend,
-            target=self.context.attention.target,
-        )
-        heads = PartitionSpec(None, TENSOR, None)
-        pages = self.context.cache_sharding
-        sharded = jax.shard_map(
-            attend,
-            mesh=self.context.mesh,
-            in_specs=(heads, heads, heads, pages, PartitionSpec()),
-            out_specs=(heads, pages),
-            check_vma=False,
-        )
-        result: tuple[jax.Array, jax.Array] = sharded(q, k, v, cache, self.batch)
+        attend = _attend_sharded(self.context, scale=scale, sliding_window=sliding_window)
+        result: tuple[jax.Array, jax.Array] = attend(q, k, v, cache, self.batch)
         return result
+
+
+# A jitted function of its own: it is traced and lowered once for all layers that are alike, which
+# takes most of a second for a kernel. XLA puts it in their places again.
+@lru_cache(maxsize=16)
+def _attend_sharded(
+    context: StepContext, *, scale: float, sliding_window: int | None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    attend = partial(
+        paged_attention.attend,
+        scale=scale,
+        sliding_window=sliding_window,
+        backend=context.attention.backend,
+        target=context.attention.target,
+    )
+    heads = PartitionSpec(None, TENSOR, None)
+    pages = context.cache_sharding
+    sharded = jax.shard_map(
+        attend,
+        mesh=context.mesh,
+        in_specs=(heads, heads, heads, pages, PartitionSpec()),
+        out_specs=(heads, pages),
+        check_vma=False,
+    )
+    return jax.jit(sharded)
 
 
 def _choose(
