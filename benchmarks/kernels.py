@@ -343,6 +343,9 @@ def main() -> None:
     cudnn_versions, results = rival("cudnn", sys.executable)
     torch_versions, torch_results = rival("torch", args.torch_python)
     results += torch_results
+    if args.quick:
+        # So many threads the simulation of a thread block may need at once.
+        jax.config.update("jax_num_cpu_devices", 4)
     machine = describe_machine() | cudnn_versions | torch_versions
     target, ceilings = current_target(), measure_ceilings()
     backends = args.backends or list(paged_attention.BACKENDS)
