@@ -92,7 +92,7 @@ def plan_for(model: str, name: str, num_devices: int) -> EnginePlan:
         max_num_seqs=64,
         max_num_batched_tokens=2048,
         page_size=64,
-        num_pages=8192,  # 2 GiB a layer: a copy of one cannot hide
+        num_pages=8192 * num_devices,  # 2 GiB a layer and device: a copy of one cannot hide
     )
     return plan_engine(options, target=name)
 
