@@ -10,8 +10,10 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.dispatch import Choice, Unsupported
-from pallas_kernels.paged_attention import mosaic_gpu, reference, tpu
+from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
+from pallas_kernels.paged_attention.tpu import backend as tpu
 from pallas_kernels.targets import Target, current_target
 
 OP = "paged_attention"

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from pallas_kernels import Unsupported
-from pallas_kernels.paged_attention import AttentionConfig, mosaic_gpu, mosaic_gpu_sm90
+from pallas_kernels.paged_attention import AttentionConfig
 from pallas_kernels.paged_attention.cases import LAYERS, Case, ragged
-from pallas_kernels.paged_attention.mosaic_gpu_combine import combine
+from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
+from pallas_kernels.paged_attention.mosaic_gpu import sm90
+from pallas_kernels.paged_attention.mosaic_gpu.combine import combine
 from pallas_kernels.paged_attention.worlds import draw, relative_error
 from pallas_kernels.targets import CPU, find_target
 from tests.kernels.oracle import attended
@@ -50,8 +52,8 @@ def test_other_hardware_is_refused_by_name() -> None:
 def test_every_plan_overlaps_fetches_with_products(head_dim: int, cache_dtype: str) -> None:
     config = replace(LLAMA, head_dim=head_dim, cache_dtype=cache_dtype)
     plans = (
-        mosaic_gpu_sm90.decode_plan(config, 1),
-        mosaic_gpu_sm90.prefill_plan(config, num_tokens=8192),
+        sm90.decode_plan(config, 1),
+        sm90.prefill_plan(config, num_tokens=8192),
     )
     assert all(plan.stages >= 2 for plan in plans)
 

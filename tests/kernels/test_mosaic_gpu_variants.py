@@ -20,8 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.gpu_targets import gpu_target_config
-from pallas_kernels.paged_attention import PagedBatch, mosaic_gpu
+from pallas_kernels.paged_attention import PagedBatch
 from pallas_kernels.paged_attention.cases import LAYERS, Case, decode, ragged, shard
+from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
 from pallas_kernels.paged_attention.worlds import draw, relative_error
 from pallas_kernels.targets import find_target
 from tests.kernels.oracle import attended

@@ -182,7 +182,8 @@ def test_changes_the_slots_of_new_tokens_and_page_0_only(
     np.testing.assert_array_equal(kv[:, 1:].astype(float), wanted[:, 1:].astype(float))
 
 
-@pytest.mark.parametrize(("name", "backend", "place"), RUNS)
+@pytest.mark.parametrize(("backend", "place"), PLACES)
+@pytest.mark.parametrize("name", ["decode_of_unequal_lengths", "mixed_with_sinks_in_a_window"])
 def test_second_run_is_bit_equal(name: str, backend: str, place: str) -> None:
     world, out, _ = outcome(name, backend, place)
     again, _ = run(world, backend, place)
@@ -199,13 +200,10 @@ def test_no_copy_races_with_a_read_or_write(
 
 
 @pytest.mark.parametrize(("backend", "place"), PLACES)
-@pytest.mark.parametrize("name", ["decode_with_sinks_in_a_window", "mixed_with_sinks_in_a_window"])
-@settings(max_examples=2)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_computes_what_is_defined_of_any_numbers(
-    name: str, backend: str, place: str, seed: int
-) -> None:
-    world = draw(TESTS[name], seed)
+def test_computes_what_is_defined_of_any_numbers(backend: str, place: str, seed: int) -> None:
+    world = draw(TESTS["mixed_with_sinks_in_a_window"], seed)
     out, _ = run(world, backend, place)
     assert error_of(world, out) < TOLERANCE[world.case.config.dtype]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import Unsupported, paged_attention, simulation
-from pallas_kernels.paged_attention import tpu_tuning
 from pallas_kernels.paged_attention.cases import LAYERS, Case, decode, ragged, shard
+from pallas_kernels.paged_attention.tpu import tuning
 from pallas_kernels.paged_attention.worlds import World, draw, pack, relative_error, unpack
 from pallas_kernels.targets import TARGETS, find_target
 from tests.kernels.oracle import attended, written
@@ -36,11 +36,11 @@ CASES = {
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks of 256 tokens or of a page, two strips to a page, 32 rows of queries."""
     page_bytes = 2 * 16 * 256 * 2
-    monkeypatch.setattr(tpu_tuning, "BLOCK_BYTES", 16 * page_bytes)
-    monkeypatch.setattr(tpu_tuning, "CHUNK", 128)
-    monkeypatch.setattr(tpu_tuning, "STRIP_BYTES", page_bytes)
-    monkeypatch.setattr(tpu_tuning, "PREFILL_ROWS", 32)
-    monkeypatch.setattr(tpu_tuning, "DECODE_SEQUENCES", 4)
+    monkeypatch.setattr(tuning, "BLOCK_BYTES", 16 * page_bytes)
+    monkeypatch.setattr(tuning, "CHUNK", 128)
+    monkeypatch.setattr(tuning, "STRIP_BYTES", page_bytes)
+    monkeypatch.setattr(tuning, "PREFILL_ROWS", 32)
+    monkeypatch.setattr(tuning, "DECODE_SEQUENCES", 4)
     yield
     simulation.detect_races.set(False)
     simulation.eager_copies.set(False)

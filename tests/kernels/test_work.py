@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.paged_attention import PagedBatch, work
-from pallas_kernels.paged_attention.work import (
+from pallas_kernels.paged_attention import PagedBatch
+from pallas_kernels.paged_attention.mosaic_gpu import work
+from pallas_kernels.paged_attention.mosaic_gpu.work import (
     END_ITEM,
     FIRST_ITEM,
     FIRST_POSITION,

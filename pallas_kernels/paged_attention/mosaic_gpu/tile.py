@@ -18,9 +18,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_combine import row_layout
-from pallas_kernels.paged_attention.reference import MASKED
-from pallas_kernels.paged_attention.work import (
+from pallas_kernels.paged_attention.mosaic_gpu.combine import row_layout
+from pallas_kernels.paged_attention.mosaic_gpu.work import (
     FIRST_POSITION,
     FIRST_ROW,
     KEY_END,
@@ -29,6 +28,7 @@ from pallas_kernels.paged_attention.work import (
     NUM_ROWS,
     SEQUENCE,
 )
+from pallas_kernels.paged_attention.reference import MASKED
 
 KEYS = 64
 

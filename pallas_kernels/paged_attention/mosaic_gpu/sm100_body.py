@@ -1,4 +1,4 @@
-"""What a thread block of paged attention does on Blackwell: see mosaic_gpu_sm100.py for the whole.
+"""What a thread block of paged attention does on Blackwell: see sm100.py for the whole.
 
 Products are made by tcgen05 from shared memory into tensor memory: scores by queries and keys, and
 results by weights, which are put into tensor memory too, and values. While a warpgroup computes
@@ -15,9 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_tile import KEYS, spread
+from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
+from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, spread
 from pallas_kernels.paged_attention.reference import MASKED
 
 # Rows of a warpgroup's tile: as many as tensor memory has lanes.

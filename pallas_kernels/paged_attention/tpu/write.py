@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Int32, Shaped
 
 from pallas_kernels.paged_attention.batch import PagedBatch
-from pallas_kernels.paged_attention.tpu_layout import Layout, round_up
-from pallas_kernels.paged_attention.tpu_tuning import strip_rows
+from pallas_kernels.paged_attention.tpu.layout import Layout, round_up
+from pallas_kernels.paged_attention.tpu.tuning import strip_rows
 
 _NUM_BUFFERS = 2
 

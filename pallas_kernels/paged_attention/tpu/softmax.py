@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.paged_attention.tpu_layout import LANES
+from pallas_kernels.paged_attention.tpu.layout import LANES
 
 # Below every score. The first maximum lies above it and also below every score, so the weight of
 # what is masked is exp(-5e29) = 0 even where nothing was seen yet.

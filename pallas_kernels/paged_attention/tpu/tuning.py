@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention.tpu_layout import LANES, Layout, round_up
+from pallas_kernels.paged_attention.tpu.layout import LANES, Layout, round_up
 
 # Vector memory per TensorCore, as jax.experimental.pallas.tpu.get_tpu_info has it.
 VMEM_BYTES = {

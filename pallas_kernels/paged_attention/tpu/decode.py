@@ -1,6 +1,6 @@
 """Paged attention with one query per sequence, for TPUs.
 
-A sequence's pages stream through the vector memory (see tpu_stream.py); every live byte of the
+A sequence's pages stream through the vector memory (see stream.py); every live byte of the
 cache is read once. The new key and value are put into the last block there, and the tile of the
 page that they lie in is copied back: the cache is written in place, by the same kernel. Results are
 copied to their rows, so that those of a prefill, in between them, need not be touched.
@@ -22,16 +22,16 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from pallas_kernels.paged_attention.batch import PagedBatch
-from pallas_kernels.paged_attention.tpu_layout import LANES, Layout
-from pallas_kernels.paged_attention.tpu_softmax import MASKED, Scoring, Softmax, softmax
-from pallas_kernels.paged_attention.tpu_stream import (
+from pallas_kernels.paged_attention.tpu.layout import LANES, Layout
+from pallas_kernels.paged_attention.tpu.softmax import MASKED, Scoring, Softmax, softmax
+from pallas_kernels.paged_attention.tpu.stream import (
     Buffers,
     Items,
     Stream,
     buffers,
     stack_table,
 )
-from pallas_kernels.paged_attention.tpu_tuning import DecodeSizes
+from pallas_kernels.paged_attention.tpu.tuning import DecodeSizes
 
 # Sequences whose tiles and results are on their way out at a time.
 _NUM_TURNS = 2

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_tile import Item
+from pallas_kernels.paged_attention.mosaic_gpu.tile import Item
 
 KEYS, VALUES = 0, 1  # planes of the cache
 

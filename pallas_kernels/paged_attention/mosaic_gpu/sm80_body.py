@@ -1,4 +1,4 @@
-"""What a thread block of paged attention does on Ampere: see mosaic_gpu_sm80.py for the whole."""
+"""What a thread block of paged attention does on Ampere: see sm80.py for the whole."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +11,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_tile import KEYS, spread
+from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
+from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, spread
 from pallas_kernels.paged_attention.reference import MASKED
 
 # Rows of a tile: 16 for each of four warps, which is what mma multiplies.

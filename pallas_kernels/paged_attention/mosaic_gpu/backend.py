@@ -14,16 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention import (
-    mosaic_gpu_sm80,
-    mosaic_gpu_sm90,
-    mosaic_gpu_sm100,
-    reference,
-    work,
-)
+from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
-from pallas_kernels.paged_attention.mosaic_gpu_combine import combine
-from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.paged_attention.mosaic_gpu import sm80, sm90, sm100, work
+from pallas_kernels.paged_attention.mosaic_gpu.combine import combine
+from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
 
@@ -88,9 +83,9 @@ class Kernels(Protocol):
 
 # By compute capability.
 KERNELS: dict[str, Kernels] = {
-    "8.0": mosaic_gpu_sm80,
-    "9.0": mosaic_gpu_sm90,
-    "10.0": mosaic_gpu_sm100,
+    "8.0": sm80,
+    "9.0": sm90,
+    "10.0": sm100,
 }
 
 # A shorter run of keys is not worth a thread block and a part to be merged.

@@ -21,8 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int32
 
-from pallas_kernels.paged_attention.tpu_layout import LANES, Layout, round_up
-from pallas_kernels.paged_attention.tpu_tuning import StreamSizes
+from pallas_kernels.paged_attention.tpu.layout import LANES, Layout, round_up
+from pallas_kernels.paged_attention.tpu.tuning import StreamSizes
 
 # A row of the page table is copied in parts of this many rows of LANES entries, as far as needed.
 _TABLE_PART = 8

@@ -1,4 +1,4 @@
-"""What a thread block of paged attention does on Hopper: see mosaic_gpu_sm90.py for the whole."""
+"""What a thread block of paged attention does on Hopper: see sm90.py for the whole."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_combine import row_layout
-from pallas_kernels.paged_attention.mosaic_gpu_sm90_ring import KEYS, VALUES, Pages, Plan, Ring
-from pallas_kernels.paged_attention.mosaic_gpu_tile import spread
+from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
+from pallas_kernels.paged_attention.mosaic_gpu.combine import row_layout
+from pallas_kernels.paged_attention.mosaic_gpu.sm90_ring import KEYS, VALUES, Pages, Plan, Ring
+from pallas_kernels.paged_attention.mosaic_gpu.tile import spread
+from pallas_kernels.paged_attention.mosaic_gpu.work import NUM_ROWS
 from pallas_kernels.paged_attention.reference import MASKED
-from pallas_kernels.paged_attention.work import NUM_ROWS
 
 # Rows of a warpgroup's tiles: what wgmma has.
 ROWS = 64

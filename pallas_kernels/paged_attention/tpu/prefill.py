@@ -20,16 +20,16 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from pallas_kernels.paged_attention.batch import PagedBatch
-from pallas_kernels.paged_attention.tpu_layout import LANES, Layout, round_up
-from pallas_kernels.paged_attention.tpu_softmax import MASKED, Scoring, Softmax, softmax
-from pallas_kernels.paged_attention.tpu_stream import (
+from pallas_kernels.paged_attention.tpu.layout import LANES, Layout, round_up
+from pallas_kernels.paged_attention.tpu.softmax import MASKED, Scoring, Softmax, softmax
+from pallas_kernels.paged_attention.tpu.stream import (
     Buffers,
     Items,
     Stream,
     buffers,
     stack_table,
 )
-from pallas_kernels.paged_attention.tpu_tuning import PrefillSizes
+from pallas_kernels.paged_attention.tpu.tuning import PrefillSizes
 
 
 class Work(NamedTuple):

@@ -1,6 +1,6 @@
 """Paged attention on Ampere (compute capability 8.0): cp.async per page, the warps' own mma.
 
-One kernel body makes both halves of `mosaic_gpu.Kernels`: a warpgroup takes 64 rows, 16 per warp,
+One kernel body makes both halves of `backend.Kernels`: a warpgroup takes 64 rows, 16 per warp,
 over part of the keys (decode) or over all that they may see (prefill), in the manner of
 FlashAttention-2 (arXiv:2307.08691). Ampere has no copy engine: the warpgroup itself starts the
 copies of the tiles to come before it multiplies the one that has landed.
@@ -16,12 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
-from pallas_kernels.paged_attention.mosaic_gpu_sm80_body import ROWS, How, run
-from pallas_kernels.paged_attention.mosaic_gpu_tile import KEYS
-from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
+from pallas_kernels.paged_attention.mosaic_gpu.combine import interpreter
+from pallas_kernels.paged_attention.mosaic_gpu.sm80_body import ROWS, How, run
+from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS
+from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
 # Shared memory that two thread blocks leave to each other: half of a multiprocessor's 164 KiB,
@@ -30,7 +30,7 @@ _SHARED_BYTES = 81 * 1024
 
 
 def check(config: AttentionConfig) -> None:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     tiles.check(config, max_group=ROWS)
     if _swizzle(config) is None:
         raise Unsupported(
@@ -39,7 +39,7 @@ def check(config: AttentionConfig) -> None:
 
 
 def blocks(config: AttentionConfig) -> Blocks:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     return Blocks(decode_rows=ROWS, decode_keys=KEYS, prefill_tokens=ROWS // config.group)
 
 
@@ -56,7 +56,7 @@ def decode(
 ) -> tuple[
     Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
 ]:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     shape = (items.shape[0], query_tokens, config.heads)
     parts, sums = _attend(
         q,
@@ -86,7 +86,7 @@ def prefill(
     config: AttentionConfig,
     target: Target,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     (out,) = _attend(
         q,
         cache,

@@ -1,6 +1,6 @@
 """Paged attention on Hopper (compute capability 9.0): TMA per page, wgmma, online softmax.
 
-One kernel body makes both halves of `mosaic_gpu.Kernels`. The rows of its score tiles are query
+One kernel body makes both halves of `backend.Kernels`. The rows of its score tiles are query
 tokens times the query heads of one key/value head, 64 to a warpgroup, so that a key is fetched once
 for all of them. Tiles of keys and values come page by page into a ring that is filled ahead.
 
@@ -18,10 +18,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
-from pallas_kernels.paged_attention.mosaic_gpu_sm90_body import (
+from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
+from pallas_kernels.paged_attention.mosaic_gpu.combine import interpreter
+from pallas_kernels.paged_attention.mosaic_gpu.sm90_body import (
     ROWS,
     How,
     has_aligned_queries,
@@ -29,8 +29,8 @@ from pallas_kernels.paged_attention.mosaic_gpu_sm90_body import (
     run,
     swizzle_of,
 )
-from pallas_kernels.paged_attention.mosaic_gpu_sm90_ring import Plan
-from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.paged_attention.mosaic_gpu.sm90_ring import Plan
+from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
 # Shared memory of a core; what of it one thread block can have; what the driver takes of each.
@@ -46,7 +46,7 @@ _MOST_STAGES = 6
 
 
 def check(config: AttentionConfig) -> None:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     if config.group > ROWS:
         raise Unsupported(f"at most {ROWS} query heads share a KV head, got {config.group}")
     if config.head_dim % 32 or not 64 <= config.head_dim <= 256:
@@ -67,7 +67,7 @@ def check(config: AttentionConfig) -> None:
 
 
 def blocks(config: AttentionConfig) -> Blocks:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     return Blocks(
         decode_rows=ROWS,
         decode_keys=decode_plan(config, 1).keys,
@@ -88,7 +88,7 @@ def decode(
 ) -> tuple[
     Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
 ]:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     num_items, heads, head_dim = items.shape[0], config.heads, config.head_dim
     # An item's rows are read together, those after the last one too.
     q = jnp.pad(q, ((0, query_tokens - 1), (0, 0), (0, 0)))
@@ -119,7 +119,7 @@ def prefill(
     config: AttentionConfig,
     target: Target,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     plan = prefill_plan(config, num_tokens=q.shape[0])
     kernel = _kernel(
         "paged_attention_prefill",

@@ -2,7 +2,7 @@
 
 Sequences with one row are decoded by one kernel; the rows of the others are written to the cache by
 a second one, and attended with by a third. Each finds its sequences in the batch by itself, in any
-order. tpu_layout.py tells what the cache looks like, tpu_stream.py how it is read. Nothing here was
+order. layout.py tells what the cache looks like, stream.py how it is read. Nothing here was
 run on a TPU: kernels are simulated, and compiled for every generation by its own compiler.
 
 Pages and the page table are those of PagedAttention (Kwon et al. 2023, arXiv:2309.06180); that
@@ -19,14 +19,14 @@ from jaxtyping import Array, Float, Shaped
 
 from pallas_kernels import simulation
 from pallas_kernels.dispatch import Unsupported
-from pallas_kernels.paged_attention import tpu_tuning
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
-from pallas_kernels.paged_attention.tpu_decode import decode
-from pallas_kernels.paged_attention.tpu_layout import LANES, layout_of
-from pallas_kernels.paged_attention.tpu_prefill import prefill
-from pallas_kernels.paged_attention.tpu_softmax import Scoring
-from pallas_kernels.paged_attention.tpu_tuning import VMEM_BYTES
-from pallas_kernels.paged_attention.tpu_write import write
+from pallas_kernels.paged_attention.tpu import tuning
+from pallas_kernels.paged_attention.tpu.decode import decode
+from pallas_kernels.paged_attention.tpu.layout import LANES, layout_of
+from pallas_kernels.paged_attention.tpu.prefill import prefill
+from pallas_kernels.paged_attention.tpu.softmax import Scoring
+from pallas_kernels.paged_attention.tpu.tuning import VMEM_BYTES
+from pallas_kernels.paged_attention.tpu.write import write
 from pallas_kernels.targets import Target
 
 _DTYPES = ("bfloat16", "float32")
@@ -53,7 +53,7 @@ def check(config: AttentionConfig, target: Target) -> None:
             f"page_size must be a multiple of {layout.tile} for {config.cache_dtype}, "
             f"got {config.page_size}"
         )
-    tpu_tuning.check(layout, VMEM_BYTES[target.architecture])
+    tuning.check(layout, VMEM_BYTES[target.architecture])
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
@@ -123,7 +123,7 @@ def attend(
                 row_counts > 1,
                 layout=layout,
                 scoring=scoring,
-                sizes=tpu_tuning.prefill_sizes(
+                sizes=tuning.prefill_sizes(
                     layout, vmem_bytes, table_width=table_width, num_tokens=num_tokens
                 ),
                 options=options,
@@ -143,7 +143,7 @@ def attend(
             row_counts == 1,
             layout=layout,
             scoring=scoring,
-            sizes=tpu_tuning.decode_sizes(
+            sizes=tuning.decode_sizes(
                 layout, vmem_bytes, table_width=table_width, num_sequences=num_sequences
             ),
             options=options,

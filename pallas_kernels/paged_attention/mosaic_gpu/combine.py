@@ -11,8 +11,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.paged_attention.mosaic_gpu.work import END_ITEM, FIRST_ITEM, QUERY
 from pallas_kernels.paged_attention.reference import MASKED
-from pallas_kernels.paged_attention.work import END_ITEM, FIRST_ITEM, QUERY
 from pallas_kernels.simulation import detect_races
 from pallas_kernels.targets import Target
 

@@ -1,6 +1,6 @@
 """Paged attention on Blackwell (compute capability 10.0): TMA per page, tcgen05, tensor memory.
 
-One kernel body makes both halves of `mosaic_gpu.Kernels`. The rows of its score tiles are query
+One kernel body makes both halves of `backend.Kernels`. The rows of its score tiles are query
 tokens times the query heads of one key/value head, 128 to a warpgroup. Decode is one warpgroup that
 computes and one that fetches, small enough that a core holds two such blocks; prefill is two that
 compute, where tensor memory has room for them, and one that fetches.
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Shaped
 
-from pallas_kernels.paged_attention import mosaic_gpu_tile as tiles
 from pallas_kernels.paged_attention.batch import AttentionConfig
-from pallas_kernels.paged_attention.mosaic_gpu_combine import interpreter
-from pallas_kernels.paged_attention.mosaic_gpu_sm100_body import ROWS, How, run
-from pallas_kernels.paged_attention.mosaic_gpu_tile import KEYS
-from pallas_kernels.paged_attention.work import Blocks
+from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
+from pallas_kernels.paged_attention.mosaic_gpu.combine import interpreter
+from pallas_kernels.paged_attention.mosaic_gpu.sm100_body import ROWS, How, run
+from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS
+from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
 # Shared memory of a thread block: 227 KiB if it has a core for itself, half of 228 KiB if two share
@@ -31,12 +31,12 @@ _TENSOR_COLUMNS = 512  # of tensor memory, 4 bytes wide
 
 
 def check(config: AttentionConfig) -> None:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     tiles.check(config, max_group=ROWS)
 
 
 def blocks(config: AttentionConfig) -> Blocks:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     return Blocks(
         decode_rows=ROWS,
         decode_keys=KEYS,
@@ -57,7 +57,7 @@ def decode(
 ) -> tuple[
     Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
 ]:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     how = How(
         config=config,
         scale=scale,
@@ -85,7 +85,7 @@ def prefill(
     config: AttentionConfig,
     target: Target,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """See mosaic_gpu.Kernels."""
+    """See backend.Kernels."""
     warpgroups = _warpgroups(config)
     how = How(
         config=config,
