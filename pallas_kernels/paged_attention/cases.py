@@ -176,7 +176,7 @@ def _tests() -> dict[str, Case]:
         ),
         "decode_of_padding_only": decode(qwen, (), padding=2),
         "prefill": ragged(llama, (13, 13), (70, 70)),
-        "prefill_of_many_rows": ragged(qwen, (150, 150), width=5),
+        "prefill_of_many_rows": ragged(phi, (150, 150), (1, 80), width=5),
         "chunk_in_the_middle": ragged(qwen, (20, 150), (64, 128)),
         "mixed": ragged(llama, *mixed),
         "mixed_of_few_rows": ragged(qwen, (4, 70), (0, 0), (1, 1), (3, 3)),

@@ -49,12 +49,10 @@ REFUSED: dict[tuple[str, str], dict[str, str]] = {
 SIMULATED = (
     "decode_of_unequal_lengths",
     "decode_with_sinks_in_a_window",
-    "decode_under_a_soft_cap",
     "decode_from_float8",
     "prefill_of_many_rows",
     "mixed_with_sinks_in_a_window",
     "mixed_under_a_soft_cap_in_a_window",
-    "mixed_of_multi_head",
     "mixed_from_int8",
     "mixed_of_few_rows",
 )
