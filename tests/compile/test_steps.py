@@ -1,6 +1,7 @@
 """Steps of real widths, compiled with their kernels for accelerators that are not there.
 
-They need the compiler of the accelerator, a plugin of JAX (`make compile-check` installs them).
+They need the compiler of the accelerator, a plugin of JAX, and a process for each target:
+`make compile-check` sees to both.
 """
 
 import json
@@ -52,6 +53,7 @@ class Compiled:
     """A compiled program, and the plan it is of."""
 
     plan: EnginePlan
+    program: Program
     compiled: jax.stages.Compiled
 
     @property
@@ -101,7 +103,7 @@ def plan_for(model: str, name: str, num_devices: int) -> EnginePlan:
 def compiled_for(model: str, name: str, num_devices: int, program: Program) -> Compiled:
     plan = plan_for(model, name, num_devices)
     params = abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh)
-    return Compiled(plan, Tuner(plan).compile(params, program)[0])
+    return Compiled(plan, program, Tuner(plan).compile(params, program)[0])
 
 
 def name(case: tuple[str, int, Program]) -> str:
@@ -148,6 +150,14 @@ def copies(text: str, array: jax.ShapeDtypeStruct) -> Iterator[str]:
                 yield name
 
 
+def test_weights_are_read_where_they_lie(step: Compiled) -> None:
+    """XLA would rather join the projections of q, k and v: 50 MB copied in every layer."""
+    if step.program != _DECODE:
+        pytest.skip("other temporaries are larger than what would be copied")
+    logits = _DECODE.sequences * step.plan.model.vocab_size * 4
+    assert step.memory.temp_size_in_bytes < 1.4 * logits
+
+
 def test_the_plan_holds_what_a_step_takes(step: Compiled) -> None:
     """The workspace, estimated before anything is compiled, is no less than the temporaries."""
     assert step.memory.temp_size_in_bytes <= step.plan.memory.workspace
@@ -160,7 +170,8 @@ def test_cache_and_state_are_made_and_remembered_without_temporaries(
     assert compiled_for(model, *case).memory.temp_size_in_bytes < 1 << 20
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
-    needs_compiler("v5e", 1)
+@pytest.mark.parametrize("name", ["v5e"])
+def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled(name: str) -> None:
+    needs_compiler(name, 1)
     with pytest.raises(MemoryPlanError, match=r"weights 14\.96 GiB.* of 14\.40 GiB usable"):
-        plan_engine(EngineOptions(model="llama-3.1-8b"), target="v5e")
+        plan_engine(EngineOptions(model="llama-3.1-8b"), target=name)
