@@ -15,6 +15,9 @@ from pallas_kernels.targets import Target
 # What to install for the compiler of a platform.
 PLUGINS = {"cuda": "jax[cuda13] or jax[cuda12]", "tpu": "jax[tpu]"}
 _GPUS_PER_HOST = 8
+# The compute capability this process compiles for, once it does. jaxlib 0.11.2 hands ptxas that of
+# a process's first Mosaic kernel for all others too: some fail, some come out of the wrong kind.
+_capabilities: set[str] = set()
 
 
 class TopologyError(RuntimeError):
@@ -46,7 +49,8 @@ def absent_devices(target: Target, count: int) -> list[jax.Device]:
     """Return `count` devices of a target to compile for, whether this machine has them or not.
 
     Raises TopologyError where JAX's plugin for the target is not installed, where there are no
-    slices that large, and for a target without a description.
+    slices that large, for a target without a description, and for a second kind of GPU in one
+    process.
     """
     if target.platform == "tpu" and target.name in _SLICES:
         return _tpus(target, count)
@@ -86,6 +90,11 @@ def _gpus(target: Target, count: int) -> list[jax.Device]:
         config = gpu_target_config(target.name)
     except ValueError as error:
         raise TopologyError(str(error)) from error
+    for other in _capabilities - {target.architecture}:
+        raise TopologyError(
+            f"this process compiles for GPUs of compute capability {other}, and cannot for"
+            f" {target.name} as well: take another process"
+        )
     hosts, rest = divmod(count, _GPUS_PER_HOST)
     if hosts and rest:
         raise TopologyError(
@@ -93,11 +102,13 @@ def _gpus(target: Target, count: int) -> list[jax.Device]:
         )
     layout = f"{hosts}x{_GPUS_PER_HOST}x1" if hosts else f"1x{count}x1"
     try:
-        return topologies.get_topology_desc(
+        found = topologies.get_topology_desc(
             platform="cuda", topology_name=target.name, topology=layout, target_config=config
         ).devices
     except NotImplementedError as error:
         raise _missing(target) from error
+    _capabilities.add(target.architecture)
+    return found
 
 
 def _missing(target: Target) -> TopologyError:
