@@ -151,8 +151,8 @@ def copies(text: str, array: jax.ShapeDtypeStruct) -> Iterator[str]:
 
 
 def test_weights_are_read_where_they_lie(step: Compiled) -> None:
-    """XLA would rather join the projections of q, k and v: 50 MB copied in every layer."""
-    if step.program != _DECODE:
+    """XLA for GPUs would rather join the projections of q, k and v: 50 MB copied in a layer."""
+    if step.program != _DECODE or step.plan.context.attention.target.platform != "cuda":
         pytest.skip("other temporaries are larger than what would be copied")
     logits = _DECODE.sequences * step.plan.model.vocab_size * 4
     assert step.memory.temp_size_in_bytes < 1.4 * logits
