@@ -56,8 +56,9 @@ class PagedBatch:
     counts the tokens of a sequence including this step's, so row r of sequence s stands at
     position kv_lengths[s] - query_starts[s + 1] + r. Token p of a sequence lies at offset
     p % page_size of page page_table[s, p // page_size]; page 0 belongs to nobody and takes what
-    padding writes. `max_query_length` is static: 1 promises that every sequence has at most one
-    row, and that row s is the row of sequence s.
+    padding writes. Positions of padding rows are any valid ones; entries of the page table beyond
+    those of a sequence's tokens are any pages. `max_query_length` is static: 1 promises that every
+    sequence has at most one row, and that row s is the row of sequence s.
     """
 
     page_table: jax.Array  # int32[sequences, pages]
