@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxserve.errors import ConfigError
+from jaxserve.execution.compilation import without_compilation_cache
 from jaxserve.execution.cost import Cost, helper_cost, step_cost
 from jaxserve.execution.executables import ExecutableWriter
 from jaxserve.execution.programs import Helper, Program, all_programs, name_of
@@ -77,7 +79,8 @@ def precompile(
         cost = _cost(plan, program, params=params, context_len=context_len)
         start_s = time.perf_counter()
         try:
-            compiled, tuning = tuner.compile(params, program)
+            with nullcontext() if writer is None else without_compilation_cache():
+                compiled, tuning = tuner.compile(params, program)
         except jax.errors.JaxRuntimeError as error:
             elapsed_s = time.perf_counter() - start_s
             yield ProgramReport(

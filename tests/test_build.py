@@ -64,6 +64,7 @@ def test_weights_are_drawn_at_random_for_a_model_that_has_none(tmp_path: Path) -
         tokenizer=str(EMBEDDED_FOLDER),
         max_num_seqs=1,
         max_num_batched_tokens=2,
+        compilation_cache=False,
     )
     with pytest.raises(CheckpointError, match="not run, unless load_format is dummy"):
         build(plan_engine(options))

@@ -1,9 +1,12 @@
 """Compilation: kept between starts, and counted, because one under traffic is a bug."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -21,6 +24,22 @@ def use_compilation_cache(folder: Path | None = None) -> Path:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
+
+
+@contextmanager
+def without_compilation_cache() -> Iterator[None]:
+    """Compile everything anew within.
+
+    XLA for CPUs serializes a program that came out of the cache without its machine code.
+    """
+    was_enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the setting once, and remembers
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was_enabled)
+        compilation_cache.reset_cache()
 
 
 class CompilationCounter:

@@ -13,6 +13,7 @@ import pytest
 from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.errors import ConfigError
+from jaxserve.execution.compilation import use_compilation_cache
 from jaxserve.execution.executables import MANIFEST, ExecutableFolder, ExecutableWriter
 from jaxserve.execution.programs import Helper, all_programs
 from jaxserve.planning import EnginePlan, plan_engine
@@ -206,3 +207,19 @@ def test_a_manifest_leads_to_no_other_folder(model: Path, copied: Path) -> None:
 def test_programs_are_written_to_a_new_folder_only(model: Path, written: Path) -> None:
     with pytest.raises(ConfigError, match="out must be an empty or a new folder"):
         ExecutableWriter(written, plan_for(model).key)
+
+
+def test_a_program_that_jax_has_in_its_cache_is_written_whole(model: Path, tmp_path: Path) -> None:
+    plan = plan_for(model)
+    use_compilation_cache(tmp_path / "cache")
+    try:
+        plan.programs.compile({}, Helper.ALLOCATE)  # into the cache
+        jax.clear_caches()
+        for _ in precompile(plan, context_len=32, only=["allocate"], out=tmp_path / "new"):
+            pass
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    folder = ExecutableFolder.open(tmp_path / "new")
+    compiled = folder.load(Helper.ALLOCATE, plan.context.mesh)
+    assert compiled is not None
+    jax.block_until_ready(compiled())
