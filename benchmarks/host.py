@@ -1,122 +1,141 @@
 """Measures what a step costs the host: everything but the wait for the device.
 
-    python benchmarks/host.py MODEL --sequences 256
+    python benchmarks/host.py --sequences 1 8 32 128 256 512 --json host.json
 
-A real engine on a real runner decodes `--sequences` greedy requests at once; the table shows
-milliseconds per step, each part on its own. `wait` is the device's time as the host sees it, the
-rest is what Python needs. A small model serves best, as the host's part hardly depends on it.
+Engine, scheduler, packing, metrics and the reading of results are the real ones; only the compiled
+programs are played, by functions that return the same ready tokens at once. So a step takes what
+Python needs for it, and nothing else. All sequences decode greedily; the table shows the median and
+the 99th percentile of microseconds per step, phase by phase (jaxserve/timeline.py tells what each
+is). --model gives sizes only: no weights are read, and the host's part hardly depends on them.
 """
 
 import argparse
+import gc
+import json
 import random
-import time
-from collections.abc import Callable
-from statistics import median
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
 
-from tqdm import tqdm
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.bench.machine import describe_machine
-from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.engine.sequence import Update
-from jaxserve.execution.runner import ModelRunner, PendingResult
+from jaxserve.execution.programs import Helper, Program, all_programs
+from jaxserve.execution.runner import ModelRunner
+from jaxserve.execution.sampling import no_logprobs
+from jaxserve.execution.shapes import StepShape
+from jaxserve.execution.step import StepOutput
 from jaxserve.metrics import Metrics
-from jaxserve.plan import StepPlan, StepResult
-from jaxserve.planning import plan_engine
+from jaxserve.models import abstract_params
+from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.request import Request, SamplingParams
+from jaxserve.timeline import PHASES, StepRecord
 
 PROMPT_TOKENS = 8
 
 
-class Clock:
-    """Collects the seconds of each part of each step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCost:
+    """Microseconds per step at one number of running sequences."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
+    sequences: int
+    steps: int
+    p50_us: dict[str, float]
+    p99_us: dict[str, float]
 
-    def time[R](self, part: str, work: Callable[[], R]) -> R:
-        """Do the work, and add what it took to a part."""
-        start_s = time.perf_counter()
-        result = work()
-        self.seconds.setdefault(part, []).append(time.perf_counter() - start_s)
-        return result
-
-
-class TimedScheduler(Scheduler):
-    """A scheduler that tells a clock how long its verbs take."""
-
-    def __init__(self, clock: Clock, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._bench = clock
-
-    def schedule(self) -> StepPlan | None:
-        """See Scheduler."""
-        return self._bench.time("schedule", super().schedule)
-
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Update]:
-        """See Scheduler."""
-        commit = super().commit
-        return self._bench.time("commit", lambda: commit(plan, result))
+    def line(self) -> str:
+        """Return a row of the table: medians, and both of the whole."""
+        cells = "".join(f"{self.p50_us[phase]:>10.1f}" for phase in PHASES)
+        return f"{self.sequences:>9}{cells}{self.p50_us['host']:>10.1f}{self.p99_us['host']:>10.1f}"
 
 
-class TimedStep:
-    """A step under way whose wait, and the reading of its result, is timed."""
-
-    def __init__(self, clock: Clock, pending: PendingResult) -> None:
-        self._clock = clock
-        self._pending = pending
-
-    def wait(self) -> StepResult:
-        """See plan.PendingStep."""
-        return self._clock.time("wait", self._pending.wait)
+HEADER = f"{'sequences':>9}{''.join(f'{p:>10}' for p in PHASES)}{'host':>10}{'host p99':>10}"
 
 
-class TimedRunner:
-    """A runner whose dispatch is timed."""
+def played(program: Program, vocab_size: int) -> Callable[..., object]:
+    """Return a stand-in of a compiled program: the device's part, in no time."""
+    if isinstance(program, StepShape):
+        rows = program.sequences
+        output = StepOutput(
+            tokens=jnp.full((2, rows), 7, jnp.int32),
+            logprobs=no_logprobs(rows, vocab_size),
+            prompt_logprobs=None,
+        )
+        jax.block_until_ready(output)
+        return lambda _params, cache, state, *_packed: (output, cache, state)
+    if program is Helper.ALLOCATE:
+        return lambda: (None, None)
+    return lambda state, _slot, _memory: state
 
-    def __init__(self, clock: Clock, runner: ModelRunner) -> None:
-        self._clock = clock
-        self._runner = runner
 
-    def dispatch(self, plan: StepPlan) -> TimedStep:
-        """See plan.Runner."""
-        pending = self._clock.time("dispatch", lambda: self._runner.dispatch(plan))
-        return TimedStep(self._clock, pending)
-
-
-def timed_engine(loaded: LoadedModel, clock: Clock) -> Engine:
-    """Return an engine like the one that was built, with clocks in it and as served: metrics on."""
-    plan = loaded.plan
-    return Engine(
-        TimedScheduler(clock, plan.scheduler, plan.cache, eos_ids=loaded.tokenizer.eos_ids),
-        TimedRunner(clock, loaded.runner),
-        vocab_size=plan.model.vocab_size,
-        tokenizer=loaded.tokenizer.backend,
-        metrics=Metrics(max_model_len=plan.scheduler.max_model_len).engine("bench"),
+def played_runner(plan: EnginePlan) -> ModelRunner:
+    """Return the real runner, on programs that are played, without weights."""
+    programs = {
+        program: cast(jax.stages.Compiled, played(program, plan.model.vocab_size))
+        for program in all_programs(plan.shapes)
+    }
+    return ModelRunner(
+        abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
+        context=plan.context,
+        cache_spec=plan.cache_spec,
+        shapes=plan.shapes,
+        num_slots=plan.num_slots,
+        pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
+        executables=programs,
     )
 
 
-def measure(loaded: LoadedModel, *, num_sequences: int, num_steps: int) -> dict[str, float]:
-    """Return the median milliseconds of each part of a step that decodes all sequences."""
-    clock = Clock()
-    engine = timed_engine(loaded, clock)
+def words(vocab_size: int) -> Tokenizer:
+    """Return a tokenizer of as many words, so that tokens become text as in serving."""
+    tokenizer = Tokenizer(models.WordLevel({f" w{token}": token for token in range(vocab_size)}))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def measure(plan: EnginePlan, *, num_sequences: int, num_steps: int) -> HostCost:
+    """Return what a step that decodes all sequences costs the host."""
+    vocab_size = plan.model.vocab_size
+    engine = Engine(
+        Scheduler(plan.scheduler, plan.cache),
+        played_runner(plan),
+        vocab_size=vocab_size,
+        tokenizer=words(vocab_size),
+        metrics=Metrics(max_model_len=plan.scheduler.max_model_len).engine("bench"),
+    )
     draw = random.Random(0)
-    params = SamplingParams(temperature=0, max_tokens=2 * num_steps, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=4 * num_steps, ignore_eos=True)
     for index in range(num_sequences):
-        prompt_ids = (draw.randrange(loaded.plan.model.vocab_size) for _ in range(PROMPT_TOKENS))
+        prompt_ids = (draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS))
         engine.add(Request(id=str(index), prompt_ids=tuple(prompt_ids), params=params))
     for _ in range(num_steps // 2):  # until all of them decode
         engine.step()
-    clock.seconds.clear()
-    for _ in tqdm(range(num_steps), desc="Steps", disable=None):
-        clock.time("step", engine.step)
-    parts = {part: median(seconds) * 1e3 for part, seconds in clock.seconds.items()}
-    step = parts.pop("step")
-    parts["events"] = step - sum(parts.values())
-    return {**parts, "step": step, "step without wait": step - parts["wait"]}
+    gc.collect()
+    engine.timeline.recent.clear()
+    for _ in range(num_steps):
+        engine.step()
+    records = list(engine.timeline.recent)
+    assert {record.num_tokens for record in records} == {num_sequences}
+    return summarize(records, num_sequences)
+
+
+def summarize(records: Sequence[StepRecord], num_sequences: int) -> HostCost:
+    """Return the percentiles of every phase."""
+    seconds: dict[str, Any] = {
+        phase: [getattr(record, f"{phase}_s") for record in records] for phase in PHASES
+    }
+    seconds["host"] = [record.host_s + record.wait_s for record in records]
+    p50, p99 = (
+        {name: float(np.percentile(values, q)) * 1e6 for name, values in seconds.items()}
+        for q in (50, 99)
+    )
+    return HostCost(sequences=num_sequences, steps=len(records), p50_us=p50, p99_us=p99)
 
 
 def main() -> None:
@@ -124,18 +143,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?")
-    parser.add_argument("--sequences", type=int, default=256, metavar="N")
-    parser.add_argument("--steps", type=int, default=200, metavar="N")
-    args = parser.parse_args()
-    options = EngineOptions(
-        model=args.model, max_num_seqs=args.sequences, enable_prefix_caching=False
+    parser.add_argument("--model", metavar="MODEL", help="(default: the embedded one)")
+    parser.add_argument(
+        "--sequences", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256, 512], metavar="N"
     )
-    loaded = build(plan_engine(options), report=print)
-    print(", ".join(f"{name} {value}" for name, value in describe_machine().items()))
-    print(f"{loaded.plan.name}, {args.sequences} sequences decoding, median of {args.steps} steps")
-    for part, ms in measure(loaded, num_sequences=args.sequences, num_steps=args.steps).items():
-        print(f"{part:<18}{ms:9.3f} ms")
+    parser.add_argument("--steps", type=int, default=400, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    machine = describe_machine()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    plan = plan_engine(
+        EngineOptions(
+            model=args.model,
+            max_num_seqs=max(args.sequences),
+            max_num_batched_tokens=max(512, *args.sequences),
+            enable_prefix_caching=False,
+        )
+    )
+    print(f"{plan.name}, microseconds per step, medians of {args.steps} steps")
+    print(HEADER)
+    results = []
+    for num_sequences in args.sequences:
+        results.append(measure(plan, num_sequences=num_sequences, num_steps=args.steps))
+        print(results[-1].line(), flush=True)
+    if args.json is not None:
+        record = {
+            "model": plan.name,
+            "machine": machine,
+            "results": [asdict(result) for result in results],
+        }
+        args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

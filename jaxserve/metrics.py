@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import generate_latest
 
 from jaxserve.request import FinishReason, RequestMetrics, SamplingParams
+from jaxserve.timeline import StepRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,7 @@ class StepStats:
     """One engine step: gauges as they are after it, counts as increments since the last one.
 
     prefix_queries and prefix_hits are in tokens: prompt tokens looked up, and found, in the cache.
+    record: where the time of the step went that was committed, None if none was.
     """
 
     num_running: int
@@ -27,6 +29,7 @@ class StepStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_preemptions: int = 0
+    record: StepRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

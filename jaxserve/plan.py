@@ -99,8 +99,34 @@ class StepResult:
     )
 
 
+class StepRun(Struct, frozen=True, kw_only=True, gc=False):
+    """What the device was given for a step: the program, by name, and its padded size.
+
+    num_tokens: tokens computed, padding not counted. pack_s: what laying the plan out has taken.
+    flops, read_bytes, written_bytes: what the step needs at least, of one device, without padding.
+    """
+
+    program: str
+    num_tokens: int
+    padded_tokens: int
+    padded_sequences: int
+    pack_s: float = 0.0
+    flops: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
 class PendingStep(Protocol):
     """A step under way on the device."""
+
+    @property
+    def run(self) -> StepRun:
+        """What the device was given."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether the device has finished; takes less than a microsecond."""
+        ...
 
     def wait(self) -> StepResult:
         """Block until the step is done and return its result. Called once."""

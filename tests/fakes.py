@@ -5,7 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from jaxserve.plan import RUBBISH_PAGE, RUBBISH_SLOT, RowPlan, SlotAssignment, StepPlan, StepResult
+from jaxserve.plan import (
+    RUBBISH_PAGE,
+    RUBBISH_SLOT,
+    RowPlan,
+    SlotAssignment,
+    StepPlan,
+    StepResult,
+    StepRun,
+)
 from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
 
 
@@ -66,9 +74,19 @@ class Slot:
 class FakePendingStep:
     """A step computed at dispatch, whose result is handed out later."""
 
-    def __init__(self, runner: "FakeRunner", result: StepResult) -> None:
+    def __init__(self, runner: "FakeRunner", plan: StepPlan, result: StepResult) -> None:
         self._runner = runner
         self._result = result
+        self.run = StepRun(
+            program="fake",
+            num_tokens=plan.num_tokens,
+            padded_tokens=plan.num_tokens,
+            padded_sequences=len(plan.rows),
+        )
+
+    def is_ready(self) -> bool:
+        """The fake device takes no time."""
+        return True
 
     def wait(self) -> StepResult:
         """Return the result; checks that steps are waited for once each, in order."""
@@ -145,7 +163,7 @@ class FakeRunner:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
-        pending = FakePendingStep(self, result)
+        pending = FakePendingStep(self, plan, result)
         self.pending.append(pending)
         assert len(self.pending) <= self._max_pending, "too many steps in flight"
         return pending

@@ -148,10 +148,10 @@ HARDWARE = Target(name="x", platform="tpu", architecture="x", cores=1, bandwidth
 
 
 def test_a_roofline_is_the_longer_of_two_times_and_says_which() -> None:
-    reads = Cost(flops=100_000_000_000, num_bytes=2_000_000_000)
+    reads = Cost(flops=100_000_000_000, read_bytes=1_500_000_000, written_bytes=500_000_000)
     assert reads.seconds(HARDWARE) == 0.002
     assert reads.bound(HARDWARE) == "memory"
-    computes = Cost(flops=400_000_000_000, num_bytes=2_000_000_000)
+    computes = Cost(flops=400_000_000_000, read_bytes=2_000_000_000)
     assert computes.seconds(HARDWARE) == 0.004
     assert computes.bound(HARDWARE) == "compute"
     assert (reads.seconds(CPU), reads.bound(CPU)) == (None, None)

@@ -15,6 +15,7 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import EngineMetrics, FinishedStats, StepStats
 from jaxserve.plan import PendingStep, Runner, StepPlan
 from jaxserve.request import FinishReason, PositionLogprobs, Request, TokenEvent
+from jaxserve.timeline import StepRecord, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Engine:
     broken invariants: after one the engine is of no further use.
 
     vocab_size: token ids a request may name. tokenizer: None gives events without text. clock:
-    seconds, as `time.monotonic`.
+    seconds, as `time.monotonic`. `timeline` tells where the time of recent steps went.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Engine:
         self._open: dict[Sequence, Detokenizer | None] = {}
         self._outbox: list[TokenEvent] = []
         self._observed = scheduler.stats()
+        self.timeline = Timeline(clock)
 
     @property
     def has_work(self) -> bool:
@@ -90,16 +92,23 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Plan and start the next step, finish the oldest one under way, return what happened."""
+        timeline = self.timeline
+        timeline.started()
         plan = self._scheduler.schedule()
+        timeline.scheduled()
         if plan is not None:
-            self._in_flight.append((plan, self._runner.dispatch(plan)))
+            pending = self._runner.dispatch(plan)
+            timeline.dispatched(plan, pending)
+            self._in_flight.append((plan, pending))
         events, self._outbox = self._outbox, []
         if len(self._in_flight) == self._max_in_flight or (plan is None and self._in_flight):
             events += self._finish_step()
         else:
             assert plan is not None or not self._scheduler.has_unfinished, "nothing can ever run"
+        is_busy = bool(self._in_flight) or self._scheduler.has_unfinished
+        record = timeline.ended(is_busy=is_busy)
         if self._metrics is not None:
-            self._observe_step(self._metrics)
+            self._observe_step(self._metrics, record)
         return events
 
     def fail(self, error: str) -> list[TokenEvent]:
@@ -140,7 +149,10 @@ class Engine:
     def _finish_step(self) -> list[TokenEvent]:
         """Wait for the oldest step under way and turn its result into events."""
         plan, pending = self._in_flight.popleft()
-        updates = self._scheduler.commit(plan, pending.wait())
+        result = pending.wait()
+        self.timeline.waited()
+        updates = self._scheduler.commit(plan, result)
+        self.timeline.committed()
         now_s = self._clock()
         events: list[TokenEvent] = []
         for update in updates:
@@ -259,7 +271,7 @@ class Engine:
             )
         )
 
-    def _observe_step(self, metrics: EngineMetrics) -> None:
+    def _observe_step(self, metrics: EngineMetrics, record: StepRecord | None) -> None:
         before, self._observed = self._observed, self._scheduler.stats()
         now = self._observed
         metrics.observe_step(
@@ -270,5 +282,6 @@ class Engine:
                 prefix_queries=now.prefix_queries - before.prefix_queries,
                 prefix_hits=now.prefix_hits - before.prefix_hits,
                 num_preemptions=now.num_preemptions - before.num_preemptions,
+                record=record,
             )
         )

@@ -8,6 +8,7 @@ reading the last ones.
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -146,10 +147,23 @@ class SlotTable:
         return max((variants[row.slot] for row in rows if row.samples), default=Variant.GREEDY)
 
 
-def pack(
-    rows: tuple[RowPlan, ...], variant: Variant, shape: StepShape, table: SlotTable
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lay out a step that needs `variant` as int32[...] and float32[...], see `packed_sizes`."""
+class Packed(NamedTuple):
+    """A step laid out for the device, and what was counted on the way.
+
+    ints, floats: see `packed_sizes`. starts, lengths: of each row, in tokens. num_sampled: rows
+    that draw a token.
+    """
+
+    ints: np.ndarray
+    floats: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    num_tokens: int
+    num_sampled: int
+
+
+def pack(rows: tuple[RowPlan, ...], variant: Variant, shape: StepShape, table: SlotTable) -> Packed:
+    """Lay out a step that needs `variant`."""
     num_rows = len(rows)
     slots = [row.slot for row in rows]
     lengths = np.array([row.num_tokens for row in rows], np.int32)
@@ -183,14 +197,15 @@ def pack(
     fields["kv_lengths"][:num_rows] = starts + lengths
     fields["slots"][:num_rows] = slots
     fields["feedback"][:num_rows] = [row.feedback for row in rows]
-    fields["samples"][:num_rows] = [row.samples for row in rows]
+    samples = [row.samples for row in rows]
+    fields["samples"][:num_rows] = samples
     fields["page_table"][:num_rows] = table.page_table[slots]
     per_slot = table.ints[slots]
     for column, name in enumerate(_INTS):
         fields[name][:num_rows] = per_slot[:, column]
     float_view = floats.reshape(len(_FLOATS), shape.sequences)
     float_view[:, :num_rows] = table.floats[slots].T
-    return ints, floats
+    return Packed(ints, floats, starts, lengths, num_tokens, sum(samples))
 
 
 def _views(packed: np.ndarray, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

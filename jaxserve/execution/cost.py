@@ -5,11 +5,14 @@ The count is the same for every target, so that targets compare; compilers' own 
 devices send each other, count as nothing.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
@@ -17,6 +20,8 @@ from jaxserve.execution.programs import Helper, ProgramSet
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.models import DecoderConfig, Params
 from pallas_kernels.targets import Target
+
+type IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 _LOGIT_BYTES = 4  # float32, written once and read once
 # What a slot remembers of each token: seen, counts and bias (`state.SlotState`).
@@ -28,7 +33,13 @@ class Cost:
     """FLOPs, and bytes read and written, of one device."""
 
     flops: int
-    num_bytes: int
+    read_bytes: int
+    written_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that move, either way."""
+        return self.read_bytes + self.written_bytes
 
     def seconds(self, target: Target) -> float | None:
         """Return the time below which `target` cannot be, None where its speeds are unknown.
@@ -48,6 +59,85 @@ class Cost:
         return "memory" if by_memory >= self.flops / target.flops else "compute"
 
 
+class StepCosts:
+    """Counts what steps of one engine cost, each in a microsecond or two.
+
+    Weights are read once a step, keys and values once per sequence; padding costs nothing.
+    params: arrays, or abstract ones, with shardings.
+    """
+
+    def __init__(self, model: DecoderConfig, *, params: Params, attention: AttentionPlan) -> None:
+        config = attention.configs[0]
+        # How many layers have which window.
+        self._windows = list(Counter(model.sliding_windows).items())
+        self._pair_flops = 4 * config.heads * config.head_dim
+        self._key_bytes = 2 * config.kv_heads * config.head_dim * _itemsize(config.cache_dtype)
+        table = _bytes(params["embedding"])
+        self._weights = tree_bytes(params) - (0 if model.tied_embeddings else table)
+        matrices = sum(
+            _size(leaf) for leaf in jax.tree.leaves(params["layers"]) if len(leaf.shape) > 1
+        )
+        head = _size(params["embedding"] if model.tied_embeddings else params["lm_head"])
+        self._token_flops, self._logit_flops = 2 * matrices, 2 * head
+        self._token_read_bytes = model.embed * _itemsize(config.dtype)
+        self._token_written_bytes = model.num_layers * self._key_bytes
+        self._logit_bytes = model.vocab_size * _LOGIT_BYTES
+        self._remembered_bytes = model.vocab_size * _MEMORY_BYTES
+
+    def count(
+        self,
+        starts: IntArray,
+        lengths: IntArray,
+        *,
+        num_tokens: int,
+        num_sampled: int,
+        variant: Variant,
+    ) -> Cost:
+        """Count a step whose rows compute `lengths` tokens each from the positions `starts` on.
+
+        num_tokens: the sum of the lengths. num_sampled: rows that draw a token, which alone need
+        logits, but for those of every token in Variant.SCORE.
+        """
+        pairs = kept = 0  # over all layers: pairs of a query and a key; keys that any query sees
+        for window, num_layers in self._windows:
+            of_pairs, of_keys = _attended(starts, lengths, num_tokens, window)
+            pairs += num_layers * of_pairs
+            kept += num_layers * of_keys
+        num_logits = num_sampled + (num_tokens if variant is Variant.SCORE else 0)
+        remembered = num_sampled * self._remembered_bytes if variant >= Variant.FULL else 0
+        return Cost(
+            flops=self._token_flops * num_tokens
+            + self._logit_flops * num_logits
+            + self._pair_flops * pairs,
+            read_bytes=self._weights
+            + self._token_read_bytes * num_tokens
+            + self._key_bytes * kept
+            + self._logit_bytes * num_logits
+            + remembered,
+            written_bytes=self._token_written_bytes * num_tokens + self._logit_bytes * num_logits,
+        )
+
+
+def _attended(
+    starts: IntArray, lengths: IntArray, num_tokens: int, window: int | None
+) -> tuple[int, int]:
+    """Return pairs of a query and a key, and keys that any query sees, in one layer."""
+    num_rows = len(starts)
+    if num_tokens == num_rows:
+        keys = starts + 1 if window is None else np.minimum(starts + 1, window)
+        num_keys = int(keys.sum())
+        return num_keys, num_keys
+    starts, lengths = starts.astype(np.int64), lengths.astype(np.int64)
+    if window is None:
+        pairs = lengths * starts + lengths * (lengths + 1) // 2
+        return int(pairs.sum()), int(starts.sum()) + num_tokens
+    # The first rows of a chunk see all that is before them, the others a whole window.
+    first = np.clip(window - starts, 0, lengths)
+    pairs = first * starts + first * (first + 1) // 2 + (lengths - first) * window
+    keys = np.minimum(starts + lengths, window + lengths - 1)
+    return int(pairs.sum()), int(keys.sum())
+
+
 def step_cost(
     model: DecoderConfig,
     shape: StepShape,
@@ -58,34 +148,17 @@ def step_cost(
 ) -> Cost:
     """Count a full step: no padding, and every sequence `context_len` tokens long when it is done.
 
-    Rows divide evenly among the sequences, whose context is at least their rows. Weights are read
-    once, keys and values once per sequence. params: abstract, with shardings.
+    Rows divide evenly among the sequences, whose context is at least their rows. params: abstract,
+    with shardings.
     """
-    config = attention.configs[0]
     rows = shape.tokens // shape.sequences
-    length = max(context_len, rows)
-    token_bytes = 2 * config.kv_heads * config.head_dim * np.dtype(config.cache_dtype).itemsize
-    visible = kept = 0  # pairs of a query and a key; keys that any query sees
-    for window in model.sliding_windows:
-        window = window or length
-        visible += sum(min(window, length - rows + row + 1) for row in range(rows))
-        kept += min(length, window + rows - 1)
-    attention_flops = 4 * config.heads * config.head_dim * visible * shape.sequences
-    cache_bytes = token_bytes * (kept * shape.sequences + model.num_layers * shape.tokens)
-
-    table = _bytes(params["embedding"])
-    weights = tree_bytes(params) - (0 if model.tied_embeddings else table)
-    embedded = shape.tokens * model.embed * np.dtype(config.dtype).itemsize
-    matrices = sum(_size(leaf) for leaf in jax.tree.leaves(params["layers"]) if len(leaf.shape) > 1)
-    head = _size(params["embedding"] if model.tied_embeddings else params["lm_head"])
-    num_logits = shape.sequences + (shape.tokens if shape.variant is Variant.SCORE else 0)
-    logits = 2 * num_logits * model.vocab_size * _LOGIT_BYTES
-    remembered = 0
-    if shape.variant >= Variant.FULL:
-        remembered = shape.sequences * model.vocab_size * _MEMORY_BYTES
-    return Cost(
-        flops=2 * (matrices * shape.tokens + head * num_logits) + attention_flops,
-        num_bytes=weights + embedded + cache_bytes + logits + remembered,
+    lengths = np.full(shape.sequences, rows)
+    return StepCosts(model, params=params, attention=attention).count(
+        np.full(shape.sequences, max(context_len - rows, 0)),
+        lengths,
+        num_tokens=rows * shape.sequences,
+        num_sampled=shape.sequences,
+        variant=shape.variant,
     )
 
 
@@ -93,16 +166,21 @@ def helper_cost(programs: ProgramSet, helper: Helper) -> Cost:
     """Count what moves when cache and state are made, or one slot's row of the state is written."""
     state = tree_bytes(programs.state)
     if helper is Helper.ALLOCATE:
-        return Cost(flops=0, num_bytes=tree_bytes(programs.cache) + state)
-    return Cost(flops=0, num_bytes=2 * state // programs.state.last_token.shape[0])
+        return Cost(flops=0, read_bytes=0, written_bytes=tree_bytes(programs.cache) + state)
+    row = state // programs.state.last_token.shape[0]
+    return Cost(flops=0, read_bytes=row, written_bytes=row)
 
 
-def _size(leaf: jax.ShapeDtypeStruct) -> int:
+def _size(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Numbers that one device holds of an array."""
     assert leaf.sharding is not None
     shape: tuple[int, ...] = leaf.sharding.shard_shape(leaf.shape)
     return prod(shape)
 
 
-def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    return _size(leaf) * int(np.dtype(leaf.dtype).itemsize)
+def _bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
+    return _size(leaf) * _itemsize(leaf.dtype)
+
+
+def _itemsize(dtype: DTypeLike) -> int:
+    return int(np.dtype(dtype).itemsize)

@@ -1,18 +1,21 @@
 """The runner: the one place that runs programs and moves data between host and device."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxserve.execution.batch import SlotTable, pack, packed_sizes
+from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.programs import Helper, Program, ProgramSet
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
-from jaxserve.plan import RUBBISH_SLOT, RowPlan, SlotAssignment, StepPlan, StepResult
+from jaxserve.plan import RUBBISH_SLOT, RowPlan, SlotAssignment, StepPlan, StepResult, StepRun
 from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
 from pallas_kernels.paged_attention import CacheSpec
 
@@ -43,12 +46,14 @@ class ModelRunner:
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
         self._programs = ProgramSet(context, cache_spec=cache_spec, num_slots=num_slots)
         self._compiled = dict(executables or {})
+        self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
         self._state: SlotState[jax.Array]
         self._cache, self._state = self._program(Helper.ALLOCATE)()
 
     def dispatch(self, plan: StepPlan) -> "PendingResult":
         """Start a step; see plan.Runner."""
+        start_s = time.perf_counter()
         for assignment in plan.assignments:
             self._assign(assignment)
         rows = plan.rows
@@ -57,11 +62,30 @@ class ModelRunner:
                 self._table.extend(row)
         variant = self._table.variant_for(rows)
         shape = self._shapes.choose([row.num_tokens for row in rows], variant)
-        output = self._run(shape, *pack(rows, variant, shape, self._table))
+        packed = pack(rows, variant, shape, self._table)
+        cost = self._costs.count(
+            packed.starts,
+            packed.lengths,
+            num_tokens=packed.num_tokens,
+            num_sampled=packed.num_sampled,
+            variant=variant,
+        )
+        pack_s = time.perf_counter() - start_s
+        output = self._run(shape, packed.ints, packed.floats)
         table = self._table
         return PendingResult(
             output,
             rows,
+            run=StepRun(
+                program=shape.name,
+                num_tokens=packed.num_tokens,
+                padded_tokens=shape.tokens,
+                padded_sequences=shape.sequences,
+                pack_s=pack_s,
+                flops=cost.flops,
+                read_bytes=cost.read_bytes,
+                written_bytes=cost.written_bytes,
+            ),
             num_logprobs=[table.num_logprobs[row.slot] for row in rows],
             num_prompt_logprobs=[table.num_prompt_logprobs[row.slot] for row in rows],
         )
@@ -109,9 +133,11 @@ class PendingResult:
         output: StepOutput,
         rows: tuple[RowPlan, ...],
         *,
+        run: StepRun,
         num_logprobs: list[int | None],
         num_prompt_logprobs: list[int],
     ) -> None:
+        self.run = run
         self._output = output
         self._rows = rows
         self._num_logprobs = num_logprobs
@@ -124,6 +150,12 @@ class PendingResult:
         )
         for leaf in jax.tree.leaves(wanted):
             leaf.copy_to_host_async()
+
+    def is_ready(self) -> bool:
+        """Whether the device has finished; see plan.PendingStep."""
+        tokens: Any = self._output.tokens  # jax.Array's type leaves this method out
+        is_ready: bool = tokens.is_ready()
+        return is_ready
 
     def wait(self) -> StepResult:
         """Block until the step is done; see plan.PendingStep."""
