@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
 from jaxserve.request import FinishReason, RequestMetrics, SamplingParams
-from jaxserve.timeline import StepRecord
+from jaxserve.series import SeriesSet, Tally, Value
+from jaxserve.timeline import PHASES, StepRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
+class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     """One engine step: gauges as they are after it, counts as increments since the last one.
 
     prefix_queries and prefix_hits are in tokens: prompt tokens looked up, and found, in the cache.
-    record: where the time of the step went that was committed, None if none was.
+    first_token_s: seconds from the arrival of its request to the first token of each choice that
+    got it. inter_token_s: seconds since a choice's last token, and how many choices waited just so
+    long: most of a step's do. record: where the time of the step went that was committed, None if
+    none was.
     """
 
     num_running: int
@@ -29,7 +33,33 @@ class StepStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_preemptions: int = 0
+    first_token_s: tuple[float, ...] = ()
+    inter_token_s: Mapping[float, int] = {}
     record: StepRecord | None = None
+
+    def since(
+        self,
+        before: "StepStats",
+        *,
+        first_token_s: tuple[float, ...],
+        inter_token_s: Mapping[float, int],
+        record: StepRecord | None,
+    ) -> "StepStats":
+        """Return these gauges, with counts that are increments over `before`."""
+        return StepStats(
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_pages=self.num_pages,
+            num_pages_used=self.num_pages_used,
+            num_prompt_tokens=self.num_prompt_tokens - before.num_prompt_tokens,
+            num_generated_tokens=self.num_generated_tokens - before.num_generated_tokens,
+            prefix_queries=self.prefix_queries - before.prefix_queries,
+            prefix_hits=self.prefix_hits - before.prefix_hits,
+            num_preemptions=self.num_preemptions - before.num_preemptions,
+            first_token_s=first_token_s,
+            inter_token_s=inter_token_s,
+            record=record,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +79,6 @@ class EngineMetrics(Protocol):
 
     def observe_step(self, stats: StepStats) -> None:
         """A step was committed (also called when a step changed only the queues)."""
-        ...
-
-    def observe_first_token(self, latency_s: float) -> None:
-        """A choice got its first token, `latency_s` seconds after the request arrived."""
-        ...
-
-    def observe_inter_token(self, latency_s: float) -> None:
-        """A choice got its next token, `latency_s` seconds after the one before."""
         ...
 
     def observe_finished(self, stats: FinishedStats) -> None:
@@ -105,18 +127,19 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.token_bounds = token_bounds(max_model_len)
-        self._families: dict[str, Any] = {}
+        self._series = SeriesSet()
         self._compilations: dict[str, Callable[[], int]] = {}
 
     def engine(self, model_name: str, *, engine: str = "0") -> "EngineSeries":
         """Return the series of one engine, all of them present at zero from the start."""
-        return EngineSeries(self, {"model_name": model_name, "engine": engine})
+        labels = {"model_name": model_name, "engine": engine}
+        return EngineSeries(self._series, labels, token_bounds=self.token_bounds)
 
     def set_cache_config(self, fields: Mapping[str, object], *, model_name: str) -> None:
         """Publish the resolved cache settings as labels of vLLM's `cache_config_info`."""
         labels = {name: str(value) for name, value in fields.items()}
         labels |= {"model_name": model_name, "engine": "0"}
-        self.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
+        self._series.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
 
     def set_compilations(self, count: Callable[[], int], *, model_name: str) -> None:
         """Publish how many programs were compiled after warm-up; each scrape asks `count`."""
@@ -124,7 +147,7 @@ class Metrics:
 
     def observe_rejection(self, reason: str, *, model_name: str) -> None:
         """A request was refused for want of room; `reason` is a word of the server's."""
-        self.counter(
+        self._series.counter(
             "vllm:admission_rejections",
             "Requests refused because the server was full or stopping.",
             {"model_name": model_name, "reason": reason},
@@ -132,7 +155,7 @@ class Metrics:
 
     def observe_http(self, method: str, handler: str, status: int) -> None:
         """A request was answered; `method` and `handler` come from closed sets."""
-        self.counter(
+        self._series.counter(
             "jaxserve:http_requests",
             "HTTP requests answered.",
             {"method": method, "handler": handler, "status": str(status)},
@@ -142,56 +165,36 @@ class Metrics:
         """Return all series in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the series that are read from elsewhere at each scrape."""
-        family = CounterMetricFamily(
+    def collect(self) -> Iterator[Metric]:
+        """Yield all series, as they are now."""
+        yield from self._series.collect()
+        compilations = CounterMetricFamily(
             "jaxserve:compilations",
             "Programs compiled after warm-up: each stalled its step.",
             labels=("model_name",),
         )
         for model_name, count in self._compilations.items():
-            family.add_metric((model_name,), count())
-        yield family
-
-    def gauge(self, name: str, text: str, labels: Mapping[str, str]) -> Gauge:
-        """Return the gauge of these labels; its family is made on first use."""
-        family: Gauge = self._family(Gauge, name, text, labels)
-        return family
-
-    def counter(self, name: str, text: str, labels: Mapping[str, str]) -> Counter:
-        """Return the counter of these labels; its family is made on first use."""
-        family: Counter = self._family(Counter, name, text, labels)
-        return family
-
-    def histogram(
-        self, name: str, text: str, labels: Mapping[str, str], bounds: Sequence[float]
-    ) -> Histogram:
-        """Return the histogram of these labels; its family is made on first use."""
-        family: Histogram = self._family(Histogram, name, text, labels, buckets=bounds)
-        return family
-
-    def _family(
-        self, kind: Any, name: str, text: str, labels: Mapping[str, str], **options: Any
-    ) -> Any:
-        if name not in self._families:
-            self._families[name] = kind(
-                name, text, tuple(labels), registry=self.registry, **options
-            )
-        return self._families[name].labels(**labels)
+            compilations.add_metric((model_name,), count())
+        yield compilations
 
 
 class EngineSeries:
     """`EngineMetrics` of one engine, under vLLM's names."""
 
-    def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return metrics.gauge(f"vllm:{name}", text, labels)
+    def __init__(
+        self, series: SeriesSet, labels: Mapping[str, str], *, token_bounds: Sequence[float]
+    ) -> None:
+        def gauge(name: str, text: str) -> Value:
+            return series.gauge(f"vllm:{name}", text, labels)
 
-        def counter(name: str, text: str, **more: str) -> Counter:
-            return metrics.counter(f"vllm:{name}", text, {**labels, **more})
+        def counter(name: str, text: str, **more: str) -> Value:
+            return series.counter(f"vllm:{name}", text, {**labels, **more})
 
-        def histogram(name: str, text: str, bounds: Sequence[float]) -> Histogram:
-            return metrics.histogram(f"vllm:{name}", text, labels, bounds)
+        def own_counter(name: str, text: str, **more: str) -> Value:
+            return series.counter(f"jaxserve:{name}", text, {**labels, **more})
+
+        def histogram(name: str, text: str, bounds: Sequence[float]) -> Tally:
+            return series.histogram(f"vllm:{name}", text, labels, bounds)
 
         self._running = gauge("num_requests_running", "Sequences in the running batch.")
         self._waiting = gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
@@ -215,6 +218,48 @@ class EngineSeries:
         self._step_tokens = histogram(
             "iteration_tokens_total", "Tokens computed by a step.", STEP_TOKENS
         )
+        self._flops = counter(
+            "estimated_flops_per_gpu", "FLOPs that the steps needed at least, of each device."
+        )
+        self._read_bytes = counter(
+            "estimated_read_bytes_per_gpu",
+            "Bytes of device memory that the steps had to read at least, on each device.",
+        )
+        self._written_bytes = counter(
+            "estimated_write_bytes_per_gpu",
+            "Bytes of device memory that the steps had to write at least, on each device.",
+        )
+        # By program; of those there are a few dozen at most.
+        self._steps: dict[str, Value] = {}
+        self._count_steps: Callable[[str], Value] = lambda program: own_counter(
+            "steps", "Steps made, by the program that ran.", program=program
+        )
+        self._phases = {
+            phase: own_counter(
+                "step_phase_seconds",
+                "Time of the engine's thread while there was work, by the phase of a step.",
+                phase=phase,
+            )
+            for phase in PHASES
+        }
+        self._device_seconds = own_counter(
+            "step_device_seconds", "Time from when the device could begin a step to its end."
+        )
+        self._gap_lower, self._gap_upper = (
+            own_counter(
+                "device_gap_seconds",
+                "Bounds of the time in which the device had nothing to do though there was work.",
+                bound=bound,
+            )
+            for bound in ("lower", "upper")
+        )
+        self._computed_tokens = own_counter(
+            "step_tokens", "Tokens computed by steps, padding not counted."
+        )
+        self._padding_tokens = own_counter(
+            "step_padding_tokens", "Rows of padding computed by steps."
+        )
+        self._sequences = own_counter("step_sequences", "Sequences of steps, one count a step.")
         self._first_token = histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_S
         )
@@ -241,7 +286,7 @@ class EngineSeries:
         self._decode_time = histogram(
             "request_decode_time_seconds", "From the first token to the end.", REQUEST_S
         )
-        tokens = metrics.token_bounds
+        tokens = token_bounds
         self._request_prompt_tokens = histogram(
             "request_prompt_tokens", "Prompt tokens of a choice.", tokens
         )
@@ -274,14 +319,29 @@ class EngineSeries:
         num_tokens = stats.num_prompt_tokens + stats.num_generated_tokens
         if num_tokens:
             self._step_tokens.observe(num_tokens)
+        for latency_s in stats.first_token_s:
+            self._first_token.observe(latency_s)
+        for latency_s, count in stats.inter_token_s.items():
+            self._inter_token.observe(latency_s, count)
+        if stats.record is not None:
+            self._observe_record(stats.record)
 
-    def observe_first_token(self, latency_s: float) -> None:
-        """Add to the time to first token."""
-        self._first_token.observe(latency_s)
-
-    def observe_inter_token(self, latency_s: float) -> None:
-        """Add to the inter-token latency."""
-        self._inter_token.observe(latency_s)
+    def _observe_record(self, record: StepRecord) -> None:
+        steps = self._steps.get(record.program)
+        if steps is None:
+            steps = self._steps[record.program] = self._count_steps(record.program)
+        steps.inc()
+        for phase, series in self._phases.items():
+            series.value += getattr(record, f"{phase}_s")
+        self._device_seconds.inc(record.device_s)
+        self._gap_lower.inc(record.gap_s)
+        self._gap_upper.inc(record.gap_max_s)
+        self._computed_tokens.inc(record.num_tokens)
+        self._padding_tokens.inc(record.padded_tokens - record.num_tokens)
+        self._sequences.inc(record.num_sequences)
+        self._flops.inc(record.flops)
+        self._read_bytes.inc(record.read_bytes)
+        self._written_bytes.inc(record.written_bytes)
 
     def observe_finished(self, stats: FinishedStats) -> None:
         """Count a choice that ended, and the times it reached."""

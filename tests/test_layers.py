@@ -10,7 +10,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first; a new module or folder of jaxserve/ takes its place here.
 LAYERS = (
-    {"errors", "config", "request", "plan", "timeline", "metrics", "logging", "__version__"},
+    {
+        "errors",
+        "config",
+        "request",
+        "plan",
+        "timeline",
+        "series",
+        "metrics",
+        "logging",
+        "__version__",
+    },
     {"pallas_kernels"},
     {"layers", "quantization", "sharding"},
     {"models"},

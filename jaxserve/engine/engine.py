@@ -4,7 +4,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from tokenizers import Tokenizer
 
@@ -56,6 +55,9 @@ class Engine:
         self._outbox: list[TokenEvent] = []
         self._observed = scheduler.stats()
         self.timeline = Timeline(clock)
+        # What the next StepStats will tell.
+        self._first_token_s: list[float] = []
+        self._inter_token_s: dict[float, int] = {}
 
     @property
     def has_work(self) -> bool:
@@ -188,7 +190,7 @@ class Engine:
                 if not sequence.is_finished:
                     self._scheduler.finish(sequence, reason, stop_reason=stop_reason)
         if token_id is not None and self._metrics is not None:
-            self._observe_token(self._metrics, sequence, now_s)
+            self._observe_token(sequence, now_s)
         return self._event(
             sequence,
             token_ids=() if token_id is None else (token_id,),
@@ -250,12 +252,14 @@ class Engine:
     def _new_detokenizer(self, request: Request) -> Detokenizer | None:
         return None if self._tokenizer is None else Detokenizer(self._tokenizer, request)
 
-    def _observe_token(self, metrics: EngineMetrics, sequence: Sequence, now_s: float) -> None:
-        if sequence.last_token_s is None:
-            metrics.observe_first_token(now_s - sequence.request.arrival_s)
+    def _observe_token(self, sequence: Sequence, now_s: float) -> None:
+        """Take down how long a token was waited for; `_observe_step` tells it with all others."""
+        last_s, sequence.last_token_s = sequence.last_token_s, now_s
+        if last_s is None:
+            self._first_token_s.append(now_s - sequence.request.arrival_s)
         else:
-            metrics.observe_inter_token(now_s - sequence.last_token_s)
-        sequence.last_token_s = now_s
+            waited_s = now_s - last_s
+            self._inter_token_s[waited_s] = self._inter_token_s.get(waited_s, 0) + 1
 
     def _observe_finished(self, sequence: Sequence, reason: FinishReason) -> None:
         if self._metrics is None:
@@ -273,15 +277,12 @@ class Engine:
 
     def _observe_step(self, metrics: EngineMetrics, record: StepRecord | None) -> None:
         before, self._observed = self._observed, self._scheduler.stats()
-        now = self._observed
         metrics.observe_step(
-            replace(
-                now,
-                num_prompt_tokens=now.num_prompt_tokens - before.num_prompt_tokens,
-                num_generated_tokens=now.num_generated_tokens - before.num_generated_tokens,
-                prefix_queries=now.prefix_queries - before.prefix_queries,
-                prefix_hits=now.prefix_hits - before.prefix_hits,
-                num_preemptions=now.num_preemptions - before.num_preemptions,
+            self._observed.since(
+                before,
+                first_token_s=tuple(self._first_token_s),
+                inter_token_s=self._inter_token_s,
                 record=record,
             )
         )
+        self._first_token_s, self._inter_token_s = [], {}

@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 
 from jaxserve.config import CacheConfig, SchedulerConfig
@@ -244,12 +244,17 @@ class Scheduler:
 
     def stats(self) -> StepStats:
         """Gauges as they are now; counts since the scheduler was made."""
+        totals = self._totals
         return StepStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_pages=self._pages.num_pages,
             num_pages_used=self._pages.num_pages - self._pages.num_free,
-            **asdict(self._totals),
+            num_prompt_tokens=totals.num_prompt_tokens,
+            num_generated_tokens=totals.num_generated_tokens,
+            prefix_queries=totals.prefix_queries,
+            prefix_hits=totals.prefix_hits,
+            num_preemptions=totals.num_preemptions,
         )
 
     def check_integrity(self) -> None:

@@ -36,18 +36,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.steps: list[StepStats] = []
-        self.first_tokens: list[float] = []
-        self.inter_tokens: list[float] = []
         self.finished: list[FinishedStats] = []
 
     def observe_step(self, stats: StepStats) -> None:
         self.steps.append(stats)
-
-    def observe_first_token(self, latency_s: float) -> None:
-        self.first_tokens.append(latency_s)
-
-    def observe_inter_token(self, latency_s: float) -> None:
-        self.inter_tokens.append(latency_s)
 
     def observe_finished(self, stats: FinishedStats) -> None:
         self.finished.append(stats)
@@ -330,8 +322,10 @@ def test_the_metrics_add_up(num_pages: int) -> None:
     assert sum(step.num_generated_tokens for step in recorder.steps) == num_generated
     assert sum(step.num_prompt_tokens for step in recorder.steps) == num_prompt
     assert sum(step.prefix_queries for step in recorder.steps) == num_prompt
-    assert len(recorder.first_tokens) == len(recorder.finished) == 12
-    assert len(recorder.inter_tokens) == num_generated - 12
+    num_first = sum(len(step.first_token_s) for step in recorder.steps)
+    assert num_first == len(recorder.finished) == 12
+    num_inter = sum(sum(step.inter_token_s.values()) for step in recorder.steps)
+    assert num_inter == num_generated - 12
     assert sum(stats.num_generated_tokens for stats in recorder.finished) == num_generated
     assert sum(stats.num_cached_tokens for stats in recorder.finished) == sum(
         step.prefix_hits for step in recorder.steps

@@ -4,13 +4,20 @@ import re
 from collections.abc import Mapping
 
 import pytest
+from prometheus_client.exposition import generate_latest
 from starlette.testclient import TestClient
 
+from jaxserve.metrics import Metrics, StepStats
+from jaxserve.series import SeriesSet
+from jaxserve.timeline import StepRecord
 from tests.server.world import World, wait_for
 
 # Every series of vLLM's Grafana dashboard, and what the Gateway API's endpoint picker reads.
 NAMES = [
     "e2e_request_latency_seconds_bucket",
+    "estimated_flops_per_gpu_total",
+    "estimated_read_bytes_per_gpu_total",
+    "estimated_write_bytes_per_gpu_total",
     "generation_tokens_total",
     "inter_token_latency_seconds_bucket",
     "iteration_tokens_total_count",
@@ -41,7 +48,12 @@ BODY = {"prompt": "the quick brown fox", "max_tokens": 7, "ignore_eos": True}
 
 def scrape(http: TestClient) -> Mapping[str, float]:
     """Every sample by its name and labels."""
-    lines = http.get("/metrics").text.splitlines()
+    return read(http.get("/metrics").text)
+
+
+def read(text: str) -> Mapping[str, float]:
+    """Read Prometheus' text format."""
+    lines = text.splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in samples}
 
@@ -51,6 +63,76 @@ def test_vllms_series_are_there_before_the_first_request(name: str) -> None:
     with World() as world:
         text = world.http().get("/metrics").text
     assert re.search(rf'^vllm:{name}{{.*model_name="tiny/model"', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "device_gap_seconds_total",
+        "step_device_seconds_total",
+        "step_padding_tokens_total",
+        "step_phase_seconds_total",
+        "step_sequences_total",
+        "step_tokens_total",
+    ],
+)
+def test_the_timelines_series_are_there_before_the_first_request(name: str) -> None:
+    with World() as world:
+        text = world.http().get("/metrics").text
+    assert re.search(rf'^jaxserve:{name}{{.*model_name="tiny/model"', text, re.MULTILINE)
+
+
+def test_steps_are_told_with_their_phases_and_what_they_cost() -> None:
+    metrics = Metrics(max_model_len=100)
+    series = metrics.engine("m")
+    record = StepRecord(
+        wait_s=0.5,
+        commit_s=0.25,
+        device_s=2.0,
+        gap_s=0.125,
+        gap_max_s=0.75,
+        num_tokens=5,
+        num_sequences=3,
+        padded_tokens=8,
+        padded_sequences=8,
+        program="decode-8",
+        flops=100,
+        read_bytes=50,
+        written_bytes=25,
+    )
+    stats = StepStats(num_running=3, num_waiting=0, num_pages=9, num_pages_used=4, record=record)
+    for _ in range(2):
+        series.observe_step(stats)
+    samples = read(metrics.render().decode())
+    labels = 'engine="0",model_name="m"'
+    wanted = {
+        f'jaxserve:steps_total{{{labels},program="decode-8"}}': 2,
+        f'jaxserve:step_phase_seconds_total{{{labels},phase="wait"}}': 1.0,
+        f'jaxserve:step_phase_seconds_total{{{labels},phase="commit"}}': 0.5,
+        f"jaxserve:step_device_seconds_total{{{labels}}}": 4.0,
+        f'jaxserve:device_gap_seconds_total{{bound="lower",{labels}}}': 0.25,
+        f'jaxserve:device_gap_seconds_total{{bound="upper",{labels}}}': 1.5,
+        f"jaxserve:step_tokens_total{{{labels}}}": 10,
+        f"jaxserve:step_padding_tokens_total{{{labels}}}": 6,
+        f"jaxserve:step_sequences_total{{{labels}}}": 6,
+        f"vllm:estimated_flops_per_gpu_total{{{labels}}}": 200,
+        f"vllm:estimated_read_bytes_per_gpu_total{{{labels}}}": 100,
+        f"vllm:estimated_write_bytes_per_gpu_total{{{labels}}}": 50,
+    }
+    assert {name: samples[name] for name in wanted} == wanted
+
+
+def test_a_histogram_holds_what_is_at_or_below_each_bound() -> None:
+    series = SeriesSet()
+    tally = series.histogram("h", "text", {"a": "b"}, (1.0, 2.5))
+    tally.observe(1.0, 3)
+    tally.observe(1.5)
+    tally.observe(9.0, 2)
+    samples = read(generate_latest(series).decode())
+    buckets = {le: samples[f'h_bucket{{a="b",le="{le}"}}'] for le in ("1.0", "2.5", "+Inf")}
+    assert buckets == {"1.0": 3, "2.5": 4, "+Inf": 6}
+    assert samples['h_count{a="b"}'] == 6
+    assert samples['h_sum{a="b"}'] == 3 * 1.0 + 1.5 + 18.0
 
 
 def test_counts_add_up_to_what_clients_were_told() -> None:
