@@ -158,7 +158,7 @@ class Engine:
         now_s = self._clock()
         events: list[TokenEvent] = []
         for update in updates:
-            sequence = update.sequence
+            sequence = update[0]
             if sequence not in self._open:
                 continue  # its request has failed just now, by another of its choices
             try:

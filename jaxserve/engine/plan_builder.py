@@ -1,35 +1,28 @@
 """A step plan in the making."""
 
-from typing import NamedTuple
-
 from jaxserve.engine.sequence import Sequence
 from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
 
 
-class Entry(NamedTuple):
-    """A row, whose it is, and how often that sequence had been preempted when it was planned.
-
-    The number tells at commit whether the sequence has left its slot since.
-    """
-
-    row: RowPlan
-    sequence: Sequence
-    num_preemptions: int
-
-
 class PlanBuilder:
-    """Collects the rows of a step under a budget of tokens, single tokens first."""
+    """Collects the rows of a step, single tokens first."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self._singles: list[Entry] = []
-        self._chunks: list[Entry] = []
+    def __init__(self) -> None:
+        self._singles: list[RowPlan] = []
+        self._chunks: list[RowPlan] = []
+        self._single_sequences: list[Sequence] = []
+        self._chunk_sequences: list[Sequence] = []
         self._assignments: list[SlotAssignment] = []
 
     @property
-    def entries(self) -> list[Entry]:
-        """The rows in the order of the plan."""
-        return self._singles + self._chunks
+    def num_singles(self) -> int:
+        """Rows of a single token so far."""
+        return len(self._singles)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Whose the rows are, in the order of the plan."""
+        return self._single_sequences + self._chunk_sequences
 
     def assign(self, sequence: Sequence) -> None:
         """Tell the runner of a sequence that has just taken a slot."""
@@ -42,48 +35,75 @@ class PlanBuilder:
                 seed=sequence.seed,
                 prompt_ids=request.prompt_ids,
                 output_ids=tuple(sequence.output_ids),
-                stop_ids=tuple(sorted(sequence.eos_ids.union(request.params.stop_token_ids))),
+                stop_ids=tuple(sorted(sequence.stop_ids)),
                 bad_word_ids=request.bad_word_ids,
             )
         )
 
-    def add(self, sequence: Sequence) -> None:
-        """Plan the next tokens of a running sequence, as many as budget and sequence have left.
-
-        It must have the pages for all of them.
-        """
+    def add_decode(self, sequence: Sequence) -> None:
+        """Plan the one token that a running sequence lacks; it must have the page for it."""
         # The hot loop of the host: once per sequence and step.
-        slot, num_awaited = sequence.slot, sequence.num_awaited
+        start = sequence.num_scheduled
+        slot, num_sent = sequence.slot, sequence.num_sent_pages
         assert slot is not None, sequence
-        start = sequence.num_computed + sequence.num_in_flight
-        num_tokens = min(sequence.length - start, self.budget)
+        length = start + 1
+        # A token that has not been read is the device's own to feed back.
+        is_known = length == sequence.num_prompt + len(sequence.output_ids)
+        token_ids = (sequence.output_ids[-1],) if is_known else ()
+        if num_sent < len(sequence.pages):
+            row = RowPlan(
+                slot=slot,
+                start=start,
+                num_tokens=1,
+                token_ids=token_ids,
+                new_pages=tuple(sequence.pages[num_sent:]),
+                first_new_page=num_sent,
+            )
+            sequence.num_sent_pages = len(sequence.pages)
+        else:
+            row = RowPlan(slot=slot, start=start, num_tokens=1, token_ids=token_ids)
+        sequence.num_scheduled = length
+        sequence.length = length + 1
+        self._singles.append(row)
+        self._single_sequences.append(sequence)
+
+    def add_chunk(self, sequence: Sequence, num_tokens: int) -> None:
+        """Plan the next tokens of a running sequence, all of them known.
+
+        It must have the pages for them.
+        """
+        assert sequence.slot is not None, sequence
+        start = sequence.num_scheduled
         stop = start + num_tokens
         samples = stop == sequence.length
-        new_pages: tuple[int, ...] = ()
         num_sent = sequence.num_sent_pages
-        if num_sent < len(sequence.pages):
-            new_pages = tuple(sequence.pages[num_sent:])
-            sequence.num_sent_pages = len(sequence.pages)
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:
             targets = sequence.request.prompt_ids[start + 1 : stop + 1]
         row = RowPlan(
-            slot=slot,
+            slot=sequence.slot,
             start=start,
             num_tokens=num_tokens,
-            # An awaited token is the only one left to compute: it comes from the device.
-            token_ids=() if num_awaited else sequence.tokens(start, stop),
-            new_pages=new_pages,
+            token_ids=sequence.tokens(start, stop),
+            new_pages=tuple(sequence.pages[num_sent:]),
             first_new_page=num_sent,
             samples=samples,
             targets=targets,
         )
-        sequence.start(num_tokens, samples=samples)
-        self.budget -= num_tokens
-        entries = self._singles if num_tokens == 1 else self._chunks
-        entries.append(Entry(row, sequence, sequence.num_preemptions))
+        sequence.num_sent_pages = len(sequence.pages)
+        sequence.num_scheduled = stop
+        if samples:
+            sequence.length += 1
+            sequence.is_decoding = True
+        rows, sequences = (
+            (self._singles, self._single_sequences)
+            if num_tokens == 1
+            else (self._chunks, self._chunk_sequences)
+        )
+        rows.append(row)
+        sequences.append(sequence)
 
-    def plan(self) -> StepPlan:
-        """Return what was collected."""
-        rows = tuple([entry.row for entry in self.entries])
-        return StepPlan(rows=rows, assignments=tuple(self._assignments))
+    def plan(self) -> StepPlan | None:
+        """Return what was collected, None if that is nothing."""
+        rows = (*self._singles, *self._chunks)
+        return StepPlan(rows=rows, assignments=tuple(self._assignments)) if rows else None

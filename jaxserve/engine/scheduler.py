@@ -26,7 +26,7 @@ from itertools import islice
 
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.pages import PageAllocator
-from jaxserve.engine.plan_builder import Entry, PlanBuilder
+from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefix_cache import PrefixCache, private_root_digest, root_digest
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, choice_seed
 from jaxserve.engine.waiting import WaitingQueue, by_order
@@ -79,8 +79,11 @@ class Scheduler:
         self._free_slots = list(range(config.max_num_seqs, RUBBISH_SLOT, -1))
         self._groups: dict[str, SequenceGroup] = {}
         self._waiting = WaitingQueue(config.max_queued_requests)
-        self._running: list[Sequence] = []  # sorted by order
-        self._in_flight: deque[tuple[StepPlan, list[Entry]]] = deque()
+        # Those that lack tokens of their prompt, and those that lack one token: sorted by order.
+        self._prefilling: list[Sequence] = []
+        self._decoding: list[Sequence] = []
+        # Whose the rows of each step are, None for a sequence that has left its slot since.
+        self._in_flight: deque[tuple[StepPlan, list[Sequence | None]]] = deque()
         self._num_requests = 0
         self._totals = _Totals()
 
@@ -109,6 +112,7 @@ class Scheduler:
         else:
             root = private_root_digest(self._num_requests)
         priority = request.priority if self.config.policy == "priority" else 0
+        eos_ids = frozenset() if params.ignore_eos else self._eos_ids
         for index in range(params.n):
             if params.seed is None:
                 seed = self._random.getrandbits(64)
@@ -122,7 +126,9 @@ class Scheduler:
                     seed=seed,
                     root_digest=root,
                     max_length=max_length,
-                    eos_ids=frozenset() if params.ignore_eos else self._eos_ids,
+                    eos_ids=eos_ids,
+                    stop_ids=eos_ids.union(params.stop_token_ids),
+                    num_prompt=len(request.prompt_ids),
                     length=len(request.prompt_ids),
                 )
             )
@@ -167,7 +173,8 @@ class Scheduler:
         if sequence.slot is None:
             self._waiting.remove(sequence)
         else:
-            del self._running[bisect_left(self._running, sequence.order, key=by_order)]
+            running = self._decoding if sequence.is_decoding else self._prefilling
+            del running[bisect_left(running, sequence.order, key=by_order)]
             self._release(sequence)
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
@@ -181,20 +188,17 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None when nothing can be computed before a step is committed."""
-        builder = PlanBuilder(self.config.max_num_batched_tokens)
+        builder = PlanBuilder()
         num_preemptions = self._totals.num_preemptions
-        for sequence in self._schedule_decodes(builder):
-            if builder.budget == 0:
-                break
-            builder.add(sequence)
+        self._schedule_decodes(builder)
+        budget = self.config.max_num_batched_tokens - builder.num_singles
+        budget = self._schedule_prefills(builder, budget)
         if self._totals.num_preemptions == num_preemptions:
             # Otherwise what was just preempted would take back the pages it was made to leave.
-            self._admit(builder)
-        entries = builder.entries
-        if not entries:
-            return None
+            self._admit(builder, budget)
         plan = builder.plan()
-        self._in_flight.append((plan, entries))
+        if plan is not None:
+            self._in_flight.append((plan, [*builder.sequences]))
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Update]:
@@ -205,37 +209,44 @@ class Scheduler:
         still writes to them: the device runs steps in the order of dispatch, so that step is over
         before the new owner's first one.
         """
-        expected, entries = self._in_flight.popleft()
+        expected, sequences = self._in_flight.popleft()
         assert plan is expected, "steps are committed in the order they were scheduled"
         page_size = self._cache.page_size
         updates: list[Update] = []
-        for index, ((row, sequence, num_preemptions), token_id) in enumerate(
-            zip(entries, result.token_ids, strict=True)
-        ):
-            if sequence.finish_reason is not None or sequence.num_preemptions != num_preemptions:
-                continue  # it left its slot after this row was planned
-            if index in result.invalid_rows:
+        for index in result.invalid_rows:
+            sequence = sequences[index]
+            if sequence is not None:
                 # Whatever went wrong is in its pages too: nobody else shall start from them.
                 self._prefix_cache.forget(sequence.pages)
                 self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
-                updates.append(Update(sequence))
-                continue
-            sequence.commit(row.num_tokens)
+                sequences[index] = None
+                updates.append((sequence, None, None))
+        # The hot loop of the host: once per sequence and step.
+        for index, (row, sequence, token_id) in enumerate(
+            zip(plan.rows, sequences, result.token_ids, strict=True)
+        ):
+            if sequence is None:
+                continue  # it left its slot after this row was planned
+            num_computed = sequence.num_computed = row.start + row.num_tokens
             if row.targets:
                 sequence.prompt_logprobs.extend(result.prompt_logprobs[index])
                 if len(sequence.prompt_logprobs) == sequence.num_prompt - 1:
                     sequence.targets_stop = 0
-            if sequence.num_computed // page_size > sequence.num_registered:
+            if num_computed >= (sequence.num_registered + 1) * page_size:
                 self._register_pages(sequence)
-            if row.samples:
-                assert token_id is not None, "a row that samples yielded no token"
-                sequence.append(token_id)
+            if token_id is not None:
+                output_ids = sequence.output_ids
+                output_ids.append(token_id)
                 self._totals.num_generated_tokens += 1
                 if sequence.first_token_s is None:
                     sequence.first_token_s = self._clock()
                     self._totals.num_prompt_tokens += sequence.num_prompt
-                self._finish_if_done(sequence, token_id)
-                updates.append(Update(sequence, token_id, result.logprobs.get(index)))
+                if (
+                    token_id in sequence.stop_ids
+                    or sequence.num_prompt + len(output_ids) == sequence.max_length
+                ):
+                    self._finish_if_done(sequence, token_id)
+                updates.append((sequence, token_id, result.logprobs.get(index)))
         return updates
 
     def reset_prefix_cache(self) -> None:
@@ -246,7 +257,7 @@ class Scheduler:
         """Gauges as they are now; counts since the scheduler was made."""
         totals = self._totals
         return StepStats(
-            num_running=len(self._running),
+            num_running=len(self._prefilling) + len(self._decoding),
             num_waiting=len(self._waiting),
             num_pages=self._pages.num_pages,
             num_pages_used=self._pages.num_pages - self._pages.num_free,
@@ -259,12 +270,16 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert that every sequence, slot and page is in one place, and every count right."""
-        self._pages.check_integrity(page for seq in self._running for page in seq.pages)
+        running = self._prefilling + self._decoding
+        self._pages.check_integrity(page for sequence in running for page in sequence.pages)
         self._waiting.check_integrity(list(self._groups.values()))
-        slots = [*self._free_slots, *(sequence.slot for sequence in self._running)]
+        slots = [*self._free_slots, *(sequence.slot for sequence in running)]
         assert len(slots) == len(set(slots)) == self.config.max_num_seqs, "a slot is lost or double"
-        orders = [sequence.order for sequence in self._running]
-        assert orders == sorted(orders), "the running sequences are out of order"
+        for sequences in (self._prefilling, self._decoding):
+            orders = [sequence.order for sequence in sequences]
+            assert orders == sorted(orders), "the running sequences are out of order"
+        assert all(sequence.is_decoding for sequence in self._decoding), "a prompt decodes"
+        assert not any(sequence.is_decoding for sequence in self._prefilling), "a decode is lost"
         unfinished = 0
         written: set[int] = set()
         for group in self._groups.values():
@@ -276,7 +291,7 @@ class Scheduler:
                 own = sequence.pages[sequence.num_computed // self._cache.page_size :]
                 assert written.isdisjoint(own), f"two sequences write to one of pages {own}"
                 written.update(own)
-        assert unfinished == len(self._running) + len(self._waiting), "a sequence is nowhere"
+        assert unfinished == len(running) + len(self._waiting), "a sequence is nowhere"
 
     def _max_length(self, request: Request) -> int:
         """Tokens of prompt and output together at which a sequence of the request must end."""
@@ -298,30 +313,22 @@ class Scheduler:
         """Prompt pages that choices can share: full, and not with the token to compute last."""
         return (len(group.request.prompt_ids) - 1) // self._cache.page_size
 
-    def _schedule_decodes(self, builder: PlanBuilder) -> list[Sequence]:
-        """Plan a token of every sequence that lacks one only; return those that lack more."""
-        running, page_size = self._running, self._cache.page_size
-        prefills: list[Sequence] = []
-        position = 0
-        # Not a for loop: preemption shortens the list, at its end. Who is there has no row yet.
-        while position < len(running):
-            sequence = running[position]
-            position += 1
-            if sequence.length == sequence.max_length:
+    def _schedule_decodes(self, builder: PlanBuilder) -> None:
+        """Plan a token of every sequence that lacks one only."""
+        page_size = self._cache.page_size
+        # Preemption shortens the list at its end: those there have no row yet.
+        for sequence in self._decoding:
+            length = sequence.length
+            if length == sequence.max_length:
                 continue  # its last token is being sampled; nothing follows it
-            num_left = sequence.length - sequence.num_computed - sequence.num_in_flight
-            if num_left > 1:
-                prefills.append(sequence)
-            elif num_left == 1 and (
-                sequence.length <= len(sequence.pages) * page_size or self._add_page(sequence)
-            ):
-                builder.add(sequence)
-        return prefills
+            if length <= len(sequence.pages) * page_size or self._add_page(sequence):
+                builder.add_decode(sequence)
 
     def _add_page(self, sequence: Sequence) -> bool:
         """Give a running sequence one more page; False if that took preempting itself."""
         while not self._pages.can_allocate(1):
-            victim = self._running.pop()
+            victim = max(self._prefilling[-1:] + self._decoding[-1:], key=by_order)
+            (self._decoding if victim.is_decoding else self._prefilling).pop()
             self._release(victim)
             victim.num_preemptions += 1
             self._totals.num_preemptions += 1
@@ -331,10 +338,27 @@ class Scheduler:
         sequence.pages += self._pages.allocate(1)
         return True
 
-    def _admit(self, builder: PlanBuilder) -> None:
+    def _schedule_prefills(self, builder: PlanBuilder, budget: int) -> int:
+        """Plan the next tokens of prompts within a budget; return what is left of it."""
+        for sequence in list(self._prefilling):
+            if budget == 0:
+                break
+            budget -= self._add_chunk(builder, sequence, budget)
+        return budget
+
+    def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, budget: int) -> int:
+        """Plan the next tokens of a prompt, at most `budget`; return how many."""
+        num_tokens = min(sequence.length - sequence.num_scheduled, budget)
+        builder.add_chunk(sequence, num_tokens)
+        if sequence.is_decoding:
+            self._prefilling.remove(sequence)
+            insort(self._decoding, sequence, key=by_order)
+        return num_tokens
+
+    def _admit(self, builder: PlanBuilder, budget: int) -> None:
         """Let waiting sequences run while slots, pages and budget last."""
         page_size = self._cache.page_size
-        while builder.budget > 0 and self._free_slots:
+        while budget > 0 and self._free_slots:
             sequence = self._waiting.first
             if sequence is None:
                 return
@@ -351,14 +375,14 @@ class Scheduler:
             slot = self._free_slots.pop()
             sequence.enter(slot, pages, num_shared=len(shared), page_size=page_size)
             self._unpark(sequence)
-            insort(self._running, sequence, key=by_order)
+            insort(self._prefilling, sequence, key=by_order)
             if sequence.num_cached_tokens is None:
                 sequence.scheduled_s = now_s
                 sequence.num_cached_tokens = sequence.num_cached
                 self._totals.prefix_queries += sequence.num_prompt
                 self._totals.prefix_hits += sequence.num_cached
             builder.assign(sequence)
-            builder.add(sequence)
+            budget -= self._add_chunk(builder, sequence, budget)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Return the cached pages a waiting sequence can start from."""
@@ -386,20 +410,19 @@ class Scheduler:
 
     def _finish_if_done(self, sequence: Sequence, token_id: int) -> None:
         """End a sequence whose newest token is a stop token, or its last allowed one."""
-        params = sequence.group.request.params
-        if len(sequence.output_ids) >= params.min_tokens:
-            if token_id in sequence.eos_ids:
-                self.finish(sequence, FinishReason.STOP)
-                return
-            if token_id in params.stop_token_ids:
-                self.finish(sequence, FinishReason.STOP, stop_reason=token_id)
-                return
-        if sequence.length - sequence.num_awaited == sequence.max_length:
+        can_stop = len(sequence.output_ids) >= sequence.request.params.min_tokens
+        if can_stop and token_id in sequence.stop_ids:
+            stop_reason = None if token_id in sequence.eos_ids else token_id
+            self.finish(sequence, FinishReason.STOP, stop_reason=stop_reason)
+        elif sequence.num_known == sequence.max_length:
             self.finish(sequence, FinishReason.LENGTH)
 
     def _release(self, sequence: Sequence) -> None:
-        """Take back the slot and the pages of a sequence."""
+        """Take back the slot and the pages of a sequence, and ignore what is in flight of it."""
         assert sequence.slot is not None, sequence
+        for _, sequences in self._in_flight:
+            if sequence in sequences:
+                sequences[sequences.index(sequence)] = None
         self._free_slots.append(sequence.slot)
         self._pages.free(sequence.pages)
         sequence.leave()

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple
 
 from jaxserve.engine.prefix_cache import page_digest
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
@@ -29,24 +28,26 @@ class SequenceGroup:
 class Sequence:
     """Mutable state of one choice, owned by the scheduler.
 
-    By its key/value entries, with `scheduled = num_computed + num_in_flight`:
+    By its key/value entries:
 
-        0            num_cached        num_computed         scheduled              length
+        0            num_cached        num_computed       num_scheduled            length
         |---- shared ----|---- written ----|---- in flight ----|---- to compute ----|
           cache's pages,    ours, read back    dispatched, not    in no step yet
           read-only                            read back
 
     By its tokens, the last one or two of which may still be on the device:
 
-        0             num_prompt            length - num_awaited            length
+        0             num_prompt              num_known                     length
         |--- prompt_ids ---|------ output_ids ------|--- sampled, not read ---|
 
-    So `num_cached <= num_computed <= scheduled <= length`. A sequence that is not running holds
-    nothing: no slot, no pages, and all counters but `length` are 0.
+    So `num_cached <= num_computed <= num_scheduled <= length`. A sequence that is not running
+    holds nothing: no slot, no pages, and all counters but `length` are 0.
 
-    order: precedence, lower first; unique. max_length: prompt and output tokens at most.
-    num_sent_pages: how many of `pages` the runner knows. num_registered: how many of them the
-    prefix cache was offered. digests: the chain over its full pages, as far as it was needed.
+    order: precedence, lower first; unique. stop_ids: tokens that end it, of which eos_ids go
+    without saying. max_length: prompt and output tokens at most. is_decoding: whether a token was
+    sampled since it took its slot, so that one token is all it ever lacks. num_sent_pages: how
+    many of `pages` the runner knows. num_registered: how many of them the prefix cache was
+    offered. digests: the chain over its full pages, as far as it was needed.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
     0 when none are, or no more. num_cached_tokens: prompt tokens found in the cache when it first
     ran (None before that), which is what usage reports.
@@ -59,14 +60,16 @@ class Sequence:
     root_digest: bytes
     max_length: int
     eos_ids: frozenset[int]
+    stop_ids: frozenset[int]
+    num_prompt: int
     length: int
     output_ids: list[int] = field(default_factory=list[int])
     slot: int | None = None
     pages: list[int] = field(default_factory=list[int])
     num_cached: int = 0
     num_computed: int = 0
-    num_in_flight: int = 0
-    num_awaited: int = 0
+    num_scheduled: int = 0
+    is_decoding: bool = False
     num_sent_pages: int = 0
     num_registered: int = 0
     digests: list[bytes] = field(default_factory=list[bytes])
@@ -83,11 +86,10 @@ class Sequence:
     finished_s: float | None = None
 
     def __repr__(self) -> str:
-        scheduled = self.num_computed + self.num_in_flight
         return (
             f"Sequence({self.group.request.id!r}, choice {self.index}, slot {self.slot}, entries"
-            f" {self.num_cached} <= {self.num_computed} <= {scheduled} <= {self.length}, of which"
-            f" awaited {self.num_awaited}, pages {self.pages}, {self.finish_reason})"
+            f" {self.num_cached} <= {self.num_computed} <= {self.num_scheduled} <= {self.length},"
+            f" known {self.num_known}, pages {self.pages}, {self.finish_reason})"
         )
 
     @property
@@ -96,9 +98,9 @@ class Sequence:
         return self.group.request
 
     @property
-    def num_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.group.request.prompt_ids)
+    def num_known(self) -> int:
+        """Tokens that the host has: the others are still on the device."""
+        return self.num_prompt + len(self.output_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -137,58 +139,40 @@ class Sequence:
         """Take a slot and pages, the first `num_shared` of which hold its first tokens already."""
         self.slot = slot
         self.pages = pages
-        self.num_cached = self.num_computed = num_shared * page_size
+        self.num_cached = self.num_computed = self.num_scheduled = num_shared * page_size
         self.num_registered = num_shared
-
-    def start(self, num_tokens: int, *, samples: bool) -> None:
-        """Count the next `num_tokens` tokens as in flight, and the token they will yield."""
-        self.num_in_flight += num_tokens
-        if samples:
-            self.num_awaited += 1
-            self.length += 1
-
-    def commit(self, num_tokens: int) -> None:
-        """Count the oldest `num_tokens` in flight as computed."""
-        self.num_in_flight -= num_tokens
-        self.num_computed += num_tokens
-
-    def append(self, token_id: int) -> None:
-        """Turn the oldest awaited token into a known one."""
-        self.num_awaited -= 1
-        self.output_ids.append(token_id)
 
     def leave(self) -> None:
         """Forget slot, pages and whatever is in flight; the known tokens stay."""
         self.slot = None
         self.pages = []
-        self.length -= self.num_awaited
-        self.num_cached = self.num_computed = self.num_in_flight = self.num_awaited = 0
+        self.length = self.num_known
+        self.num_cached = self.num_computed = self.num_scheduled = 0
         self.num_sent_pages = self.num_registered = 0
+        self.is_decoding = False
         if self.targets_stop:
             # The prompt starts over, and so do its log-probabilities.
             self.prompt_logprobs.clear()
 
     def check_integrity(self) -> None:
         """Assert the invariants of the class docstring."""
-        scheduled = self.num_computed + self.num_in_flight
-        assert 0 <= self.num_cached <= self.num_computed <= scheduled <= self.length, self
-        assert self.num_in_flight >= 0, self
-        assert self.num_awaited >= 0, self
-        assert self.length == self.num_prompt + len(self.output_ids) + self.num_awaited, self
+        counts = (self.num_cached, self.num_computed, self.num_scheduled, self.length)
+        assert list(counts) == sorted(counts), self
+        assert self.num_cached >= 0, self
+        assert self.num_known <= self.length, self
+        assert not self.is_decoding or self.num_scheduled == self.length - 1, self
         assert self.length <= self.max_length, self
         assert self.num_sent_pages <= len(self.pages), self
         assert self.num_registered <= len(self.pages), self
         if self.slot is None:
             assert not self.pages, self
-            assert scheduled == self.num_awaited == 0, self
+            assert self.num_scheduled == self.is_decoding == 0, self
+            assert self.length == self.num_known, self
 
 
-class Update(NamedTuple):
-    """What a step did to a sequence: it got a token, or it ended by an error (no token)."""
-
-    sequence: Sequence
-    token_id: int | None = None
-    logprobs: PositionLogprobs | None = None
+# What a step did to a sequence: it got a token, perhaps with log-probabilities, or it ended by an
+# error (no token). A plain tuple: one is made for every token.
+type Update = tuple[Sequence, int | None, PositionLogprobs | None]
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -117,7 +117,7 @@ def test_a_new_page_is_sent_when_a_decode_begins_it() -> None:
     scheduler.add(request("a", (1, 2, 3)))
     rows = [scheduled(scheduler).rows[0] for _ in range(3)]
     assert [row.new_pages for row in rows] == [(1,), (), (2,)]
-    assert [row.first_new_page for row in rows] == [0, 1, 1]
+    assert [row.first_new_page for row in rows if row.new_pages] == [0, 1]
 
 
 def test_an_idle_scheduler_plans_nothing() -> None:
@@ -226,7 +226,7 @@ def test_what_was_in_flight_of_a_preempted_sequence_is_ignored_and_drawn_again()
     scheduler, first = crowded()
     second = scheduled(scheduler)
     updates = scheduler.commit(first, answer(first))
-    assert [update.sequence.request.id for update in updates] == ["a"]
+    assert [sequence.request.id for sequence, _, _ in updates] == ["a"]
     scheduler.commit(second, answer(second))
     scheduler.abort("a")
     plan = scheduled(scheduler)
@@ -409,8 +409,8 @@ def test_a_stop_token_within_min_tokens_is_passed_over() -> None:
     scheduler = make()
     scheduler.add(request("a", min_tokens=2, stop_token_ids=(9,)))
     first, second = scheduled(scheduler), scheduled(scheduler)
-    assert not scheduler.commit(first, answer(first, 9))[0].sequence.is_finished
-    assert scheduler.commit(second, answer(second, 9))[0].sequence.is_finished
+    assert not scheduler.commit(first, answer(first, 9))[0][0].is_finished
+    assert scheduler.commit(second, answer(second, 9))[0][0].is_finished
 
 
 def test_an_abort_takes_effect_at_once_and_twice_is_no_error() -> None:

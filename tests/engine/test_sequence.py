@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefix_cache import page_digest, root_digest
 from jaxserve.engine.sequence import Sequence, SequenceGroup, choice_seed
 from tests.engine.world import request
@@ -16,6 +17,8 @@ def make(prompt_ids: tuple[int, ...] = (1, 2, 3), output_ids: tuple[int, ...] = 
         root_digest=root_digest(""),
         max_length=20,
         eos_ids=frozenset(),
+        stop_ids=frozenset(),
+        num_prompt=len(prompt_ids),
         length=len(prompt_ids) + len(output_ids),
         output_ids=list(output_ids),
     )
@@ -27,26 +30,23 @@ def test_tokens_runs_from_prompt_into_output(start: int, stop: int) -> None:
     assert sequence.tokens(start, stop) == (1, 2, 3, 4, 5)[start:stop]
 
 
-def test_a_token_is_awaited_from_its_sampling_to_its_commit() -> None:
+def test_a_token_is_known_from_its_commit_on() -> None:
     sequence = make((1, 2, 3))
     sequence.enter(1, [1], num_shared=0, page_size=4)
-    sequence.start(2, samples=False)
-    assert (sequence.length, sequence.num_awaited) == (3, 0)
-    sequence.start(1, samples=True)
-    assert (sequence.length, sequence.num_awaited) == (4, 1)
+    PlanBuilder().add_chunk(sequence, 3)
+    assert (sequence.num_known, sequence.length) == (3, 4)
     sequence.check_integrity()
-    sequence.commit(2)
-    sequence.commit(1)
-    sequence.append(9)
-    assert (sequence.length, sequence.num_awaited, sequence.num_computed) == (4, 0, 3)
-    assert sequence.output_ids == [9]
+    sequence.num_computed = 3
+    sequence.output_ids.append(9)
+    assert (sequence.num_known, sequence.length) == (4, 4)
     sequence.check_integrity()
 
 
 def test_leaving_keeps_known_tokens_and_drops_awaited_ones() -> None:
     sequence = make((1, 2, 3), (4,))
     sequence.enter(1, [1], num_shared=0, page_size=4)
-    sequence.start(4, samples=True)
+    PlanBuilder().add_chunk(sequence, 4)
+    assert sequence.length == 5
     sequence.leave()
     assert sequence.length == 4
     assert (sequence.slot, sequence.pages) == (None, [])
@@ -66,7 +66,7 @@ def test_digests_cover_output_tokens_and_are_computed_once() -> None:
 def test_a_broken_counter_is_seen() -> None:
     sequence = make()
     sequence.num_computed = 4
-    with pytest.raises(AssertionError, match="entries 0 <= 4 <= 4 <= 3"):
+    with pytest.raises(AssertionError, match="entries 0 <= 4 <= 0 <= 3"):
         sequence.check_integrity()
 
 
