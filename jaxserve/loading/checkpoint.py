@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.loading.hub import download
 from jaxserve.loading.published import published
 
 _CONFIG = "config.json"
@@ -59,6 +58,9 @@ class Checkpoint:
         if folder.is_file():
             return Checkpoint(folder=folder.parent, name=str(name), config=folder.name)
         if not folder.is_dir():
+            # Imported here: the hub's client takes most of a second, which a folder needs not.
+            from jaxserve.loading.hub import download  # noqa: PLC0415
+
             folder = download(str(name), revision=revision, cache_dir=download_dir)
         if not (folder / _CONFIG).is_file():
             raise CheckpointError(f"{name} has no config.json: it is not a Hugging Face model")

@@ -1,8 +1,9 @@
 """The contract of paged attention, and the choice of who computes it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,6 @@ from pallas_kernels import dispatch
 from pallas_kernels.dispatch import Choice, Unsupported
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
-from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
-from pallas_kernels.paged_attention.tpu import backend as tpu
 from pallas_kernels.targets import Target, current_target
 
 OP = "paged_attention"
@@ -55,8 +54,36 @@ class Backend(Protocol):
         """See api.attend; k and v have the cache's dtype already, sinks are float32[heads]."""
 
 
+@dataclass(frozen=True)
+class _OnDemand:
+    """A backend of one platform, whose module is imported on that platform only.
+
+    The kernel languages take seconds to import, which a machine without the device should not pay.
+    """
+
+    module: str
+    platform: str
+    device: str
+
+    def check(self, config: AttentionConfig, target: Target) -> None:
+        """See Backend."""
+        if target.platform != self.platform:
+            raise Unsupported(f"needs {self.device}, got {target.name}")
+        self._imported().check(config, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._imported(), name)
+
+    def _imported(self) -> Any:
+        return import_module(f"pallas_kernels.paged_attention.{self.module}")
+
+
 # In order of preference.
-BACKENDS: dict[str, Backend] = {"mosaic_gpu": mosaic_gpu, "tpu": tpu, "reference": reference}
+BACKENDS: dict[str, Backend] = {
+    "mosaic_gpu": cast(Backend, _OnDemand("mosaic_gpu.backend", "cuda", "an NVIDIA GPU")),
+    "tpu": cast(Backend, _OnDemand("tpu.backend", "tpu", "a TPU")),
+    "reference": reference,
+}
 
 # What a cache may hold, and the largest magnitude of those that need a scale.
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8")

@@ -94,8 +94,6 @@ SPLIT_TOKENS = 256
 
 def check(config: AttentionConfig, target: Target) -> None:
     """See api.Backend."""
-    if target.platform != "cuda":
-        raise Unsupported(f"needs an NVIDIA GPU, got {target.name}")
     if target.architecture not in KERNELS:
         raise Unsupported(
             f"needs compute capability {' or '.join(KERNELS)}, got {target.architecture}"

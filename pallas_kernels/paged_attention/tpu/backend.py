@@ -37,8 +37,6 @@ _MAX_TABLE_WIDTH = 1 << 16
 
 def check(config: AttentionConfig, target: Target) -> None:
     """See api.Backend."""
-    if target.platform != "tpu":
-        raise Unsupported(f"needs a TPU, got {target.name}")
     if target.architecture not in VMEM_BYTES:
         raise Unsupported(f"needs TPU {' or '.join(VMEM_BYTES)}, got {target.architecture}")
     if config.dtype not in _DTYPES:
