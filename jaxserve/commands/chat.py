@@ -5,11 +5,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
+from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, add_flags, given, sampling_fields
-from jaxserve.request import TokenEvent
+
+if TYPE_CHECKING:
+    from jaxserve.request import TokenEvent
 
 HELP = "talk with a model"
 RESET = "/reset"
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     params = dataclasses.replace(llm.get_default_sampling_params(), **fields)
     first = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
 
-    def ask(messages: list[Message]) -> Generator[TokenEvent]:
+    def ask(messages: list[Message]) -> Generator["TokenEvent"]:
         return llm.stream([*first, *messages], params)
 
     if args.message is None:
