@@ -16,12 +16,13 @@ class PageAllocator:
         idle    none, but its contents can be found through the prefix cache
         free    none, contents worthless
 
-    Idle pages are memory like free ones, only taken last: `num_free` counts both. All operations
-    are O(1) per page.
+    Idle pages are memory like free ones, only taken last: `num_free` counts both, less those that
+    are reserved: promised, but not chosen yet. All operations are O(1) per page.
     """
 
     def __init__(self, num_pages: int, prefix_cache: PrefixCache) -> None:
         self._prefix_cache = prefix_cache
+        self._num_reserved = 0
         self._references = [0] * num_pages
         # A stack: the page freed last is taken first. Low numbers first, for readable tests.
         self._free = [page for page in range(num_pages - 1, -1, -1) if page != RUBBISH_PAGE]
@@ -33,8 +34,13 @@ class PageAllocator:
 
     @property
     def num_free(self) -> int:
-        """Pages that can be allocated now."""
-        return len(self._free) + self._prefix_cache.num_idle
+        """Pages that can be allocated or reserved now."""
+        return len(self._free) + self._prefix_cache.num_idle - self._num_reserved
+
+    @property
+    def num_held(self) -> int:
+        """Pages that somebody uses."""
+        return self.num_pages - len(self._free) - self._prefix_cache.num_idle
 
     def can_allocate(self, num_pages: int, *, sharing: Iterable[int] = ()) -> bool:
         """Whether `num_pages` could be allocated after `sharing` were shared."""
@@ -50,6 +56,16 @@ class PageAllocator:
             self._references[page] = 1
             taken.append(page)
         return taken
+
+    def reserve(self, num_pages: int) -> None:
+        """Promise pages, to be allocated later."""
+        assert self.can_allocate(num_pages), f"{num_pages} pages wanted, {self.num_free} free"
+        self._num_reserved += num_pages
+
+    def cancel(self, num_pages: int) -> None:
+        """Take back the promise of pages, in order to allocate them or because nobody will."""
+        assert self._num_reserved >= num_pages, "more was promised back than out"
+        self._num_reserved -= num_pages
 
     def share(self, pages: Iterable[int]) -> None:
         """Add a reference to pages found in the prefix cache."""
@@ -75,9 +91,11 @@ class PageAllocator:
         """Empty the prefix cache; pages in use stay with their holders."""
         self._free.extend(self._prefix_cache.reset())
 
-    def check_integrity(self, held: Iterable[int]) -> None:
+    def check_integrity(self, held: Iterable[int], *, num_reserved: int = 0) -> None:
         """Assert that the states partition the pages; `held`: every page once per holder."""
         self._prefix_cache.check_integrity()
+        assert self._num_reserved == num_reserved, "a promise is lost"
+        assert self.num_free >= 0, "more was promised than there is"
         holders = Counter(held)
         free = set(self._free)
         assert len(free) == len(self._free), "a page is free twice"

@@ -15,6 +15,9 @@ from hashlib import blake2b
 
 DIGEST_BYTES = 32
 
+# The precedence of a sequence, lower first; unique.
+type Order = tuple[int, int, int]
+
 
 def root_digest(salt: str) -> bytes:
     """The start of the chain for prefixes shared between all requests of this salt."""
@@ -40,12 +43,16 @@ class PrefixCache:
     A page it knows is either in use (someone holds a reference; the allocator counts them) or
     idle: its contents can still be found, but its memory may be taken for something else at any
     time, least recently used first.
+
+    It also knows which pages are being computed, by the order of the sequence that does so: whoever
+    wants one of them had better wait.
     """
 
     def __init__(self) -> None:
         self._pages: dict[bytes, int] = {}
         self._digests: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self._expected: dict[bytes, Order] = {}
 
     @property
     def num_idle(self) -> int:
@@ -70,8 +77,37 @@ class PrefixCache:
             found.append(page)
         return found
 
+    def expect(self, digests: Iterable[bytes], *, order: Order) -> None:
+        """Note that the sequence of this order computes these pages, unless another does."""
+        for digest in digests:
+            self._expected.setdefault(digest, order)
+
+    def find_expected(self, digests: Iterable[bytes], *, order: Order) -> bytes | None:
+        """Return the last of the first `digests` that sequences ahead of `order` compute.
+
+        A sequence of higher precedence computes it at least as soon as one of this order could.
+        """
+        last = None
+        for digest in digests:
+            computed_by = self._expected.get(digest)
+            if computed_by is None or computed_by > order:
+                break
+            last = digest
+        return last
+
+    def give_up(self, digests: Iterable[bytes], *, order: Order) -> None:
+        """Note that the sequence of this order computes these pages no more."""
+        for digest in digests:
+            if self._expected.get(digest) == order:
+                del self._expected[digest]
+
+    def is_expected(self, digest: bytes) -> bool:
+        """Whether a sequence computes the page."""
+        return digest in self._expected
+
     def register(self, digest: bytes, page: int) -> None:
         """Make a page in use findable, unless an equal one is already known."""
+        self._expected.pop(digest, None)
         # Two sequences may compute the same page at once. The first stays the known one; moving
         # the second's readers over would gain one page and cost a change of its page table.
         if digest not in self._pages:

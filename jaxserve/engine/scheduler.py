@@ -27,8 +27,8 @@ from itertools import islice
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefix_cache import PrefixCache, private_root_digest, root_digest
-from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, choice_seed
+from jaxserve.engine.prefix_cache import PrefixCache
+from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue, by_order
 from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import StepStats
@@ -105,38 +105,17 @@ class Scheduler:
         max_length = self._max_length(request)
         self._waiting.check_room()
         self._num_requests += 1
-        group = SequenceGroup(request=request)
-        params = request.params
-        if self._cache.enable_prefix_caching:
-            root = root_digest(request.cache_salt)
-        else:
-            root = private_root_digest(self._num_requests)
         priority = request.priority if self.config.policy == "priority" else 0
-        eos_ids = frozenset() if params.ignore_eos else self._eos_ids
-        for index in range(params.n):
-            if params.seed is None:
-                seed = self._random.getrandbits(64)
-            else:
-                seed = choice_seed(params.seed, index)
-            group.sequences.append(
-                Sequence(
-                    group=group,
-                    index=index,
-                    order=(priority, self._num_requests, index),
-                    seed=seed,
-                    root_digest=root,
-                    max_length=max_length,
-                    eos_ids=eos_ids,
-                    stop_ids=eos_ids.union(params.stop_token_ids),
-                    num_prompt=len(request.prompt_ids),
-                    length=len(request.prompt_ids),
-                )
-            )
-        if params.prompt_logprobs is not None and len(request.prompt_ids) > 1:
-            group.sequences[0].targets_stop = len(request.prompt_ids)
-        group.num_unfinished = params.n
+        group = new_group(
+            request,
+            order=(priority, self._num_requests),
+            draw_seed=lambda: self._random.getrandbits(64),
+            eos_ids=self._eos_ids,
+            max_length=max_length,
+            enable_prefix_caching=self._cache.enable_prefix_caching,
+        )
         self._groups[request.id] = group
-        self._waiting.add(group, parks=self._num_shareable(group) > 0)
+        self._waiting.add(group)
         return group
 
     def abort(
@@ -155,8 +134,7 @@ class Scheduler:
         if group is None:
             return []
         ended = [sequence for sequence in group.sequences if not sequence.is_finished]
-        # Last choice first: the first may lead the others, and need not be replaced then.
-        for sequence in reversed(ended):
+        for sequence in ended:
             self.finish(sequence, reason, error=error)
         return ended
 
@@ -182,8 +160,8 @@ class Scheduler:
         sequence.finished_s = self._clock()
         group = sequence.group
         group.num_unfinished -= 1
-        self._waiting.forget(sequence)
         if group.num_unfinished == 0:
+            self._waiting.forget(group)
             del self._groups[group.request.id]
 
     def schedule(self) -> StepPlan | None:
@@ -191,11 +169,10 @@ class Scheduler:
         builder = PlanBuilder()
         num_preemptions = self._totals.num_preemptions
         self._schedule_decodes(builder)
-        budget = self.config.max_num_batched_tokens - builder.num_singles
-        budget = self._schedule_prefills(builder, budget)
         if self._totals.num_preemptions == num_preemptions:
             # Otherwise what was just preempted would take back the pages it was made to leave.
-            self._admit(builder, budget)
+            self._admit()
+        self._schedule_prefills(builder)
         plan = builder.plan()
         if plan is not None:
             self._in_flight.append((plan, [*builder.sequences]))
@@ -260,7 +237,7 @@ class Scheduler:
             num_running=len(self._prefilling) + len(self._decoding),
             num_waiting=len(self._waiting),
             num_pages=self._pages.num_pages,
-            num_pages_used=self._pages.num_pages - self._pages.num_free,
+            num_pages_used=self._pages.num_held,
             num_prompt_tokens=totals.num_prompt_tokens,
             num_generated_tokens=totals.num_generated_tokens,
             prefix_queries=totals.prefix_queries,
@@ -271,8 +248,13 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Assert that every sequence, slot and page is in one place, and every count right."""
         running = self._prefilling + self._decoding
-        self._pages.check_integrity(page for sequence in running for page in sequence.pages)
-        self._waiting.check_integrity(list(self._groups.values()))
+        self._pages.check_integrity(
+            (page for sequence in running for page in sequence.pages),
+            num_reserved=sum(sequence.num_reserved for sequence in running),
+        )
+        self._waiting.check_integrity(
+            list(self._groups.values()), is_expected=self._prefix_cache.is_expected
+        )
         slots = [*self._free_slots, *(sequence.slot for sequence in running)]
         assert len(slots) == len(set(slots)) == self.config.max_num_seqs, "a slot is lost or double"
         for sequences in (self._prefilling, self._decoding):
@@ -309,10 +291,6 @@ class Scheduler:
         limit = min(self.config.max_model_len, pool_length)
         return limit if max_tokens is None else min(limit, num_prompt + max_tokens)
 
-    def _num_shareable(self, group: SequenceGroup) -> int:
-        """Prompt pages that choices can share: full, and not with the token to compute last."""
-        return (len(group.request.prompt_ids) - 1) // self._cache.page_size
-
     def _schedule_decodes(self, builder: PlanBuilder) -> None:
         """Plan a token of every sequence that lacks one only."""
         page_size = self._cache.page_size
@@ -338,75 +316,92 @@ class Scheduler:
         sequence.pages += self._pages.allocate(1)
         return True
 
-    def _schedule_prefills(self, builder: PlanBuilder, budget: int) -> int:
-        """Plan the next tokens of prompts within a budget; return what is left of it."""
-        for sequence in list(self._prefilling):
-            if budget == 0:
-                break
-            budget -= self._add_chunk(builder, sequence, budget)
-        return budget
-
-    def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, budget: int) -> int:
-        """Plan the next tokens of a prompt, at most `budget`; return how many."""
-        num_tokens = min(sequence.length - sequence.num_scheduled, budget)
-        builder.add_chunk(sequence, num_tokens)
-        if sequence.is_decoding:
-            self._prefilling.remove(sequence)
-            insort(self._decoding, sequence, key=by_order)
-        return num_tokens
-
-    def _admit(self, builder: PlanBuilder, budget: int) -> None:
-        """Let waiting sequences run while slots, pages and budget last."""
-        page_size = self._cache.page_size
-        while budget > 0 and self._free_slots:
+    def _admit(self) -> None:
+        """Let waiting sequences run while slots and pages last, as many as a step can need."""
+        num_tokens = 0
+        while self._free_slots and num_tokens < self.config.max_num_batched_tokens:
             sequence = self._waiting.first
             if sequence is None:
                 return
-            shared = self._find_prefix(sequence)
-            # All pages for its known tokens at once: to run out of them half-way through a prompt
-            # would waste what was computed.
+            shared, awaited = self._find_prefix(sequence)
+            if awaited is not None:
+                self._waiting.hold_first(awaited)
+                continue
+            # Room for all its known tokens: to run out of pages half-way through a prompt would
+            # waste what was computed.
             num_new = self._cache.pages_for(sequence.length) - len(shared)
             if not self._pages.can_allocate(num_new, sharing=shared):
                 return  # nobody overtakes it, or a long prompt might wait for ever
-            now_s = self._clock()
-            self._waiting.start_first(now_s)
+            self._waiting.start_first(self._clock())
             self._pages.share(shared)
-            pages = shared + self._pages.allocate(num_new)
-            slot = self._free_slots.pop()
-            sequence.enter(slot, pages, num_shared=len(shared), page_size=page_size)
-            self._unpark(sequence)
-            insort(self._prefilling, sequence, key=by_order)
-            if sequence.num_cached_tokens is None:
-                sequence.scheduled_s = now_s
-                sequence.num_cached_tokens = sequence.num_cached
-                self._totals.prefix_queries += sequence.num_prompt
-                self._totals.prefix_hits += sequence.num_cached
-            builder.assign(sequence)
-            budget -= self._add_chunk(builder, sequence, budget)
+            self._pages.reserve(num_new)
+            self._enter(sequence, shared, num_reserved=num_new)
+            num_tokens += sequence.length - sequence.num_scheduled
 
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Return the cached pages a waiting sequence can start from."""
-        if sequence.targets_stop:
-            return []  # log-probabilities of the prompt come only from computing it
+    def _find_prefix(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
+        """Return the cached pages a waiting sequence can start from, and which page to await."""
+        if sequence.root_digest is None or sequence.targets_stop:
+            return [], None  # log-probabilities of the prompt come only from computing it
         # At least one token must be computed, to have logits to sample from.
         limit = (sequence.length - 1) // self._cache.page_size
         sequence.extend_digests(limit, page_size=self._cache.page_size)
-        return self._prefix_cache.find(islice(sequence.digests, limit))
+        shared = self._prefix_cache.find(islice(sequence.digests, limit))
+        missing = islice(sequence.digests, len(shared), limit)
+        return shared, self._prefix_cache.find_expected(missing, order=sequence.order)
+
+    def _enter(self, sequence: Sequence, shared: list[int], *, num_reserved: int) -> None:
+        """Give a sequence a slot, cached pages to start from and a promise of the others."""
+        page_size = self._cache.page_size
+        slot = self._free_slots.pop()
+        sequence.enter(slot, shared, num_reserved=num_reserved, page_size=page_size)
+        insort(self._prefilling, sequence, key=by_order)
+        if sequence.root_digest is not None:
+            num_full = sequence.length // page_size
+            sequence.extend_digests(num_full, page_size=page_size)
+            self._prefix_cache.expect(
+                islice(sequence.digests, len(shared), num_full), order=sequence.order
+            )
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_cached
+            self._totals.prefix_queries += sequence.num_prompt
+            self._totals.prefix_hits += sequence.num_cached
+
+    def _schedule_prefills(self, builder: PlanBuilder) -> None:
+        """Plan the next tokens of prompts, as many as the step has room for."""
+        budget = self.config.max_num_batched_tokens - builder.num_singles
+        for sequence in list(self._prefilling):
+            if budget == 0:
+                break
+            num_tokens = min(sequence.length - sequence.num_scheduled, budget)
+            self._add_chunk(builder, sequence, num_tokens)
+            budget -= num_tokens
+
+    def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
+        """Plan the next `num_tokens` tokens of a prompt, and give it the pages for them."""
+        stop = sequence.num_scheduled + num_tokens
+        num_new = self._cache.pages_for(stop) - len(sequence.pages)
+        self._pages.cancel(num_new)
+        sequence.num_reserved -= num_new
+        sequence.pages += self._pages.allocate(num_new)
+        if sequence.num_sent_pages == 0:
+            builder.assign(sequence)
+            if sequence.scheduled_s is None:
+                sequence.scheduled_s = self._clock()
+        builder.add_chunk(sequence, num_tokens)
+        if sequence.is_decoding:
+            del self._prefilling[bisect_left(self._prefilling, sequence.order, key=by_order)]
+            insort(self._decoding, sequence, key=by_order)
 
     def _register_pages(self, sequence: Sequence) -> None:
         """Make the pages that have become full findable."""
-        num_full = sequence.num_computed // self._cache.page_size
-        sequence.extend_digests(num_full, page_size=self._cache.page_size)
-        for page in range(sequence.num_registered, num_full):
-            self._prefix_cache.register(sequence.digests[page], sequence.pages[page])
+        first, num_full = sequence.num_registered, sequence.num_computed // self._cache.page_size
         sequence.num_registered = num_full
-        self._unpark(sequence)
-
-    def _unpark(self, sequence: Sequence) -> None:
-        """Wake the choices that wait for this one, if all they can share is registered."""
-        group = sequence.group
-        if group.leader is sequence and sequence.num_registered >= self._num_shareable(group):
-            self._waiting.unpark(group)
+        if sequence.root_digest is None:
+            return
+        sequence.extend_digests(num_full, page_size=self._cache.page_size)
+        for page in range(first, num_full):
+            self._prefix_cache.register(sequence.digests[page], sequence.pages[page])
+        self._waiting.release(islice(sequence.digests, first, num_full))
 
     def _finish_if_done(self, sequence: Sequence, token_id: int) -> None:
         """End a sequence whose newest token is a stop token, or its last allowed one."""
@@ -425,4 +420,8 @@ class Scheduler:
                 sequences[sequences.index(sequence)] = None
         self._free_slots.append(sequence.slot)
         self._pages.free(sequence.pages)
+        self._pages.cancel(sequence.num_reserved)
+        given_up = sequence.digests[sequence.num_registered :]
+        self._prefix_cache.give_up(given_up, order=sequence.order)
+        self._waiting.release(given_up)
         sequence.leave()

@@ -1,9 +1,10 @@
 """A sequence: one choice of one request, from its arrival to its last token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from jaxserve.engine.prefix_cache import page_digest
+from jaxserve.engine.prefix_cache import Order, page_digest, private_root_digest, root_digest
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
 
 
@@ -11,15 +12,11 @@ from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMet
 class SequenceGroup:
     """The choices of one request, which share its prompt.
 
-    leader: the choice that computes the prompt. parked: choices that wait until the leader has
-    done so, to share its pages instead of computing them again. has_started: whether any choice
-    has ever run.
+    has_started: whether any choice has ever run.
     """
 
     request: Request
     sequences: list["Sequence"] = field(default_factory=list["Sequence"])
-    leader: "Sequence | None" = None
-    parked: list["Sequence"] = field(default_factory=list["Sequence"])
     num_unfinished: int = 0
     has_started: bool = False
 
@@ -43,11 +40,14 @@ class Sequence:
     So `num_cached <= num_computed <= num_scheduled <= length`. A sequence that is not running
     holds nothing: no slot, no pages, and all counters but `length` are 0.
 
-    order: precedence, lower first; unique. stop_ids: tokens that end it, of which eos_ids go
+    order: precedence, lower first; unique. root_digest: of the chain of `digests`, None if its
+    pages are of use to nobody else. stop_ids: tokens that end it, of which eos_ids go
     without saying. max_length: prompt and output tokens at most. is_decoding: whether a token was
     sampled since it took its slot, so that one token is all it ever lacks. num_sent_pages: how
-    many of `pages` the runner knows. num_registered: how many of them the prefix cache was
+    many of `pages` the runner knows. num_reserved: pages promised for its known tokens, beyond
+    `pages`. num_registered: how many of them the prefix cache was
     offered. digests: the chain over its full pages, as far as it was needed.
+    awaited_digest: of the page it waits for, which another sequence computes.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
     0 when none are, or no more. num_cached_tokens: prompt tokens found in the cache when it first
     ran (None before that), which is what usage reports.
@@ -55,9 +55,9 @@ class Sequence:
 
     group: SequenceGroup
     index: int
-    order: tuple[int, int, int]
+    order: Order
     seed: int
-    root_digest: bytes
+    root_digest: bytes | None
     max_length: int
     eos_ids: frozenset[int]
     stop_ids: frozenset[int]
@@ -71,8 +71,10 @@ class Sequence:
     num_scheduled: int = 0
     is_decoding: bool = False
     num_sent_pages: int = 0
+    num_reserved: int = 0
     num_registered: int = 0
     digests: list[bytes] = field(default_factory=list[bytes])
+    awaited_digest: bytes | None = None
     targets_stop: int = 0
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list[PositionLogprobs])
     num_preemptions: int = 0
@@ -130,17 +132,19 @@ class Sequence:
 
     def extend_digests(self, num_pages: int, *, page_size: int) -> None:
         """Make `digests` cover at least the first `num_pages` pages, whose tokens are known."""
+        assert self.root_digest is not None, self
         for page in range(len(self.digests), num_pages):
             parent = self.digests[-1] if self.digests else self.root_digest
             token_ids = self.tokens(page * page_size, (page + 1) * page_size)
             self.digests.append(page_digest(parent, token_ids))
 
-    def enter(self, slot: int, pages: list[int], *, num_shared: int, page_size: int) -> None:
-        """Take a slot and pages, the first `num_shared` of which hold its first tokens already."""
+    def enter(self, slot: int, shared: list[int], *, num_reserved: int, page_size: int) -> None:
+        """Take a slot, pages that hold its first tokens already, and a promise of further ones."""
         self.slot = slot
-        self.pages = pages
-        self.num_cached = self.num_computed = self.num_scheduled = num_shared * page_size
-        self.num_registered = num_shared
+        self.pages = shared
+        self.num_reserved = num_reserved
+        self.num_cached = self.num_computed = self.num_scheduled = len(shared) * page_size
+        self.num_registered = len(shared)
 
     def leave(self) -> None:
         """Forget slot, pages and whatever is in flight; the known tokens stay."""
@@ -148,7 +152,7 @@ class Sequence:
         self.pages = []
         self.length = self.num_known
         self.num_cached = self.num_computed = self.num_scheduled = 0
-        self.num_sent_pages = self.num_registered = 0
+        self.num_sent_pages = self.num_registered = self.num_reserved = 0
         self.is_decoding = False
         if self.targets_stop:
             # The prompt starts over, and so do its log-probabilities.
@@ -166,6 +170,7 @@ class Sequence:
         assert self.num_registered <= len(self.pages), self
         if self.slot is None:
             assert not self.pages, self
+            assert self.num_reserved == 0, self
             assert self.num_scheduled == self.is_decoding == 0, self
             assert self.length == self.num_known, self
 
@@ -173,6 +178,50 @@ class Sequence:
 # What a step did to a sequence: it got a token, perhaps with log-probabilities, or it ended by an
 # error (no token). A plain tuple: one is made for every token.
 type Update = tuple[Sequence, int | None, PositionLogprobs | None]
+
+
+def new_group(
+    request: Request,
+    *,
+    order: tuple[int, int],
+    draw_seed: Callable[[], int],
+    eos_ids: frozenset[int],
+    max_length: int,
+    enable_prefix_caching: bool,
+) -> SequenceGroup:
+    """Make the choices of a request, whose precedence is `order` and, among them, their index.
+
+    order: its second number is the request's alone. draw_seed: asked if the request has no seed.
+    """
+    group = SequenceGroup(request=request)
+    params, num_prompt = request.params, len(request.prompt_ids)
+    if params.ignore_eos:
+        eos_ids = frozenset()
+    root: bytes | None = None
+    if enable_prefix_caching:
+        root = root_digest(request.cache_salt)
+    elif params.n > 1:
+        root = private_root_digest(order[1])
+    for index in range(params.n):
+        seed = draw_seed() if params.seed is None else choice_seed(params.seed, index)
+        group.sequences.append(
+            Sequence(
+                group=group,
+                index=index,
+                order=(*order, index),
+                seed=seed,
+                root_digest=root,
+                max_length=max_length,
+                eos_ids=eos_ids,
+                stop_ids=eos_ids.union(params.stop_token_ids),
+                num_prompt=num_prompt,
+                length=num_prompt,
+            )
+        )
+    if params.prompt_logprobs is not None and num_prompt > 1:
+        group.sequences[0].targets_stop = num_prompt
+    group.num_unfinished = params.n
+    return group
 
 
 def choice_seed(seed: int, index: int) -> int:

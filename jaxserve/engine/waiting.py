@@ -1,6 +1,7 @@
 """The sequences that wait to run, in order of precedence, and how many may do so."""
 
 from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 
 from jaxserve.engine.sequence import Sequence, SequenceGroup
@@ -15,24 +16,24 @@ by_order = attrgetter("order")
 
 
 class WaitingQueue:
-    """A bounded queue of requests whose choices become runnable one by one.
+    """A bounded queue of requests whose choices run one by one.
 
     The bound counts requests that have never run; those that were preempted always find room.
-    Choices of a request whose prompt fills pages are parked, outside the order, until their
-    leader has computed those pages.
+    A sequence whose prefix another one computes is held, outside the order, until it is there.
     """
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self._sequences: list[Sequence] = []  # sorted by order
         self._num_requests = 0
-        self._num_parked = 0
+        self._held: dict[bytes, list[Sequence]] = {}  # by the page they await
+        self._num_held = 0
         self._last_start_s: float | None = None
         self._start_interval_s = 0.0
 
     def __len__(self) -> int:
-        """Sequences waiting, parked ones included."""
-        return len(self._sequences) + self._num_parked
+        """Sequences waiting, those held included."""
+        return len(self._sequences) + self._num_held
 
     @property
     def first(self) -> Sequence | None:
@@ -50,18 +51,11 @@ class WaitingQueue:
                 retry_after_s=min(max(drain_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S),
             )
 
-    def add(self, group: SequenceGroup, *, parks: bool) -> None:
-        """Queue a new request; with `parks`, all its choices but the first wait for that one."""
+    def add(self, group: SequenceGroup) -> None:
+        """Queue the choices of a new request."""
         self._num_requests += 1
-        first, *others = group.sequences
-        self.push(first)
-        if parks:
-            group.leader = first
-            group.parked = others
-            self._num_parked += len(others)
-        else:
-            for sequence in others:
-                self.push(sequence)
+        for sequence in group.sequences:
+            self.push(sequence)
 
     def push(self, sequence: Sequence) -> None:
         """Put a sequence where its precedence belongs."""
@@ -79,43 +73,53 @@ class WaitingQueue:
             # The time until the next start says something of the pace only if one could follow.
             self._last_start_s = now_s if self._sequences else None
 
-    def unpark(self, group: SequenceGroup) -> None:
-        """Let the parked choices run: their leader has computed the pages to share."""
-        leader, group.leader = group.leader, None
-        assert leader is not None, "no leader computed the prompt"
-        for sequence in group.parked:
-            sequence.digests = leader.digests.copy()
-            self.push(sequence)
-        self._num_parked -= len(group.parked)
-        group.parked = []
+    def hold_first(self, digest: bytes) -> None:
+        """Let the first sequence wait for a page, and others pass."""
+        sequence = self._sequences.pop(0)
+        sequence.awaited_digest = digest
+        self._held.setdefault(digest, []).append(sequence)
+        self._num_held += 1
+
+    def release(self, digests: Iterable[bytes]) -> None:
+        """Put those that wait for these pages back where their precedence belongs."""
+        if not self._held:
+            return
+        for digest in digests:
+            for sequence in self._held.pop(digest, ()):
+                sequence.awaited_digest = None
+                self._num_held -= 1
+                self.push(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence that ends while it waits."""
-        if sequence in sequence.group.parked:
-            sequence.group.parked.remove(sequence)
-            self._num_parked -= 1
-        else:
+        digest = sequence.awaited_digest
+        if digest is None:
             del self._sequences[bisect_left(self._sequences, sequence.order, key=by_order)]
+            return
+        held = self._held[digest]
+        held.remove(sequence)
+        if not held:
+            del self._held[digest]
+        sequence.awaited_digest = None
+        self._num_held -= 1
 
-    def forget(self, sequence: Sequence) -> None:
-        """Note that a sequence has ended: another leads in its place, its request may be over."""
-        group = sequence.group
-        if group.leader is sequence:
-            group.leader = group.parked.pop(0) if group.parked else None
-            if group.leader is not None:
-                self._num_parked -= 1
-                self.push(group.leader)
-        if group.num_unfinished == 0 and not group.has_started:
+    def forget(self, group: SequenceGroup) -> None:
+        """Note that a request is over."""
+        if not group.has_started:
             self._num_requests -= 1
 
-    def check_integrity(self, groups: list[SequenceGroup]) -> None:
+    def check_integrity(
+        self, groups: list[SequenceGroup], *, is_expected: Callable[[bytes], bool]
+    ) -> None:
         """Assert that the counts and the order are right for all the requests there are."""
         orders = [sequence.order for sequence in self._sequences]
         assert orders == sorted(set(orders)), "the queue is out of order"
         assert self._num_requests == sum(not group.has_started for group in groups)
-        assert self._num_parked == sum(len(group.parked) for group in groups)
-        for sequence in self._sequences:
+        held = [sequence for sequences in self._held.values() for sequence in sequences]
+        assert len(held) == self._num_held
+        for sequence in self._sequences + held:
             assert sequence.slot is None, sequence
             assert not sequence.is_finished, sequence
-        for group in groups:
-            assert not group.parked or group.leader is not None, "parked without a leader"
+        for digest, sequences in self._held.items():
+            assert is_expected(digest), "held for a page that nobody computes"
+            assert all(sequence.awaited_digest == digest for sequence in sequences)

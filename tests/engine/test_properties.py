@@ -10,7 +10,8 @@ from jaxserve.request import FinishReason
 from tests.engine.world import World, request, word_tokenizer
 from tests.fakes import token_logprobs
 
-# Few different prompt openings, longer than some pages, so that prefixes are often shared.
+# Few different prompt openings, longer than some pages, so that prefixes are often shared, and
+# often while they are being computed.
 PREFIXES = ((), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 9, 9, 9, 9), tuple(range(10, 34)))
 
 
