@@ -1,11 +1,11 @@
-"""The command line: `jaxserve serve | chat | generate | plan | compile | bench`."""
+"""The command line: `jaxserve serve | chat | generate | plan | compile | bench | profile`."""
 
 import os
 import sys
 from collections.abc import Sequence
 
 from jaxserve import __version__
-from jaxserve.commands import bench, chat, generate, plan, serve
+from jaxserve.commands import bench, chat, generate, plan, profile, serve
 from jaxserve.commands import compile as compile_
 from jaxserve.commands.arguments import Parser
 from jaxserve.errors import JaxserveError
@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": plan,
     "compile": compile_,
     "bench": bench,
+    "profile": profile,
 }
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 

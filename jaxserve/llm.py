@@ -31,6 +31,7 @@ from jaxserve.prompts import (
 from jaxserve.request import Request, SamplingParams, TokenEvent
 from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.parsing import show
+from jaxserve.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,11 @@ class LLM:
             # The steps under way still hold pages of what was aborted.
             while not (self._inboxes or self._is_dead) and self._engine.has_work:
                 self._step()
+
+    @property
+    def timeline(self) -> Timeline:
+        """Where the time of the recent steps went."""
+        return self._engine.timeline
 
     def get_tokenizer(self) -> Any:
         """Return the tokenizer as transformers has it."""

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from jaxserve import __version__
+from jaxserve.bench.ceilings import Ceilings
 from jaxserve.cli import main
 from jaxserve.commands import chat
 from jaxserve.config import EngineOptions
@@ -349,6 +350,32 @@ def test_bench_throughput_prints_vllms_line_and_writes_json(
     record = json.loads(target.read_text())
     assert [result["batch"] for result in record["results"]] == [1, 2]
     assert {result["num_output_tokens"] for result in record["results"]} == {12}
+
+
+def test_profile_tells_every_phase_and_what_the_device_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # To measure them takes ten seconds, and the numbers mean nothing here.
+    ceilings = Ceilings(copy_bytes_per_s=1e9, matmul_flops_per_s=1e9)
+    monkeypatch.setattr("jaxserve.bench.ceilings.measure_ceilings", lambda: ceilings)
+    target = tmp_path / "profile.json"
+    workload = ("--input-len", "8", "--output-len", "4", "--num-prompts", "2", "--slowest", "1")
+    output = ("--output-json", str(target), "--trace", str(tmp_path / "trace"))
+    assert main(["profile", *SMALL, *workload, *output]) == 0
+    printed = capsys.readouterr().out
+    for name in ("schedule", "pack", "dispatch", "wait", "commit", "emit", "device", "gap"):
+        assert re.search(
+            rf"^{name}.* +\d+\.\d{{3}} +\d+\.\d{{3}} +\d+\.\d%$", printed, re.MULTILINE
+        )
+    assert "of the roofline" in printed
+    assert re.search(r"^/host:CPU: \d+\.\d% busy", printed, re.MULTILINE)
+    record = json.loads(target.read_text())
+    tokens = [step["num_tokens"] for step in record["steps"]]
+    # Two prompts of 8, and the three of each answer's four tokens that are read again.
+    assert sum(tokens) == record["profile"]["tokens"] == 2 * 8 + 2 * 3
+    assert record["profile"]["flops"] > 0
+    assert record["devices"][0]["operations"]
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
 def test_serve_answers_and_ends_with_status_0_when_told_to(model: str) -> None:

@@ -1,0 +1,116 @@
+"""`jaxserve profile`: where the time of every step goes, phase by phase, on host and device."""
+
+import argparse
+import dataclasses
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.flags import ENGINE_FLAGS, given
+
+HELP = "show where the time of every step goes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the engine's flags, the workload, and what to show."""
+    add_engine_arguments(parser)
+    group = parser.add_argument_group("workload")
+    group.add_argument("--workload", type=Path, metavar="FILE", help="JSON file of token ids")
+    for name, default, text in (
+        ("--input-len", 128, "tokens of each random prompt"),
+        ("--output-len", 128, "tokens generated for each"),
+    ):
+        group.add_argument(
+            name, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    group.add_argument(
+        "--num-prompts", type=int, metavar="N", help="how many (default: 64, or the whole file)"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="requests at a time at most (default: --max-num-seqs)",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--slowest", type=int, default=5, metavar="N", help="how many slow steps to list"
+    )
+    group.add_argument("--output-json", type=Path, metavar="FILE", help="write everything there")
+    group.add_argument(
+        "--trace",
+        type=Path,
+        metavar="DIR",
+        help="also write a trace for XProf or Perfetto, and list the operations that take longest",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the workload once and print its profile."""
+    from jaxserve.bench.ceilings import measure_ceilings
+    from jaxserve.bench.device_trace import read_trace, traced
+    from jaxserve.bench.machine import describe_machine
+    from jaxserve.bench.profile import profile_of, slowest
+    from jaxserve.bench.throughput import run_jobs
+    from jaxserve.bench.workload import random_workload, read_workload
+    from jaxserve.llm import LLM
+
+    workload = None if args.workload is None else read_workload(args.workload)
+    options = given(args, ENGINE_FLAGS)
+    if args.batch_size is not None:
+        options.setdefault("max_num_seqs", args.batch_size)
+    llm = LLM(model_of(args), report=say, **options)
+    batch = min(args.batch_size or 1 << 30, llm.plan.scheduler.max_num_seqs)
+    if workload is None:
+        workload = random_workload(
+            num_prompts=64 if args.num_prompts is None else args.num_prompts,
+            input_len=args.input_len,
+            output_len=args.output_len,
+            vocab_size=llm.plan.model.vocab_size,
+            seed=llm.plan.options.seed,
+        )
+    workload = workload.first(args.num_prompts)
+    run_jobs(llm, [workload.warm], batch=1)
+    llm.reset_prefix_cache()
+    llm.timeline.recent.clear()
+    with nullcontext() if args.trace is None else traced(args.trace):
+        run_jobs(llm, workload.jobs, batch=batch)
+    records = list(llm.timeline.recent)
+    ceilings, machine = measure_ceilings(), describe_machine()
+
+    plan = llm.plan
+    print(f"{plan.name} ({plan.dtype}), attention: {plan.context.attention.choice}")
+    print(f"{len(workload.jobs)} requests, {batch} at a time at most: {workload.name}")
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(f"ceilings, measured now: {ceilings.line()}")
+    print()
+    profile = profile_of(records, ceilings)
+    for line in profile.lines():
+        print(line)
+    print()
+    for line in slowest(records, args.slowest):
+        print(line)
+    devices = [] if args.trace is None else read_trace(args.trace)
+    for device in devices:
+        print()
+        for line in device.lines(20):
+            print(line)
+    if args.output_json is not None:
+        record = {
+            "model": plan.name,
+            "dtype": plan.dtype,
+            "attention": str(plan.context.attention.choice),
+            "workload": workload.name,
+            "batch": batch,
+            "machine": machine,
+            "ceilings": dataclasses.asdict(ceilings),
+            "profile": dataclasses.asdict(profile),
+            "steps": [
+                {field: getattr(step, field) for field in step.__struct_fields__}
+                for step in records
+            ],
+            "devices": [dataclasses.asdict(device) for device in devices],
+        }
+        args.output_json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0
