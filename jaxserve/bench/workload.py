@@ -1,7 +1,7 @@
-"""What a benchmark asks for: prompts as token ids, and how many tokens to continue each with."""
+"""What a benchmark asks for: prompts, and how many tokens to continue each with."""
 
 import json
-import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,14 @@ from jaxserve.request import Request, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A prompt, and the exact number of tokens to generate."""
+    """A prompt, and the number of tokens to generate.
+
+    text: the prompt where it was written by people; one made of random ids has none.
+    """
 
     prompt_ids: tuple[int, ...]
     num_output_tokens: int
+    text: str | None = None
 
     def request(self, request_id: str) -> Request:
         """Return the job as a greedy request that no end token cuts short."""
@@ -35,6 +39,15 @@ class Workload:
         return Workload(self.name, self.jobs[:num_jobs], self.warm)
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokens of the model that is measured: ids to draw prompts from, and its tokenizer."""
+
+    ids: range | tuple[int, ...]
+    encode: Callable[[str], list[int]]
+    decode: Callable[[tuple[int, ...]], str]
+
+
 def read_workload(path: Path) -> Workload:
     """Read {"w1": [{"id", "prompt": [ids], "out": count}, ...], "warm": {...}}.
 
@@ -48,26 +61,5 @@ def read_workload(path: Path) -> Workload:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"workload must be a JSON file of token ids (benchmarks/README.md), got {path}"
+            f"workload must be a JSON file of token ids (docs/benchmarks.md), got {path}"
         ) from error
-
-
-def random_workload(
-    *, num_prompts: int, input_len: int, output_len: int, vocab_size: int, seed: int
-) -> Workload:
-    """Return prompts of random tokens, all of one length."""
-    for name, value in (
-        ("num_prompts", num_prompts),
-        ("input_len", input_len),
-        ("output_len", output_len),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
-    draw = random.Random(seed)  # noqa: S311  (nothing secret)
-
-    def job() -> Job:
-        return Job(tuple(draw.randrange(vocab_size) for _ in range(input_len)), output_len)
-
-    warm = job()
-    name = f"random, {input_len} in, {output_len} out, seed {seed}"
-    return Workload(name, tuple(job() for _ in range(num_prompts)), warm)

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.throughput import Pair, table
 from jaxserve.bench.throughput import Throughput
-from jaxserve.bench.workload import Job, Workload, random_workload, read_workload
+from jaxserve.bench.workload import Job, Workload, read_workload
 from jaxserve.errors import ConfigError
 
 
@@ -34,21 +34,6 @@ def test_a_file_that_is_no_workload_is_refused(tmp_path: Path, text: str) -> Non
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match="workload must be a JSON file"):
         read_workload(path)
-
-
-def test_a_random_workload_is_the_same_for_the_same_seed() -> None:
-    first, second, other = (
-        random_workload(num_prompts=3, input_len=4, output_len=5, vocab_size=100, seed=seed)
-        for seed in (1, 1, 2)
-    )
-    assert first == second
-    assert first.jobs != other.jobs
-    assert {(len(job.prompt_ids), job.num_output_tokens) for job in first.jobs} == {(4, 5)}
-
-
-def test_a_random_workload_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="output_len must be at least 1, got 0"):
-        random_workload(num_prompts=1, input_len=1, output_len=0, vocab_size=9, seed=0)
 
 
 def test_a_job_runs_greedily_to_its_exact_length() -> None:

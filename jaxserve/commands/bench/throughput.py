@@ -1,69 +1,47 @@
-"""`jaxserve bench`: measure an engine."""
+"""Measure throughput: all requests at once, greedy, to exact lengths, in this process."""
 
 import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.commands.bench.dataset import add_dataset_arguments, dataset_options, numbers
 from jaxserve.errors import ConfigError
 from jaxserve.flags import ENGINE_FLAGS, given
 
-HELP = "measure how fast a model is served"
+if TYPE_CHECKING:
+    from jaxserve.bench.workload import Workload
+    from jaxserve.llm import LLM
+
+HELP = "tokens per second when all requests come at once"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmarks, each with its arguments."""
-    benchmarks = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
-    throughput = benchmarks.add_parser(
-        "throughput",
-        help="tokens per second when all requests come at once",
-        description="Measure throughput: all requests at once, greedy, to exact lengths.",
-    )
-    add_engine_arguments(throughput)
-    group = throughput.add_argument_group("workload")
+    """Add this benchmark's arguments."""
+    add_engine_arguments(parser)
+    add_dataset_arguments(parser)
+    group = parser.add_argument_group("measurement")
     group.add_argument("--workload", type=Path, metavar="FILE", help="JSON file of token ids")
-    group.add_argument(
-        "--dataset-name",
-        "--dataset",
-        choices=("random",),
-        default="random",
-        help="what to run without a file: random tokens (default)",
-    )
-    for name, default, text in (
-        ("--input-len", 128, "tokens of each random prompt"),
-        ("--output-len", 128, "tokens generated for each"),
-    ):
-        group.add_argument(
-            name, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
     group.add_argument(
         "--num-prompts", type=int, metavar="N", help="how many (default: 64, or the whole file)"
     )
     group.add_argument(
         "--batch",
-        type=_batches,
+        type=numbers,
         metavar="N,N,...",
         help="measure with these numbers of requests at a time (default: --max-num-seqs)",
     )
     group.add_argument("--output-json", type=Path, metavar="FILE", help="write the results there")
-    throughput.set_defaults(benchmark=run_throughput)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a benchmark."""
-    status: int = args.benchmark(args)
-    return status
-
-
-def run_throughput(args: argparse.Namespace) -> int:
     """Print throughput, once for each batch."""
     from jaxserve.bench.machine import describe_machine
     from jaxserve.bench.throughput import measure_throughput, run_jobs
-    from jaxserve.bench.workload import random_workload, read_workload
     from jaxserve.llm import LLM
 
-    workload = None if args.workload is None else read_workload(args.workload)
     options = given(args, ENGINE_FLAGS)
     if args.batch is not None:
         options.setdefault("max_num_seqs", max(args.batch))
@@ -74,15 +52,7 @@ def run_throughput(args: argparse.Namespace) -> int:
             f"batch must be at most max_num_seqs ({llm.plan.scheduler.max_num_seqs}),"
             f" got {max(batches)}"
         )
-    if workload is None:
-        workload = random_workload(
-            num_prompts=64 if args.num_prompts is None else args.num_prompts,
-            input_len=args.input_len,
-            output_len=args.output_len,
-            vocab_size=llm.plan.model.vocab_size,
-            seed=llm.plan.options.seed,
-        )
-    workload = workload.first(args.num_prompts)
+    workload = _workload(args, llm)
     machine = describe_machine()
     print(f"{llm.plan.name} ({llm.plan.dtype}), {len(workload.jobs)} requests: {workload.name}")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -93,6 +63,8 @@ def run_throughput(args: argparse.Namespace) -> int:
         say(f"batch {batch}: {result.elapsed_s:.2f} s")
         print(result.line(), flush=True)
         results.append(result)
+    print(f"Total num prompt tokens:  {results[0].num_prompt_tokens}")
+    print(f"Total num output tokens:  {results[0].num_output_tokens}")
     if args.output_json is not None:
         record = {
             "model": llm.plan.name,
@@ -113,9 +85,19 @@ def run_throughput(args: argparse.Namespace) -> int:
     return 0
 
 
-def _batches(text: str) -> list[int]:
-    """Read numbers with commas between them; ValueError is argparse's to report."""
-    batches = [int(part) for part in text.split(",")]
-    if min(batches) < 1:
-        raise ValueError
-    return batches
+def _workload(args: argparse.Namespace, llm: "LLM") -> "Workload":
+    """Return what to run: a file of token ids as it is, or a dataset."""
+    from jaxserve.bench.datasets import load_dataset
+    from jaxserve.bench.workload import Vocabulary, read_workload
+
+    if args.workload is not None:
+        return read_workload(args.workload).first(args.num_prompts)
+
+    def vocabulary() -> Vocabulary:
+        tokenizer = llm.get_tokenizer()
+        return Vocabulary(
+            ids=range(llm.plan.model.vocab_size), encode=tokenizer.encode, decode=tokenizer.decode
+        )
+
+    defaults = {"num_prompts": 64, "random_input_len": 128, "random_output_len": 128}
+    return load_dataset(dataset_options(args, **defaults), vocabulary)

@@ -1,0 +1,99 @@
+"""What a measurement was made on, and what else the machine did meanwhile; without JAX."""
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from jaxserve import __version__
+
+
+def describe_host() -> dict[str, str | int]:
+    """Return the processor and the versions that a result depends on."""
+    return {
+        "cpu": _cpu_name(),
+        "cpu_count": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "jax": installed_version("jax"),
+        "jaxserve": __version__,
+    }
+
+
+def installed_version(package: str) -> str:
+    """Return the version of a package, or what to say where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class LoadMeter:
+    """`with LoadMeter() as load:`: how many cores were used in the block, and by whom.
+
+    other_cores are those used by processes that are neither this one nor its children: figures
+    from a block in which they are not near 0 are for ratios only. Children must live to the end of
+    the block to be counted as ours. roots: further processes whose trees are ours, servers say.
+    """
+
+    def __init__(self, *roots: int) -> None:
+        self._roots = (os.getpid(), *roots)
+        self.wall_s = 0.0
+        self.own_cores = 0.0
+        self.other_cores = 0.0
+
+    def __enter__(self) -> Self:
+        self._own_s = self._tree_seconds()
+        self._all_s = _machine_seconds()
+        self._start_s = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.wall_s = time.perf_counter() - self._start_s
+        own_s = self._tree_seconds() - self._own_s
+        self.own_cores = own_s / self.wall_s
+        self.other_cores = max(0.0, (_machine_seconds() - self._all_s - own_s) / self.wall_s)
+
+    def _tree_seconds(self) -> float:
+        """Processor seconds of our processes, those of ended and awaited children included."""
+        processes = {
+            process.pid: process
+            for root in self._roots
+            if psutil.pid_exists(root)
+            for process in (
+                psutil.Process(root),
+                *psutil.Process(root).children(recursive=True),
+            )
+        }
+        seconds = 0.0
+        for process in processes.values():
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            seconds += times.user + times.system + times.children_user + times.children_system
+        return seconds
+
+
+def _machine_seconds() -> float:
+    """Processor seconds that anything on this machine has used."""
+    times = psutil.cpu_times()
+    idle = ("idle", "iowait", "guest", "guest_nice")  # guests are in user already
+    return float(sum(value for name, value in times._asdict().items() if name not in idle))
+
+
+def _cpu_name() -> str:
+    """Return the processor's own name where the system tells it, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

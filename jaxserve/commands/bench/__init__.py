@@ -1,0 +1,28 @@
+"""`jaxserve bench`: measure an engine, or any server that speaks OpenAI's protocol."""
+
+import argparse
+
+from jaxserve.commands.bench import latency, serve, startup, throughput
+
+HELP = "measure how fast a model is served"
+BENCHMARKS = {
+    "serve": serve,
+    "latency": latency,
+    "throughput": throughput,
+    "startup": startup,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the benchmarks, each with its arguments."""
+    benchmarks = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        subparser = benchmarks.add_parser(name, help=benchmark.HELP, description=benchmark.__doc__)
+        benchmark.add_arguments(subparser)
+        subparser.set_defaults(benchmark=benchmark.run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a benchmark."""
+    status: int = args.benchmark(args)
+    return status
