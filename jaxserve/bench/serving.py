@@ -1,0 +1,91 @@
+"""Driving a server: requests sent when they are due, as many at once as are allowed."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import h11
+
+from jaxserve.bench.endpoint import Endpoint, Record
+from jaxserve.bench.http import HttpClient
+from jaxserve.bench.workload import Job
+from jaxserve.errors import JaxserveError
+
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of a run, and the share of a core that sending and reading took of it."""
+
+    records: list[Record]
+    duration_s: float
+    client_cores: float
+
+
+async def drive(
+    endpoint: Endpoint,
+    jobs: Sequence[Job],
+    times_s: Sequence[float],
+    *,
+    max_concurrency: int | None = None,
+    progress: Callable[[Record], object] = lambda _: None,
+) -> Run:
+    """Send each job's request at its time after the start; return when all have ended.
+
+    max_concurrency: requests on their way at once; those beyond it wait here, and their clocks
+    start when they leave. progress: told of every request that has ended.
+    """
+    bodies = [endpoint.body(job) for job in jobs]
+    places = asyncio.Semaphore(len(jobs) if max_concurrency is None else max_concurrency)
+
+    async def ask(body: bytes, due_s: float) -> Record:
+        await asyncio.sleep(due_s - time.perf_counter())
+        arrived_s = time.perf_counter()
+        async with places:
+            waited_s = time.perf_counter() - arrived_s
+            record = await endpoint.ask(body)
+        record.queue_s = waited_s
+        progress(record)
+        return record
+
+    # What is there already lives to the end: no collection should look at it again.
+    gc.collect()
+    gc.freeze()
+    used_s = time.process_time()
+    start_s = time.perf_counter()
+    records = await asyncio.gather(
+        *(ask(body, start_s + time_s) for body, time_s in zip(bodies, times_s, strict=True))
+    )
+    duration_s = time.perf_counter() - start_s
+    return Run(records, duration_s, (time.process_time() - used_s) / duration_s)
+
+
+async def wait_until_ready(http: HttpClient, *, timeout_s: float) -> None:
+    """Wait until the server lists its models, which it does when it can serve them.
+
+    Raises JaxserveError if it does not in time.
+    """
+    until_s = time.perf_counter() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s), http.request("GET", "/v1/models") as response:
+                if response.status == HTTPStatus.OK:
+                    return
+                problem = f"it answers {response.status}"
+        except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
+            problem = repr(error)
+        if time.perf_counter() + RETRY_S > until_s:
+            raise JaxserveError(f"the server was not ready in {timeout_s:g} s: {problem}")
+        await asyncio.sleep(RETRY_S)
+
+
+async def warm_up(endpoint: Endpoint, job: Job, count: int) -> None:
+    """Send one job so many times at once; raises JaxserveError if the server cannot do it."""
+    body = endpoint.body(job)
+    for record in await asyncio.gather(*(endpoint.ask(body) for _ in range(count))):
+        if record.error is not None:
+            raise JaxserveError(f"a warm-up request failed: {record.error}")
