@@ -48,13 +48,13 @@ def draw(path: Path, diagrams: Sequence[Axes], *, title: str, about: str) -> Non
     pyplot = require_pyplot()
     with pyplot.rc_context(STYLE):
         figure, places = pyplot.subplots(
-            1, len(diagrams), figsize=(4.6 * len(diagrams), 3.9), squeeze=False
+            1, len(diagrams), figsize=(max(6.5, 3.8 * len(diagrams)), 3.6), squeeze=False
         )
         for place, diagram in zip(places[0], diagrams, strict=True):
             _draw_axes(place, diagram)
         figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
         figure.text(0.01, 0.905, about, fontsize=8, color="#555555", ha="left")
-        figure.tight_layout(rect=(0, 0, 1, 0.91))
+        figure.tight_layout(rect=(0, 0, 1, 0.93))
         path.parent.mkdir(parents=True, exist_ok=True)
         # No date, so that a plot drawn again is the same file.
         metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -89,6 +89,10 @@ def _draw_axes(place: Any, diagram: Axes) -> None:
         place.minorticks_off()
     if diagram.log_y:
         place.set_yscale("log")
+        ticker = importlib.import_module("matplotlib.ticker")
+        place.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        place.yaxis.set_major_formatter("{x:g}")
+        place.yaxis.set_minor_formatter("")
     else:
         place.set_ylim(bottom=0)
     place.set_title(diagram.title, loc="left")
