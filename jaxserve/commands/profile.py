@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.commands.bench.dataset import add_workload_arguments, workload_for
 from jaxserve.flags import ENGINE_FLAGS, given
 
 HELP = "show where the time of every step goes"
@@ -15,18 +16,8 @@ HELP = "show where the time of every step goes"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the engine's flags, the workload, and what to show."""
     add_engine_arguments(parser)
-    group = parser.add_argument_group("workload")
-    group.add_argument("--workload", type=Path, metavar="FILE", help="JSON file of token ids")
-    for name, default, text in (
-        ("--input-len", 128, "tokens of each random prompt"),
-        ("--output-len", 128, "tokens generated for each"),
-    ):
-        group.add_argument(
-            name, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
-    group.add_argument(
-        "--num-prompts", type=int, metavar="N", help="how many (default: 64, or the whole file)"
-    )
+    add_workload_arguments(parser)
+    group = parser.add_argument_group("measurement")
     group.add_argument(
         "--batch-size",
         type=int,
@@ -53,24 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from jaxserve.bench.machine import describe_machine
     from jaxserve.bench.profile import profile_of, slowest
     from jaxserve.bench.throughput import run_jobs
-    from jaxserve.bench.workload import random_workload, read_workload
     from jaxserve.llm import LLM
 
-    workload = None if args.workload is None else read_workload(args.workload)
     options = given(args, ENGINE_FLAGS)
     if args.batch_size is not None:
         options.setdefault("max_num_seqs", args.batch_size)
     llm = LLM(model_of(args), report=say, **options)
     batch = min(args.batch_size or 1 << 30, llm.plan.scheduler.max_num_seqs)
-    if workload is None:
-        workload = random_workload(
-            num_prompts=64 if args.num_prompts is None else args.num_prompts,
-            input_len=args.input_len,
-            output_len=args.output_len,
-            vocab_size=llm.plan.model.vocab_size,
-            seed=llm.plan.options.seed,
-        )
-    workload = workload.first(args.num_prompts)
+    workload = workload_for(llm, args)
     run_jobs(llm, [workload.warm], batch=1)
     llm.reset_prefix_cache()
     llm.timeline.recent.clear()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxserve.bench.datasets import DatasetOptions
+    from jaxserve.bench.workload import Workload
+    from jaxserve.llm import LLM
 
 NAMES = ("random", "sharegpt", "sharegpt-like", "prefix_repetition", "custom")
 
@@ -59,6 +61,16 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=text)
 
 
+def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add them for a measurement in this process; see `workload_for`."""
+    add_dataset_arguments(parser)
+    group = parser.add_argument_group("size of the workload")
+    group.add_argument("--workload", type=Path, metavar="FILE", help="JSON file of token ids")
+    group.add_argument(
+        "--num-prompts", type=int, metavar="N", help="how many (default: 64, or the whole file)"
+    )
+
+
 def dataset_options(args: argparse.Namespace, **defaults: Any) -> "DatasetOptions":
     """Return what was given, over the defaults. Raises ConfigError for what cannot be."""
     from jaxserve.bench.datasets import DatasetOptions
@@ -71,6 +83,24 @@ def dataset_options(args: argparse.Namespace, **defaults: Any) -> "DatasetOption
     if "dataset_path" in given:
         values["path"] = given["dataset_path"]
     return DatasetOptions(**(defaults | values))
+
+
+def workload_for(llm: "LLM", args: argparse.Namespace) -> "Workload":
+    """Return what to run in this process: a file of token ids as it is, or a dataset."""
+    from jaxserve.bench.datasets import load_dataset
+    from jaxserve.bench.workload import Vocabulary, read_workload
+
+    if args.workload is not None:
+        return read_workload(args.workload).first(args.num_prompts)
+
+    def vocabulary() -> Vocabulary:
+        tokenizer = llm.get_tokenizer()
+        return Vocabulary(
+            ids=range(llm.plan.model.vocab_size), encode=tokenizer.encode, decode=tokenizer.decode
+        )
+
+    defaults = {"num_prompts": 64, "random_input_len": 128, "random_output_len": 128}
+    return load_dataset(dataset_options(args, **defaults), vocabulary)
 
 
 def range_ratio(text: str) -> tuple[float, float]:

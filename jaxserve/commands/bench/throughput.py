@@ -4,16 +4,11 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.commands.bench.dataset import add_dataset_arguments, dataset_options, numbers
+from jaxserve.commands.bench.dataset import add_workload_arguments, numbers, workload_for
 from jaxserve.errors import ConfigError
 from jaxserve.flags import ENGINE_FLAGS, given
-
-if TYPE_CHECKING:
-    from jaxserve.bench.workload import Workload
-    from jaxserve.llm import LLM
 
 HELP = "tokens per second when all requests come at once"
 
@@ -21,12 +16,8 @@ HELP = "tokens per second when all requests come at once"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     add_engine_arguments(parser)
-    add_dataset_arguments(parser)
+    add_workload_arguments(parser)
     group = parser.add_argument_group("measurement")
-    group.add_argument("--workload", type=Path, metavar="FILE", help="JSON file of token ids")
-    group.add_argument(
-        "--num-prompts", type=int, metavar="N", help="how many (default: 64, or the whole file)"
-    )
     group.add_argument(
         "--batch",
         type=numbers,
@@ -52,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             f"batch must be at most max_num_seqs ({llm.plan.scheduler.max_num_seqs}),"
             f" got {max(batches)}"
         )
-    workload = _workload(args, llm)
+    workload = workload_for(llm, args)
     machine = describe_machine()
     print(f"{llm.plan.name} ({llm.plan.dtype}), {len(workload.jobs)} requests: {workload.name}")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -83,21 +74,3 @@ def run(args: argparse.Namespace) -> int:
         }
         args.output_json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _workload(args: argparse.Namespace, llm: "LLM") -> "Workload":
-    """Return what to run: a file of token ids as it is, or a dataset."""
-    from jaxserve.bench.datasets import load_dataset
-    from jaxserve.bench.workload import Vocabulary, read_workload
-
-    if args.workload is not None:
-        return read_workload(args.workload).first(args.num_prompts)
-
-    def vocabulary() -> Vocabulary:
-        tokenizer = llm.get_tokenizer()
-        return Vocabulary(
-            ids=range(llm.plan.model.vocab_size), encode=tokenizer.encode, decode=tokenizer.decode
-        )
-
-    defaults = {"num_prompts": 64, "random_input_len": 128, "random_output_len": 128}
-    return load_dataset(dataset_options(args, **defaults), vocabulary)
