@@ -21,7 +21,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.bench.machine import describe_machine
 from jaxserve.config import EngineOptions
@@ -92,13 +91,6 @@ def played_runner(plan: EnginePlan) -> ModelRunner:
     )
 
 
-def words(vocab_size: int) -> Tokenizer:
-    """Return a tokenizer of as many words, so that tokens become text as in serving."""
-    tokenizer = Tokenizer(models.WordLevel({f" w{token}": token for token in range(vocab_size)}))
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
-
-
 def measure(plan: EnginePlan, *, num_sequences: int, num_steps: int) -> HostCost:
     """Return what a step that decodes all sequences costs the host."""
     vocab_size = plan.model.vocab_size
@@ -106,7 +98,6 @@ def measure(plan: EnginePlan, *, num_sequences: int, num_steps: int) -> HostCost
         Scheduler(plan.scheduler, plan.cache),
         played_runner(plan),
         vocab_size=vocab_size,
-        tokenizer=words(vocab_size),
         metrics=Metrics(max_model_len=plan.scheduler.max_model_len).engine("bench"),
     )
     draw = random.Random(0)

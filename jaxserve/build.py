@@ -107,7 +107,6 @@ def build(
         ),
         runner,
         vocab_size=plan.model.vocab_size,
-        tokenizer=tokenizer.backend,
         metrics=metrics,
     )
     return LoadedModel(

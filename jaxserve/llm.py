@@ -15,6 +15,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from jaxserve.build import build
+from jaxserve.engine import TextEngine
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.flags import engine_options
 from jaxserve.outputs import OutputBuilder, RequestOutput
@@ -60,8 +61,8 @@ class LLM:
     ) -> None:
         loaded = build(plan_engine(engine_options(model, options)), report=report)
         self.plan: EnginePlan = loaded.plan
-        self._engine = loaded.engine
         self._tokenizer = loaded.tokenizer
+        self._engine = TextEngine(loaded.engine, loaded.tokenizer.backend)
         self._generation = loaded.generation
         self._max_model_len = loaded.plan.scheduler.max_model_len
         self._reader = PromptReader(loaded.tokenizer, max_model_len=self._max_model_len)
@@ -192,7 +193,7 @@ class LLM:
     @property
     def timeline(self) -> Timeline:
         """Where the time of the recent steps went."""
-        return self._engine.timeline
+        return self._engine.engine.timeline
 
     def get_tokenizer(self) -> Any:
         """Return the tokenizer as transformers has it."""
@@ -209,7 +210,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget what was computed for the beginnings of prompts."""
-        self._engine.reset_prefix_cache()
+        self._engine.engine.reset_prefix_cache()
 
     def _prepare[T](
         self, values: Sequence[T], prepare: Callable[[T], PreparedPrompt]

@@ -199,8 +199,11 @@ class Request:
         """Raise InvalidRequestError unless a model of these limits can run the request."""
         if not self.prompt_ids:
             raise InvalidRequestError("prompt must have at least one token, got 0", param="prompt")
-        for token in self.prompt_ids:
-            _check_int("prompt", token, low=0, high=vocab_size - 1)
+        # Looked at one by one only to name the wrong one: a prompt may have 100,000.
+        is_fine = set(map(type, self.prompt_ids)) == {int}
+        if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
+            for token in self.prompt_ids:
+                _check_int("prompt", token, low=0, high=vocab_size - 1)
         if len(self.prompt_ids) >= max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {max_model_len} tokens, but the prompt"

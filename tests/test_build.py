@@ -71,10 +71,10 @@ def test_weights_are_drawn_at_random_for_a_model_that_has_none(tmp_path: Path) -
     engine = build(plan_engine(replace(options, load_format="dummy"))).engine
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     engine.add(Request(id="", prompt_ids=(1, 2), params=params))
-    events = []
+    token_ids = []
     while engine.has_work:
-        events += engine.step()
-    assert sum(len(event.token_ids) for event in events) == 3
+        token_ids += [token for batch in engine.step().values() for token in batch.token_ids]
+    assert len(token_ids) == 3
 
 
 def test_running_out_of_memory_says_what_to_change() -> None:

@@ -8,8 +8,10 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from jaxserve import client as client_module
-from jaxserve.client import EngineClient, InProcessClient
+from jaxserve.client import EngineClient
+from jaxserve.client.in_process import InProcessClient
+from jaxserve.client.streams import Stream
+from jaxserve.engine import loop as loop_module
 from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.errors import (
     EngineDeadError,
@@ -42,7 +44,7 @@ class GatedRunner:
 
 @asynccontextmanager
 async def serving(world: World, *, drain_timeout_s: float = 0.0) -> AsyncIterator[InProcessClient]:
-    client = InProcessClient(world.engine)
+    client = InProcessClient(world.engine, world.tokenizer)
     try:
         yield client
     finally:
@@ -100,7 +102,7 @@ def test_concurrent_requests_get_their_own_tokens() -> None:
 
 def test_streams_of_two_event_loops_do_not_mix() -> None:
     world = World()
-    client = InProcessClient(world.engine)
+    client = InProcessClient(world.engine, world.tokenizer)
     answers: dict[str, list[TokenEvent]] = {}
 
     def on_its_own_loop(name: str) -> None:
@@ -140,7 +142,7 @@ def test_a_slow_reader_gets_the_same_in_fewer_events() -> None:
 
 def test_merging_keeps_the_last_event_last() -> None:
     async def main() -> None:
-        stream = client_module._Stream(request("a", n=2))
+        stream = Stream()
         for index, is_last in ((0, False), (1, False), (0, True)):
             stream.put(TokenEvent(request_id="a", index=index, request_finished=is_last))
         assert [event.request_finished for event in await stream.get()] == [False, True]
@@ -264,7 +266,7 @@ def test_cancelling_a_reader_aborts_its_request() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await reader
             runner.gate.set()
-            await until(lambda: not world.engine.has_work and not client._streams)
+            await until(lambda: not world.engine.has_work and client.is_idle)
             assert len(world.runner.plans) <= 2
 
     run(main())
@@ -290,7 +292,7 @@ def test_an_abort_lets_the_stream_end() -> None:
 def test_a_loop_that_is_gone_costs_one_request_and_nobody_else() -> None:
     world = World()
     runner = gated(world)
-    client = InProcessClient(world.engine)
+    client = InProcessClient(world.engine, world.tokenizer)
 
     async def leave_open() -> None:
         stream = client.generate(request("gone", max_tokens=50))
@@ -307,7 +309,7 @@ def test_a_loop_that_is_gone_costs_one_request_and_nobody_else() -> None:
 
     async def main() -> None:
         assert tokens(await collect(client, request("a"))) == expected(world, request("a"))
-        await until(lambda: not client._streams)
+        await until(lambda: client.is_idle)
         await client.shutdown(drain_timeout_s=0)
 
     run(main())
@@ -345,34 +347,11 @@ def test_when_the_engine_dies_every_stream_ends_and_no_other_begins(
     assert "a secret of the device" in caplog.text
 
 
-def test_when_the_engine_cannot_even_fail_every_stream_still_ends(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def break_down(_: str) -> list[TokenEvent]:
-        raise KeyError("broken twice")
-
-    async def main() -> None:
-        world = World()
-        runner = gated(world)
-        monkeypatch.setattr(world.engine, "fail", break_down)
-        async with serving(world) as client:
-            reader = asyncio.create_task(collect(client, request("a", n=2)))
-            await asyncio.sleep(0)
-            runner.error = RuntimeError("the device is gone")
-            runner.gate.set()
-            events = await reader
-            assert [event.finish_reason for event in events] == [FinishReason.ERROR] * 2
-            assert [event.request_finished for event in events] == [False, True]
-
-    run(main())
-    assert "broken twice" in caplog.text
-
-
 def test_a_hang_shows_in_health_and_passes() -> None:
     async def main() -> None:
         world = World()
         runner = gated(world)
-        client = InProcessClient(world.engine, hang_timeout_s=0.05)
+        client = InProcessClient(world.engine, None, hang_timeout_s=0.05)
         reader = asyncio.create_task(collect(client, request("a")))
         await until(lambda: not client.is_alive)
         with pytest.raises(EngineDeadError, match="has not finished a step"):
@@ -386,10 +365,10 @@ def test_a_hang_shows_in_health_and_passes() -> None:
 
 
 def test_an_idle_engine_stays_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(loop_module, "HEARTBEAT_S", 0.01)
 
     async def main() -> None:
-        client = InProcessClient(World().engine, hang_timeout_s=1.0)
+        client = InProcessClient(World().engine, None, hang_timeout_s=1.0)
         await asyncio.sleep(1.2)
         client.check_health()
         await client.shutdown(drain_timeout_s=0)
@@ -404,7 +383,7 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
     async def main() -> None:
         world = World()
         runner = gated(world)
-        client = InProcessClient(world.engine)
+        client = InProcessClient(world.engine, world.tokenizer)
         reader = asyncio.create_task(collect(client, request("a")))
         await asyncio.sleep(0)
         stopping = asyncio.create_task(client.shutdown(drain_timeout_s=TIMEOUT_S))
@@ -426,7 +405,7 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
 def test_shutdown_aborts_what_has_not_finished_in_time() -> None:
     async def main() -> None:
         world = World(max_model_len=10_000, num_pages=3000)
-        client = InProcessClient(world.engine)
+        client = InProcessClient(world.engine, world.tokenizer)
         each = request("a", max_tokens=9000, ignore_eos=True)
         reader = asyncio.create_task(collect(client, each))
         await until(lambda: client.stats().num_generated_tokens > 0)

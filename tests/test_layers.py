@@ -15,6 +15,7 @@ LAYERS = (
         "config",
         "request",
         "plan",
+        "tokens",
         "timeline",
         "series",
         "metrics",

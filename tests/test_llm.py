@@ -50,7 +50,7 @@ def text_of(output: RequestOutput) -> str:
 def assert_idle(llm: LLM) -> None:
     assert not llm._engine.has_work
     assert llm._inboxes == {}
-    llm._engine.check_integrity()
+    llm._engine.engine.check_integrity()
 
 
 def test_generate_continues_as_transformers_does(llm: LLM, golden: dict[str, Any]) -> None:
@@ -158,9 +158,9 @@ def test_streams_may_be_open_at_once(llm: LLM) -> None:
 def test_closing_a_stream_ends_its_request(llm: LLM) -> None:
     stream = llm.stream("Once upon a time", SamplingParams(max_tokens=200))
     next(stream)
-    assert llm._engine.stats().num_running == 1
+    assert llm._engine.engine.stats().num_running == 1
     stream.close()
-    assert llm._engine.stats().num_running == 0
+    assert llm._engine.engine.stats().num_running == 0
     assert_idle(llm)
 
 

@@ -55,7 +55,7 @@ def load_app(
     """
     from jaxserve.build import build
     from jaxserve.chat.template import ChatTemplate
-    from jaxserve.client import InProcessClient
+    from jaxserve.client.in_process import InProcessClient
     from jaxserve.metrics import Metrics
     from jaxserve.planning import plan_engine
     from jaxserve.server.app import create_app
@@ -73,7 +73,7 @@ def load_app(
     attention = plan.context.attention.choice
     model = ServedModel(
         names=names,
-        client=InProcessClient(loaded.engine),
+        client=InProcessClient(loaded.engine, tokenizer.backend),
         tokenizer=tokenizer,
         chat=None if tokenizer.chat_template is None else ChatTemplate(tokenizer),
         max_model_len=plan.scheduler.max_model_len,

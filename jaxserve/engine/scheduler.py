@@ -143,7 +143,7 @@ class Scheduler:
         sequence: Sequence,
         reason: FinishReason,
         *,
-        stop_reason: int | str | None = None,
+        stop_reason: int | None = None,
         error: str | None = None,
     ) -> None:
         """End a sequence now, wherever it is, and give back what it holds."""

@@ -12,13 +12,16 @@ from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMet
 class SequenceGroup:
     """The choices of one request, which share its prompt.
 
-    has_started: whether any choice has ever run.
+    has_started: whether any choice has ever run. client, first_key: whose request it is, and how
+    that client calls its first choice, see `Engine.add`.
     """
 
     request: Request
     sequences: list["Sequence"] = field(default_factory=list["Sequence"])
     num_unfinished: int = 0
     has_started: bool = False
+    client: int = 0
+    first_key: int = 0
 
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
@@ -80,7 +83,7 @@ class Sequence:
     num_preemptions: int = 0
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
+    stop_reason: int | None = None
     error: str | None = None
     scheduled_s: float | None = None
     first_token_s: float | None = None

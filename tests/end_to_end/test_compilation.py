@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxserve.engine import TextEngine
 from jaxserve.request import Request
 from tests.end_to_end.world import engine_for, load, noise, request, serve, write_one_layer
 
@@ -27,17 +28,18 @@ def test_mixed_traffic_compiles_nothing(tmp_path: Path) -> None:
     # 2 shapes for decoding, 1 for longer rows, another for scores; allocating; a slot's memory.
     assert loaded.num_programs == 6
     requests = list(traffic(loaded.plan.model.vocab_size))
+    built = TextEngine(loaded.engine, loaded.tokenizer.backend)
     for each in requests[:6]:
-        serve(loaded.engine, [each])
+        serve(built, [each])
     engine = engine_for(loaded, num_pages=24, async_scheduling=False)
     serve(engine, requests, arrivals_per_step=2)
-    assert engine.stats().num_preemptions > 0
+    assert engine.engine.stats().num_preemptions > 0
     for each in requests:
-        loaded.engine.add(each)
-    while loaded.engine.has_work:
-        for event in loaded.engine.step():
+        built.add(each)
+    while built.has_work:
+        for event in built.step():
             if event.index == 0 and len(event.request_id) % 2:
-                loaded.engine.abort(event.request_id)
+                built.abort(event.request_id)
     loaded.engine.check_integrity()
     assert loaded.compilations.since_mark == 0
     # The counter does see what is compiled.

@@ -41,7 +41,7 @@ def test_in_a_batch_of_32_of_all_kinds(stories: LoadedModel, stories_goldens: li
     def arrivals() -> Iterator[Request]:
         nonlocal most_running
         for each in mixed(golden_requests(stories_goldens), others):
-            most_running = max(most_running, engine.stats().num_running)
+            most_running = max(most_running, engine.engine.stats().num_running)
             yield each
 
     check(serve(engine, arrivals(), arrivals_per_step=3), stories_goldens)
@@ -112,7 +112,7 @@ def test_through_preemptions(
     engine = engine_for(stories, num_pages=50, async_scheduling=async_scheduling)
     answers = serve(engine, golden_requests(stories_goldens))
     check(answers, stories_goldens)
-    assert engine.stats().num_preemptions >= 3
+    assert engine.engine.stats().num_preemptions >= 3
     assert sum(answer.num_preemptions for answer in answers.values()) >= 3
 
 
@@ -123,7 +123,7 @@ def test_through_preemptions_among_others(
     engine = engine_for(stories, num_pages=70, max_num_batched_tokens=40)
     answers = serve(engine, mixed(golden_requests(stories_goldens), others), arrivals_per_step=1)
     check(answers, stories_goldens)
-    assert engine.stats().num_preemptions >= 10
+    assert engine.engine.stats().num_preemptions >= 10
 
 
 def test_every_choice_of_a_request(stories: LoadedModel, stories_goldens: list[Golden]) -> None:
@@ -150,7 +150,7 @@ def test_among_requests_that_are_aborted(
         if num_steps % 3 == 0:
             engine.abort(f"noise {num_steps // 3}")
         num_steps += 1
-    engine.check_integrity()
+    engine.engine.check_integrity()
     for i, golden in enumerate(stories_goldens):
         assert tokens[str(i)] == golden.token_ids
 

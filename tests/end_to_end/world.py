@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
-from jaxserve.engine import Engine, Scheduler
+from jaxserve.engine import Engine, Scheduler, TextEngine
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.metrics import StepStats
 from jaxserve.planning import plan_engine
@@ -104,7 +104,7 @@ def engine_for(
     num_pages: int | None = None,
     enable_prefix_caching: bool = True,
     **scheduler: Any,
-) -> Engine:
+) -> TextEngine:
     """Return a fresh engine, with limits within those the model was built for.
 
     The runner is the same one each time, so its slots and pages hold what earlier engines left.
@@ -113,14 +113,14 @@ def engine_for(
     cache = replace(plan.cache, enable_prefix_caching=enable_prefix_caching)
     if num_pages is not None:
         cache = replace(cache, num_pages=num_pages)
-    return Engine(
+    engine = Engine(
         Scheduler(
             replace(plan.scheduler, **scheduler), cache, eos_ids=loaded.tokenizer.eos_ids, seed=3
         ),
         loaded.runner,
         vocab_size=plan.model.vocab_size,
-        tokenizer=loaded.tokenizer.backend,
     )
+    return TextEngine(engine, loaded.tokenizer.backend)
 
 
 @dataclass
@@ -141,7 +141,9 @@ class Answer:
 type Answers = dict[tuple[str, int], Answer]
 
 
-def serve(engine: Engine, requests: Iterable[Request], *, arrivals_per_step: int = 100) -> Answers:
+def serve(
+    engine: TextEngine, requests: Iterable[Request], *, arrivals_per_step: int = 100
+) -> Answers:
     """Run requests to their ends, a few of them arriving before each step; by id and choice."""
     answers: Answers = defaultdict(Answer)
     coming: Iterator[Request] = iter(requests)
@@ -166,8 +168,8 @@ def serve(engine: Engine, requests: Iterable[Request], *, arrivals_per_step: int
                 answer.error = event.error
                 assert event.metrics is not None
                 answer.num_preemptions = event.metrics.num_preemptions
-    engine.check_integrity()
-    assert is_idle(engine.stats()), "something is left behind"
+    engine.engine.check_integrity()
+    assert is_idle(engine.engine.stats()), "something is left behind"
     return answers
 
 

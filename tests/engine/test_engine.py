@@ -82,22 +82,6 @@ def test_an_exception_of_the_runner_leaves_the_engine() -> None:
         world.engine.step()
 
 
-def test_a_failed_engine_ends_every_choice_and_tells_the_metrics() -> None:
-    recorder = Recorder()
-    world = World(metrics=recorder)
-    for name in ("a", "b"):
-        world.engine.add(request(name, n=2, max_tokens=20))
-    world.engine.step()
-    events = world.engine.fail("the device is gone")
-    assert {event.finish_reason for event in events} == {FinishReason.ERROR}
-    assert [(event.request_id, event.index) for event in events] == [
-        ("a", 0), ("a", 1), ("b", 0), ("b", 1),
-    ]  # fmt: skip
-    assert [event.request_finished for event in events] == [False, True, False, True]
-    assert [stats.reason for stats in recorder.finished] == [FinishReason.ERROR] * 4
-    assert (recorder.steps[-1].num_running, recorder.steps[-1].num_waiting) == (0, 0)
-
-
 def test_the_engine_needs_no_jax() -> None:
     code = (
         "import sys, jaxserve.client, jaxserve.engine, tests.fakes\n"
@@ -267,7 +251,7 @@ def test_a_request_that_cannot_be_served_is_refused_whole() -> None:
     with pytest.raises(ContextLengthError):
         world.engine.add(request("a", (1,) * 64))
     with pytest.raises(InvalidRequestError, match="stop must be empty"):
-        world.engine.add(request("a", stop=("x",)))
+        world.text.add(request("a", stop=("x",)))
     assert not world.engine.has_work
     world.engine.check_integrity()
 
@@ -344,3 +328,50 @@ def test_stats_count_from_the_start() -> None:
     stats = world.engine.stats()
     assert (stats.num_prompt_tokens, stats.num_generated_tokens) == (48, 4)
     assert (stats.prefix_queries, stats.prefix_hits) == (48, 20)
+
+
+# Clients
+
+
+def test_a_batch_goes_to_whose_requests_it_is_of() -> None:
+    world = World(async_scheduling=False)
+    world.engine.add(request("a", n=2, max_tokens=1), client=1, first_key=10)
+    world.engine.add(request("b", max_tokens=1), client=2, first_key=10)
+    batches: dict[int, list[int]] = {}
+    while world.engine.has_work:
+        for client, batch in world.engine.step().items():
+            batches[client] = [*batches.get(client, []), *batch.keys]
+    assert batches == {1: [10, 11], 2: [10]}
+
+
+def test_a_choice_finished_by_its_client_is_heard_of_no_more_and_counts_as_it_says() -> None:
+    recorder = Recorder()
+    world = World(metrics=recorder)
+    world.engine.add(request("a", n=2, ignore_eos=True))
+    while not any(batch.keys for batch in world.engine.step().values()):
+        pass
+    world.engine.finish("a", 0, num_tokens=1)
+    world.engine.finish("a", 0, num_tokens=1)
+    keys: list[int] = []
+    while world.engine.has_work:
+        for batch in world.engine.step().values():
+            keys += [*batch.keys, *(end.key for end in batch.ends)]
+    world.engine.check_integrity()
+    assert set(keys) == {1}
+    assert [(s.reason, s.num_generated_tokens) for s in recorder.finished] == [
+        (FinishReason.STOP, 1),
+        (FinishReason.LENGTH, 8),
+    ]
+
+
+def test_what_a_client_that_left_asked_for_is_ended_and_not_told() -> None:
+    world = World()
+    for client, name in enumerate("ab"):
+        world.engine.add(request(name, n=2, ignore_eos=True), client=client, first_key=0)
+    world.engine.step()
+    world.engine.leave(0)
+    assert world.engine.stats().num_running + world.engine.stats().num_waiting == 2
+    while world.engine.has_work:
+        assert 0 not in world.engine.step()
+    world.engine.check_integrity()
+    assert world.engine.stats().num_pages_used == 0

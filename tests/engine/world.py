@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.config import CacheConfig, SchedulerConfig
-from jaxserve.engine import Engine, Scheduler
+from jaxserve.engine import Engine, Scheduler, TextEngine
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.metrics import EngineMetrics
 from jaxserve.plan import RowPlan
@@ -121,9 +121,10 @@ class World:
             self.scheduler,
             self.runner,
             vocab_size=vocab_size,
-            tokenizer=tokenizer,
             metrics=metrics,
         )
+        self.tokenizer = tokenizer
+        self.text = TextEngine(self.engine, tokenizer)
         self.requests: dict[str, Request] = {}
         self.events: list[TokenEvent] = []
         self.answers: dict[tuple[str, int], Answer] = defaultdict(Answer)
@@ -132,12 +133,12 @@ class World:
     def add(self, *requests: Request) -> None:
         """Add requests to the engine."""
         for each in requests:
-            self.engine.add(each)
+            self.text.add(each)
             self.requests[each.id] = each
 
     def step(self) -> list[TokenEvent]:
         """Do a step, check every invariant, and collect what it brought."""
-        events = self.engine.step()
+        events = self.text.step()
         self.engine.check_integrity()
         for event in events:
             answer = self.answers[event.request_id, event.index]

@@ -12,6 +12,7 @@ import pytest
 
 from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
+from jaxserve.engine import TextEngine
 from jaxserve.errors import ConfigError
 from jaxserve.execution.compilation import use_compilation_cache
 from jaxserve.execution.executables import MANIFEST, ExecutableFolder, ExecutableWriter
@@ -77,8 +78,9 @@ def compilations() -> Iterator[list[str]]:
 def answer(loaded: LoadedModel) -> list[int]:
     """Return what greedy, adjusted and scored requests are answered, one after the other."""
     found: list[int] = []
+    engine = TextEngine(loaded.engine, None)
     for params in ({}, {"repetition_penalty": 1.3, "logprobs": 2}, {"prompt_logprobs": 1}):
-        answers = serve(loaded.engine, [request("a", (1, 5, 9, 20), max_tokens=12, **params)])
+        answers = serve(engine, [request("a", (1, 5, 9, 20), max_tokens=12, **params)])
         found += answers["a", 0].token_ids
     return found
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxserve.chat.template import ChatTemplate
-from jaxserve.client import InProcessClient
+from jaxserve.client.in_process import InProcessClient
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
@@ -140,10 +140,11 @@ class World:
             ),
             self.runner,
             vocab_size=VOCAB_SIZE,
-            tokenizer=self.tokenizer.backend,
             metrics=self.metrics.engine(self.name),
         )
-        self.client = InProcessClient(self.engine, hang_timeout_s=hang_timeout_s)
+        self.client = InProcessClient(
+            self.engine, self.tokenizer.backend, hang_timeout_s=hang_timeout_s
+        )
         self.model = ServedModel(
             names=(self.name, "alias"),
             client=self.client,

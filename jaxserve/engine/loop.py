@@ -1,0 +1,137 @@
+"""An engine that serves clients: commands in, batches of tokens out, and the loop between them."""
+
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from msgspec import Struct
+
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.text import INTERNAL_ERROR
+from jaxserve.errors import InvalidRequestError, JaxserveError, OverloadedError
+from jaxserve.request import Request
+from jaxserve.tokens import TokenBatch
+
+logger = logging.getLogger(__name__)
+
+# How often an idle loop looks up, and so shows that it is alive.
+HEARTBEAT_S = 0.5
+
+
+class Add(Struct, frozen=True, array_like=True, tag=1):
+    """Run a request; see Engine.add."""
+
+    request: Request
+    first_key: int
+
+
+class Abort(Struct, frozen=True, array_like=True, tag=2):
+    """See Engine.abort."""
+
+    request_id: str
+
+
+class Finish(Struct, frozen=True, array_like=True, tag=3):
+    """See Engine.finish."""
+
+    request_id: str
+    index: int
+    num_tokens: int
+
+
+class Leave(Struct, frozen=True, array_like=True, tag=4):
+    """See Engine.leave."""
+
+
+class Refusal(Struct, frozen=True, array_like=True, tag=2):
+    """A request was not added: the words of the error, and what it was raised with.
+
+    retry_after_s: not None for an OverloadedError. is_invalid: for an InvalidRequestError.
+    """
+
+    request_id: str
+    message: str
+    is_invalid: bool = False
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    @staticmethod
+    def of(request_id: str, error: JaxserveError) -> "Refusal":
+        """Return what a client is told of an error."""
+        match error:
+            case InvalidRequestError():
+                return Refusal(
+                    request_id, error.message, is_invalid=True, param=error.param, code=error.code
+                )
+            case OverloadedError():
+                return Refusal(request_id, error.message, retry_after_s=error.retry_after_s)
+        return Refusal(request_id, str(error))
+
+    def error(self) -> JaxserveError:
+        """Return the error to raise to the caller."""
+        if self.is_invalid:
+            return InvalidRequestError(self.message, param=self.param, code=self.code)
+        if self.retry_after_s is not None:
+            return OverloadedError(self.message, retry_after_s=self.retry_after_s)
+        return JaxserveError(self.message)
+
+
+type Command = Add | Abort | Finish | Leave
+# Their tags tell them apart on the wire; TokenBatch has 1.
+type Reply = TokenBatch | Refusal
+
+
+class Port(Protocol):
+    """What carries commands to an engine's loop and replies away; used by the loop alone."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the loop shall go on."""
+        ...
+
+    def receive(self, timeout_s: float) -> Iterable[tuple[int, Command]]:
+        """Return the commands that have come, each with its client.
+
+        Waits up to timeout_s for the first. As the loop calls it all the time, it is also where
+        the port takes note that the loop is alive.
+        """
+        ...
+
+    def send(self, client: int, reply: Reply) -> None:
+        """Pass a reply on, without ever waiting for whom it is to."""
+        ...
+
+
+def run_engine(engine: Engine, port: Port) -> None:
+    """Serve the clients of a port until it closes; raises what `Engine.step` raises."""
+    while port.is_open:
+        for client, command in port.receive(0.0 if engine.has_work else HEARTBEAT_S):
+            _obey(engine, port, client, command)
+        if engine.has_work:
+            for client, batch in engine.step().items():
+                port.send(client, batch)
+
+
+def _obey(engine: Engine, port: Port, client: int, command: Command) -> None:
+    match command:
+        case Add():
+            _add(engine, port, client, command)
+        case Abort():
+            engine.abort(command.request_id)
+        case Finish():
+            engine.finish(command.request_id, command.index, num_tokens=command.num_tokens)
+        case Leave():
+            engine.leave(client)
+
+
+def _add(engine: Engine, port: Port, client: int, command: Add) -> None:
+    request = command.request
+    try:
+        engine.add(request, client=client, first_key=command.first_key)
+    except JaxserveError as error:
+        port.send(client, Refusal.of(request.id, error))
+    except Exception:
+        # What a request contains must not stop the others.
+        logger.exception("request %r could not be added", request.id)
+        port.send(client, Refusal(request.id, INTERNAL_ERROR))

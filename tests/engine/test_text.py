@@ -1,0 +1,109 @@
+"""From batches to events: merged batches, stop strings found late, and what is told to whom."""
+
+import pytest
+
+from jaxserve.engine.text import Assembler
+from jaxserve.errors import InvalidRequestError
+from jaxserve.request import FinishReason, Request, RequestMetrics
+from jaxserve.tokens import End, Start, TokenBatch
+from tests.engine.world import request, word_tokenizer
+from tests.fakes import token_logprobs
+
+TIMES = RequestMetrics(arrival_s=0.0)
+
+
+class Ended:
+    """An engine that only notes what it is told."""
+
+    def __init__(self) -> None:
+        self.finished: list[tuple[str, int, int]] = []
+        self.aborted: list[str] = []
+
+    def finish(self, request_id: str, index: int, *, num_tokens: int) -> None:
+        self.finished.append((request_id, index, num_tokens))
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+
+def opened(*requests: Request) -> tuple[Assembler, Ended, list[int]]:
+    engine = Ended()
+    assembler = Assembler(word_tokenizer(), engine, clock=lambda: 9.0)
+    return assembler, engine, [assembler.open(each) for each in requests]
+
+
+def batch(key: int, *token_ids: int, end: FinishReason | None = None) -> TokenBatch:
+    return TokenBatch(
+        keys=[key] * len(token_ids),
+        token_ids=list(token_ids),
+        ends=[] if end is None else [End(key, end, TIMES)],
+    )
+
+
+def test_tokens_of_several_steps_make_one_event() -> None:
+    assembler, _, (key,) = opened(request("a", logprobs=0))
+    whole = batch(key, 5)
+    whole.logprobs[0] = token_logprobs(5)
+    later = batch(key, 6, end=FinishReason.LENGTH)
+    later.logprobs[0] = token_logprobs(6)
+    whole.extend(later)
+    (event,) = assembler.feed(whole)
+    assert (event.token_ids, event.text) == ((5, 6), "w5w6")
+    assert event.logprobs == (token_logprobs(5), token_logprobs(6))
+    assert event.finish_reason is FinishReason.LENGTH
+    assert event.request_finished
+
+
+def test_a_stop_token_at_the_end_of_several_steps_is_no_text() -> None:
+    assembler, _, (key,) = opened(request("a"))
+    (event,) = assembler.feed(batch(key, 5, 6, 7, end=FinishReason.STOP))
+    assert (event.token_ids, event.text) == ((5, 6, 7), "w5w6")
+
+
+def test_a_stop_string_ends_the_choice_here_and_tells_the_engine_how_much_counts() -> None:
+    assembler, engine, (key,) = opened(request("a", stop=("6",)))
+    assembler.feed(TokenBatch(starts=[Start(key, 2, 1.0, 3.0)]))
+    (event,) = assembler.feed(batch(key, 5, 6, 7, 8))
+    assert (event.token_ids, event.text) == ((5, 6), "w5w")
+    assert (event.finish_reason, event.stop_reason) == (FinishReason.STOP, "6")
+    assert event.request_finished
+    assert event.num_cached_tokens == 2
+    assert event.metrics is not None
+    assert (event.metrics.first_token_s, event.metrics.finished_s) == (3.0, 9.0)
+    assert engine.finished == [("a", 0, 2)]
+
+
+def test_what_the_engine_says_after_a_stop_string_is_ignored() -> None:
+    assembler, _, (key,) = opened(request("a", stop=("5",)))
+    assembler.feed(batch(key, 5))
+    assert assembler.feed(batch(key, 6)) == []
+    assert assembler.feed(batch(key, 7, end=FinishReason.LENGTH)) == []
+
+
+def test_an_end_that_the_engine_knows_of_is_not_told_to_it() -> None:
+    assembler, engine, (key,) = opened(request("a", stop=("6",)))
+    (event,) = assembler.feed(batch(key, 5, 6, end=FinishReason.LENGTH))
+    assert event.finish_reason is FinishReason.STOP
+    assert engine.finished == []
+
+
+def test_of_a_closed_request_nothing_is_said() -> None:
+    assembler, _, (first, second) = opened(request("a", n=2), request("b"))
+    assembler.close("a")
+    assert assembler.feed(batch(first + 1, 5)) == []
+    assert len(assembler.feed(batch(second, 5))) == 1
+    assert assembler.open(request("a")) > second
+
+
+def test_a_failed_request_ends_each_choice_that_had_not_ended() -> None:
+    assembler, _, (key,) = opened(request("a", n=3))
+    assembler.feed(batch(key + 1, 5, end=FinishReason.LENGTH))
+    events = assembler.fail("a", "gone")
+    assert [(event.index, event.error) for event in events] == [(0, "gone"), (2, "gone")]
+    assert [event.request_finished for event in events] == [False, True]
+
+
+def test_an_id_in_use_is_refused() -> None:
+    assembler, _, _ = opened(request("a"))
+    with pytest.raises(InvalidRequestError, match="already in use"):
+        assembler.open(request("a"))
