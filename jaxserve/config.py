@@ -5,6 +5,7 @@ a device into `SchedulerConfig` and `CacheConfig`, and hands those to their owne
 """
 
 from dataclasses import dataclass
+from math import inf, sqrt
 
 from jaxserve.errors import ConfigError
 
@@ -32,7 +33,9 @@ class EngineOptions:
     (`--gpu-memory-utilization`). kv_cache_memory_bytes: bytes for KV pages, over all devices
     of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
     max_num_batched_tokens: tokens computed per step at most. max_num_seqs: sequences running at
-    once. kv_cache_dtype: of keys and values in pages; fp8 halves them, at scale 1.
+    once. max_decode_slowdown: how many times as long as a step of decodes alone a step may take
+    that also computes prompts. kv_cache_dtype: of keys and values in pages; fp8 halves them, at
+    scale 1.
     max_queued_requests: requests waiting before new ones are refused. executables: folder of
     compiled programs (`jaxserve compile --out`), trusted like code.
     """
@@ -56,6 +59,7 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
+    max_decode_slowdown: float = 2.0
     max_queued_requests: int = 1024
     scheduling_policy: str = "fcfs"
     async_scheduling: bool = True
@@ -75,6 +79,7 @@ class EngineOptions:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
+        _slowdown(self.max_decode_slowdown)
         for name in ("tensor_parallel_size", "max_queued_requests"):
             _positive(name, getattr(self, name))
         for name in (
@@ -110,18 +115,52 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkModel:
+    """What the tokens of a step take, as far as scheduling needs to know.
+
+    The unit is the time of one token's matrix products in a large step. free_tokens: how many fit
+    into the time of reading the weights, which every step takes. prefill_attention and
+    decode_attention: what attention adds to a token for each token of its context, in a chunk of
+    a prompt (limited by compute) and in a decode (limited by reading keys and values).
+    """
+
+    free_tokens: int = 1
+    prefill_attention: float = 0.0
+    decode_attention: float = 0.0
+
+    def attention(self, start: int, num_tokens: int) -> float:
+        """Return the work of attention of the tokens of a prompt at [start, start + num_tokens)."""
+        return self.prefill_attention * num_tokens * (start + num_tokens / 2)
+
+    def tokens_within(self, start: int, attention: float) -> float:
+        """Return how many tokens of a prompt, from `start` on, take this work of attention."""
+        if self.prefill_attention == 0:
+            return inf
+        pairs = attention / self.prefill_attention
+        return sqrt(start * start + 2 * pairs) - start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Limits and policy of the scheduler; see EngineOptions for the meanings."""
+    """Limits and policy of the scheduler; see EngineOptions for the meanings.
+
+    work: how the costs of steps compare. step_sizes: tokens that steps with prompts are padded to,
+    ascending; none if they are not.
+    """
 
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_decode_slowdown: float = inf
     max_queued_requests: int = 1024
     policy: str = "fcfs"
     async_scheduling: bool = True
+    work: WorkModel = WorkModel()
+    step_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("policy", self.policy, POLICIES)
+        _slowdown(self.max_decode_slowdown)
         for name in (
             "max_model_len",
             "max_num_seqs",
@@ -139,6 +178,11 @@ class SchedulerConfig:
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _slowdown(value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 < value <= inf:
+        raise ConfigError(f"max_decode_slowdown must be a number above 1, got {value!r}")
 
 
 def _positive(name: str, value: int) -> None:

@@ -147,6 +147,12 @@ ENGINE_FLAGS = (
         help="sequences running at once",
     ),
     Flag(
+        name="max-decode-slowdown",
+        field="max_decode_slowdown",
+        parse=float,
+        help="times as long as without prompts that a step may take, for the sake of who decodes",
+    ),
+    Flag(
         name="max-queued-requests",
         field="max_queued_requests",
         parse=number,

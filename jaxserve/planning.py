@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.errors import ConfigError
 from jaxserve.execution.attention import plan_attention
+from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
@@ -36,16 +37,34 @@ EMBEDDED_FOLDER = Path(__file__).parent / "assets" / EMBEDDED_MODEL
 
 @dataclass(frozen=True, slots=True)
 class _Defaults:
-    """What is chosen for a kind of device where the user says nothing."""
+    """What is chosen for a kind of device where the user says nothing (docs/scheduling.md).
+
+    flops_per_byte: what it computes in the time of reading a byte, where the target's speeds are
+    unknown. attention_efficiency: see `StepCosts.work`.
+    """
 
     page_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    flops_per_byte: float
+    attention_efficiency: float
 
 
 # On a CPU a step of 512 tokens of a small model takes about as long as a reader notices.
-_CPU = _Defaults(page_size=16, max_num_seqs=32, max_num_batched_tokens=512)
-_ACCELERATOR = _Defaults(page_size=64, max_num_seqs=256, max_num_batched_tokens=8192)
+_CPU = _Defaults(
+    page_size=16,
+    max_num_seqs=32,
+    max_num_batched_tokens=512,
+    flops_per_byte=8.5,
+    attention_efficiency=0.35,
+)
+_ACCELERATOR = _Defaults(
+    page_size=64,
+    max_num_seqs=256,
+    max_num_batched_tokens=8192,
+    flops_per_byte=200.0,
+    attention_efficiency=0.8,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +169,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         max_num_seqs=options.max_num_seqs or defaults.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens
         or max(defaults.max_num_batched_tokens, options.max_num_seqs or 0),
+        max_decode_slowdown=options.max_decode_slowdown,
         max_queued_requests=options.max_queued_requests,
         policy=options.scheduling_policy,
         async_scheduling=options.async_scheduling,
@@ -171,6 +191,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         devices=options.tensor_parallel_size,
         backend=options.attention_backend,
     )
+    params = abstract_params(model, dtype=dtype, mesh=mesh)
     page = attention.cache_spec(1)
     page_sharding = named_sharding(page.axes, page.shape, mesh)
     useful_pages, cache_bytes = None, options.kv_cache_memory_bytes
@@ -184,7 +205,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
             options.memory_fraction,
             memory_bytes=hardware.memory_bytes if is_absent else None,
         ),
-        weights=tree_bytes(abstract_params(model, dtype=dtype, mesh=mesh)),
+        weights=tree_bytes(params),
         state=tree_bytes(
             abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
         ),
@@ -198,6 +219,16 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         useful_pages=useful_pages,
     )
     cache_spec = attention.cache_spec(memory.num_pages)
+    scheduler = replace(
+        scheduler,
+        work=StepCosts(model, params=params, attention=attention).work(
+            flops_per_byte=hardware.flops / hardware.bandwidth
+            if hardware.bandwidth
+            else defaults.flops_per_byte,
+            attention_efficiency=defaults.attention_efficiency,
+        ),
+        step_sizes=tuple(sorted({each.tokens for each in shapes.all() if not each.is_decode})),
+    )
     name = options.model if options.model is not None else EMBEDDED_MODEL
     plan = EnginePlan(
         options=options,

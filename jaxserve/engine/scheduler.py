@@ -27,6 +27,7 @@ from itertools import islice
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.plan_builder import PlanBuilder
+from jaxserve.engine.prefills import divide, prefill_budget
 from jaxserve.engine.prefix_cache import PrefixCache
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue, by_order
@@ -168,11 +169,12 @@ class Scheduler:
         """Plan the next step; None when nothing can be computed before a step is committed."""
         builder = PlanBuilder()
         num_preemptions = self._totals.num_preemptions
-        self._schedule_decodes(builder)
+        context = self._schedule_decodes(builder)
         if self._totals.num_preemptions == num_preemptions:
             # Otherwise what was just preempted would take back the pages it was made to leave.
             self._admit()
-        self._schedule_prefills(builder)
+        if self._prefilling:
+            self._schedule_prefills(builder, context)
         plan = builder.plan()
         if plan is not None:
             self._in_flight.append((plan, [*builder.sequences]))
@@ -291,9 +293,10 @@ class Scheduler:
         limit = min(self.config.max_model_len, pool_length)
         return limit if max_tokens is None else min(limit, num_prompt + max_tokens)
 
-    def _schedule_decodes(self, builder: PlanBuilder) -> None:
-        """Plan a token of every sequence that lacks one only."""
+    def _schedule_decodes(self, builder: PlanBuilder) -> int:
+        """Plan a token of every sequence that lacks one only; return how many they attend to."""
         page_size = self._cache.page_size
+        context = 0
         # Preemption shortens the list at its end: those there have no row yet.
         for sequence in self._decoding:
             length = sequence.length
@@ -301,6 +304,8 @@ class Scheduler:
                 continue  # its last token is being sampled; nothing follows it
             if length <= len(sequence.pages) * page_size or self._add_page(sequence):
                 builder.add_decode(sequence)
+                context += length
+        return context
 
     def _add_page(self, sequence: Sequence) -> bool:
         """Give a running sequence one more page; False if that took preempting itself."""
@@ -366,15 +371,18 @@ class Scheduler:
             self._totals.prefix_queries += sequence.num_prompt
             self._totals.prefix_hits += sequence.num_cached
 
-    def _schedule_prefills(self, builder: PlanBuilder) -> None:
-        """Plan the next tokens of prompts, as many as the step has room for."""
-        budget = self.config.max_num_batched_tokens - builder.num_singles
-        for sequence in list(self._prefilling):
-            if budget == 0:
-                break
-            num_tokens = min(sequence.length - sequence.num_scheduled, budget)
+    def _schedule_prefills(self, builder: PlanBuilder, context: int) -> None:
+        """Plan the next tokens of prompts, as many as the step has room and time for."""
+        if builder.num_singles == self.config.max_num_batched_tokens:
+            return
+        budget = prefill_budget(
+            self.config,
+            num_decodes=builder.num_singles,
+            decode_context=context,
+            prompts=self._prefilling,
+        )
+        for sequence, num_tokens in divide(self._prefilling, budget, self.config.work):
             self._add_chunk(builder, sequence, num_tokens)
-            budget -= num_tokens
 
     def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
         """Plan the next `num_tokens` tokens of a prompt, and give it the pages for them."""

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxserve.config import WorkModel
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
@@ -115,6 +116,21 @@ class StepCosts:
             + self._logit_bytes * num_logits
             + remembered,
             written_bytes=self._token_written_bytes * num_tokens + self._logit_bytes * num_logits,
+        )
+
+    def work(self, *, flops_per_byte: float, attention_efficiency: float) -> WorkModel:
+        """Return what the scheduler is to know of these costs, on a device of such a balance.
+
+        attention_efficiency: FLOP/s of attention over prompts, as a share of those of products.
+        Layers with a sliding window count for nothing: what they attend to does not grow.
+        """
+        num_layers = sum(count for window, count in self._windows if window is None)
+        pair = num_layers * self._pair_flops / self._token_flops
+        key = num_layers * self._key_bytes / self._token_flops
+        return WorkModel(
+            free_tokens=max(round(self._weights * flops_per_byte / self._token_flops), 1),
+            prefill_attention=pair / attention_efficiency,
+            decode_attention=key * flops_per_byte,
         )
 
 

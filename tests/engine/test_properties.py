@@ -1,11 +1,13 @@
 """Whatever arrives, in whatever order, under whatever pressure: the same tokens, and no leak."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxserve.config import WorkModel
 from jaxserve.request import FinishReason
 from tests.engine.world import World, request, word_tokenizer
 from tests.fakes import token_logprobs
@@ -64,6 +66,13 @@ def worlds(draw: st.DrawFn) -> World:
         page_size=page_size,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + draw(st.integers(0, 30)),
+        max_decode_slowdown=draw(st.sampled_from([1.01, 2.0, inf])),
+        work=WorkModel(
+            free_tokens=draw(st.integers(1, 20)),
+            prefill_attention=draw(st.sampled_from([0.0, 0.1, 10.0])),
+            decode_attention=draw(st.sampled_from([0.0, 0.5])),
+        ),
+        step_sizes=draw(st.sampled_from([(), (4, 16, 64), (8, 40)])),
         policy=draw(st.sampled_from(["fcfs", "priority"])),
         async_scheduling=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),

@@ -42,14 +42,13 @@ def test_decodes_come_first_and_prompts_share_what_is_left() -> None:
     scheduler.add(request("b", LONG))
     scheduler.add(request("c", (4, 5, 6)))
     assert shape(scheduled(scheduler)) == [(1, 3, 1), (2, 0, 9)]
-    assert shape(scheduled(scheduler)) == [(1, 4, 1), (2, 9, 9)]
-    assert shape(scheduled(scheduler)) == [(1, 5, 1), (2, 18, 6), (3, 0, 3)]
+    assert shape(scheduled(scheduler)) == [(1, 4, 1), (2, 9, 6), (3, 0, 3)]
 
 
 def test_a_chunk_of_one_token_stands_with_the_decodes() -> None:
     scheduler = make(max_num_batched_tokens=10)
     scheduler.add(request("a", LONG[:9]))
-    scheduler.add(request("b", (1, 2, 3)))
+    scheduler.add(request("b", (1,)))
     assert shape(scheduled(scheduler)) == [(2, 0, 1), (1, 0, 9)]
 
 

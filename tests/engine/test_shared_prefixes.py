@@ -131,7 +131,7 @@ def test_requests_that_arrive_together_compute_their_prefix_once() -> None:
 
 
 def test_who_awaits_a_prefix_lets_others_pass_and_comes_next() -> None:
-    scheduler = make(max_num_batched_tokens=24)
+    scheduler = make(max_num_batched_tokens=32)
     for name, prompt_ids in (("a", LONG[:9]), ("b", LONG[:10]), ("c", (1, 2))):
         scheduler.add(request(name, prompt_ids))
     first, second = scheduled(scheduler), scheduled(scheduler)
@@ -177,11 +177,11 @@ def test_who_awaits_a_prefix_can_leave() -> None:
 
 
 def test_nobody_awaits_a_prefix_from_who_has_to_wait_for_it() -> None:
-    scheduler = make(policy="priority")
+    scheduler = make(policy="priority", max_num_batched_tokens=4)
     scheduler.add(request("a", LONG[:9], priority=1))
     scheduled(scheduler)
     scheduler.add(request("b", LONG[:9], priority=0))
-    assert [row.start for row in scheduled(scheduler).rows if row.num_tokens > 1] == [0]
+    assert [each.prompt_ids for each in scheduled(scheduler).assignments] == [LONG[:9]]
 
 
 def test_log_probabilities_of_a_prompt_are_not_awaited_from_others() -> None:

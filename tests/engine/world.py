@@ -3,11 +3,12 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models
 
-from jaxserve.config import CacheConfig, SchedulerConfig
+from jaxserve.config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.engine import Engine, Scheduler, TextEngine
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.metrics import EngineMetrics
@@ -84,6 +85,9 @@ class World:
         max_queued_requests: int = 1000,
         policy: str = "fcfs",
         async_scheduling: bool = True,
+        max_decode_slowdown: float = inf,
+        work: WorkModel = WorkModel(),  # noqa: B008
+        step_sizes: tuple[int, ...] = (),
         enable_prefix_caching: bool = True,
         vocab_size: int = 64,
         tokenizer: Tokenizer | None = None,
@@ -100,6 +104,9 @@ class World:
                 max_queued_requests=max_queued_requests,
                 policy=policy,
                 async_scheduling=async_scheduling,
+                max_decode_slowdown=max_decode_slowdown,
+                work=work,
+                step_sizes=step_sizes,
             ),
             CacheConfig(
                 num_pages=num_pages,
