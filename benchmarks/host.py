@@ -6,13 +6,15 @@ Engine, scheduler, packing, metrics and the reading of results are the real ones
 programs are played, by functions that return the same ready tokens at once. So a step takes what
 Python needs for it, and nothing else. All sequences decode greedily; the table shows the median and
 the 99th percentile of microseconds per step, phase by phase (jaxserve/timeline.py tells what each
-is). --model gives sizes only: no weights are read, and the host's part hardly depends on them.
+is). Time is that of the thread on a processor, so that a busy machine does little to it. --model
+gives sizes only: no weights are read, and the host's part hardly depends on them.
 """
 
 import argparse
 import gc
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +90,7 @@ def played_runner(plan: EnginePlan) -> ModelRunner:
         num_slots=plan.num_slots,
         pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
         executables=programs,
+        clock=time.thread_time,
     )
 
 
@@ -99,9 +102,10 @@ def measure(plan: EnginePlan, *, num_sequences: int, num_steps: int) -> HostCost
         played_runner(plan),
         vocab_size=vocab_size,
         metrics=Metrics(max_model_len=plan.scheduler.max_model_len).engine("bench"),
+        clock=time.thread_time,
     )
     draw = random.Random(0)
-    params = SamplingParams(temperature=0, max_tokens=4 * num_steps, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=2 * num_steps, ignore_eos=True)
     for index in range(num_sequences):
         prompt_ids = (draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS))
         engine.add(Request(id=str(index), prompt_ids=tuple(prompt_ids), params=params))
