@@ -1,25 +1,35 @@
-"""A step's input: packed by the host into one int32 and one float32 array, unpacked by the step.
+"""A step's input: packed by the host into one int32 array, unpacked by the step.
 
-Packing is plain numpy. What does not change while a sequence holds its slot (its sampling
-parameters, its page table) lives in `SlotTable` and is gathered by slot, so that a step costs the
-host a few numbers per row. Fresh arrays are packed for every step: the device may still be
-reading the last ones.
+    variant, rows | a record per sequence | token_ids | positions, row_sequences | targets
+                    [sequences, columns]    [tokens]    unless a decode step       if scored
+
+A record holds what the sequence does in this step, and then what does not change while it has its
+slot: its sampling parameters and its page table, which `SlotTable` keeps as they are sent. So a
+step costs the host one gather and a few numbers per row. Floats travel by their bits: one array is
+one transfer. A fresh array is packed for every step: the device may still be reading the last one.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.plan import RowPlan, SlotAssignment
 
-# Per sequence, in the order they are packed.
-_INTS = ("top_k", "seed_low", "seed_high", "adjusts", "min_length")
+# The columns of a record, in order; after them comes the page table. First what each step sets.
+_STEP = ("kv_length", "query_stop", "feedback", "samples")
+_INTS = ("slot", "top_k", "seed_low", "seed_high", "adjusts", "min_length")
 _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
+_NUM_STEP = len(_STEP)
+_FIRST_FLOAT = _NUM_STEP + len(_INTS)
+_FIRST_PAGE = _FIRST_FLOAT + len(_FLOATS)
 
 # Draws at lower temperatures are greedy in all but name, and logits over them overflow.
 MIN_TEMPERATURE = 0.01
@@ -54,54 +64,81 @@ class StepInput:
     repetition: jax.Array  # float32[sequences]
 
 
-def _int_fields(shape: StepShape) -> dict[str, tuple[int, ...]]:
-    tokens, sequences = (shape.tokens,), (shape.sequences,)
-    return {
-        "variant": (1,),
-        "token_ids": tokens,
-        "positions": tokens,
-        "row_sequences": tokens,
-        "targets": tokens,
-        "query_starts": (shape.sequences + 1,),
-        "kv_lengths": sequences,
-        "slots": sequences,
-        "feedback": sequences,
-        "samples": sequences,
-        "page_table": (shape.sequences, shape.pages),
-        **dict.fromkeys(_INTS, sequences),
-    }
+class _Layout(NamedTuple):
+    """Where the parts of a packed array begin; see the module."""
+
+    columns: int
+    tokens: int
+    positions: int
+    row_sequences: int
+    targets: int
+    size: int
 
 
-def _float_fields(shape: StepShape) -> dict[str, tuple[int, ...]]:
-    return dict.fromkeys(_FLOATS, (shape.sequences,))
+@lru_cache(maxsize=256)
+def _layout(shape: StepShape) -> _Layout:
+    columns = _FIRST_PAGE + shape.pages
+    tokens = 2 + shape.sequences * columns
+    positions = tokens + shape.tokens
+    row_sequences = positions + (0 if shape.is_decode else shape.tokens)
+    targets = row_sequences + (0 if shape.is_decode else shape.tokens)
+    size = targets + (shape.tokens if shape.variant is Variant.SCORE else 0)
+    return _Layout(columns, tokens, positions, row_sequences, targets, size)
 
 
-def packed_sizes(shape: StepShape) -> tuple[int, int]:
-    """Return the lengths of the packed int32 and float32 arrays of a shape."""
-    ints = sum(int(np.prod(size)) for size in _int_fields(shape).values())
-    return ints, len(_FLOATS) * shape.sequences
+def packed_size(shape: StepShape) -> int:
+    """Return the length of the packed array of a shape."""
+    return _layout(shape).size
 
 
-def unpack(ints: jax.Array, floats: jax.Array, shape: StepShape) -> StepInput:
-    """Cut the two packed arrays into their fields; traced, so it costs nothing at run time."""
-    fields: dict[str, jax.Array] = {}
-    for packed, sizes in ((ints, _int_fields(shape)), (floats, _float_fields(shape))):
-        start = 0
-        for name, size in sizes.items():
-            length = int(np.prod(size))
-            fields[name] = lax.slice(packed, (start,), (start + length,)).reshape(size)
-            start += length
-    return StepInput(**fields)
+def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
+    """Cut a packed array into its fields; traced, so it costs next to nothing at run time."""
+    layout = _layout(shape)
+    records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
+    ints = dict(zip((*_STEP, *_INTS), records[:, :_FIRST_FLOAT].T, strict=True))
+    bits = records[:, _FIRST_FLOAT:_FIRST_PAGE]
+    floats = dict(zip(_FLOATS, lax.bitcast_convert_type(bits, jnp.float32).T, strict=True))
+    kv_lengths, slots = ints.pop("kv_length"), ints.pop("slot")
+
+    def tokens(start: int) -> jax.Array:
+        return packed[start : start + shape.tokens]
+
+    if shape.is_decode:
+        rows = jnp.arange(shape.tokens, dtype=jnp.int32)
+        positions = jnp.maximum(kv_lengths - 1, 0)
+        row_sequences = jnp.where(rows < packed[1], rows, 0)
+    else:
+        positions, row_sequences = tokens(layout.positions), tokens(layout.row_sequences)
+    is_scored = shape.variant is Variant.SCORE
+    return StepInput(
+        variant=packed[:1],
+        token_ids=tokens(layout.tokens),
+        positions=positions,
+        row_sequences=row_sequences,
+        targets=tokens(layout.targets) if is_scored else jnp.zeros(shape.tokens, jnp.int32),
+        query_starts=jnp.pad(ints.pop("query_stop"), (1, 0)),
+        kv_lengths=kv_lengths,
+        slots=slots,
+        page_table=records[:, _FIRST_PAGE:],
+        **ints,
+        **floats,
+    )
 
 
 class SlotTable:
-    """The host's memory of each slot: its page table, its parameters and what it needs done."""
+    """The host's memory of each slot: its record as it is sent, and what it needs done.
+
+    records: int32[slots, columns], of which ints, floats and page_table are views; the columns that
+    each step sets hold nothing of worth.
+    """
 
     def __init__(self, *, num_slots: int, pages: int) -> None:
-        self.page_table = np.zeros((num_slots, pages), np.int32)
-        self.ints = np.zeros((num_slots, len(_INTS)), np.int32)
-        self.floats = np.zeros((num_slots, len(_FLOATS)), np.float32)
-        self.variants = [Variant.GREEDY] * num_slots
+        self.records = np.zeros((num_slots, _FIRST_PAGE + pages), np.int32)
+        self.records[:, _NUM_STEP] = np.arange(num_slots)
+        self.ints = self.records[:, _NUM_STEP + 1 : _FIRST_FLOAT]
+        self.floats = self.records[:, _FIRST_FLOAT:_FIRST_PAGE].view(np.float32)
+        self.page_table = self.records[:, _FIRST_PAGE:]
+        self._variants = np.zeros(num_slots, np.int8)
         self.num_logprobs: list[int | None] = [None] * num_slots
         self.num_prompt_logprobs = [0] * num_slots
 
@@ -130,89 +167,73 @@ class SlotTable:
         self.num_logprobs[slot] = params.logprobs
         self.num_prompt_logprobs[slot] = params.prompt_logprobs or 0
         if params.adjusts_logits or params.logprobs is not None:
-            self.variants[slot] = Variant.FULL
+            variant = Variant.FULL
         else:
-            self.variants[slot] = Variant.GREEDY if params.is_greedy else Variant.SAMPLE
+            variant = Variant.GREEDY if params.is_greedy else Variant.SAMPLE
+        self._variants[slot] = variant
 
     def extend(self, row: RowPlan) -> None:
         """Append a row's new pages to its slot's page table."""
         end = row.first_new_page + len(row.new_pages)
         self.page_table[row.slot, row.first_new_page : end] = row.new_pages
 
-    def variant_for(self, rows: tuple[RowPlan, ...]) -> Variant:
+    def variant_for(self, rows: "Rows") -> Variant:
         """Return the least variant that does what every row needs."""
-        if any(row.targets for row in rows):
+        if rows.has_targets:
             return Variant.SCORE
-        variants = self.variants
-        return max((variants[row.slot] for row in rows if row.samples), default=Variant.GREEDY)
+        slots = rows.slots if rows.num_sampled == rows.num_rows else rows.slots[rows.samples]
+        return Variant(int(self._variants[slots].max(initial=Variant.GREEDY)))
 
 
-class Packed(NamedTuple):
-    """A step laid out for the device, and what was counted on the way.
+class Rows:
+    """The rows of a plan as columns: a pass over them for each, and no other.
 
-    ints, floats: see `packed_sizes`. starts, lengths: of each row, in tokens. num_sampled: rows
-    that draw a token.
+    slots, starts: int[rows]. samples: bool[rows]. lengths: int[rows], tokens of each. tokens: all
+    of them in order, 0 where a row has feedback.
     """
 
-    ints: np.ndarray
-    floats: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    num_tokens: int
-    num_sampled: int
+    def __init__(self, rows: tuple[RowPlan, ...]) -> None:
+        self.rows = rows
+        self.num_rows = num_rows = len(rows)
+        self.slots = np.array([row.slot for row in rows])
+        self.starts = np.array([row.start for row in rows])
+        self.samples = np.array([row.samples for row in rows])
+        self.num_sampled = int(np.count_nonzero(self.samples))
+        self.has_targets = any(map(attrgetter("targets"), rows))
+        # Rows of a single token come first.
+        self.is_decode = rows[-1].num_tokens == 1
+        if self.is_decode:
+            self.lengths = np.ones(num_rows, np.intp)
+            self.tokens = [row.token_ids[0] if row.token_ids else 0 for row in rows]
+        else:
+            self.lengths = np.array([row.num_tokens for row in rows])
+            self.tokens = [*chain.from_iterable([row.token_ids or (0,) for row in rows])]
+        self.num_tokens = len(self.tokens)
 
 
-def pack(rows: tuple[RowPlan, ...], variant: Variant, shape: StepShape, table: SlotTable) -> Packed:
-    """Lay out a step that needs `variant`."""
-    num_rows = len(rows)
-    slots = [row.slot for row in rows]
-    lengths = np.array([row.num_tokens for row in rows], np.int32)
-    starts = np.array([row.start for row in rows], np.int32)
-    ends = np.array(list(accumulate(row.num_tokens for row in rows)), np.int32)
-    num_tokens = int(ends[-1])
-
-    int_size, float_size = packed_sizes(shape)
-    ints, floats = np.zeros(int_size, np.int32), np.zeros(float_size, np.float32)
-    fields = _views(ints, _int_fields(shape))
-    fields["variant"][:] = variant
-    if num_tokens == num_rows:
-        fields["token_ids"][:num_rows] = [row.token_ids[0] if row.token_ids else 0 for row in rows]
-        fields["positions"][:num_rows] = starts
-        fields["row_sequences"][:num_rows] = np.arange(num_rows)
-    else:
-        fields["token_ids"][:num_tokens] = [
-            token for row in rows for token in (row.token_ids or (0,))
-        ]
-        sequences = np.repeat(np.arange(num_rows), lengths)
-        fields["positions"][:num_tokens] = (
-            np.arange(num_tokens) + (starts - ends + lengths)[sequences]
-        )
-        fields["row_sequences"][:num_tokens] = sequences
-    if variant is Variant.SCORE:
-        for row, end in zip(rows, ends, strict=True):
-            first = int(end) - row.num_tokens
-            fields["targets"][first : first + len(row.targets)] = row.targets
-    fields["query_starts"][1 : num_rows + 1] = ends
-    fields["query_starts"][num_rows + 1 :] = num_tokens
-    fields["kv_lengths"][:num_rows] = starts + lengths
-    fields["slots"][:num_rows] = slots
-    fields["feedback"][:num_rows] = [row.feedback for row in rows]
-    samples = [row.samples for row in rows]
-    fields["samples"][:num_rows] = samples
-    fields["page_table"][:num_rows] = table.page_table[slots]
-    per_slot = table.ints[slots]
-    for column, name in enumerate(_INTS):
-        fields[name][:num_rows] = per_slot[:, column]
-    float_view = floats.reshape(len(_FLOATS), shape.sequences)
-    float_view[:, :num_rows] = table.floats[slots].T
-    return Packed(ints, floats, starts, lengths, num_tokens, sum(samples))
-
-
-def _views(packed: np.ndarray, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return the fields of a packed array as views of it."""
-    views, start = {}, 0
-    for name, size in sizes.items():
-        length = int(np.prod(size))
-        views[name] = packed[start : start + length].reshape(size)
-        start += length
-    return views
+def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np.ndarray:
+    """Lay out a step that needs `variant` as int32[packed_size(shape)]; padding is zeros."""
+    layout, num_rows, num_tokens = _layout(shape), rows.num_rows, rows.num_tokens
+    packed = np.zeros(layout.size, np.int32)
+    packed[:2] = variant, num_rows
+    records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
+    live = records[:num_rows]
+    # Any mode but "raise" writes where it is told to without a copy.
+    np.take(table.records, rows.slots, axis=0, out=live, mode="clip")
+    stops = np.cumsum(rows.lengths)
+    live[:, 0] = rows.starts + rows.lengths
+    live[:, 1] = stops
+    live[:, 2] = [not row.token_ids for row in rows.rows]
+    live[:, 3] = rows.samples
+    records[num_rows:, 1] = num_tokens
+    packed[layout.tokens : layout.tokens + num_tokens] = rows.tokens
+    if not shape.is_decode:
+        sequences = np.repeat(np.arange(num_rows), rows.lengths)
+        positions = np.arange(num_tokens) + (rows.starts + rows.lengths - stops)[sequences]
+        packed[layout.positions : layout.positions + num_tokens] = positions
+        packed[layout.row_sequences : layout.row_sequences + num_tokens] = sequences
+    if shape.variant is Variant.SCORE:
+        for row, stop in zip(rows.rows, stops.tolist(), strict=True):
+            first = layout.targets + stop - row.num_tokens
+            packed[first : first + len(row.targets)] = row.targets
+    return packed

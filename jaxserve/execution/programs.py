@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxserve.execution.batch import packed_sizes
+from jaxserve.execution.batch import packed_size
 from jaxserve.execution.shapes import ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
 from jaxserve.execution.step import StepContext, step
@@ -91,13 +91,11 @@ class ProgramSet:
     def _lower(self, params: Params, program: Program) -> jax.stages.Lowered:
         match program:
             case StepShape():
-                ints, floats = packed_sizes(program)
                 return self._step.lower(
                     params,
                     self.cache,
                     self.state,
-                    self._described((ints,), jnp.int32),
-                    self._described((floats,), jnp.float32),
+                    self._described((packed_size(program),), jnp.int32),
                     shape=program,
                 )
             case Helper.REMEMBER:

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxserve.execution.batch import SlotTable, pack, packed_sizes
+from jaxserve.execution.batch import Rows, SlotTable, pack, packed_size
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.programs import Helper, Program, ProgramSet
 from jaxserve.execution.sampling import Logprobs
-from jaxserve.execution.shapes import ShapeTable, StepShape
+from jaxserve.execution.shapes import ShapeTable, StepShape, Variant
 from jaxserve.execution.state import SlotState, slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
-from jaxserve.plan import RUBBISH_SLOT, RowPlan, SlotAssignment, StepPlan, StepResult, StepRun
+from jaxserve.plan import RUBBISH_SLOT, SlotAssignment, StepPlan, StepResult, StepRun
 from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
 from pallas_kernels.paged_attention import CacheSpec
 
@@ -59,29 +59,28 @@ class ModelRunner:
         start_s = self._clock()
         for assignment in plan.assignments:
             self._assign(assignment)
-        rows = plan.rows
-        for row in rows:
+        rows, table = Rows(plan.rows), self._table
+        for row in plan.rows:
             if row.new_pages:
-                self._table.extend(row)
-        variant = self._table.variant_for(rows)
-        shape = self._shapes.choose([row.num_tokens for row in rows], variant)
-        packed = pack(rows, variant, shape, self._table)
+                table.extend(row)
+        variant = table.variant_for(rows)
+        shape = self._shapes.choose(rows.lengths.tolist(), variant)
+        packed = pack(rows, variant, shape, table)
         cost = self._costs.count(
-            packed.starts,
-            packed.lengths,
-            num_tokens=packed.num_tokens,
-            num_sampled=packed.num_sampled,
+            rows.starts,
+            rows.lengths,
+            num_tokens=rows.num_tokens,
+            num_sampled=rows.num_sampled,
             variant=variant,
         )
         pack_s = self._clock() - start_s
-        output = self._run(shape, packed.ints, packed.floats)
-        table = self._table
+        output = self._run(shape, packed)
         return PendingResult(
             output,
             rows,
             run=StepRun(
                 program=shape.name,
-                num_tokens=packed.num_tokens,
+                num_tokens=rows.num_tokens,
                 padded_tokens=shape.tokens,
                 padded_sequences=shape.sequences,
                 pack_s=pack_s,
@@ -89,16 +88,16 @@ class ModelRunner:
                 read_bytes=cost.read_bytes,
                 written_bytes=cost.written_bytes,
             ),
-            num_logprobs=[table.num_logprobs[row.slot] for row in rows],
-            num_prompt_logprobs=[table.num_prompt_logprobs[row.slot] for row in rows],
+            # Whoever wants any has made it a step of one of these variants.
+            num_logprobs=_at(table.num_logprobs, rows) if variant >= Variant.FULL else None,
+            num_prompt_logprobs=_at(table.num_prompt_logprobs, rows) if rows.has_targets else None,
         )
 
     def warm_up(self, progress: Progress = iter) -> int:
         """Run every program on padding, compiled first if need be; return how many there are."""
         shapes = self._shapes.all()
         for shape in progress(shapes):
-            ints, floats = packed_sizes(shape)
-            output = self._run(shape, np.zeros(ints, np.int32), np.zeros(floats, np.float32))
+            output = self._run(shape, np.zeros(packed_size(shape), np.int32))
             jax.block_until_ready(output)
         nobody = SlotAssignment(
             slot=RUBBISH_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
@@ -114,10 +113,10 @@ class ModelRunner:
             write = self._program(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
 
-    def _run(self, shape: StepShape, ints: np.ndarray, floats: np.ndarray) -> StepOutput:
+    def _run(self, shape: StepShape, packed: np.ndarray) -> StepOutput:
         output: StepOutput
         output, self._cache, self._state = self._program(shape)(
-            self._params, self._cache, self._state, ints, floats
+            self._params, self._cache, self._state, packed
         )
         return output
 
@@ -134,25 +133,21 @@ class PendingResult:
     def __init__(
         self,
         output: StepOutput,
-        rows: tuple[RowPlan, ...],
+        rows: Rows,
         *,
         run: StepRun,
-        num_logprobs: list[int | None],
-        num_prompt_logprobs: list[int],
+        num_logprobs: list[int | None] | None,
+        num_prompt_logprobs: list[int] | None,
     ) -> None:
         self.run = run
         self._output = output
         self._rows = rows
         self._num_logprobs = num_logprobs
         self._num_prompt_logprobs = num_prompt_logprobs
-        self._has_logprobs = any(count is not None for count in num_logprobs)
-        wanted = (
-            output.tokens,
-            output.logprobs if self._has_logprobs else None,
-            output.prompt_logprobs,
-        )
-        for leaf in jax.tree.leaves(wanted):
-            leaf.copy_to_host_async()
+        output.tokens.copy_to_host_async()
+        if num_logprobs is not None or num_prompt_logprobs is not None:
+            for leaf in jax.tree.leaves((output.logprobs, output.prompt_logprobs)):
+                leaf.copy_to_host_async()
 
     def is_ready(self) -> bool:
         """Whether the device has finished; see plan.PendingStep."""
@@ -163,43 +158,54 @@ class PendingResult:
     def wait(self) -> StepResult:
         """Block until the step is done; see plan.PendingStep."""
         output, rows = self._output, self._rows
-        packed = np.asarray(output.tokens)
-        tokens: list[int] = packed[0, : len(rows)].tolist()
-        token_ids = tuple(
-            token if row.samples else None for token, row in zip(tokens, rows, strict=True)
-        )
-        is_invalid = packed[1, : len(rows)] == 0
-        logprobs: dict[int, PositionLogprobs] = {}
-        if self._has_logprobs:
-            report = _Report(output.logprobs)
-            for i, (token, count) in enumerate(zip(token_ids, self._num_logprobs, strict=True)):
-                if token is not None and count is not None:
-                    logprobs[i] = report.at(i, token, count)
+        tokens, is_valid = np.asarray(output.tokens)[:, : rows.num_rows]
+        token_ids: tuple[int | None, ...] = tuple(tokens.tolist())
+        if rows.num_sampled < rows.num_rows:
+            token_ids = tuple(
+                [
+                    token if samples else None
+                    for token, samples in zip(token_ids, rows.samples.tolist(), strict=True)
+                ]
+            )
+        invalid_rows: frozenset[int] = frozenset()
+        if not is_valid.all():
+            invalid_rows = frozenset(np.flatnonzero((is_valid == 0) & rows.samples).tolist())
         return StepResult(
             token_ids=token_ids,
-            invalid_rows=frozenset(
-                int(i) for i in is_invalid.nonzero()[0] if token_ids[i] is not None
-            ),
-            logprobs=logprobs,
-            prompt_logprobs=self._read_prompt_logprobs(output.prompt_logprobs),
+            invalid_rows=invalid_rows,
+            logprobs=self._read_logprobs(token_ids),
+            prompt_logprobs=self._read_prompt_logprobs(),
         )
 
-    def _read_prompt_logprobs(
-        self, scores: Logprobs | None
-    ) -> dict[int, tuple[PositionLogprobs, ...]]:
+    def _read_logprobs(self, token_ids: tuple[int | None, ...]) -> dict[int, PositionLogprobs]:
+        counts = self._num_logprobs
+        if counts is None or not any(count is not None for count in counts):
+            return {}
+        report = _Report(self._output.logprobs)
+        return {
+            i: report.at(i, token, count)
+            for i, (token, count) in enumerate(zip(token_ids, counts, strict=True))
+            if token is not None and count is not None
+        }
+
+    def _read_prompt_logprobs(self) -> dict[int, tuple[PositionLogprobs, ...]]:
+        counts, scores = self._num_prompt_logprobs, self._output.prompt_logprobs
         found: dict[int, tuple[PositionLogprobs, ...]] = {}
-        if scores is None:
+        if counts is None or scores is None:
             return found
         report = _Report(scores)
         first = 0
-        for i, row in enumerate(self._rows):
+        for i, row in enumerate(self._rows.rows):
             if row.targets:
-                count = self._num_prompt_logprobs[i]
                 found[i] = tuple(
-                    report.at(first + j, token, count) for j, token in enumerate(row.targets)
+                    report.at(first + j, token, counts[i]) for j, token in enumerate(row.targets)
                 )
             first += row.num_tokens
         return found
+
+
+def _at[T](per_slot: list[T], rows: Rows) -> list[T]:
+    return [per_slot[slot] for slot in rows.slots.tolist()]
 
 
 class _Report:

@@ -52,19 +52,18 @@ def step(
     params: Params,
     cache: KVCache,
     state: SlotState[jax.Array],
-    ints: jax.Array,
-    floats: jax.Array,
+    packed: jax.Array,
     *,
     shape: StepShape,
     context: StepContext,
 ) -> tuple[StepOutput, KVCache, SlotState[jax.Array]]:
     """Run the model over a packed batch and draw the next tokens.
 
-    ints, floats: int32 and float32 arrays as `batch.pack` lays them out for `shape`. cache and
-    state are meant to be donated. The tokens drawn also stay on the device, in
+    packed: int32 array as `batch.pack` lays it out for `shape`. cache and state are meant to be
+    donated. The tokens drawn also stay on the device, in
     `state.last_token`, where the next step finds them.
     """
-    inputs = unpack(ints, floats, shape)
+    inputs = unpack(packed, shape)
     model = bind(context.model, params)
     hidden, cache = model.hidden(
         _input_tokens(inputs, state),

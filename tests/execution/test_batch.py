@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jaxserve.execution.batch import MIN_TEMPERATURE, SlotTable, StepInput, pack, unpack
+from jaxserve.execution.batch import (
+    MIN_TEMPERATURE,
+    Rows,
+    SlotTable,
+    StepInput,
+    pack,
+    unpack,
+)
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.plan import RowPlan, SlotAssignment
 from jaxserve.request import SamplingParams
@@ -26,7 +33,7 @@ SCORE = StepShape(24, 5, PAGES, Variant.SCORE)
 
 @cache
 def compiled(shape: StepShape) -> Any:
-    return jax.jit(lambda ints, floats: unpack(ints, floats, shape))
+    return jax.jit(lambda packed: unpack(packed, shape))
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,8 @@ def table_of(world: World) -> SlotTable:
 
 
 def packed(world: World) -> StepInput:
-    step = pack(world.rows, world.variant, world.shape, table_of(world))
-    inputs: StepInput = compiled(world.shape)(step.ints, step.floats)
+    step = pack(Rows(world.rows), world.variant, world.shape, table_of(world))
+    inputs: StepInput = compiled(world.shape)(step)
     return inputs
 
 
@@ -201,12 +208,11 @@ def seeds_of(inputs: StepInput) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]
 def test_packing_writes_into_arrays_of_its_own(world: World) -> None:
     """The device may still read the arrays of the last step while the next one is packed."""
     table = table_of(world)
-    first = pack(world.rows, world.variant, world.shape, table)[:2]
-    copies = [array.copy() for array in first]
-    table.ints[:], table.floats[:], table.page_table[:] = 9, 9, 9
-    pack(world.rows, world.variant, world.shape, table)
-    for array, copy in zip(first, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
+    first = pack(Rows(world.rows), world.variant, world.shape, table)
+    copy = first.copy()
+    table.records[:] = 9
+    pack(Rows(world.rows), world.variant, world.shape, table)
+    np.testing.assert_array_equal(first, copy)
 
 
 def row_of(slot: int, *, samples: bool = True, targets: tuple[int, ...] = ()) -> RowPlan:
@@ -233,11 +239,11 @@ def test_a_step_does_the_least_that_its_rows_need(params: SamplingParams, varian
     greedy = SamplingParams(temperature=0.0)
     for slot, slot_params in ((1, greedy), (2, params)):
         table.assign(SlotAssignment(slot=slot, params=slot_params, seed=0, prompt_ids=(1,)))
-    assert table.variant_for((row_of(1), row_of(2))) is variant
+    assert table.variant_for(Rows((row_of(1), row_of(2)))) is variant
     # A row that draws nothing needs nothing, and what is asked for in one slot stays there.
-    assert table.variant_for((row_of(1), row_of(2, samples=False))) is Variant.GREEDY
-    assert table.variant_for((row_of(1),)) is Variant.GREEDY
-    assert table.variant_for((row_of(1), row_of(2, targets=(3,)))) is Variant.SCORE
+    assert table.variant_for(Rows((row_of(1), row_of(2, samples=False)))) is Variant.GREEDY
+    assert table.variant_for(Rows((row_of(1),))) is Variant.GREEDY
+    assert table.variant_for(Rows((row_of(1), row_of(2, targets=(3,))))) is Variant.SCORE
 
 
 def test_a_slot_taken_again_forgets_its_last_owner() -> None:
@@ -250,7 +256,6 @@ def test_a_slot_taken_again_forgets_its_last_owner() -> None:
     table.assign(plain)
     fresh = SlotTable(num_slots=2, pages=1)
     fresh.assign(plain)
-    np.testing.assert_array_equal(table.ints, fresh.ints)
-    np.testing.assert_array_equal(table.floats, fresh.floats)
+    np.testing.assert_array_equal(table.records, fresh.records)
     assert table.num_logprobs == fresh.num_logprobs
-    assert table.variant_for((row_of(1),)) is Variant.GREEDY
+    assert table.variant_for(Rows((row_of(1),))) is Variant.GREEDY
