@@ -144,7 +144,8 @@ class SamplingParams:
             or self.logit_bias
             or self.allowed_token_ids is not None
             or self.bad_words
-            or self.min_tokens
+            # Of what may not come too early there may be nothing.
+            or (self.min_tokens and (self.stop_token_ids or not self.ignore_eos))
         )
 
     def check_vocabulary(self, vocab_size: int) -> None:
