@@ -55,9 +55,9 @@ def workspace_bytes(
     """See api.Backend."""
     del target
     heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
-    num_blocks, num_rows, results = num_tokens, 1, 0
+    num_blocks, num_rows, results = BLOCK_GROUP, 1, 0
     if max_query_length > 1:
-        num_blocks, num_rows = BLOCK_GROUP, QUERY_BLOCK
+        num_rows = QUERY_BLOCK
         num_results = (_num_groups(num_tokens, num_sequences) * BLOCK_GROUP) * QUERY_BLOCK
         results = 2 * num_results * heads * head_dim
     # Keys and values of a chunk, as gathered and as multiplied.
@@ -95,13 +95,8 @@ def attend(
     how = _Scores(scale, config.soft_cap, config.sliding_window, sinks)
     cache = write(cache, k, v, batch)
     with jax.named_scope("paged_attention"):
-        if batch.max_query_length == 1:
-            starts = batch.query_starts[:-1]
-            lengths = batch.query_starts[1:] - starts
-            blocks = jnp.arange(q.shape[0])
-            out = _attend_blocks(q[:, None], cache, batch, blocks, batch.positions, lengths, how)
-            return out[:, 0], cache
-        return _attend_ragged(q, cache, batch, how), cache
+        attend_rows = _attend_single if batch.max_query_length == 1 else _attend_ragged
+        return attend_rows(q, cache, batch, how), cache
 
 
 @jax.named_scope("kv_write")
@@ -120,6 +115,38 @@ def write(
     for plane, rows in enumerate((k, v)):
         cache = cache.at[plane, pages, :, offsets].set(rows, mode="promise_in_bounds")
     return cache
+
+
+def _attend_single(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    batch: PagedBatch,
+    how: _Scores,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Attend with one row of each sequence, those of like length together.
+
+    A group takes as long as its longest: in the order of the batch, one long context would cost
+    its neighbours as much (measured: 1.6 times the time at lengths as of chats).
+    """
+    num_rows = q.shape[0]
+    group = min(BLOCK_GROUP, num_rows)
+    num_groups = -(-num_rows // group)
+    counts = batch.query_starts[1:] - batch.query_starts[:-1]
+    lengths = jnp.where(counts > 0, batch.kv_lengths, 0)
+    order = jnp.pad(jnp.argsort(-lengths), (0, num_groups * group - num_rows))
+
+    def attend_group(index: jax.Array, out: jax.Array) -> jax.Array:
+        rows = lax.dynamic_slice_in_dim(order, index * group, group)
+        result = _attend_blocks(
+            q[rows][:, None], cache, batch, rows, batch.positions[rows], counts[rows], how
+        )
+        return lax.dynamic_update_slice_in_dim(out, result[:, 0], index * group, axis=0)
+
+    unwritten = jnp.pad(q, ((0, num_groups * group - num_rows), (0, 0), (0, 0)))
+    num_real = (jnp.sum(counts > 0) + group - 1) // group
+    out = lax.fori_loop(0, num_real, attend_group, unwritten)
+    places = jnp.argsort(order[:num_rows])
+    return jnp.where((counts > 0)[:, None, None], out[places], 0)
 
 
 def _attend_ragged(
