@@ -36,8 +36,8 @@ class Family(Protocol):
         """Read a parsed `config.json`; raises CheckpointError."""
         ...
 
-    def hf_tensors(self, config: DecoderConfig) -> dict[Path, HfTensor]:
-        """Return the checkpoint tensor of every parameter."""
+    def hf_tensors(self, config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
+        """Return the checkpoint tensors of every parameter."""
         ...
 
 
@@ -54,7 +54,7 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     return _family(hf.get("model_type")).config_from_hf(hf)
 
 
-def hf_tensors(config: DecoderConfig) -> dict[Path, HfTensor]:
+def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
     """Return where each parameter of a model lies in its checkpoint."""
     return _family(config.model_type).hf_tensors(config)
 

@@ -1,7 +1,8 @@
 """The decoder that all families here share, declared with flax.nnx and run as a plain tree.
 
 A block is attention and a gated MLP, each behind a norm and added to the stream. The letters of
-the einsums: t token, d embed, h head, k head_dim, f ffw, v vocab.
+the einsums: t token, d embed, h head, g key-value head, k head_dim, f ffw, v vocab, p part of a
+matrix that is several side by side.
 
 A `Decoder` is a pytree: `jax.jit`, `jax.grad` and `jax.vmap` take it as it is. What crosses the
 engine's jit boundary is the plain dict of its arrays, from which `bind` makes a Decoder again
@@ -36,14 +37,12 @@ class Attention(nnx.Module):
         self.norm_eps = config.norm_eps
         self.sliding_window = sliding_window
         d, h, kv, k = config.embed, config.heads, config.kv_heads, config.head_dim
-        self.q = _matrix(embed=d, heads=h, head_dim=k)
-        self.k = _matrix(embed=d, kv_heads=kv, head_dim=k)
-        self.v = _matrix(embed=d, kv_heads=kv, head_dim=k)
+        # One product for all three: each key-value head's queries, then its key, then its value.
+        qkv = h // kv + 2
+        self.qkv = _matrix(embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
         self.o = _matrix(heads=h, head_dim=k, embed=d)
         bias, norm = config.qkv_bias, config.qk_norm
-        self.q_bias = _zeros(heads=h, head_dim=k) if bias else None
-        self.k_bias = _zeros(kv_heads=kv, head_dim=k) if bias else None
-        self.v_bias = _zeros(kv_heads=kv, head_dim=k) if bias else None
+        self.qkv_bias = _zeros(kv_heads=kv, qkv=qkv, head_dim=k) if bias else None
         self.o_bias = _zeros(embed=d) if config.output_bias else None
         self.q_norm = _ones(head_dim=k) if norm else None
         self.k_norm = _ones(head_dim=k) if norm else None
@@ -57,9 +56,9 @@ class Attention(nnx.Module):
         tap: Tap,
     ) -> tuple[Float[Array, "tokens embed"], Cache]:
         """Mix `x` over positions; returns what to add to the stream, and the cache."""
-        q = _plus(einsum("td,dhk->thk", x, self.q[...]), self.q_bias)
-        k = _plus(einsum("td,dhk->thk", x, self.k[...]), self.k_bias)
-        v = _plus(einsum("td,dhk->thk", x, self.v[...]), self.v_bias)
+        qkv = _plus(einsum("td,dgpk->tgpk", x, self.qkv[...]), self.qkv_bias)
+        q = qkv[:, :, :-2].reshape(x.shape[0], -1, qkv.shape[-1])
+        k, v = qkv[:, :, -2], qkv[:, :, -1]
         if self.q_norm is not None and self.k_norm is not None:
             q = rms_norm(q, self.q_norm[...], eps=self.norm_eps)
             k = rms_norm(k, self.k_norm[...], eps=self.norm_eps)
@@ -75,18 +74,15 @@ class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the projections, and their biases where the family has them."""
         d, f, bias = config.embed, config.ffw, config.mlp_bias
-        self.gate = _matrix(embed=d, ffw=f)
-        self.up = _matrix(embed=d, ffw=f)
+        self.gate_up = _matrix(embed=d, gate_up=2, ffw=f)
         self.down = _matrix(ffw=f, embed=d)
-        self.gate_bias = _zeros(ffw=f) if bias else None
-        self.up_bias = _zeros(ffw=f) if bias else None
+        self.gate_up_bias = _zeros(gate_up=2, ffw=f) if bias else None
         self.down_bias = _zeros(embed=d) if bias else None
 
     def __call__(self, x: Float[Array, "tokens embed"], tap: Tap) -> Float[Array, "tokens embed"]:
         """Transform each token of `x` by itself."""
-        gate = _plus(einsum("td,df->tf", x, self.gate[...]), self.gate_bias)
-        up = _plus(einsum("td,df->tf", x, self.up[...]), self.up_bias)
-        active = tap("active", jax.nn.silu(gate) * up)
+        gate_up = _plus(einsum("td,dpf->tpf", x, self.gate_up[...]), self.gate_up_bias)
+        active = tap("active", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1])
         return _plus(einsum("tf,fd->td", active, self.down[...]), self.down_bias)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -42,15 +43,21 @@ def hf_weights(params: Params, config: DecoderConfig) -> dict[str, np.ndarray]:
     """Return the parameters as a checkpoint holds them: by its names, matrices as [out, in]."""
     weights: dict[str, np.ndarray] = {}
     axes_of = param_axes(config)
-    for path, tensor in hf_tensors(config).items():
+    for path, tensors in hf_tensors(config).items():
         axes = axes_of[path]
-        value = _at(params, path)
-        size = dict(zip(axes, value.shape, strict=True))
-        order = [axes.index(word) for dim in tensor.dims for word in dim]
-        shape = [int(np.prod([size[word] for word in dim])) for dim in tensor.dims]
-        weights[tensor.name] = np.asarray(
-            jnp.transpose(value, order).reshape(shape).astype(jnp.bfloat16)
-        )
+        whole, first = _at(params, path), 0
+        for tensor in tensors:
+            value = whole
+            if tensor.part is not None:
+                axis, width = axes.index(tensor.part[0]), tensor.part[1]
+                value = jax.lax.slice_in_dim(whole, first, first + width, axis=axis)
+                first += width
+            size = dict(zip(axes, value.shape, strict=True))
+            order = [axes.index(word) for dim in tensor.dims for word in dim]
+            shape = [int(np.prod([size[word] for word in dim])) for dim in tensor.dims]
+            weights[tensor.name] = np.asarray(
+                jnp.transpose(value, order).reshape(shape).astype(jnp.bfloat16)
+            )
     return weights
 
 

@@ -144,11 +144,13 @@ def _matrices(params: Params) -> Params:
 
     def describe(path: tuple[Any, ...], _: Array) -> optax.contrib.MuonDimensionNumbers | None:
         match path[-1]:
-            case jax.tree_util.DictKey(key="q" | "k" | "v"):
-                return optax.contrib.MuonDimensionNumbers((0,), (1, 2))
+            case jax.tree_util.DictKey(key="qkv"):
+                return optax.contrib.MuonDimensionNumbers((0,), (1, 2, 3))
             case jax.tree_util.DictKey(key="o"):
                 return optax.contrib.MuonDimensionNumbers((0, 1), (2,))
-            case jax.tree_util.DictKey(key="gate" | "up" | "down"):
+            case jax.tree_util.DictKey(key="gate_up"):
+                return optax.contrib.MuonDimensionNumbers((0,), (2,))
+            case jax.tree_util.DictKey(key="down"):
                 return optax.contrib.MuonDimensionNumbers((0,), (1,))
             case _:
                 return None

@@ -70,7 +70,11 @@ def load_params(
     """
     tensors, axes = hf_tensors(config), param_axes(config)
     wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
-    targets = [_Target(path, tensors[path], axes[path], wanted[path]) for path in axes]
+    targets = [
+        _Target(path, index, tensor, axes[path], wanted[path])
+        for path in axes
+        for index, tensor in enumerate(tensors[path])
+    ]
     stored = checkpoint.tensors
     _check(checkpoint.name, targets, stored, tied=config.tied_embeddings)
 
@@ -78,6 +82,7 @@ def load_params(
         return stored[target.tensor.name].file
 
     params: dict[Any, Array] = {}
+    parts: dict[Any, dict[int, Array]] = {}
     with tqdm(
         total=sum(target.num_bytes for target in targets),
         desc="Loading weights",
@@ -90,20 +95,37 @@ def load_params(
                 for target in in_file:
                     source = opened.get_slice(target.tensor.name)
                     # Waiting bounds the host's copies: transfers to a device are asynchronous.
-                    params[target.path] = target.place(source.__getitem__).block_until_ready()
+                    placed = target.place(source.__getitem__).block_until_ready()
                     bar.update(target.num_bytes)
+                    together = parts.setdefault(target.path, {})
+                    together[target.index] = placed
+                    if len(together) == len(tensors[target.path]):
+                        del parts[target.path]
+                        params[target.path] = target.join(
+                            [part for _, part in sorted(together.items())]
+                        )
     loaded: Params = unflatten_dict(params)
     return loaded
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A parameter to load: where it is stored, what its dimensions hold, what it shall become."""
+    """A tensor to load: which of a parameter's it is, where it lies, what it shall become."""
 
     path: tuple[str | int, ...]
+    index: int
     tensor: HfTensor
     axes: tuple[str, ...]
-    wanted: jax.ShapeDtypeStruct
+    whole: jax.ShapeDtypeStruct  # the parameter
+
+    @property
+    def wanted(self) -> jax.ShapeDtypeStruct:
+        """What the tensor becomes: the parameter, or its part of it."""
+        if self.tensor.part is None:
+            return self.whole
+        sizes = dict(zip(self.axes, self.whole.shape, strict=True)) | dict([self.tensor.part])
+        shape = tuple(sizes[word] for word in self.axes)
+        return jax.ShapeDtypeStruct(shape, self.whole.dtype, sharding=self.whole.sharding)
 
     @property
     def num_bytes(self) -> int:
@@ -114,15 +136,24 @@ class _Target:
         sizes = dict(zip(self.axes, self.wanted.shape, strict=True))
         return tuple(math.prod(sizes[word] for word in dim) for dim in self.tensor.dims)
 
+    def join(self, parts: list[Array]) -> Array:
+        """Return the parameter of which `parts` are all there is, in order."""
+        if self.tensor.part is None:
+            return parts[0]
+        return _join(self.axes.index(self.tensor.part[0]), self.whole.sharding)(*parts)
+
     def place(self, read: Callable[[Any], NDArray[Any]]) -> Array:
         """Return the parameter on its devices; `read` gives a part of the stored tensor."""
         final = self.wanted.sharding
         shape = self.stored_shape
         stored: Array
         if isinstance(final, NamedSharding):
-            # Of axes that share a stored dimension only the outermost is ever cut.
+            # Of axes that share a stored dimension one at most is cut, and it is the outermost
+            # of those that are longer than 1.
             cut = dict(zip(self.axes, final.spec, strict=True))
-            spec = PartitionSpec(*(cut[dim[0]] for dim in self.tensor.dims))
+            spec = PartitionSpec(
+                *(next((cut[word] for word in dim if cut[word]), None) for dim in self.tensor.dims)
+            )
             stored = jax.make_array_from_callback(shape, NamedSharding(final.mesh, spec), read)
         else:
             stored = jnp.asarray(read((slice(None),) * len(shape)))
@@ -142,6 +173,12 @@ def _arrange(
         return split.transpose([words.index(word) for word in axes]).astype(wanted.dtype)
 
     return jax.jit(arrange, out_shardings=wanted.sharding)
+
+
+@lru_cache(maxsize=64)
+def _join(axis: int, sharding: Any) -> Callable[..., Array]:
+    """Return the compiled joining of a parameter's parts."""
+    return jax.jit(lambda *parts: jnp.concatenate(parts, axis), out_shardings=sharding)
 
 
 def _check(

@@ -169,11 +169,12 @@ def test_export_writes_every_tensor_as_out_by_in() -> None:
 
     weights = hf_weights(params, config)
 
-    query = params["layers"][0]["attention"]["q"]  # [embed, heads, head_dim]
+    query = params["layers"][0]["attention"]["qkv"][:, :, :-2]  # [embed, kv_heads, group, head_dim]
     exported = weights["model.layers.0.self_attn.q_proj.weight"].astype(np.float32)
     expected = np.asarray(query.reshape(32, 32).T.astype("bfloat16")).astype(np.float32)
     np.testing.assert_array_equal(exported, expected)
-    assert len(weights) == len(jax.tree.leaves(params))
+    num_exported = sum(weight.size for weight in weights.values())
+    assert num_exported == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def test_folder_is_small_enough_to_ship() -> None:

@@ -47,16 +47,20 @@ def test_projections_are_turned_into_axes_by_meaning(tmp_path: Path) -> None:
     }
     layer = params["layers"][1]
     x = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
-    q = np.einsum("td,dhk->thk", x, layer["attention"]["q"])
-    np.testing.assert_allclose(
-        q.reshape(5, 64), x @ stored["self_attn.q_proj.weight"].T, rtol=1e-5, atol=1e-5
-    )
+    qkv = np.einsum("td,dgpk->tgpk", x, layer["attention"]["qkv"])
+    q = qkv[:, :, :-2].reshape(5, 4, 16)
+    for found, name in ((q, "q"), (qkv[:, :, -2], "k"), (qkv[:, :, -1], "v")):
+        expected = x @ stored[f"self_attn.{name}_proj.weight"].T
+        np.testing.assert_allclose(found.reshape(5, -1), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
         np.einsum("thk,hkd->td", q, layer["attention"]["o"]),
         q.reshape(5, 64) @ stored["self_attn.o_proj.weight"].T,
         rtol=1e-4,
         atol=1e-4,
     )
+    for i, name in enumerate(("gate", "up")):
+        part = layer["mlp"]["gate_up"][:, i]
+        np.testing.assert_array_equal(part, stored[f"mlp.{name}_proj.weight"].T)
     np.testing.assert_array_equal(layer["mlp"]["down"], stored["mlp.down_proj.weight"].T)
     np.testing.assert_array_equal(layer["attention"]["k_norm"], stored["self_attn.k_norm.weight"])
 

@@ -34,7 +34,7 @@ def test_every_dimension_has_a_word() -> None:
     axes = param_axes(CONFIG)
     shapes = flatten_dict(abstract_params(CONFIG))
     assert axes.keys() == shapes.keys()
-    assert axes["layers", 0, "attention", "q"] == ("embed", "heads", "head_dim")
+    assert axes["layers", 0, "attention", "o"] == ("heads", "head_dim", "embed")
     assert all(len(axes[path]) == len(shapes[path].shape) for path in axes)
 
 
@@ -46,7 +46,8 @@ def test_random_parameters_do_not_depend_on_the_number_of_devices() -> None:
 
 def test_random_parameters_differ_by_seed_and_by_name() -> None:
     first, second = (random_params(CONFIG, seed=seed)["layers"] for seed in (0, 1))
-    assert not np.array_equal(first[0]["mlp"]["gate"], second[0]["mlp"]["gate"])
-    assert not np.array_equal(first[0]["mlp"]["gate"], first[0]["mlp"]["up"])
-    assert not np.array_equal(first[0]["mlp"]["gate"], first[1]["mlp"]["gate"])
+    assert not np.array_equal(first[0]["mlp"]["down"], second[0]["mlp"]["down"])
+    gate, up = first[0]["mlp"]["gate_up"].swapaxes(0, 1)
+    assert not np.array_equal(gate, up)
+    assert not np.array_equal(first[0]["mlp"]["down"], first[1]["mlp"]["down"])
     np.testing.assert_array_equal(first[0]["mlp_norm"], np.ones(32))
