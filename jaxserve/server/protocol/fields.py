@@ -13,6 +13,7 @@ OPERATOR = "is not taken from requests: the server's operator chooses it"
 # Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.
 IGNORED = frozenset(
     {
+        "cache_prompt",
         "metadata",
         "moderation",
         "parallel_tool_calls",
