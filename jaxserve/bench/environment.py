@@ -24,6 +24,14 @@ def describe_host() -> dict[str, str | int]:
     }
 
 
+def about_line(*facts: str) -> str:
+    """Return facts, machine and versions in a line, for the head of a plot."""
+    host = describe_host()
+    machine = f"{host['cpu']}, {host['cpu_count']} cores"
+    versions = f"jaxserve {host['jaxserve']}, jax {host['jax']}"
+    return " · ".join([*facts, machine, versions])
+
+
 def installed_version(package: str) -> str:
     """Return the version of a package, or what to say where it is not installed."""
     try:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jaxserve.bench.environment import describe_host
+from jaxserve.bench.environment import about_line, describe_host
 from jaxserve.bench.plots import Axes, draw
 from jaxserve.bench.serve import Point, ServeSettings
 from jaxserve.bench.serving_metrics import request_fields
@@ -159,16 +159,8 @@ def draw_sweep(path: Path, points: Sequence[Point], *, title: str) -> None:
         against_load("ttft", "First token"),
         against_load("tpot", "Further tokens"),
     ]
-    draw(path, diagrams, title=title, about=about(points))
-
-
-def about(points: Sequence[Point]) -> str:
-    """Return model, workload, machine and versions in a line."""
-    host = describe_host()
-    return (
-        f"{Path(points[0].model).name} · {points[0].workload.name} · {host['cpu']},"
-        f" {host['cpu_count']} cores · jaxserve {host['jaxserve']}, jax {host['jax']}"
-    )
+    about = about_line(Path(points[0].model).name, points[0].workload.name)
+    draw(path, diagrams, title=title, about=about)
 
 
 def _or_inf(value: float) -> float | str:

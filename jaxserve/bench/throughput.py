@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxserve.bench.workload import Job
+from jaxserve.bench.workload import Job, Vocabulary
 from jaxserve.errors import JaxserveError
 from jaxserve.llm import LLM
 
@@ -41,6 +41,14 @@ class Throughput:
             f" {self.tokens_per_s:.2f} total tokens/s,"
             f" {self.output_tokens_per_s:.2f} output tokens/s"
         )
+
+
+def vocabulary_of(llm: LLM) -> Vocabulary:
+    """Return the tokens of a model in this process: all that it has an embedding for."""
+    tokenizer = llm.get_tokenizer()
+    return Vocabulary(
+        ids=range(llm.plan.model.vocab_size), encode=tokenizer.encode, decode=tokenizer.decode
+    )
 
 
 def measure_throughput(llm: LLM, jobs: Sequence[Job], *, batch: int) -> Throughput:

@@ -88,19 +88,14 @@ def dataset_options(args: argparse.Namespace, **defaults: Any) -> "DatasetOption
 def workload_for(llm: "LLM", args: argparse.Namespace) -> "Workload":
     """Return what to run in this process: a file of token ids as it is, or a dataset."""
     from jaxserve.bench.datasets import load_dataset
-    from jaxserve.bench.workload import Vocabulary, read_workload
+    from jaxserve.bench.throughput import vocabulary_of
+    from jaxserve.bench.workload import read_workload
 
     if args.workload is not None:
         return read_workload(args.workload).first(args.num_prompts)
 
-    def vocabulary() -> Vocabulary:
-        tokenizer = llm.get_tokenizer()
-        return Vocabulary(
-            ids=range(llm.plan.model.vocab_size), encode=tokenizer.encode, decode=tokenizer.decode
-        )
-
     defaults = {"num_prompts": 64, "random_input_len": 128, "random_output_len": 128}
-    return load_dataset(dataset_options(args, **defaults), vocabulary)
+    return load_dataset(dataset_options(args, **defaults), lambda: vocabulary_of(llm))
 
 
 def range_ratio(text: str) -> tuple[float, float]:
