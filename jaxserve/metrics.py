@@ -18,6 +18,8 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     """One engine step: gauges as they are after it, counts as increments since the last one.
 
     prefix_queries and prefix_hits are in tokens: prompt tokens looked up, and found, in the cache.
+    num_kv_slots: tokens that the used pages could hold, and num_empty_kv_slots: those of them that
+    held nothing, added up over steps: the ratio is the waste of KV memory.
     first_token_s: seconds from the arrival of its request to the first token of each choice that
     got it. inter_token_s: seconds since a choice's last token, and how many choices waited just so
     long: most of a step's do. record: where the time of the step went that was committed, None if
@@ -33,6 +35,8 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_preemptions: int = 0
+    num_kv_slots: int = 0
+    num_empty_kv_slots: int = 0
     first_token_s: tuple[float, ...] = ()
     inter_token_s: Mapping[float, int] = {}
     record: StepRecord | None = None
@@ -56,6 +60,8 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
             prefix_queries=self.prefix_queries - before.prefix_queries,
             prefix_hits=self.prefix_hits - before.prefix_hits,
             num_preemptions=self.num_preemptions - before.num_preemptions,
+            num_kv_slots=self.num_kv_slots - before.num_kv_slots,
+            num_empty_kv_slots=self.num_empty_kv_slots - before.num_empty_kv_slots,
             first_token_s=first_token_s,
             inter_token_s=inter_token_s,
             record=record,
@@ -203,6 +209,8 @@ class EngineSeries:
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
         self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self._kv_slots = own_counter("kv_slots", "Tokens that used KV pages could hold, by step.")
+        self._empty_kv_slots = own_counter("empty_kv_slots", "Those of kv_slots that held nothing.")
         self._preemptions = counter("num_preemptions", "Sequences preempted.")
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
         self._generation_tokens = counter("generation_tokens", "Tokens generated.")
@@ -313,6 +321,8 @@ class EngineSeries:
         self._prefix_queries.inc(stats.prefix_queries)
         self._prefix_hits.inc(stats.prefix_hits)
         self._cached_tokens.inc(stats.prefix_hits)
+        self._kv_slots.inc(stats.num_kv_slots)
+        self._empty_kv_slots.inc(stats.num_empty_kv_slots)
         self._preemptions.inc(stats.num_preemptions)
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._generation_tokens.inc(stats.num_generated_tokens)

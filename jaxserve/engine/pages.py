@@ -38,6 +38,11 @@ class PageAllocator:
         return len(self._free) + self._prefix_cache.num_idle - self._num_reserved
 
     @property
+    def num_worthless(self) -> int:
+        """Pages that can be allocated or reserved without forgetting anything; at least 0."""
+        return max(len(self._free) - self._num_reserved, 0)
+
+    @property
     def num_held(self) -> int:
         """Pages that somebody uses."""
         return self.num_pages - len(self._free) - self._prefix_cache.num_idle

@@ -77,6 +77,10 @@ class PrefixCache:
             found.append(page)
         return found
 
+    def knows(self, digest: bytes) -> bool:
+        """Whether the page can be found."""
+        return digest in self._pages
+
     def expect(self, digests: Iterable[bytes], *, order: Order) -> None:
         """Note that the sequence of this order computes these pages, unless another does."""
         for digest in digests:

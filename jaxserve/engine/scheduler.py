@@ -4,16 +4,15 @@ The scheduler owns sequences, slots, pages and the prefix cache, and decides eve
 integers. A step is planned by `schedule` and accounted for by `commit`; in between further steps
 may be planned, on tokens that are still on the device.
 
-A step computes, under one budget of `max_num_batched_tokens`:
+A step computes one token of every sequence that is decoding, and chunks of prompts as far as time
+and tokens allow (prefills.py). Waiting sequences run as slots and pages allow, in order of
+precedence: by priority if the policy says so, then by arrival. Two things let others pass for a
+while: somebody ahead computes the prefix just now; or room is made for a sequence by forgetting
+what one close behind it could start from.
 
-    1. one token of every sequence that is decoding,
-    2. chunks of the prompts of running sequences,
-    3. chunks of the prompts of waiting sequences, as slots and pages allow,
-
-each in order of precedence: by priority if the policy says so, then by arrival. A decode that
-finds no page takes those of the running sequence of lowest precedence, which later starts again
-from its known tokens (preemption by recompute). The sequence of highest precedence is never
-preempted, and whatever is admitted fits the pool alone: so every sequence finishes.
+A decode that finds no page takes those of the running sequence of lowest precedence, which later
+starts again from its known tokens (preemption by recompute). The sequence of highest precedence is
+never preempted, and whatever is admitted fits the pool alone: so every sequence finishes.
 """
 
 import random
@@ -22,13 +21,11 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from jaxserve.config import CacheConfig, SchedulerConfig
-from jaxserve.engine.pages import PageAllocator
+from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefills import divide, prefill_budget
-from jaxserve.engine.prefix_cache import PrefixCache
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue, by_order
 from jaxserve.errors import InvalidRequestError
@@ -41,6 +38,9 @@ NOT_FINITE = (
     " request forbids every token"
 )
 
+# So many sequences may be asked, and may run, before the first in the queue.
+MAX_PASSED = 64
+
 
 @dataclass(slots=True)
 class _Totals:
@@ -51,6 +51,8 @@ class _Totals:
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_preemptions: int = 0
+    num_kv_slots: int = 0
+    num_empty_kv_slots: int = 0
 
 
 class Scheduler:
@@ -75,8 +77,7 @@ class Scheduler:
         # No secrets are drawn from it, and equal engine seeds must give equal streams.
         self._random = random.Random(seed)  # noqa: S311
         self._clock = clock
-        self._prefix_cache = PrefixCache()
-        self._pages = PageAllocator(cache.num_pages, self._prefix_cache)
+        self._memory = KVMemory(cache)
         self._free_slots = list(range(config.max_num_seqs, RUBBISH_SLOT, -1))
         self._groups: dict[str, SequenceGroup] = {}
         self._waiting = WaitingQueue(config.max_queued_requests)
@@ -178,10 +179,13 @@ class Scheduler:
         plan = builder.plan()
         if plan is not None:
             self._in_flight.append((plan, [*builder.sequences]))
+            self._memory.fill(plan.num_tokens)
+            self._totals.num_kv_slots += self._memory.num_used * self._cache.page_size
+            self._totals.num_empty_kv_slots += self._memory.num_empty
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Update]:
-        """Account for the oldest step in flight; return what changed, in the order of its rows.
+        """Account for the oldest step in flight; return what changed, errors first, then by row.
 
         Sequences that reach a stop token or their length have ended (and hold nothing) when this
         returns. Their pages and slots may be given to others at once, though a step under way
@@ -196,7 +200,7 @@ class Scheduler:
             sequence = sequences[index]
             if sequence is not None:
                 # Whatever went wrong is in its pages too: nobody else shall start from them.
-                self._prefix_cache.forget(sequence.pages)
+                self._memory.distrust(sequence)
                 self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
                 sequences[index] = None
                 updates.append((sequence, None, None))
@@ -212,7 +216,7 @@ class Scheduler:
                 if len(sequence.prompt_logprobs) == sequence.num_prompt - 1:
                     sequence.targets_stop = 0
             if num_computed >= (sequence.num_registered + 1) * page_size:
-                self._register_pages(sequence)
+                self._waiting.release(self._memory.register(sequence))
             if token_id is not None:
                 output_ids = sequence.output_ids
                 output_ids.append(token_id)
@@ -230,7 +234,7 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; sequences that run keep their pages."""
-        self._pages.forget_prefixes()
+        self._memory.forget_prefixes()
 
     def stats(self) -> StepStats:
         """Gauges as they are now; counts since the scheduler was made."""
@@ -238,24 +242,23 @@ class Scheduler:
         return StepStats(
             num_running=len(self._prefilling) + len(self._decoding),
             num_waiting=len(self._waiting),
-            num_pages=self._pages.num_pages,
-            num_pages_used=self._pages.num_held,
+            num_pages=self._memory.num_pages,
+            num_pages_used=self._memory.num_used,
             num_prompt_tokens=totals.num_prompt_tokens,
             num_generated_tokens=totals.num_generated_tokens,
             prefix_queries=totals.prefix_queries,
             prefix_hits=totals.prefix_hits,
             num_preemptions=totals.num_preemptions,
+            num_kv_slots=totals.num_kv_slots,
+            num_empty_kv_slots=totals.num_empty_kv_slots,
         )
 
     def check_integrity(self) -> None:
         """Assert that every sequence, slot and page is in one place, and every count right."""
         running = self._prefilling + self._decoding
-        self._pages.check_integrity(
-            (page for sequence in running for page in sequence.pages),
-            num_reserved=sum(sequence.num_reserved for sequence in running),
-        )
+        self._memory.check_integrity(running)
         self._waiting.check_integrity(
-            list(self._groups.values()), is_expected=self._prefix_cache.is_expected
+            list(self._groups.values()), is_expected=self._memory.is_expected
         )
         slots = [*self._free_slots, *(sequence.slot for sequence in running)]
         assert len(slots) == len(set(slots)) == self.config.max_num_seqs, "a slot is lost or double"
@@ -265,33 +268,18 @@ class Scheduler:
         assert all(sequence.is_decoding for sequence in self._decoding), "a prompt decodes"
         assert not any(sequence.is_decoding for sequence in self._prefilling), "a decode is lost"
         unfinished = 0
-        written: set[int] = set()
         for group in self._groups.values():
             assert group.num_unfinished == sum(not seq.is_finished for seq in group.sequences) > 0
             unfinished += group.num_unfinished
             for sequence in group.sequences:
                 sequence.check_integrity()
-                # Pages that are not full yet are written by one sequence alone.
-                own = sequence.pages[sequence.num_computed // self._cache.page_size :]
-                assert written.isdisjoint(own), f"two sequences write to one of pages {own}"
-                written.update(own)
         assert unfinished == len(running) + len(self._waiting), "a sequence is nowhere"
 
     def _max_length(self, request: Request) -> int:
         """Tokens of prompt and output together at which a sequence of the request must end."""
-        num_pages, page_size = self._pages.num_pages, self._cache.page_size
-        # The token that ends a sequence is never computed, so it needs no place in a page.
-        pool_length = num_pages * page_size + 1
-        num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
-        if num_prompt + (max_tokens or 1) > pool_length:
-            wanted = "" if max_tokens is None else f" and max_tokens={max_tokens}"
-            raise InvalidRequestError(
-                f"the KV cache has {num_pages} pages of {page_size} tokens, but the prompt has"
-                f" {num_prompt} tokens{wanted}: one sequence can have at most {pool_length}",
-                param="prompt" if num_prompt >= pool_length else "max_tokens",
-            )
-        limit = min(self.config.max_model_len, pool_length)
-        return limit if max_tokens is None else min(limit, num_prompt + max_tokens)
+        limit = min(self.config.max_model_len, self._memory.max_length(request))
+        max_tokens = request.params.max_tokens
+        return limit if max_tokens is None else min(limit, len(request.prompt_ids) + max_tokens)
 
     def _schedule_decodes(self, builder: PlanBuilder) -> int:
         """Plan a token of every sequence that lacks one only; return how many they attend to."""
@@ -309,7 +297,7 @@ class Scheduler:
 
     def _add_page(self, sequence: Sequence) -> bool:
         """Give a running sequence one more page; False if that took preempting itself."""
-        while not self._pages.can_allocate(1):
+        while not self._memory.add_page(sequence):
             victim = max(self._prefilling[-1:] + self._decoding[-1:], key=by_order)
             (self._decoding if victim.is_decoding else self._prefilling).pop()
             self._release(victim)
@@ -318,7 +306,6 @@ class Scheduler:
             self._waiting.push(victim)
             if victim is sequence:
                 return False
-        sequence.pages += self._pages.allocate(1)
         return True
 
     def _admit(self) -> None:
@@ -328,48 +315,43 @@ class Scheduler:
             sequence = self._waiting.first
             if sequence is None:
                 return
-            shared, awaited = self._find_prefix(sequence)
+            shared, awaited = self._memory.find(sequence)
             if awaited is not None:
-                self._waiting.hold_first(awaited)
+                self._waiting.hold(sequence, awaited)
                 continue
-            # Room for all its known tokens: to run out of pages half-way through a prompt would
-            # waste what was computed.
-            num_new = self._cache.pages_for(sequence.length) - len(shared)
-            if not self._pages.can_allocate(num_new, sharing=shared):
+            if self._memory.forgets(sequence, shared):
+                sequence, shared = self._nearest_to_cache(sequence, shared)
+            if not self._memory.has_room(sequence, shared):
                 return  # nobody overtakes it, or a long prompt might wait for ever
-            self._waiting.start_first(self._clock())
-            self._pages.share(shared)
-            self._pages.reserve(num_new)
-            self._enter(sequence, shared, num_reserved=num_new)
+            self._waiting.start(sequence, self._clock())
+            self._memory.enter(sequence, self._free_slots.pop(), shared)
+            insort(self._prefilling, sequence, key=by_order)
             num_tokens += sequence.length - sequence.num_scheduled
+            if sequence.num_cached_tokens is None:
+                sequence.num_cached_tokens = sequence.num_cached
+                self._totals.prefix_queries += sequence.num_prompt
+                self._totals.prefix_hits += sequence.num_cached
 
-    def _find_prefix(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
-        """Return the cached pages a waiting sequence can start from, and which page to await."""
-        if sequence.root_digest is None or sequence.targets_stop:
-            return [], None  # log-probabilities of the prompt come only from computing it
-        # At least one token must be computed, to have logits to sample from.
-        limit = (sequence.length - 1) // self._cache.page_size
-        sequence.extend_digests(limit, page_size=self._cache.page_size)
-        shared = self._prefix_cache.find(islice(sequence.digests, limit))
-        missing = islice(sequence.digests, len(shared), limit)
-        return shared, self._prefix_cache.find_expected(missing, order=sequence.order)
+    def _nearest_to_cache(self, first: Sequence, shared: list[int]) -> tuple[Sequence, list[int]]:
+        """Return who is to run instead of the first in the queue, and the pages to start from.
 
-    def _enter(self, sequence: Sequence, shared: list[int], *, num_reserved: int) -> None:
-        """Give a sequence a slot, cached pages to start from and a promise of the others."""
-        page_size = self._cache.page_size
-        slot = self._free_slots.pop()
-        sequence.enter(slot, shared, num_reserved=num_reserved, page_size=page_size)
-        insort(self._prefilling, sequence, key=by_order)
-        if sequence.root_digest is not None:
-            num_full = sequence.length // page_size
-            sequence.extend_digests(num_full, page_size=page_size)
-            self._prefix_cache.expect(
-                islice(sequence.digests, len(shared), num_full), order=sequence.order
-            )
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_cached
-            self._totals.prefix_queries += sequence.num_prompt
-            self._totals.prefix_hits += sequence.num_cached
+        It is the one that finds most of itself in the cache, among the next few of the same
+        priority: soon it might not. Nobody is passed over more often than there are such places.
+        """
+        if first.num_passed == MAX_PASSED:
+            return first, shared
+        best, most = first, shared
+        for sequence in self._waiting.next(MAX_PASSED):
+            if sequence.order[0] != first.order[0]:
+                break
+            if not self._memory.finds_more(sequence, len(most)):
+                continue
+            pages, awaited = self._memory.find(sequence)
+            if awaited is None and len(pages) > len(most):
+                best, most = sequence, pages
+        if best is not first:
+            first.num_passed += 1
+        return best, most
 
     def _schedule_prefills(self, builder: PlanBuilder, context: int) -> None:
         """Plan the next tokens of prompts, as many as the step has room and time for."""
@@ -386,11 +368,7 @@ class Scheduler:
 
     def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
         """Plan the next `num_tokens` tokens of a prompt, and give it the pages for them."""
-        stop = sequence.num_scheduled + num_tokens
-        num_new = self._cache.pages_for(stop) - len(sequence.pages)
-        self._pages.cancel(num_new)
-        sequence.num_reserved -= num_new
-        sequence.pages += self._pages.allocate(num_new)
+        self._memory.extend(sequence, num_tokens)
         if sequence.num_sent_pages == 0:
             builder.assign(sequence)
             if sequence.scheduled_s is None:
@@ -399,17 +377,6 @@ class Scheduler:
         if sequence.is_decoding:
             del self._prefilling[bisect_left(self._prefilling, sequence.order, key=by_order)]
             insort(self._decoding, sequence, key=by_order)
-
-    def _register_pages(self, sequence: Sequence) -> None:
-        """Make the pages that have become full findable."""
-        first, num_full = sequence.num_registered, sequence.num_computed // self._cache.page_size
-        sequence.num_registered = num_full
-        if sequence.root_digest is None:
-            return
-        sequence.extend_digests(num_full, page_size=self._cache.page_size)
-        for page in range(first, num_full):
-            self._prefix_cache.register(sequence.digests[page], sequence.pages[page])
-        self._waiting.release(islice(sequence.digests, first, num_full))
 
     def _finish_if_done(self, sequence: Sequence, token_id: int) -> None:
         """End a sequence whose newest token is a stop token, or its last allowed one."""
@@ -427,9 +394,4 @@ class Scheduler:
             if sequence in sequences:
                 sequences[sequences.index(sequence)] = None
         self._free_slots.append(sequence.slot)
-        self._pages.free(sequence.pages)
-        self._pages.cancel(sequence.num_reserved)
-        given_up = sequence.digests[sequence.num_registered :]
-        self._prefix_cache.give_up(given_up, order=sequence.order)
-        self._waiting.release(given_up)
-        sequence.leave()
+        self._waiting.release(self._memory.leave(sequence))

@@ -50,7 +50,8 @@ class Sequence:
     many of `pages` the runner knows. num_reserved: pages promised for its known tokens, beyond
     `pages`. num_registered: how many of them the prefix cache was
     offered. digests: the chain over its full pages, as far as it was needed.
-    awaited_digest: of the page it waits for, which another sequence computes.
+    awaited_digest: of the page it waits for, which another sequence computes. num_passed: how
+    often another has run before it for what the cache held.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
     0 when none are, or no more. num_cached_tokens: prompt tokens found in the cache when it first
     ran (None before that), which is what usage reports.
@@ -81,6 +82,7 @@ class Sequence:
     targets_stop: int = 0
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list[PositionLogprobs])
     num_preemptions: int = 0
+    num_passed: int = 0
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None

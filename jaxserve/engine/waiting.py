@@ -61,9 +61,13 @@ class WaitingQueue:
         """Put a sequence where its precedence belongs."""
         insort(self._sequences, sequence, key=by_order)
 
-    def start_first(self, now_s: float) -> None:
-        """Take the first sequence out of the queue, because it runs now."""
-        sequence = self._sequences.pop(0)
+    def next(self, count: int) -> list[Sequence]:
+        """Return those that come after the first, at most `count`."""
+        return self._sequences[1 : count + 1]
+
+    def start(self, sequence: Sequence, now_s: float) -> None:
+        """Take a sequence out of the order, because it runs now."""
+        self._take(sequence)
         if not sequence.group.has_started:
             sequence.group.has_started = True
             self._num_requests -= 1
@@ -73,9 +77,9 @@ class WaitingQueue:
             # The time until the next start says something of the pace only if one could follow.
             self._last_start_s = now_s if self._sequences else None
 
-    def hold_first(self, digest: bytes) -> None:
-        """Let the first sequence wait for a page, and others pass."""
-        sequence = self._sequences.pop(0)
+    def hold(self, sequence: Sequence, digest: bytes) -> None:
+        """Let a sequence wait for a page, and others pass."""
+        self._take(sequence)
         sequence.awaited_digest = digest
         self._held.setdefault(digest, []).append(sequence)
         self._num_held += 1
@@ -94,7 +98,7 @@ class WaitingQueue:
         """Take out a sequence that ends while it waits."""
         digest = sequence.awaited_digest
         if digest is None:
-            del self._sequences[bisect_left(self._sequences, sequence.order, key=by_order)]
+            self._take(sequence)
             return
         held = self._held[digest]
         held.remove(sequence)
@@ -107,6 +111,9 @@ class WaitingQueue:
         """Note that a request is over."""
         if not group.has_started:
             self._num_requests -= 1
+
+    def _take(self, sequence: Sequence) -> None:
+        del self._sequences[bisect_left(self._sequences, sequence.order, key=by_order)]
 
     def check_integrity(
         self, groups: list[SequenceGroup], *, is_expected: Callable[[bytes], bool]

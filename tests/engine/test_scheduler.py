@@ -254,3 +254,17 @@ def test_without_max_tokens_the_pool_is_a_limit_of_length() -> None:
     world.run(request("a", LONG[:14], max_tokens=None, ignore_eos=True))
     assert len(world.output()) == 3
     assert world.answers["a", 0].finish_reason is FinishReason.LENGTH
+
+
+# What is counted
+
+
+def test_slots_of_used_pages_are_counted_step_by_step_and_those_that_are_empty() -> None:
+    scheduler = make()
+    scheduler.add(request("a", (1, 2, 3, 4, 5), max_tokens=3))
+    for _ in range(2):
+        plan = scheduled(scheduler)
+        scheduler.commit(plan, answer(plan))
+    stats = scheduler.stats()
+    # Two pages of four: five tokens are written by the first step, six by the second.
+    assert (stats.num_kv_slots, stats.num_empty_kv_slots) == (16, 3 + 2)

@@ -189,3 +189,65 @@ def test_log_probabilities_of_a_prompt_are_not_awaited_from_others() -> None:
     scheduler.add(request("a", LONG[:9]))
     scheduler.add(request("b", LONG[:9], prompt_logprobs=0))
     assert [row.start for row in scheduled(scheduler).rows] == [0, 0]
+
+
+# Room made by forgetting
+
+
+def full_of(*prompts: tuple[int, ...], num_pages: int) -> Scheduler:
+    """A scheduler whose cache holds these prompts, in an otherwise full pool."""
+    scheduler = make(num_pages=num_pages, max_num_seqs=1, max_num_batched_tokens=64)
+    for index, prompt_ids in enumerate(prompts):
+        scheduler.add(request(f"old {index}", prompt_ids, max_tokens=1))
+        plan = scheduled(scheduler)
+        scheduler.commit(plan, answer(plan))
+    return scheduler
+
+
+def started(scheduler: Scheduler) -> list[tuple[int, ...]]:
+    """The prompts that run, in the order in which they start, each for one step."""
+    prompts: list[tuple[int, ...]] = []
+    while scheduler.has_unfinished:
+        plan = scheduled(scheduler)
+        prompts += [each.prompt_ids for each in plan.assignments]
+        scheduler.commit(plan, answer(plan))
+        scheduler.check_integrity()
+    return prompts
+
+
+OTHER = tuple(range(63, 39, -1))
+
+
+def test_what_the_cache_would_forget_for_the_first_runs_before_it() -> None:
+    scheduler = full_of(LONG[:20], num_pages=7)
+    scheduler.add(request("a", OTHER[:20], max_tokens=1))
+    scheduler.add(request("b", LONG[:18], max_tokens=1))
+    assert started(scheduler) == [LONG[:18], OTHER[:20]]
+    assert scheduler.stats().prefix_hits == 16
+
+
+def test_nobody_passes_where_nothing_has_to_be_forgotten() -> None:
+    scheduler = full_of(LONG[:20], num_pages=32)
+    scheduler.add(request("a", OTHER[:20], max_tokens=1))
+    scheduler.add(request("b", LONG[:18], max_tokens=1))
+    assert started(scheduler) == [OTHER[:20], LONG[:18]]
+
+
+def test_nobody_is_passed_over_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxserve.engine.scheduler.MAX_PASSED", 2)
+    scheduler = full_of(LONG[:20], num_pages=7)
+    scheduler.add(request("a", OTHER[:20], max_tokens=1))
+    for index in range(4):
+        scheduler.add(request(str(index), (*LONG[:16], index), max_tokens=1))
+    starts = [prompt_ids[0] for prompt_ids in started(scheduler)]
+    assert starts.index(OTHER[0]) == 2
+
+
+def test_nobody_passes_one_of_higher_priority() -> None:
+    scheduler = make(num_pages=7, max_num_seqs=1, policy="priority", max_num_batched_tokens=64)
+    scheduler.add(request("old", LONG[:20], max_tokens=1))
+    plan = scheduled(scheduler)
+    scheduler.commit(plan, answer(plan))
+    scheduler.add(request("a", OTHER[:20], max_tokens=1, priority=0))
+    scheduler.add(request("b", LONG[:18], max_tokens=1, priority=1))
+    assert started(scheduler) == [OTHER[:20], LONG[:18]]

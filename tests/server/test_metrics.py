@@ -69,6 +69,8 @@ def test_vllms_series_are_there_before_the_first_request(name: str) -> None:
     "name",
     [
         "device_gap_seconds_total",
+        "empty_kv_slots_total",
+        "kv_slots_total",
         "step_device_seconds_total",
         "step_padding_tokens_total",
         "step_phase_seconds_total",
@@ -76,7 +78,7 @@ def test_vllms_series_are_there_before_the_first_request(name: str) -> None:
         "step_tokens_total",
     ],
 )
-def test_the_timelines_series_are_there_before_the_first_request(name: str) -> None:
+def test_series_of_our_own_are_there_before_the_first_request(name: str) -> None:
     with World() as world:
         text = world.http().get("/metrics").text
     assert re.search(rf'^jaxserve:{name}{{.*model_name="tiny/model"', text, re.MULTILINE)
