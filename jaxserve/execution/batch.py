@@ -9,7 +9,7 @@ step costs the host one gather and a few numbers per row. Floats travel by their
 one transfer. A fresh array is packed for every step: the device may still be reading the last one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -25,7 +25,7 @@ from jaxserve.plan import RowPlan, SlotAssignment
 
 # The columns of a record, in order; after them comes the page table. First what each step sets.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")
-_INTS = ("slot", "top_k", "seed_low", "seed_high", "adjusts", "min_length")
+_INTS = ("slot", "top_k", "seed_low", "seed_high", "adjusts", "reports", "min_length")
 _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
 _NUM_STEP = len(_STEP)
 _FIRST_FLOAT = _NUM_STEP + len(_INTS)
@@ -55,6 +55,7 @@ class StepInput:
     seed_low: jax.Array  # int32[sequences], bits of a uint32
     seed_high: jax.Array  # int32[sequences], bits of a uint32
     adjusts: jax.Array  # int32[sequences], 1: logits are adjusted by the slot's memory
+    reports: jax.Array  # int32[sequences], 1: log-probabilities are wanted
     min_length: jax.Array  # int32[sequences], shorter sequences may not stop
     temperature: jax.Array  # float32[sequences], 0: greedy
     top_p: jax.Array  # float32[sequences]
@@ -62,6 +63,11 @@ class StepInput:
     presence: jax.Array  # float32[sequences]
     frequency: jax.Array  # float32[sequences]
     repetition: jax.Array  # float32[sequences]
+
+    def take(self, sequences: jax.Array) -> "StepInput":
+        """Return the input of some sequences: what is per token stays as it is."""
+        names = ("kv_lengths", "slots", "feedback", "samples", "page_table", *_INTS[1:], *_FLOATS)
+        return replace(self, **{name: getattr(self, name)[sequences] for name in names})
 
 
 class _Layout(NamedTuple):
@@ -154,6 +160,7 @@ class SlotTable:
             max(params.top_k, 0),
             *seed.view(np.int32),
             params.adjusts_logits,
+            params.logprobs is not None,
             min_length,
         )
         self.floats[slot] = (

@@ -25,6 +25,10 @@ type KVCache = tuple[jax.Array, ...]
 # Prompt rows scored at once: their logits are the largest array of a SCORE step.
 SCORED_ROWS = 32
 
+# Where prompts are computed, few sequences sample. Logits of 8 rows cost a CPU a quarter of what 64
+# do, which is a fifth of a step of 128 tokens.
+FEW_ROWS = 8
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -72,10 +76,11 @@ def step(
         _Attend(_paged_batch(inputs, shape), context),
         rope_length=context.rope_length,
     )
-    last_rows = jnp.maximum(inputs.query_starts[1:] - 1, 0)
-    logits = _gathered(model.logits(hidden[last_rows]), context.mesh)
-    with jax.named_scope("sampling"):
-        output, state = _choose(logits, inputs, state, shape.variant, branch=context.branches)
+
+    def logits_of(rows: jax.Array) -> jax.Array:
+        return _gathered(model.logits(hidden[rows]), context.mesh)
+
+    output, state = _choose(logits_of, inputs, state, shape.variant, branch=context.branches)
     if shape.variant is Variant.SCORE:
         with jax.named_scope("prompt_logprobs"):
             scores = _score(model, hidden, inputs.targets, context.mesh)
@@ -147,46 +152,89 @@ def _attend_sharded(
     return jax.jit(sharded)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Drawn:
+    """What was drawn, for each of some sequences."""
+
+    tokens: jax.Array  # int32[rows]
+    is_valid: jax.Array  # int32[rows], 1 if the logits were fit to draw from
+    report: Logprobs
+
+
 def _choose(
-    logits: jax.Array,
+    logits_of: Callable[[jax.Array], jax.Array],
     inputs: StepInput,
     state: SlotState[jax.Array],
     variant: Variant,
     *,
     branch: bool,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """Draw each row's token, and remember it where the row samples."""
+    """Draw each sequence's token, and remember it where the sequence samples.
+
+    logits_of: float32[n, vocab] of int32[n] rows of the step. branch: whether to do at run time
+    the least that the step needs, up to `variant`.
+    """
+    last_rows = jnp.maximum(inputs.query_starts[1:] - 1, 0)
+    num_sequences = last_rows.shape[0]
     variant = min(variant, Variant.FULL)
+
+    def draw(rows: jax.Array, inputs: StepInput, variant: Variant) -> _Drawn:
+        logits = logits_of(rows)
+        with jax.named_scope("sampling"):
+            return _draw(logits, inputs, state, variant)
+
+    def draw_few(variant: Variant) -> _Drawn:
+        """Draw for the sequences that sample, of which there are FEW_ROWS at most."""
+        few = jnp.argsort(inputs.samples == 0, stable=True)[:FEW_ROWS]
+        drawn = draw(last_rows[few], inputs.take(few), variant)
+        spread: _Drawn = jax.tree.map(
+            lambda x: jnp.zeros((num_sequences, *x.shape[1:]), x.dtype).at[few].set(x), drawn
+        )
+        return spread
+
     if branch:
-        choices = [partial(_tokens, variant=Variant(i)) for i in range(variant + 1)]
-        needed = jnp.minimum(inputs.variant[0], variant)
-        tokens, is_valid, report = lax.switch(needed, choices, logits, inputs, state)
+        choices = [partial(draw, last_rows, inputs, Variant(i)) for i in range(variant + 1)]
+        chosen = jnp.minimum(inputs.variant[0], variant)
+        is_decode = inputs.token_ids.shape[0] == num_sequences
+        if not is_decode and num_sequences > FEW_ROWS:
+            # Not for FULL: a program more to compile, for what is rare.
+            is_few = (jnp.sum(inputs.samples) <= FEW_ROWS) & (chosen < variant)
+            chosen = jnp.where(is_few, chosen + len(choices), chosen)
+            choices += [partial(draw_few, Variant(i)) for i in range(variant)]
+        drawn = lax.switch(chosen, choices)
     else:
-        tokens, is_valid, report = _tokens(logits, inputs, state, variant=variant)
+        drawn = draw(last_rows, inputs, variant)
     samples = inputs.samples != 0
     slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
-    state = replace(state, last_token=state.last_token.at[slots].set(tokens, mode="drop"))
+    state = replace(state, last_token=state.last_token.at[slots].set(drawn.tokens, mode="drop"))
     if variant is Variant.FULL:
         adjusts = samples & (inputs.adjusts != 0)
-        state = observe(state, slots=inputs.slots, tokens=tokens, adjusts=adjusts)
-    packed = jnp.stack([tokens, is_valid.astype(jnp.int32)])
-    return StepOutput(tokens=packed, logprobs=report, prompt_logprobs=None), state
+        state = observe(state, slots=inputs.slots, tokens=drawn.tokens, adjusts=adjusts)
+    packed = jnp.stack([drawn.tokens, drawn.is_valid])
+    return StepOutput(tokens=packed, logprobs=drawn.report, prompt_logprobs=None), state
 
 
-def _tokens(
-    logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array], *, variant: Variant
-) -> tuple[jax.Array, jax.Array, Logprobs]:
-    """Return each row's token, whether its logits were fit to draw from, and its report."""
+def _draw(
+    logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+) -> _Drawn:
+    """Draw a token from each row of logits, doing all that `variant` can."""
     adjusted = sampling.adjust(logits, inputs, state) if variant is Variant.FULL else logits
     if variant is Variant.GREEDY:
         tokens = sampling.greedy(adjusted)
     else:
         tokens = sampling.sample(adjusted, inputs)
     # A NaN anywhere makes the maximum NaN; -inf means that every token is forbidden.
-    is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1))
+    is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1)).astype(jnp.int32)
+    report = sampling.no_logprobs(*logits.shape)
     if variant is Variant.FULL:
-        return tokens, is_valid, sampling.logprobs(logits, tokens)
-    return tokens, is_valid, sampling.no_logprobs(*logits.shape)
+        # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
+        report = lax.cond(
+            jnp.any(inputs.reports != 0),
+            lambda: sampling.logprobs(logits, tokens),
+            lambda: report,
+        )
+    return _Drawn(tokens, is_valid, report)
 
 
 def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, mesh: Mesh) -> Logprobs:

@@ -18,15 +18,16 @@ _INTS = (
     "seed_low",
     "seed_high",
     "adjusts",
+    "reports",
     "min_length",
 )
-_ONES = ("temperature", "top_p", "repetition")
+_ONES = ("temperature", "top_p", "repetition", "reports")
 
 
 def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
-    """Rows that ask for nothing but a draw at temperature 1; scalars are for all of them.
+    """Rows of a token each, which ask for a draw at temperature 1 and for a report.
 
-    What belongs to the model (tokens, pages) is empty.
+    Scalars are for all of them. What belongs to the model is empty.
     """
     variant = fields.pop("variant", Variant.FULL)
     values: dict[str, ArrayLike] = {name: name in _ONES for name in (*_INTS, *_FLOATS)}
@@ -39,12 +40,12 @@ def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
     empty = jnp.zeros(0, jnp.int32)
     return StepInput(
         variant=jnp.asarray(variant, jnp.int32)[None],
-        token_ids=empty,
+        token_ids=jnp.zeros(num_rows, jnp.int32),
         positions=empty,
         row_sequences=empty,
         targets=empty,
-        query_starts=empty,
-        page_table=empty,
+        query_starts=jnp.arange(num_rows + 1, dtype=jnp.int32),
+        page_table=jnp.zeros((num_rows, 0), jnp.int32),
         **{name: rows(name, np.int32) for name in _INTS},
         **{name: rows(name, np.float32) for name in _FLOATS},
     )

@@ -114,7 +114,7 @@ def input_for(owner: Owner, *, row: int = 2, adjusts: bool = True) -> StepInput:
     table.assign(owner.assignment)
     is_row = np.arange(NUM_ROWS) == row
     slot = owner.assignment.slot
-    _, _, _, _, min_length = table.ints[slot]
+    min_length = table.ints[slot][-1]
     _, _, _, presence, frequency, repetition = table.floats[slot]
     return step_input(
         NUM_ROWS,

@@ -1,7 +1,8 @@
 """The end of a step: tokens chosen, rows that cannot be drawn from, what is kept in slots."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from jaxserve.execution.batch import StepInput
 from jaxserve.execution.shapes import Variant
 from jaxserve.execution.state import SlotState, abstract_state
-from jaxserve.execution.step import StepOutput, _choose
+from jaxserve.execution.step import FEW_ROWS, StepOutput, _choose
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 50
@@ -32,7 +34,12 @@ def empty_state() -> SlotState[jax.Array]:
 def compiled(
     variant: Variant, *, branch: bool
 ) -> Callable[..., tuple[StepOutput, SlotState[jax.Array]]]:
-    return jax.jit(partial(_choose, variant=variant, branch=branch))
+    def run(
+        logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array]
+    ) -> tuple[StepOutput, SlotState[jax.Array]]:
+        return _choose(lambda rows: logits[rows], inputs, state, variant, branch=branch)
+
+    return jax.jit(run)
 
 
 def choose(
@@ -122,3 +129,43 @@ def test_greedy_rows_are_the_same_in_every_variant() -> None:
     np.testing.assert_array_equal(greedy[0], random_logits().argmax(axis=1))
     np.testing.assert_array_equal(greedy[1], greedy[0])
     np.testing.assert_array_equal(greedy[2], greedy[0])
+
+
+@pytest.mark.parametrize("num_sampled", [0, 1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_few_rows_among_many_choose_as_all_would(variant: Variant, num_sampled: int) -> None:
+    rng = np.random.default_rng(11)
+    num_sequences, num_tokens = 3 * FEW_ROWS, 70
+    samples = np.zeros(num_sequences, np.int32)
+    samples[rng.permutation(num_sequences)[:num_sampled]] = 1
+    logits = jnp.asarray(rng.standard_normal((num_tokens, VOCAB_SIZE)), jnp.float32)
+    inputs = step_input(
+        num_sequences,
+        variant=variant,
+        samples=samples,
+        slots=rng.integers(1, NUM_SLOTS, num_sequences),
+        seed_low=np.arange(num_sequences),
+        temperature=np.where(np.arange(num_sequences) % 2, 0.0, 0.8),
+        kv_lengths=5,
+        adjusts=1,
+    )
+    # The first sequence has the rows that the others leave.
+    starts = num_tokens - num_sequences + jnp.arange(num_sequences + 1)
+    inputs = replace(
+        inputs, token_ids=jnp.zeros(num_tokens, jnp.int32), query_starts=starts.at[0].set(0)
+    )
+
+    apart, _ = compiled(variant, branch=False)(logits, inputs, empty_state())
+    branched, _ = compiled(Variant.FULL, branch=True)(logits, inputs, empty_state())
+
+    drawn = samples == 1
+    np.testing.assert_array_equal(branched.tokens[:, drawn], apart.tokens[:, drawn])
+    assert np.all(apart.tokens[1, drawn] == 1)
+
+
+def test_no_report_is_made_where_nobody_asks() -> None:
+    silent, _ = choose(random_logits(), Variant.FULL, {"reports": 0})
+    asked, _ = choose(random_logits(), Variant.FULL, {"reports": np.arange(NUM_ROWS) == 2})
+    np.testing.assert_array_equal(silent.tokens, asked.tokens)
+    assert not np.any(silent.logprobs.top)
+    assert np.all(asked.logprobs.top[2] < 0)
