@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxserve.execution.batch import packed_size
 from jaxserve.execution.shapes import ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
-from jaxserve.execution.step import StepContext, step
+from jaxserve.execution.step import KVCache, StepContext, StepOutput
+from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import Params
 from jaxserve.sharding import named_sharding
 from pallas_kernels.paged_attention import CacheSpec
@@ -46,7 +47,8 @@ class ProgramSet:
     """What an engine runs on its devices, and what it keeps on them, before either exists.
 
     cache and state: trees of jax.ShapeDtypeStruct, each with its sharding. A step takes both by
-    donation and returns them where they were; so does REMEMBER with the state.
+    donation and returns them where they were; so does REMEMBER with the state. Of the parameters it
+    takes the leaves, as a tuple.
     """
 
     def __init__(self, context: StepContext, *, cache_spec: CacheSpec, num_slots: int) -> None:
@@ -65,7 +67,7 @@ class ProgramSet:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, kept)
         self._step = jax.jit(
             partial(step, context=context),
-            static_argnames=("shape",),
+            static_argnames=("tree", "shape"),
             donate_argnames=("cache", "state"),
             out_shardings=(replicated, *shardings),
         )
@@ -91,11 +93,13 @@ class ProgramSet:
     def _lower(self, params: Params, program: Program) -> jax.stages.Lowered:
         match program:
             case StepShape():
+                leaves, tree = jax.tree.flatten(params)
                 return self._step.lower(
-                    params,
+                    tuple(leaves),
                     self.cache,
                     self.state,
                     self._described((packed_size(program),), jnp.int32),
+                    tree=tree,
                     shape=program,
                 )
             case Helper.REMEMBER:
@@ -109,6 +113,24 @@ class ProgramSet:
     def _described(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         """Describe an array that every device holds."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+
+def step(
+    leaves: tuple[jax.Array, ...],
+    cache: KVCache,
+    state: SlotState[jax.Array],
+    packed: jax.Array,
+    *,
+    tree: Any,
+    shape: StepShape,
+    context: StepContext,
+) -> tuple[StepOutput, KVCache, SlotState[jax.Array]]:
+    """See `step.step`; the parameters are flat, as JAX takes long to walk a tree in every call.
+
+    benchmarks/dispatch.py tells how long.
+    """
+    params: Params = jax.tree.unflatten(tree, leaves)
+    return step_of_tree(params, cache, state, packed, shape=shape, context=context)
 
 
 def _zeros(abstract: Any) -> Any:

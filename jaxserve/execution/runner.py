@@ -43,6 +43,7 @@ class ModelRunner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._params = params
+        self._leaves = tuple(jax.tree.leaves(params))
         self._clock = clock
         self._shapes = shapes
         self._vocab_size = context.model.vocab_size
@@ -116,7 +117,7 @@ class ModelRunner:
     def _run(self, shape: StepShape, packed: np.ndarray) -> StepOutput:
         output: StepOutput
         output, self._cache, self._state = self._program(shape)(
-            self._params, self._cache, self._state, packed
+            self._leaves, self._cache, self._state, packed
         )
         return output
 
