@@ -178,7 +178,11 @@ def _arrange(
 @lru_cache(maxsize=64)
 def _join(axis: int, sharding: Any) -> Callable[..., Array]:
     """Return the compiled joining of a parameter's parts."""
-    return jax.jit(lambda *parts: jnp.concatenate(parts, axis), out_shardings=sharding)
+
+    def join(*parts: Array) -> Array:
+        return jnp.concatenate(parts, axis)
+
+    return jax.jit(join, out_shardings=sharding)
 
 
 def _check(
