@@ -68,7 +68,7 @@ def build(
         raise CheckpointError(f"{plan.name} holds no weights")
     tokenizer = Tokenizer.load(
         Path(options.tokenizer) if options.tokenizer is not None else checkpoint.folder,
-        chat_template=_read_template(options.chat_template),
+        chat_template=read_template(options.chat_template),
     )
     eos_ids = {*tokenizer.eos_ids, *checkpoint.generation.eos_token_ids}
     if len(eos_ids) > MAX_EOS_IDS:
@@ -148,7 +148,7 @@ def _load_executables(
     return loaded
 
 
-def _read_template(chat_template: str | None) -> str | None:
+def read_template(chat_template: str | None) -> str | None:
     """Return an operator's chat template: the text itself, or the file that holds it."""
     if chat_template is None or "{" in chat_template:
         return chat_template

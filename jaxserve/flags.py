@@ -229,6 +229,36 @@ SERVER_FLAGS = (
         parse=float,
         help="seconds that answers may still take when the server stops",
     ),
+    Flag(
+        name="api-server-count",
+        field="api_server_count",
+        parse=int,
+        help="processes that speak HTTP, beside the engine's",
+    ),
+    Flag(
+        name="engine-hang-timeout",
+        field="engine_hang_timeout_s",
+        parse=float,
+        help="seconds after which a step that does not end is taken for a dead engine",
+    ),
+    Flag(
+        name="max-restarts",
+        field="max_restarts",
+        parse=int,
+        help="times that an engine may die within --restart-window before the server ends",
+    ),
+    Flag(
+        name="restart-window",
+        field="restart_window_s",
+        parse=float,
+        help="seconds in which deaths are counted",
+    ),
+    Flag(
+        name="restart-delay",
+        field="restart_delay_s",
+        parse=float,
+        help="seconds until a dead engine starts again, doubled with each further death",
+    ),
 )
 
 SAMPLING_FLAGS = (

@@ -39,12 +39,16 @@ def get_logger(name: str) -> BoundLogger:
 
 
 def configure_logging(
-    level: str = "info", *, stream: TextIO | None = None, as_json: bool | None = None
+    level: str = "info",
+    *,
+    stream: TextIO | None = None,
+    as_json: bool | None = None,
+    process: str | None = None,
 ) -> None:
     """Send this process's logs, and those of the libraries it uses, to `stream` (stderr).
 
     level: the name of a standard level. as_json: JSON lines; by default, whenever the stream is
-    not a terminal.
+    not a terminal. process: what every line calls the process it comes from.
     """
     target = sys.stderr if stream is None else stream
     as_json = not target.isatty() if as_json is None else as_json
@@ -62,7 +66,11 @@ def configure_logging(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_ENRICH,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_naming(process),
+                *render,
+            ],
         )
     )
     root = logging.getLogger()
@@ -70,3 +78,9 @@ def configure_logging(
     root.setLevel(level.upper())
     for library in _CHATTY:
         logging.getLogger(library).setLevel("DEBUG" if level == "debug" else "WARNING")
+
+
+def _naming(process: str | None) -> list[Processor]:
+    if process is None:
+        return []
+    return [lambda _logger, _method, event: {**event, "process": process}]

@@ -1,16 +1,17 @@
 """What the engine reports of itself, and its Prometheus form under vLLM's metric names."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from jaxserve.request import FinishReason, RequestMetrics, SamplingParams
-from jaxserve.series import SeriesSet, Tally, Value
+from jaxserve.series import Family, SeriesSet, Tally, Value, metrics_of
 from jaxserve.timeline import PHASES, StepRecord
 
 
@@ -123,15 +124,13 @@ def token_bounds(max_model_len: int) -> tuple[int, ...]:
 
 
 class Metrics:
-    """The Prometheus series of a server, in a registry of their own.
+    """The Prometheus series of a process.
 
     max_model_len bounds the token histograms. Label values come from closed sets only: model
     names, routes, methods and reasons of ours, never text of a request.
     """
 
     def __init__(self, *, max_model_len: int) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
         self.token_bounds = token_bounds(max_model_len)
         self._series = SeriesSet()
         self._compilations: dict[str, Callable[[], int]] = {}
@@ -167,21 +166,34 @@ class Metrics:
             {"method": method, "handler": handler, "status": str(status)},
         ).inc()
 
-    def render(self) -> bytes:
-        """Return all series in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def snapshot(self) -> tuple[Family, ...]:
+        """Return all series, as they are now, as values that can go to another process."""
+        for model_name, count in self._compilations.items():
+            self._series.counter(
+                "jaxserve:compilations",
+                "Programs compiled after warm-up: each stalled its step.",
+                {"model_name": model_name},
+            ).set(count())
+        return self._series.snapshot()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all series, as they are now."""
-        yield from self._series.collect()
-        compilations = CounterMetricFamily(
-            "jaxserve:compilations",
-            "Programs compiled after warm-up: each stalled its step.",
-            labels=("model_name",),
-        )
-        for model_name, count in self._compilations.items():
-            compilations.add_metric((model_name,), count())
-        yield compilations
+        return metrics_of(self.snapshot())
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """Return series in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Collected(families))
+    return generate_latest(registry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected(Collector):
+    families: Iterable[Family]
+
+    def collect(self) -> Iterator[Metric]:
+        return metrics_of(self.families)
 
 
 class EngineSeries:

@@ -25,6 +25,7 @@ from jaxserve.execution.shapes import ShapeTable
 from jaxserve.execution.state import abstract_state
 from jaxserve.execution.step import StepContext
 from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
 from pallas_kernels.paged_attention import CacheSpec
@@ -94,6 +95,20 @@ class EnginePlan:
     def num_slots(self) -> int:
         """Rows of the slot state: one per sequence, and the rubbish slot."""
         return self.scheduler.max_num_seqs + 1
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is."""
+        own = self.options.tokenizer
+        return Path(own) if own is not None else self.checkpoint.folder
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        """What requests get that do not say what they want."""
+        defaults = self.checkpoint.generation
+        if self.options.generation_config == "auto":
+            return defaults
+        return GenerationDefaults(eos_token_ids=defaults.eos_token_ids)
 
     @property
     def key(self) -> Key:

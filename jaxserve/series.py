@@ -5,10 +5,14 @@ microsecond or two for every value that is written, these take a tenth of it.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import accumulate
+from operator import add
 
+from msgspec import Struct
+from msgspec.structs import replace
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -72,6 +76,29 @@ class _Family[Series]:
         return found
 
 
+class Kind(StrEnum):
+    """What a family is of."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+class Family(Struct, frozen=True, array_like=True):
+    """Series of one name as they were at some moment.
+
+    series: the values of their labels, and what each comes to: one number, or a histogram's counts
+    (the one above all bounds included) and the sum of what was observed.
+    """
+
+    kind: Kind
+    name: str
+    text: str
+    labels: tuple[str, ...]
+    series: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]
+    bounds: tuple[float, ...] = ()
+
+
 class SeriesSet:
     """All series that a process reports; read by one thread while others write."""
 
@@ -98,22 +125,72 @@ class SeriesSet:
         return family.at(labels, lambda: Tally(bounds))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all families, as they are now."""
-        for family in list(self._gauges.values()):
-            gauge = GaugeMetricFamily(family.name, family.text, labels=family.labels)
-            for labels, value in list(family.series.items()):
-                gauge.add_metric(labels, value.value)
-            yield gauge
-        for family in list(self._counters.values()):
-            counter = CounterMetricFamily(family.name, family.text, labels=family.labels)
-            for labels, value in list(family.series.items()):
-                counter.add_metric(labels, value.value)
-            yield counter
+        """Yield all families, as they are now, in prometheus_client's form."""
+        return metrics_of(self.snapshot())
+
+    def snapshot(self) -> tuple[Family, ...]:
+        """Return all families, as they are now, as values that can go to another process."""
+        scalars = [(Kind.GAUGE, family) for family in list(self._gauges.values())]
+        scalars += [(Kind.COUNTER, family) for family in list(self._counters.values())]
+        found = [
+            Family(
+                kind,
+                family.name,
+                family.text,
+                family.labels,
+                tuple((key, (value.value,)) for key, value in list(family.series.items())),
+            )
+            for kind, family in scalars
+        ]
         for tallies in list(self._histograms.values()):
-            histogram = HistogramMetricFamily(tallies.name, tallies.text, labels=tallies.labels)
-            for labels, tally in list(tallies.series.items()):
-                bounds = [*map(floatToGoString, tally.bounds), "+Inf"]
-                # Running totals: Prometheus' buckets hold what is at or below their bound.
-                buckets = list(zip(bounds, accumulate(tally.counts), strict=True))
-                histogram.add_metric(labels, buckets, tally.sum)
-            yield histogram
+            series = list(tallies.series.items())
+            found.append(
+                Family(
+                    Kind.HISTOGRAM,
+                    tallies.name,
+                    tallies.text,
+                    tallies.labels,
+                    tuple((key, (*tally.counts, tally.sum)) for key, tally in series),
+                    tuple(series[0][1].bounds),
+                )
+            )
+        return tuple(found)
+
+
+def merged(snapshots: Iterable[Iterable[Family]]) -> tuple[Family, ...]:
+    """Return the series of several processes as one: equal ones are added up."""
+    families: dict[str, Family] = {}
+    totals: dict[str, dict[tuple[str, ...], tuple[float, ...]]] = {}
+    for family in (family for snapshot in snapshots for family in snapshot):
+        families.setdefault(family.name, family)
+        found = totals.setdefault(family.name, {})
+        for key, values in family.series:
+            before = found.get(key)
+            found[key] = values if before is None else tuple(map(add, before, values))
+    return tuple(
+        replace(family, series=tuple(totals[name].items())) for name, family in families.items()
+    )
+
+
+def metrics_of(families: Iterable[Family]) -> Iterator[Metric]:
+    """Yield families in prometheus_client's form."""
+    for family in families:
+        match family.kind:
+            case Kind.GAUGE:
+                gauge = GaugeMetricFamily(family.name, family.text, labels=family.labels)
+                for key, (value,) in family.series:
+                    gauge.add_metric(key, value)
+                yield gauge
+            case Kind.COUNTER:
+                counter = CounterMetricFamily(family.name, family.text, labels=family.labels)
+                for key, (value,) in family.series:
+                    counter.add_metric(key, value)
+                yield counter
+            case Kind.HISTOGRAM:
+                histogram = HistogramMetricFamily(family.name, family.text, labels=family.labels)
+                bounds = [*map(floatToGoString, family.bounds), "+Inf"]
+                for key, (*counts, total) in family.series:
+                    # Running totals: Prometheus' buckets hold what is at or below their bound.
+                    buckets = list(zip(bounds, accumulate(counts), strict=True))
+                    histogram.add_metric(key, buckets, total)
+                yield histogram

@@ -29,6 +29,7 @@ LAYERS = (
     {"engine", "grammar", "chat"},
     {"client"},
     {"server"},
+    {"processes"},
     {"planning", "precompile", "build", "flags", "outputs", "prompts", "llm", "bench"},
     {"commands", "cli", "__main__", "__init__"},
 )
@@ -36,7 +37,16 @@ LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 # Strangers although their layers would allow it: kernels stand alone, and the plan is all that the
 # engine and the device code know of each other.
 STRANGERS = {("pallas_kernels", unit) for unit in LAYERS[0]} | {("engine", "execution")}
-NO_JAX = LAYERS[0] | {"engine", "grammar", "chat", "client", "server", "commands", "cli"}
+NO_JAX = LAYERS[0] | {
+    "engine",
+    "grammar",
+    "chat",
+    "client",
+    "server",
+    "processes",
+    "commands",
+    "cli",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -10,6 +10,10 @@ from typing import Protocol
 
 from jaxserve.request import Request, TokenEvent
 
+STOP_TIMEOUT_S = 10.0
+# What a client refused during shutdown is told to wait: about as long as a replacement takes.
+DRAIN_RETRY_S = 10.0
+
 
 class EngineClient(Protocol):
     """An engine, wherever it runs. All methods are called from event loops."""

@@ -9,7 +9,7 @@ from functools import partial
 
 from tokenizers import Tokenizer
 
-from jaxserve.client import EngineClient
+from jaxserve.client import DRAIN_RETRY_S, STOP_TIMEOUT_S, EngineClient
 from jaxserve.client.streams import Streams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import Abort, Command, Leave, Reply, run_engine
@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 # A step takes milliseconds and the compilation of a forgotten shape a minute or two; what takes
 # longer has hung.
 HANG_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 10.0
-# What a client refused during shutdown is told to wait: about as long as a replacement takes.
-DRAIN_RETRY_S = 10.0
 POLL_S = 0.005
 
 

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxserve.server.app import create_app as create_app
     from jaxserve.server.config import ServerConfig as ServerConfig
-    from jaxserve.server.run import bind as bind
-    from jaxserve.server.run import serve as serve
+    from jaxserve.server.listener import bind as bind
     from jaxserve.server.state import ServedModel as ServedModel
 
-__all__ = ["ServedModel", "ServerConfig", "bind", "create_app", "serve"]
+__all__ = ["ServedModel", "ServerConfig", "bind", "create_app"]
 
 _HOMES = {
     "ServedModel": "state",
     "ServerConfig": "config",
-    "bind": "run",
+    "bind": "listener",
     "create_app": "app",
-    "serve": "run",
 }
 
 

@@ -18,7 +18,7 @@ from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
 from jaxserve.server.middleware import AuthorizeMiddleware, ObserveMiddleware
-from jaxserve.server.state import ServedModel, ServerState
+from jaxserve.server.state import Scrape, ServedModel, ServerState
 
 ROUTES = (
     Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
@@ -35,11 +35,16 @@ ROUTES = (
 
 
 def create_app(
-    models: Sequence[ServedModel], *, metrics: Metrics, config: ServerConfig
+    models: Sequence[ServedModel],
+    *,
+    metrics: Metrics,
+    config: ServerConfig,
+    scrape: Scrape | None = None,
 ) -> Starlette:
     """Return the application that serves `models`, the first of them to requests that name none.
 
-    The models are warm and their engines run; the application does not stop them, `serve` does.
+    Without models it says that it loads, until its state is told to `welcome` some. The models'
+    engines run; the application does not stop them, `Server` does. scrape: see ServerState.
     """
     middleware = [Middleware(ObserveMiddleware, metrics=metrics)]
     if config.allowed_origins:
@@ -56,5 +61,5 @@ def create_app(
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS)
     # A redirect would be to the host that the client's Host header names.
     app.router.redirect_slashes = False
-    app.state.server = ServerState(models, metrics=metrics, config=config)
+    app.state.server = ServerState(models, metrics=metrics, config=config, scrape=scrape)
     return app

@@ -18,6 +18,11 @@ class ServerConfig:
     header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
     pause within a body. send_timeout_s: how long a client may leave its answer unread.
     shutdown_timeout_s: how long answers may still take once the server is told to stop.
+
+    api_server_count: processes that speak HTTP. engine_hang_timeout_s: how long a step may take
+    before the engine is taken for dead; a forgotten compilation takes a minute or two. A process
+    that has ended starts again after restart_delay_s, then twice that, and so on; when it has ended
+    more than max_restarts times within restart_window_s, the server ends.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +39,11 @@ class ServerConfig:
     send_timeout_s: float = 60.0
     keep_alive_timeout_s: float = 75.0
     shutdown_timeout_s: float = 30.0
+    api_server_count: int = 1
+    engine_hang_timeout_s: float = 300.0
+    max_restarts: int = 5
+    restart_window_s: float = 600.0
+    restart_delay_s: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -42,7 +52,12 @@ class ServerConfig:
             raise ConfigError("api_keys must not be empty strings")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("ssl_certfile and ssl_keyfile must be given together")
-        for name in ("max_body_bytes", "max_connections", "max_concurrent_requests"):
+        for name in (
+            "max_body_bytes",
+            "max_connections",
+            "max_concurrent_requests",
+            "api_server_count",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
@@ -50,10 +65,11 @@ class ServerConfig:
             "body_timeout_s",
             "send_timeout_s",
             "keep_alive_timeout_s",
+            "engine_hang_timeout_s",
+            "restart_window_s",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not self.shutdown_timeout_s >= 0:
-            raise ConfigError(
-                f"shutdown_timeout_s must be at least 0, got {self.shutdown_timeout_s}"
-            )
+        for name in ("shutdown_timeout_s", "max_restarts", "restart_delay_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")

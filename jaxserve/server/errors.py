@@ -20,6 +20,8 @@ INVALID = "invalid_request_error"
 SERVER = "server_error"
 MAX_PATH_CHARS = 100
 CLIENT_CLOSED_REQUEST = 499
+# An engine that has died is started again, which takes at least as long.
+ENGINE_RETRY_S = 10
 
 
 class UnauthorizedError(InvalidRequestError):
@@ -66,6 +68,13 @@ class ShuttingDownError(OverloadedError):
         super().__init__("the server is shutting down", retry_after_s=1.0)
 
 
+class LoadingError(OverloadedError):
+    """The server's models are still loading."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is loading its model", retry_after_s=5.0)
+
+
 class GenerationError(JaxserveError):
     """The engine gave up on one request through no fault of the caller."""
 
@@ -85,13 +94,14 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
         case InvalidRequestError():
             return error.status, ErrorBody(error.message, INVALID, error.param, error.code), {}
         case OverloadedError():
-            code = "shutting_down" if isinstance(error, ShuttingDownError) else "overloaded"
+            codes = {ShuttingDownError: "shutting_down", LoadingError: "loading"}
+            code = codes.get(type(error), "overloaded")
             seconds = max(1, math.ceil(error.retry_after_s))
             body = ErrorBody(error.message, SERVER, code=code)
             return 503, body, {"retry-after": str(seconds)}
         case EngineDeadError():
-            message = "the engine has stopped; the server is going down"
-            return 503, ErrorBody(message, SERVER, code="engine_dead"), {}
+            body = ErrorBody(str(error), SERVER, code="engine_dead")
+            return 503, body, {"retry-after": str(ENGINE_RETRY_S)}
         case _:
             message = "the server could not complete the request"
             return 500, ErrorBody(message, SERVER, code="internal_error"), {}

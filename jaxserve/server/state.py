@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,12 +16,15 @@ from jaxserve.errors import InvalidRequestError, ModelNotFoundError, OverloadedE
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
+from jaxserve.series import Family
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.errors import ShuttingDownError
+from jaxserve.server.errors import LoadingError, ShuttingDownError
 
 # Threads that render and tokenize; the tokenizer releases the GIL, templates do not.
 NUM_WORKERS = 4
 MAX_NAME_CHARS = 64
+
+type Scrape = Callable[[], Awaitable[Sequence[Family]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,34 +85,58 @@ def server_state(http: Request) -> "ServerState":
 
 
 class ServerState:
-    """One server's models, metrics and load."""
+    """One server's models, metrics and load.
+
+    scrape: returns the series to show, which may be more than the server's own `metrics`.
+    """
 
     def __init__(
-        self, models: Sequence[ServedModel], *, metrics: Metrics, config: ServerConfig
+        self,
+        models: Sequence[ServedModel],
+        *,
+        metrics: Metrics,
+        config: ServerConfig,
+        scrape: Scrape | None = None,
     ) -> None:
-        self.models = tuple(models)
         self.metrics = metrics
+        self.scrape = scrape or self._own_series
         self.config = config
         self.is_draining = False
         self.workers = anyio.CapacityLimiter(NUM_WORKERS)
-        self._by_name = {name: model for model in models for name in model.names}
+        self._models: tuple[ServedModel, ...] = ()
+        self._by_name: dict[str, ServedModel] = {}
         self._num_active = 0
+        self.welcome(models)
+
+    def welcome(self, models: Sequence[ServedModel]) -> None:
+        """Serve these models from now on; none, while they load."""
+        self._models = tuple(models)
+        self._by_name = {name: model for model in models for name in model.names}
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether there is nothing to serve yet."""
+        return not self._models
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """What is served; raises LoadingError until there is something."""
+        if self.is_loading:
+            raise LoadingError
+        return self._models
 
     def model(self, name: str | None) -> ServedModel:
         """Return the model of a name, the first one if none is given."""
         if name is None:
             return self.models[0]
         if name not in self._by_name:
+            if self.is_loading:
+                raise LoadingError
             raise ModelNotFoundError(
                 f"the model {name[:MAX_NAME_CHARS]!r} does not exist here;"
                 f" there is {', '.join(self._by_name)}"
             )
         return self._by_name[name]
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether every engine runs."""
-        return all(model.client.is_alive for model in self.models)
 
     @contextmanager
     def admitted(self, model: ServedModel) -> Iterator[None]:
@@ -134,3 +161,6 @@ class ServerState:
             yield
         finally:
             self._num_active -= 1
+
+    async def _own_series(self) -> Sequence[Family]:
+        return self.metrics.snapshot()

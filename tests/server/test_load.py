@@ -18,8 +18,9 @@ def assert_refused(response: Any) -> None:
 
 
 def rejections(world: World, reason: str) -> Any:
-    labels = {"model_name": world.name, "reason": reason}
-    return world.metrics.registry.get_sample_value("vllm:admission_rejections_total", labels)
+    labels = (world.name, reason)
+    families = {family.name: dict(family.series) for family in world.metrics.snapshot()}
+    return families["vllm:admission_rejections"][labels][0]
 
 
 def test_a_full_queue_refuses_and_the_rest_is_answered() -> None:

@@ -70,7 +70,7 @@ def test_a_fault_of_ours_is_logged_with_its_traceback_and_answered_without(
     log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with World() as world:
-        monkeypatch.setattr(world.metrics, "render", lambda: 1 / 0)
+        monkeypatch.setattr(world.metrics, "snapshot", lambda: 1 / 0)
         response = world.http().get("/metrics")
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from starlette.testclient import TestClient
 
-from jaxserve.metrics import Metrics, StepStats
+from jaxserve.metrics import Metrics, StepStats, render
 from jaxserve.series import SeriesSet
 from jaxserve.timeline import StepRecord
 from tests.server.world import World, wait_for
@@ -105,7 +105,7 @@ def test_steps_are_told_with_their_phases_and_what_they_cost() -> None:
     stats = StepStats(num_running=3, num_waiting=0, num_pages=9, num_pages_used=4, record=record)
     for _ in range(2):
         series.observe_step(stats)
-    samples = read(metrics.render().decode())
+    samples = read(render(metrics.snapshot()).decode())
     labels = 'engine="0",model_name="m"'
     wanted = {
         f'jaxserve:steps_total{{{labels},program="decode-8"}}': 2,

@@ -6,7 +6,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jaxserve.errors import EngineDeadError
 from jaxserve.server.answer import json_response
 from jaxserve.server.errors import ShuttingDownError
 from jaxserve.server.state import KernelChoice, server_state
@@ -26,25 +25,24 @@ class Status(msgspec.Struct, omit_defaults=True):
 
 
 async def health(http: Request) -> Response:
-    """Answer 200 while the engines run: 503 means that only a restart helps.
+    """Answer 200 while the engines load or run, 503 with the reason when one has died or hangs.
 
     An engine writes a heartbeat from its loop, so that one that hangs is found too.
     """
-    models = server_state(http).models
-    for model in models:
+    state = server_state(http)
+    if state.is_loading:
+        return json_response(Status("loading"))
+    for model in state.models:
         model.client.check_health()
-    details = {model.name: ModelHealth(model.kernels) for model in models}
+    details = {model.name: ModelHealth(model.kernels) for model in state.models}
     return json_response(Status("ok", details))
 
 
 async def ready(http: Request) -> Response:
-    """Answer 200 while requests are welcome: the engines run, and the server is not stopping.
-
-    A server listens only once its models are loaded and warm.
-    """
+    """Answer 200 while requests are welcome: models are loaded, engines run, nothing stops."""
     state = server_state(http)
     if state.is_draining:
         raise ShuttingDownError
-    if not state.is_alive:
-        raise EngineDeadError("an engine has stopped")
+    for model in state.models:
+        model.client.check_health()
     return json_response(Status("ready"))

@@ -1,0 +1,130 @@
+"""An engine in another process, over ZeroMQ sockets in the file system."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+import zmq
+import zmq.asyncio
+from tokenizers import Tokenizer
+
+from jaxserve.client import DRAIN_RETRY_S, STOP_TIMEOUT_S, EngineClient
+from jaxserve.client.streams import Streams
+from jaxserve.engine.loop import Command
+from jaxserve.engine.text import INTERNAL_ERROR
+from jaxserve.engine.wire import MAX_MESSAGE_BYTES, MAX_UNREAD, decode_reply, encode_command
+from jaxserve.errors import EngineDeadError, OverloadedError
+from jaxserve.request import Request, TokenEvent
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.02
+
+
+class RemoteClient(EngineClient):
+    """A client of whatever engine it is connected to, one after the other; for one event loop.
+
+    Whether an engine lives it is told: `connect` when one is there to be talked to, `disconnect`
+    when it is no more. It hears of both from the engine's parent, who knows at once.
+    """
+
+    def __init__(self) -> None:
+        self._link: _Link | None = None
+        self._reason = "the engine has not started yet"
+        self._is_draining = False
+
+    def connect(self, address: str, *, client: int, tokenizer: Tokenizer | None) -> None:
+        """Talk to the engine at `address`, as its client of that number."""
+        assert self._link is None, "one engine at a time"
+        self._link = _Link(address, client, tokenizer)
+
+    def disconnect(self, reason: str) -> None:
+        """End what is in flight by an error, and serve nothing until connected again."""
+        self._reason = reason
+        link, self._link = self._link, None
+        if link is not None:
+            link.close(reason)
+
+    def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        """See EngineClient."""
+        if self._link is None:
+            raise EngineDeadError(self._reason)
+        if self._is_draining:
+            raise OverloadedError("the server is shutting down", retry_after_s=DRAIN_RETRY_S)
+        return self._link.streams.generate(request)
+
+    def abort(self, request_id: str) -> None:
+        """See EngineClient."""
+        if self._link is not None:
+            self._link.streams.abort(request_id)
+
+    @property
+    def is_alive(self) -> bool:
+        """See EngineClient."""
+        return self._link is not None
+
+    def check_health(self) -> None:
+        """See EngineClient."""
+        if self._link is None:
+            raise EngineDeadError(self._reason)
+
+    async def shutdown(self, *, drain_timeout_s: float) -> None:
+        """See EngineClient."""
+        self._is_draining = True
+        await self._until_idle(drain_timeout_s)
+        if self._link is not None:
+            for request_id in self._link.streams.request_ids:
+                self._link.streams.abort(request_id)
+            await self._until_idle(STOP_TIMEOUT_S)
+        self.disconnect("the engine was shut down")
+
+    async def _until_idle(self, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while self._link is not None and self._link.streams.is_busy:
+            if time.monotonic() >= deadline_s:
+                return
+            await asyncio.sleep(POLL_S)
+
+
+class _Link:
+    """A connection to one engine."""
+
+    def __init__(self, address: str, client: int, tokenizer: Tokenizer | None) -> None:
+        self.streams = Streams(tokenizer, self._send)
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, b"%d" % client)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        # Commands are few and bounded by what this process admits; to lose one is out of the
+        # question, and so is to wait.
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.connect(address)
+        self._reader = asyncio.create_task(self._read())
+
+    def close(self, reason: str) -> None:
+        """End all streams by an error, and the connection."""
+        self._reader.cancel()
+        self.streams.fail(reason)
+        self._socket.close()
+        self._context.term()
+
+    def _send(self, command: Command) -> None:
+        if not self._socket.closed:
+            sent = self._socket.send_multipart(encode_command(command), zmq.NOBLOCK)
+            assert isinstance(sent, asyncio.Future)
+            assert sent.done(), "there is always room"
+
+    async def _read(self) -> None:
+        while True:
+            frame = await self._socket.recv()
+            try:
+                self.streams.receive(decode_reply(frame))
+            except Exception:
+                # Whose tokens are lost is not known: better all fail than one waits for ever.
+                logger.exception("a message of the engine could not be read")
+                for request_id in self.streams.request_ids:
+                    self.streams.abort(request_id)
+                self.streams.fail(INTERNAL_ERROR)

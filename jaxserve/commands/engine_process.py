@@ -1,0 +1,48 @@
+"""The engine's process of `jaxserve serve`: `python -m jaxserve.commands.engine_process FD`."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from jaxserve.commands.arguments import say
+from jaxserve.config import EngineOptions
+from jaxserve.processes.engine import ServedEngine, main
+from jaxserve.processes.messages import Hello
+
+
+def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
+    """Load a model; see `processes.engine.Loader`. Raises what `plan_engine` and `build` raise."""
+    from jaxserve.build import build, read_template
+    from jaxserve.metrics import Metrics
+    from jaxserve.planning import plan_engine
+
+    planned = plan_engine(options)
+    names = options.served_model_names or (planned.name,)
+    attention = planned.context.attention.choice
+    plan(
+        Hello(
+            names=names,
+            tokenizer=str(planned.tokenizer_folder),
+            chat_template=read_template(options.chat_template),
+            max_model_len=planned.scheduler.max_model_len,
+            vocab_size=planned.model.vocab_size,
+            defaults=planned.generation,
+            has_priorities=planned.scheduler.policy == "priority",
+            fingerprint=f"{planned.dtype} {options.tensor_parallel_size}",
+            kernels={"paged_attention": (attention.backend, dict(attention.refusals))},
+        )
+    )
+    metrics = Metrics(max_model_len=planned.scheduler.max_model_len)
+    loaded = build(planned, metrics=metrics.engine(names[0]), report=say)
+    # As vLLM's dashboards know them.
+    pages = {"block_size": planned.cache.page_size, "num_gpu_blocks": planned.cache.num_pages}
+    metrics.set_cache_config({**asdict(planned.cache), **pages}, model_name=names[0])
+    metrics.set_compilations(lambda: loaded.compilations.since_mark, model_name=names[0])
+    return ServedEngine(loaded.engine, metrics)
+
+
+if __name__ == "__main__":
+    # transformers would tell every user that it misses PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.exit(main(int(sys.argv[1]), load))

@@ -1,0 +1,175 @@
+"""A process that speaks HTTP: parsing, templates, tokenizing, text, server-sent events.
+
+Several of them share the listening socket, and whoever is idle accepts. Each answers probes from
+its first moment on, and requests once an engine is there.
+"""
+
+import asyncio
+import itertools
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.client.remote import RemoteClient
+from jaxserve.errors import JaxserveError
+from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.logging import configure_logging, get_logger
+from jaxserve.metrics import Metrics
+from jaxserve.processes.line import ChildLine, freeze_garbage, ignore_signals
+from jaxserve.processes.messages import (
+    AllSeries,
+    Drain,
+    EngineDown,
+    EngineLoads,
+    EngineUp,
+    Failed,
+    Hello,
+    Ready,
+    Scrape,
+    Series,
+    ServeHttp,
+    TakeSeries,
+    ToApi,
+)
+from jaxserve.series import Family
+from jaxserve.server.app import create_app
+from jaxserve.server.run import Server, uvicorn_config
+from jaxserve.server.state import KernelChoice, ServedModel, ServerState
+
+log = get_logger(__name__)
+
+SCRAPE_TIMEOUT_S = 3.0
+
+type TokenizerLoader = Callable[[Hello], Tokenizer]
+
+
+def load_tokenizer(hello: Hello) -> Tokenizer:
+    """Load the tokenizer of a model; raises CheckpointError."""
+    return Tokenizer.load(Path(hello.tokenizer), chat_template=hello.chat_template)
+
+
+def main(fd: int, load: TokenizerLoader = load_tokenizer) -> int:
+    """Answer HTTP until told to end; return the exit status.
+
+    fd: this process's end of its control line.
+    """
+    ignore_signals()
+    line = ChildLine[ToApi](fd, ToApi)
+    first = line.receive()
+    assert isinstance(first, ServeHttp), "an API process is told first where to listen"
+    configure_logging(first.log_level, process=first.name)
+    with socket.socket(fileno=first.fd) as listener:
+        listener.set_inheritable(False)
+        api = ApiProcess(line, first, load)
+        with asyncio.Runner(loop_factory=api.server.config.get_loop_factory()) as runner:
+            runner.run(api.run(listener))
+    return 0
+
+
+class ApiProcess:
+    """One server, and what the supervisor tells it of engines."""
+
+    def __init__(self, line: ChildLine[ToApi], first: ServeHttp, load: TokenizerLoader) -> None:
+        self._line = line
+        self._folder = first.folder
+        self._load = load
+        # Of engines' series it has none, which are what the bound is for.
+        metrics = Metrics(max_model_len=1)
+        app = create_app((), metrics=metrics, config=first.config, scrape=self._scrape)
+        self._state: ServerState = app.state.server
+        self.server = Server(uvicorn_config(app, first.config), self._state)
+        self._client = RemoteClient()
+        self._tokenizer: asyncio.Task[Tokenizer] | None = None
+        self._coming_up: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
+        self._scrapes: dict[int, asyncio.Future[Sequence[Family]]] = {}
+
+    async def run(self, listener: socket.socket) -> None:
+        """Answer at `listener` until told to end."""
+        loop = asyncio.get_running_loop()
+
+        def obey(message: ToApi) -> None:
+            loop.call_soon_threadsafe(self._obey, message)
+
+        self._line.listen(obey, folder=self._folder)
+        await self.server.serve(sockets=[listener])
+
+    def _obey(self, message: ToApi) -> None:
+        match message:
+            case EngineLoads():
+                self._begin_tokenizer(message)
+            case EngineUp():
+                self._begin_tokenizer(message)
+                self._coming_up = asyncio.create_task(self._come_up(message))
+            case EngineDown():
+                if self._coming_up is not None:
+                    self._coming_up.cancel()
+                self._client.disconnect(message.reason)
+            case Drain():
+                self.server.should_exit = True
+            case TakeSeries():
+                self._line.send(Series(message.number, self._state.metrics.snapshot()))
+            case AllSeries():
+                scrape = self._scrapes.pop(message.number, None)
+                if scrape is not None:
+                    scrape.set_result(message.families)
+
+    def _begin_tokenizer(self, message: EngineLoads | EngineUp) -> None:
+        """Load the tokenizer while the engine loads: once, since all engines serve one model."""
+        if self._tokenizer is None:
+            hello = msgspec.json.decode(message.hello, type=Hello)
+            self._tokenizer = asyncio.create_task(asyncio.to_thread(self._load, hello))
+
+    async def _come_up(self, message: EngineUp) -> None:
+        """Serve what the engine serves."""
+        assert self._tokenizer is not None
+        try:
+            tokenizer = await asyncio.shield(self._tokenizer)
+        except JaxserveError as error:
+            self._line.send(Failed(str(error), is_mistake=True))
+            return
+        freeze_garbage()
+        hello = msgspec.json.decode(message.hello, type=Hello)
+        self._client.connect(message.address, client=message.client, tokenizer=tokenizer.backend)
+        self._state.welcome([served_model(hello, self._client, tokenizer)])
+        self._line.send(Ready())
+
+    async def _scrape(self) -> Sequence[Family]:
+        """Return the series of all processes; this one's own, if the supervisor is busy."""
+        number = next(self._numbers)
+        scrape = self._scrapes[number] = asyncio.get_running_loop().create_future()
+        self._line.send(Scrape(number))
+        try:
+            return await asyncio.wait_for(scrape, SCRAPE_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the series of the other processes did not come in time")
+            return self._state.metrics.snapshot()
+        finally:
+            self._scrapes.pop(number, None)
+
+
+def served_model(hello: Hello, client: RemoteClient, tokenizer: Tokenizer) -> ServedModel:
+    """Return the model that an engine serves."""
+    return ServedModel(
+        names=hello.names,
+        client=client,
+        tokenizer=tokenizer,
+        chat=None if tokenizer.chat_template is None else ChatTemplate(tokenizer),
+        max_model_len=hello.max_model_len,
+        vocab_size=hello.vocab_size,
+        defaults=hello.defaults,
+        has_priorities=hello.has_priorities,
+        fingerprint=hello.fingerprint,
+        kernels={
+            op: KernelChoice(backend=backend, refusals=refusals)
+            for op, (backend, refusals) in hello.kernels.items()
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,120 @@
+"""The engine's process: a model, the loop that serves it, and nothing of HTTP or text."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from jaxserve.config import EngineOptions
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.loop import HEARTBEAT_S, run_engine
+from jaxserve.engine.wire import SocketPort
+from jaxserve.errors import JaxserveError
+from jaxserve.logging import configure_logging
+from jaxserve.metrics import Metrics
+from jaxserve.processes.line import ChildLine, freeze_garbage, ignore_signals
+from jaxserve.processes.messages import (
+    Beat,
+    ClientGone,
+    Failed,
+    Hello,
+    Planned,
+    Ready,
+    Series,
+    ServeEngine,
+    Stop,
+    TakeSeries,
+    ToEngine,
+)
+
+logger = logging.getLogger(__name__)
+
+FAILED = "the engine has failed; its log says why"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEngine:
+    """An engine that is warm, and its metrics."""
+
+    engine: Engine
+    metrics: Metrics
+
+
+# Loads what the options say, and calls the function as soon as it is known what that will be.
+type Loader = Callable[[EngineOptions, Callable[[Hello], None]], ServedEngine]
+
+
+def main(fd: int, load: Loader) -> int:
+    """Load an engine and serve it until told to stop; return the exit status.
+
+    fd: this process's end of its control line.
+    """
+    ignore_signals()
+    line = ChildLine[ToEngine](fd, ToEngine)
+    first = line.receive()
+    assert isinstance(first, ServeEngine), "an engine is told first what to serve"
+    configure_logging(first.log_level, process="engine")
+    post = _Post(line)
+    line.listen(post.obey, folder=first.folder)
+
+    def plan(hello: Hello) -> None:
+        line.send(Planned(hello.names, msgspec.Raw(msgspec.json.encode(hello))))
+
+    try:
+        served = load(first.options, plan)
+        post.metrics = served.metrics
+        freeze_garbage()
+        with SocketPort(first.address, beat=post.beat, gone=post.take_gone) as port:
+            line.send(Ready())
+            run_engine(served.engine, port)
+    except JaxserveError as error:
+        line.send(Failed(str(error), is_mistake=True))
+        return 1
+    except Exception:
+        logger.exception("the engine has failed")
+        line.send(Failed(FAILED))
+        return 1
+    return 0
+
+
+class _Post:
+    """What the supervisor wants, between the line's thread and the engine's loop."""
+
+    def __init__(self, line: ChildLine[ToEngine]) -> None:
+        self.metrics: Metrics | None = None
+        self._line = line
+        self._is_stopping = False
+        self._beat_s = 0.0
+        self._lock = threading.Lock()
+        self._gone: list[int] = []
+
+    def obey(self, message: ToEngine) -> None:
+        """Take a message; on the line's thread, so that no scrape delays a step."""
+        match message:
+            case TakeSeries():
+                families = () if self.metrics is None else self.metrics.snapshot()
+                self._line.send(Series(message.number, families))
+            case ClientGone():
+                with self._lock:
+                    self._gone.append(message.client)
+            case Stop():
+                self._is_stopping = True
+
+    def beat(self) -> bool:
+        """Show that the loop is alive, now and then; return whether it shall go on."""
+        now_s = time.monotonic()
+        if now_s - self._beat_s >= HEARTBEAT_S:
+            self._beat_s = now_s
+            self._line.send(Beat())
+        return not self._is_stopping
+
+    def take_gone(self) -> list[int]:
+        """Return the clients that have ended."""
+        if not self._gone:  # so almost always, and asked at each step
+            return []
+        with self._lock:
+            gone, self._gone = self._gone, []
+        return gone

@@ -1,0 +1,154 @@
+"""What the supervisor and its children say to each other: a line of JSON each."""
+
+from msgspec import Raw, Struct
+
+from jaxserve.config import EngineOptions
+from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.series import Family
+from jaxserve.server.config import ServerConfig
+
+
+class Message(Struct, frozen=True, tag=True):
+    """Base of all."""
+
+
+# To any child.
+
+
+class TakeSeries(Message, frozen=True):
+    """Answer with a `Series` of the same number."""
+
+    number: int
+
+
+# To the engine.
+
+
+class ServeEngine(Message, frozen=True):
+    """Load a model and serve those who come to `address`. The first message to an engine."""
+
+    options: EngineOptions
+    address: str
+    folder: str
+    log_level: str
+
+
+class ClientGone(Message, frozen=True):
+    """A client has ended, and wants nothing any more."""
+
+    client: int
+
+
+class Stop(Message, frozen=True):
+    """End; there are no clients left."""
+
+
+# To an API process.
+
+
+class ServeHttp(Message, frozen=True):
+    """Answer at the listening socket `fd`. The first message to an API process."""
+
+    config: ServerConfig
+    fd: int
+    folder: str
+    log_level: str
+    name: str
+
+
+class EngineLoads(Message, frozen=True):
+    """An engine loads a model, `hello` tells which: a `Hello`."""
+
+    hello: Raw
+
+
+class EngineUp(Message, frozen=True):
+    """An engine serves at `address`, where this process is to call itself `client`."""
+
+    hello: Raw
+    address: str
+    client: int
+
+
+class EngineDown(Message, frozen=True):
+    """There is no engine until the next `EngineUp`."""
+
+    reason: str
+
+
+class Drain(Message, frozen=True):
+    """Take nothing new, finish what there is, and end."""
+
+
+class AllSeries(Message, frozen=True):
+    """The answer to `Scrape`: the series of all processes in one."""
+
+    number: int
+    families: tuple[Family, ...]
+
+
+# From any child.
+
+
+class Series(Message, frozen=True):
+    """The answer to `TakeSeries`."""
+
+    number: int
+    families: tuple[Family, ...]
+
+
+class Ready(Message, frozen=True):
+    """An engine serves; an API process has found it, and welcomes requests."""
+
+
+class Failed(Message, frozen=True):
+    """The child ends; is_mistake: because of something that whoever started it can mend."""
+
+    reason: str
+    is_mistake: bool = False
+
+
+# From the engine.
+
+
+class Planned(Message, frozen=True):
+    """What the engine will serve, under which names; it loads now."""
+
+    names: tuple[str, ...]
+    hello: Raw
+
+
+class Beat(Message, frozen=True):
+    """The engine's loop is alive."""
+
+
+# From an API process.
+
+
+class Scrape(Message, frozen=True):
+    """Answer with `AllSeries` of the same number."""
+
+    number: int
+
+
+class Hello(Struct, frozen=True, kw_only=True):
+    """What an API process must know of a model; see `ServedModel`.
+
+    tokenizer: its folder. kernels: by op, the backend that computes it, and what others lack.
+    """
+
+    names: tuple[str, ...]
+    tokenizer: str
+    chat_template: str | None
+    max_model_len: int
+    vocab_size: int
+    defaults: GenerationDefaults
+    has_priorities: bool
+    fingerprint: str
+    kernels: dict[str, tuple[str, dict[str, str]]]
+
+
+type ToEngine = ServeEngine | TakeSeries | ClientGone | Stop
+type ToApi = ServeHttp | TakeSeries | EngineLoads | EngineUp | EngineDown | Drain | AllSeries
+type FromEngine = Planned | Ready | Beat | Failed | Series
+type FromApi = Ready | Failed | Series | Scrape

@@ -1,0 +1,312 @@
+"""The main process of a server: it starts an engine and API processes, and looks after them.
+
+It loads neither JAX nor a tokenizer, and no request passes through it.
+"""
+
+import asyncio
+import itertools
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from msgspec import Raw
+
+from jaxserve.config import EngineOptions
+from jaxserve.errors import EngineDeadError, JaxserveError
+from jaxserve.logging import get_logger
+from jaxserve.processes.backoff import Backoff
+from jaxserve.processes.line import Child
+from jaxserve.processes.messages import (
+    AllSeries,
+    Beat,
+    ClientGone,
+    Drain,
+    EngineDown,
+    EngineLoads,
+    EngineUp,
+    Failed,
+    FromApi,
+    FromEngine,
+    Planned,
+    Ready,
+    Scrape,
+    ServeEngine,
+    ServeHttp,
+    Stop,
+)
+from jaxserve.series import Family, Kind, merged
+from jaxserve.server.config import ServerConfig
+
+log = get_logger(__name__)
+
+# After an API process's own time to drain, and for an engine that has nothing left to do.
+LAST_WORDS_S = 5.0
+STOP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """The modules that the children run."""
+
+    engine: str = "jaxserve.commands.engine_process"
+    api: str = "jaxserve.processes.api"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Up:
+    """What API processes are told of an engine that serves."""
+
+    hello: Raw
+    address: str
+
+
+class Supervisor:
+    """Runs one server.
+
+    listener: bound already; API processes listen on it. announce: called once, with the names of
+    what is served, when requests are welcome.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        config: ServerConfig,
+        *,
+        listener: socket.socket,
+        announce: Callable[[tuple[str, ...]], None],
+        log_level: str = "info",
+        programs: Programs | None = None,
+    ) -> None:
+        self._options = options
+        self._config = config
+        self._listener = listener
+        self._announce: Callable[[tuple[str, ...]], None] | None = announce
+        self._log_level = log_level
+        self._programs = programs or Programs()
+        self._folder = ""
+        self._engine: Child | None = None
+        self._planned: Planned | None = None
+        self._up: _Up | None = None
+        self._apis: dict[int, Child] = {}
+        self._ready_apis: set[int] = set()
+        self._clients = itertools.count()
+        # Of processes that have ended: a sum over processes must never fall.
+        self._retired: tuple[Family, ...] = ()
+        self._is_stopping = False
+        self._status = 0
+        self._stop = asyncio.Event()
+        self._scrapes: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Serve until told to stop; return the exit status of the process.
+
+        0 after SIGTERM or SIGINT: no new requests, the answers under way get `shutdown_timeout_s`
+        to finish, what is left ends with an error. 1 after a second signal, which ends everything
+        at once. Raises what ended the first engine before it could serve, and EngineDeadError when
+        engines or API processes end again and again.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        # Readable by this user alone, and so are the sockets in it.
+        with TemporaryDirectory(prefix="jaxserve-", ignore_cleanup_errors=True) as self._folder:
+            try:
+                await self._run()
+            finally:
+                children = [*self._apis.values(), *([self._engine] if self._engine else [])]
+                for child in children:
+                    child.kill()
+                for child in children:
+                    await child.ended()
+        return self._status
+
+    async def _run(self) -> None:
+        count = self._config.api_server_count
+        engine = asyncio.create_task(self._keep_engine())
+        apis = [asyncio.create_task(self._keep_api(slot)) for slot in range(count)]
+        stop = asyncio.create_task(self._stop.wait())
+        tasks: list[asyncio.Task[Any]] = [engine, *apis, stop]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # raises what a keeper gave up with
+            log.info("stopping", timeout_s=self._config.shutdown_timeout_s)
+            for api in self._apis.values():
+                api.tell(Drain())
+            await asyncio.wait(apis, timeout=self._config.shutdown_timeout_s + LAST_WORDS_S)
+            if self._engine is not None:
+                self._engine.tell(Stop())
+                if self._up is not None:  # else it loads, and does not listen
+                    await asyncio.wait([engine], timeout=STOP_TIMEOUT_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_signal(self) -> None:
+        if self._is_stopping:
+            for child in (*self._apis.values(), self._engine):
+                if child is not None:
+                    child.kill()
+            self._status = 1
+        self._is_stopping = True
+        # Nobody shall come to a socket that nobody looks at.
+        self._listener.close()
+        self._stop.set()
+
+    # The engine.
+
+    async def _keep_engine(self) -> None:
+        """Run engines, one after the other, until told to stop; raises to give up."""
+        backoff = self._backoff()
+        has_served = False
+        for number in itertools.count():
+            failed = await self._run_engine(f"ipc://{self._folder}/engine-{number}")
+            has_served = has_served or self._up is not None
+            self._up = None
+            for api in self._apis.values():
+                api.tell(EngineDown(failed.reason))
+            if self._is_stopping:
+                return
+            log.error("the engine has ended", reason=failed.reason)
+            if not has_served:
+                # What never worked will not work the next time.
+                raise JaxserveError(failed.reason)
+            delay_s = backoff.delay_s()
+            if delay_s is None:
+                raise EngineDeadError(f"the engine ends again and again: {failed.reason}")
+            log.info("the engine starts again", delay_s=delay_s)
+            await asyncio.sleep(delay_s)
+
+    async def _run_engine(self, address: str) -> Failed:
+        """Run one engine, and return why it ended."""
+        failed: Failed | None = None
+        self._engine = engine = await Child.start("engine", self._programs.engine)
+        engine.tell(
+            ServeEngine(
+                options=self._options,
+                address=address,
+                folder=self._folder,
+                log_level=self._log_level,
+            )
+        )
+        try:
+            async for message in engine.messages(FromEngine, silence_s=self._engine_silence_s):
+                match message:
+                    case Planned():
+                        self._planned = message
+                        for api in self._apis.values():
+                            api.tell(EngineLoads(message.hello))
+                    case Ready():
+                        assert self._planned is not None
+                        self._up = _Up(hello=self._planned.hello, address=address)
+                        for client in self._apis:
+                            self._introduce(client)
+                    case Failed():
+                        failed = message
+                        break
+                    case Beat():
+                        pass
+        except TimeoutError:
+            silence_s = self._config.engine_hang_timeout_s
+            failed = Failed(f"the engine has not finished a step for {silence_s:g} s")
+        engine.kill()
+        how = await engine.ended()
+        self._retire(engine)
+        self._engine = None
+        return failed or Failed(f"the engine has ended: {how}")
+
+    def _engine_silence_s(self) -> float | None:
+        """How long the engine may be silent: while it loads, as long as it likes."""
+        return None if self._up is None else self._config.engine_hang_timeout_s
+
+    # API processes.
+
+    async def _keep_api(self, slot: int) -> None:
+        """Run API processes in one place, until told to stop; raises to give up."""
+        backoff = self._backoff()
+        while True:
+            client = next(self._clients)
+            reason = await self._run_api(client, f"api {slot}")
+            if self._is_stopping:
+                return
+            log.error("an API process has ended", name=f"api {slot}", reason=reason)
+            delay_s = backoff.delay_s()
+            if delay_s is None:
+                raise EngineDeadError(f"an API process ends again and again: {reason}")
+            await asyncio.sleep(delay_s)
+
+    async def _run_api(self, client: int, name: str) -> str:
+        """Run one API process, and return how it ended."""
+        fd = self._listener.fileno()
+        self._apis[client] = api = await Child.start(name, self._programs.api, pass_fds=(fd,))
+        api.tell(
+            ServeHttp(
+                config=self._config,
+                fd=fd,
+                folder=self._folder,
+                log_level=self._log_level,
+                name=name,
+            )
+        )
+        if self._up is not None:
+            self._introduce(client)
+        elif self._planned is not None:
+            api.tell(EngineLoads(self._planned.hello))
+        async for message in api.messages(FromApi):
+            match message:
+                case Ready():
+                    self._ready_apis.add(client)
+                    self._announce_once()
+                case Scrape():
+                    task = asyncio.create_task(self._scrape(api, message.number))
+                    self._scrapes.add(task)
+                    task.add_done_callback(self._scrapes.discard)
+                case Failed():
+                    raise JaxserveError(message.reason)
+        api.kill()
+        reason = await api.ended()
+        del self._apis[client]
+        self._ready_apis.discard(client)
+        self._retire(api)
+        if self._engine is not None:
+            self._engine.tell(ClientGone(client))
+        return reason
+
+    def _introduce(self, client: int) -> None:
+        """Tell an API process where the engine is."""
+        assert self._up is not None
+        up = EngineUp(hello=self._up.hello, address=self._up.address, client=client)
+        self._apis[client].tell(up)
+
+    def _announce_once(self) -> None:
+        """Say that requests are welcome, when all API processes are ready for the first time."""
+        if self._announce is None or len(self._ready_apis) < self._config.api_server_count:
+            return
+        assert self._planned is not None
+        self._announce(self._planned.names)
+        self._announce = None
+
+    # What both have in common.
+
+    def _backoff(self) -> Backoff:
+        config = self._config
+        return Backoff(
+            limit=config.max_restarts,
+            window_s=config.restart_window_s,
+            first_delay_s=config.restart_delay_s,
+        )
+
+    async def _scrape(self, api: Child, number: int) -> None:
+        """Answer an API process with the series of all."""
+        children = [*self._apis.values(), *([self._engine] if self._engine else [])]
+        snapshots = await asyncio.gather(*(child.series() for child in children))
+        api.tell(AllSeries(number, merged([*snapshots, self._retired])))
+
+    def _retire(self, child: Child) -> None:
+        """Keep what a process that has ended has counted."""
+        counts = (family for family in child.last_series if family.kind is not Kind.GAUGE)
+        self._retired = merged([self._retired, counts])

@@ -1,0 +1,21 @@
+"""An API process with a tokenizer of words, so that tests need not wait for transformers."""
+
+import sys
+from types import SimpleNamespace
+
+from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.processes.api import main
+from jaxserve.processes.messages import Hello
+from tests.engine.world import word_tokenizer
+
+
+def load(_: Hello) -> Tokenizer:
+    assert "transformers" not in sys.modules, "tests wait for this start"
+    pretrained = SimpleNamespace(
+        backend_tokenizer=word_tokenizer(), eos_token_id=None, chat_template=None
+    )
+    return Tokenizer(pretrained)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), load))

@@ -1,0 +1,100 @@
+"""An engine's process on the fake device, which starts in no time. `model` of its options is JSON.
+
+step_s: seconds a step takes. starts: a file that counts starts. mistake: words to refuse to start
+with. crashes_from: the start from which on loading crashes. gate: a file without which no engine
+becomes ready, but for the first if gates_from is 2.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
+from jaxserve.engine import Engine, Scheduler
+from jaxserve.errors import CheckpointError
+from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.metrics import Metrics
+from jaxserve.plan import StepPlan
+from jaxserve.processes.engine import ServedEngine, main
+from jaxserve.processes.messages import Hello
+from tests.fakes import FakePendingStep, FakeRunner
+
+VOCAB_SIZE = 64
+MAX_MODEL_LEN = 4096
+PAGE_SIZE = 16
+MAX_NUM_SEQS = 32
+NUM_PAGES = 1 + MAX_NUM_SEQS * MAX_MODEL_LEN // PAGE_SIZE
+
+
+class Device(FakeRunner):
+    """The fake device, which takes its time, breaks when it meets 13 and hangs when it meets 14."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__(
+            num_pages=NUM_PAGES,
+            page_size=PAGE_SIZE,
+            max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=512,
+            vocab_size=VOCAB_SIZE,
+        )
+        self._step_s = step_s
+
+    def dispatch(self, plan: StepPlan) -> FakePendingStep:
+        time.sleep(self._step_s)
+        self.plans.clear()
+        for assignment in plan.assignments:
+            if assignment.prompt_ids[0] == 13:
+                raise MemoryError("the device is out of memory")
+            if assignment.prompt_ids[0] == 14:
+                time.sleep(3600)
+        return super().dispatch(plan)
+
+
+def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
+    assert "jax" not in sys.modules, "tests wait for this start"
+    settings = json.loads(options.model or "{}")
+    count = 1
+    if "starts" in settings:
+        starts = Path(settings["starts"])
+        count += len(starts.read_text().split()) if starts.exists() else 0
+        with starts.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+    if "mistake" in settings:
+        raise CheckpointError(settings["mistake"])
+    plan(
+        Hello(
+            names=("tiny", "alias"),
+            tokenizer="",
+            chat_template=None,
+            max_model_len=MAX_MODEL_LEN,
+            vocab_size=VOCAB_SIZE,
+            defaults=GenerationDefaults(),
+            has_priorities=False,
+            fingerprint="fake",
+            kernels={"paged_attention": ("fake", {"fast": "not here"})},
+        )
+    )
+    while count >= settings.get("gates_from", 1) and not Path(settings.get("gate", "/")).exists():
+        time.sleep(0.01)
+    if count >= settings.get("crashes_from", 1000):
+        raise RuntimeError("this start was told to fail")
+    metrics = Metrics(max_model_len=MAX_MODEL_LEN)
+    engine = Engine(
+        Scheduler(
+            SchedulerConfig(
+                max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=512
+            ),
+            CacheConfig(num_pages=NUM_PAGES, page_size=PAGE_SIZE),
+        ),
+        Device(settings.get("step_s", 0.0)),
+        vocab_size=VOCAB_SIZE,
+        metrics=metrics.engine("tiny"),
+    )
+    return ServedEngine(engine, metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), load))
