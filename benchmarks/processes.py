@@ -32,7 +32,7 @@ from jaxserve.engine.loop import Reply, run_engine
 from jaxserve.engine.text import Assembler
 from jaxserve.engine.wire import SocketPort, decode_reply, encode_reply
 from jaxserve.metrics import Metrics
-from jaxserve.plan import StepPlan, StepResult, StepRun
+from jaxserve.plan import StepLimits, StepPlan, StepResult, StepRun
 from jaxserve.request import Request, SamplingParams
 from jaxserve.tokens import TokenBatch
 
@@ -63,6 +63,11 @@ class InstantRunner:
     """A device that takes no time and counts upwards."""
 
     num_steps: int = 0
+
+    @property
+    def limits(self) -> StepLimits:
+        """See plan.Runner."""
+        return StepLimits(num_tokens=1 << 20, num_sequences=1 << 20)
 
     def dispatch(self, plan: StepPlan) -> InstantStep:
         """See plan.Runner."""

@@ -116,6 +116,13 @@ class StepRun(Struct, frozen=True, kw_only=True, gc=False):
     written_bytes: int = 0
 
 
+class StepLimits(Struct, frozen=True, kw_only=True, gc=False):
+    """What a step may have at most: tokens, and rows."""
+
+    num_tokens: int
+    num_sequences: int
+
+
 class PendingStep(Protocol):
     """A step under way on the device."""
 
@@ -135,6 +142,11 @@ class PendingStep(Protocol):
 
 class Runner(Protocol):
     """Computes steps. Implemented by execution/runner.py, and by a fake in host-only tests."""
+
+    @property
+    def limits(self) -> StepLimits:
+        """What a step may have now. They grow while programs are made, and never shrink."""
+        ...
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """Start a step without waiting for it. Steps take effect in dispatch order."""

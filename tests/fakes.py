@@ -10,6 +10,7 @@ from jaxserve.plan import (
     RUBBISH_SLOT,
     RowPlan,
     SlotAssignment,
+    StepLimits,
     StepPlan,
     StepResult,
     StepRun,
@@ -117,6 +118,7 @@ class FakeRunner:
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
         self.vocab_size = vocab_size
+        self.limits = StepLimits(num_tokens=max_num_batched_tokens, num_sequences=max_num_seqs)
         self.pending: deque[FakePendingStep] = deque()
         self.plans: list[StepPlan] = []
         self.num_computed_tokens = 0
@@ -170,7 +172,8 @@ class FakeRunner:
 
     def _check_shape(self, plan: StepPlan) -> None:
         assert plan.rows, "an empty step"
-        assert plan.num_tokens <= self._max_num_batched_tokens
+        assert plan.num_tokens <= min(self._max_num_batched_tokens, self.limits.num_tokens)
+        assert len(plan.rows) <= self.limits.num_sequences
         slots = [row.slot for row in plan.rows]
         assert len(set(slots)) == len(slots), "two rows of one slot"
         assigned = [assignment.slot for assignment in plan.assignments]

@@ -32,6 +32,7 @@ class GatedRunner:
 
     def __init__(self, runner: FakeRunner) -> None:
         self._runner = runner
+        self.limits = runner.limits
         self.gate = threading.Event()
         self.error: Exception | None = None
 

@@ -104,7 +104,7 @@ class Engine:
         """
         timeline = self.timeline
         timeline.started()
-        plan = self._scheduler.schedule()
+        plan = self._scheduler.schedule(self._runner.limits)
         timeline.scheduled()
         if plan is not None:
             pending = self._runner.dispatch(plan)

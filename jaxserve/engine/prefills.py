@@ -29,6 +29,7 @@ class PrefillBudget:
 def prefill_budget(
     config: SchedulerConfig,
     *,
+    max_tokens: int,
     num_decodes: int,
     decode_context: int,
     prompts: list[Sequence],
@@ -36,11 +37,11 @@ def prefill_budget(
     """Return what a step may take on of `prompts` beside its decodes.
 
     It is to take at most `max_decode_slowdown` times as long as without them, and while nothing
-    decodes as long as `max_num_batched_tokens` and as much attention. Of the sizes that steps are
-    padded to, it gets that in which the first prompt gets on most. decode_context: tokens that the
-    decodes attend to, added up.
+    decodes as long as `max_tokens` and as much attention. Of the sizes that steps are
+    padded to, it gets that in which the first prompt gets on most. max_tokens: of the whole step.
+    decode_context: tokens that the decodes attend to, added up.
     """
-    work, most = config.work, config.max_num_batched_tokens
+    work, most = config.work, max_tokens
     limit = 2.0 * most
     if num_decodes:
         # Attention of the decodes takes its time either way.

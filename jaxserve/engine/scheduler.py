@@ -30,7 +30,7 @@ from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue, by_order
 from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import StepStats
-from jaxserve.plan import RUBBISH_SLOT, StepPlan, StepResult
+from jaxserve.plan import RUBBISH_SLOT, StepLimits, StepPlan, StepResult
 from jaxserve.request import FinishReason, Request
 
 NOT_FINITE = (
@@ -77,6 +77,9 @@ class Scheduler:
         # No secrets are drawn from it, and equal engine seeds must give equal streams.
         self._random = random.Random(seed)  # noqa: S311
         self._clock = clock
+        # Of a step, as the runner stands: they only grow.
+        self._max_tokens = config.max_num_batched_tokens
+        self._max_sequences = config.max_num_seqs
         self._memory = KVMemory(cache)
         self._free_slots = list(range(config.max_num_seqs, RUBBISH_SLOT, -1))
         self._groups: dict[str, SequenceGroup] = {}
@@ -166,8 +169,14 @@ class Scheduler:
             self._waiting.forget(group)
             del self._groups[group.request.id]
 
-    def schedule(self) -> StepPlan | None:
-        """Plan the next step; None when nothing can be computed before a step is committed."""
+    def schedule(self, limits: StepLimits | None = None) -> StepPlan | None:
+        """Plan the next step; None when nothing can be computed before a step is committed.
+
+        limits: the runner's as they are now, beside those of the configuration.
+        """
+        if limits is not None:
+            self._max_tokens = min(self.config.max_num_batched_tokens, limits.num_tokens)
+            self._max_sequences = min(self.config.max_num_seqs, limits.num_sequences)
         builder = PlanBuilder()
         num_preemptions = self._totals.num_preemptions
         context = self._schedule_decodes(builder)
@@ -311,7 +320,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting sequences run while slots and pages last, as many as a step can need."""
         num_tokens = 0
-        while self._free_slots and num_tokens < self.config.max_num_batched_tokens:
+        num_unusable = self.config.max_num_seqs - self._max_sequences
+        while len(self._free_slots) > num_unusable and num_tokens < self._max_tokens:
             sequence = self._waiting.first
             if sequence is None:
                 return
@@ -355,10 +365,11 @@ class Scheduler:
 
     def _schedule_prefills(self, builder: PlanBuilder, context: int) -> None:
         """Plan the next tokens of prompts, as many as the step has room and time for."""
-        if builder.num_singles == self.config.max_num_batched_tokens:
+        if builder.num_singles == self._max_tokens:
             return
         budget = prefill_budget(
             self.config,
+            max_tokens=self._max_tokens,
             num_decodes=builder.num_singles,
             decode_context=context,
             prompts=self._prefilling,

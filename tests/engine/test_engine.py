@@ -10,7 +10,7 @@ from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.engine.scheduler import NOT_FINITE
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.metrics import FinishedStats, StepStats
-from jaxserve.plan import StepPlan
+from jaxserve.plan import StepLimits, StepPlan
 from jaxserve.request import FinishReason, TokenEvent
 from tests.engine.world import EOS, World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, token_logprobs
@@ -70,8 +70,28 @@ def test_an_idle_engine_steps_without_effect() -> None:
     assert not world.engine.has_work
 
 
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_steps_keep_to_limits_that_grow_under_way(async_scheduling: bool) -> None:
+    world = World(num_pages=200, max_num_seqs=6, async_scheduling=async_scheduling)
+    requests = [request(f"{i}", [*range(4, 10 + 4 * i)], max_tokens=10) for i in range(8)]
+    world.add(*requests)
+    # The fake asserts that no step has more.
+    for num_tokens, num_sequences in [(3, 2), (5, 3)]:
+        world.runner.limits = StepLimits(num_tokens=num_tokens, num_sequences=num_sequences)
+        for _ in range(12):
+            world.step()
+        assert max(plan.num_tokens for plan in world.runner.plans) == num_tokens
+        assert max(len(plan.rows) for plan in world.runner.plans) == num_sequences
+    world.runner.limits = StepLimits(num_tokens=16, num_sequences=6)
+    world.run()
+    for each in requests:
+        assert world.output(each.id) == world.expected(each.id)
+
+
 def test_an_exception_of_the_runner_leaves_the_engine() -> None:
     class BrokenRunner:
+        limits = StepLimits(num_tokens=16, num_sequences=4)
+
         def dispatch(self, plan: StepPlan) -> FakePendingStep:
             raise RuntimeError("the device is gone")
 

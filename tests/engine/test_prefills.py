@@ -44,11 +44,16 @@ def budget(
     prompts: list[Sequence],
     config: SchedulerConfig = CONFIG,
     *,
+    max_tokens: int | None = None,
     num_decodes: int = 0,
     decode_context: int = 0,
 ) -> PrefillBudget:
     return prefill_budget(
-        config, num_decodes=num_decodes, decode_context=decode_context, prompts=prompts
+        config,
+        max_tokens=config.max_num_batched_tokens if max_tokens is None else max_tokens,
+        num_decodes=num_decodes,
+        decode_context=decode_context,
+        prompts=prompts,
     )
 
 
@@ -57,6 +62,11 @@ def budget(
 
 def test_a_prompt_alone_gets_the_largest_step() -> None:
     assert budget([prompt(10_000)]).num_tokens == 512
+
+
+def test_no_more_is_planned_than_the_runner_can_do_now() -> None:
+    assert budget([prompt(10_000)], max_tokens=32).num_tokens == 32
+    assert budget([prompt(10_000)], max_tokens=32, num_decodes=12).num_tokens == 20
 
 
 def test_beside_decodes_a_prompt_gets_the_largest_size_within_their_time() -> None:
