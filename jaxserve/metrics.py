@@ -134,6 +134,7 @@ class Metrics:
         self.token_bounds = token_bounds(max_model_len)
         self._series = SeriesSet()
         self._compilations: dict[str, Callable[[], int]] = {}
+        self._startups: dict[str, Callable[[], Mapping[str, float]]] = {}
 
     def engine(self, model_name: str, *, engine: str = "0") -> "EngineSeries":
         """Return the series of one engine, all of them present at zero from the start."""
@@ -147,8 +148,12 @@ class Metrics:
         self._series.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
 
     def set_compilations(self, count: Callable[[], int], *, model_name: str) -> None:
-        """Publish how many programs were compiled after warm-up; each scrape asks `count`."""
+        """Publish how many programs were compiled unplanned; each scrape asks `count`."""
         self._compilations[model_name] = count
+
+    def set_startup(self, seconds: Callable[[], Mapping[str, float]], *, model_name: str) -> None:
+        """Publish what `Startup.seconds` says of a start; each scrape asks for it."""
+        self._startups[model_name] = seconds
 
     def observe_rejection(self, reason: str, *, model_name: str) -> None:
         """A request was refused for want of room; `reason` is a word of the server's."""
@@ -171,9 +176,17 @@ class Metrics:
         for model_name, count in self._compilations.items():
             self._series.counter(
                 "jaxserve:compilations",
-                "Programs compiled after warm-up: each stalled its step.",
+                "Programs compiled that none had planned: each stalled its step.",
                 {"model_name": model_name},
             ).set(count())
+        for model_name, seconds in self._startups.items():
+            for stage, value in seconds().items():
+                self._series.gauge(
+                    "jaxserve:startup_seconds",
+                    "Stages of the start by their duration, milestones by their time since the"
+                    " process began.",
+                    {"model_name": model_name, "stage": stage},
+                ).set(value)
         return self._series.snapshot()
 
     def collect(self) -> Iterator[Metric]:

@@ -18,6 +18,7 @@ LAYERS = (
         "tokens",
         "timeline",
         "series",
+        "startup",
         "metrics",
         "logging",
         "__version__",

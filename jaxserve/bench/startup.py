@@ -15,6 +15,8 @@ from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from jaxserve.bench.statistics import mean, percentile
 from jaxserve.errors import JaxserveError
 
@@ -58,17 +60,17 @@ def measure_start(arguments: Sequence[str], *, cache: Path | None) -> Start:
         body = {"model": model, "prompt": [0], "max_tokens": 1, "ignore_eos": True}
         _get_json(f"{url}/v1/completions", body)
         first_token_s = time.perf_counter() - begin_s
-        stages = stages_of(_get_json(f"{url}/health"))
+        stages = stages_of(_get(f"{url}/metrics").decode())
     return Start(ready_s=ready_s, first_token_s=first_token_s, stages=stages)
 
 
-def stages_of(health: Mapping[str, Any]) -> dict[str, float]:
-    """Return seconds by stage from what /health says: `startup` of the server or of its models."""
-    places = [health, *health.get("models", {}).values()]
+def stages_of(metrics: str) -> dict[str, float]:
+    """Return seconds by stage from what /metrics says."""
     return {
-        str(stage): float(seconds)
-        for place in places
-        for stage, seconds in (place.get("startup") or {}).items()
+        sample.labels["stage"]: sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name == "jaxserve:startup_seconds"
     }
 
 
@@ -139,11 +141,16 @@ def _server(
 
 
 def _get_json(url: str, body: Mapping[str, Any] | None = None) -> Any:
+    return json.loads(_get(url, body))
+
+
+def _get(url: str, body: Mapping[str, Any] | None = None) -> bytes:
     """Ask an own server; it is up already."""
     data = None if body is None else json.dumps(body).encode()
     request = Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310
     try:
         with urlopen(request, timeout=START_TIMEOUT_S) as answer:  # noqa: S310
-            return json.load(answer)
+            content: bytes = answer.read()
     except (URLError, ValueError) as error:
         raise JaxserveError(f"{url} did not answer: {error}") from error
+    return content

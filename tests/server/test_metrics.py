@@ -198,9 +198,11 @@ def test_compilations_and_the_cache_are_told_by_who_knows() -> None:
         count = 3
         world.metrics.set_compilations(lambda: count, model_name=world.name)
         world.metrics.set_cache_config({"block_size": 4}, model_name=world.name)
+        world.metrics.set_startup(lambda: {"weights": 1.5}, model_name=world.name)
         http = world.http()
         assert scrape(http)['jaxserve:compilations_total{model_name="tiny/model"}'] == 3
         count = 4
         samples = scrape(http)
     assert samples['jaxserve:compilations_total{model_name="tiny/model"}'] == 4
+    assert samples['jaxserve:startup_seconds{model_name="tiny/model",stage="weights"}'] == 1.5
     assert samples['vllm:cache_config_info{block_size="4",engine="0",model_name="tiny/model"}'] == 1
