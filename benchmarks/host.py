@@ -28,7 +28,8 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.config import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.execution.programs import Helper, Program, all_programs
+from jaxserve.execution.program_pool import ProgramPool
+from jaxserve.execution.programs import Helper, Program
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.execution.sampling import no_logprobs
 from jaxserve.execution.shapes import StepShape
@@ -78,18 +79,17 @@ def played(program: Program, vocab_size: int) -> Callable[..., object]:
 
 def played_runner(plan: EnginePlan) -> ModelRunner:
     """Return the real runner, on programs that are played, without weights."""
-    programs = {
-        program: cast(jax.stages.Compiled, played(program, plan.model.vocab_size))
-        for program in all_programs(plan.shapes)
-    }
+
+    def make(program: Program) -> jax.stages.Compiled:
+        return cast(jax.stages.Compiled, played(program, plan.model.vocab_size))
+
     return ModelRunner(
         abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
         context=plan.context,
-        cache_spec=plan.cache_spec,
+        programs=ProgramPool(make),
         shapes=plan.shapes,
         num_slots=plan.num_slots,
         pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
-        executables=programs,
         clock=time.thread_time,
     )
 

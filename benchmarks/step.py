@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.config import EngineOptions
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.memory import tree_bytes
+from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.models import random_params
 from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
@@ -77,7 +79,7 @@ class Bench:
         self._runner = ModelRunner(
             params,
             context=plan.context,
-            cache_spec=plan.cache_spec,
+            programs=ProgramPool(partial(plan.programs.compile, params)),
             shapes=plan.shapes,
             num_slots=plan.scheduler.max_num_seqs + 1,
             pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),

@@ -181,7 +181,8 @@ def main() -> None:
 
     workload = read_workload(args.workload).first(args.num_prompts)
     load = os.getloadavg()[0]
-    llm = LLM(args.model, dtype="float32", max_num_seqs=max(args.batch), report=print)
+    options = {"dtype": "float32", "max_num_seqs": max(args.batch), "warm_up": "full"}
+    llm = LLM(args.model, report=print, **options)
     run_jobs(llm, [workload.warm], batch=1)
     with transformers_worker(
         args.torch_python, args.model, args.workload, num_prompts=args.num_prompts

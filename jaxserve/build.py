@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +17,28 @@ from jaxserve.engine.scheduler import Scheduler
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
-from jaxserve.execution.programs import Program, all_programs
+from jaxserve.execution.program_pool import ProgramPool
+from jaxserve.execution.program_sources import ProgramSources
+from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.execution.runner import ModelRunner
-from jaxserve.execution.shapes import StepShape
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.metrics import EngineMetrics
-from jaxserve.models import random_params
+from jaxserve.models import Params, abstract_params, random_params
 from jaxserve.planning import EnginePlan
 from jaxserve.request import MAX_EOS_IDS
+from jaxserve.startup import Startup
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """An engine that is warm, and what its callers need to know of the model in it."""
+    """An engine that can serve, and what its callers need to know of the model in it.
+
+    programs: what it runs; some may still be in the making. startup: where the time went.
+    """
 
     plan: EnginePlan
     engine: Engine
@@ -39,7 +46,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     generation: GenerationDefaults
     compilations: CompilationCounter
-    num_programs: int
+    programs: ProgramPool
+    startup: Startup
 
 
 def build(
@@ -50,51 +58,74 @@ def build(
 ) -> LoadedModel:
     """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
-    report: told what happens, a line at a time; progress bars go to a terminal only. Raises
-    CheckpointError for weights that do not match, KernelError for kernels that compute wrong
-    numbers, and MemoryPlanError if the device has less memory left than was planned with.
+    Weights and tokenizer load while programs are made. By the option `warm_up` that is waited for
+    the first of them only, or for all. report: told what happens, a line at a time; progress bars
+    go to a terminal only. Raises CheckpointError for weights that do not match, KernelError for
+    kernels that compute wrong numbers, and MemoryPlanError if the device has less memory left than
+    was planned with.
     """
     assert not plan.is_absent, "planned for hardware that is not there"
     options = plan.options
+    startup = Startup()
+    startup.imported(plan.began_s)
+    startup.add("plan", plan.began_s, plan.began_s + plan.planning_s)
     if options.compilation_cache:
         use_compilation_cache()
-    compilations = CompilationCounter()
     for line in plan.lines():
         report(line)
-    checkpoint = plan.checkpoint
-    is_dummy = options.load_format == "dummy"
     # Asked before the tokenizer, which takes longer to find missing.
-    if not is_dummy and not checkpoint.tensors:
+    if options.load_format != "dummy" and not plan.checkpoint.tensors:
         raise CheckpointError(f"{plan.name} holds no weights")
-    tokenizer = Tokenizer.load(
-        Path(options.tokenizer) if options.tokenizer is not None else checkpoint.folder,
-        chat_template=read_template(options.chat_template),
-    )
+    compilations = CompilationCounter()
+    programs = _make_programs(plan, compilations, startup, report)
+    try:
+        return _load(plan, programs, compilations, startup, metrics=metrics, report=report)
+    except BaseException:
+        programs.close()
+        raise
+
+
+def _load(
+    plan: EnginePlan,
+    programs: ProgramPool,
+    compilations: CompilationCounter,
+    startup: Startup,
+    *,
+    metrics: EngineMetrics | None,
+    report: Callable[[str], None],
+) -> LoadedModel:
+    """Put together an engine whose programs are being made."""
+    options, checkpoint = plan.options, plan.checkpoint
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
+        future = aside.submit(_load_tokenizer, plan, startup)
+        with _explaining_out_of_memory():
+            with startup.stage("kernels"):
+                check_attention(plan.context.attention)
+            params = _load_params(plan, startup)
+        tokenizer = future.result()
     eos_ids = {*tokenizer.eos_ids, *checkpoint.generation.eos_token_ids}
     if len(eos_ids) > MAX_EOS_IDS:
         raise CheckpointError(
             f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"
             f" {MAX_EOS_IDS}"
         )
-    check_attention(plan.context.attention)
-    model, mesh = plan.model, plan.context.mesh
     with _explaining_out_of_memory():
-        runner = ModelRunner(
-            random_params(model, seed=options.seed, dtype=plan.dtype, mesh=mesh)
-            if is_dummy
-            else load_params(checkpoint, model, dtype=plan.dtype, mesh=mesh),
-            context=plan.context,
-            cache_spec=plan.cache_spec,
-            shapes=plan.shapes,
-            num_slots=plan.num_slots,
-            pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
-            executables=_load_executables(plan, report),
-        )
-        num_programs = runner.warm_up(_compile_bar)
-    compilations.mark()
-    report(
-        f"{num_programs} programs ready; compiling or fetching took {compilations.seconds:.1f} s"
-    )
+        with startup.stage("programs"):  # what is left to wait for
+            wanted = {"background": first_programs, "full": all_programs}.get(options.warm_up)
+            # From the end: what no other thread has begun is made here.
+            for program in _compile_bar(reversed(wanted(plan.shapes)) if wanted else ()):
+                programs.get(program)
+        with startup.stage("warm-up"):
+            runner = ModelRunner(
+                params,
+                context=plan.context,
+                programs=programs,
+                shapes=plan.shapes,
+                num_slots=plan.num_slots,
+                pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
+            )
+            if wanted is not None:
+                runner.warm_up()
     generation = checkpoint.generation
     if options.generation_config != "auto":
         generation = GenerationDefaults(eos_token_ids=generation.eos_token_ids)
@@ -109,6 +140,13 @@ def build(
         vocab_size=plan.model.vocab_size,
         metrics=metrics,
     )
+    compilations.mark()
+    programs.give_way()
+    startup.reached("ready")
+    report(
+        f"ready {time.perf_counter() - plan.began_s:.1f} s after imports, with"
+        f" {programs.num_made} of {len(all_programs(plan.shapes))} programs"
+    )
     return LoadedModel(
         plan=plan,
         engine=engine,
@@ -116,36 +154,57 @@ def build(
         tokenizer=tokenizer,
         generation=generation,
         compilations=compilations,
-        num_programs=num_programs,
+        programs=programs,
+        startup=startup,
     )
 
 
-def _load_executables(
-    plan: EnginePlan, report: Callable[[str], None]
-) -> dict[Program, jax.stages.Compiled]:
-    """Load what there is of a plan's programs; what is missing will be compiled."""
-    if plan.executables is None:
-        if plan.misfit is not None:
-            report(
-                f"the programs in {plan.options.executables} are not for this engine, so it"
-                f" compiles its own: {plan.misfit}"
-            )
-        return {}
-    start_s = time.perf_counter()
-    programs = all_programs(plan.shapes)
-    loaded: dict[Program, jax.stages.Compiled] = {}
-    for program in programs:
-        try:
-            compiled = plan.executables.load(program, plan.context.mesh)
-        except jax.errors.JaxRuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            report(f"the programs in {plan.options.executables} do not load here: {reason}")
-            break
-        if compiled is not None:
-            loaded[program] = compiled
-    elapsed_s = time.perf_counter() - start_s
-    report(f"{len(loaded)} of {len(programs)} programs loaded in {elapsed_s:.1f} s")
-    return loaded
+def _make_programs(
+    plan: EnginePlan,
+    compilations: CompilationCounter,
+    startup: Startup,
+    report: Callable[[str], None],
+) -> ProgramPool:
+    """Begin to make a plan's programs, in the order in which they are best made."""
+    if plan.misfit is not None:
+        report(
+            f"the programs in {plan.options.executables} are not for this engine, so it compiles"
+            f" its own: {plan.misfit}"
+        )
+    sources = ProgramSources(
+        plan.programs,
+        abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
+        mesh=plan.context.mesh,
+        compilations=compilations,
+        startup=startup,
+        executables=plan.executables,
+        report=report,
+    )
+    if plan.options.warm_up == "none":
+        return ProgramPool(sources.make_unplanned)
+
+    def finished() -> None:
+        seconds = startup.reached("all programs")
+        count = Counter(program.origin for program in startup.programs)
+        origins = ", ".join(f"{number} {origin}" for origin, number in count.items())
+        logger.info("all programs made after %.1f s (%s)", seconds, origins)
+
+    return ProgramPool(sources.make, all_programs(plan.shapes), on_finish=finished)
+
+
+def _load_tokenizer(plan: EnginePlan, startup: Startup) -> Tokenizer:
+    with startup.stage("tokenizer"):
+        return Tokenizer.load(
+            plan.tokenizer_folder, chat_template=read_template(plan.options.chat_template)
+        )
+
+
+def _load_params(plan: EnginePlan, startup: Startup) -> Params:
+    model, mesh, dtype = plan.model, plan.context.mesh, plan.dtype
+    with startup.stage("weights"):
+        if plan.options.load_format == "dummy":
+            return random_params(model, seed=plan.options.seed, dtype=dtype, mesh=mesh)
+        return load_params(plan.checkpoint, model, dtype=dtype, mesh=mesh)
 
 
 def read_template(chat_template: str | None) -> str | None:
@@ -175,6 +234,6 @@ def _explaining_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def _compile_bar(shapes: Iterable[StepShape]) -> Iterator[StepShape]:
-    listed = list(shapes)
-    yield from tqdm(listed, desc="Compiling", unit="program", disable=None)
+def _compile_bar(programs: Iterable[Program]) -> Iterator[Program]:
+    listed = list(programs)
+    yield from tqdm(listed, desc="Compiling", unit="program", disable=None if listed else True)

@@ -20,6 +20,7 @@ KV_CACHE_DTYPES = {
 }
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 GENERATION_CONFIGS = ("auto", "vllm")
+WARM_UPS = ("background", "full", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,9 @@ class EngineOptions:
     that also computes prompts. kv_cache_dtype: of keys and values in pages; fp8 halves them, at
     scale 1.
     max_queued_requests: requests waiting before new ones are refused. executables: folder of
-    compiled programs (`jaxserve compile --out`), trusted like code.
+    compiled programs (`jaxserve compile --out`), trusted like code. warm_up: "background" serves as
+    soon as one program can, in small steps, and makes the others meanwhile; "full" makes all of
+    them first, as measurements need it; "none" makes each when it is first needed.
     """
 
     model: str | None = None
@@ -67,6 +70,7 @@ class EngineOptions:
     attention_backend: str | None = None
     compilation_cache: bool = True
     executables: str | None = None
+    warm_up: str = "background"
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
@@ -74,6 +78,7 @@ class EngineOptions:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
+        _one_of("warm_up", self.warm_up, WARM_UPS)
         fraction = self.memory_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")

@@ -21,6 +21,7 @@ from jaxserve.config import (
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
     POLICIES,
+    WARM_UPS,
     EngineOptions,
 )
 from jaxserve.errors import ConfigError
@@ -191,6 +192,12 @@ ENGINE_FLAGS = (
         name="executables",
         field="executables",
         help="folder of programs from `jaxserve compile --out`; trusted like code",
+    ),
+    Flag(
+        name="warm-up",
+        field="warm_up",
+        choices=WARM_UPS,
+        help="which programs to make before serving: the first, all or none",
     ),
 )
 

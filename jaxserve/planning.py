@@ -1,6 +1,7 @@
 """From options to a plan: everything about an engine that is known before anything is loaded."""
 
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class EnginePlan:
 
     executables: the folder whose programs fit this plan, if one does; misfit: why the folder that
     was asked for does not. is_absent: planned for hardware that is not there, and cannot be built.
+    began_s, planning_s: when planning began, by `time.perf_counter`, and how long it took.
     """
 
     options: EngineOptions
@@ -90,6 +92,8 @@ class EnginePlan:
     executables: ExecutableFolder | None = None
     misfit: str | None = None
     is_absent: bool = False
+    began_s: float = 0.0
+    planning_s: float = 0.0
 
     @property
     def num_slots(self) -> int:
@@ -157,6 +161,12 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
     target: hardware by name, which need not be there (`pallas_kernels.targets`, or "cpu" for this
     machine's). Raises CheckpointError, ConfigError, and MemoryPlanError when it would not fit.
     """
+    began_s = time.perf_counter()
+    plan = _plan(options, target)
+    return replace(plan, began_s=began_s, planning_s=time.perf_counter() - began_s)
+
+
+def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
     # Before JAX starts: the share of a GPU that its pool takes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
     checkpoint = Checkpoint.open(
@@ -190,7 +200,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         async_scheduling=options.async_scheduling,
     )
     pages_per_sequence = -(-max_model_len // page_size)
-    shapes = ShapeTable(
+    shapes = ShapeTable.plan(
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         pages=pages_per_sequence,
@@ -224,7 +234,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         state=tree_bytes(
             abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
         ),
-        workspace=workspace_bytes(model, shapes.all(), attention=attention, dtype=dtype),
+        workspace=workspace_bytes(model, shapes.shapes, attention=attention, dtype=dtype),
         page=model.num_layers
         * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
         page_size=page_size,
@@ -242,7 +252,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
             else defaults.flops_per_byte,
             attention_efficiency=defaults.attention_efficiency,
         ),
-        step_sizes=tuple(sorted({each.tokens for each in shapes.all() if not each.is_decode})),
+        step_sizes=tuple(sorted({each.tokens for each in shapes.shapes if not each.is_decode})),
     )
     name = options.model if options.model is not None else EMBEDDED_MODEL
     plan = EnginePlan(

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxserve.bench.throughput import run_jobs
     from jaxserve.llm import LLM
 
-    options = given(args, ENGINE_FLAGS)
+    options = {"warm_up": "full"} | given(args, ENGINE_FLAGS)
     if args.batch_size is not None:
         options.setdefault("max_num_seqs", args.batch_size)
     llm = LLM(model_of(args), report=say, **options)

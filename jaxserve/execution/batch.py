@@ -239,7 +239,7 @@ def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np
         positions = np.arange(num_tokens) + (rows.starts + rows.lengths - stops)[sequences]
         packed[layout.positions : layout.positions + num_tokens] = positions
         packed[layout.row_sequences : layout.row_sequences + num_tokens] = sequences
-    if shape.variant is Variant.SCORE:
+    if rows.has_targets:
         for row, stop in zip(rows.rows, stops.tolist(), strict=True):
             first = layout.targets + stop - row.num_tokens
             packed[first : first + len(row.targets)] = row.targets

@@ -1,14 +1,17 @@
 """Compilation: kept between starts, and counted, because one under traffic is a bug."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 def use_compilation_cache(folder: Path | None = None) -> Path:
@@ -45,19 +48,42 @@ def without_compilation_cache() -> Iterator[None]:
 class CompilationCounter:
     """Counts the programs this process has compiled (or fetched from the cache) since it began.
 
-    `mark()` at the end of warm-up; from then on `since_mark` should stay 0.
+    `mark()` at the end of warm-up; from then on `since_mark` should stay 0. What is compiled inside
+    of `planned()` was meant to be, and is not counted.
     """
 
     def __init__(self) -> None:
         self._count = 0
         self._mark = 0
+        self._planned = threading.local()
         self.seconds = 0.0  # spent compiling, or fetching, since the process began
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_listener(self._listen_for_hits)
+
+    @contextmanager
+    def planned(self) -> Iterator["Planned"]:
+        """Expect compilations on this thread within; tells of them when they are over."""
+        self._planned.block = block = Planned()
+        try:
+            yield block
+        finally:
+            self._planned.block = None
+
+    # JAX calls both on the thread that compiles.
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT:
-            self._count += 1
             self.seconds += duration_secs
+            if self._block() is None:
+                self._count += 1
+
+    def _listen_for_hits(self, event: str, **_: str | int) -> None:
+        block = self._block()
+        if event == _HIT_EVENT and block is not None:
+            block.num_hits += 1
+
+    def _block(self) -> "Planned | None":
+        return getattr(self._planned, "block", None)
 
     def mark(self) -> None:
         """Count from here."""
@@ -67,3 +93,10 @@ class CompilationCounter:
     def since_mark(self) -> int:
         """Programs compiled since `mark()`."""
         return self._count - self._mark
+
+
+@dataclass(slots=True)
+class Planned:
+    """What came of compilations that were meant to be. num_hits: found in the cache."""
+
+    num_hits: int = 0

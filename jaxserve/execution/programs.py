@@ -38,9 +38,14 @@ def name_of(program: Program) -> str:
     return program.name if isinstance(program, StepShape) else program.value
 
 
+def first_programs(shapes: ShapeTable) -> list[Program]:
+    """Return what an engine with these shapes cannot serve without; the longest to make first."""
+    return [shapes.shapes[0], Helper.ALLOCATE, Helper.REMEMBER]
+
+
 def all_programs(shapes: ShapeTable) -> list[Program]:
-    """Return everything an engine with these shapes runs, in the order it is needed."""
-    return [Helper.ALLOCATE, *shapes.all(), Helper.REMEMBER]
+    """Return everything an engine with these shapes runs, in the order in which it is best made."""
+    return [*first_programs(shapes), *shapes.shapes[1:]]
 
 
 class ProgramSet:

@@ -1,7 +1,7 @@
 """The runner: the one place that runs programs and moves data between host and device."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,25 +9,32 @@ import numpy as np
 
 from jaxserve.execution.batch import Rows, SlotTable, pack, packed_size
 from jaxserve.execution.cost import StepCosts
-from jaxserve.execution.programs import Helper, Program, ProgramSet
+from jaxserve.execution.program_pool import ProgramPool
+from jaxserve.execution.programs import Helper
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import ShapeTable, StepShape, Variant
 from jaxserve.execution.state import SlotState, slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
-from jaxserve.plan import RUBBISH_SLOT, SlotAssignment, StepPlan, StepResult, StepRun
+from jaxserve.plan import (
+    RUBBISH_SLOT,
+    SlotAssignment,
+    StepLimits,
+    StepPlan,
+    StepResult,
+    StepRun,
+)
 from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
-from pallas_kernels.paged_attention import CacheSpec
-
-type Progress = Callable[[Iterable[StepShape]], Iterable[StepShape]]
 
 
 class ModelRunner:
     """Owns everything on the device: parameters, KV cache and slot state. Implements plan.Runner.
 
-    Cache and state exist once: every step takes them by donation and gives them back. Of its
-    programs it is given some, `executables`; it compiles the others when they are first needed.
-    clock: seconds, the engine's.
+    Cache and state exist once: every step takes them by donation and gives them back.
+
+    programs: by `shapes`, of which the first is there, or will be once it is waited for. A step
+    takes the smallest shape that is made, so that nothing waits for the others. clock: seconds,
+    the engine's.
     """
 
     def __init__(
@@ -35,25 +42,31 @@ class ModelRunner:
         params: Params,
         *,
         context: StepContext,
-        cache_spec: CacheSpec,
+        programs: ProgramPool,
         shapes: ShapeTable,
         num_slots: int,
         pages_per_sequence: int,
-        executables: Mapping[Program, jax.stages.Compiled] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._params = params
         self._leaves = tuple(jax.tree.leaves(params))
         self._clock = clock
-        self._shapes = shapes
+        self._programs = programs
+        self._all_shapes = shapes
         self._vocab_size = context.model.vocab_size
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
-        self._programs = ProgramSet(context, cache_spec=cache_spec, num_slots=num_slots)
-        self._compiled = dict(executables or {})
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
         self._state: SlotState[jax.Array]
-        self._cache, self._state = self._program(Helper.ALLOCATE)()
+        self._cache, self._state = programs.get(Helper.ALLOCATE)()
+        programs.get(shapes.shapes[0])
+        self._take_over()
+
+    @property
+    def limits(self) -> StepLimits:
+        """What a step may have now; see plan.Runner."""
+        if self._num_programs != self._programs.num_made:
+            self._take_over()
+        return self._limits
 
     def dispatch(self, plan: StepPlan) -> "PendingResult":
         """Start a step; see plan.Runner."""
@@ -94,10 +107,10 @@ class ModelRunner:
             num_prompt_logprobs=_at(table.num_prompt_logprobs, rows) if rows.has_targets else None,
         )
 
-    def warm_up(self, progress: Progress = iter) -> int:
-        """Run every program on padding, compiled first if need be; return how many there are."""
-        shapes = self._shapes.all()
-        for shape in progress(shapes):
+    def warm_up(self) -> None:
+        """Run every program there is on padding: the first run of each takes longer."""
+        self._take_over()
+        for shape in self._shapes.shapes:
             output = self._run(shape, np.zeros(packed_size(shape), np.int32))
             jax.block_until_ready(output)
         nobody = SlotAssignment(
@@ -105,27 +118,26 @@ class ModelRunner:
         )
         self._assign(nobody)
         jax.block_until_ready(self._state)
-        return len(self._compiled)
+
+    def _take_over(self) -> None:
+        """From now on use the shapes that have been made meanwhile."""
+        self._num_programs = self._programs.num_made  # first: another may come in between
+        self._shapes = self._all_shapes.only(self._programs.has)
+        self._limits = self._shapes.limits
 
     def _assign(self, assignment: SlotAssignment) -> None:
         self._table.assign(assignment)
         if assignment.params.adjusts_logits:
             memory = slot_memory(assignment, vocab_size=self._vocab_size)
-            write = self._program(Helper.REMEMBER)
+            write = self._programs.get(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
 
     def _run(self, shape: StepShape, packed: np.ndarray) -> StepOutput:
         output: StepOutput
-        output, self._cache, self._state = self._program(shape)(
+        output, self._cache, self._state = self._programs.get(shape)(
             self._leaves, self._cache, self._state, packed
         )
         return output
-
-    def _program(self, program: Program) -> jax.stages.Compiled:
-        compiled = self._compiled.get(program)
-        if compiled is None:
-            compiled = self._compiled[program] = self._programs.compile(self._params, program)
-        return compiled
 
 
 class PendingResult:

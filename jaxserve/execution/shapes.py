@@ -1,9 +1,15 @@
 """The shapes a step is compiled for: all that compilation varies by, and few by construction."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from jaxserve.errors import ConfigError
+from jaxserve.plan import StepLimits
+
+# The first shape of an accelerator, in tokens: its step takes little longer than to read the
+# weights, and it has room for every sequence and for useful pieces of prompts.
+_FIRST_TOKENS = 512
 
 
 class Variant(IntEnum):
@@ -14,8 +20,8 @@ class Variant(IntEnum):
     log-probabilities of prompt tokens.
 
     On accelerators there is a program for each, and a step runs the least that does. On CPUs,
-    where a branch costs nothing and a program costs seconds of compilation, there are programs
-    for FULL and SCORE only, which branch to what the step needs when they run.
+    where a branch costs nothing and a program costs seconds of compilation, there is one program
+    of each size, which branches to what the step needs when it runs.
     """
 
     GREEDY = 0
@@ -50,61 +56,91 @@ class StepShape:
         return 1 if self.is_decode else self.tokens
 
 
+@dataclass(frozen=True, slots=True)
 class ShapeTable:
-    """Every shape the engine may use, and which one a step takes.
+    """The shapes an engine may use, in the order in which they are best made.
 
     Decode steps are padded to the next of a few numbers of sequences, steps with longer rows to
     the next of a few numbers of tokens. Between two sizes lies a factor of 2 on accelerators and
-    of 4 on CPUs, where a small model answers faster than one more program compiles. Prompts are
-    scored, which is rare, in the largest shape only.
+    of 4 on CPUs, where a small model answers faster than one more program compiles.
+
+    The first shape alone serves every request, in steps within `limits`; each of the others makes
+    some steps smaller, or larger ones possible. branches: whether programs branch when they run to
+    what a step needs, so that one variant of each size is enough.
     """
 
-    def __init__(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, pages: int, platform: str
-    ) -> None:
+    shapes: tuple[StepShape, ...]
+    branches: bool
+    # In order of preference, for those that fit.
+    _sorted: tuple[StepShape, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        preference = sorted(self.shapes, key=lambda s: (s.tokens, not s.is_decode, s.variant))
+        object.__setattr__(self, "_sorted", tuple(preference))
+
+    @staticmethod
+    def plan(
+        *, max_num_seqs: int, max_num_batched_tokens: int, pages: int, platform: str
+    ) -> "ShapeTable":
+        """Return every shape of an engine with these limits; raises ConfigError."""
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens must be at least max_num_seqs ({max_num_seqs}),"
                 f" got {max_num_batched_tokens}"
             )
-        self._pages = pages
-        self.branches = is_cpu = platform == "cpu"  # whether programs branch at run time
+        is_cpu = platform == "cpu"
         factor = 4 if is_cpu else 2
-        sizes = _sizes_up(8, max_num_seqs, factor=factor)
-        self._decode = sorted({1, *sizes}) if is_cpu else sizes
+        singles = _sizes_up(8, max_num_seqs, factor=factor)
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
-        self._mixed = [
+        decode = [(size, size) for size in sorted({1, *singles} if is_cpu else {*singles})]
+        mixed = [
             (tokens, min(max_num_seqs, tokens // 2))
             for tokens in _sizes_down(16, largest, factor=factor)
         ]
 
-    def all(self) -> list[StepShape]:
-        """Return every shape, simplest variant first, and within a variant smallest first."""
-        sizes = [(size, size) for size in self._decode] + self._mixed
-        first = Variant.FULL if self.branches else Variant.GREEDY
-        shapes = [
-            StepShape(tokens, sequences, self._pages, Variant(variant))
-            for variant in range(first, Variant.SCORE)
-            for tokens, sequences in sizes
+        def shapes(sizes: list[tuple[int, int]], *variants: Variant) -> list[StepShape]:
+            return [StepShape(*size, pages, variant) for size in sizes for variant in variants]
+
+        if is_cpu:
+            scored = shapes(mixed, Variant.SCORE)
+            return ShapeTable((scored[0], *shapes(decode, Variant.FULL), *scored[1:]), True)
+        # Prompts are scored, which is rare, in two sizes only.
+        first = next((size for size in mixed if size[0] >= _FIRST_TOKENS), mixed[-1])
+        often = (Variant.GREEDY, Variant.SAMPLE)
+        ordered = [
+            *shapes([first], Variant.SCORE),
+            *shapes(decode, *often),
+            *shapes(mixed, *often),
+            *shapes(mixed[-1:], Variant.SCORE),
+            *shapes(decode, Variant.FULL),
+            *shapes(mixed, Variant.FULL),
         ]
-        return [*shapes, StepShape(*self._mixed[-1], self._pages, Variant.SCORE)]
+        return ShapeTable(tuple(dict.fromkeys(ordered)), False)
+
+    def only(self, is_made: Callable[[StepShape], bool]) -> "ShapeTable":
+        """Return the table of those of the shapes for which `is_made` is true."""
+        return replace(self, shapes=tuple(filter(is_made, self.shapes)))
+
+    @property
+    def limits(self) -> StepLimits:
+        """What a step may have so that there is a shape for it, whatever its rows ask for."""
+        largest = max(
+            (shape for shape in self.shapes if shape.variant is Variant.SCORE),
+            key=lambda shape: shape.tokens,
+        )
+        return StepLimits(num_tokens=largest.tokens, num_sequences=largest.sequences)
 
     def choose(self, row_lengths: list[int], variant: Variant) -> StepShape:
         """Return the smallest shape for rows of these numbers of tokens that can do `variant`."""
         num_tokens, num_sequences = sum(row_lengths), len(row_lengths)
-        if self.branches:
-            variant = max(variant, Variant.FULL)
-        if variant is Variant.SCORE:
-            return StepShape(*self._mixed[-1], self._pages, variant)
-        if num_tokens == num_sequences:
-            size = next(size for size in self._decode if size >= num_sequences)
-            return StepShape(size, size, self._pages, variant)
-        tokens, sequences = next(
-            (tokens, sequences)
-            for tokens, sequences in self._mixed
-            if tokens >= num_tokens and sequences >= num_sequences
+        return next(
+            shape
+            for shape in self._sorted
+            if shape.tokens >= num_tokens
+            and shape.sequences >= num_sequences
+            and shape.variant >= variant
+            and (num_tokens == num_sequences or not shape.is_decode)
         )
-        return StepShape(tokens, sequences, self._pages, variant)
 
 
 def _sizes_up(first: int, last: int, *, factor: int) -> list[int]:

@@ -83,7 +83,14 @@ def step(
     output, state = _choose(logits_of, inputs, state, shape.variant, branch=context.branches)
     if shape.variant is Variant.SCORE:
         with jax.named_scope("prompt_logprobs"):
-            scores = _score(model, hidden, inputs.targets, context.mesh)
+            score = partial(_score, model, hidden, inputs.targets, context.mesh)
+            if context.branches:
+                blank = jax.tree.map(
+                    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(score)
+                )
+                scores = lax.cond(inputs.variant[0] >= Variant.SCORE, score, lambda: blank)
+            else:
+                scores = score()
             output = replace(output, prompt_logprobs=scores)
     return output, cache, state
 

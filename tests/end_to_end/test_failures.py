@@ -21,7 +21,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
         tensors["model.embed_tokens.weight"][BROKEN_TOKEN] = np.nan
 
     folder = write_one_layer(tmp_path_factory.mktemp("broken"), change=break_token)
-    return load(folder, is_warm=False, max_num_seqs=8, max_num_batched_tokens=16)
+    return load(folder, warm_up="none", max_num_seqs=8, max_num_batched_tokens=16)
 
 
 def fine_requests() -> list[Request]:

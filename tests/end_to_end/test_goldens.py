@@ -158,7 +158,7 @@ def test_among_requests_that_are_aborted(
 @pytest.mark.parametrize("name", ["stories260K-hd64-hf", "babyllama-char105-hf"])
 def test_of_other_shapes(name: str) -> None:
     found = goldens(name)
-    answers = serve(engine_for(load(checkpoint(name), is_warm=False)), golden_requests(found))
+    answers = serve(engine_for(load(checkpoint(name), warm_up="none")), golden_requests(found))
     check(answers, found)
 
 
@@ -169,6 +169,6 @@ def test_a_model_that_is_not_supported_is_refused_by_its_name() -> None:
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_on_several_devices(devices: int, stories_goldens: list[Golden]) -> None:
-    loaded = load(checkpoint("stories260K-hf"), is_warm=False, tensor_parallel_size=devices)
+    loaded = load(checkpoint("stories260K-hf"), warm_up="none", tensor_parallel_size=devices)
     assert loaded.plan.context.mesh.devices.size == devices
     check(serve(engine_for(loaded), golden_requests(stories_goldens)), stories_goldens)

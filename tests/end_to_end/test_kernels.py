@@ -45,7 +45,7 @@ class Runs:
 def run(folder: Path, dtype: str) -> Runs:
     loaded = load(
         folder,
-        is_warm=False,
+        warm_up="none",
         page_size=16,
         max_num_seqs=4,
         max_num_batched_tokens=16,

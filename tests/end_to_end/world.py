@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine import Engine, Scheduler, TextEngine
-from jaxserve.execution.runner import ModelRunner
 from jaxserve.metrics import StepStats
 from jaxserve.planning import plan_engine
 from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
@@ -78,8 +76,8 @@ def write_one_layer(
     return folder
 
 
-def load(folder: Path, *, is_warm: bool = True, **options: Any) -> LoadedModel:
-    """Build an engine; without warm-up, programs are compiled as they are first used."""
+def load(folder: Path, **options: Any) -> LoadedModel:
+    """Build an engine with all of its programs, unless `warm_up` says otherwise."""
     plan = plan_engine(
         EngineOptions(
             **{
@@ -88,14 +86,12 @@ def load(folder: Path, *, is_warm: bool = True, **options: Any) -> LoadedModel:
                 "max_num_batched_tokens": 16,
                 "page_size": PAGE_SIZE,
                 "compilation_cache": False,
+                "warm_up": "full",
                 **options,
             }
         )
     )
-    with pytest.MonkeyPatch.context() as patch:
-        if not is_warm:
-            patch.setattr(ModelRunner, "warm_up", lambda runner, progress: 0)
-        return build(plan)
+    return build(plan)
 
 
 def engine_for(

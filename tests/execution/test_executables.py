@@ -16,7 +16,7 @@ from jaxserve.engine import TextEngine
 from jaxserve.errors import ConfigError
 from jaxserve.execution.compilation import use_compilation_cache
 from jaxserve.execution.executables import MANIFEST, ExecutableFolder, ExecutableWriter
-from jaxserve.execution.programs import Helper, all_programs
+from jaxserve.execution.programs import Helper, all_programs, name_of
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.precompile import precompile
 from tests.end_to_end.world import request, serve, write_one_layer
@@ -95,9 +95,10 @@ def test_an_engine_that_loads_its_programs_compiles_none_and_answers_alike(
         assert loaded.compilations.since_mark == 0
     # What the loader turns weights round with is no program of the engine.
     assert set(compiled) <= {"jit(arrange)", "jit(join)"}
-    num_programs = len(all_programs(loaded.plan.shapes))
-    assert any(
-        line.startswith(f"{num_programs} of {num_programs} programs loaded") for line in lines
+    loaded.programs.finish()
+    programs = all_programs(loaded.plan.shapes)
+    assert sorted((each.name, each.origin) for each in loaded.startup.programs) == sorted(
+        (name_of(program), "executables") for program in programs
     )
     # One of another engine is not taken: it says so once, compiles, and answers the same.
     lines = []

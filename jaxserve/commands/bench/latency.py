@@ -37,8 +37,12 @@ def run(args: argparse.Namespace) -> int:
     for name in ("input_len", "output_len", "batch_size", "num_iters"):
         if getattr(args, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(args, name)}")
-    options = {"enable_prefix_caching": False, "max_num_seqs": args.batch_size}
-    llm = LLM(model_of(args), report=say, **options | given(args, ENGINE_FLAGS))
+    options = {
+        "enable_prefix_caching": False,
+        "max_num_seqs": args.batch_size,
+        "warm_up": "full",
+    } | given(args, ENGINE_FLAGS)
+    llm = LLM(model_of(args), report=say, **options)
     machine = describe_machine()
     print(f"{llm.plan.name} ({llm.plan.dtype}), {args.batch_size} requests at once,")
     print(f"{args.input_len} tokens in, {args.output_len} out")

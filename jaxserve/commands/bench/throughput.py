@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxserve.bench.throughput import measure_throughput, run_jobs
     from jaxserve.llm import LLM
 
-    options = given(args, ENGINE_FLAGS)
+    options = {"warm_up": "full"} | given(args, ENGINE_FLAGS)
     if args.batch is not None:
         options.setdefault("max_num_seqs", max(args.batch))
     llm = LLM(model_of(args), report=say, **options)

@@ -1,0 +1,76 @@
+"""Where an engine's programs come from: a folder that was shipped, or XLA."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import jax
+
+from jaxserve.execution.compilation import CompilationCounter
+from jaxserve.execution.executables import ExecutableFolder
+from jaxserve.execution.programs import Program, ProgramSet, name_of
+from jaxserve.models import Params
+from jaxserve.startup import MadeProgram, Startup
+
+logger = logging.getLogger(__name__)
+
+
+class ProgramSources:
+    """Makes programs, one at a call and several calls at once, from the quickest source there is.
+
+    params: abstract, or those to be run with. executables: a folder whose key fits.
+    """
+
+    def __init__(
+        self,
+        programs: ProgramSet,
+        params: Params,
+        *,
+        mesh: jax.sharding.Mesh,
+        compilations: CompilationCounter,
+        startup: Startup,
+        executables: ExecutableFolder | None = None,
+        report: Callable[[str], None] = logger.info,
+    ) -> None:
+        self._programs = programs
+        self._params = params
+        self._mesh = mesh
+        self._compilations = compilations
+        self._startup = startup
+        self._executables = executables
+        self._report = report
+        self._lock = threading.Lock()
+
+    def make(self, program: Program) -> jax.stages.Compiled:
+        """Return a program that is ready to run; raises ConfigError and JAX's own errors."""
+        start_s = time.perf_counter()
+        compiled, origin = self._load(program), "executables"
+        if compiled is None:
+            with self._compilations.planned() as planned:
+                compiled = self._programs.compile(self._params, program)
+            origin = "cache" if planned.num_hits else "compiled"
+        seconds = time.perf_counter() - start_s
+        made = MadeProgram(name=name_of(program), seconds=seconds, origin=origin)
+        logger.debug("program %s: %s in %.2f s", made.name, made.origin, made.seconds)
+        self._startup.made(made)
+        return compiled
+
+    def make_unplanned(self, program: Program) -> jax.stages.Compiled:
+        """Compile a program that a request has to wait for; counted as such."""
+        compiled = self._load(program)
+        return self._programs.compile(self._params, program) if compiled is None else compiled
+
+    def _load(self, program: Program) -> jax.stages.Compiled | None:
+        folder = self._executables
+        if folder is None:
+            return None
+        try:
+            return folder.load(program, self._mesh)
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            with self._lock:
+                if self._executables is not None:
+                    self._report(f"the programs in {folder.path} do not load here: {reason}")
+                self._executables = None  # the others would not either
+            return None
