@@ -31,10 +31,17 @@ def private_root_digest(serial: int) -> bytes:
     return blake2b(str(serial).encode(), digest_size=DIGEST_BYTES, person=b"private").digest()
 
 
-def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The digest of a full page of `token_ids` (each below 2**32) that follows `parent`."""
+def page_digests(parent: bytes, token_ids: Sequence[int], *, page_size: int) -> list[bytes]:
+    """Return the digests of the full pages of `token_ids` (each below 2**32) after `parent`."""
     # A fixed width per token: otherwise (1, 23) and (12, 3) could be one page.
-    return blake2b(parent + array("I", token_ids).tobytes(), digest_size=DIGEST_BYTES).digest()
+    tokens = array("I", token_ids)
+    encoded, num_bytes = tokens.tobytes(), tokens.itemsize * page_size
+    digests: list[bytes] = []
+    for stop in range(num_bytes, len(encoded) + 1, num_bytes):
+        page = encoded[stop - num_bytes : stop]
+        parent = blake2b(parent + page, digest_size=DIGEST_BYTES).digest()
+        digests.append(parent)
+    return digests
 
 
 class PrefixCache:

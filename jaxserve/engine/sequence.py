@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from jaxserve.engine.prefix_cache import Order, page_digest, private_root_digest, root_digest
+from jaxserve.engine.prefix_cache import Order, page_digests, private_root_digest, root_digest
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
 
 
@@ -137,11 +137,12 @@ class Sequence:
 
     def extend_digests(self, num_pages: int, *, page_size: int) -> None:
         """Make `digests` cover at least the first `num_pages` pages, whose tokens are known."""
-        assert self.root_digest is not None, self
-        for page in range(len(self.digests), num_pages):
+        done = len(self.digests)
+        if done < num_pages:
             parent = self.digests[-1] if self.digests else self.root_digest
-            token_ids = self.tokens(page * page_size, (page + 1) * page_size)
-            self.digests.append(page_digest(parent, token_ids))
+            assert parent is not None, self
+            token_ids = self.tokens(done * page_size, num_pages * page_size)
+            self.digests += page_digests(parent, token_ids, page_size=page_size)
 
     def enter(self, slot: int, shared: list[int], *, num_reserved: int, page_size: int) -> None:
         """Take a slot, pages that hold its first tokens already, and a promise of further ones."""

@@ -1,13 +1,21 @@
 """The prefix cache: what a digest stands for, and who is forgotten first."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from jaxserve.engine.prefix_cache import (
     PrefixCache,
-    page_digest,
+    page_digests,
     private_root_digest,
     root_digest,
 )
+
+
+def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """The digest of one page of these tokens."""
+    (digest,) = page_digests(parent, token_ids, page_size=len(token_ids))
+    return digest
 
 
 def test_a_digest_depends_on_everything_before_its_page() -> None:

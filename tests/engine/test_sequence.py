@@ -3,7 +3,7 @@
 import pytest
 
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefix_cache import page_digest, root_digest
+from jaxserve.engine.prefix_cache import page_digests, root_digest
 from jaxserve.engine.sequence import Sequence, SequenceGroup, choice_seed
 from tests.engine.world import request
 
@@ -61,8 +61,7 @@ def test_digests_cover_output_tokens_and_are_computed_once() -> None:
     first = sequence.digests[0]
     sequence.extend_digests(2, page_size=2)
     assert sequence.digests[0] is first
-    assert first == page_digest(root_digest(""), [1, 2])
-    assert sequence.digests[1] == page_digest(first, [3, 4])
+    assert sequence.digests == page_digests(root_digest(""), [1, 2, 3, 4], page_size=2)
 
 
 def test_a_broken_counter_is_seen() -> None:
