@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # Replies that a client may leave unread; what comes after them is merged into one.
 MAX_UNREAD = 64
 # Commands taken before the engine goes on with its steps.
-MAX_COMMANDS = 256
+MAX_COMMANDS = 64
 # A prompt of a million tokens is 4 MB.
 MAX_MESSAGE_BYTES = 2**28
 # How soon what a client had no room for is tried again when nothing else happens.

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -90,6 +91,7 @@ class Supervisor:
         self._engine: Child | None = None
         self._planned: Planned | None = None
         self._up: _Up | None = None
+        self._beat_s = 0.0
         self._apis: dict[int, Child] = {}
         self._ready_apis: set[int] = set()
         self._clients = itertools.count()
@@ -202,6 +204,7 @@ class Supervisor:
                             api.tell(EngineLoads(message.hello))
                     case Ready():
                         assert self._planned is not None
+                        self._beat_s = time.monotonic()
                         self._up = _Up(hello=self._planned.hello, address=address)
                         for client in self._apis:
                             self._introduce(client)
@@ -209,7 +212,7 @@ class Supervisor:
                         failed = message
                         break
                     case Beat():
-                        pass
+                        self._beat_s = time.monotonic()
         except TimeoutError:
             silence_s = self._config.engine_hang_timeout_s
             failed = Failed(f"the engine has not finished a step for {silence_s:g} s")
@@ -220,8 +223,13 @@ class Supervisor:
         return failed or Failed(f"the engine has ended: {how}")
 
     def _engine_silence_s(self) -> float | None:
-        """How long the engine may be silent: while it loads, as long as it likes."""
-        return None if self._up is None else self._config.engine_hang_timeout_s
+        """How long the engine may still be silent: while it loads, as long as it likes.
+
+        Since its last beat: that it answers scrapes tells nothing of its loop.
+        """
+        if self._up is None:
+            return None
+        return max(0.0, self._beat_s + self._config.engine_hang_timeout_s - time.monotonic())
 
     # API processes.
 

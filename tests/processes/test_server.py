@@ -224,6 +224,19 @@ def test_an_engine_that_fails_or_hangs_is_replaced(tmp_path: Path, token: int, r
         assert made.complete().status_code == 200
 
 
+def test_a_hang_is_found_though_metrics_are_scraped(tmp_path: Path) -> None:
+    with gated_restarts(tmp_path, engine_hang_timeout_s=1.0) as (made, gate):
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(made.complete, 14, 2)
+            deadline_s = time.monotonic() + TIMEOUT_S
+            while not answer.done() and time.monotonic() < deadline_s:
+                made.samples()
+                time.sleep(0.1)
+            assert answer.result(0).status_code == 503
+        gate.touch()
+        wait_for(made.is_ready)
+
+
 def test_a_server_whose_engine_ends_again_and_again_ends_with_an_error(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     config = {"max_restarts": 2}
