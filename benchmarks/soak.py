@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --clients 64 --minutes 2 [-- MODEL and further `jaxserve serve` flags]
 
-Starts `jaxserve serve` as its own process. Each client sends one request after the other, of
+Starts `jaxserve serve` on its own. Each client sends one request after the other, of
 random kinds and lengths; some clients disconnect in mid-stream. In the end the server must be as
 it was after its first seconds of load: nothing running or waiting, every page free, no file
 descriptor or thread more, memory flat, no program compiled, and metrics that add up to what the
@@ -53,7 +53,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds."""
+    """What the processes of a server hold."""
 
     rss_mib: float
     num_fds: int
@@ -61,11 +61,12 @@ class Footprint:
 
     @staticmethod
     def of(process: psutil.Process) -> "Footprint":
-        """Measure a process now."""
+        """Measure a process and its children now."""
+        family = [process, *process.children(recursive=True)]
         return Footprint(
-            rss_mib=process.memory_info().rss / 2**20,
-            num_fds=process.num_fds(),
-            num_threads=process.num_threads(),
+            rss_mib=sum(each.memory_info().rss for each in family) / 2**20,
+            num_fds=sum(each.num_fds() for each in family),
+            num_threads=sum(each.num_threads() for each in family),
         )
 
 

@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Generator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from urllib.request import urlopen
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
 from jaxserve import __version__
@@ -378,7 +382,25 @@ def test_profile_tells_every_phase_and_what_the_device_did(
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
-def test_serve_answers_and_ends_with_status_0_when_told_to(model: str) -> None:
+def engine_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The engine's process of a server."""
+    children = psutil.Process(process.pid).children()
+    (engine,) = [each for each in children if "jaxserve.commands.engine_process" in each.cmdline()]
+    return engine
+
+
+def complete(url: str) -> Any:
+    """Ask for a greedy answer; None if there is none to be had."""
+    body = json.dumps({"prompt": "Once", "max_tokens": 8, "temperature": 0}).encode()
+    ask = Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
+    try:
+        with urlopen(ask, timeout=60) as answer:
+            return json.load(answer)["choices"]
+    except HTTPError:
+        return None
+
+
+def test_serve_answers_survives_its_engine_and_ends_with_status_0_when_told_to(model: str) -> None:
     command = [sys.executable, "-m", "jaxserve", "serve", model, *SMALL, "--port", "0"]
     names = ["--served-model-name", "stories", "tales"]
     with subprocess.Popen(
@@ -392,6 +414,14 @@ def test_serve_answers_and_ends_with_status_0_when_told_to(model: str) -> None:
             with urlopen(f"{url[1]}/v1/models", timeout=30) as answer:
                 models = json.load(answer)["data"]
             assert [found["id"] for found in models] == ["stories", "tales"]
+            before = complete(url[1])
+            assert before is not None
+            engine_of(process).kill()
+            again, deadline_s = None, time.monotonic() + 120
+            while again is None and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+                again = complete(url[1])
+            assert again == before
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 0
         finally:

@@ -1,6 +1,5 @@
 """The engine's process of `jaxserve serve`: `python -m jaxserve.commands.engine_process FD`."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -44,6 +43,4 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
 
 
 if __name__ == "__main__":
-    # transformers would tell every user that it misses PyTorch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.exit(main(int(sys.argv[1]), load))

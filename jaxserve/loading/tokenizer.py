@@ -34,6 +34,11 @@ class Tokenizer:
         # Read here, since it takes a tenth of a second that no request should wait for.
         self.max_token_bytes = max(len(token.encode()) for token in self.backend.get_vocab())
 
+    @staticmethod
+    def preload() -> None:
+        """Import what `load` needs, which takes seconds, before there is anything to load."""
+        from transformers import AutoTokenizer  # noqa: F401, PLC0415
+
     @classmethod
     def load(cls, folder: Path, *, chat_template: str | None = None) -> "Tokenizer":
         """Load the tokenizer of a local folder, never running code from it.

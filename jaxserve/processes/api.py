@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -130,7 +131,11 @@ class ApiProcess:
         try:
             tokenizer = await asyncio.shield(self._tokenizer)
         except JaxserveError as error:
-            self._line.send(Failed(str(error), is_mistake=True))
+            self._line.send(Failed(str(error)))
+            return
+        except Exception:
+            log.exception("the tokenizer could not be loaded")
+            self._line.send(Failed("the tokenizer could not be loaded; the log says why"))
             return
         freeze_garbage()
         hello = msgspec.json.decode(message.hello, type=Hello)
@@ -172,4 +177,6 @@ def served_model(hello: Hello, client: RemoteClient, tokenizer: Tokenizer) -> Se
 
 
 if __name__ == "__main__":
+    # While the engine begins to load; by the time it can say which tokenizer, this is done.
+    threading.Thread(target=Tokenizer.preload, daemon=True).start()
     sys.exit(main(int(sys.argv[1])))

@@ -71,7 +71,7 @@ def main(fd: int, load: Loader) -> int:
             line.send(Ready())
             run_engine(served.engine, port)
     except JaxserveError as error:
-        line.send(Failed(str(error), is_mistake=True))
+        line.send(Failed(str(error)))
         return 1
     except Exception:
         logger.exception("the engine has failed")

@@ -102,10 +102,9 @@ class Ready(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The child ends; is_mistake: because of something that whoever started it can mend."""
+    """The child ends."""
 
     reason: str
-    is_mistake: bool = False
 
 
 # From the engine.

@@ -19,10 +19,10 @@ class ServerConfig:
     pause within a body. send_timeout_s: how long a client may leave its answer unread.
     shutdown_timeout_s: how long answers may still take once the server is told to stop.
 
-    api_server_count: processes that speak HTTP. engine_hang_timeout_s: how long a step may take
-    before the engine is taken for dead; a forgotten compilation takes a minute or two. A process
-    that has ended starts again after restart_delay_s, then twice that, and so on; when it has ended
-    more than max_restarts times within restart_window_s, the server ends.
+    api_server_count: processes that speak HTTP; limits are those of each. engine_hang_timeout_s:
+    how long a step may take before the engine is taken for dead; a forgotten compilation takes a
+    minute or two. A process that has ended starts again after restart_delay_s, then twice that, and
+    so on; when it has ended more than max_restarts times within restart_window_s, the server ends.
     """
 
     host: str = "127.0.0.1"
