@@ -126,9 +126,6 @@ def _load(
             )
             if wanted is not None:
                 runner.warm_up()
-    generation = checkpoint.generation
-    if options.generation_config != "auto":
-        generation = GenerationDefaults(eos_token_ids=generation.eos_token_ids)
     engine = Engine(
         Scheduler(
             plan.scheduler,
@@ -152,7 +149,7 @@ def _load(
         engine=engine,
         runner=runner,
         tokenizer=tokenizer,
-        generation=generation,
+        generation=plan.generation,
         compilations=compilations,
         programs=programs,
         startup=startup,
