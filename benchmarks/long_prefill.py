@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.long_context import with_context
 from jaxserve.bench.environment import LoadMeter, about_line
 from jaxserve.bench.machine import describe_machine
-from jaxserve.bench.plots import Axes, draw, require_pyplot
+from jaxserve.bench.plots import Axes, Style, draw, require_pyplot
 from jaxserve.bench.statistics import percentile
 from jaxserve.bench.workload import Job
 from jaxserve.llm import LLM
@@ -171,7 +171,7 @@ def write(llm: LLM, args: argparse.Namespace, alone: Gaps, under: Gaps, load: fl
             x_label="since the prompt came (s)",
             y_label="time between tokens (ms)",
             lines={"each gap": [(at_s, gap_s * 1e3) for at_s, gap_s in points]},
-            has_lines=False,
+            style=Style.POINTS,
         ),
     ]
     about = about_line(model, f"{args.streams} streams")

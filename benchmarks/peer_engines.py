@@ -5,7 +5,7 @@ The runners are scripts outside this project, in a folder given as --peers-dir. 
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ class Engine:
     """An engine: a runner's script, the words it has for precisions and workloads.
 
     python: the name of its interpreter. words: by our precision. modes: by workload, for the
-    script. files: the name of its model in models/. cannot: reasons, by precision or workload.
+    script. files: the name of its model in models/. wrapper: a script of ours that runs the
+    script. cannot: reasons, by precision or workload. is_compared: its tokens are, with others'.
     """
 
     name: str
@@ -30,18 +31,18 @@ class Engine:
     modes: Mapping[str, str]
     python: str | None = None
     files: str = "{model}"
+    wrapper: str | None = None
+    is_compared: bool = True
     cannot: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def run(self, setup: Setup, precision: str, workloads: Sequence[str]) -> list[dict[str, Any]]:
-        """Measure once; return the results of those workloads that the script has."""
+    def run(self, setup: Setup, precision: str, workloads: Sequence[str]) -> Iterator[Any]:
+        """Measure once, and yield results; raises PeerError for what fails, after what did not."""
         word = self.words[precision]
         modes = ",".join(self.modes[each] for each in workloads if each in self.modes)
-        results = []
         if modes:
-            results += setup.results_of([*self._program(setup), setup.model, word, modes, "1"])
+            yield from setup.results_of([*self._program(setup), setup.model, word, modes, "1"])
         if "W3" in workloads and "W3" not in self.modes and "W3" not in self.cannot:
-            results += self._serve(setup, word)
-        return results
+            yield from self._serve(setup, word)
 
     def tokens(
         self, setup: Setup, precision: str, *, num_requests: int, num_tokens: int
@@ -67,16 +68,18 @@ class Engine:
         script = setup.peers_dir / self.script
         if not script.is_file():
             raise PeerError(f"there is no runner {script}")
-        return ["bash" if self.python is None else setup.python(self.python), str(script)]
+        wrapper = [] if self.wrapper is None else [str(HERE / self.wrapper)]
+        python = "bash" if self.python is None else setup.python(self.python)
+        return [python, *wrapper, str(script)]
 
-    def _serve(self, setup: Setup, word: str) -> list[dict[str, Any]]:
+    def _serve(self, setup: Setup, word: str) -> list[Any]:
         raise NotImplementedError
 
 
 class Vllm(Engine):
     """vLLM's CPU build; its own server does W3."""
 
-    def _serve(self, setup: Setup, word: str) -> list[dict[str, Any]]:
+    def _serve(self, setup: Setup, word: str) -> list[Any]:
         command = [
             *(setup.python("vllm"), "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(setup.folder), "--served-model-name", "x", "--dtype", word),
@@ -97,32 +100,30 @@ class LlamaCpp(Engine):
         with serving([*server, *options], setup.environment(server[0]), f"{url}/health"):
             return Engine._tokens(self, setup, url, rest)  # noqa: SLF001
 
-    def run(self, setup: Setup, precision: str, workloads: Sequence[str]) -> list[dict[str, Any]]:
+    def run(self, setup: Setup, precision: str, workloads: Sequence[str]) -> Iterator[Any]:
         """See Engine; the script has its own order of arguments."""
         word = self.words[precision]
         modes = ",".join(self.modes[each] for each in workloads)
         rest = ["1", str(setup.num_prompts), str(setup.threads)]
-        return setup.results_of([*self._program(setup), setup.model, word, modes, *rest])
+        yield from setup.results_of([*self._program(setup), setup.model, word, modes, *rest])
 
 
 class Jaxserve(Engine):
     """This engine, in the process of peer_jaxserve.py, and as `jaxserve serve` for W3."""
 
-    def run(self, setup: Setup, precision: str, workloads: Sequence[str]) -> list[dict[str, Any]]:
+    def run(self, setup: Setup, precision: str, workloads: Sequence[str]) -> Iterator[Any]:
         """See Engine; precisions are flags."""
         flags = [*FLAGS[precision], *COMMON_FLAGS, *setup.flags]
         modes = [each.lower() for each in workloads if each != "W3"]
-        results = []
         if modes:
             runner = [sys.executable, str(HERE / self.script), ",".join(modes), precision]
-            results += setup.results_of([*runner, str(setup.folder), *flags])
+            yield from setup.results_of([*runner, str(setup.folder), *flags])
         if "W3" in workloads:
             serve = [sys.executable, "-m", "jaxserve", "serve", str(setup.folder), *flags]
             names = ["--served-model-name", "x", "--log-level", "error", "--port"]
-            results += setup.drive(
+            yield from setup.drive(
                 [*serve, *names], name="jaxserve-server", word=precision, ready="/ready"
             )
-        return results
 
 
 # What the peers' runners ask of their engines too.
@@ -143,8 +144,18 @@ PEERS: Sequence[Engine] = (
         python="hf",
         script="run_hf.py",
         words={"f32": "float32"},
-        modes={W1: "w1static16,w1cb", W2: "w2"},
+        modes={W1: "w1static16", W2: "w2"},
         cannot={"int8": "has no 8-bit weights on CPUs", W3: "its server takes no token ids"},
+    ),
+    Engine(
+        name="transformers-continuous",
+        python="hf",
+        script="run_hf.py",
+        wrapper="peer_transformers.py",
+        words={"f32": "float32"},
+        modes={W1: "w1cb"},
+        cannot={"int8": "see transformers", W2: "see transformers", W3: "see transformers"},
+        is_compared=False,
     ),
     Engine(
         name="openvino",

@@ -58,15 +58,17 @@ class Comparison:
             return
         say(f"round {round_index}: {engine.name}")
         try:
-            results = engine.run(self._setup, self._precision, self._workloads)
+            for result in engine.run(self._setup, self._precision, self._workloads):
+                self._take(engine, result, round_index)
         except PeerError as error:
             self._fail(f"{engine.name}, round {round_index}", str(error))
-            return
-        for result in results:
-            wrong = peer_report.wrong_count(result, wanted=self._num_tokens)
-            if wrong is not None:
-                self._fail(f"{result['peer']} {result['wl']}, round {round_index}", wrong)
-                continue
+
+    def _take(self, engine: Engine, result: dict[str, Any], round_index: int) -> None:
+        """Keep a sample, unless tokens are missing from it."""
+        wrong = peer_report.wrong_count(result, wanted=self._num_tokens)
+        if wrong is not None:
+            self._fail(f"{result['peer']} {result['wl']}, round {round_index}", wrong)
+        else:
             self.samples.append({**result, "engine": engine.name, "round": round_index})
 
     def agreements(self, engines: list[Engine]) -> list[peer_report.Agreement]:
@@ -79,7 +81,7 @@ class Comparison:
             self._fail("agreement", f"transformers is the reference: {error}")
             return []
         for engine in engines:
-            if self._precision in engine.cannot:
+            if self._precision in engine.cannot or not engine.is_compared:
                 continue
             say(f"tokens of {engine.name}")
             try:

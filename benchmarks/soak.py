@@ -1,12 +1,14 @@
-"""Load a server with streaming clients that leave when they like; look for what was left behind.
+r"""Load a server with streaming clients that leave when they like; look for what was left behind.
 
-    python benchmarks/soak.py --clients 64 --minutes 2 [-- MODEL and further `jaxserve serve` flags]
+    python benchmarks/soak.py --clients 64 --minutes 20 --results benchmarks/results \
+        [-- MODEL and further `jaxserve serve` flags]
 
 Starts `jaxserve serve` on its own. Each client sends one request after the other, of
 random kinds and lengths; some clients disconnect in mid-stream. In the end the server must be as
 it was after its first seconds of load: nothing running or waiting, every page free, no file
 descriptor or thread more, memory flat, no program compiled, and metrics that add up to what the
-clients saw. Exits with 1 if anything is off.
+clients saw. Exits with 1 if anything is off. With --results, memory over time is written there
+and drawn.
 """
 
 import argparse
@@ -18,13 +20,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from jaxserve.bench.environment import about_line, describe_host
+from jaxserve.bench.plots import Axes, Style, draw, require_pyplot
 
 PROMPTS = (
     "Hello!",
@@ -34,6 +41,7 @@ PROMPTS = (
     "What is jaxserve?",
 )
 SETTLE_S = 30.0
+SAMPLE_S = 2.0
 
 
 @dataclass
@@ -68,6 +76,14 @@ class Footprint:
             num_fds=sum(each.num_fds() for each in family),
             num_threads=sum(each.num_threads() for each in family),
         )
+
+
+async def watch(process: psutil.Process, samples: list[tuple[float, Footprint]]) -> None:
+    """Measure a process every SAMPLE_S seconds, until cancelled."""
+    start_s = time.monotonic()
+    while True:
+        samples.append((time.monotonic() - start_s, Footprint.of(process)))
+        await asyncio.sleep(SAMPLE_S)
 
 
 def random_body(rng: random.Random) -> dict[str, Any]:
@@ -181,16 +197,49 @@ async def soak(args: argparse.Namespace, process: psutil.Process, base_url: str)
         await wait_until_idle(http)
         before = Footprint.of(process)
         began_s = time.monotonic()
+        samples: list[tuple[float, Footprint]] = []
+        watching = asyncio.create_task(watch(process, samples))
         await load(
             http, seen, clients=args.clients, seconds=60 * args.minutes, leaves=0.3, seed=1000
         )
+        watching.cancel()
         metrics = await wait_until_idle(http)
         seconds = time.monotonic() - began_s
         after = Footprint.of(process)
 
     print(f"{seen.num_requests} requests, {seen.num_left} left in mid-stream, in {seconds:.0f} s")
     print(f"before {before}\nafter  {after}")
+    if args.results is not None:
+        write(args, samples, num_requests=seen.num_requests)
     return [*judge_metrics(metrics, seen), *judge_footprint(before, after)]
+
+
+def write(
+    args: argparse.Namespace, samples: Sequence[tuple[float, Footprint]], *, num_requests: int
+) -> None:
+    """Write the footprint over time, and draw its memory."""
+    about = f"{args.clients} clients, {num_requests} requests"
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "serve": args.serve,
+        "clients": args.clients,
+        "requests": num_requests,
+        "machine": describe_host(),
+        "samples": [{"time_s": time_s, **asdict(held)} for time_s, held in samples],
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    target = args.results / f"{record['date']}-soak"
+    target.with_suffix(".json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    memory = Axes(
+        title="Memory of the server",
+        x_label="time under load (minutes)",
+        y_label="resident set (MiB)",
+        lines={"server": [(time_s / 60, held.rss_mib) for time_s, held in samples]},
+        style=Style.LINES,
+    )
+    draw(
+        target.with_suffix(".svg"), [memory], title="Memory at saturation", about=about_line(about)
+    )
 
 
 def judge_metrics(metrics: dict[str, float], seen: Seen) -> list[str]:
@@ -256,9 +305,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="write data and plot there")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds of load not judged")
     parser.add_argument("serve", nargs="*", help="model and flags for `jaxserve serve`")
     args = parser.parse_args()
+    if args.results is not None:
+        require_pyplot()
     port = free_port()
     program = str(Path(sys.executable).with_name("jaxserve"))
     command = [program, "serve", "--port", str(port), *args.serve]

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,20 @@ STYLE = {
 }
 
 
+class Style(Enum):
+    """How the points of a line are shown."""
+
+    POINTS_AND_LINES = auto()
+    LINES = auto()
+    POINTS = auto()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
     """One diagram: lines by the name they have in the legend, and what the axes mean, with units.
 
     A line is a list of points. labels: texts beside the points of a line. log_x is to base 2.
-    level: a horizontal line to compare with, and its name. Without has_lines points stand alone.
+    level: a horizontal line to compare with, and its name.
     """
 
     title: str
@@ -38,7 +47,7 @@ class Axes:
     log_x: bool = False
     log_y: bool = False
     level: tuple[float, str] | None = None
-    has_lines: bool = True
+    style: Style = Style.POINTS_AND_LINES
 
 
 def draw(path: Path, diagrams: Sequence[Axes], *, title: str, about: str) -> None:
@@ -75,10 +84,13 @@ def require_pyplot() -> Any:
 def _draw_axes(place: Any, diagram: Axes) -> None:
     for (name, points), colour in zip(diagram.lines.items(), COLOURS, strict=False):
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        if diagram.has_lines:
-            place.plot(xs, ys, marker="o", markersize=4, color=colour, label=name)
-        else:  # many points, so in pixels: an SVG of them would be large
-            place.scatter(xs, ys, s=3, color=colour, label=name, rasterized=True)
+        match diagram.style:
+            case Style.POINTS_AND_LINES:
+                place.plot(xs, ys, marker="o", markersize=4, color=colour, label=name)
+            case Style.LINES:
+                place.plot(xs, ys, color=colour, label=name)
+            case Style.POINTS:  # in pixels: as shapes, many points make a large SVG
+                place.scatter(xs, ys, s=3, color=colour, label=name, rasterized=True)
         for text, x, y in zip((diagram.labels or {}).get(name, ()), xs, ys, strict=False):
             place.annotate(
                 text, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour

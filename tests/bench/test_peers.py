@@ -64,7 +64,7 @@ def sample(engine: str, index: int, wl: str = "W1", **figures: float) -> Mapping
 
 
 def test_results_are_what_a_runner_prints(setup: Setup) -> None:
-    results = FAST.run(setup, "f32", WORKLOADS)
+    results = list(FAST.run(setup, "f32", WORKLOADS))
     assert [(each["wl"], each["dtype"]) for each in results] == [
         ("W1", "float32"),
         ("W2", "float32"),
@@ -75,6 +75,18 @@ def test_a_peer_that_fails_is_listed_with_its_last_words(setup: Setup) -> None:
     comparison = Comparison(changed(setup, model="broken"), "f32", ["W1"])
     comparison.run(FAST, 2)
     assert comparison.failures == {"fast, round 2": "exit status 1: libfast.so is missing"}
+
+
+def test_what_was_measured_before_a_failure_counts(setup: Setup) -> None:
+    class Half(Engine):
+        def _serve(self, setup: Setup, word: str) -> list[Any]:
+            raise PeerError("the port is taken")
+
+    half = Half(name="fast", python="fast", script=FAST.script, words=FAST.words, modes=FAST.modes)
+    comparison = Comparison(setup, "f32", ["W1", "W3"])
+    comparison.run(half, 0)
+    assert [each["wl"] for each in comparison.samples] == ["W1"]
+    assert comparison.failures == {"fast, round 0": "the port is taken"}
 
 
 def test_a_peer_without_an_interpreter_is_listed(setup: Setup) -> None:
