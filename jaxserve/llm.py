@@ -18,6 +18,7 @@ from jaxserve.build import build
 from jaxserve.engine import TextEngine
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.flags import engine_options
+from jaxserve.metrics import StepStats
 from jaxserve.outputs import OutputBuilder, RequestOutput
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.prompts import (
@@ -194,6 +195,10 @@ class LLM:
     def timeline(self) -> Timeline:
         """Where the time of the recent steps went."""
         return self._engine.engine.timeline
+
+    def stats(self) -> StepStats:
+        """Return gauges as they are now, and counts since this was made."""
+        return self._engine.engine.stats()
 
     def get_tokenizer(self) -> Any:
         """Return the tokenizer as transformers has it."""

@@ -11,13 +11,18 @@ from jaxserve.llm import LLM
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What was done in `elapsed_s` seconds, at most `batch` requests at a time."""
+    """What was done in `elapsed_s` seconds, at most `batch` requests at a time.
+
+    kv_waste: of the tokens that the pages in use could hold, over all steps, the share that held
+    nothing.
+    """
 
     batch: int
     num_requests: int
     num_prompt_tokens: int
     num_output_tokens: int
     elapsed_s: float
+    kv_waste: float
 
     @property
     def requests_per_s(self) -> float:
@@ -54,15 +59,19 @@ def vocabulary_of(llm: LLM) -> Vocabulary:
 def measure_throughput(llm: LLM, jobs: Sequence[Job], *, batch: int) -> Throughput:
     """Run all jobs, at most `batch` at a time, from an empty prefix cache; see `run_jobs`."""
     llm.reset_prefix_cache()
+    before = llm.stats()
     start_s = time.perf_counter()
     outputs = run_jobs(llm, jobs, batch=batch)
     elapsed_s = time.perf_counter() - start_s
+    after = llm.stats()
+    num_slots = after.num_kv_slots - before.num_kv_slots
     return Throughput(
         batch=batch,
         num_requests=len(jobs),
         num_prompt_tokens=sum(len(job.prompt_ids) for job in jobs),
         num_output_tokens=sum(map(len, outputs)),
         elapsed_s=elapsed_s,
+        kv_waste=(after.num_empty_kv_slots - before.num_empty_kv_slots) / max(num_slots, 1),
     )
 
 

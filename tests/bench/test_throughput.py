@@ -11,7 +11,12 @@ from jaxserve.errors import ConfigError
 
 def test_the_line_counts_prompt_and_output_tokens() -> None:
     result = Throughput(
-        batch=8, num_requests=10, num_prompt_tokens=300, num_output_tokens=100, elapsed_s=4.0
+        batch=8,
+        num_requests=10,
+        num_prompt_tokens=300,
+        num_output_tokens=100,
+        elapsed_s=4.0,
+        kv_waste=0.02,
     )
     assert result.line() == (
         "Throughput: 2.50 requests/s, 100.00 total tokens/s, 25.00 output tokens/s"

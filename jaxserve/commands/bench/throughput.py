@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     for batch in batches:
         result = measure_throughput(llm, workload.jobs, batch=batch)
         say(f"batch {batch}: {result.elapsed_s:.2f} s")
-        print(result.line(), flush=True)
+        print(result.line())
+        print(f"KV waste: {result.kv_waste:.2%} of the memory of pages in use", flush=True)
         results.append(result)
     print(f"Total num prompt tokens:  {results[0].num_prompt_tokens}")
     print(f"Total num output tokens:  {results[0].num_output_tokens}")
