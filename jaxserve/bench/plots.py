@@ -64,7 +64,7 @@ def draw(path: Path, diagrams: Sequence[Axes], *, title: str, about: str) -> Non
             _draw_axes(place, diagram)
         figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
         figure.text(0.01, 0.905, about, fontsize=8, color="#555555", ha="left")
-        figure.tight_layout(rect=(0, 0, 1, 0.93))
+        figure.tight_layout(rect=(0, 0, 1, 0.97))
         path.parent.mkdir(parents=True, exist_ok=True)
         # No date, so that a plot drawn again is the same file.
         metadata = {"Date": None} if path.suffix == ".svg" else {}
