@@ -27,7 +27,7 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from jaxserve.bench.environment import describe_host
@@ -62,12 +62,8 @@ async def answer(http: Request) -> Response:
 
 def serve(port: int) -> None:
     """Run the server."""
-
-    async def models(_http: Request) -> Response:
-        return PlainTextResponse("{}")
-
-    routes = [Route(PATH, answer, methods=["POST"]), Route("/v1/models", models)]
-    uvicorn.run(Starlette(routes=routes), port=port, log_level="error")
+    app = Starlette(routes=[Route(PATH, answer, methods=["POST"])])
+    uvicorn.run(app, port=port, log_level="error")
 
 
 @asynccontextmanager
@@ -128,6 +124,16 @@ async def measure(name: str, url: str, *, num_requests: int, num_chunks: int) ->
         return (time.process_time() - start_s) / (num_requests * num_chunks) * 1e6
 
 
+async def problem(url: str) -> str | None:
+    """Return why the server does not answer."""
+    try:
+        async with HttpClient(url).request("GET", "/") as response:
+            await response.read()
+    except OSError as error:
+        return repr(error)
+    return None
+
+
 def main() -> None:
     """Measure all clients in turns and print a table; with --client, one of them once."""
     parser = argparse.ArgumentParser(
@@ -150,7 +156,7 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(args.port,))
     server.start()
     try:
-        asyncio.run(wait_until_ready(HttpClient(url), timeout_s=30))
+        asyncio.run(wait_until_ready(lambda: problem(url), 30))
         for _ in range(args.rounds):
             for client in clients:
                 command = [sys.executable, "-m", "benchmarks.http_clients", "--client", client]

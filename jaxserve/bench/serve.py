@@ -1,7 +1,7 @@
 """`jaxserve bench serve`: a server under one load, or under one after the other."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,10 @@ from jaxserve.bench.http import HttpClient
 from jaxserve.bench.serving import Run, drive, wait_until_ready, warm_up
 from jaxserve.bench.serving_metrics import ServingMetrics
 from jaxserve.bench.tokenizers import find_tokenizer, read_vocabulary
-from jaxserve.bench.workload import Vocabulary, Workload
+from jaxserve.bench.workload import Job, Vocabulary, Workload
 from jaxserve.errors import JaxserveError
+
+PROBE = Job((), 1, "Hello")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ async def measure_server(settings: ServeSettings) -> AsyncGenerator[Point]:
     http = HttpClient(settings.base_url, headers=settings.headers, verify=settings.verify)
     try:
         if settings.ready_timeout_s > 0:
-            await wait_until_ready(http, timeout_s=settings.ready_timeout_s)
+            await wait_until_ready(lambda: _problem(http, settings), settings.ready_timeout_s)
         name, root = await find_model(http, settings.model)
 
         @cache
@@ -81,15 +83,7 @@ async def measure_server(settings: ServeSettings) -> AsyncGenerator[Point]:
             names = [settings.tokenizer] if settings.tokenizer is not None else [name, root]
             return read_vocabulary(find_tokenizer([each for each in names if each]))
 
-        endpoint = Endpoint(
-            http=http,
-            backend=settings.backend,
-            path=settings.path or ENDPOINTS[settings.backend],
-            model=name,
-            decode=lambda token_ids: vocabulary().decode(token_ids),
-            ignore_eos=settings.ignore_eos,
-            extra=dict(settings.extra),
-        )
+        endpoint = _endpoint(http, settings, name, lambda ids: vocabulary().decode(ids))
         loads = [
             Load(arrivals=arrivals, max_concurrency=concurrency)
             for arrivals in settings.arrivals
@@ -102,6 +96,33 @@ async def measure_server(settings: ServeSettings) -> AsyncGenerator[Point]:
             yield await _measure(endpoint, load, workload, settings, seed=dataset.seed)
     finally:
         http.close()
+
+
+def _endpoint(
+    http: HttpClient,
+    settings: ServeSettings,
+    model: str,
+    decode: Callable[[tuple[int, ...]], str] | None = None,
+) -> Endpoint:
+    return Endpoint(
+        http=http,
+        backend=settings.backend,
+        path=settings.path or ENDPOINTS[settings.backend],
+        model=model,
+        decode=decode,
+        ignore_eos=settings.ignore_eos,
+        extra=dict(settings.extra),
+    )
+
+
+async def _problem(http: HttpClient, settings: ServeSettings) -> str | None:
+    """Ask for a token, and return why there is none."""
+    try:
+        name, _ = await find_model(http, settings.model)
+    except JaxserveError as error:
+        return str(error)
+    endpoint = _endpoint(http, settings, name)
+    return (await endpoint.ask(endpoint.body(PROBE))).error
 
 
 async def find_model(http: HttpClient, name: str | None) -> tuple[str, str]:

@@ -3,14 +3,10 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
-
-import h11
 
 from jaxserve.bench.endpoint import Endpoint, Record
-from jaxserve.bench.http import HttpClient
 from jaxserve.bench.workload import Job
 from jaxserve.errors import JaxserveError
 
@@ -64,22 +60,15 @@ async def drive(
     return Run(records, duration_s, (time.process_time() - used_s) / duration_s)
 
 
-async def wait_until_ready(http: HttpClient, *, timeout_s: float) -> None:
-    """Wait until the server lists its models, which it does when it can serve them.
+async def wait_until_ready(problem: Callable[[], Awaitable[str | None]], timeout_s: float) -> None:
+    """Wait until a server has no problem any more; raises JaxserveError if it has one for too long.
 
-    Raises JaxserveError if it does not in time.
+    problem: asks the server, and returns what is wrong, or None.
     """
     until_s = time.perf_counter() + timeout_s
-    while True:
-        try:
-            async with asyncio.timeout(timeout_s), http.request("GET", "/v1/models") as response:
-                if response.status == HTTPStatus.OK:
-                    return
-                problem = f"it answers {response.status}"
-        except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
-            problem = repr(error)
+    while (said := await problem()) is not None:
         if time.perf_counter() + RETRY_S > until_s:
-            raise JaxserveError(f"the server was not ready in {timeout_s:g} s: {problem}")
+            raise JaxserveError(f"the server was not ready in {timeout_s:g} s: {said}")
         await asyncio.sleep(RETRY_S)
 
 

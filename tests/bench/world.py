@@ -24,14 +24,16 @@ class StandIn:
     """What it does, and what it saw.
 
     A prompt takes ttft_s, a further chunk itl_s; a chunk has tokens_per_chunk tokens; an answer
-    lacks missing_tokens of what was asked for. fault: "status", "error", "cut" or "silent", in
-    answers to prompts that begin with faulty_token, None for all.
+    lacks missing_tokens of what was asked for. The first num_refused requests are refused. fault:
+    "status", "error", "cut" or "silent", in answers to prompts that begin with faulty_token, None
+    for all.
     """
 
     ttft_s: float = 0.0
     itl_s: float = 0.0
     tokens_per_chunk: int = 1
     missing_tokens: int = 0
+    num_refused: int = 0
     fault: str | None = None
     faulty_token: int | None = 13
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -48,6 +50,8 @@ class StandIn:
         self.headers.append(dict(http.headers))
         assert http.client is not None
         self.clients.add((http.client.host, http.client.port))
+        if len(self.bodies) <= self.num_refused:
+            return JSONResponse({"error": {"message": "still loading"}}, status_code=503)
         has_fault = self.faulty_token in {None, body.get("prompt", [0])[0]}
         if has_fault and self.fault == "status":
             return JSONResponse({"error": {"message": "queue is full"}}, status_code=503)
