@@ -21,11 +21,12 @@ if "--broken" in sys.argv: sys.exit("there is no such flag")
 ANSWERS = {{
     "/v1/models": {{"data": [{{"id": "tiny"}}]}},
     "/v1/completions": {{"choices": []}},
-    "/health": {{"models": {{"tiny": {{"startup": {{"imports": 1.5, "ready": 4}}}}}}}},
+    "/metrics": {metrics!r},
 }}
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps(ANSWERS[self.path]).encode()
+        answer = ANSWERS[self.path]
+        body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         self.rfile.read(int(self.headers.get("content-length", 0)))
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -37,12 +38,20 @@ print(f"serves tiny at http://127.0.0.1:{{server.server_port}}", flush=True)
 server.serve_forever()
 """
 
+METRICS = """\
+# TYPE jaxserve:startup_seconds gauge
+jaxserve:startup_seconds{model_name="tiny",stage="imports"} 1.5
+jaxserve:startup_seconds{model_name="tiny",stage="ready"} 4.0
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{model_name="tiny"} 0.0
+"""
+
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the server's starts are written down."""
     path, program = tmp_path / "seen.jsonl", tmp_path / "python"
-    program.write_text(SERVER.format(python=sys.executable, seen=str(path)))
+    program.write_text(SERVER.format(python=sys.executable, seen=str(path), metrics=METRICS))
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     return path
@@ -72,10 +81,8 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(seen: Path) ->
         list(measure_startup(["--broken"], num_cold=1, num_warmup=0, num_warm=0))
 
 
-def test_stages_are_found_where_health_has_them() -> None:
-    assert stages_of({"status": "ok", "startup": {"load": 2}}) == {"load": 2.0}
-    assert stages_of({"models": {"a": {"kernels": {}, "startup": {"load": 2}}}}) == {"load": 2.0}
-    assert stages_of({"models": {"a": {"kernels": {}}}}) == {}
+def test_a_server_that_tells_no_stages_has_none() -> None:
+    assert stages_of("") == {}
 
 
 STARTS = [
