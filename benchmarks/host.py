@@ -35,7 +35,6 @@ from jaxserve.execution.sampling import no_logprobs
 from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.step import StepOutput
 from jaxserve.metrics import Metrics
-from jaxserve.models import abstract_params
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.request import Request, SamplingParams
 from jaxserve.timeline import PHASES, StepRecord
@@ -84,7 +83,7 @@ def played_runner(plan: EnginePlan) -> ModelRunner:
         return cast(jax.stages.Compiled, played(program, plan.model.vocab_size))
 
     return ModelRunner(
-        abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
+        plan.abstract_params(),
         context=plan.context,
         programs=ProgramPool(make),
         shapes=plan.shapes,

@@ -25,7 +25,7 @@ from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.metrics import EngineMetrics
-from jaxserve.models import Params, abstract_params, random_params
+from jaxserve.models import Params, random_params
 from jaxserve.planning import EnginePlan
 from jaxserve.request import MAX_EOS_IDS
 from jaxserve.startup import Startup
@@ -170,7 +170,7 @@ def _make_programs(
         )
     sources = ProgramSources(
         plan.programs,
-        abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh),
+        plan.abstract_params(),
         mesh=plan.context.mesh,
         compilations=compilations,
         startup=startup,
@@ -197,11 +197,16 @@ def _load_tokenizer(plan: EnginePlan, startup: Startup) -> Tokenizer:
 
 
 def _load_params(plan: EnginePlan, startup: Startup) -> Params:
-    model, mesh, dtype = plan.model, plan.context.mesh, plan.dtype
+    options, model, mesh = plan.options, plan.model, plan.context.mesh
+    dtype, quantization = plan.dtype, options.quantization
     with startup.stage("weights"):
-        if plan.options.load_format == "dummy":
-            return random_params(model, seed=plan.options.seed, dtype=dtype, mesh=mesh)
-        return load_params(plan.checkpoint, model, dtype=dtype, mesh=mesh)
+        if options.load_format == "dummy":
+            return random_params(
+                model, seed=options.seed, dtype=dtype, mesh=mesh, quantization=quantization
+            )
+        return load_params(
+            plan.checkpoint, model, dtype=dtype, mesh=mesh, quantization=quantization
+        )
 
 
 def read_template(chat_template: str | None) -> str | None:

@@ -19,6 +19,7 @@ KV_CACHE_DTYPES = {
     "fp8_e4m3": "float8_e4m3fn",
 }
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+QUANTIZATIONS = ("int8",)
 GENERATION_CONFIGS = ("auto", "vllm")
 WARM_UPS = ("background", "full", "none")
 
@@ -66,6 +67,7 @@ class EngineOptions:
     max_queued_requests: int = 1024
     scheduling_policy: str = "fcfs"
     async_scheduling: bool = True
+    quantization: str | None = None
     kv_cache_dtype: str = "auto"
     attention_backend: str | None = None
     compilation_cache: bool = True
@@ -75,6 +77,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("load_format", self.load_format, LOAD_FORMATS)
+        if self.quantization is not None:
+            _one_of("quantization", self.quantization, QUANTIZATIONS)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)

@@ -21,6 +21,7 @@ from jaxserve.config import (
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
     POLICIES,
+    QUANTIZATIONS,
     WARM_UPS,
     EngineOptions,
 )
@@ -170,6 +171,12 @@ ENGINE_FLAGS = (
         field="async_scheduling",
         switch=True,
         help="plan a step while the one before it is computed",
+    ),
+    Flag(
+        name="quantization",
+        field="quantization",
+        choices=QUANTIZATIONS,
+        help="round weights to int8 as they are loaded, and activations as they come",
     ),
     Flag(
         name="kv-cache-dtype",

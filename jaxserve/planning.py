@@ -27,7 +27,7 @@ from jaxserve.execution.state import abstract_state
 from jaxserve.execution.step import StepContext
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
+from jaxserve.models import DecoderConfig, Params, abstract_params, config_from_hf
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
 from pallas_kernels.paged_attention import CacheSpec
 from pallas_kernels.targets import CPU, Target, current_target, find_target
@@ -122,6 +122,16 @@ class EnginePlan:
             self.cache_spec,
             num_pages=self.memory.num_pages,
             num_slots=self.num_slots,
+            quantization=self.options.quantization,
+        )
+
+    def abstract_params(self) -> Params:
+        """Describe the parameters that the programs take: shapes, dtypes and shardings."""
+        return abstract_params(
+            self.model,
+            dtype=self.dtype,
+            mesh=self.context.mesh,
+            quantization=self.options.quantization,
         )
 
     @property
@@ -142,9 +152,11 @@ class EnginePlan:
         """Return a description for people, a line each."""
         model, devices = self.model, self.context.mesh.devices
         kind = devices.flat[0].device_kind
+        quantization = self.options.quantization
+        weights = self.dtype if quantization is None else f"{quantization} for {self.dtype}"
         return [
             (
-                f"{self.name}: {model.model_type}, {model.num_layers} layers, {self.dtype}, context"
+                f"{self.name}: {model.model_type}, {model.num_layers} layers, {weights}, context"
                 f" {self.scheduler.max_model_len}, on {devices.size} x {kind}"
             ),
             *self.memory.lines(),
@@ -216,7 +228,7 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         devices=options.tensor_parallel_size,
         backend=options.attention_backend,
     )
-    params = abstract_params(model, dtype=dtype, mesh=mesh)
+    params = abstract_params(model, dtype=dtype, mesh=mesh, quantization=options.quantization)
     page = attention.cache_spec(1)
     page_sharding = named_sharding(page.axes, page.shape, mesh)
     useful_pages, cache_bytes = None, options.kv_cache_memory_bytes

@@ -16,7 +16,7 @@ from jaxserve.execution.compilation import without_compilation_cache
 from jaxserve.execution.cost import Cost, helper_cost, step_cost
 from jaxserve.execution.executables import ExecutableWriter
 from jaxserve.execution.programs import Helper, Program, all_programs, name_of
-from jaxserve.models import Params, abstract_params
+from jaxserve.models import Params
 from jaxserve.planning import EnginePlan
 
 # What was measured on a device, for those who compile without one: a file per target.
@@ -74,7 +74,7 @@ def precompile(
     """
     tuner = Tuner(plan, results=autotune_results, record=record_autotuning)
     writer = None if out is None else ExecutableWriter(out, plan.key)
-    params = abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh)
+    params = plan.abstract_params()
     for program in _chosen(plan, only):
         cost = _cost(plan, program, params=params, context_len=context_len)
         start_s = time.perf_counter()

@@ -22,6 +22,7 @@ from jaxserve.models.params import abstract_params as abstract_params
 from jaxserve.models.params import bind as bind
 from jaxserve.models.params import param_axes as param_axes
 from jaxserve.models.params import params_of as params_of
+from jaxserve.models.params import quantizers as quantizers
 from jaxserve.models.params import random_params as random_params
 from jaxserve.models.weights import HfTensor as HfTensor
 

@@ -39,8 +39,8 @@ class Attention(nnx.Module):
         d, h, kv, k = config.embed, config.heads, config.kv_heads, config.head_dim
         # One product for all three: each key-value head's queries, then its key, then its value.
         qkv = h // kv + 2
-        self.qkv = _matrix(embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
-        self.o = _matrix(heads=h, head_dim=k, embed=d)
+        self.qkv = _matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
+        self.o = _matrix("heads head_dim", heads=h, head_dim=k, embed=d)
         bias, norm = config.qkv_bias, config.qk_norm
         self.qkv_bias = _zeros(kv_heads=kv, qkv=qkv, head_dim=k) if bias else None
         self.o_bias = _zeros(embed=d) if config.output_bias else None
@@ -74,8 +74,8 @@ class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the projections, and their biases where the family has them."""
         d, f, bias = config.embed, config.ffw, config.mlp_bias
-        self.gate_up = _matrix(embed=d, gate_up=2, ffw=f)
-        self.down = _matrix(ffw=f, embed=d)
+        self.gate_up = _matrix("embed", embed=d, gate_up=2, ffw=f)
+        self.down = _matrix("ffw", ffw=f, embed=d)
         self.gate_up_bias = _zeros(gate_up=2, ffw=f) if bias else None
         self.down_bias = _zeros(embed=d) if bias else None
 
@@ -122,13 +122,15 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the parameters, which do not exist yet: `bind` puts arrays in their place."""
         self.config = config
-        self.embedding = _matrix(vocab=config.vocab_size, embed=config.embed)
+        self.embedding = _matrix("embed", vocab=config.vocab_size, embed=config.embed)
         self.layers = nnx.List(
             Block(config, sliding_window=window) for window in config.sliding_windows
         )
         self.final_norm = _ones(embed=config.embed)
         self.lm_head = (
-            None if config.tied_embeddings else _matrix(embed=config.embed, vocab=config.vocab_size)
+            None
+            if config.tied_embeddings
+            else _matrix("embed", embed=config.embed, vocab=config.vocab_size)
         )
 
     def __call__(
@@ -192,8 +194,9 @@ class Decoder(nnx.Module):
             return einsum("td,dv->tv", hidden, self.lm_head[...], dtype=jnp.float32)
 
 
-def _matrix(**sizes: int) -> nnx.Param[Array]:
-    return _declare("normal", sizes)
+def _matrix(summed: str, **sizes: int) -> nnx.Param[Array]:
+    """Declare a matrix; summed: the axes that its products sum over."""
+    return _declare("normal", sizes, tuple(summed.split()))
 
 
 def _ones(**sizes: int) -> nnx.Param[Array]:
@@ -204,10 +207,12 @@ def _zeros(**sizes: int) -> nnx.Param[Array]:
     return _declare("zeros", sizes)
 
 
-def _declare(initial: str, sizes: Mapping[str, int]) -> nnx.Param[Array]:
+def _declare(
+    initial: str, sizes: Mapping[str, int], summed: tuple[str, ...] = ()
+) -> nnx.Param[Array]:
     """Declare an array by the word and size of each dimension, and how it starts in training."""
     shape: Any = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
-    return nnx.Param(shape, axes=tuple(sizes), initial=initial)
+    return nnx.Param(shape, axes=tuple(sizes), initial=initial, summed=summed)
 
 
 def _plus(x: Array, bias: nnx.Param[Array] | None) -> Array:

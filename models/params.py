@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from jaxserve.errors import ConfigError
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.decoder import Decoder
+from jaxserve.quantization.int8 import Int8Matrix, quantize
 from jaxserve.sharding import named_sharding
 
 # The arrays of a Decoder as nested dicts, keyed by attribute name and layer number. Any: the
@@ -29,18 +30,33 @@ _INITIAL_SCALE = 0.02
 
 
 def abstract_params(
-    config: DecoderConfig, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+    config: DecoderConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    quantization: str | None = None,
 ) -> Params:
     """Describe the parameters before they exist: a tree of jax.ShapeDtypeStruct.
 
     With a mesh, every leaf carries its sharding; raises ConfigError where one cannot be.
+    quantization: a method of `jaxserve.quantization` for all matrices.
     """
 
-    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
-        shape = param.get_value().shape
-        axes = param.get_metadata("axes")
+    def array(axes: tuple[str, ...], sizes: dict[str, int], dtype: DTypeLike) -> Any:
+        shape = tuple(sizes[word] for word in axes)
         sharding = None if mesh is None else named_sharding(axes, shape, mesh)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct | Int8Matrix:
+        axes, summed = param.get_metadata("axes"), param.get_metadata("summed")
+        sizes = dict(zip(axes, param.get_value().shape, strict=True))
+        if quantization is None or not summed:
+            described: jax.ShapeDtypeStruct = array(axes, sizes, dtype)
+            return described
+        kept = tuple(word for word in axes if word not in summed)
+        return Int8Matrix(
+            array(axes, sizes, jnp.int8), array(kept, sizes, jnp.float32), jnp.dtype(dtype).name
+        )
 
     described = {path: describe(param) for path, param in _declared_params(config)}
     abstract: Params = unflatten_dict(described)
@@ -58,18 +74,62 @@ def random_params(
     seed: int,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
+    quantization: str | None = None,
 ) -> Params:
     """Draw parameters where they will live: matrices normal with deviation 0.02, norms one.
 
     A parameter's values depend on the seed and its own name only.
     """
     wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
-    params: dict[Path, Array] = {}
+    finish = quantizers(config, dtype=dtype, mesh=mesh, quantization=quantization)
+    params: dict[Path, Array | Int8Matrix] = {}
     for path, param in _declared_params(config):
         key = jax.random.fold_in(jax.random.key(seed), crc32(_name(path).encode()))
-        params[path] = _draw(param.get_metadata("initial"), wanted[path])(key)
+        drawn_array = _draw(param.get_metadata("initial"), wanted[path])(key)
+        params[path] = finish[path](drawn_array) if path in finish else drawn_array
     drawn: Params = unflatten_dict(params)
     return drawn
+
+
+def quantizers(
+    config: DecoderConfig,
+    *,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    quantization: str | None,
+) -> dict[Path, Callable[[Array], Int8Matrix]]:
+    """Return what turns each matrix into what it is in a quantized model; it takes the array."""
+    described = flatten_dict(
+        abstract_params(config, dtype=dtype, mesh=mesh, quantization=quantization)
+    )
+    return {
+        path: _quantize(
+            tuple(param.get_metadata("axes").index(word) for word in param.get_metadata("summed")),
+            described[path].values.sharding,
+            described[path].scales.sharding,
+        )
+        for path, param in _declared_params(config)
+        if isinstance(described[path], Int8Matrix)
+    }
+
+
+@lru_cache(maxsize=64)
+def _quantize(
+    summed: tuple[int, ...], values: Sharding | None, scales: Sharding | None
+) -> Callable[[Array], Int8Matrix]:
+    """Return the compiled quantization of matrices laid out alike."""
+
+    def run(weight: Array) -> tuple[Array, Array]:
+        matrix = quantize(weight, summed)
+        return matrix.values, matrix.scales
+
+    compiled = jax.jit(run, out_shardings=(values, scales))
+
+    def finish(weight: Array) -> Int8Matrix:
+        rounded, scale = compiled(weight)
+        return Int8Matrix(rounded, scale, weight.dtype.name)
+
+    return finish
 
 
 def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:

@@ -20,6 +20,7 @@ from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.models import DecoderConfig, Params
+from jaxserve.quantization.int8 import Int8Matrix
 from pallas_kernels.targets import Target
 
 type IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -75,9 +76,8 @@ class StepCosts:
         self._key_bytes = 2 * config.kv_heads * config.head_dim * _itemsize(config.cache_dtype)
         table = _bytes(params["embedding"])
         self._weights = tree_bytes(params) - (0 if model.tied_embeddings else table)
-        matrices = sum(
-            _size(leaf) for leaf in jax.tree.leaves(params["layers"]) if len(leaf.shape) > 1
-        )
+        layers = jax.tree.leaves(params["layers"], is_leaf=_is_quantized)
+        matrices = sum(_size(leaf) for leaf in layers if _is_quantized(leaf) or leaf.ndim > 1)
         head = _size(params["embedding"] if model.tied_embeddings else params["lm_head"])
         self._token_flops, self._logit_flops = 2 * matrices, 2 * head
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
@@ -187,15 +187,20 @@ def helper_cost(programs: ProgramSet, helper: Helper) -> Cost:
     return Cost(flops=0, read_bytes=row, written_bytes=row)
 
 
-def _size(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Numbers that one device holds of an array."""
-    assert leaf.sharding is not None
-    shape: tuple[int, ...] = leaf.sharding.shard_shape(leaf.shape)
+def _is_quantized(leaf: object) -> bool:
+    return isinstance(leaf, Int8Matrix)
+
+
+def _size(leaf: Any) -> int:
+    """Numbers that one device holds of an array, or of a quantized matrix."""
+    array = leaf.values if isinstance(leaf, Int8Matrix) else leaf
+    assert array.sharding is not None
+    shape: tuple[int, ...] = array.sharding.shard_shape(array.shape)
     return prod(shape)
 
 
-def _bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
-    return _size(leaf) * _itemsize(leaf.dtype)
+def _bytes(param: Any) -> int:
+    return sum(_size(leaf) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(param))
 
 
 def _itemsize(dtype: DTypeLike) -> int:

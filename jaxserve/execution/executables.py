@@ -52,7 +52,12 @@ _RUNTIMES = {
 
 
 def executable_key(
-    context: StepContext, cache_spec: CacheSpec, *, num_pages: int, num_slots: int
+    context: StepContext,
+    cache_spec: CacheSpec,
+    *,
+    num_pages: int,
+    num_slots: int,
+    quantization: str | None,
 ) -> Key:
     """Return everything that a compiled program depends on, but for its own shape."""
     device = context.mesh.devices.flat[0]
@@ -69,6 +74,7 @@ def executable_key(
         "tensor_parallel_size": context.mesh.size,
         "model": f"{context.model.model_type} {_digest(repr(context.model).encode())[:16]}",
         "dtype": config.dtype,
+        "quantization": quantization or "none",
         "kv_cache_dtype": config.cache_dtype,
         "attention": context.attention.backend,
         "max_model_len": context.rope_length,

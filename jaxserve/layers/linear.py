@@ -4,11 +4,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxserve.quantization import int8
+from jaxserve.quantization.int8 import Int8Matrix
+
 
 def einsum(
     spec: str,
     x: Float[Array, "..."],
-    weight: Float[Array, "..."],
+    weight: Float[Array, "..."] | Int8Matrix,
     *,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
@@ -18,4 +21,7 @@ def einsum(
     (float32 logits); products of narrower types are accumulated in float32 by XLA in any case.
     Model code never asks what a weight is made of: that is decided here.
     """
-    return jnp.einsum(spec, x, weight, preferred_element_type=x.dtype if dtype is None else dtype)
+    dtype = x.dtype if dtype is None else dtype
+    if isinstance(weight, Int8Matrix):
+        return int8.einsum(spec, x, weight, dtype=dtype)
+    return jnp.einsum(spec, x, weight, preferred_element_type=dtype)

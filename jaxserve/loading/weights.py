@@ -35,7 +35,9 @@ from jaxserve.models import (
     config_from_hf,
     hf_tensors,
     param_axes,
+    quantizers,
 )
+from jaxserve.quantization.int8 import Int8Matrix
 
 _READABLE = frozenset({"F32", "BF16", "F16"})
 # Names of one kind in an error message: another model's folder would list thousands.
@@ -61,10 +63,12 @@ def load_params(
     *,
     dtype: DTypeLike,
     mesh: Mesh | None = None,
+    quantization: str | None = None,
     progress: bool = True,
 ) -> Params:
     """Load a checkpoint's parameters as `dtype`, laid over `mesh` (default: JAX's default device).
 
+    quantization: see `abstract_params`; matrices are quantized one by one, on their devices.
     progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
     that is missing, unexpected, misshapen or of a dtype that cannot be read.
     """
@@ -75,13 +79,14 @@ def load_params(
         for path in axes
         for index, tensor in enumerate(tensors[path])
     ]
+    finish = quantizers(config, dtype=dtype, mesh=mesh, quantization=quantization)
     stored = checkpoint.tensors
     _check(checkpoint.name, targets, stored, tied=config.tied_embeddings)
 
     def file_of(target: _Target) -> Path:
         return stored[target.tensor.name].file
 
-    params: dict[Any, Array] = {}
+    params: dict[Any, Array | Int8Matrix] = {}
     parts: dict[Any, dict[int, Array]] = {}
     with tqdm(
         total=sum(target.num_bytes for target in targets),
@@ -99,11 +104,12 @@ def load_params(
                     bar.update(target.num_bytes)
                     together = parts.setdefault(target.path, {})
                     together[target.index] = placed
-                    if len(together) == len(tensors[target.path]):
-                        del parts[target.path]
-                        params[target.path] = target.join(
-                            [part for _, part in sorted(together.items())]
-                        )
+                    if len(together) < len(tensors[target.path]):
+                        continue
+                    del parts[target.path]
+                    whole = target.join([together[index] for index in sorted(together)])
+                    is_plain = target.path not in finish
+                    params[target.path] = whole if is_plain else finish[target.path](whole)
     loaded: Params = unflatten_dict(params)
     return loaded
 
