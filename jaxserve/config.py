@@ -145,7 +145,8 @@ class WorkModel:
         """Return how many tokens of a prompt, from `start` on, take this work of attention."""
         if self.prefill_attention == 0:
             return inf
-        pairs = attention / self.prefill_attention
+        # Below 0 by rounding, where a chunk took the very last of a budget.
+        pairs = max(attention, 0.0) / self.prefill_attention
         return sqrt(start * start + 2 * pairs) - start
 
 

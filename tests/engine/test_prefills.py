@@ -137,3 +137,7 @@ def test_however_deep_a_prompt_is_it_gets_a_token() -> None:
 
 def test_no_prompt_gets_more_than_it_lacks_and_none_two_shares() -> None:
     assert shares([prompt(30), prompt(20), prompt(10)], 100) == {0: 30, 1: 20, 2: 10}
+
+
+def test_a_budget_used_up_to_the_last_bit_leaves_nothing() -> None:
+    assert WORK.tokens_within(0, -1e-18) == 0
