@@ -61,8 +61,9 @@ class ShapeTable:
     """The shapes an engine may use, in the order in which they are best made.
 
     Decode steps are padded to the next of a few numbers of sequences, steps with longer rows to
-    the next of a few numbers of tokens. Between two sizes lies a factor of 2 on accelerators and
-    of 4 on CPUs, where a small model answers faster than one more program compiles.
+    the next of a few numbers of tokens. Between two sizes lies a factor of 2, but one of 4 between
+    those with longer rows on CPUs: steps are filled (docs/scheduling.md), and programs cost
+    seconds to compile there.
 
     The first shape alone serves every request, in steps within `limits`; each of the others makes
     some steps smaller, or larger ones possible. branches: whether programs branch when they run to
@@ -89,13 +90,12 @@ class ShapeTable:
                 f" got {max_num_batched_tokens}"
             )
         is_cpu = platform == "cpu"
-        factor = 4 if is_cpu else 2
-        singles = _sizes_up(8, max_num_seqs, factor=factor)
+        singles = _sizes_up(8, max_num_seqs, factor=2)
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
         decode = [(size, size) for size in sorted({1, *singles} if is_cpu else {*singles})]
         mixed = [
             (tokens, min(max_num_seqs, tokens // 2))
-            for tokens in _sizes_down(16, largest, factor=factor)
+            for tokens in _sizes_down(16, largest, factor=4 if is_cpu else 2)
         ]
 
         def shapes(sizes: list[tuple[int, int]], *variants: Variant) -> list[StepShape]:
