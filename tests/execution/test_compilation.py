@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.data import checkpoint
+
 START = """
 import jax
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
@@ -42,3 +44,32 @@ def test_a_second_start_fetches_what_the_first_compiled(tmp_path: Path) -> None:
     # Fetching counts too: it takes time that a request would wait for.
     assert compiled == "1"
     assert int(num_hits) >= 1
+
+
+BUILD = """
+import sys
+from jaxserve.build import build
+from jaxserve.config import EngineOptions
+from jaxserve.planning import plan_engine
+
+small = {"max_num_seqs": 1, "max_num_batched_tokens": 2, "num_pages": 9, "max_model_len": 32}
+loaded = build(plan_engine(EngineOptions(model=sys.argv[1], **small)))
+loaded.programs.finish()
+print(*sorted(program.origin for program in loaded.startup.programs))
+"""
+
+
+def test_a_second_start_compiles_no_program(tmp_path: Path) -> None:
+    model = checkpoint("stories260K-hf")
+    origins = []
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-c", BUILD, str(model)],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=240,
+        )
+        origins.append(set(found.stdout.split()))
+    assert origins == [{"compiled"}, {"cache"}]
