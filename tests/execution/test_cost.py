@@ -1,0 +1,66 @@
+"""What a step costs, against a count of every pair of a query and a key."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxserve.execution.cost import Cost, StepCosts
+from jaxserve.execution.shapes import Variant
+from jaxserve.models import DecoderConfig, abstract_params
+from jaxserve.sharding import make_mesh
+from tests.execution.programs import SMALL, plan
+
+HEAD = 64 * 512
+
+
+def count(
+    model: DecoderConfig,
+    starts: list[int],
+    lengths: list[int],
+    *,
+    num_sampled: int | None = None,
+    variant: Variant = Variant.GREEDY,
+) -> Cost:
+    params = abstract_params(model, mesh=make_mesh(1))
+    return StepCosts(model, params=params, attention=plan(model)).count(
+        np.array(starts),
+        np.array(lengths),
+        num_tokens=sum(lengths),
+        num_sampled=len(starts) if num_sampled is None else num_sampled,
+        variant=variant,
+    )
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
+@pytest.mark.parametrize(
+    ("starts", "lengths"),
+    [([0, 7, 2, 40], [1, 1, 1, 1]), ([5, 0, 6, 30], [1, 9, 4, 12]), ([0], [20])],
+)
+def test_attention_is_counted_pair_by_pair(
+    starts: list[int], lengths: list[int], window: int | None
+) -> None:
+    model = replace(SMALL, sliding_windows=(window,))
+    pairs, keys = 0, set()
+    for sequence, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        for query in range(start, start + length):
+            first = 0 if window is None else max(0, query - window + 1)
+            pairs += query - first + 1
+            keys |= {(sequence, key) for key in range(first, query + 1)}
+    cost, alone = count(model, starts, lengths), count(model, [0] * len(starts), [0] * len(starts))
+    tokens = sum(lengths)
+    per_token = cost.flops - alone.flops - 4 * 8 * 8 * pairs
+    assert per_token % (2 * tokens) == 0
+    # Beside attention every token costs the same, wherever it stands.
+    assert per_token // tokens == count(model, [0], [1]).flops - 2 * HEAD - 4 * 8 * 8
+    read = cost.read_bytes - alone.read_bytes - tokens * 64 * 4
+    assert read == len(keys) * 2 * 4 * 8 * 4
+    assert cost.written_bytes - alone.written_bytes == tokens * 2 * 4 * 8 * 4
+
+
+def test_only_rows_that_sample_have_logits() -> None:
+    some, all_ = (count(SMALL, [4, 4], [1, 1], num_sampled=number) for number in (1, 2))
+    assert all_.flops - some.flops == 2 * HEAD
+    assert all_.num_bytes - some.num_bytes == 2 * 512 * 4
+    scored = count(SMALL, [4, 4], [1, 1], variant=Variant.SCORE)
+    assert scored.flops - all_.flops == 2 * 2 * HEAD
