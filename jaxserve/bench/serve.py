@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import h11
 from tqdm import tqdm
 
 from jaxserve.bench.arrivals import Arrivals
@@ -133,7 +134,7 @@ async def find_model(http: HttpClient, name: str | None) -> tuple[str, str]:
     try:
         async with http.request("GET", "/v1/models") as response:
             models = json.loads(await response.read())["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, h11.RemoteProtocolError, ValueError, KeyError, TypeError) as error:
         if name is not None:
             return name, ""
         raise JaxserveError(f"the server does not tell its models: {error!r}") from error

@@ -56,8 +56,9 @@ def test_tokens_are_the_servers_count_and_not_the_chunks(tmp_path: Path) -> None
 def test_the_servers_delays_are_found(tmp_path: Path) -> None:
     point = measure(StandIn(ttft_s=0.08, itl_s=0.03), jobs(1, num_tokens=6), tmp_path)
     values = point.metrics.values
-    assert 0.08 <= values["ttft"][0] < 0.8
-    assert 0.03 <= values["tpot"][0] < 0.3
+    # No upper limits: this machine may be busy. A token that is read late makes the next gap short.
+    assert values["ttft"][0] >= 0.08
+    assert values["e2el"][0] >= 0.08 + 5 * 0.03
     assert values["e2el"][0] == pytest.approx(values["ttft"][0] + 5 * values["tpot"][0])
     assert point.metrics.duration_s >= values["e2el"][0]
 
