@@ -124,7 +124,9 @@ def test_a_peer_that_leaves_tokens_out_does_not_count(setup: Setup) -> None:
 
 def test_a_stuck_peer_is_listed(setup: Setup) -> None:
     with pytest.raises(PeerError, match=r"took longer than 0\.05 s"):
-        changed(setup, timeout_s=0.05).results_of([sys.executable, "-c", "input()"])
+        changed(setup, timeout_s=0.05).results_of(
+            [sys.executable, "-c", "import time; time.sleep(60)"]
+        )
 
 
 def test_a_server_that_ends_is_told() -> None:
