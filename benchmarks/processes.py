@@ -20,6 +20,7 @@ from functools import partial
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import zmq
 from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.bench.machine import describe_machine
@@ -28,9 +29,9 @@ from jaxserve.client.in_process import InProcessClient
 from jaxserve.client.remote import RemoteClient
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine import Engine, Scheduler
-from jaxserve.engine.loop import Reply, run_engine
+from jaxserve.engine.loop import Leave, Reply, run_engine
 from jaxserve.engine.text import Assembler
-from jaxserve.engine.wire import SocketPort, decode_reply, encode_reply
+from jaxserve.engine.wire import SocketPort, decode_reply, encode_command, encode_reply
 from jaxserve.metrics import Metrics
 from jaxserve.plan import StepLimits, StepPlan, StepResult, StepRun
 from jaxserve.request import Request, SamplingParams
@@ -141,6 +142,33 @@ def measure_step(num_sequences: int, *, num_steps: int) -> str:
     return f"{num_sequences:>9}{''.join(f'{cell:>10.2f}' for cell in cells)}{median(sizes):>10.1f}"
 
 
+def measure_port(num_sequences: int, *, num_steps: int) -> tuple[float, float]:
+    """Return the microseconds that an empty inbox and a batch to send cost the engine's thread."""
+    batch = TokenBatch(keys=[*range(num_sequences)], token_ids=[*range(num_sequences)])
+    look, send = [], []
+    with TemporaryDirectory() as folder, zmq.Context() as context:
+        address = f"ipc://{folder}/engine"
+        with (
+            SocketPort(address, beat=lambda: True, gone=lambda: ()) as port,
+            context.socket(zmq.DEALER) as client,
+        ):
+            client.setsockopt(zmq.IDENTITY, b"0")
+            client.connect(address)
+            client.send_multipart(encode_command(Leave()))
+            while not list(port.receive(1.0)):
+                pass
+            for _ in range(num_steps):
+                start_s = time.perf_counter()
+                for _ in port.receive(0.0):
+                    pass
+                looked_s = time.perf_counter()
+                port.send(0, batch)
+                send.append(time.perf_counter() - looked_s)
+                look.append(looked_s - start_s)
+                client.recv()
+    return median(look) * 1e6, median(send) * 1e6
+
+
 def feed(assembler: Assembler, reply: Reply) -> None:
     """Make events of a batch."""
     assert isinstance(reply, TokenBatch)
@@ -207,6 +235,12 @@ def main() -> None:
     print(f"{'sequences':>9}{''.join(f'{name:>10}' for name in names)}  per token, times in us")
     for num_sequences in args.sequences:
         print(measure_step(num_sequences, num_steps=args.steps))
+    for num_sequences in args.sequences:
+        look, send = measure_port(num_sequences, num_steps=args.steps)
+        print(
+            f"each step of {num_sequences} sequences: {look:.1f} us to look into the inbox,"
+            f" {send:.1f} us to send a batch"
+        )
     for name, way in (("thread", through_a_thread), ("process", through_a_process)):
         found = sorted(way(args.requests))
         print(

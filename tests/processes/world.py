@@ -82,6 +82,11 @@ class Server:
     def apis(self) -> list[psutil.Process]:
         return self.children(PROGRAMS["api"])
 
+    def log(self) -> list[dict[str, Any]]:
+        """The lines that its children have logged so far."""
+        lines = (self.folder.parent / "log").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith('{"')]
+
     def wait_ready(self) -> None:
         """Wait until the server says that requests are welcome."""
         assert self.process.stdout is not None
@@ -139,13 +144,17 @@ def server(
     folder.mkdir()
     settings = {"restart_delay_s": 0.05, **(config or {})}
     arguments = map(json.dumps, (model, settings, {**PROGRAMS, **(programs or {})}))
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             made = Server(process, f"http://127.0.0.1:{int(process.stdout.readline())}", folder)
