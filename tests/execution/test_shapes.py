@@ -6,6 +6,7 @@ import pytest
 
 from jaxserve.errors import ConfigError
 from jaxserve.execution.shapes import ShapeTable, Variant
+from jaxserve.plan import StepLimits
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 LIMITS = [
@@ -69,3 +70,35 @@ def test_accelerators_run_the_least_variant_and_cpus_branch() -> None:
 def test_a_budget_below_the_sequences_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_num_batched_tokens .* max_num_seqs \(8\), got 7"):
         table(8, 7, "cpu")
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("limits", [*LIMITS, (256, 8192)])
+def test_whatever_is_made_so_far_serves_every_plan_within_its_limits(
+    limits: tuple[int, int], platform: str
+) -> None:
+    whole = table(*limits, platform)
+    before = StepLimits(num_tokens=1, num_sequences=1)
+    for count in range(1, len(whole.shapes) + 1):
+        made = whole.only(whole.shapes[:count].__contains__)
+        now = made.limits
+        assert now.num_tokens >= before.num_tokens
+        assert now.num_sequences >= before.num_sequences
+        before = now
+        for num_sequences in {1, now.num_sequences}:
+            for num_tokens in {num_sequences, now.num_tokens}:
+                lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
+                for variant in Variant:
+                    shape = made.choose(lengths, variant)
+                    assert shape in made.shapes
+                    assert shape.tokens >= num_tokens
+                    assert shape.sequences >= num_sequences
+                    assert shape.variant >= variant
+    assert before.num_tokens >= limits[1]
+    assert before.num_sequences == limits[0]
+
+
+def test_accelerators_begin_with_room_for_every_sequence() -> None:
+    for platform in ("gpu", "tpu"):
+        first = table(256, 8192, platform).shapes[0]
+        assert (first.tokens, first.sequences) == (512, 256)
