@@ -127,7 +127,10 @@ class Jaxserve(Engine):
 
 
 # What the peers' runners ask of their engines too.
-COMMON_FLAGS = ("--max-num-seqs", "64", "--max-model-len", "1024", "--no-enable-prefix-caching")
+COMMON_FLAGS = (
+    *("--max-num-seqs", "64", "--max-model-len", "1024", "--no-enable-prefix-caching"),
+    *("--warm-up", "full"),
+)
 FLAGS = {
     "f32": ("--dtype", "float32"),
     "int8": ("--dtype", "float32", "--quantization", "int8"),

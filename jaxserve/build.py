@@ -140,6 +140,8 @@ def _load(
     compilations.mark()
     programs.give_way()
     startup.reached("ready")
+    for line in startup.lines():
+        report(line)
     report(
         f"ready {time.perf_counter() - plan.began_s:.1f} s after imports, with"
         f" {programs.num_made} of {len(all_programs(plan.shapes))} programs"
