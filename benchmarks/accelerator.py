@@ -4,12 +4,12 @@
     PALLAS_KERNELS_SIMULATE=h200 python benchmarks/accelerator.py --rehearse --out /tmp/rehearsal
 
 Stages, each a process of its own with its own share of the time, in order of what would be missed
-most: kernels (benchmarks/kernels.py: right, then fast), step (benchmarks/step.py: real shapes,
-random weights), start (benchmarks/cold_start.py: with and without programs compiled elsewhere, by
-`jaxserve compile llama-3.1-8b --out DIR` with START_FLAGS), autotuning (what XLA measured, for
-compilations elsewhere). A stage that fails or runs out of time costs the others nothing. What each
-printed and its JSON lie in --out; a summary is printed last. --rehearse runs all of it small, on
-any machine.
+most: kernels (kernels.py: right, then fast), step (step.py: real shapes, random weights), offline
+(offline.py: throughput beside transformers', one by one and in its continuous batches), start
+(cold_start.py: with and without programs compiled elsewhere, by `jaxserve compile llama-3.1-8b
+--out DIR` with START_FLAGS), autotuning (what XLA measured, for compilations elsewhere). A stage
+that fails or runs out of time costs the others nothing. What each printed and its JSON lie in
+--out; a summary is printed last. --rehearse runs all of it small, on any machine.
 """
 
 import argparse
@@ -48,20 +48,25 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         return Stage(name, command, timeout_s)
 
     carried = () if args.executables is None else ("--executables", args.executables)
+    torch = ("--torch-python", args.torch_python)
     if args.rehearse:
+        here = ("--device", "cpu", "--dtype", "float32")
+        few = ("--num-prompts", "4", "--num-alone", "1", "--input-len", "16", "--output-len", "8")
         small = ("--batch", "1", "4", "--context", "64", "--steps", "8")
         return [
             script("kernels.py", "kernels", "--quick", timeout_s=1800),
             script("step.py", "step", str(TINY), *small, timeout_s=900),
+            script("offline.py", "offline", str(TINY), *few, *torch, *here, timeout_s=900),
             script("cold_start.py", "start", str(TINY), *carried, timeout_s=900),
         ]
     real = ("--batch", "1", "64", "256", "--context", "1024")
     tuned = ("--record-autotuning", str(args.out / "autotuning.txt"), *TUNED_FLAGS)
     return [
-        script("kernels.py", "kernels", "--torch-python", args.torch_python, timeout_s=200),
-        script("step.py", "step", MODEL, *real, timeout_s=140),
-        script("cold_start.py", "start", MODEL, *carried, "--", *START_FLAGS, timeout_s=150),
-        Stage("autotuning", (sys.executable, "-m", "jaxserve", "compile", MODEL, *tuned), 70),
+        script("kernels.py", "kernels", *torch, timeout_s=170),
+        script("step.py", "step", MODEL, *real, timeout_s=120),
+        script("offline.py", "offline", MODEL, *torch, timeout_s=130),
+        script("cold_start.py", "start", MODEL, *carried, "--", *START_FLAGS, timeout_s=110),
+        Stage("autotuning", (sys.executable, "-m", "jaxserve", "compile", MODEL, *tuned), 60),
     ]
 
 

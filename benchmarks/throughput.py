@@ -64,7 +64,8 @@ def transformers_worker(
     python: str, model: str, workload: Path, *, num_prompts: int | None
 ) -> Iterator[TransformersWorker]:
     """Run the worker, and end it with the block."""
-    command = [python, str(HERE / "transformers_worker.py"), model, str(workload)]
+    # Isolated: the worker's own folder has a kernels.py, and transformers looks for a package.
+    command = [python, "-I", str(HERE / "transformers_worker.py"), model, str(workload)]
     if num_prompts is not None:
         command += ["--num-prompts", str(num_prompts)]
     with subprocess.Popen(

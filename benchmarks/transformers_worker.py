@@ -1,8 +1,10 @@
-"""The other side of throughput.py: transformers' `generate`, in an interpreter that has torch.
+"""The other side of throughput.py and offline.py: transformers, in an interpreter that has torch.
 
-Started with a model folder and a workload, it answers each line on standard input, a number of
-sequences at a time, with a line of JSON: the seconds that it took and the tokens it made. Nothing
-of jaxserve is imported here, and Python 3.10 is enough.
+Started with a model folder and a workload, it answers each line on standard input with a line of
+JSON: the seconds that it took and the tokens it made. A line is how many sequences `generate` shall
+do at a time, or "continuous" for transformers' own continuous batching; after it may follow how
+many requests of the workload are wanted. Nothing of jaxserve is imported here, and Python 3.10 is
+enough.
 
 transformers gets what suits it: requests are sorted by the length of their answer, so that a
 static batch waits little for its longest member, and tokens beyond a request's own are not counted
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 PAD = 0  # masked out: any token will do
 
@@ -41,8 +43,8 @@ def generate(model: Any, jobs: list[Job], *, batch: int) -> dict[int, list[int]]
             ids[row, start:] = torch.tensor(job["prompt"])
             mask[row, start:] = 1
         made = model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=length,
             min_new_tokens=length,
             do_sample=False,
@@ -54,20 +56,59 @@ def generate(model: Any, jobs: list[Job], *, batch: int) -> dict[int, list[int]]
     return tokens
 
 
+def batch_continuously(model: Any, jobs: list[Job]) -> dict[int, list[int]]:
+    """Return the tokens of each job by its id, by `generate_batch`'s machinery."""
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max(job["out"] for job in jobs),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=PAD,
+    )
+    names: dict[str, int] = {}
+    tokens: dict[int, list[int]] = {}
+    with model.continuous_batching_context_manager(generation_config=config) as manager:
+        for job in jobs:
+            names[manager.add_request(job["prompt"], max_new_tokens=job["out"])] = job["id"]
+        while len(tokens) < len(jobs):
+            result = manager.get_result(timeout=5)
+            if result is None:
+                assert manager.is_running(), "transformers' continuous batching has stopped"
+            elif result.is_finished():
+                tokens[names[result.request_id]] = list(result.generated_tokens)
+    return tokens
+
+
+def load(args: argparse.Namespace) -> Any:
+    """Return the model, its weights read or drawn at random on the device."""
+    dtype = getattr(torch, args.dtype)
+    if args.random_weights:
+        config = AutoConfig.from_pretrained(args.model, local_files_only=True)
+        with torch.device(args.device):
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=dtype, attn_implementation="sdpa"
+            )
+        return model.eval()
+    return AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    ).to(args.device)
+
+
 def main() -> None:
     """Load the model, say what this is, and answer until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("workload", type=Path)
     parser.add_argument("--num-prompts", type=int)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--random-weights", action="store_true")
     args = parser.parse_args()
     workload = json.loads(args.workload.read_text("utf-8"))
     jobs = workload["w1"][: args.num_prompts]
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
-    with torch.inference_mode():
+    model = load(args)
+    # Not inference mode, in which continuous batching's own thread may not write to tensors.
+    with torch.no_grad():
         generate(model, [workload["warm"]], batch=1)
         ready = {
             "torch": torch.__version__,
@@ -76,10 +117,17 @@ def main() -> None:
         }
         print(json.dumps(ready), flush=True)
         for line in sys.stdin:
+            how, *count = line.split()
+            wanted = jobs[: int(count[0])] if count else jobs
+            if how == "continuous":
+                batch_continuously(model, [workload["warm"]])
             start_s = time.perf_counter()
-            tokens = generate(model, jobs, batch=int(line))
+            if how == "continuous":
+                tokens = batch_continuously(model, wanted)
+            else:
+                tokens = generate(model, wanted, batch=int(how))
             elapsed_s = time.perf_counter() - start_s
-            answer = {"elapsed_s": elapsed_s, "tokens": [tokens[job["id"]] for job in jobs]}
+            answer = {"elapsed_s": elapsed_s, "tokens": [tokens[job["id"]] for job in wanted]}
             print(json.dumps(answer), flush=True)
 
 
