@@ -41,7 +41,7 @@ def test_hopper_refuses_with_the_reason(changes: dict[str, int | str], reason: s
 
 
 def test_other_hardware_is_refused_by_name() -> None:
-    with pytest.raises(Unsupported, match="NVIDIA GPU, got cpu"):
+    with pytest.raises(Unsupported, match="got cpu"):
         mosaic_gpu.check(LLAMA, CPU)
     with pytest.raises(Unsupported, match=r"got 7\.0"):
         mosaic_gpu.check(LLAMA, replace(H200, architecture="7.0"))
