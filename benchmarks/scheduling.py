@@ -205,6 +205,8 @@ def make_scheduler(
 POLICIES: dict[str, dict[str, Any]] = {
     "tokens alone": {"slowdown": inf, "work": WorkModel(), "sizes": ()},
     "work, no limit": {"slowdown": inf},
+    "slowdown 8": {"slowdown": 8.0},
+    "slowdown 4": {"slowdown": 4.0},
     "slowdown 3": {"slowdown": 3.0},
     "slowdown 2": {"slowdown": 2.0},
     "slowdown 1.5": {"slowdown": 1.5},

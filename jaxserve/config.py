@@ -63,7 +63,7 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
-    max_decode_slowdown: float = 2.0
+    max_decode_slowdown: float | None = None
     max_queued_requests: int = 1024
     scheduling_policy: str = "fcfs"
     async_scheduling: bool = True
@@ -88,7 +88,8 @@ class EngineOptions:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
-        _slowdown(self.max_decode_slowdown)
+        if self.max_decode_slowdown is not None:
+            _slowdown(self.max_decode_slowdown)
         for name in ("tensor_parallel_size", "max_queued_requests"):
             _positive(name, getattr(self, name))
         for name in (

@@ -48,6 +48,7 @@ class _Defaults:
     page_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_decode_slowdown: float
     flops_per_byte: float
     attention_efficiency: float
 
@@ -57,6 +58,7 @@ _CPU = _Defaults(
     page_size=16,
     max_num_seqs=32,
     max_num_batched_tokens=512,
+    max_decode_slowdown=8.0,
     flops_per_byte=8.5,
     attention_efficiency=0.35,
 )
@@ -64,6 +66,7 @@ _ACCELERATOR = _Defaults(
     page_size=64,
     max_num_seqs=256,
     max_num_batched_tokens=8192,
+    max_decode_slowdown=2.0,
     flops_per_byte=200.0,
     attention_efficiency=0.8,
 )
@@ -206,7 +209,7 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         max_num_seqs=options.max_num_seqs or defaults.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens
         or max(defaults.max_num_batched_tokens, options.max_num_seqs or 0),
-        max_decode_slowdown=options.max_decode_slowdown,
+        max_decode_slowdown=options.max_decode_slowdown or defaults.max_decode_slowdown,
         max_queued_requests=options.max_queued_requests,
         policy=options.scheduling_policy,
         async_scheduling=options.async_scheduling,

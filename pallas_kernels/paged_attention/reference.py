@@ -95,8 +95,9 @@ def attend(
     how = _Scores(scale, config.soft_cap, config.sliding_window, sinks)
     cache = write(cache, k, v, batch)
     with jax.named_scope("paged_attention"):
-        attend_rows = _attend_single if batch.max_query_length == 1 else _attend_ragged
-        return attend_rows(q, cache, batch, how), cache
+        if batch.max_query_length == 1:
+            return _attend_single(q, cache, batch, how, rows=jnp.arange(q.shape[0])), cache
+        return _attend_ragged(q, cache, batch, how), cache
 
 
 @jax.named_scope("kv_write")
@@ -122,31 +123,37 @@ def _attend_single(
     cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     how: _Scores,
-) -> Float[Array, "tokens heads head_dim"]:
-    """Attend with one row of each sequence, those of like length together.
+    *,
+    rows: Int32[Array, " sequences"],
+) -> Float[Array, "sequences heads head_dim"]:
+    """Attend with the sequences that have one row, those of like length together.
 
-    A group takes as long as its longest: in the order of the batch, one long context would cost
-    its neighbours as much (measured: 1.6 times the time at lengths as of chats).
+    rows: where it is. The results of other sequences are zeros. A group takes as long as its
+    longest: in the order of the batch, one long context would cost its neighbours as much
+    (measured: 1.6 times the time at lengths as of chats).
     """
-    num_rows = q.shape[0]
-    group = min(BLOCK_GROUP, num_rows)
-    num_groups = -(-num_rows // group)
-    counts = batch.query_starts[1:] - batch.query_starts[:-1]
-    lengths = jnp.where(counts > 0, batch.kv_lengths, 0)
-    order = jnp.pad(jnp.argsort(-lengths), (0, num_groups * group - num_rows))
+    num_sequences = batch.kv_lengths.shape[0]
+    group = min(BLOCK_GROUP, num_sequences)
+    num_groups = -(-num_sequences // group)
+    is_single = batch.query_starts[1:] - batch.query_starts[:-1] == 1
+    lengths = jnp.where(is_single, batch.kv_lengths, 0)
+    order = jnp.argsort(-lengths)
+    padded = jnp.pad(order, (0, num_groups * group - num_sequences))
 
     def attend_group(index: jax.Array, out: jax.Array) -> jax.Array:
-        rows = lax.dynamic_slice_in_dim(order, index * group, group)
-        result = _attend_blocks(
-            q[rows][:, None], cache, batch, rows, batch.positions[rows], counts[rows], how
-        )
+        sequences = lax.dynamic_slice_in_dim(padded, index * group, group)
+        queries = q.at[rows[sequences]].get(mode="clip")[:, None]
+        counts = is_single[sequences].astype(jnp.int32)
+        positions = batch.kv_lengths[sequences] - 1
+        result = _attend_blocks(queries, cache, batch, sequences, positions, counts, how)
         return lax.dynamic_update_slice_in_dim(out, result[:, 0], index * group, axis=0)
 
-    unwritten = jnp.pad(q, ((0, num_groups * group - num_rows), (0, 0), (0, 0)))
-    num_real = (jnp.sum(counts > 0) + group - 1) // group
+    # Overwritten as far as it is read. Zeros would depend on nothing, and XLA would make those of
+    # every layer at the start of a step and keep them all.
+    unwritten = jnp.broadcast_to(q[:1], (num_groups * group, *q.shape[1:]))
+    num_real = (jnp.sum(is_single) + group - 1) // group
     out = lax.fori_loop(0, num_real, attend_group, unwritten)
-    places = jnp.argsort(order[:num_rows])
-    return jnp.where((counts > 0)[:, None, None], out[places], 0)
+    return jnp.where(is_single[:, None, None], out[jnp.argsort(order)], 0)
 
 
 def _attend_ragged(
@@ -155,11 +162,15 @@ def _attend_ragged(
     batch: PagedBatch,
     how: _Scores,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Cut the rows of each sequence into blocks, attend, and put the rows back in order."""
+    """Cut the rows of each sequence into blocks, attend, and put the rows back in order.
+
+    Not so the sequences of one row: a block of theirs would be padding but for that.
+    """
     num_tokens, num_heads, head_dim = q.shape
     num_sequences = batch.kv_lengths.shape[0]
     row_counts = batch.query_starts[1:] - batch.query_starts[:-1]
-    block_counts = -(-row_counts // QUERY_BLOCK)
+    is_single = row_counts == 1
+    block_counts = jnp.where(is_single, 0, -(-row_counts // QUERY_BLOCK))
     block_ends = jnp.cumsum(block_counts)
 
     def attend_group(group: jax.Array, out: jax.Array) -> jax.Array:
@@ -170,6 +181,7 @@ def _attend_ragged(
         first_rows = batch.query_starts[sequences] + nth * QUERY_BLOCK
         # Blocks past the last real one fall behind their sequence's rows: count 0.
         counts = jnp.clip(batch.query_starts[sequences + 1] - first_rows, 0, QUERY_BLOCK)
+        counts = jnp.where(blocks < block_ends[-1], counts, 0)
         rows = first_rows[:, None] + jnp.arange(QUERY_BLOCK)
         first_positions = (batch.kv_lengths - batch.query_starts[1:])[sequences] + first_rows
         result = _attend_blocks(
@@ -185,9 +197,7 @@ def _attend_ragged(
 
     num_blocks = _num_groups(num_tokens, num_sequences) * BLOCK_GROUP
     num_padding = num_blocks * QUERY_BLOCK - num_tokens
-    # Overwritten as far as it is read. Zeros would depend on nothing, and XLA would make those of
-    # every layer at the start of a step and keep them all.
-    unwritten = jnp.pad(q, ((0, num_padding), (0, 0), (0, 0)))
+    unwritten = jnp.pad(q, ((0, num_padding), (0, 0), (0, 0)))  # see _attend_single
     out = lax.fori_loop(
         0,
         -(-block_ends[-1] // BLOCK_GROUP),
@@ -200,6 +210,9 @@ def _attend_ragged(
     gathered = out.at[first_blocks + row_indices // QUERY_BLOCK, row_indices % QUERY_BLOCK].get(
         mode="clip"
     )
+    single = _attend_single(q, cache, batch, how, rows=batch.query_starts[:-1])
+    is_single_row = is_single[batch.row_sequences][:, None, None]
+    gathered = jnp.where(is_single_row, single[batch.row_sequences], gathered)
     is_real = jnp.arange(num_tokens) < batch.query_starts[-1]
     return jnp.where(is_real[:, None, None], gathered, 0)
 
