@@ -36,9 +36,10 @@ class EngineOptions:
     of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
     max_num_batched_tokens: tokens computed per step at most. max_num_seqs: sequences running at
     once. max_decode_slowdown: how many times as long as a step of decodes alone a step may take
-    that also computes prompts. kv_cache_dtype: of keys and values in pages; fp8 halves them, at
-    scale 1.
-    max_queued_requests: requests waiting before new ones are refused. executables: folder of
+    that also computes prompts. quantization: of matrices as they are loaded, and of activations as
+    they come; None leaves them as they are. kv_cache_dtype: of keys and values in pages; fp8 halves
+    them, at scale 1. max_queued_requests: requests waiting before new ones are refused.
+    executables: folder of
     compiled programs (`jaxserve compile --out`), trusted like code. warm_up: "background" serves as
     soon as one program can, in small steps, and makes the others meanwhile; "full" makes all of
     them first, as measurements need it; "none" makes each when it is first needed.

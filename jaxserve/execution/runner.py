@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxserve.execution.batch import Rows, SlotTable, pack, packed_size
+from jaxserve.execution.batch import Rows, SlotTable, pack
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper
@@ -18,6 +18,7 @@ from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
     RUBBISH_SLOT,
+    RowPlan,
     SlotAssignment,
     StepLimits,
     StepPlan,
@@ -108,11 +109,16 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Run every program there is on padding: the first run of each takes longer."""
+        """Run every program there is on rubbish: the first run of each takes longer.
+
+        Not on padding alone, which computes no attention and draws no tokens: what those need is
+        made when they first run (measured on a CPU: the first prompt took twice as long).
+        """
         self._take_over()
         for shape in self._shapes.shapes:
-            output = self._run(shape, np.zeros(packed_size(shape), np.int32))
-            jax.block_until_ready(output)
+            rows = Rows(_rubbish_rows(shape))
+            packed = pack(rows, Variant.GREEDY, shape, self._table)
+            jax.block_until_ready(self._run(shape, packed))
         nobody = SlotAssignment(
             slot=RUBBISH_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
         )
@@ -138,6 +144,18 @@ class ModelRunner:
             self._leaves, self._cache, self._state, packed
         )
         return output
+
+
+def _rubbish_rows(shape: StepShape) -> tuple[RowPlan, ...]:
+    """Return rows of the rubbish slot, whose tokens all lie in the rubbish page."""
+    lengths = [1] * shape.sequences
+    if not shape.is_decode:
+        # No more tokens than pages, whatever their size: all are in the page table.
+        lengths = [1, min(shape.tokens - 1, shape.pages)][-shape.sequences :]
+    return tuple(
+        RowPlan(slot=RUBBISH_SLOT, start=0, num_tokens=length, token_ids=(0,) * length)
+        for length in lengths
+    )
 
 
 class PendingResult:
