@@ -103,13 +103,18 @@ def report(
     """Return the Markdown file of a run."""
     failures = [f"- {what}: {reason}" for what, reason in comparison.failures.items()]
     facts = [f"- {name}: {value}" for name, value in about.items()]
+    agreements = [
+        "## Agreement with transformers in float32",
+        peer_report.agreement_table(found),
+        f"{NUM_AGREEING} requests of W1, {AGREEING_TOKENS} greedy tokens of each.",
+    ]
+    if not found:
+        agreements = ["Tokens were not compared."]
     lines = [
         f"# jaxserve and its peers: {about['model']}, {about['precision']}, {about['date']}",
         peer_report.table(peer_report.rows(comparison.samples)),
         "Ratios: above 1, jaxserve is better; the median of the rounds' own ratios.",
-        "## Agreement with transformers in float32",
-        peer_report.agreement_table(found),
-        f"{NUM_AGREEING} requests of W1, {AGREEING_TOKENS} greedy tokens of each.",
+        *agreements,
         "## Not measured",
         "\n".join(failures) or "Nothing was left out.",
         "## Made on",
