@@ -116,7 +116,7 @@ def main() -> None:
     if args.max_num_batched_tokens is not None:
         options["max_num_batched_tokens"] = args.max_num_batched_tokens
     with with_context(args.model, longest) as folder:
-        llm = LLM(str(folder), enable_prefix_caching=False, report=say, **options)
+        llm = LLM(str(folder), enable_prefix_caching=False, warm_up="full", report=say, **options)
     vocab_size, source = llm.plan.model.vocab_size, random.Random(0)
     # Streams that outlast the long prompt, whatever it takes.
     lasting = longest - STREAM_PROMPT - 1

@@ -140,7 +140,13 @@ def main() -> None:
     }
     load = os.getloadavg()[0]
     engines = {
-        name: LLM(args.model, enable_prefix_caching=name == "on", report=print, **options)
+        name: LLM(
+            args.model,
+            enable_prefix_caching=name == "on",
+            warm_up="full",
+            report=print,
+            **options,
+        )
         for name in ("on", "off")
     }
     measured = {

@@ -37,7 +37,7 @@ HOST_CONTEXT = 4096  # tokens, which host.py's sequences fit in
 def throughput(model: Path, concurrencies: Sequence[int], *, flags: dict[str, Any]) -> Any:
     """Return tokens per second at each concurrency; a quick one has a few turns of requests."""
     options = {"max_num_seqs": max(concurrencies), "max_model_len": 512} | flags
-    llm = LLM(str(model), report=say, enable_prefix_caching=False, **options)
+    llm = LLM(str(model), report=say, enable_prefix_caching=False, warm_up="full", **options)
     points = []
     for concurrency in concurrencies:
         dataset = DatasetOptions(
