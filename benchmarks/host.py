@@ -29,7 +29,7 @@ from jaxserve.config import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.execution.program_pool import ProgramPool
-from jaxserve.execution.programs import Helper, Program
+from jaxserve.execution.programs import Helper, Program, all_programs
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.execution.sampling import no_logprobs
 from jaxserve.execution.shapes import StepShape
@@ -82,10 +82,13 @@ def played_runner(plan: EnginePlan) -> ModelRunner:
     def make(program: Program) -> jax.stages.Compiled:
         return cast(jax.stages.Compiled, played(program, plan.model.vocab_size))
 
+    programs = ProgramPool(make)
+    for program in all_programs(plan.shapes):  # so that the runner has all shapes to choose from
+        programs.get(program)
     return ModelRunner(
         plan.abstract_params(),
         context=plan.context,
-        programs=ProgramPool(make),
+        programs=programs,
         shapes=plan.shapes,
         num_slots=plan.num_slots,
         pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
