@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ from jaxserve.request import Request, SamplingParams
 from jaxserve.timeline import PHASES, StepRecord
 
 PROMPT_TOKENS = 8
+PAGE_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,10 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     plan = plan_engine(
         EngineOptions(
+            # All shall decode soon, and nobody shall be preempted.
+            max_decode_slowdown=inf,
+            num_pages=max(args.sequences) * (2 + (PROMPT_TOKENS + 2 * args.steps) // PAGE_SIZE),
+            page_size=PAGE_SIZE,
             model=args.model,
             max_num_seqs=max(args.sequences),
             max_num_batched_tokens=max(512, *args.sequences),
