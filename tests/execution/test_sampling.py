@@ -155,7 +155,8 @@ def test_rows_that_are_not_numbers_do_not_keep_the_search_from_ending() -> None:
     for logits in (np.full((4, 10_007), -np.inf), random_logits(10_007, num_rows=4)):
         rows = logits.astype(np.float32)
         rows[:, 0] = bits.view(np.float32)
-        draw(rows, {"top_k": 5, "top_p": 0.5, "min_p": 0.1})
+        tokens = draw(rows, {"top_k": 5, "top_p": 0.5, "min_p": 0.1})
+        assert np.all((tokens >= 0) & (tokens < 10_007))
 
 
 @pytest.mark.parametrize("filters", [Filters(top_k=3), Filters(top_k=180), Filters(top_p=0.5)])
