@@ -36,9 +36,20 @@ from jaxserve.server.state import server_state
 
 async def create_chat_completion(http: HttpRequest) -> Response:
     """Answer a chat, whole or as a stream."""
-    state = server_state(http)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
+    fields = await read_object(http, max_bytes=server_state(http).config.max_body_bytes)
     body = parse(fields, ChatBody)
+    writer = await chat_writer(http, body)
+    if body.stream:
+        return EventStream(writer.stream())
+    return json_response(await unless_disconnected(http, writer.whole()))
+
+
+async def chat_writer(http: HttpRequest, body: ChatBody) -> "ChatWriter":
+    """Return what answers a chat, once it is rendered and checked: every chat comes through here.
+
+    Raises InvalidRequestError for what the model cannot take.
+    """
+    state = server_state(http)
     model = state.model(body.model)
     body.check()
     maker = RequestMaker(
@@ -49,10 +60,7 @@ async def create_chat_completion(http: HttpRequest) -> Response:
     )
     requests = await unless_disconnected(http, in_worker(state, partial(maker.of_chat, body)))
     job = Job(state=state, model=model, requests=requests, record=access_record(http.scope))
-    writer = ChatWriter(job, body)
-    if body.stream:
-        return EventStream(writer.stream())
-    return json_response(await unless_disconnected(http, writer.whole()))
+    return ChatWriter(job, body)
 
 
 class ChatWriter:
@@ -86,7 +94,14 @@ class ChatWriter:
         return answer
 
     async def stream(self) -> AsyncGenerator[bytes]:
-        """Yield the answer's events, `[DONE]` last.
+        """Yield the answer's events, `[DONE]` last."""
+        async with aclosing(self.chunks()) as steps:
+            async for chunks in steps:
+                yield b"".join(map(event, chunks))
+        yield DONE
+
+    async def chunks(self) -> AsyncGenerator[list[ChatChunk]]:
+        """Yield the answer's chunks, those of a step together.
 
         Each choice begins with a chunk of its role, sent with its first token, and ends with one
         of its finish_reason, whose delta is empty.
@@ -102,18 +117,17 @@ class ChatWriter:
                     usage = tally.usage()
                 elif options.include_usage:
                     usage = None
-                pieces = []
+                chunks = []
                 if index not in begun:
                     begun.add(index)
-                    pieces.append(self._first_chunk(index, usage))
-                pieces += [
+                    chunks.append(self._first_chunk(index, usage))
+                chunks += [
                     self._chunk([choice], usage) for choice in self._chunk_choices(index, new)
                 ]
-                yield b"".join(map(event, pieces))
+                yield chunks
         if options.include_usage:
-            yield event(self._chunk([], tally.usage()))
+            yield [self._chunk([], tally.usage())]
         self._job.finish(tally)
-        yield DONE
 
     def _choice(self, index: int, choice: Collected) -> ChatChoice:
         body = self._body

@@ -75,9 +75,14 @@ def decode(body: bytes) -> dict[str, Any]:
 
 
 def parse[T: pydantic.BaseModel](fields: Mapping[str, Any], model: type[T]) -> T:
+    """Return a chat's or completion's fields as `model`; see `served_fields` and `validate`."""
+    return validate(served_fields(fields), model)
+
+
+def validate[T: pydantic.BaseModel](fields: Mapping[str, Any], model: type[T]) -> T:
     """Return an object as `model`; raises InvalidRequestError naming the field at fault."""
     try:
-        return model.model_validate(served_fields(fields))
+        return model.model_validate(fields)
     except pydantic.ValidationError as error:
         raise _refusal(error) from error
 
