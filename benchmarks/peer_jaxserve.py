@@ -17,7 +17,8 @@ from jaxserve import __version__
 from jaxserve.bench.throughput import run_jobs
 from jaxserve.bench.workload import Job
 from jaxserve.commands.arguments import Parser, add_engine_arguments, model_of
-from jaxserve.flags import ENGINE_FLAGS, given
+from jaxserve.flag import given
+from jaxserve.flags import ENGINE_FLAGS
 from jaxserve.llm import LLM
 
 

@@ -6,13 +6,8 @@ Defaults are those of the settings: a flag that is not given appears nowhere.
 """
 
 import argparse
-import difflib
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 from jaxserve.config import (
@@ -25,49 +20,10 @@ from jaxserve.config import (
     WARM_UPS,
     EngineOptions,
 )
-from jaxserve.errors import ConfigError
+from jaxserve.flag import SUFFIX_HELP, Flag, given, number, speaking_of, to_fields
 from jaxserve.server.config import ServerConfig
 
 API_KEY_VARIABLE = "JAXSERVE_API_KEY"
-# Decimal and binary, as vLLM reads them.
-SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-SUFFIXES |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-SUFFIX_HELP = "; 8k is 8000, 8K is 8192, also m, M, g, G"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
-    """An option: its name without dashes, the field it fills, how its text is read.
-
-    many: it takes one or more values. A switch takes none and has a `--no-` form.
-    """
-
-    name: str
-    field: str
-    help: str
-    parse: Callable[[str], object] = str
-    choices: tuple[str, ...] | None = None
-    many: bool = False
-    switch: bool = False
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def keyword(self) -> str:
-        """The name as a Python keyword."""
-        return self.name.replace("-", "_")
-
-
-def number(text: str) -> int:
-    """Read a whole number that may end in a suffix: 4096, 8k, 1.5g, 8K.
-
-    Raises ArgumentTypeError, whose text is what the user gets to read.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)", text.strip())
-    value = Fraction(match[1]) * SUFFIXES.get(match[2], 1) if match else None
-    if value is None or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}{SUFFIX_HELP}")
-    return int(value)
-
 
 ENGINE_FLAGS = (
     Flag(
@@ -296,98 +252,21 @@ SAMPLING_FLAGS = (
 )
 
 
-def add_flags(
-    parser: argparse.ArgumentParser,
-    title: str,
-    flags: Iterable[Flag],
-    *,
-    defaults: type[EngineOptions | ServerConfig] | None = None,
-) -> None:
-    """Add flags to a parser as a group; those not given leave no attribute behind.
-
-    defaults: the settings whose defaults the help shows.
-    """
-    group = parser.add_argument_group(title)
-    default_of = {field.name: field.default for field in fields(defaults)} if defaults else {}
-    for flag in flags:
-        names = [f"--{flag.name}", *flag.aliases]
-        if flag.switch:
-            group.add_argument(
-                *names,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=_help(flag, default_of.get(flag.field)),
-            )
-            continue
-        group.add_argument(
-            *names,
-            type=flag.parse,
-            choices=flag.choices,
-            nargs="+" if flag.many else None,
-            metavar=None if flag.choices else flag.name.split("-")[-1].upper(),
-            default=argparse.SUPPRESS,
-            help=_help(flag, default_of.get(flag.field)),
-        )
-
-
-def given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
-    """Return the flags that were given, by keyword."""
-    values = vars(args)
-    return {flag.keyword: values[flag.keyword] for flag in flags if flag.keyword in values}
-
-
 def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOptions:
     """Return the options of an engine; raises ConfigError naming a keyword that is none."""
-    with _speaking_of(ENGINE_FLAGS):
-        return EngineOptions(model=model, **_to_fields(keywords, ENGINE_FLAGS))
+    with speaking_of(ENGINE_FLAGS):
+        return EngineOptions(model=model, **to_fields(keywords, ENGINE_FLAGS))
 
 
 def server_config(keywords: Mapping[str, Any]) -> ServerConfig:
     """Return the settings of a server, with the API keys of the environment."""
-    values = _to_fields(keywords, SERVER_FLAGS)
+    values = to_fields(keywords, SERVER_FLAGS)
     if "api_keys" not in values and os.environ.get(API_KEY_VARIABLE):
         values["api_keys"] = (os.environ[API_KEY_VARIABLE],)
-    with _speaking_of(SERVER_FLAGS):
+    with speaking_of(SERVER_FLAGS):
         return ServerConfig(**values)
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of SamplingParams that the command line sets."""
-    return _to_fields(given(args, SAMPLING_FLAGS), SAMPLING_FLAGS)
-
-
-def _to_fields(keywords: Mapping[str, Any], flags: Iterable[Flag]) -> dict[str, Any]:
-    by_keyword = {flag.keyword: flag for flag in flags}
-    values: dict[str, Any] = {}
-    for keyword, value in keywords.items():
-        flag = by_keyword.get(keyword)
-        if flag is None:
-            near = difflib.get_close_matches(keyword, by_keyword, n=1)
-            raise ConfigError(
-                f"there is no option {keyword}" + (f": did you mean {near[0]}?" if near else "")
-            )
-        if flag.many:
-            value = (value,) if isinstance(value, str) else tuple(value)
-        values[flag.field] = value
-    return values
-
-
-@contextmanager
-def _speaking_of(flags: Iterable[Flag]) -> Iterator[None]:
-    """Let errors speak of fields by the names that users have for them."""
-    try:
-        yield
-    except ConfigError as error:
-        text = str(error)
-        for flag in flags:
-            text = re.sub(rf"\b{flag.field}\b", flag.keyword, text)
-        raise ConfigError(text) from error
-
-
-def _help(flag: Flag, default: object) -> str:
-    text = flag.help.replace("%", "%%")  # argparse formats it
-    if isinstance(default, bool):
-        return f"{text} (default: {'on' if default else 'off'})"
-    if isinstance(default, str | int | float) and default != "":
-        return f"{text} (default: {default})"
-    return text
+    return to_fields(given(args, SAMPLING_FLAGS), SAMPLING_FLAGS)

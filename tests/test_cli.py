@@ -24,7 +24,8 @@ from jaxserve.cli import main
 from jaxserve.commands import chat
 from jaxserve.config import EngineOptions
 from jaxserve.errors import ContextLengthError
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS, number
+from jaxserve.flag import number
+from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
 from jaxserve.request import TokenEvent
 from tests.data import checkpoint
 

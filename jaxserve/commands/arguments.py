@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from jaxserve.config import EngineOptions
 from jaxserve.errors import ConfigError
-from jaxserve.flags import ENGINE_FLAGS, add_flags
+from jaxserve.flag import add_flags
+from jaxserve.flags import ENGINE_FLAGS
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.errors import ContextLengthError, InvalidRequestError
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, add_flags, given, sampling_fields
+from jaxserve.flag import add_flags, given
+from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
 
 if TYPE_CHECKING:
     from jaxserve.request import TokenEvent

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
-from jaxserve.flags import ENGINE_FLAGS, engine_options, given, number
+from jaxserve.flag import given, number
+from jaxserve.flags import ENGINE_FLAGS, engine_options
 
 if TYPE_CHECKING:
     from jaxserve.planning import EnginePlan

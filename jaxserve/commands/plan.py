@@ -3,7 +3,8 @@
 import argparse
 
 from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
-from jaxserve.flags import ENGINE_FLAGS, engine_options, given
+from jaxserve.flag import given
+from jaxserve.flags import ENGINE_FLAGS, engine_options
 
 HELP = "print the memory plan of a model without loading it"
 

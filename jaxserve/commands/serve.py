@@ -5,14 +5,8 @@ import socket
 
 from jaxserve import __version__
 from jaxserve.commands.arguments import add_engine_arguments, model_of
-from jaxserve.flags import (
-    ENGINE_FLAGS,
-    SERVER_FLAGS,
-    add_flags,
-    engine_options,
-    given,
-    server_config,
-)
+from jaxserve.flag import add_flags, given
+from jaxserve.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
 from jaxserve.server.config import ServerConfig
 
 HELP = "serve a model to OpenAI clients"

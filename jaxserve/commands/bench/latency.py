@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.errors import ConfigError
-from jaxserve.flags import ENGINE_FLAGS, given
+from jaxserve.flag import given
+from jaxserve.flags import ENGINE_FLAGS
 
 HELP = "seconds that one batch takes"
 

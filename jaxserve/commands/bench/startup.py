@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.flags import ENGINE_FLAGS, given
+from jaxserve.flag import given
+from jaxserve.flags import ENGINE_FLAGS
 
 HELP = "seconds from the start of a server to its first token"
 

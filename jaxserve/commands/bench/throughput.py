@@ -8,7 +8,8 @@ from pathlib import Path
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.commands.bench.dataset import add_workload_arguments, numbers, workload_for
 from jaxserve.errors import ConfigError
-from jaxserve.flags import ENGINE_FLAGS, given
+from jaxserve.flag import given
+from jaxserve.flags import ENGINE_FLAGS
 
 HELP = "tokens per second when all requests come at once"
 
