@@ -206,10 +206,23 @@ SERVER_FLAGS = (
         help="processes that speak HTTP, beside the engine's",
     ),
     Flag(
+        name="engine-start-timeout",
+        field="engine_start_timeout_s",
+        parse=float,
+        help="seconds that an engine which loads may go without using the processor, as if a disk"
+        " or the network hangs",
+    ),
+    Flag(
         name="engine-hang-timeout",
         field="engine_hang_timeout_s",
         parse=float,
         help="seconds after which a step that does not end is taken for a dead engine",
+    ),
+    Flag(
+        name="api-hang-timeout",
+        field="api_hang_timeout_s",
+        parse=float,
+        help="seconds after which an API process without a sign of life is replaced",
     ),
     Flag(
         name="max-restarts",

@@ -16,6 +16,7 @@ import msgspec
 
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client.remote import RemoteClient
+from jaxserve.engine.loop import HEARTBEAT_S
 from jaxserve.errors import JaxserveError
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.logging import configure_logging, get_logger
@@ -23,6 +24,7 @@ from jaxserve.metrics import Metrics
 from jaxserve.processes.line import ChildLine, freeze_garbage, ignore_signals
 from jaxserve.processes.messages import (
     AllSeries,
+    Beat,
     Drain,
     EngineDown,
     EngineLoads,
@@ -97,7 +99,16 @@ class ApiProcess:
             loop.call_soon_threadsafe(self._obey, message)
 
         self._line.listen(obey, folder=self._folder)
-        await self.server.serve(sockets=[listener])
+        async with asyncio.TaskGroup() as group:
+            beating = group.create_task(self._beat())
+            await self.server.serve(sockets=[listener])
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        """Show now and then that the event loop is alive."""
+        while True:
+            self._line.send(Beat())
+            await asyncio.sleep(HEARTBEAT_S)
 
     def _obey(self, message: ToApi) -> None:
         match message:
@@ -129,7 +140,12 @@ class ApiProcess:
         """Serve what the engine serves."""
         assert self._tokenizer is not None
         try:
-            tokenizer = await asyncio.shield(self._tokenizer)
+            tokenizer = await asyncio.wait_for(
+                asyncio.shield(self._tokenizer), self._state.config.engine_start_timeout_s
+            )
+        except TimeoutError:
+            self._line.send(Failed("the tokenizer does not load, as if the disk hangs"))
+            return
         except JaxserveError as error:
             self._line.send(Failed(str(error)))
             return

@@ -22,7 +22,8 @@ from typing import Any
 
 import msgspec
 
-from jaxserve.processes.messages import Message, Series, TakeSeries
+from jaxserve.processes.messages import Beat, Message, Series, TakeSeries
+from jaxserve.processes.watch import LOOK_S, Watch
 from jaxserve.series import Family
 
 logger = logging.getLogger(__name__)
@@ -152,20 +153,20 @@ class Child:
         if not self._writer.is_closing():
             self._writer.write(_encoder.encode(message) + b"\n")
 
-    async def messages(
-        self, kinds: Any, *, silence_s: Callable[[], float | None] = lambda: None
-    ) -> AsyncIterator[Any]:
-        """Yield what the child says, but for series, until it ends or makes no sense.
+    async def messages(self, kinds: Any, watch: Watch) -> AsyncIterator[Any]:
+        """Yield what the child says, but for beats and series, until it ends or makes no sense.
 
-        silence_s: how long it may say nothing, asked before each wait; raises TimeoutError.
+        Raises TimeoutError when it hangs.
         """
         decoder = msgspec.json.Decoder(kinds)
-        while True:
-            async with asyncio.timeout(silence_s()):
-                try:
-                    line = await self._reader.readline()
-                except (ConnectionError, ValueError):
-                    return
+        while not watch.is_hung():
+            try:
+                # What has been read of a line when time is up stays in the reader.
+                line = await asyncio.wait_for(self._reader.readline(), LOOK_S)
+            except TimeoutError:
+                continue
+            except (ConnectionError, ValueError):
+                return
             if not line.endswith(b"\n"):
                 return
             try:
@@ -173,13 +174,17 @@ class Child:
             except msgspec.DecodeError:
                 logger.exception("%s says what nobody understands", self.name)
                 return
-            if isinstance(message, Series):
-                self.last_series = message.families
-                asked = self._asked.pop(message.number, None)
-                if asked is not None and not asked.done():
-                    asked.set_result(None)
-                continue
-            yield message
+            match message:
+                case Beat():
+                    watch.beat()
+                case Series():
+                    self.last_series = message.families
+                    asked = self._asked.pop(message.number, None)
+                    if asked is not None and not asked.done():
+                        asked.set_result(None)
+                case _:
+                    yield message
+        raise TimeoutError(f"{self.name} shows no sign of life")
 
     async def series(self) -> tuple[Family, ...]:
         """Ask for the child's series; those it said last, if it does not answer soon."""

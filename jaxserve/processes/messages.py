@@ -97,6 +97,10 @@ class Series(Message, frozen=True):
     families: tuple[Family, ...]
 
 
+class Beat(Message, frozen=True):
+    """The child's loop is alive."""
+
+
 class Ready(Message, frozen=True):
     """An engine serves; an API process has found it, and welcomes requests."""
 
@@ -115,10 +119,6 @@ class Planned(Message, frozen=True):
 
     names: tuple[str, ...]
     hello: Raw
-
-
-class Beat(Message, frozen=True):
-    """The engine's loop is alive."""
 
 
 # From an API process.
@@ -150,4 +150,4 @@ class Hello(Struct, frozen=True, kw_only=True):
 type ToEngine = ServeEngine | TakeSeries | ClientGone | Stop
 type ToApi = ServeHttp | TakeSeries | EngineLoads | EngineUp | EngineDown | Drain | AllSeries
 type FromEngine = Planned | Ready | Beat | Failed | Series
-type FromApi = Ready | Failed | Series | Scrape
+type FromApi = Ready | Beat | Failed | Series | Scrape

@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import signal
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -22,7 +21,6 @@ from jaxserve.processes.backoff import Backoff
 from jaxserve.processes.line import Child
 from jaxserve.processes.messages import (
     AllSeries,
-    Beat,
     ClientGone,
     Drain,
     EngineDown,
@@ -38,6 +36,7 @@ from jaxserve.processes.messages import (
     ServeHttp,
     Stop,
 )
+from jaxserve.processes.watch import Watch
 from jaxserve.series import Family, Kind, merged
 from jaxserve.server.config import ServerConfig
 
@@ -91,7 +90,6 @@ class Supervisor:
         self._engine: Child | None = None
         self._planned: Planned | None = None
         self._up: _Up | None = None
-        self._beat_s = 0.0
         self._apis: dict[int, Child] = {}
         self._ready_apis: set[int] = set()
         self._clients = itertools.count()
@@ -186,7 +184,13 @@ class Supervisor:
     async def _run_engine(self, address: str) -> Failed:
         """Run one engine, and return why it ended."""
         failed: Failed | None = None
+        config = self._config
         self._engine = engine = await Child.start("engine", self._programs.engine)
+        watch = Watch(
+            engine.process.pid,
+            start_timeout_s=config.engine_start_timeout_s,
+            hang_timeout_s=config.engine_hang_timeout_s,
+        )
         engine.tell(
             ServeEngine(
                 options=self._options,
@@ -196,7 +200,7 @@ class Supervisor:
             )
         )
         try:
-            async for message in engine.messages(FromEngine, silence_s=self._engine_silence_s):
+            async for message in engine.messages(FromEngine, watch):
                 match message:
                     case Planned():
                         self._planned = message
@@ -204,32 +208,25 @@ class Supervisor:
                             api.tell(EngineLoads(message.hello))
                     case Ready():
                         assert self._planned is not None
-                        self._beat_s = time.monotonic()
                         self._up = _Up(hello=self._planned.hello, address=address)
                         for client in self._apis:
                             self._introduce(client)
                     case Failed():
                         failed = message
                         break
-                    case Beat():
-                        self._beat_s = time.monotonic()
         except TimeoutError:
-            silence_s = self._config.engine_hang_timeout_s
-            failed = Failed(f"the engine has not finished a step for {silence_s:g} s")
+            failed = Failed(
+                f"the engine has not finished a step for {config.engine_hang_timeout_s:g} s"
+                if watch.has_started
+                else "the engine does not become ready: it has not used the processor for"
+                f" {config.engine_start_timeout_s:g} s (--engine-start-timeout), as if a disk or"
+                " the network hangs"
+            )
         engine.kill()
         how = await engine.ended()
         self._retire(engine)
         self._engine = None
         return failed or Failed(f"the engine has ended: {how}")
-
-    def _engine_silence_s(self) -> float | None:
-        """How long the engine may still be silent: while it loads, as long as it likes.
-
-        Since its last beat: that it answers scrapes tells nothing of its loop.
-        """
-        if self._up is None:
-            return None
-        return max(0.0, self._beat_s + self._config.engine_hang_timeout_s - time.monotonic())
 
     # API processes.
 
@@ -250,7 +247,11 @@ class Supervisor:
     async def _run_api(self, client: int, name: str) -> str:
         """Run one API process, and return how it ended."""
         fd = self._listener.fileno()
+        hang_timeout_s = self._config.api_hang_timeout_s
         self._apis[client] = api = await Child.start(name, self._programs.api, pass_fds=(fd,))
+        watch = Watch(
+            api.process.pid, start_timeout_s=hang_timeout_s, hang_timeout_s=hang_timeout_s
+        )
         api.tell(
             ServeHttp(
                 config=self._config,
@@ -264,25 +265,29 @@ class Supervisor:
             self._introduce(client)
         elif self._planned is not None:
             api.tell(EngineLoads(self._planned.hello))
-        async for message in api.messages(FromApi):
-            match message:
-                case Ready():
-                    self._ready_apis.add(client)
-                    self._announce_once()
-                case Scrape():
-                    task = asyncio.create_task(self._scrape(api, message.number))
-                    self._scrapes.add(task)
-                    task.add_done_callback(self._scrapes.discard)
-                case Failed():
-                    raise JaxserveError(message.reason)
+        hung = ""
+        try:
+            async for message in api.messages(FromApi, watch):
+                match message:
+                    case Ready():
+                        self._ready_apis.add(client)
+                        self._announce_once()
+                    case Scrape():
+                        task = asyncio.create_task(self._scrape(api, message.number))
+                        self._scrapes.add(task)
+                        task.add_done_callback(self._scrapes.discard)
+                    case Failed():
+                        raise JaxserveError(message.reason)
+        except TimeoutError:
+            hung = f"it has shown no sign of life for {hang_timeout_s:g} s"
         api.kill()
-        reason = await api.ended()
+        how = await api.ended()
         del self._apis[client]
         self._ready_apis.discard(client)
         self._retire(api)
         if self._engine is not None:
             self._engine.tell(ClientGone(client))
-        return reason
+        return hung or how
 
     def _introduce(self, client: int) -> None:
         """Tell an API process where the engine is."""

@@ -19,9 +19,11 @@ class ServerConfig:
     pause within a body. send_timeout_s: how long a client may leave its answer unread.
     shutdown_timeout_s: how long answers may still take once the server is told to stop.
 
-    api_server_count: processes that speak HTTP; limits are those of each. engine_hang_timeout_s:
-    how long a step may take before the engine is taken for dead; a forgotten compilation takes a
-    minute or two. A process that has ended starts again after restart_delay_s, then twice that, and
+    api_server_count: processes that speak HTTP; limits are those of each. engine_start_timeout_s:
+    how long an engine that loads and compiles may go without using the processor, before it is
+    taken for dead. engine_hang_timeout_s: how long a step may take before it is; a forgotten
+    compilation takes a minute or two. api_hang_timeout_s: how long an API process may show no sign
+    of life. A process that has ended starts again after restart_delay_s, then twice that, and
     so on; when it has ended more than max_restarts times within restart_window_s, the server ends.
     """
 
@@ -40,7 +42,9 @@ class ServerConfig:
     keep_alive_timeout_s: float = 75.0
     shutdown_timeout_s: float = 30.0
     api_server_count: int = 1
+    engine_start_timeout_s: float = 300.0
     engine_hang_timeout_s: float = 300.0
+    api_hang_timeout_s: float = 60.0
     max_restarts: int = 5
     restart_window_s: float = 600.0
     restart_delay_s: float = 1.0
@@ -65,7 +69,9 @@ class ServerConfig:
             "body_timeout_s",
             "send_timeout_s",
             "keep_alive_timeout_s",
+            "engine_start_timeout_s",
             "engine_hang_timeout_s",
+            "api_hang_timeout_s",
             "restart_window_s",
         ):
             if not getattr(self, name) > 0:

@@ -2,7 +2,8 @@
 
 step_s: seconds a step takes. starts: a file that counts starts. mistake: words to refuse to start
 with. crashes_from: the start from which on loading crashes. gate: a file without which no engine
-becomes ready, but for the first if gates_from is 2.
+becomes ready, but for the first if gates_from is 2. hangs_s, works_s: how long loading waits for
+nothing, and computes.
 """
 
 import json
@@ -79,6 +80,10 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     )
     while count >= settings.get("gates_from", 1) and not Path(settings.get("gate", "/")).exists():
         time.sleep(0.01)
+    time.sleep(settings.get("hangs_s", 0.0))
+    busy_until_s = time.monotonic() + settings.get("works_s", 0.0)
+    while time.monotonic() < busy_until_s:
+        pass
     if count >= settings.get("crashes_from", 1000):
         raise RuntimeError("this start was told to fail")
     metrics = Metrics(max_model_len=MAX_MODEL_LEN)

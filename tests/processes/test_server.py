@@ -177,6 +177,21 @@ def test_a_mistake_of_the_user_ends_the_server_with_its_words(tmp_path: Path) ->
     assert len(starts.read_text().split()) == 1
 
 
+def test_a_start_that_hangs_ends_the_server_with_what_hung(tmp_path: Path) -> None:
+    config = {"engine_start_timeout_s": 3.0}
+    with server(tmp_path, wait=False, config=config, hangs_s=600.0) as made:
+        assert made.process.stdout is not None
+        assert made.process.stdout.readline().startswith(
+            "the engine does not become ready: it has not used the processor for 3 s"
+        )
+        assert made.process.wait(TIMEOUT_S) == 1
+
+
+def test_a_start_that_works_may_take_longer_than_one_that_hangs(tmp_path: Path) -> None:
+    with server(tmp_path, config={"engine_start_timeout_s": 1.0}, works_s=3.0) as made:
+        assert made.complete().status_code == 200
+
+
 # Death of an engine
 
 
@@ -270,6 +285,24 @@ def test_an_api_process_that_dies_is_replaced_and_its_requests_end(tmp_path: Pat
         after = made.samples()
         counts = {name for name in before if "http_requests" in name}
         assert all(after[name] >= before[name] for name in counts)
+
+
+def test_an_api_process_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with server(tmp_path, config={"api_hang_timeout_s": 3.0}) as made:
+        (api,) = made.apis
+        api.suspend()
+        wait_for(lambda: [each.pid for each in made.apis] not in ([api.pid], []))
+        wait_for(made.is_ready)
+        assert made.complete().status_code == 200
+    assert "it has shown no sign of life for 3 s" in (tmp_path / "log").read_text("utf-8")
+
+
+def test_a_server_whose_api_processes_hang_again_and_again_ends(tmp_path: Path) -> None:
+    with server(tmp_path, config={"api_hang_timeout_s": 3.0, "max_restarts": 0}) as made:
+        made.apis[0].suspend()
+        assert made.process.wait(TIMEOUT_S) == 1
+        assert made.process.stdout is not None
+        assert made.process.stdout.read().startswith("an API process ends again and again: it has")
 
 
 def test_when_the_supervisor_is_killed_nothing_lives_on(tmp_path: Path) -> None:

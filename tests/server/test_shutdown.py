@@ -58,6 +58,8 @@ def test_a_port_that_is_taken_is_a_clear_error() -> None:
         {"max_restarts": -1},
         {"restart_delay_s": -1.0},
         {"engine_hang_timeout_s": 0.0},
+        {"engine_start_timeout_s": 0.0},
+        {"api_hang_timeout_s": 0.0},
         {"shutdown_timeout_s": float("nan")},
         {"ssl_certfile": "a.pem"},
     ],
