@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio.to_thread
-from starlette.types import Scope
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import Request, SamplingParams
-from jaxserve.server.middleware import access_record
+from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
-from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.completions import CompletionBody
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
@@ -45,7 +43,7 @@ class RequestMaker:
     """Makes requests of one body; `arrival_s` is when the server began to look at it."""
 
     model: ServedModel
-    body: GenerationBody
+    body: ChatBody | CompletionBody
     params: SamplingParams
     cache_salt: str
     arrival_s: float = field(default_factory=time.monotonic)
@@ -58,13 +56,12 @@ class RequestMaker:
                 param="priority",
             )
 
-    def of_chat(self, chat: ChatBody) -> tuple[Request, ...]:
-        """Return the request of a chat. Slow: for a worker."""
-        with renamed(chat.field_names):
-            return (self._make(encode_chat(self.model, chat)),)
-
-    def of_prompts(self, body: CompletionBody) -> tuple[Request, ...]:
-        """Return a request for each prompt. Slow: for a worker."""
+    def requests(self) -> tuple[Request, ...]:
+        """Return a request for each prompt of the body. Slow: for a worker."""
+        body = self.body
+        if isinstance(body, ChatBody):
+            with renamed(body.field_names):
+                return (self._make(encode_chat(self.model, body)),)
         special = body.add_special_tokens
         return tuple(
             self._make(
@@ -94,7 +91,7 @@ class RequestMaker:
         return request
 
 
-def cache_salt(state: ServerState, scope: Scope, asked: str | None) -> str:
+def cache_salt(state: ServerState, record: AccessRecord, asked: str | None) -> str:
     """Return whose cached prefixes a request may share: its own key's, where there are several.
 
     How fast an answer begins tells whether its prompt was cached, and so what others have asked.
@@ -102,4 +99,4 @@ def cache_salt(state: ServerState, scope: Scope, asked: str | None) -> str:
     if len(state.config.api_keys) < 2:
         return asked or ""
     # A client's salt has no "@" (protocol/common.py), so that none can look like another's.
-    return f"{access_record(scope).key_id}@{asked or ''}"
+    return f"{record.key_id}@{asked or ''}"

@@ -116,6 +116,11 @@ class GenerationBody(Body):
         """Whether the request itself says how long the answer may be."""
         return self.max_tokens is not None
 
+    @property
+    def only_scores(self) -> bool:
+        """Whether nothing new is wanted, but the prompt back with its log-probabilities."""
+        return False
+
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
         if self.stream_options is not None and not self.stream:

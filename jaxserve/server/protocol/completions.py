@@ -42,7 +42,7 @@ class CompletionBody(GenerationBody):
 
     @property
     def only_scores(self) -> bool:
-        """Whether the prompt is wanted back, with its log-probabilities, and nothing new."""
+        """Whether nothing new is wanted, but the prompt back with its log-probabilities."""
         return self.echo and self.max_tokens == 0
 
     def check(self) -> None:

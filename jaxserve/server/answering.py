@@ -1,0 +1,116 @@
+"""From a body to its answer, whole or as a stream: what chats and completions do alike."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from msgspec import UNSET, Struct
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from jaxserve.request import TokenEvent
+from jaxserve.server.answer import json_response
+from jaxserve.server.disconnect import unless_disconnected
+from jaxserve.server.generation import Collected, Job, Tally
+from jaxserve.server.logprobs import LogprobWriter
+from jaxserve.server.middleware import access_record
+from jaxserve.server.prompts import RequestMaker, cache_salt, in_worker
+from jaxserve.server.protocol.answers import Maybe, Usage
+from jaxserve.server.protocol.chat import ChatBody
+from jaxserve.server.protocol.common import StreamOptions
+from jaxserve.server.protocol.completions import CompletionBody
+from jaxserve.server.protocol.parsing import parse, read_object
+from jaxserve.server.sse import DONE, EventStream, event
+from jaxserve.server.state import server_state
+
+
+async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
+    """Return the work that a body asks for: every chat and completion comes through here.
+
+    Raises InvalidRequestError where it cannot be done.
+    """
+    state, record = server_state(http), access_record(http.scope)
+    model = state.model(body.model)
+    body.check()
+    maker = RequestMaker(
+        model=model,
+        body=body,
+        params=body.params(model.defaults),
+        cache_salt=cache_salt(state, record, body.cache_salt),
+    )
+    requests = await unless_disconnected(http, in_worker(state, maker.requests))
+    return Job(state=state, model=model, requests=requests, record=record)
+
+
+class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struct](ABC):
+    """Writes one answer; what it and its chunks look like is for subclasses to say."""
+
+    def __init__(self, job: Job, body: Body, *, id_prefix: str) -> None:
+        self.job = job
+        self.body = body
+        self.logprobs = LogprobWriter(job.model.tokenizer, as_ids=body.return_tokens_as_token_ids)
+        self.id = f"{id_prefix}-{body.request_id or job.record.request_id}"
+        self.created = int(time.time())
+        self.model = body.model or job.model.name
+        self.fingerprint = job.model.system_fingerprint
+
+    @abstractmethod
+    def answer(self, choices: Sequence[Collected], usage: Usage) -> Answer:
+        """Return the whole answer."""
+
+    @abstractmethod
+    def chunks_of(self, index: int, new: TokenEvent, usage: Maybe[Usage | None]) -> list[Chunk]:
+        """Return what a stream says of an event of choice `index`."""
+
+    @abstractmethod
+    def last_chunk(self, usage: Usage) -> Chunk:
+        """Return the chunk without choices that tells the usage."""
+
+    async def whole(self) -> Answer:
+        """Return the answer when all of it is there."""
+        tally = self._tally()
+        choices = await self.job.collect(tally)
+        return self.answer(choices, tally.usage())
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """Yield the answer's events, `[DONE]` last."""
+        async with aclosing(self.chunks()) as steps:
+            async for chunks in steps:
+                yield b"".join(map(event, chunks))
+        yield DONE
+
+    async def chunks(self) -> AsyncGenerator[list[Chunk]]:
+        """Yield the answer's chunks, those of a step together."""
+        options = self.body.stream_options or StreamOptions()
+        tally = self._tally()
+        async with aclosing(self.job.events()) as events:
+            async for index, new in events:
+                tally.add(new)
+                usage: Maybe[Usage | None] = UNSET
+                if options.continuous_usage_stats:
+                    usage = tally.usage()
+                elif options.include_usage:
+                    usage = None
+                yield self.chunks_of(index, new, usage)
+        if options.include_usage:
+            yield [self.last_chunk(tally.usage())]
+        self.job.finish(tally)
+
+    def _tally(self) -> Tally:
+        return Tally(self.job.requests, counts_output=not self.body.only_scores)
+
+
+async def respond[Body: ChatBody | CompletionBody](
+    http: HttpRequest,
+    kind: type[Body],
+    writer: Callable[[Job, Body], AnswerWriter[Body, Any, Any]],
+) -> Response:
+    """Answer a request whose body is of a kind, in the way of a writer."""
+    max_bytes = server_state(http).config.max_body_bytes
+    body = parse(await read_object(http, max_bytes=max_bytes), kind)
+    answer = writer(await make_job(http, body), body)
+    if body.stream:
+        return EventStream(answer.stream())
+    return json_response(await unless_disconnected(http, answer.whole()))
