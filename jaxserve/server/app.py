@@ -12,6 +12,7 @@ from jaxserve.server.config import ServerConfig
 from jaxserve.server.endpoints.chat_completions import create_chat_completion
 from jaxserve.server.endpoints.completions import create_completion
 from jaxserve.server.endpoints.health import health, ready
+from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
 from jaxserve.server.endpoints.models import get_model, list_models
 from jaxserve.server.endpoints.tokenize import detokenize, tokenize
@@ -25,6 +26,8 @@ ROUTES = (
     Route("/v1/completions", create_completion, methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{model_id:path}", get_model),
+    Route("/v1/messages", create_message, methods=["POST"]),
+    Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/health", health),

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`."""
+"""Errors as clients expect them: OpenAI's, and Anthropic's where the endpoint is theirs."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from jaxserve.errors import (
     EngineDeadError,
@@ -20,6 +21,16 @@ INVALID = "invalid_request_error"
 SERVER = "server_error"
 MAX_PATH_CHARS = 100
 CLIENT_CLOSED_REQUEST = 499
+# Here clients are Anthropic's, and read errors in Anthropic's form.
+MESSAGES_PATH = "/v1/messages"
+ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 # An engine that has died is started again, which takes at least as long.
 ENGINE_RETRY_S = 10
 
@@ -107,12 +118,19 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 500, ErrorBody(message, SERVER, code="internal_error"), {}
 
 
-def encode(body: ErrorBody) -> bytes:
-    """Return the JSON of an error, as an answer's body or an event's data."""
-    return msgspec.json.encode({"error": body})
+def encode(status: int, body: ErrorBody, *, path: str) -> bytes:
+    """Return the JSON of an error, as an answer's body or an event's data, for clients of a path.
+
+    OpenAI's form is `{"error": {message, type, param, code}}`, Anthropic's has a type and a
+    message only.
+    """
+    if path != MESSAGES_PATH and not path.startswith(f"{MESSAGES_PATH}/"):
+        return msgspec.json.encode({"error": body})
+    kind = ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": body.message}})
 
 
-def error_response(error: Exception) -> Response:
+def error_response(error: Exception, scope: Scope) -> Response:
     """Return the answer to an error; of one that is not jaxserve's it tells nothing."""
     status, body, headers = describe(error)
     if status == 401:
@@ -120,13 +138,13 @@ def error_response(error: Exception) -> Response:
     if status == 413:
         # The rest of the body is not worth reading.
         headers = {"connection": "close", **headers}
-    return _json(status, body, headers)
+    return _json(status, body, headers, scope)
 
 
-async def on_jaxserve_error(_: Request, error: Exception) -> Response:
+async def on_jaxserve_error(request: Request, error: Exception) -> Response:
     """Answer an error that jaxserve raised on purpose."""
     assert isinstance(error, JaxserveError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -139,7 +157,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     }
     message, code = words.get(error.status_code, ("the request was refused", None))
     body = ErrorBody(message, INVALID, code=code)
-    return _json(error.status_code, body, dict(error.headers or {}))
+    return _json(error.status_code, body, dict(error.headers or {}), request.scope)
 
 
 async def on_client_disconnect(_: Request, __: Exception) -> Response:
@@ -154,7 +172,10 @@ HANDLERS: Mapping[Any, Any] = {
 }
 
 
-def _json(status: int, body: ErrorBody, headers: Mapping[str, str]) -> Response:
+def _json(status: int, body: ErrorBody, headers: Mapping[str, str], scope: Scope) -> Response:
     return Response(
-        encode(body), status_code=status, headers=headers, media_type="application/json"
+        encode(status, body, path=scope["path"]),
+        status_code=status,
+        headers=headers,
+        media_type="application/json",
     )

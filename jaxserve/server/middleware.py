@@ -84,7 +84,7 @@ class ObserveMiddleware:
                 if status:
                     raise
                 log.exception("request failed")
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(error, scope)(scope, receive, send_with_id)
             finally:
                 self._report(scope, record, status=status, seconds=time.monotonic() - began_s)
 
@@ -117,19 +117,23 @@ class AuthorizeMiddleware:
             and (scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS")
         )
         if not is_open:
-            digest = self._known(Headers(scope=scope).get("authorization", ""))
+            digest = self._known(Headers(scope=scope))
             if digest is None:
                 error = UnauthorizedError(
                     "this server asks for an API key it knows, as 'Authorization: Bearer KEY'"
+                    " or 'x-api-key: KEY'"
                 )
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
             access_record(scope).key_id = digest.hex()[:12]
         await self._app(scope, receive, send)
 
-    def _known(self, authorization: str) -> bytes | None:
+    def _known(self, headers: Headers) -> bytes | None:
         """Return the digest of a known key, after looking at all of them."""
-        scheme, _, key = authorization.partition(" ")
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            # Anthropic's way of sending a key.
+            key = headers.get("x-api-key", "")
         digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return digest if any(matches) and scheme.lower() == "bearer" else None
+        return digest if any(matches) else None

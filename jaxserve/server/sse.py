@@ -26,18 +26,25 @@ def event(chunk: msgspec.Struct) -> bytes:
     return b"data: %b\n\n" % _encoder.encode(chunk)
 
 
+def tagged_event(chunk: msgspec.Struct) -> bytes:
+    """Return a chunk as one event that bears the name of its type, the tag of the Struct."""
+    tag = str(chunk.__struct_config__.tag)
+    return b"event: %b\ndata: %b\n\n" % (tag.encode(), _encoder.encode(chunk))
+
+
 class EventStream(StreamingResponse):
     """An answer sent event by event, as an async generator yields them.
 
     The status waits for the first event (or ping): an error before it is answered like any other
     request's, an error after it becomes the last event, and `[DONE]` never comes. However the
     stream ends, also by the client leaving, the generator is closed; to stop what feeds it is its
-    own `finally`'s business.
+    own `finally`'s business. error_name: of the event that tells an error, if events have names.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], *, error_name: str | None = None) -> None:
         super().__init__(events, media_type="text/event-stream", headers=HEADERS)
         self._events = events
+        self._error_name = error_name
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,12 +62,12 @@ class EventStream(StreamingResponse):
                     piece = await anext(events, None)
             except JaxserveError as error:
                 if not self._has_started:
-                    await error_response(error)(self._scope, self._receive, send)
+                    await error_response(error, self._scope)(self._scope, self._receive, send)
                     return
-                await self._send(_error_event(error), send)
+                await self._send(self._error_event(error), send)
             except Exception as error:
                 if self._has_started:
-                    await self._send(_error_event(error), send)
+                    await self._send(self._error_event(error), send)
                 raise
             await self._send(b"", send, more_body=False)
 
@@ -85,7 +92,7 @@ class EventStream(StreamingResponse):
             await send({**start, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": piece, "more_body": more_body})
 
-
-def _error_event(error: Exception) -> bytes:
-    _, body, _ = describe(error)
-    return b"data: %b\n\n" % encode(body)
+    def _error_event(self, error: Exception) -> bytes:
+        status, body, _ = describe(error)
+        name = b"" if self._error_name is None else b"event: %b\n" % self._error_name.encode()
+        return name + b"data: %b\n\n" % encode(status, body, path=self._scope["path"])

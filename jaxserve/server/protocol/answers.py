@@ -129,11 +129,30 @@ class ChatCompletion(Struct, kw_only=True):
     prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
 
 
+class FunctionDelta(Struct):
+    """What a chunk adds to the call of a function: its name at first, then JSON text."""
+
+    name: Maybe[str] = UNSET
+    arguments: Maybe[str] = UNSET
+
+
+class ToolCallDelta(Struct):
+    """What a chunk adds to a tool call; `id` and `type` come with its first chunk."""
+
+    index: int
+    id: Maybe[str] = UNSET
+    type: Maybe[str] = UNSET
+    function: Maybe[FunctionDelta] = UNSET
+
+
 class Delta(Struct):
-    """What a chunk adds to a message."""
+    """What a chunk adds to a message. `reasoning` and `reasoning_content` are the same text."""
 
     role: Maybe[str] = UNSET
     content: Maybe[str] = UNSET
+    reasoning: Maybe[str] = UNSET
+    reasoning_content: Maybe[str] = UNSET
+    tool_calls: Maybe[list[ToolCallDelta]] = UNSET
 
 
 class ChatChunkChoice(Struct):

@@ -130,9 +130,11 @@ def _refusal(error: pydantic.ValidationError) -> InvalidRequestError:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """Return a place in the body as `messages[0].content`."""
+    """Return a place in the body as `messages[0].content`, without the tags of `kind_of`."""
     place = ""
     for step in location:
+        if isinstance(step, str) and step.startswith("("):
+            continue
         place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else step
     return place[:MAX_SHOWN_CHARS]
 
@@ -140,6 +142,12 @@ def _param(location: tuple[int | str, ...]) -> str:
 def wanted(what: str) -> pydantic_core.PydanticCustomError:
     """Return the error that a field's own check raises when the value is not `what`."""
     return pydantic_core.PydanticCustomError("wanted", "wanted", {"wanted": what})
+
+
+def kind_of(value: object, default: str | None = None) -> str | None:
+    """Return the tag of an object in a union: its `type` in brackets, None if it has none."""
+    kind = value.get("type", default) if isinstance(value, dict) else None
+    return f"({kind})" if isinstance(kind, str) else None
 
 
 @contextmanager

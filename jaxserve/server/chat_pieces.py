@@ -1,0 +1,113 @@
+"""A chat's answer in pieces, for the endpoints that tell it in another form than OpenAI's chats.
+
+They turn their request into a chat's, and what comes of it is here: the one place that knows how
+the chunks of a chat carry text, reasoning and tool calls.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from msgspec import UNSET, Struct
+from starlette.requests import Request as HttpRequest
+
+from jaxserve.server.endpoints.chat_completions import ChatWriter, chat_writer
+from jaxserve.server.protocol.answers import (
+    ChatChunk,
+    PromptTokensDetails,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from jaxserve.server.protocol.chat import ChatBody
+from jaxserve.server.protocol.parsing import parse
+
+# Every chunk tells the usage so far.
+STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
+
+
+class Text(Struct, frozen=True):
+    """More of what the assistant says, and its tokens' log-probabilities if they were asked for."""
+
+    text: str
+    logprobs: list[TokenLogprob] = []
+
+
+class Reasoning(Struct, frozen=True):
+    """More of what the model thinks."""
+
+    text: str
+
+
+class Call(Struct, frozen=True):
+    """A call of a function begins."""
+
+    id: str
+    name: str
+
+
+class Arguments(Struct, frozen=True):
+    """More of the JSON text of the arguments of the call that began last."""
+
+    text: str
+
+
+class End(Struct, frozen=True):
+    """The answer is whole; the reasons are those of a chat's choice."""
+
+    finish_reason: str
+    stop_reason: int | str | None
+
+
+type Piece = Text | Reasoning | Call | Arguments | End
+
+
+class ChatAnswer:
+    """One answer as it comes. usage: of what has come so far."""
+
+    def __init__(self, writer: ChatWriter) -> None:
+        self._writer = writer
+        self.usage = Usage(0, 0, 0, PromptTokensDetails(0))
+
+    @classmethod
+    async def begin(cls, http: HttpRequest, fields: Mapping[str, Any]) -> "ChatAnswer":
+        """Return the answer to a chat, given the fields of its request.
+
+        Raises InvalidRequestError, which speaks of the chat's fields.
+        """
+        streamed = {**fields, "stream": True, "stream_options": STREAM_OPTIONS}
+        return cls(await chat_writer(http, parse(streamed, ChatBody)))
+
+    async def pieces(self) -> AsyncGenerator[list[Piece]]:
+        """Yield the pieces of each step; the first step may have none. See `Job.events`."""
+        async with aclosing(self._writer.chunks()) as steps:
+            async for chunks in steps:
+                yield [piece for chunk in chunks for piece in self._read(chunk)]
+
+    def _read(self, chunk: ChatChunk) -> list[Piece]:
+        if isinstance(chunk.usage, Usage):
+            self.usage = chunk.usage
+        pieces: list[Piece] = []
+        for choice in chunk.choices:
+            delta = choice.delta
+            if delta.reasoning:
+                pieces.append(Reasoning(delta.reasoning))
+            if delta.content or choice.logprobs:
+                logprobs = choice.logprobs.content if choice.logprobs else []
+                pieces.append(Text(delta.content or "", logprobs))
+            for call in delta.tool_calls or ():
+                pieces += _read_call(call)
+            if choice.finish_reason is not None:
+                stop_reason = None if choice.stop_reason is UNSET else choice.stop_reason
+                pieces.append(End(choice.finish_reason, stop_reason))
+        return pieces
+
+
+def _read_call(call: ToolCallDelta) -> list[Piece]:
+    pieces: list[Piece] = []
+    function = call.function
+    if call.id and function and function.name:
+        pieces.append(Call(call.id, function.name))
+    if function and function.arguments:
+        pieces.append(Arguments(function.arguments))
+    return pieces

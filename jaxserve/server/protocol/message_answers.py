@@ -1,0 +1,126 @@
+"""The answers of /v1/messages and the events of its streams, as Anthropic writes them."""
+
+from typing import Any
+
+from msgspec import Struct
+
+# Answers
+
+
+class TextOut(Struct, tag_field="type", tag="text"):
+    """What the assistant says."""
+
+    text: str = ""
+
+
+class ThinkingOut(Struct, tag_field="type", tag="thinking"):
+    """What the model thought. signature: always empty, thoughts sent back are taken as they are."""
+
+    thinking: str = ""
+    signature: str = ""
+
+
+class ToolUseOut(Struct, tag_field="type", tag="tool_use"):
+    """A call to be made. input: empty in a stream's start, and when the answer ended within it."""
+
+    id: str
+    name: str
+    input: dict[str, Any] = {}
+
+
+type BlockOut = TextOut | ThinkingOut | ToolUseOut
+
+
+class MessageUsage(Struct, kw_only=True):
+    """Tokens read and written; those read from the cache are not among input_tokens."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class Message(Struct, kw_only=True, tag_field="type", tag="message"):
+    """The answer to /v1/messages."""
+
+    id: str
+    role: str = "assistant"
+    model: str
+    content: list[BlockOut]
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    usage: MessageUsage
+
+
+class TokenCount(Struct):
+    """The answer to /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+# Events
+
+
+class MessageStart(Struct, tag_field="type", tag="message_start"):
+    """An answer begins; it has no content yet."""
+
+    message: Message
+
+
+class BlockStart(Struct, tag_field="type", tag="content_block_start"):
+    """A block begins, empty."""
+
+    index: int
+    content_block: BlockOut
+
+
+class TextDelta(Struct, tag_field="type", tag="text_delta"):
+    """More of a text."""
+
+    text: str
+
+
+class ThinkingDelta(Struct, tag_field="type", tag="thinking_delta"):
+    """More of what the model thinks."""
+
+    thinking: str
+
+
+class InputDelta(Struct, tag_field="type", tag="input_json_delta"):
+    """More of the JSON text of a call's input."""
+
+    partial_json: str
+
+
+class BlockDelta(Struct, tag_field="type", tag="content_block_delta"):
+    """More of a block."""
+
+    index: int
+    delta: TextDelta | ThinkingDelta | InputDelta
+
+
+class BlockStop(Struct, tag_field="type", tag="content_block_stop"):
+    """A block is whole."""
+
+    index: int
+
+
+class StopDelta(Struct):
+    """Why the answer ends."""
+
+    stop_reason: str | None
+    stop_sequence: str | None
+
+
+class MessageDelta(Struct, tag_field="type", tag="message_delta"):
+    """The answer ends; usage: of all of it."""
+
+    delta: StopDelta
+    usage: MessageUsage
+
+
+class MessageStop(Struct, tag_field="type", tag="message_stop"):
+    """The last event."""
+
+
+type MessageEvent = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
