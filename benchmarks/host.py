@@ -32,12 +32,12 @@ from jaxserve.engine.scheduler import Scheduler
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Program, all_programs
 from jaxserve.execution.runner import ModelRunner
-from jaxserve.execution.sampling import no_logprobs
+from jaxserve.execution.sampling import no_report
 from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.step import StepOutput
 from jaxserve.metrics import Metrics
 from jaxserve.planning import EnginePlan, plan_engine
-from jaxserve.request import Request, SamplingParams
+from jaxserve.request import DEFAULT_MAX_LOGPROBS, Request, SamplingParams
 from jaxserve.timeline import PHASES, StepRecord
 
 PROMPT_TOKENS = 8
@@ -62,13 +62,13 @@ class HostCost:
 HEADER = f"{'sequences':>9}{''.join(f'{p:>10}' for p in PHASES)}{'host':>10}{'host p99':>10}"
 
 
-def played(program: Program, vocab_size: int) -> Callable[..., object]:
+def played(program: Program) -> Callable[..., object]:
     """Return a stand-in of a compiled program: the device's part, in no time."""
     if isinstance(program, StepShape):
         rows = program.sequences
         output = StepOutput(
             tokens=jnp.full((2, rows), 7, jnp.int32),
-            logprobs=no_logprobs(rows, vocab_size),
+            logprobs=no_report(rows, num_top=DEFAULT_MAX_LOGPROBS),
             prompt_logprobs=None,
         )
         jax.block_until_ready(output)
@@ -82,7 +82,7 @@ def played_runner(plan: EnginePlan) -> ModelRunner:
     """Return the real runner, on programs that are played, without weights."""
 
     def make(program: Program) -> jax.stages.Compiled:
-        return cast(jax.stages.Compiled, played(program, plan.model.vocab_size))
+        return cast(jax.stages.Compiled, played(program))
 
     programs = ProgramPool(make)
     for program in all_programs(plan.shapes):  # so that the runner has all shapes to choose from

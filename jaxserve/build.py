@@ -135,6 +135,7 @@ def _load(
         ),
         runner,
         vocab_size=plan.model.vocab_size,
+        max_logprobs=plan.context.sampling.max_logprobs,
         metrics=metrics,
     )
     compilations.mark()

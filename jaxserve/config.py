@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 from jaxserve.errors import ConfigError
+from jaxserve.request import DEFAULT_MAX_LOGPROBS
 
 POLICIES = ("fcfs", "priority")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -21,6 +22,7 @@ KV_CACHE_DTYPES = {
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 QUANTIZATIONS = ("int8",)
 GENERATION_CONFIGS = ("auto", "vllm")
+LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 WARM_UPS = ("background", "full", "none")
 
 
@@ -39,6 +41,9 @@ class EngineOptions:
     that also computes prompts. quantization: of matrices as they are loaded, and of activations as
     they come; None leaves them as they are. kv_cache_dtype: of keys and values in pages; fp8 halves
     them, at scale 1. max_queued_requests: requests waiting before new ones are refused.
+    max_logprobs: alternatives a request may ask for at each token, -1 for the whole vocabulary.
+    logprobs_mode: what is reported of generated tokens, before (raw) or after (processed)
+    penalties, bans, temperature and filters.
     executables: folder of
     compiled programs (`jaxserve compile --out`), trusted like code. warm_up: "background" serves as
     soon as one program can, in small steps, and makes the others meanwhile; "full" makes all of
@@ -66,6 +71,8 @@ class EngineOptions:
     max_num_seqs: int | None = None
     max_decode_slowdown: float | None = None
     max_queued_requests: int = 1024
+    max_logprobs: int = DEFAULT_MAX_LOGPROBS
+    logprobs_mode: str = "raw_logprobs"
     scheduling_policy: str = "fcfs"
     async_scheduling: bool = True
     quantization: str | None = None
@@ -83,6 +90,9 @@ class EngineOptions:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
+        _one_of("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
+        if self.max_logprobs != -1:
+            _not_negative("max_logprobs", self.max_logprobs)
         _one_of("warm_up", self.warm_up, WARM_UPS)
         fraction = self.memory_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
@@ -195,6 +205,11 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _slowdown(value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 < value <= inf:
         raise ConfigError(f"max_decode_slowdown must be a number above 1, got {value!r}")
+
+
+def _not_negative(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name} must be an integer of at least 0, got {value!r}")
 
 
 def _positive(name: str, value: int) -> None:

@@ -15,6 +15,7 @@ from jaxserve.config import (
     GENERATION_CONFIGS,
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
+    LOGPROBS_MODES,
     POLICIES,
     QUANTIZATIONS,
     WARM_UPS,
@@ -115,6 +116,18 @@ ENGINE_FLAGS = (
         field="max_queued_requests",
         parse=number,
         help="requests waiting before new ones are refused",
+    ),
+    Flag(
+        name="max-logprobs",
+        field="max_logprobs",
+        parse=int,
+        help="alternatives a request may ask for at each token; -1: the whole vocabulary",
+    ),
+    Flag(
+        name="logprobs-mode",
+        field="logprobs_mode",
+        choices=LOGPROBS_MODES,
+        help="what is reported of tokens: before or after penalties, temperature and filters",
     ),
     Flag(
         name="scheduling-policy",

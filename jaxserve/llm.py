@@ -256,7 +256,9 @@ class LLM:
             )
             with _naming(position, num_prompts):
                 request.check(
-                    vocab_size=self.plan.model.vocab_size, max_model_len=self._max_model_len
+                    vocab_size=self.plan.model.vocab_size,
+                    max_model_len=self._max_model_len,
+                    max_logprobs=self.plan.context.sampling.max_logprobs,
                 )
             requests.append(request)
         return requests

@@ -13,7 +13,7 @@ class Logprob:
     """The natural log of a token's probability, its rank (1 is the most likely), its text."""
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str
 
 

@@ -24,7 +24,7 @@ from jaxserve.execution.memory import (
 from jaxserve.execution.programs import ProgramSet
 from jaxserve.execution.shapes import ShapeTable
 from jaxserve.execution.state import abstract_state
-from jaxserve.execution.step import StepContext
+from jaxserve.execution.step import SamplingSettings, StepContext
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.models import DecoderConfig, Params, abstract_params, config_from_hf
@@ -203,6 +203,9 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
             f"max_model_len must be at most the model's own context ({model.longest_context}),"
             f" got {max_model_len}"
         )
+    max_logprobs = model.vocab_size
+    if options.max_logprobs != -1:
+        max_logprobs = min(options.max_logprobs, max_logprobs)
     page_size = options.page_size or defaults.page_size
     scheduler = SchedulerConfig(
         max_model_len=max_model_len,
@@ -249,7 +252,13 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         state=tree_bytes(
             abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
         ),
-        workspace=workspace_bytes(model, shapes.shapes, attention=attention, dtype=dtype),
+        workspace=workspace_bytes(
+            model,
+            shapes.shapes,
+            attention=attention,
+            dtype=dtype,
+            max_logprobs=max_logprobs,
+        ),
         page=model.num_layers
         * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
         page_size=page_size,
@@ -281,6 +290,9 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
             mesh=mesh,
             cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
             rope_length=max_model_len,
+            sampling=SamplingSettings(
+                max_logprobs=max_logprobs, logprobs_mode=options.logprobs_mode
+            ),
             branches=shapes.branches,
             attention=attention,
         ),

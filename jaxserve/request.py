@@ -19,7 +19,9 @@ MAX_BAD_WORDS = 32
 # A word is banned as it stands at the start of a text and as it stands after a space.
 MAX_BAD_WORD_SEQUENCES = 2 * MAX_BAD_WORDS
 MAX_BAD_WORD_TOKENS = 8
-MAX_LOGPROBS = 20
+# What `--max-logprobs` is unless the operator says otherwise.
+DEFAULT_MAX_LOGPROBS = 20
+MAX_LOGPROB_TOKEN_IDS = 128
 # Counts travel to the device as int32.
 MAX_COUNT = 2**31 - 1
 
@@ -41,7 +43,8 @@ class SamplingParams:
     min_p in [0, 1], presence_penalty and frequency_penalty in [-2, 2] over generated tokens,
     repetition_penalty in (0, 10] over prompt and generated tokens. logit_bias adds to single
     logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
-    logprobs / prompt_logprobs: number of alternatives to report beside the chosen token.
+    logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
+    the whole vocabulary. logprob_token_ids: tokens to report beside those, whatever their rank.
     seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
     """
 
@@ -65,6 +68,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -121,7 +125,10 @@ class SamplingParams:
             _check_float("logit_bias", bias, low=-100.0, high=100.0)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), low=0, high=MAX_LOGPROBS)
+                _check_int(name, getattr(self, name), low=-1, high=MAX_COUNT)
+        _check_count("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
+        if self.logprob_token_ids and self.logprobs is None:
+            object.__setattr__(self, "logprobs", 0)
 
     def within(self, room: int) -> "SamplingParams":
         """Return these with max_tokens lowered to `room` tokens, if there is any room."""
@@ -154,6 +161,7 @@ class SamplingParams:
             ("logit_bias", tuple(self.logit_bias)),
             ("allowed_token_ids", self.allowed_token_ids or ()),
             ("stop_token_ids", self.stop_token_ids),
+            ("logprob_token_ids", self.logprob_token_ids),
         )
         for name, ids in named:
             for token in ids:
@@ -165,7 +173,7 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, (value,))
-        for name in ("stop", "stop_token_ids", "bad_words"):
+        for name in ("stop", "stop_token_ids", "bad_words", "logprob_token_ids"):
             object.__setattr__(self, name, _entries(name, getattr(self, name) or ()))
         if self.allowed_token_ids is not None:
             allowed = _entries("allowed_token_ids", self.allowed_token_ids)
@@ -196,7 +204,7 @@ class Request:
     cache_salt: str = ""
     arrival_s: float = field(default_factory=time.monotonic)
 
-    def check(self, *, vocab_size: int, max_model_len: int) -> None:
+    def check(self, *, vocab_size: int, max_model_len: int, max_logprobs: int) -> None:
         """Raise InvalidRequestError unless a model of these limits can run the request."""
         if not self.prompt_ids:
             raise InvalidRequestError("prompt must have at least one token, got 0", param="prompt")
@@ -220,6 +228,12 @@ class Request:
                     param=name,
                 )
         self.params.check_vocabulary(vocab_size)
+        for name in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(self.params, name)
+            if wanted is not None and (vocab_size if wanted == -1 else wanted) > max_logprobs:
+                raise InvalidRequestError(
+                    f"{name} must be in [0, {max_logprobs}], got {wanted}", param=name
+                )
         _check_count("bad_words", self.bad_word_ids, MAX_BAD_WORD_SEQUENCES)
         for word in self.bad_word_ids:
             if len(word) > MAX_BAD_WORD_TOKENS:
@@ -231,15 +245,18 @@ class Request:
 
 
 class TokenLogprob(Struct, frozen=True, gc=False):
-    """A token, the natural log of its probability, and its rank (1 is the most likely)."""
+    """A token, the natural log of its probability, and its rank (1 is the most likely).
+
+    The rank is None for a token that was asked for by its id.
+    """
 
     token_id: int
     logprob: float
-    rank: int
+    rank: int | None
 
 
 class PositionLogprobs(Struct, frozen=True, gc=False):
-    """Log-probabilities at one position, of the model's own distribution (before temperature)."""
+    """Log-probabilities at one position, or what else `logprobs_mode` has been set to."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]

@@ -26,6 +26,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             chat_template=read_template(options.chat_template),
             max_model_len=planned.scheduler.max_model_len,
             vocab_size=planned.model.vocab_size,
+            max_logprobs=planned.context.sampling.max_logprobs,
             defaults=planned.generation,
             has_priorities=planned.scheduler.policy == "priority",
             fingerprint=f"{planned.dtype} {options.tensor_parallel_size}",

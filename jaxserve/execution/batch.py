@@ -22,6 +22,7 @@ from jax import lax
 
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.plan import RowPlan, SlotAssignment
+from jaxserve.request import MAX_COUNT
 
 # The columns of a record, in order; after them comes the page table. First what each step sets.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")
@@ -146,6 +147,7 @@ class SlotTable:
         self.page_table = self.records[:, _FIRST_PAGE:]
         self._variants = np.zeros(num_slots, np.int8)
         self.num_logprobs: list[int | None] = [None] * num_slots
+        self.named: list[tuple[int, ...]] = [()] * num_slots
         self.num_prompt_logprobs = [0] * num_slots
 
     def assign(self, assignment: SlotAssignment) -> None:
@@ -171,8 +173,9 @@ class SlotTable:
             params.frequency_penalty,
             params.repetition_penalty,
         )
-        self.num_logprobs[slot] = params.logprobs
-        self.num_prompt_logprobs[slot] = params.prompt_logprobs or 0
+        self.num_logprobs[slot] = _all_if_negative(params.logprobs)
+        self.named[slot] = params.logprob_token_ids
+        self.num_prompt_logprobs[slot] = _all_if_negative(params.prompt_logprobs) or 0
         if params.adjusts_logits or params.logprobs is not None:
             variant = Variant.FULL
         else:
@@ -190,6 +193,11 @@ class SlotTable:
             return Variant.SCORE
         slots = rows.slots if rows.num_sampled == rows.num_rows else rows.slots[rows.samples]
         return Variant(int(self._variants[slots].max(initial=Variant.GREEDY)))
+
+
+def _all_if_negative(count: int | None) -> int | None:
+    """Return how many of a report's alternatives are wanted: -1 asks for all there are."""
+    return MAX_COUNT if count == -1 else count
 
 
 class Rows:

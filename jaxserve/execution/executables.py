@@ -78,6 +78,8 @@ def executable_key(
         "kv_cache_dtype": config.cache_dtype,
         "attention": context.attention.backend,
         "max_model_len": context.rope_length,
+        "max_logprobs": context.sampling.max_logprobs,
+        "logprobs_mode": context.sampling.logprobs_mode,
         "slots": num_slots,
         "block_size": config.page_size,
         "pages": num_pages,

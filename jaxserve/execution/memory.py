@@ -15,6 +15,7 @@ from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import SCORED_ROWS
 from jaxserve.models import DecoderConfig
+from jaxserve.request import DEFAULT_MAX_LOGPROBS
 
 GIB = 1 << 30
 
@@ -124,6 +125,7 @@ def workspace_bytes(
     *,
     attention: AttentionPlan,
     dtype: DTypeLike,
+    max_logprobs: int = DEFAULT_MAX_LOGPROBS,
 ) -> int:
     """Estimate the temporaries of the largest step, per device.
 
@@ -148,6 +150,9 @@ def workspace_bytes(
         if shape.variant is Variant.SCORE:
             num_rows = max(num_rows, SCORED_ROWS * _COPIES_OF_SCORED)
         logits = num_rows * config.vocab_size * 4
+        if shape.variant is Variant.SCORE:
+            # An id and a score for each alternative of each token.
+            logits += shape.tokens * max_logprobs * 8
         rows = stream + max(qkv + attending, mlp)
         largest = max(largest, row_copies * rows, logits)
     return int(largest * _MARGIN)

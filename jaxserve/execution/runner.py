@@ -13,7 +13,7 @@ from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import ShapeTable, StepShape, Variant
-from jaxserve.execution.state import SlotState, slot_memory
+from jaxserve.execution.state import SlotState, needs_memory, slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
@@ -105,6 +105,7 @@ class ModelRunner:
             ),
             # Whoever wants any has made it a step of one of these variants.
             num_logprobs=_at(table.num_logprobs, rows) if variant >= Variant.FULL else None,
+            named=_at(table.named, rows) if variant >= Variant.FULL else None,
             num_prompt_logprobs=_at(table.num_prompt_logprobs, rows) if rows.has_targets else None,
         )
 
@@ -133,7 +134,7 @@ class ModelRunner:
 
     def _assign(self, assignment: SlotAssignment) -> None:
         self._table.assign(assignment)
-        if assignment.params.adjusts_logits:
+        if needs_memory(assignment.params):
             memory = slot_memory(assignment, vocab_size=self._vocab_size)
             write = self._programs.get(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
@@ -168,12 +169,14 @@ class PendingResult:
         *,
         run: StepRun,
         num_logprobs: list[int | None] | None,
+        named: list[tuple[int, ...]] | None,
         num_prompt_logprobs: list[int] | None,
     ) -> None:
         self.run = run
         self._output = output
         self._rows = rows
         self._num_logprobs = num_logprobs
+        self._named = named
         self._num_prompt_logprobs = num_prompt_logprobs
         output.tokens.copy_to_host_async()
         if num_logprobs is not None or num_prompt_logprobs is not None:
@@ -209,12 +212,12 @@ class PendingResult:
         )
 
     def _read_logprobs(self, token_ids: tuple[int | None, ...]) -> dict[int, PositionLogprobs]:
-        counts = self._num_logprobs
-        if counts is None or not any(count is not None for count in counts):
+        counts, named = self._num_logprobs, self._named
+        if counts is None or named is None or not any(count is not None for count in counts):
             return {}
         report = _Report(self._output.logprobs)
         return {
-            i: report.at(i, token, count)
+            i: report.at(i, token, count, named[i])
             for i, (token, count) in enumerate(zip(token_ids, counts, strict=True))
             if token is not None and count is not None
         }
@@ -247,14 +250,19 @@ class _Report:
         self._rank = np.asarray(scores.rank)
         self._top_ids = np.asarray(scores.top_ids)
         self._top = np.asarray(scores.top)
+        self._named = np.asarray(scores.named)
 
-    def at(self, row: int, token: int, count: int) -> PositionLogprobs:
-        """Return the chosen token of a row and its `count` most likely ones."""
+    def at(self, row: int, token: int, count: int, named: tuple[int, ...] = ()) -> PositionLogprobs:
+        """Return the chosen token of a row, its `count` most likely ones, and those named."""
         ids, values = self._top_ids[row, :count].tolist(), self._top[row, :count].tolist()
         return PositionLogprobs(
             chosen=TokenLogprob(token, float(self._chosen[row]), int(self._rank[row])),
             top=tuple(
                 TokenLogprob(token_id, value, rank)
                 for rank, (token_id, value) in enumerate(zip(ids, values, strict=True), start=1)
+            )
+            + tuple(
+                TokenLogprob(token_id, float(self._named[row, i]), None)
+                for i, token_id in enumerate(named)
             ),
         )

@@ -21,7 +21,6 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.state import SlotState
-from jaxserve.request import MAX_LOGPROBS
 
 # Tokens per block of the vocabulary, and blocks that are searched first. Measured with 32 rows on a
 # 2-core CPU: 32 to 128 tokens and 72 to 128 blocks differ by less than a fifth.
@@ -32,12 +31,13 @@ _NEAR_BLOCKS = 96
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Logprobs:
-    """Natural logs of the probabilities of a chosen token and of the most likely ones."""
+    """Scores, log-probabilities as a rule, of a chosen token, the greatest ones and those named."""
 
     chosen: jax.Array  # float32[rows]
     rank: jax.Array  # int32[rows], 1 is the most likely
-    top_ids: jax.Array  # int32[rows, MAX_LOGPROBS]
-    top: jax.Array  # float32[rows, MAX_LOGPROBS]
+    top_ids: jax.Array  # int32[rows, num_top]
+    top: jax.Array  # float32[rows, num_top]
+    named: jax.Array  # float32[rows, num_named]
 
 
 def adjust(
@@ -271,21 +271,44 @@ def _uniforms(
     return ones - 1.0
 
 
-def logprobs(logits: Float[Array, "rows vocab"], chosen: Int32[Array, " rows"]) -> Logprobs:
-    """Report the model's own distribution over the next token."""
-    scores = jax.nn.log_softmax(logits, axis=-1)
+def processed(
+    logits: Float[Array, "sequences vocab"], inputs: StepInput
+) -> Float[Array, "sequences vocab"]:
+    """Return logits as `sample` draws from them: over the temperature, -inf where filtered."""
+    kept = _order(logits) >= _floor(logits, inputs)[:, None]
+    is_greedy = inputs.temperature == 0.0
+    scaled = logits / jnp.where(is_greedy, 1.0, inputs.temperature)[:, None]
+    return jnp.where(kept | is_greedy[:, None], scaled, -jnp.inf)
+
+
+def report(
+    scores: Float[Array, "rows vocab"],
+    chosen: Int32[Array, " rows"],
+    *,
+    num_top: int,
+    named: Int32[Array, "rows named"] | None = None,
+) -> Logprobs:
+    """Report scores of the next token: of the one chosen, the greatest ones, and those named."""
     own = jnp.take_along_axis(scores, chosen[:, None], axis=-1)
-    top, top_ids = lax.top_k(scores, min(MAX_LOGPROBS, logits.shape[1]))
+    top, top_ids = lax.top_k(scores, num_top)
     rank = 1 + jnp.sum(scores > own, axis=-1, dtype=jnp.int32)
-    return Logprobs(chosen=own[:, 0], rank=rank, top_ids=top_ids, top=top)
+    if named is None:
+        named = jnp.zeros((scores.shape[0], 0), jnp.int32)
+    return Logprobs(
+        chosen=own[:, 0],
+        rank=rank,
+        top_ids=top_ids,
+        top=top,
+        named=jnp.take_along_axis(scores, named, axis=-1),
+    )
 
 
-def no_logprobs(num_rows: int, vocab_size: int) -> Logprobs:
+def no_report(num_rows: int, *, num_top: int, num_named: int = 0) -> Logprobs:
     """Return a report of zeros, for steps that nobody asked for one."""
-    size = min(MAX_LOGPROBS, vocab_size)
     return Logprobs(
         chosen=jnp.zeros(num_rows, jnp.float32),
         rank=jnp.zeros(num_rows, jnp.int32),
-        top_ids=jnp.zeros((num_rows, size), jnp.int32),
-        top=jnp.zeros((num_rows, size), jnp.float32),
+        top_ids=jnp.zeros((num_rows, num_top), jnp.int32),
+        top=jnp.zeros((num_rows, num_top), jnp.float32),
+        named=jnp.zeros((num_rows, num_named), jnp.float32),
     )

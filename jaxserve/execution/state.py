@@ -11,7 +11,9 @@ from jaxserve.request import (
     MAX_BAD_WORD_SEQUENCES,
     MAX_BAD_WORD_TOKENS,
     MAX_EOS_IDS,
+    MAX_LOGPROB_TOKEN_IDS,
     MAX_STOP_TOKEN_IDS,
+    SamplingParams,
 )
 
 type SlotRow = np.ndarray | np.generic
@@ -23,11 +25,12 @@ MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlotState[Leaf]:
-    """One row per slot, slot 0 being the rubbish slot; all but `last_token` for rows that adjust.
+    """A row per slot, slot 0 being the rubbish slot; all but `last_token` for those with a memory.
 
-    A slot's memory is overwritten as a whole when a sequence that adjusts its logits takes it, and
-    is not read for other sequences, so nothing is left of an earlier owner. Leaf: jax.Array on the
-    device, ShapeDtypeStruct before it exists, numpy arrays for one row on its way there.
+    A slot's memory is overwritten as a whole when a sequence takes it whose parameters need one
+    (`needs_memory`), and is not read for others, so nothing is left of an earlier owner. Leaf:
+    jax.Array on the device, ShapeDtypeStruct before it exists, numpy arrays for one row on its way
+    there.
     """
 
     last_token: Leaf  # int32[slots], what the next `feedback` row reads
@@ -38,6 +41,7 @@ class SlotState[Leaf]:
     bad_words: Leaf  # int32[slots, sequences, tokens], each ending in the last column
     bad_lengths: Leaf  # int32[slots, sequences], 0 pads
     recent: Leaf  # int32[slots, tokens - 1], the newest tokens, the last one last
+    named: Leaf  # int32[slots, MAX_LOGPROB_TOKEN_IDS], tokens to report; 0 pads
 
 
 def abstract_state(*, num_slots: int, vocab_size: int) -> SlotState[jax.ShapeDtypeStruct]:
@@ -55,6 +59,7 @@ def abstract_state(*, num_slots: int, vocab_size: int) -> SlotState[jax.ShapeDty
         bad_words=array(np.int32, MAX_BAD_WORD_SEQUENCES, MAX_BAD_WORD_TOKENS),
         bad_lengths=array(np.int32, MAX_BAD_WORD_SEQUENCES),
         recent=array(np.int32, MAX_BAD_WORD_TOKENS - 1),
+        named=array(np.int32, MAX_LOGPROB_TOKEN_IDS),
     )
 
 
@@ -82,6 +87,8 @@ def slot_memory(assignment: SlotAssignment, *, vocab_size: int) -> SlotState[Slo
     recent = np.full(MAX_BAD_WORD_TOKENS - 1, vocab_size, np.int32)
     newest = (assignment.prompt_ids + assignment.output_ids)[-len(recent) :]
     recent[len(recent) - len(newest) :] = newest
+    named = np.zeros(MAX_LOGPROB_TOKEN_IDS, np.int32)
+    named[: len(params.logprob_token_ids)] = params.logprob_token_ids
     return SlotState(
         last_token=np.int32(0),
         seen=seen,
@@ -91,7 +98,13 @@ def slot_memory(assignment: SlotAssignment, *, vocab_size: int) -> SlotState[Slo
         bad_words=bad_words,
         bad_lengths=bad_lengths,
         recent=recent,
+        named=named,
     )
+
+
+def needs_memory(params: SamplingParams) -> bool:
+    """Whether the slot of a sequence must remember more than its last token."""
+    return params.adjusts_logits or bool(params.logprob_token_ids)
 
 
 def remember(

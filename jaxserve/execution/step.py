@@ -16,6 +16,7 @@ from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
 from jaxserve.models import Decoder, DecoderConfig, Params, bind
+from jaxserve.request import DEFAULT_MAX_LOGPROBS
 from jaxserve.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
 
@@ -41,6 +42,14 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """What an engine's operator has chosen about choosing tokens and reporting them."""
+
+    max_logprobs: int = DEFAULT_MAX_LOGPROBS  # at each token, at most the vocabulary
+    logprobs_mode: str = "raw_logprobs"  # one of config.LOGPROBS_MODES
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepContext:
     """What a step is compiled against, beside its shape."""
 
@@ -50,6 +59,7 @@ class StepContext:
     rope_length: int
     branches: bool  # whether a program runs the least variant that does, or its own
     attention: AttentionPlan
+    sampling: SamplingSettings = SamplingSettings()
 
 
 def step(
@@ -80,10 +90,12 @@ def step(
     def logits_of(rows: jax.Array) -> jax.Array:
         return _gathered(model.logits(hidden[rows]), context.mesh)
 
-    output, state = _choose(logits_of, inputs, state, shape.variant, branch=context.branches)
+    output, state = _choose(
+        logits_of, inputs, state, shape.variant, context.sampling, branch=context.branches
+    )
     if shape.variant is Variant.SCORE:
         with jax.named_scope("prompt_logprobs"):
-            score = partial(_score, model, hidden, inputs.targets, context.mesh)
+            score = partial(_score, model, hidden, inputs.targets, context)
             if context.branches:
                 blank = jax.tree.map(
                     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(score)
@@ -174,6 +186,7 @@ def _choose(
     inputs: StepInput,
     state: SlotState[jax.Array],
     variant: Variant,
+    settings: SamplingSettings,
     *,
     branch: bool,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
@@ -189,7 +202,7 @@ def _choose(
     def draw(rows: jax.Array, inputs: StepInput, variant: Variant) -> _Drawn:
         logits = logits_of(rows)
         with jax.named_scope("sampling"):
-            return _draw(logits, inputs, state, variant)
+            return _draw(logits, inputs, state, variant, settings)
 
     def draw_few(variant: Variant) -> _Drawn:
         """Draw for the sequences that sample, of which there are FEW_ROWS at most."""
@@ -223,7 +236,11 @@ def _choose(
 
 
 def _draw(
-    logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+    logits: jax.Array,
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    variant: Variant,
+    settings: SamplingSettings,
 ) -> _Drawn:
     """Draw a token from each row of logits, doing all that `variant` can."""
     adjusted = sampling.adjust(logits, inputs, state) if variant is Variant.FULL else logits
@@ -233,23 +250,30 @@ def _draw(
         tokens = sampling.sample(adjusted, inputs)
     # A NaN anywhere makes the maximum NaN; -inf means that every token is forbidden.
     is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1)).astype(jnp.int32)
-    report = sampling.no_logprobs(*logits.shape)
+    num_top = settings.max_logprobs
+    report = sampling.no_report(logits.shape[0], num_top=num_top, num_named=state.named.shape[1])
+
+    def full_report() -> Logprobs:
+        mode, scores = settings.logprobs_mode, logits
+        if mode.startswith("processed"):
+            scores = sampling.processed(adjusted, inputs)
+        if mode.endswith("logprobs"):
+            scores = jax.nn.log_softmax(scores, axis=-1)
+        return sampling.report(scores, tokens, num_top=num_top, named=state.named[inputs.slots])
+
     if variant is Variant.FULL:
         # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
-        report = lax.cond(
-            jnp.any(inputs.reports != 0),
-            lambda: sampling.logprobs(logits, tokens),
-            lambda: report,
-        )
+        report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
     return _Drawn(tokens, is_valid, report)
 
 
-def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, mesh: Mesh) -> Logprobs:
+def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, context: StepContext) -> Logprobs:
     """Log-probabilities of the token that follows each row, a few rows of logits at a time."""
 
     def score(row: tuple[jax.Array, jax.Array]) -> Logprobs:
         rows, chosen = row
-        return sampling.logprobs(_gathered(model.logits(rows), mesh), chosen)
+        scores = jax.nn.log_softmax(_gathered(model.logits(rows), context.mesh), axis=-1)
+        return sampling.report(scores, chosen, num_top=context.sampling.max_logprobs)
 
     num_rows = hidden.shape[0]
     size = max(size for size in range(1, SCORED_ROWS + 1) if num_rows % size == 0)

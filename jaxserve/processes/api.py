@@ -182,6 +182,7 @@ def served_model(hello: Hello, client: RemoteClient, tokenizer: Tokenizer) -> Se
         chat=None if tokenizer.chat_template is None else ChatTemplate(tokenizer),
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
+        max_logprobs=hello.max_logprobs,
         defaults=hello.defaults,
         has_priorities=hello.has_priorities,
         fingerprint=hello.fingerprint,

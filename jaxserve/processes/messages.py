@@ -141,6 +141,7 @@ class Hello(Struct, frozen=True, kw_only=True):
     chat_template: str | None
     max_model_len: int
     vocab_size: int
+    max_logprobs: int
     defaults: GenerationDefaults
     has_priorities: bool
     fingerprint: str

@@ -87,7 +87,11 @@ class RequestMaker:
             cache_salt=self.cache_salt,
             arrival_s=self.arrival_s,
         )
-        request.check(vocab_size=self.model.vocab_size, max_model_len=self.model.max_model_len)
+        request.check(
+            vocab_size=self.model.vocab_size,
+            max_model_len=self.model.max_model_len,
+            max_logprobs=self.model.max_logprobs,
+        )
         return request
 
 

@@ -16,6 +16,7 @@ from jaxserve.errors import InvalidRequestError, ModelNotFoundError, OverloadedE
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
+from jaxserve.request import DEFAULT_MAX_LOGPROBS
 from jaxserve.series import Family
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
@@ -41,6 +42,7 @@ class ServedModel:
 
     names: what requests may call it, its own name first. chat: None for a model without a chat
     template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
+    max_logprobs: alternatives a request may ask for at each token.
     has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
     same request could give another answer. kernels: which backend computes each op, for /health.
     """
@@ -51,6 +53,7 @@ class ServedModel:
     chat: ChatTemplate | None
     max_model_len: int
     vocab_size: int
+    max_logprobs: int = DEFAULT_MAX_LOGPROBS
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_priorities: bool = False
     fingerprint: str = ""

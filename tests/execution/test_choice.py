@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from jaxserve.config import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.shapes import Variant
-from jaxserve.execution.state import SlotState, abstract_state
-from jaxserve.execution.step import FEW_ROWS, StepOutput, _choose
+from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
+from jaxserve.execution.step import FEW_ROWS, SamplingSettings, StepOutput, _choose
+from jaxserve.plan import SlotAssignment
+from jaxserve.request import SamplingParams
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 50
 NUM_SLOTS = 9
 NUM_ROWS = 8
+SETTINGS = SamplingSettings(max_logprobs=4)
 VARIANTS = [Variant.GREEDY, Variant.SAMPLE, Variant.FULL]
 
 
@@ -32,12 +36,12 @@ def empty_state() -> SlotState[jax.Array]:
 
 @cache
 def compiled(
-    variant: Variant, *, branch: bool
+    variant: Variant, *, branch: bool, settings: SamplingSettings = SETTINGS
 ) -> Callable[..., tuple[StepOutput, SlotState[jax.Array]]]:
     def run(
         logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array]
     ) -> tuple[StepOutput, SlotState[jax.Array]]:
-        return _choose(lambda rows: logits[rows], inputs, state, variant, branch=branch)
+        return _choose(lambda rows: logits[rows], inputs, state, variant, settings, branch=branch)
 
     return jax.jit(run)
 
@@ -48,6 +52,7 @@ def choose(
     fields: Mapping[str, ArrayLike],
     *,
     branch: bool = False,
+    settings: SamplingSettings = SETTINGS,
     state: SlotState[jax.Array] | None = None,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     every_row_draws: dict[str, ArrayLike] = {
@@ -56,7 +61,7 @@ def choose(
         "kv_lengths": 3,
         "variant": variant,
     }
-    return compiled(Variant.FULL if branch else variant, branch=branch)(
+    return compiled(Variant.FULL if branch else variant, branch=branch, settings=settings)(
         jnp.asarray(logits, jnp.float32),
         step_input(NUM_ROWS, **(every_row_draws | dict(fields))),
         empty_state() if state is None else state,
@@ -169,3 +174,40 @@ def test_no_report_is_made_where_nobody_asks() -> None:
     np.testing.assert_array_equal(silent.tokens, asked.tokens)
     assert not np.any(silent.logprobs.top)
     assert np.all(asked.logprobs.top[2] < 0)
+
+
+@pytest.mark.parametrize("mode", LOGPROBS_MODES)
+def test_what_is_reported_is_what_the_operator_chose(mode: str) -> None:
+    logits = random_logits()
+    fields: dict[str, ArrayLike] = {"reports": 1, "temperature": [0.0, 0.5] * 4, "top_k": 3}
+    output, _ = choose(
+        logits,
+        Variant.FULL,
+        fields,
+        settings=SamplingSettings(max_logprobs=5, logprobs_mode=mode),
+    )
+    expected = logits.astype(np.float64)
+    if mode.startswith("processed"):
+        third = np.sort(expected)[:, -3, None]
+        is_sampled = np.arange(NUM_ROWS)[:, None] % 2 == 1
+        expected = np.where(
+            is_sampled, np.where(expected >= third, expected / 0.5, -np.inf), expected
+        )
+    if mode.endswith("logprobs"):
+        expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
+    best = -np.sort(-expected)[:, :5]
+    np.testing.assert_allclose(output.logprobs.top, best, atol=1e-5)
+    own = np.take_along_axis(expected, np.asarray(output.tokens[0])[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(output.logprobs.chosen, own, atol=1e-5)
+
+
+def test_tokens_asked_for_by_id_are_reported() -> None:
+    logits = random_logits()
+    params = SamplingParams(logprob_token_ids=(7, 0, 49))
+    assignment = SlotAssignment(slot=3, params=params, seed=0, prompt_ids=(1,))
+XX
+    output, _ = choose(logits, Variant.FULL, {"reports": 1}, state=state)
+    scores = jax.nn.log_softmax(logits[2])  # the row of slot 3
+    np.testing.assert_allclose(
+        output.logprobs.named[2, :3], scores[jnp.array([7, 0, 49])], atol=1e-5
+    )

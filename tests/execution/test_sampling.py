@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from jaxserve.execution import sampling
-from jaxserve.request import MAX_LOGPROBS
 from tests.execution import oracle
 from tests.execution.inputs import spread_seeds, step_input
 from tests.execution.oracle import Filters
@@ -269,20 +269,17 @@ def test_at_a_tiny_temperature_the_most_likely_token_is_drawn() -> None:
     np.testing.assert_array_equal(tokens[ahead], logits.argmax(axis=1)[ahead])
 
 
-def test_logprobs_are_the_models_own() -> None:
-    logits = random_logits(300, num_rows=8)
+def test_a_report_ranks_the_token_chosen_and_lists_the_greatest_and_the_named() -> None:
+    scores = random_logits(300, num_rows=8)
     chosen = np.arange(8, dtype=np.int32)
-    report = jax.jit(sampling.logprobs)(jnp.asarray(logits), jnp.asarray(chosen))
-    scores = np.log([oracle.distribution(row) for row in logits])
+    named = np.stack([chosen + 1, chosen + 100], axis=1)
+    report = jax.jit(partial(sampling.report, num_top=20))(
+        jnp.asarray(scores), jnp.asarray(chosen), named=jnp.asarray(named)
+    )
     own = scores[np.arange(8), chosen]
-    np.testing.assert_allclose(report.chosen, own, atol=1e-5)
+    np.testing.assert_array_equal(report.chosen, own)
     np.testing.assert_array_equal(report.rank, 1 + (scores > own[:, None]).sum(axis=1))
-    best = np.argsort(-scores, axis=1)[:, :MAX_LOGPROBS]
+    best = np.argsort(-scores, axis=1)[:, :20]
     np.testing.assert_array_equal(report.top_ids, best)
-    np.testing.assert_allclose(report.top, np.take_along_axis(scores, best, axis=1), atol=1e-5)
-
-
-def test_logprobs_of_a_vocabulary_smaller_than_the_report() -> None:
-    report = jax.jit(sampling.logprobs)(jnp.zeros((2, 5)), jnp.zeros(2, jnp.int32))
-    assert report.top_ids.shape == (2, 5)
-    np.testing.assert_allclose(report.top, np.full((2, 5), -np.log(5)), rtol=1e-6)
+    np.testing.assert_array_equal(report.top, np.take_along_axis(scores, best, axis=1))
+    np.testing.assert_array_equal(report.named, np.take_along_axis(scores, named, axis=1))

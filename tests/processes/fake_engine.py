@@ -72,6 +72,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             chat_template=None,
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,
+            max_logprobs=20,
             defaults=GenerationDefaults(),
             has_priorities=False,
             fingerprint="fake",

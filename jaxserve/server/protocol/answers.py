@@ -28,7 +28,7 @@ class RankedLogprob(Struct):
     """vLLM's form of a log-probability, as the prompt's come."""
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str
 
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, FailFast, Field
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.request import MAX_LOGPROBS, SamplingParams
+from jaxserve.request import SamplingParams
 from jaxserve.server.protocol.common import Body, GenerationBody, Int32
 from jaxserve.server.protocol.parsing import renamed, show, wanted
 
@@ -189,15 +189,11 @@ class ChatBody(Chat, GenerationBody):
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
         super().check()
-        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
-            raise InvalidRequestError(
-                f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {self.top_logprobs}",
-                param="top_logprobs",
-            )
-        if self.top_logprobs and not self.logprobs:
-            raise InvalidRequestError(
-                "top_logprobs can only be given with logprobs=true", param="top_logprobs"
-            )
+        for name in ("top_logprobs", "logprob_token_ids"):
+            if getattr(self, name) and not self.logprobs:
+                raise InvalidRequestError(
+                    f"{name} can only be given with logprobs=true", param=name
+                )
 
     @property
     def has_limit(self) -> bool:
@@ -208,7 +204,7 @@ class ChatBody(Chat, GenerationBody):
     def field_names(self) -> dict[str, str]:
         """What the engine's parameters are called in this body."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"prompt": "messages", "max_tokens": limit}
+        return {"prompt": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
 
     @property
     def echoed(self) -> str:

@@ -101,6 +101,7 @@ class GenerationBody(Body):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = None
+    logprob_token_ids: TokenIds = []
     stream: bool = False
     stream_options: StreamOptions | None = None
     echo: bool = False
@@ -167,6 +168,7 @@ class GenerationBody(Body):
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            logprob_token_ids=tuple(self.logprob_token_ids),
             skip_special_tokens=self.skip_special_tokens,
         )
 

@@ -54,6 +54,10 @@ class CompletionBody(GenerationBody):
                 f" got {show(self.n)} times {len(self.prompt)}",
                 param="n",
             )
+        if self.logprob_token_ids and self.logprobs is None:
+            raise InvalidRequestError(
+                "logprob_token_ids can only be given with logprobs", param="logprob_token_ids"
+            )
         if self.stream and self.echo and self.logprobs is not None and self.n > 1:
             raise InvalidRequestError(
                 f"echo with logprobs can only be streamed with n=1, got n={self.n}", param="n"

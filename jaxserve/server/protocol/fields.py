@@ -53,7 +53,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     ),
     "kv_transfer_params": (NOT_YET, ()),
     "length_penalty": ("is not supported: it belongs to beam search", (1, 1.0)),
-    "logprob_token_ids": (NOT_YET, ([],)),
     "media_io_kwargs": (TEXT_ONLY, ({},)),
     "mm_processor_kwargs": (TEXT_ONLY, ({},)),
     "modalities": (TEXT_ONLY, (["text"],)),
