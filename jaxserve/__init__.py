@@ -6,13 +6,14 @@
     print(llm.generate("Once upon a time", SamplingParams(max_tokens=50))[0].outputs[0].text)
 
 Importing the package loads nothing: its names come when they are first asked for, and JAX with
-`LLM` only.
+`LLM` and `LogitsProcessor` only.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxserve.execution.logits_processors import LogitsProcessor as LogitsProcessor
     from jaxserve.llm import LLM as LLM
     from jaxserve.outputs import CompletionOutput as CompletionOutput
     from jaxserve.outputs import Logprob as Logprob
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "LogitsProcessor",
     "Logprob",
     "RequestOutput",
     "SamplingParams",
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "llm",
+    "LogitsProcessor": "execution.logits_processors",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",

@@ -136,6 +136,7 @@ def _load(
         runner,
         vocab_size=plan.model.vocab_size,
         max_logprobs=plan.context.sampling.max_logprobs,
+        check=plan.context.sampling.processors.check,
         metrics=metrics,
     )
     compilations.mark()

@@ -43,7 +43,8 @@ class EngineOptions:
     them, at scale 1. max_queued_requests: requests waiting before new ones are refused.
     max_logprobs: alternatives a request may ask for at each token, -1 for the whole vocabulary.
     logprobs_mode: what is reported of generated tokens, before (raw) or after (processed)
-    penalties, bans, temperature and filters.
+    penalties, bans, temperature and filters. logits_processors: classes as `module:Class`, trusted
+    like code; see execution/logits_processors.py.
     executables: folder of
     compiled programs (`jaxserve compile --out`), trusted like code. warm_up: "background" serves as
     soon as one program can, in small steps, and makes the others meanwhile; "full" makes all of
@@ -73,6 +74,7 @@ class EngineOptions:
     max_queued_requests: int = 1024
     max_logprobs: int = DEFAULT_MAX_LOGPROBS
     logprobs_mode: str = "raw_logprobs"
+    logits_processors: tuple[str, ...] = ()
     scheduling_policy: str = "fcfs"
     async_scheduling: bool = True
     quantization: str | None = None

@@ -130,6 +130,12 @@ ENGINE_FLAGS = (
         help="what is reported of tokens: before or after penalties, temperature and filters",
     ),
     Flag(
+        name="logits-processors",
+        field="logits_processors",
+        many=True,
+        help="subclasses of LogitsProcessor as module:Class, compiled into the step",
+    ),
+    Flag(
         name="scheduling-policy",
         field="scheduling_policy",
         choices=POLICIES,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jaxserve.build import build
 from jaxserve.engine import TextEngine
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
 from jaxserve.metrics import StepStats
 from jaxserve.outputs import OutputBuilder, RequestOutput
@@ -44,8 +45,9 @@ class LLM:
     """A model that answers prompts, many at once; for one thread.
 
     model: a folder, a hub name, or None for the model that comes with jaxserve. report: told what
-    happens while it starts, a line at a time. options: those of `jaxserve serve` under the names
-    of its flags, which are vLLM's: dtype, max_model_len, gpu_memory_utilization,
+    happens while it starts, a line at a time. logits_processors: classes, or their names as
+    `module:Class`; see execution/logits_processors.py. options: those of `jaxserve serve` under
+    the names of its flags, which are vLLM's: dtype, max_model_len, gpu_memory_utilization,
     kv_cache_memory_bytes, tensor_parallel_size, max_num_seqs, max_num_batched_tokens, block_size,
     enable_prefix_caching, seed, revision, download_dir, tokenizer, chat_template and so on.
 
@@ -58,8 +60,12 @@ class LLM:
         model: str | None = None,
         *,
         report: Callable[[str], None] = logger.info,
+        logits_processors: Sequence[str | type[LogitsProcessor]] = (),
         **options: Any,
     ) -> None:
+        options["logits_processors"] = [
+            place if isinstance(place, str) else place_of(place) for place in logits_processors
+        ]
         loaded = build(plan_engine(engine_options(model, options)), report=report)
         self.plan: EnginePlan = loaded.plan
         self._tokenizer = loaded.tokenizer

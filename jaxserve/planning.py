@@ -13,6 +13,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.execution.attention import plan_attention
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
+from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
     MemoryPlan,
@@ -203,6 +204,7 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
             f"max_model_len must be at most the model's own context ({model.longest_context}),"
             f" got {max_model_len}"
         )
+    processors = LogitsProcessors.load(options.logits_processors, vocab_size=model.vocab_size)
     max_logprobs = model.vocab_size
     if options.max_logprobs != -1:
         max_logprobs = min(options.max_logprobs, max_logprobs)
@@ -250,7 +252,11 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         ),
         weights=tree_bytes(params),
         state=tree_bytes(
-            abstract_state(num_slots=scheduler.max_num_seqs + 1, vocab_size=model.vocab_size)
+            abstract_state(
+                num_slots=scheduler.max_num_seqs + 1,
+                vocab_size=model.vocab_size,
+                extra_size=processors.row_size,
+            )
         ),
         workspace=workspace_bytes(
             model,
@@ -291,7 +297,9 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
             cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
             rope_length=max_model_len,
             sampling=SamplingSettings(
-                max_logprobs=max_logprobs, logprobs_mode=options.logprobs_mode
+                max_logprobs=max_logprobs,
+                logprobs_mode=options.logprobs_mode,
+                processors=processors,
             ),
             branches=shapes.branches,
             attention=attention,

@@ -45,6 +45,7 @@ class SamplingParams:
     logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
     logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
     the whole vocabulary. logprob_token_ids: tokens to report beside those, whatever their rank.
+    extra_args: by name, what the engine's logits processors are told.
     seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
     """
 
@@ -70,6 +71,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
+    extra_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         self._settle_kinds()
@@ -178,13 +180,16 @@ class SamplingParams:
         if self.allowed_token_ids is not None:
             allowed = _entries("allowed_token_ids", self.allowed_token_ids)
             object.__setattr__(self, "allowed_token_ids", allowed)
-        if self.logit_bias is None:  # vLLM's default
-            object.__setattr__(self, "logit_bias", {})
-        if not isinstance(self.logit_bias, Mapping):
-            raise InvalidRequestError(
-                f"logit_bias must map token ids to numbers, got {_show(self.logit_bias)}",
-                param="logit_bias",
-            )
+        for name, kinds in (
+            ("logit_bias", "token ids to numbers"),
+            ("extra_args", "names to values"),
+        ):
+            if getattr(self, name) is None:  # vLLM's default
+                object.__setattr__(self, name, {})
+            if not isinstance(getattr(self, name), Mapping):
+                raise InvalidRequestError(
+                    f"{name} must map {kinds}, got {_show(getattr(self, name))}", param=name
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.metrics import EngineMetrics, FinishedStats, StepStats
 from jaxserve.plan import PendingStep, Runner, StepPlan
-from jaxserve.request import DEFAULT_MAX_LOGPROBS, FinishReason, Request
+from jaxserve.request import DEFAULT_MAX_LOGPROBS, FinishReason, Request, SamplingParams
 from jaxserve.timeline import StepRecord, Timeline
 from jaxserve.tokens import End, Start, TokenBatch
 
@@ -22,8 +22,9 @@ class Engine:
     `step` are those of the runner and of broken invariants: after one the engine is of no further
     use.
 
-    vocab_size: token ids a request may name. max_logprobs: alternatives it may ask for. clock:
-    seconds, as `time.monotonic`. `timeline` tells where the time of recent steps went.
+    vocab_size: token ids a request may name. max_logprobs: alternatives it may ask for. check:
+    raises InvalidRequestError for parameters that the runner does not take. clock: seconds, as
+    `time.monotonic`. `timeline` tells where the time of recent steps went.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Engine:
         *,
         vocab_size: int,
         max_logprobs: int = DEFAULT_MAX_LOGPROBS,
+        check: Callable[[SamplingParams], None] | None = None,
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,6 +42,7 @@ class Engine:
         self._runner = runner
         self._vocab_size = vocab_size
         self._max_logprobs = max_logprobs
+        self._check = check
         self._metrics = metrics
         self._clock = clock
         # Steps under way: with async scheduling one is computed while its successor is planned.
@@ -70,6 +73,8 @@ class Engine:
             max_model_len=self._scheduler.config.max_model_len,
             max_logprobs=self._max_logprobs,
         )
+        if self._check is not None:
+            self._check(request.params)
         group = self._scheduler.add(request)
         group.client, group.first_key = client, first_key
         self._groups[request.id] = group

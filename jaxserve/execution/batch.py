@@ -150,9 +150,10 @@ class SlotTable:
         self.named: list[tuple[int, ...]] = [()] * num_slots
         self.num_prompt_logprobs = [0] * num_slots
 
-    def assign(self, assignment: SlotAssignment) -> None:
-        """Give a slot to a sequence."""
+    def assign(self, assignment: SlotAssignment, *, is_processed: bool = False) -> None:
+        """Give a slot to a sequence. is_processed: whether a logits processor applies to it."""
         slot, params = assignment.slot, assignment.params
+        adjusts = params.adjusts_logits or is_processed
         seed = np.array([assignment.seed & 0xFFFFFFFF, assignment.seed >> 32], np.uint32)
         min_length = len(assignment.prompt_ids) + params.min_tokens if params.min_tokens else 0
         temperature = params.temperature
@@ -161,7 +162,7 @@ class SlotTable:
         self.ints[slot] = (
             max(params.top_k, 0),
             *seed.view(np.int32),
-            params.adjusts_logits,
+            adjusts,
             params.logprobs is not None,
             min_length,
         )
@@ -176,7 +177,7 @@ class SlotTable:
         self.num_logprobs[slot] = _all_if_negative(params.logprobs)
         self.named[slot] = params.logprob_token_ids
         self.num_prompt_logprobs[slot] = _all_if_negative(params.prompt_logprobs) or 0
-        if params.adjusts_logits or params.logprobs is not None:
+        if adjusts or params.logprobs is not None:
             variant = Variant.FULL
         else:
             variant = Variant.GREEDY if params.is_greedy else Variant.SAMPLE

@@ -80,6 +80,7 @@ def executable_key(
         "max_model_len": context.rope_length,
         "max_logprobs": context.sampling.max_logprobs,
         "logprobs_mode": context.sampling.logprobs_mode,
+        "logits_processors": context.sampling.processors.key,
         "slots": num_slots,
         "block_size": config.page_size,
         "pages": num_pages,

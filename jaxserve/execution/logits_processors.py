@@ -5,7 +5,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -21,9 +21,10 @@ from jaxserve.request import SamplingParams
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class History:
-    """What a processor may know of its rows' tokens; XLA drops what it does not read."""
+class ProcessorInput:
+    """What a processor knows of its rows; XLA drops what it does not read."""
 
+    values: jax.Array  # float32[rows, num_values], of each row's request
     in_prompt: jax.Array  # bool[rows, vocab], whether the token stands in the prompt
     counts: jax.Array  # int32[rows, vocab], how often it was generated
     recent: jax.Array  # int32[rows, 7], the newest tokens, the last one last; vocab_size pads
@@ -56,7 +57,7 @@ class LogitsProcessor(ABC):
         there, and a finite number. Raises InvalidRequestError, which refuses the request.
         """
         for name in self.names:
-            value = arguments.get(name)
+            value: Any = arguments.get(name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not math.isfinite(value):
                 raise InvalidRequestError(
@@ -66,8 +67,8 @@ class LogitsProcessor(ABC):
         return [arguments[name] for name in self.names]
 
     @abstractmethod
-    def __call__(self, logits: jax.Array, values: jax.Array, history: History) -> jax.Array:
-        """Return other logits for float32[rows, vocab], given float32[rows, num_values].
+    def __call__(self, logits: jax.Array, inputs: ProcessorInput) -> jax.Array:
+        """Return other logits for float32[rows, vocab].
 
         Traced once for each program. Each row depends on what is its own alone.
         """
@@ -126,15 +127,19 @@ class LogitsProcessors:
                 row += [0.0] * (1 + processor.num_values)
         return np.array(row, np.float32) if applies else None
 
-    def __call__(self, logits: jax.Array, rows: jax.Array, history: History) -> jax.Array:
-        """Apply all of them to the rows that want them: float32[rows, vocab]."""
+    def __call__(self, logits: jax.Array, inputs: ProcessorInput) -> jax.Array:
+        """Apply all of them to the rows that want them; the values are float32[rows, row_size]."""
+        rows = inputs.values
         start = 0
         for processor in self.processors:
             stop = start + 1 + processor.num_values
-            changed = processor(logits, rows[:, start + 1 : stop], history)
+            changed = processor(logits, replace(inputs, values=rows[:, start + 1 : stop]))
             logits = jnp.where(rows[:, start, None] == 1.0, changed, logits)
             start = stop
         return logits
+
+
+NO_PROCESSORS = LogitsProcessors()
 
 
 def place_of(processor: type[LogitsProcessor]) -> str:

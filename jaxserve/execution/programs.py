@@ -66,7 +66,11 @@ class ProgramSet:
         )
         self.state: SlotState[jax.ShapeDtypeStruct] = jax.tree.map(
             lambda leaf: self._described(leaf.shape, leaf.dtype),
-            abstract_state(num_slots=num_slots, vocab_size=context.model.vocab_size),
+            abstract_state(
+                num_slots=num_slots,
+                vocab_size=context.model.vocab_size,
+                extra_size=context.sampling.processors.row_size,
+            ),
         )
         kept = (self.cache, self.state)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, kept)

@@ -13,7 +13,7 @@ from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import ShapeTable, StepShape, Variant
-from jaxserve.execution.state import SlotState, needs_memory, slot_memory
+from jaxserve.execution.state import SlotState, slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
@@ -54,6 +54,7 @@ class ModelRunner:
         self._programs = programs
         self._all_shapes = shapes
         self._vocab_size = context.model.vocab_size
+        self._processors = context.sampling.processors
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
@@ -133,9 +134,12 @@ class ModelRunner:
         self._limits = self._shapes.limits
 
     def _assign(self, assignment: SlotAssignment) -> None:
-        self._table.assign(assignment)
-        if needs_memory(assignment.params):
-            memory = slot_memory(assignment, vocab_size=self._vocab_size)
+        params, extra = assignment.params, self._processors.row(assignment.params)
+        self._table.assign(assignment, is_processed=extra is not None)
+        if params.adjusts_logits or params.logprob_token_ids or extra is not None:
+            if extra is None:
+                extra = np.zeros(self._processors.row_size, np.float32)
+            memory = slot_memory(assignment, vocab_size=self._vocab_size, extra=extra)
             write = self._programs.get(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
 

@@ -20,6 +20,7 @@ from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxserve.execution.batch import StepInput
+from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors, ProcessorInput
 from jaxserve.execution.state import SlotState
 
 # Tokens per block of the vocabulary, and blocks that are searched first. Measured with 32 rows on a
@@ -41,9 +42,12 @@ class Logprobs:
 
 
 def adjust(
-    logits: Float[Array, "sequences vocab"], inputs: StepInput, state: SlotState[jax.Array]
+    logits: Float[Array, "sequences vocab"],
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    processors: LogitsProcessors = NO_PROCESSORS,
 ) -> Float[Array, "sequences vocab"]:
-    """Apply penalties, biases and bans to the rows that have any.
+    """Apply logits processors, then penalties, biases and bans, to the rows that have any.
 
     Repetition divides positive and multiplies negative logits of tokens in prompt or output
     (Keskar et al. 2019, arXiv:1909.05858); frequency and presence penalties are OpenAI's, over
@@ -51,11 +55,20 @@ def adjust(
     """
     slots = inputs.slots
     vocab_size = logits.shape[1]
-    counts = state.counts[slots]
-    occurs = state.seen[slots] | (counts > 0)
+    counts, seen = state.counts[slots], state.seen[slots]
+    adjusted = processors(
+        logits,
+        ProcessorInput(
+            values=state.extra[slots],
+            in_prompt=seen,
+            counts=counts,
+            recent=state.recent[slots],
+            lengths=inputs.kv_lengths,
+        ),
+    )
     repetition = inputs.repetition[:, None]
-    scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
-    adjusted = jnp.where(occurs, scaled, logits)
+    scaled = jnp.where(adjusted > 0, adjusted / repetition, adjusted * repetition)
+    adjusted = jnp.where(seen | (counts > 0), scaled, adjusted)
     adjusted -= inputs.frequency[:, None] * counts
     adjusted -= inputs.presence[:, None] * (counts > 0)
     adjusted += state.bias[slots]

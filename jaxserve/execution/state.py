@@ -13,12 +13,13 @@ from jaxserve.request import (
     MAX_EOS_IDS,
     MAX_LOGPROB_TOKEN_IDS,
     MAX_STOP_TOKEN_IDS,
-    SamplingParams,
 )
 
 type SlotRow = np.ndarray | np.generic
 
 # A request's own stop ids, and the end-of-sequence ids of its model.
+NO_EXTRA = np.zeros(0, np.float32)
+
 MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 
 
@@ -27,10 +28,9 @@ MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 class SlotState[Leaf]:
     """A row per slot, slot 0 being the rubbish slot; all but `last_token` for those with a memory.
 
-    A slot's memory is overwritten as a whole when a sequence takes it whose parameters need one
-    (`needs_memory`), and is not read for others, so nothing is left of an earlier owner. Leaf:
-    jax.Array on the device, ShapeDtypeStruct before it exists, numpy arrays for one row on its way
-    there.
+    A slot's memory is overwritten as a whole when a sequence takes it that needs one, and is not
+    read for others, so nothing is left of an earlier owner. Leaf: jax.Array on the device,
+    ShapeDtypeStruct before it exists, numpy arrays for one row on its way there.
     """
 
     last_token: Leaf  # int32[slots], what the next `feedback` row reads
@@ -42,10 +42,16 @@ class SlotState[Leaf]:
     bad_lengths: Leaf  # int32[slots, sequences], 0 pads
     recent: Leaf  # int32[slots, tokens - 1], the newest tokens, the last one last
     named: Leaf  # int32[slots, MAX_LOGPROB_TOKEN_IDS], tokens to report; 0 pads
+    extra: Leaf  # float32[slots, LogitsProcessors.row_size]
 
 
-def abstract_state(*, num_slots: int, vocab_size: int) -> SlotState[jax.ShapeDtypeStruct]:
-    """Describe the state before it exists, for `num_slots` slots, slot 0 included."""
+def abstract_state(
+    *, num_slots: int, vocab_size: int, extra_size: int = 0
+) -> SlotState[jax.ShapeDtypeStruct]:
+    """Describe the state before it exists, for `num_slots` slots, slot 0 included.
+
+    extra_size: of the rows of the engine's logits processors.
+    """
 
     def array(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num_slots, *shape), dtype)
@@ -60,11 +66,17 @@ def abstract_state(*, num_slots: int, vocab_size: int) -> SlotState[jax.ShapeDty
         bad_lengths=array(np.int32, MAX_BAD_WORD_SEQUENCES),
         recent=array(np.int32, MAX_BAD_WORD_TOKENS - 1),
         named=array(np.int32, MAX_LOGPROB_TOKEN_IDS),
+        extra=array(np.float32, extra_size),
     )
 
 
-def slot_memory(assignment: SlotAssignment, *, vocab_size: int) -> SlotState[SlotRow]:
-    """Lay out, in host memory, what a slot must remember of a sequence: one row of SlotState."""
+def slot_memory(
+    assignment: SlotAssignment, *, vocab_size: int, extra: SlotRow = NO_EXTRA
+) -> SlotState[SlotRow]:
+    """Lay out, in host memory, what a slot must remember of a sequence: one row of SlotState.
+
+    extra: its row of the engine's logits processors.
+    """
     params = assignment.params
     seen = np.zeros(vocab_size, np.bool_)
     seen[np.asarray(assignment.prompt_ids, np.int32)] = True
@@ -99,12 +111,8 @@ def slot_memory(assignment: SlotAssignment, *, vocab_size: int) -> SlotState[Slo
         bad_lengths=bad_lengths,
         recent=recent,
         named=named,
+        extra=extra,
     )
-
-
-def needs_memory(params: SamplingParams) -> bool:
-    """Whether the slot of a sequence must remember more than its last token."""
-    return params.adjusts_logits or bool(params.logprob_token_ids)
 
 
 def remember(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxserve.execution import sampling
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.batch import StepInput, unpack
+from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
@@ -47,6 +48,7 @@ class SamplingSettings:
 
     max_logprobs: int = DEFAULT_MAX_LOGPROBS  # at each token, at most the vocabulary
     logprobs_mode: str = "raw_logprobs"  # one of config.LOGPROBS_MODES
+    processors: LogitsProcessors = NO_PROCESSORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +245,9 @@ def _draw(
     settings: SamplingSettings,
 ) -> _Drawn:
     """Draw a token from each row of logits, doing all that `variant` can."""
-    adjusted = sampling.adjust(logits, inputs, state) if variant is Variant.FULL else logits
+    adjusted = logits
+    if variant is Variant.FULL:
+        adjusted = sampling.adjust(logits, inputs, state, settings.processors)
     if variant is Variant.GREEDY:
         tokens = sampling.greedy(adjusted)
     else:

@@ -41,7 +41,13 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
         cache_salt=cache_salt(state, record, body.cache_salt),
     )
     requests = await unless_disconnected(http, in_worker(state, maker.requests))
-    return Job(state=state, model=model, requests=requests, record=record)
+    return Job(
+        state=state,
+        model=model,
+        requests=requests,
+        record=record,
+        field_names=body.field_names,
+    )
 
 
 class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struct](ABC):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from jaxserve.request import FinishReason, PositionLogprobs, Request, TokenEvent
 from jaxserve.server.errors import GenerationError, ShuttingDownError
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
+from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 
 
@@ -69,12 +70,16 @@ class Collected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Requests that make one answer: choice `i` of request `r` is the answer's `r * n + i`."""
+    """Requests that make one answer: choice `i` of request `r` is the answer's `r * n + i`.
+
+    field_names: what the engine's parameters are called by whoever is answered.
+    """
 
     state: ServerState
     model: ServedModel
     requests: tuple[Request, ...]
     record: AccessRecord
+    field_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def n(self) -> int:
@@ -91,7 +96,7 @@ class Job:
         record = self.record
         record.model = self.model.name
         began_s = time.monotonic()
-        with self.state.admitted(self.model):
+        with self.state.admitted(self.model), renamed(self.field_names):
             async with aclosing(_merged(self.model.client, self.requests)) as events:
                 try:
                     async for index, event in events:

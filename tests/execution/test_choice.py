@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -205,7 +206,8 @@ def test_tokens_asked_for_by_id_are_reported() -> None:
     logits = random_logits()
     params = SamplingParams(logprob_token_ids=(7, 0, 49))
     assignment = SlotAssignment(slot=3, params=params, seed=0, prompt_ids=(1,))
-XX
+    memory: Any = slot_memory(assignment, vocab_size=VOCAB_SIZE)
+    state = remember(empty_state(), jnp.int32(3), memory)
     output, _ = choose(logits, Variant.FULL, {"reports": 1}, state=state)
     scores = jax.nn.log_softmax(logits[2])  # the row of slot 3
     np.testing.assert_allclose(

@@ -204,7 +204,12 @@ class ChatBody(Chat, GenerationBody):
     def field_names(self) -> dict[str, str]:
         """What the engine's parameters are called in this body."""
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"prompt": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
+        return {
+            **super().field_names,
+            "prompt": "messages",
+            "max_tokens": limit,
+            "logprobs": "top_logprobs",
+        }
 
     @property
     def echoed(self) -> str:

@@ -5,7 +5,7 @@ Here only kinds and shapes are checked; ranges are checked where the meaning liv
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
@@ -100,6 +100,7 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    vllm_xargs: dict[str, Any] = {}
     prompt_logprobs: int | None = None
     logprob_token_ids: TokenIds = []
     stream: bool = False
@@ -116,6 +117,11 @@ class GenerationBody(Body):
     def has_limit(self) -> bool:
         """Whether the request itself says how long the answer may be."""
         return self.max_tokens is not None
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """What the engine's parameters are called in this body."""
+        return {"extra_args": "vllm_xargs"}
 
     @property
     def only_scores(self) -> bool:
@@ -170,6 +176,7 @@ class GenerationBody(Body):
             prompt_logprobs=prompt_logprobs,
             logprob_token_ids=tuple(self.logprob_token_ids),
             skip_special_tokens=self.skip_special_tokens,
+            extra_args=self.vllm_xargs,
         )
 
 

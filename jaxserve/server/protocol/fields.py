@@ -68,7 +68,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "truncate_prompt_tokens": ("is not supported: shorten the prompt before sending it", ()),
     "truncation_side": ("is not supported: prompts are never truncated", ()),
     "use_beam_search": ("is not supported: there is no beam search", (False,)),
-    "vllm_xargs": (NOT_YET, ({},)),
     "watermarking": (NOT_YET, (False,)),
     "web_search_options": ("is not supported: this server does not search the web", ()),
 }
