@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxserve.outputs import RequestOutput as RequestOutput
     from jaxserve.request import SamplingParams as SamplingParams
     from jaxserve.request import TokenEvent as TokenEvent
+    from jaxserve.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -28,6 +29,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TokenEvent",
     "__version__",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "request",
+    "StructuredOutputsParams": "structured_outputs",
     "TokenEvent": "request",
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from jaxserve.errors import ContextLengthError, InvalidRequestError
+from jaxserve.structured_outputs import StructuredOutputsParams
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -45,7 +46,8 @@ class SamplingParams:
     logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
     logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
     the whole vocabulary. logprob_token_ids: tokens to report beside those, whatever their rank.
-    extra_args: by name, what the engine's logits processors are told.
+    extra_args: by name, what the engine's logits processors are told. structured_outputs: what
+    the answer must look like.
     seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
     """
 
@@ -72,6 +74,7 @@ class SamplingParams:
     logprob_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
     extra_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self._settle_kinds()

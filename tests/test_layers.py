@@ -14,6 +14,7 @@ LAYERS = (
         "errors",
         "flag",
         "config",
+        "structured_outputs",
         "request",
         "plan",
         "tokens",

@@ -1,0 +1,88 @@
+"""From what a request asks for to a grammar in the language of llguidance."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from jaxserve.grammar.tags import tags_grammar
+from jaxserve.structured_outputs import StructuredOutputsParams, refusal
+
+# Between the parts of JSON. Bounded, or a model that cannot decide could write spaces for ever.
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# What a model writes between its reasoning and its answer.
+GAP = r"[\x20\x0A\x0D\x09]{0,8}"
+
+
+def grammar_source(params: StructuredOutputsParams, *, special_tokens: Sequence[str]) -> str:
+    """Return the grammar of an answer; raises InvalidRequestError for what cannot be read."""
+    grammar = _answer(params, special_tokens)
+    if params.reasoning_end is None:
+        return grammar
+    end = params.reasoning_end
+    if end in special_tokens:
+        thought = f"thought: TEXT {end}\nTEXT: /(.|\\n)*/"
+    else:
+        thought = f"thought[lazy]: TEXT {json.dumps(end)}\nTEXT: /(.|\\n)*/"
+    first, *rest = json.loads(grammar)["grammars"]
+    start = f"%llguidance {{}}\nstart: thought GAP @answer\n{thought}\nGAP: /{GAP}/\n"
+    return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "answer"}, *rest]})
+
+
+def _answer(params: StructuredOutputsParams, special_tokens: Sequence[str]) -> str:
+    match params.kind:
+        case "json":
+            assert isinstance(params.json, str)
+            return _of_schema(params.json, params)
+        case "json_object":
+            return _of_schema('{"type":"object"}', params)
+        case "regex":
+            assert params.regex is not None
+            return LLMatcher.grammar_from_regex(params.regex)
+        case "choice":
+            assert params.choice is not None
+            return _of_lark("start: " + " | ".join(map(json.dumps, params.choice)))
+        case "grammar":
+            assert params.grammar is not None
+            try:
+                return _of_lark(any_to_lark(params.grammar))
+            except Exception as error:  # the converter raises bare Exception
+                raise refusal("grammar", "is neither Lark nor GBNF that can be read") from error
+        case _:
+            assert params.structural_tag is not None
+            return _of_lark(tags_grammar(params.structural_tag, special_tokens=special_tokens))
+
+
+def _of_lark(lark: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": lark}]})
+
+
+def _of_schema(schema: str, params: StructuredOutputsParams) -> str:
+    # A schema may bring options of its own, but not that of leaving out what is not understood.
+    options: dict[str, Any] = {"lenient": False}
+    if params.disable_any_whitespace:
+        options["whitespace_flexible"] = False
+    else:
+        options["whitespace_pattern"] = params.whitespace_pattern or WHITESPACE
+    value: Any = json.loads(schema)
+    if isinstance(value, bool):
+        value = {} if value else {"not": {}}
+    if params.disable_additional_properties:
+        _close(value)
+    asked = value.get("x-guidance")
+    value["x-guidance"] = {**(asked if isinstance(asked, dict) else {}), **options}
+    return json.dumps({"grammars": [{"json_schema": value}]})
+
+
+def _close(value: Any) -> None:
+    """Let objects have only the properties that their schema names."""
+    if isinstance(value, dict):
+        if "properties" in value and "patternProperties" not in value:
+            value.setdefault("additionalProperties", False)
+        for inner in value.values():
+            _close(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _close(inner)

@@ -1,0 +1,66 @@
+"""A model's tokens as llguidance sees them."""
+
+import threading
+from collections.abc import Sequence
+
+from llguidance import LLTokenizer, TokenizerWrapper
+
+from jaxserve.loading.tokenizer import Tokenizer
+
+
+class Vocabulary:
+    """The tokens that a grammar allows or forbids; for any thread.
+
+    vocab_size: width of the model's logits, which may be more than the tokenizer knows. eos_ids:
+    the tokens that end an answer, allowed where a grammar lets it end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._backend = tokenizer.backend
+        self._eos_ids = list(eos_ids)
+        # llguidance will not leave out a token that the tokenizer knows.
+        self._num_tokens = max(vocab_size, tokenizer.vocab_size)
+        self._lock = threading.Lock()
+        self._whole: LLTokenizer | None = None
+
+    @property
+    def num_words(self) -> int:
+        """How many int32 hold a bit for each token."""
+        return (self._num_tokens + 31) // 32
+
+    def whole(self) -> LLTokenizer:
+        """Return all tokens. The first call takes a second or two, without the GIL."""
+        with self._lock:
+            if self._whole is None:
+                self._whole = LLTokenizer(
+                    self._backend.to_str(),
+                    n_vocab=self._num_tokens,
+                    eos_token=self._eos_ids or None,
+                )
+            return self._whole
+
+    def bare(self) -> LLTokenizer:
+        """Return bytes and special tokens alone: enough to check a grammar by, in no time."""
+        return LLTokenizer(TokenizerWrapper(_Bytes(self.special_tokens)))
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens, which no text is ever taken for."""
+        added = self._backend.get_added_tokens_decoder()
+        return [token.content for token in added.values() if token.special]
+
+
+class _Bytes:
+    """A tokenizer of single bytes, as `TokenizerWrapper` wants one."""
+
+    bos_token_id = None
+
+    def __init__(self, special_tokens: Sequence[str]) -> None:
+        # Of no name that a grammar can call.
+        names = [b"\xff<end>", *(name.encode() for name in special_tokens)]
+        self.tokens = [bytes([byte]) for byte in range(256)] + names
+        self.eos_token_id = 256
+        self.special_token_ids = list(range(256, len(self.tokens)))
+
+    def __call__(self, text: bytes) -> list[int]:
+        return [*text]

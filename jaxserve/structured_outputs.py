@@ -1,0 +1,106 @@
+"""What a request may ask of the form of its answer; whether it can be had, grammar/ tells."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from jaxserve.errors import InvalidRequestError
+
+# Of a schema, pattern or grammar, as text.
+MAX_BYTES = 2**18
+# Objects and arrays within each other, in a schema: as in vLLM.
+MAX_DEPTH = 64
+KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """What an answer must look like, in one of six ways; names as in vLLM.
+
+    json: a JSON schema, as text or as the object; kept as text. regex: matches the whole answer.
+    choice: texts to choose from. grammar: in Lark's notation, or in GBNF, the EBNF of llama.cpp.
+    json_object: any JSON object. structural_tag: free text with tagged parts that follow schemas,
+    described in JSON.
+
+    disable_any_whitespace: JSON without any between its parts; whitespace_pattern: a regex of what
+    may stand there. disable_additional_properties: objects have only the properties that their
+    schema names. reasoning_end: the answer begins behind this text; before it anything may stand.
+
+    Raises InvalidRequestError for what is of the wrong kind, or too large.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+    disable_additional_properties: bool = False
+    reasoning_end: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in KINDS if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise InvalidRequestError(
+                f"structured_outputs must have exactly one of {', '.join(KINDS)},"
+                f" got {', '.join(given) or 'none'}",
+                param="structured_outputs",
+            )
+        if self.json is not None:
+            object.__setattr__(self, "json", _schema_text(self.json))
+        if self.choice is not None:
+            choice = self.choice if isinstance(self.choice, Iterable) else ()
+            object.__setattr__(self, "choice", (*choice,))
+            is_text = all(isinstance(text, str) and text for text in self.choice)
+            if isinstance(choice, str) or not self.choice or not is_text:
+                raise refusal("choice", "must be a list of texts, none of them empty")
+        for name in ("regex", "grammar", "structural_tag", "whitespace_pattern", "reasoning_end"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise refusal(name, "must be text, and not empty")
+        for name in (self.kind, "whitespace_pattern", "reasoning_end"):
+            value = getattr(self, name)
+            texts = value if isinstance(value, tuple) else (str(value),)
+            num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+            if num_bytes > MAX_BYTES:
+                raise refusal(name, f"must be at most {MAX_BYTES} bytes, got {num_bytes}")
+
+    @property
+    def kind(self) -> str:
+        """Which of the six ways it is."""
+        return next(name for name in KINDS if getattr(self, name) not in (None, False))
+
+
+def refusal(name: str, complaint: str) -> InvalidRequestError:
+    """Return the error that says what is wrong with a field."""
+    field = f"structured_outputs.{name}"
+    return InvalidRequestError(f"{field} {complaint}", param=field)
+
+
+def _schema_text(schema: object) -> str:
+    """Return a JSON schema as text that can be read, and is not too deep."""
+    try:
+        if isinstance(schema, str):
+            text, schema = schema, msgspec.json.decode(schema)
+        else:
+            text = msgspec.json.encode(schema).decode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise refusal("json", "must be a JSON schema, which is JSON itself") from error
+    if not isinstance(schema, dict | bool):
+        raise refusal("json", "must be a JSON schema, which is an object, true or false")
+    level: list[object] = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [child for value in level for child in _children(value)]
+        if not level:
+            return text
+    raise refusal("json", f"must have at most {MAX_DEPTH} objects and arrays within each other")
+
+
+def _children(value: object) -> Iterable[object]:
+    """The objects and arrays right within a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (child for child in inner if isinstance(child, dict | list))
