@@ -134,7 +134,7 @@ def _load(
             seed=options.seed,
         ),
         runner,
-        vocab_size=plan.model.vocab_size,
+        vocab_size=plan.model.num_token_ids,
         max_logprobs=plan.context.sampling.max_logprobs,
         check=plan.context.sampling.processors.check,
         metrics=metrics,

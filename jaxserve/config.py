@@ -6,6 +6,7 @@ a device into `SchedulerConfig` and `CacheConfig`, and hands those to their owne
 
 from dataclasses import dataclass
 from math import inf, sqrt
+from typing import Any
 
 from jaxserve.errors import ConfigError
 from jaxserve.request import DEFAULT_MAX_LOGPROBS
@@ -24,6 +25,8 @@ QUANTIZATIONS = ("int8",)
 GENERATION_CONFIGS = ("auto", "vllm")
 LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 WARM_UPS = ("background", "full", "none")
+RUNNERS = ("auto", "generate", "pooling")
+CONVERSIONS = ("auto", "none", "embed", "classify")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +51,16 @@ class EngineOptions:
     executables: folder of
     compiled programs (`jaxserve compile --out`), trusted like code. warm_up: "background" serves as
     soon as one program can, in small steps, and makes the others meanwhile; "full" makes all of
-    them first, as measurements need it; "none" makes each when it is first needed.
+    them first, as measurements need it; "none" makes each when it is first needed. runner: whether
+    the model generates text or pools prompts; "auto" asks the checkpoint. convert: what is made of
+    a model that pools. pooler_config: how it pools, over what the checkpoint says
+    (`loading/pooling.py`).
     """
 
     model: str | None = None
+    runner: str = "auto"
+    convert: str = "auto"
+    pooler_config: dict[str, Any] | None = None
     revision: str | None = None
     tokenizer: str | None = None
     download_dir: str | None = None
@@ -96,6 +105,10 @@ class EngineOptions:
         if self.max_logprobs != -1:
             _not_negative("max_logprobs", self.max_logprobs)
         _one_of("warm_up", self.warm_up, WARM_UPS)
+        _one_of("runner", self.runner, RUNNERS)
+        _one_of("convert", self.convert, CONVERSIONS)
+        if not isinstance(self.pooler_config, dict | None):
+            raise ConfigError(f"pooler_config must be a JSON object, got {self.pooler_config!r}")
         fraction = self.memory_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")
@@ -169,7 +182,8 @@ class SchedulerConfig:
     """Limits and policy of the scheduler; see EngineOptions for the meanings.
 
     work: how the costs of steps compare. step_sizes: tokens that steps with prompts are padded to,
-    ascending; none if they are not.
+    ascending; none if they are not. pools: whether requests get the vector of their prompt in
+    place of tokens. whole_prompts: whether a prompt must be computed in one step.
     """
 
     max_model_len: int
@@ -181,6 +195,8 @@ class SchedulerConfig:
     async_scheduling: bool = True
     work: WorkModel = WorkModel()
     step_sizes: tuple[int, ...] = ()
+    pools: bool = False
+    whole_prompts: bool = False
 
     def __post_init__(self) -> None:
         _one_of("policy", self.policy, POLICIES)
@@ -196,6 +212,11 @@ class SchedulerConfig:
             raise ConfigError(
                 f"max_num_batched_tokens must be at least max_num_seqs ({self.max_num_seqs}),"
                 f" got {self.max_num_batched_tokens}: every running sequence may need a token"
+            )
+        if self.whole_prompts and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens must be at least max_model_len ({self.max_model_len}),"
+                f" got {self.max_num_batched_tokens}: this model reads a prompt in one step"
             )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,17 @@ def number(text: str) -> int:
     if value is None or not value.is_integer():
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}{SUFFIX_HELP}")
     return int(value)
+
+
+def json_object(text: str) -> object:
+    """Read a JSON object; raises ArgumentTypeError."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return value
 
 
 def add_flags(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxserve.config import (
+    CONVERSIONS,
     DTYPES,
     GENERATION_CONFIGS,
     KV_CACHE_DTYPES,
@@ -18,10 +19,11 @@ from jaxserve.config import (
     LOGPROBS_MODES,
     POLICIES,
     QUANTIZATIONS,
+    RUNNERS,
     WARM_UPS,
     EngineOptions,
 )
-from jaxserve.flag import SUFFIX_HELP, Flag, given, number, speaking_of, to_fields
+from jaxserve.flag import SUFFIX_HELP, Flag, given, json_object, number, speaking_of, to_fields
 from jaxserve.server.config import ServerConfig
 
 API_KEY_VARIABLE = "JAXSERVE_API_KEY"
@@ -32,6 +34,24 @@ ENGINE_FLAGS = (
         field="served_model_names",
         many=True,
         help="names the API knows the model by; the first stands in answers",
+    ),
+    Flag(
+        name="runner",
+        field="runner",
+        choices=RUNNERS,
+        help="what the model does: generate text, or pool prompts into embeddings or scores",
+    ),
+    Flag(
+        name="convert",
+        field="convert",
+        choices=CONVERSIONS,
+        help="what to make of a language model that pools",
+    ),
+    Flag(
+        name="pooler-config",
+        field="pooler_config",
+        parse=json_object,
+        help='how prompts are pooled: {"pooling_type": "MEAN", "use_activation": false}',
     ),
     Flag(name="revision", field="revision", help="branch, tag or commit on the hub"),
     Flag(name="tokenizer", field="tokenizer", help="folder of another tokenizer"),

@@ -89,6 +89,8 @@ class StepResult:
     token_ids: the token drawn by each row that samples, None for the others.
     invalid_rows: rows whose logits were not finite; their tokens mean nothing.
     logprobs and prompt_logprobs: by row index, for the rows that asked.
+    vectors: by row index, where prompts are pooled: float32 numbers for each row that samples,
+    which then draws no token.
     """
 
     token_ids: tuple[int | None, ...]
@@ -97,6 +99,7 @@ class StepResult:
     prompt_logprobs: Mapping[int, tuple[PositionLogprobs, ...]] = field(
         default_factory=dict[int, tuple[PositionLogprobs, ...]]
     )
+    vectors: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
 
 
 class StepRun(Struct, frozen=True, kw_only=True, gc=False):

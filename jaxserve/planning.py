@@ -22,13 +22,14 @@ from jaxserve.execution.memory import (
     usable_bytes,
     workspace_bytes,
 )
-from jaxserve.execution.programs import ProgramSet
+from jaxserve.execution.programs import ProgramSet, described_state
 from jaxserve.execution.shapes import ShapeTable
-from jaxserve.execution.state import abstract_state
 from jaxserve.execution.step import SamplingSettings, StepContext
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.loading.pooling import default_max_length, read_pooling
 from jaxserve.models import DecoderConfig, Params, abstract_params, config_from_hf
+from jaxserve.pooling import PoolingModel, PoolingType
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
 from pallas_kernels.paged_attention import CacheSpec
 from pallas_kernels.targets import CPU, Target, current_target, find_target
@@ -77,8 +78,9 @@ _ACCELERATOR = _Defaults(
 class EnginePlan:
     """Everything about an engine that is known before a byte of weights is loaded.
 
-    executables: the folder whose programs fit this plan, if one does; misfit: why the folder that
-    was asked for does not. is_absent: planned for hardware that is not there, and cannot be built.
+    pooling: how the model pools, None if it generates. executables: the folder whose programs fit
+    this plan, if one does; misfit: why the folder that was asked for does not. is_absent: planned
+    for hardware that is not there, and cannot be built.
     began_s, planning_s: when planning began, by `time.perf_counter`, and how long it took.
     """
 
@@ -93,6 +95,7 @@ class EnginePlan:
     scheduler: SchedulerConfig
     cache: CacheConfig
     memory: MemoryPlan
+    pooling: PoolingModel | None = None
     executables: ExecutableFolder | None = None
     misfit: str | None = None
     is_absent: bool = False
@@ -191,6 +194,9 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         download_dir=options.download_dir,
     )
     model = config_from_hf(checkpoint.hf_config)
+    pooling = read_pooling(checkpoint, model, options)
+    if pooling is not None:
+        model = model.pooled(len(pooling.labels))
     mesh, hardware, is_absent = _find_hardware(target, options.tensor_parallel_size)
     device = mesh.devices.flat[0]
     defaults = _CPU if device.platform == "cpu" else _ACCELERATOR
@@ -198,7 +204,9 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
     wanted = "float32" if device.platform == "cpu" else checkpoint.dtype
     dtype = wanted if options.dtype == "auto" else options.dtype
 
-    max_model_len = options.max_model_len or model.max_position
+    max_model_len = options.max_model_len or min(
+        default_max_length(checkpoint) or model.max_position, model.max_position
+    )
     if max_model_len > model.longest_context:
         raise ConfigError(
             f"max_model_len must be at most the model's own context ({model.longest_context}),"
@@ -218,14 +226,18 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         max_queued_requests=options.max_queued_requests,
         policy=options.scheduling_policy,
         async_scheduling=options.async_scheduling,
+        pools=pooling is not None,
     )
     pages_per_sequence = -(-max_model_len // page_size)
-    shapes = ShapeTable.plan(
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        pages=pages_per_sequence,
-        platform=device.platform,
-    )
+    limits = {
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "pages": pages_per_sequence,
+    }
+    if pooling is None:
+        shapes = ShapeTable.plan(**limits, platform=device.platform)
+    else:
+        shapes = ShapeTable.plan_pooling(**limits)
 
     attention = plan_attention(
         model,
@@ -252,9 +264,10 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
         ),
         weights=tree_bytes(params),
         state=tree_bytes(
-            abstract_state(
+            described_state(
+                model,
+                pools=pooling is not None,
                 num_slots=scheduler.max_num_seqs + 1,
-                vocab_size=model.vocab_size,
                 extra_size=processors.row_size,
             )
         ),
@@ -303,14 +316,18 @@ def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
             ),
             branches=shapes.branches,
             attention=attention,
+            pooling=None if pooling is None else pooling.type,
         ),
+        pooling=pooling,
         cache_spec=cache_spec,
         shapes=shapes,
         scheduler=scheduler,
         cache=CacheConfig(
             num_pages=memory.num_pages,
             page_size=page_size,
-            enable_prefix_caching=options.enable_prefix_caching,
+            # Other vectors than the last need every hidden state of a prompt.
+            enable_prefix_caching=options.enable_prefix_caching
+            and (pooling is None or pooling.type is PoolingType.LAST),
         ),
         memory=memory,
         is_absent=is_absent,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from msgspec import Struct
@@ -195,9 +196,15 @@ class SamplingParams:
                 )
 
 
+@cache
+def _drawing_nothing() -> SamplingParams:
+    """Return what requests that pool have: their vector counts as the one token."""
+    return SamplingParams(max_tokens=1, temperature=0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt and how to continue it.
+    """One prompt, and how to continue it or, where it `pools`, that its vector is wanted.
 
     prompt_ids: token ids, at least one. bad_word_ids: `params.bad_words` as token sequences.
     priority: lower runs first. cache_salt: prefixes are shared only between equal salts.
@@ -206,7 +213,8 @@ class Request:
 
     id: str
     prompt_ids: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams = field(default_factory=_drawing_nothing)
+    pools: bool = False
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
@@ -221,12 +229,15 @@ class Request:
         if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
             for token in self.prompt_ids:
                 _check_int("prompt", token, low=0, high=vocab_size - 1)
-        if len(self.prompt_ids) >= max_model_len:
+        if len(self.prompt_ids) + (not self.pools) > max_model_len:
+            rest = "" if self.pools else " and at least one must be left for the answer"
             raise ContextLengthError(
                 f"This model's maximum context length is {max_model_len} tokens, but the prompt"
-                f" has {len(self.prompt_ids)} and at least one must be left for the answer",
+                f" has {len(self.prompt_ids)}{rest}",
                 param="prompt",
             )
+        if self.pools:
+            return
         for name in ("max_tokens", "min_tokens"):
             wanted = getattr(self.params, name)
             if wanted is not None and len(self.prompt_ids) + wanted > max_model_len:
@@ -289,6 +300,7 @@ class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
     prompt_logprobs come once, with the first event of choice 0: one entry per prompt token after
     the first. finish_reason is set in exactly one event per choice, its last; request_finished
     in exactly one event per request. stop_reason: the stop string or stop token id that matched.
+    vector: of a request that pools, float32 numbers; in its only event.
     """
 
     request_id: str
@@ -302,6 +314,7 @@ class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    vector: bytes | None = None
     request_finished: bool = False
     metrics: RequestMetrics | None = None
 

@@ -28,6 +28,7 @@ class End(Struct, frozen=True, array_like=True, gc=False):
     times: RequestMetrics
     stop_reason: int | None = None
     error: str | None = None
+    vector: bytes | None = None
 
 
 class TokenBatch(Struct, array_like=True, gc=False, tag=1):

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxserve.errors import CheckpointError
 from jaxserve.models.capture import capture as capture
 from jaxserve.models.config import DecoderConfig as DecoderConfig
+from jaxserve.models.config import ModelConfig as ModelConfig
 from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.decoder import Tap as Tap
 from jaxserve.models.params import Params as Params

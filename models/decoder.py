@@ -1,8 +1,8 @@
 """The decoder that all families here share, declared with flax.nnx and run as a plain tree.
 
 A block is attention and a gated MLP, each behind a norm and added to the stream. The letters of
-the einsums: t token, d embed, h head, g key-value head, k head_dim, f ffw, v vocab, p part of a
-matrix that is several side by side.
+the einsums: t token, d embed, h head, g key-value head, k head_dim, f ffw, v vocab, l label, p part
+of a matrix that is several side by side.
 
 A `Decoder` is a pytree: `jax.jit`, `jax.grad` and `jax.vmap` take it as it is. What crosses the
 engine's jit boundary is the plain dict of its arrays, from which `bind` makes a Decoder again
@@ -127,11 +127,10 @@ class Decoder(nnx.Module):
             Block(config, sliding_window=window) for window in config.sliding_windows
         )
         self.final_norm = _ones(embed=config.embed)
-        self.lm_head = (
-            None
-            if config.tied_embeddings
-            else _matrix("embed", embed=config.embed, vocab=config.vocab_size)
-        )
+        d, labels = config.embed, config.num_labels
+        has_lm_head = labels is None and not config.tied_embeddings
+        self.lm_head = _matrix("embed", embed=d, vocab=config.vocab_size) if has_lm_head else None
+        self.score = _matrix("embed", embed=d, labels=labels) if labels else None
 
     def __call__(
         self, token_ids: Int[Array, "*batch tokens"], *, tap: Tap | None = None
@@ -188,10 +187,17 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "rows embed"]) -> Float[Array, "rows vocab"]:
         """Return the float32 logits of rows of `hidden`."""
+        assert self.config.num_labels is None, "this model has no head for tokens"
         with jax.named_scope("lm_head"):
             if self.lm_head is None:
                 return einsum("td,vd->tv", hidden, self.embedding[...], dtype=jnp.float32)
             return einsum("td,dv->tv", hidden, self.lm_head[...], dtype=jnp.float32)
+
+    def pooled(self, vectors: Float[Array, "rows embed"]) -> Float[Array, "rows labels"]:
+        """Return the float32 scores of the labels, of vectors that stand for whole prompts."""
+        assert self.score is not None, "this model has no labels"
+        with jax.named_scope("score"):
+            return einsum("td,dl->tl", vectors, self.score[...], dtype=jnp.float32)
 
 
 def _matrix(summed: str, **sizes: int) -> nnx.Param[Array]:

@@ -97,6 +97,13 @@ class HfConfig:
             raise self._refusal(key, "objects")
         return HfConfig(value, where=f"{key} in {self._where}")
 
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the labels that a classifier scores; two where none are named."""
+        labels = self._values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(len(labels))}:
+            raise self._refusal("id2label", "objects of names by number, from 0 up")
+        return tuple(str(labels[str(i)]) for i in range(len(labels)))
+
     def refuse_nested(self) -> None:
         """Refuse objects among the values: settings by kind of layer, which are not supported."""
         for key, value in self._values.items():
@@ -127,11 +134,6 @@ def decoder_config(
     reader.only("hidden_act", "silu")
     reader.only("quantization_config", None, {})
     reader.only("partial_rotary_factor", 1.0, None)
-    for name in reader.words("architectures") or ():
-        if not name.endswith("ForCausalLM"):
-            raise CheckpointError(
-                f"config.json has architectures = [{name!r}]; jaxserve supports ...ForCausalLM"
-            )
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     kv_heads = reader.optional_integer("num_key_value_heads", default=kv_heads) or heads
     head_dim = reader.optional_integer("head_dim", default=head_dim)
@@ -167,7 +169,26 @@ def decoder_config(
         output_bias=output_bias,
         mlp_bias=mlp_bias,
         qk_norm=qk_norm,
+        num_labels=read_num_labels(reader, default="ForCausalLM"),
     )
+
+
+def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
+    """Return what the head scores: labels, none (0) of a bare model, None for the vocabulary.
+
+    default: the architecture of a config.json that names none.
+    """
+    for name in reader.words("architectures") or (default,):
+        if name.endswith("ForSequenceClassification"):
+            return len(reader.labels())
+        if name.endswith("Model"):
+            return 0
+        if not name.endswith("ForCausalLM"):
+            raise CheckpointError(
+                f"config.json has architectures = [{name!r}]; jaxserve supports ...ForCausalLM,"
+                " ...ForSequenceClassification and ...Model"
+            )
+    return None
 
 
 def qwen_windows(reader: HfConfig) -> tuple[int | None, ...]:

@@ -25,6 +25,7 @@ _TOP = {
     "embedding": [("model.embed_tokens.weight", "vocab, embed")],
     "final_norm": [("model.norm.weight", "embed")],
     "lm_head": [("lm_head.weight", "vocab, embed")],
+    "score": [("score.weight", "labels, embed")],
 }
 _LAYER = {
     "attention_norm": [("input_layernorm.weight", "embed")],

@@ -1,8 +1,10 @@
 """Stand-ins for what host tests do not want to run: the device above all."""
 
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from hashlib import blake2b
 
 from jaxserve.plan import (
@@ -61,6 +63,16 @@ def solo_run(
         entry = chain(entry, token_id)
 
 
+def vector(entry: bytes) -> bytes:
+    """The fake's vector of a prompt whose last KV entry is `entry`: 8 numbers."""
+    return array("f", list(entry)).tobytes()
+
+
+def solo_vector(prompt_ids: tuple[int, ...]) -> bytes:
+    """The vector of a prompt that is alone in the world."""
+    return vector(reduce(chain, prompt_ids, b""))
+
+
 @dataclass
 class Slot:
     """What the device knows of a slot: its sequence's tokens, as far as they exist there."""
@@ -103,7 +115,8 @@ class FakeRunner:
     too early, or written by two sequences therefore shows as a failed check here, or at the latest
     as an output other than `solo_run`'s. Every rule of plan.py is asserted.
 
-    fails: called with each (row, tokens so far) and says whether its logits are not finite.
+    pools: whether it gives vectors of prompts, and no tokens. fails: called with each (row, tokens
+    so far) and says whether its logits are not finite.
     """
 
     def __init__(
@@ -115,8 +128,10 @@ class FakeRunner:
         max_num_batched_tokens: int,
         vocab_size: int = 64,
         max_pending: int = 2,
+        pools: bool = False,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
+        self._pools = pools
         self.vocab_size = vocab_size
         self.limits = StepLimits(num_tokens=max_num_batched_tokens, num_sequences=max_num_seqs)
         self.pending: deque[FakePendingStep] = deque()
@@ -144,6 +159,7 @@ class FakeRunner:
         invalid: set[int] = set()
         logprobs: dict[int, PositionLogprobs] = {}
         prompt_logprobs: dict[int, tuple[PositionLogprobs, ...]] = {}
+        vectors: dict[int, bytes] = {}
         for row in plan.rows:
             self._check_row(row, self._slots[row.slot])
         self._check_writes(plan)
@@ -154,7 +170,10 @@ class FakeRunner:
                 prompt_logprobs[index] = tuple(token_logprobs(token) for token in row.targets)
             if self._fails(row, slot.tokens):
                 invalid.add(index)
-            token_id = self._sample(row, slot) if row.samples else None
+            if self._pools and row.samples:
+                stop = row.start + row.num_tokens
+                vectors[index] = vector(self._entries[self._place(slot, stop - 1)])
+            token_id = self._sample(row, slot) if row.samples and not self._pools else None
             token_ids.append(token_id)
             if token_id is not None and slot.assignment.params.logprobs is not None:
                 logprobs[index] = token_logprobs(token_id)
@@ -164,6 +183,7 @@ class FakeRunner:
             invalid_rows=frozenset(invalid),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            vectors=vectors,
         )
         pending = FakePendingStep(self, plan, result)
         self.pending.append(pending)

@@ -17,6 +17,7 @@ LAYERS = (
         "structured_outputs",
         "request",
         "plan",
+        "pooling",
         "tokens",
         "timeline",
         "series",

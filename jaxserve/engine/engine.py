@@ -6,11 +6,21 @@ from collections.abc import Callable, Iterable
 
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
+from jaxserve.errors import InvalidRequestError
 from jaxserve.metrics import EngineMetrics, FinishedStats, StepStats
 from jaxserve.plan import PendingStep, Runner, StepPlan
 from jaxserve.request import DEFAULT_MAX_LOGPROBS, FinishReason, Request, SamplingParams
 from jaxserve.timeline import StepRecord, Timeline
 from jaxserve.tokens import End, Start, TokenBatch
+
+GENERATES = (
+    "this model generates text: for embeddings, scores and rankings it must be started with"
+    " --runner pooling"
+)
+POOLS = (
+    "this model pools prompts into vectors and generates no text: to generate, it must be started"
+    " with --runner generate"
+)
 
 
 class Engine:
@@ -68,9 +78,12 @@ class Engine:
         Raises InvalidRequestError if it cannot be served at all, and OverloadedError if it cannot
         be served now; then nothing will be heard of it.
         """
+        config = self._scheduler.config
+        if request.pools != config.pools:
+            raise InvalidRequestError(GENERATES if request.pools else POOLS, param="model")
         request.check(
             vocab_size=self._vocab_size,
-            max_model_len=self._scheduler.config.max_model_len,
+            max_model_len=config.max_model_len,
             max_logprobs=self._max_logprobs,
         )
         if self._check is not None:
@@ -167,6 +180,8 @@ class Engine:
                 batch.token_ids.append(token_id)
                 if self._metrics is not None:
                     self._observe_token(sequence, now_s)
+            elif sequence.vector is not None:
+                self._start(batch, sequence)
             if sequence.finish_reason is not None:
                 self._end(batch, sequence)
 
@@ -195,7 +210,9 @@ class Engine:
         reason, stop_reason = sequence.finish_reason, sequence.stop_reason
         assert reason is not None
         key = sequence.group.first_key + sequence.index
-        batch.ends.append(End(key, reason, sequence.times, stop_reason, sequence.error))
+        batch.ends.append(
+            End(key, reason, sequence.times, stop_reason, sequence.error, sequence.vector)
+        )
         self._forget(sequence, num_tokens=len(sequence.output_ids))
 
     def _forget(self, sequence: Sequence, *, num_tokens: int) -> None:

@@ -105,5 +105,19 @@ def divide(
     return list(shares.items())
 
 
+def whole(prompts: list[Sequence], num_tokens: int) -> list[tuple[Sequence, int]]:
+    """Return the prompts that a step computes whole, in order of precedence, with their tokens.
+
+    The first is always among them; one that does not fit lets shorter ones pass.
+    """
+    shares: list[tuple[Sequence, int]] = []
+    for sequence in prompts:
+        if sequence.length <= num_tokens:
+            shares.append((sequence, sequence.length))
+            num_tokens -= sequence.length
+    assert shares[0][0] is prompts[0], "a step is too small for a prompt"
+    return shares
+
+
 def _num_left(sequence: Sequence) -> int:
     return sequence.length - sequence.num_scheduled

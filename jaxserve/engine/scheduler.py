@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefills import divide, prefill_budget
+from jaxserve.engine.prefills import divide, prefill_budget, whole
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue, by_order
 from jaxserve.errors import InvalidRequestError
@@ -239,6 +239,11 @@ class Scheduler:
                 ):
                     self._finish_if_done(sequence, token_id)
                 updates.append((sequence, token_id, result.logprobs.get(index)))
+            elif row.samples:
+                sequence.vector = result.vectors[index]
+                self._totals.num_prompt_tokens += sequence.num_prompt
+                self.finish(sequence, FinishReason.STOP)
+                updates.append((sequence, None, None))
         return updates
 
     def reset_prefix_cache(self) -> None:
@@ -286,7 +291,9 @@ class Scheduler:
 
     def _max_length(self, request: Request) -> int:
         """Tokens of prompt and output together at which a sequence of the request must end."""
-        limit = min(self.config.max_model_len, self._memory.max_length(request))
+        # The vector of a prompt counts as the token after it, which has no place of its own.
+        longest = self.config.max_model_len + request.pools
+        limit = min(longest, self._memory.max_length(request))
         max_tokens = request.params.max_tokens
         return limit if max_tokens is None else min(limit, len(request.prompt_ids) + max_tokens)
 
@@ -367,14 +374,18 @@ class Scheduler:
         """Plan the next tokens of prompts, as many as the step has room and time for."""
         if builder.num_singles == self._max_tokens:
             return
-        budget = prefill_budget(
-            self.config,
-            max_tokens=self._max_tokens,
-            num_decodes=builder.num_singles,
-            decode_context=context,
-            prompts=self._prefilling,
-        )
-        for sequence, num_tokens in divide(self._prefilling, budget, self.config.work):
+        if self.config.whole_prompts:
+            shares = whole(self._prefilling, self._max_tokens)
+        else:
+            budget = prefill_budget(
+                self.config,
+                max_tokens=self._max_tokens,
+                num_decodes=builder.num_singles,
+                decode_context=context,
+                prompts=self._prefilling,
+            )
+            shares = divide(self._prefilling, budget, self.config.work)
+        for sequence, num_tokens in shares:
             self._add_chunk(builder, sequence, num_tokens)
 
     def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:

@@ -54,7 +54,7 @@ class Sequence:
     often another has run before it for what the cache held.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
     0 when none are, or no more. num_cached_tokens: prompt tokens found in the cache when it first
-    ran (None before that), which is what usage reports.
+    ran (None before that), which is what usage reports. vector: of a request that pools.
     """
 
     group: SequenceGroup
@@ -87,6 +87,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None
+    vector: bytes | None = None
     scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None

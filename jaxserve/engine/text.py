@@ -105,9 +105,9 @@ class Assembler:
                 param="stop",
             )
         first_key = self._next_key
+        tokenizer = None if request.pools else self._tokenizer
         answer = _Answer(request)
         for index in range(params.n):
-            tokenizer = self._tokenizer
             detokenizer = None if tokenizer is None else Detokenizer(tokenizer, request)
             key = first_key + index
             answer.choices[key] = _Choice(answer, key, index, detokenizer)
@@ -209,6 +209,7 @@ class Assembler:
             stop_reason=stop_reason,
             error=error,
             times=times,
+            vector=None if end is None else end.vector,
         )
 
     def _event(
@@ -223,6 +224,7 @@ class Assembler:
         stop_reason: int | str | None = None,
         error: str | None = None,
         times: RequestMetrics | None = None,
+        vector: bytes | None = None,
     ) -> TokenEvent:
         """Make an event; with a reason it is the last one of its choice."""
         answer = choice.answer
@@ -244,6 +246,7 @@ class Assembler:
             finish_reason=reason,
             stop_reason=stop_reason,
             error=error,
+            vector=vector,
             request_finished=not answer.choices,
             metrics=times,
         )

@@ -74,14 +74,15 @@ class StepCosts:
         self._windows = list(Counter(model.sliding_windows).items())
         self._pair_flops = 4 * config.heads * config.head_dim
         self._key_bytes = 2 * config.kv_heads * config.head_dim * _itemsize(config.cache_dtype)
-        table = _bytes(params["embedding"])
-        self._weights = tree_bytes(params) - (0 if model.tied_embeddings else table)
+        table = params["embedding"]
+        head = table if model.tied_embeddings else params.get("lm_head", ())
+        self._weights = tree_bytes(params) - (0 if head is table else _bytes(table))
         layers = jax.tree.leaves(params["layers"], is_leaf=_is_quantized)
         matrices = sum(_size(leaf) for leaf in layers if _is_quantized(leaf) or leaf.ndim > 1)
-        head = _size(params["embedding"] if model.tied_embeddings else params["lm_head"])
-        self._token_flops, self._logit_flops = 2 * matrices, 2 * head
+        num_weights = sum(_size(leaf) for leaf in jax.tree.leaves(head, is_leaf=_is_quantized))
+        self._token_flops, self._logit_flops = 2 * matrices, 2 * num_weights
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
-        self._token_written_bytes = model.num_layers * self._key_bytes
+        self._token_written_bytes = model.num_caches * self._key_bytes
         self._logit_bytes = model.vocab_size * _LOGIT_BYTES
         self._remembered_bytes = model.vocab_size * _MEMORY_BYTES
 
@@ -183,7 +184,7 @@ def helper_cost(programs: ProgramSet, helper: Helper) -> Cost:
     state = tree_bytes(programs.state)
     if helper is Helper.ALLOCATE:
         return Cost(flops=0, read_bytes=0, written_bytes=tree_bytes(programs.cache) + state)
-    row = state // programs.state.last_token.shape[0]
+    row = state // jax.tree.leaves(programs.state)[0].shape[0]
     return Cost(flops=0, read_bytes=row, written_bytes=row)
 
 

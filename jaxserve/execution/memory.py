@@ -24,7 +24,13 @@ CPU_CACHE_BYTES = 4 * GIB
 
 
 # How many arrays as large as the logits a step holds at once.
-_COPIES = {Variant.GREEDY: 2, Variant.SAMPLE: 6, Variant.FULL: 9, Variant.SCORE: 9}
+_COPIES = {
+    Variant.GREEDY: 2,
+    Variant.SAMPLE: 6,
+    Variant.FULL: 9,
+    Variant.SCORE: 9,
+    Variant.POOL: 0,
+}
 _COPIES_OF_SCORED = 4
 
 # Share of a GPU's pool that is left free: JAX's allocator cuts the pool into blocks, and a step's

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.execution.batch import packed_size
+from jaxserve.execution.pooling import PoolOutput, PoolState, abstract_pool_state, pool_step
 from jaxserve.execution.shapes import ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.execution.step import step as step_of_tree
-from jaxserve.models import Params
+from jaxserve.models import ModelConfig, Params
 from jaxserve.sharding import named_sharding
 from pallas_kernels.paged_attention import CacheSpec
 
@@ -28,6 +29,11 @@ class Helper(StrEnum):
 
 type Program = StepShape | Helper
 
+# What lies on the device between steps beside the cache, and what a step hands to the host: of an
+# engine that generates, and of one that pools.
+type State[Leaf] = SlotState[Leaf] | PoolState[Leaf]
+type Output = StepOutput | PoolOutput
+
 # By platform. XLA would join the products of queries, keys and values by copying their weights
 # together in every step: 50 MB a layer of an 8B model, read and written.
 _OPTIONS = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
@@ -40,12 +46,22 @@ def name_of(program: Program) -> str:
 
 def first_programs(shapes: ShapeTable) -> list[Program]:
     """Return what an engine with these shapes cannot serve without; the longest to make first."""
-    return [shapes.shapes[0], Helper.ALLOCATE, Helper.REMEMBER]
+    first: list[Program] = [shapes.shapes[0], Helper.ALLOCATE]
+    return first if shapes.pools else [*first, Helper.REMEMBER]
 
 
 def all_programs(shapes: ShapeTable) -> list[Program]:
     """Return everything an engine with these shapes runs, in the order in which it is best made."""
     return [*first_programs(shapes), *shapes.shapes[1:]]
+
+
+def described_state(
+    model: ModelConfig, *, pools: bool, num_slots: int, extra_size: int = 0
+) -> State[jax.ShapeDtypeStruct]:
+    """Describe what an engine keeps of its slots, slot 0 included, before it exists."""
+    if pools:
+        return abstract_pool_state(num_slots=num_slots, embed=model.embed)
+    return abstract_state(num_slots=num_slots, vocab_size=model.vocab_size, extra_size=extra_size)
 
 
 class ProgramSet:
@@ -62,13 +78,14 @@ class ProgramSet:
         pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
         self.cache = tuple(
             jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
-            for _ in range(context.model.num_layers)
+            for _ in range(context.model.num_caches)
         )
-        self.state: SlotState[jax.ShapeDtypeStruct] = jax.tree.map(
+        self.state: State[jax.ShapeDtypeStruct] = jax.tree.map(
             lambda leaf: self._described(leaf.shape, leaf.dtype),
-            abstract_state(
+            described_state(
+                context.model,
+                pools=context.pooling is not None,
                 num_slots=num_slots,
-                vocab_size=context.model.vocab_size,
                 extra_size=context.sampling.processors.row_size,
             ),
         )
@@ -127,18 +144,21 @@ class ProgramSet:
 def step(
     leaves: tuple[jax.Array, ...],
     cache: KVCache,
-    state: SlotState[jax.Array],
+    state: State[jax.Array],
     packed: jax.Array,
     *,
     tree: Any,
     shape: StepShape,
     context: StepContext,
-) -> tuple[StepOutput, KVCache, SlotState[jax.Array]]:
-    """See `step.step`; the parameters are flat, as JAX takes long to walk a tree in every call.
+) -> tuple[Output, KVCache, State[jax.Array]]:
+    """See `step.step` and `pooling.pool_step`; the parameters are flat.
 
+    JAX takes long to walk a tree in every call:
     benchmarks/dispatch.py tells how long.
     """
     params: Params = jax.tree.unflatten(tree, leaves)
+    if isinstance(state, PoolState):
+        return pool_step(params, cache, state, packed, shape=shape, context=context)
     return step_of_tree(params, cache, state, packed, shape=shape, context=context)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from jaxserve.execution.batch import Rows, SlotTable, pack
 from jaxserve.execution.cost import StepCosts
+from jaxserve.execution.pooling import PoolOutput
 from jaxserve.execution.program_pool import ProgramPool
-from jaxserve.execution.programs import Helper
+from jaxserve.execution.programs import Helper, Output, State
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import ShapeTable, StepShape, Variant
-from jaxserve.execution.state import SlotState, slot_memory
+from jaxserve.execution.state import slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
@@ -58,7 +59,7 @@ class ModelRunner:
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
-        self._state: SlotState[jax.Array]
+        self._state: State[jax.Array]
         self._cache, self._state = programs.get(Helper.ALLOCATE)()
         programs.get(shapes.shapes[0])
         self._take_over()
@@ -70,7 +71,7 @@ class ModelRunner:
             self._take_over()
         return self._limits
 
-    def dispatch(self, plan: StepPlan) -> "PendingResult":
+    def dispatch(self, plan: StepPlan) -> "PendingResult | PendingVectors":
         """Start a step; see plan.Runner."""
         start_s = self._clock()
         for assignment in plan.assignments:
@@ -79,31 +80,34 @@ class ModelRunner:
         for row in plan.rows:
             if row.new_pages:
                 table.extend(row)
-        variant = table.variant_for(rows)
+        variant = Variant.POOL if self._all_shapes.pools else table.variant_for(rows)
         shape = self._shapes.choose(rows.lengths.tolist(), variant)
         packed = pack(rows, variant, shape, table)
         cost = self._costs.count(
             rows.starts,
             rows.lengths,
             num_tokens=rows.num_tokens,
-            num_sampled=rows.num_sampled,
+            num_sampled=0 if variant is Variant.POOL else rows.num_sampled,
             variant=variant,
         )
         pack_s = self._clock() - start_s
         output = self._run(shape, packed)
+        run = StepRun(
+            program=shape.name,
+            num_tokens=rows.num_tokens,
+            padded_tokens=shape.tokens,
+            padded_sequences=shape.sequences,
+            pack_s=pack_s,
+            flops=cost.flops,
+            read_bytes=cost.read_bytes,
+            written_bytes=cost.written_bytes,
+        )
+        if isinstance(output, PoolOutput):
+            return PendingVectors(output, rows, run=run)
         return PendingResult(
             output,
             rows,
-            run=StepRun(
-                program=shape.name,
-                num_tokens=rows.num_tokens,
-                padded_tokens=shape.tokens,
-                padded_sequences=shape.sequences,
-                pack_s=pack_s,
-                flops=cost.flops,
-                read_bytes=cost.read_bytes,
-                written_bytes=cost.written_bytes,
-            ),
+            run=run,
             # Whoever wants any has made it a step of one of these variants.
             num_logprobs=_at(table.num_logprobs, rows) if variant >= Variant.FULL else None,
             named=_at(table.named, rows) if variant >= Variant.FULL else None,
@@ -121,6 +125,8 @@ class ModelRunner:
             rows = Rows(_rubbish_rows(shape))
             packed = pack(rows, Variant.GREEDY, shape, self._table)
             jax.block_until_ready(self._run(shape, packed))
+        if self._all_shapes.pools:
+            return
         nobody = SlotAssignment(
             slot=RUBBISH_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
         )
@@ -143,8 +149,8 @@ class ModelRunner:
             write = self._programs.get(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
 
-    def _run(self, shape: StepShape, packed: np.ndarray) -> StepOutput:
-        output: StepOutput
+    def _run(self, shape: StepShape, packed: np.ndarray) -> Output:
+        output: Output
         output, self._cache, self._state = self._programs.get(shape)(
             self._leaves, self._cache, self._state, packed
         )
@@ -240,6 +246,32 @@ class PendingResult:
                 )
             first += row.num_tokens
         return found
+
+
+class PendingVectors:
+    """A step that pools, under way."""
+
+    def __init__(self, output: PoolOutput, rows: Rows, *, run: StepRun) -> None:
+        self.run = run
+        self._vectors: Any = output.vectors  # jax.Array's type leaves `is_ready` out
+        self._rows = rows
+        self._vectors.copy_to_host_async()
+
+    def is_ready(self) -> bool:
+        """Whether the device has finished; see plan.PendingStep."""
+        is_ready: bool = self._vectors.is_ready()
+        return is_ready
+
+    def wait(self) -> StepResult:
+        """Block until the step is done; see plan.PendingStep."""
+        vectors = np.asarray(self._vectors)[: self._rows.num_rows]
+        samples = self._rows.samples
+        is_finite = np.isfinite(vectors).all(axis=1)
+        return StepResult(
+            token_ids=(None,) * self._rows.num_rows,
+            invalid_rows=frozenset(np.flatnonzero(samples & ~is_finite).tolist()),
+            vectors={i: vectors[i].tobytes() for i in np.flatnonzero(samples).tolist()},
+        )
 
 
 def _at[T](per_slot: list[T], rows: Rows) -> list[T]:

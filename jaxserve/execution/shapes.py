@@ -17,7 +17,7 @@ class Variant(IntEnum):
 
     GREEDY takes the most likely token. SAMPLE draws from the filtered distribution. FULL adjusts
     logits by what a slot remembers and reports log-probabilities. SCORE also gives the
-    log-probabilities of prompt tokens.
+    log-probabilities of prompt tokens. POOL stands by itself: no logits, but prompts' vectors.
 
     On accelerators there is a program for each, and a step runs the least that does. On CPUs,
     where a branch costs nothing and a program costs seconds of compilation, there is one program
@@ -28,6 +28,7 @@ class Variant(IntEnum):
     SAMPLE = 1
     FULL = 2
     SCORE = 3
+    POOL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,28 @@ class ShapeTable:
         ]
         return ShapeTable(tuple(dict.fromkeys(ordered)), False)
 
+    @staticmethod
+    def plan_pooling(
+        *, max_num_seqs: int, max_num_batched_tokens: int, pages: int, longest_row: int = 1
+    ) -> "ShapeTable":
+        """Return every shape of an engine that pools, the first with room for `longest_row` tokens.
+
+        Nothing decodes, so that on CPUs, too, there are programs enough to pad by 2 at most.
+        """
+        largest = max(max_num_batched_tokens, 2 * max_num_seqs)
+        sizes = _sizes_down(16, largest, factor=2)
+        shapes = [
+            StepShape(tokens, min(max_num_seqs, tokens // 2), pages, Variant.POOL)
+            for tokens in sizes
+        ]
+        first = next(i for i, tokens in enumerate(sizes) if tokens >= longest_row)
+        return ShapeTable((shapes[first], *shapes[first + 1 :], *shapes[:first]), False)
+
+    @property
+    def pools(self) -> bool:
+        """Whether the steps pool prompts and draw no tokens."""
+        return self.shapes[0].variant is Variant.POOL
+
     def only(self, is_made: Callable[[StepShape], bool]) -> "ShapeTable":
         """Return the table of those of the shapes for which `is_made` is true."""
         return replace(self, shapes=tuple(filter(is_made, self.shapes)))
@@ -125,7 +148,7 @@ class ShapeTable:
     def limits(self) -> StepLimits:
         """What a step may have so that there is a shape for it, whatever its rows ask for."""
         largest = max(
-            (shape for shape in self.shapes if shape.variant is Variant.SCORE),
+            (shape for shape in self.shapes if shape.variant >= Variant.SCORE),
             key=lambda shape: shape.tokens,
         )
         return StepLimits(num_tokens=largest.tokens, num_sequences=largest.sequences)

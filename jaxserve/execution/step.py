@@ -17,6 +17,7 @@ from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
 from jaxserve.models import Decoder, DecoderConfig, Params, bind
+from jaxserve.pooling import PoolingType
 from jaxserve.request import DEFAULT_MAX_LOGPROBS
 from jaxserve.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
@@ -62,6 +63,7 @@ class StepContext:
     branches: bool  # whether a program runs the least variant that does, or its own
     attention: AttentionPlan
     sampling: SamplingSettings = SamplingSettings()
+    pooling: PoolingType | None = None  # what `pooling.pool_step` makes of a prompt
 
 
 def step(
@@ -85,7 +87,7 @@ def step(
         _input_tokens(inputs, state),
         inputs.positions,
         cache,
-        _Attend(_paged_batch(inputs, shape), context),
+        PagedAttend(paged_batch(inputs, shape), context),
         rope_length=context.rope_length,
     )
 
@@ -115,7 +117,8 @@ def _input_tokens(inputs: StepInput, state: SlotState[jax.Array]) -> jax.Array:
     return jnp.where(inputs.feedback[inputs.row_sequences] != 0, fed_back, inputs.token_ids)
 
 
-def _paged_batch(inputs: StepInput, shape: StepShape) -> paged_attention.PagedBatch:
+def paged_batch(inputs: StepInput, shape: StepShape) -> paged_attention.PagedBatch:
+    """Say where the rows of a step, and what they attend to, lie in pages."""
     return paged_attention.PagedBatch(
         page_table=inputs.page_table,
         query_starts=inputs.query_starts,
@@ -127,7 +130,7 @@ def _paged_batch(inputs: StepInput, shape: StepShape) -> paged_attention.PagedBa
 
 
 @dataclass(frozen=True)
-class _Attend:
+class PagedAttend:
     """Paged attention as a decoder layer calls it: every device attends with its own heads."""
 
     batch: paged_attention.PagedBatch
@@ -143,6 +146,7 @@ class _Attend:
         scale: float,
         sliding_window: int | None,
     ) -> tuple[jax.Array, jax.Array]:
+        """See layers.attention.Attend."""
         attend = _attend_sharded(self.context, scale=scale, sliding_window=sliding_window)
         result: tuple[jax.Array, jax.Array] = attend(q, k, v, cache, self.batch)
         return result

@@ -7,7 +7,7 @@ tensor is read when that is done, so the host holds one tensor beside what its d
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -72,7 +72,11 @@ def load_params(
     progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
     that is missing, unexpected, misshapen or of a dtype that cannot be read.
     """
-    tensors, axes = hf_tensors(config), param_axes(config)
+    stored, axes = checkpoint.tensors, param_axes(config)
+    tensors = {
+        path: tuple(_as_stored(tensor, stored) for tensor in parts)
+        for path, parts in hf_tensors(config).items()
+    }
     wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
     targets = [
         _Target(path, index, tensor, axes[path], wanted[path])
@@ -80,8 +84,7 @@ def load_params(
         for index, tensor in enumerate(tensors[path])
     ]
     finish = quantizers(config, dtype=dtype, mesh=mesh, quantization=quantization)
-    stored = checkpoint.tensors
-    _check(checkpoint.name, targets, stored, tied=config.tied_embeddings)
+    _check(checkpoint.name, targets, stored, spare=config.spare_tensors)
 
     def file_of(target: _Target) -> Path:
         return stored[target.tensor.name].file
@@ -192,13 +195,17 @@ def _join(axis: int, sharding: Any) -> Callable[..., Array]:
 
 
 def _check(
-    name: str, targets: Iterable[_Target], stored: Mapping[str, TensorInfo], *, tied: bool
+    name: str,
+    targets: Iterable[_Target],
+    stored: Mapping[str, TensorInfo],
+    *,
+    spare: tuple[str, ...],
 ) -> None:
     """Raise one CheckpointError that names all that is wrong with the stored tensors."""
     expected = {target.tensor.name: target.stored_shape for target in targets}
     missing = sorted(expected.keys() - stored.keys())
     unexpected = sorted(
-        tensor for tensor in stored.keys() - expected.keys() if not _is_redundant(tensor, tied=tied)
+        tensor for tensor in stored.keys() - expected.keys() if not _is_redundant(tensor, spare)
     )
     present = [(tensor, stored[tensor]) for tensor in sorted(expected.keys() & stored.keys())]
     misshapen = [
@@ -220,9 +227,17 @@ def _check(
         raise CheckpointError(f"tensors of {name} do not fit its config.json: {'; '.join(faults)}")
 
 
-def _is_redundant(tensor: str, *, tied: bool) -> bool:
-    """Whether a stored tensor repeats what the config says: old rotary tables, a tied head."""
-    return tensor.endswith(".rotary_emb.inv_freq") or (tied and tensor == "lm_head.weight")
+def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
+    """Whether a stored tensor is of no use: an old rotary table, a head that is tied or unused."""
+    return tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(spare)
+
+
+def _as_stored(tensor: HfTensor, stored: Mapping[str, TensorInfo]) -> HfTensor:
+    """Return a tensor by its name in the checkpoint: a bare model's has no `model.` before it."""
+    bare = tensor.name.partition(".")[2]
+    if tensor.name not in stored and bare in stored:
+        return replace(tensor, name=bare)
+    return tensor
 
 
 def _listed(names: list[str]) -> str:

@@ -91,6 +91,8 @@ class World:
         enable_prefix_caching: bool = True,
         vocab_size: int = 64,
         tokenizer: Tokenizer | None = None,
+        pools: bool = False,
+        whole_prompts: bool = False,
         metrics: EngineMetrics | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
@@ -107,6 +109,8 @@ class World:
                 max_decode_slowdown=max_decode_slowdown,
                 work=work,
                 step_sizes=step_sizes,
+                pools=pools,
+                whole_prompts=whole_prompts,
             ),
             CacheConfig(
                 num_pages=num_pages,
@@ -122,6 +126,7 @@ class World:
             max_num_batched_tokens=max_num_batched_tokens,
             vocab_size=vocab_size,
             max_pending=2 if async_scheduling else 1,
+            pools=pools,
             fails=fails,
         )
         self.engine = Engine(

@@ -7,9 +7,8 @@ from typing import Any
 import jax
 
 from jaxserve.execution.attention import AttentionPlan, plan_attention
-from jaxserve.execution.programs import ProgramSet
+from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
-from jaxserve.execution.state import SlotState
 from jaxserve.execution.step import StepContext
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
 from jaxserve.sharding import make_mesh, partition_spec
@@ -79,7 +78,7 @@ class Program:
 
     compiled: jax.stages.Compiled
     cache: tuple[jax.ShapeDtypeStruct, ...]
-    state: SlotState[jax.ShapeDtypeStruct]
+    state: State[jax.ShapeDtypeStruct]
 
     @property
     def temporary_bytes(self) -> int:

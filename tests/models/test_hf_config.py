@@ -34,7 +34,7 @@ def test_an_unknown_model_type_is_refused_with_the_known_ones(model_type: object
         ("llama", "rope_theta", float("inf")),
         ("llama", "tie_word_embeddings", "yes"),
         ("llama", "rope_scaling", "yarn"),
-        ("llama", "architectures", ["LlamaForSequenceClassification"]),
+        ("llama", "architectures", ["LlamaForQuestionAnswering"]),
         ("llama", "head_dim", 15),
         ("llama", "num_key_value_heads", 3),
         ("mistral", "sliding_window", 0),
