@@ -1,18 +1,13 @@
 """Pooling: a prompt answered by one vector, an embedding or scores of labels, and by no text.
 
 The engine yields raw float32 vectors; what a request wants of one (its first dimensions, length 1,
-probabilities) is made of it by `PoolingModel.answer`, wherever the request is looked after.
+probabilities) is made of it where the request is looked after (`server/pooling.py`).
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
-
-import numpy as np
 
 from jaxserve.errors import InvalidRequestError
-
-type Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 class PoolingType(StrEnum):
@@ -62,7 +57,9 @@ class PoolingModel:
     """A model that pools.
 
     width: numbers of a vector. labels: what each of them scores; empty for embeddings. activation:
-    what `answer` does; activates: whether it does so unless it is told otherwise.
+    what is done with a vector; activates: whether it does so unless it is told otherwise.
+    segment_stride: what is added to the token ids of the second text of a pair, where the model
+    tells them apart.
     """
 
     type: PoolingType
@@ -70,6 +67,7 @@ class PoolingModel:
     labels: tuple[str, ...] = ()
     activation: Activation = Activation.NORMALIZE
     activates: bool = True
+    segment_stride: int = 0
 
     @property
     def task(self) -> str:
@@ -103,24 +101,3 @@ class PoolingModel:
                 f" got {params.dimensions}",
                 param="dimensions",
             )
-
-    def answer(self, raw: bytes, params: PoolingParams) -> Vector:
-        """Return what is answered of a vector, float32 numbers in the engine's byte order."""
-        vector = np.frombuffer(raw, np.float32)[: params.dimensions]
-        activates = self.activates if params.use_activation is None else params.use_activation
-        activated: Any = _activate(self.activation, vector) if activates else vector
-        answered: Vector = activated
-        return answered
-
-
-def _activate(activation: Activation, vector: Vector) -> Any:
-    match activation:
-        case Activation.NONE:
-            return vector
-        case Activation.NORMALIZE:
-            return vector / max(float(np.linalg.norm(vector)), 1e-12)
-        case Activation.SIGMOID:
-            return 1.0 / (1.0 + np.exp(-vector))
-        case Activation.SOFTMAX:
-            grown = np.exp(vector - vector.max())
-            return grown / grown.sum()

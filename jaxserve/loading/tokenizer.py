@@ -120,6 +120,29 @@ class Tokenizer:
         batch = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(batch[0].ids)
 
+    def encode_parts(
+        self,
+        text: str,
+        second: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        max_tokens: int | None = None,
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids of a text, or of a pair of them, and of which of the two each id is.
+
+        max_tokens: of all together; the last text is cut at its end to leave no more, if it can.
+        """
+        texts = [text] if second is None else [text, second]
+        parts = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        if max_tokens is not None:
+            num_others = sum(len(part) for part in parts[:-1])
+            if add_special_tokens:
+                num_others += self.backend.num_special_tokens_to_add(second is not None)
+            parts[-1].truncate(max(max_tokens - num_others, 0))
+        join: Any = self.backend.post_process  # its stub is wrong
+        whole = join(parts[0], None if second is None else parts[1], add_special_tokens)
+        return tuple(whole.ids), tuple(whole.type_ids)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of `token_ids`; ids the tokenizer does not know add nothing."""
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)

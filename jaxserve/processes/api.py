@@ -183,6 +183,7 @@ def served_model(hello: Hello, client: RemoteClient, tokenizer: Tokenizer) -> Se
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
         max_logprobs=hello.max_logprobs,
+        pooling=hello.pooling,
         defaults=hello.defaults,
         has_priorities=hello.has_priorities,
         fingerprint=hello.fingerprint,

@@ -4,6 +4,7 @@ from msgspec import Raw, Struct
 
 from jaxserve.config import EngineOptions
 from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.pooling import PoolingModel
 from jaxserve.series import Family
 from jaxserve.server.config import ServerConfig
 
@@ -146,6 +147,7 @@ class Hello(Struct, frozen=True, kw_only=True):
     has_priorities: bool
     fingerprint: str
     kernels: dict[str, tuple[str, dict[str, str]]]
+    pooling: PoolingModel | None = None
 
 
 type ToEngine = ServeEngine | TakeSeries | ClientGone | Stop

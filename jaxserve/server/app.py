@@ -15,6 +15,7 @@ from jaxserve.server.endpoints.health import health, ready
 from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
 from jaxserve.server.endpoints.models import get_model, list_models
+from jaxserve.server.endpoints.pooling import classify, create_embeddings, rerank, score
 from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
@@ -28,6 +29,10 @@ ROUTES = (
     Route("/v1/models/{model_id:path}", get_model),
     Route("/v1/messages", create_message, methods=["POST"]),
     Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+    Route("/v1/embeddings", create_embeddings, methods=["POST"]),
+    *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
+    Route("/classify", classify, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/health", health),

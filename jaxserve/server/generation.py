@@ -15,6 +15,9 @@ from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 
+# Requests of one answer that the engine has at once: its queue is for others, too.
+MAX_AT_ONCE = 256
+
 
 class Tally:
     """Counts the tokens of an answer while they come; counts_output: also those generated."""
@@ -51,6 +54,7 @@ class Collected:
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
     finish_reason: FinishReason = FinishReason.STOP
     stop_reason: int | str | None = None
+    vector: bytes = b""
 
     @property
     def text(self) -> str:
@@ -66,6 +70,8 @@ class Collected:
             self.prompt_logprobs = event.prompt_logprobs
         if event.finish_reason is not None:
             self.finish_reason, self.stop_reason = event.finish_reason, event.stop_reason
+        if event.vector is not None:
+            self.vector = event.vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +154,13 @@ async def _merged(
             async for event in events:
                 yield event.index, event
         return
+    turns = asyncio.Semaphore(MAX_AT_ONCE)
     # Of no more than one event each: the client merges what is not taken.
     queue: asyncio.Queue[tuple[int, TokenEvent] | Exception] = asyncio.Queue(len(requests))
 
     async def feed(offset: int, request: Request) -> None:
         try:
-            async with aclosing(client.generate(request)) as events:
+            async with turns, aclosing(client.generate(request)) as events:
                 async for event in events:
                     await queue.put((offset + event.index, event))
         except Exception as error:  # noqa: BLE001 (raised again by the reader of the queue)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import anyio.to_thread
 
-from jaxserve.errors import InvalidRequestError
 from jaxserve.request import Request, SamplingParams
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
@@ -49,12 +48,7 @@ class RequestMaker:
     arrival_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        if self.body.priority and not self.model.has_priorities:
-            raise InvalidRequestError(
-                f"priority must be 0 on a server that schedules by arrival,"
-                f" got {self.body.priority}",
-                param="priority",
-            )
+        self.model.checked_priority(self.body.priority)
 
     def requests(self) -> tuple[Request, ...]:
         """Return a request for each prompt of the body. Slow: for a worker."""

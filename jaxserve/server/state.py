@@ -16,6 +16,7 @@ from jaxserve.errors import InvalidRequestError, ModelNotFoundError, OverloadedE
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
+from jaxserve.pooling import PoolingModel
 from jaxserve.request import DEFAULT_MAX_LOGPROBS
 from jaxserve.series import Family
 from jaxserve.server.config import ServerConfig
@@ -43,6 +44,7 @@ class ServedModel:
     names: what requests may call it, its own name first. chat: None for a model without a chat
     template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
     max_logprobs: alternatives a request may ask for at each token.
+    pooling: how it pools prompts, None for a model that generates text.
     has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
     same request could give another answer. kernels: which backend computes each op, for /health.
     """
@@ -54,6 +56,7 @@ class ServedModel:
     max_model_len: int
     vocab_size: int
     max_logprobs: int = DEFAULT_MAX_LOGPROBS
+    pooling: PoolingModel | None = None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_priorities: bool = False
     fingerprint: str = ""
@@ -73,6 +76,15 @@ class ServedModel:
                 param="messages",
             )
         return self.chat
+
+    def checked_priority(self, priority: int) -> int:
+        """Return a request's priority; raises InvalidRequestError where there are none."""
+        if priority and not self.has_priorities:
+            raise InvalidRequestError(
+                f"priority must be 0 on a server that schedules by arrival, got {priority}",
+                param="priority",
+            )
+        return priority
 
     @property
     def system_fingerprint(self) -> str:

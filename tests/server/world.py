@@ -25,6 +25,7 @@ from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
 from jaxserve.plan import RowPlan, StepPlan
+from jaxserve.pooling import PoolingModel
 from jaxserve.request import SamplingParams
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
 from jaxserve.server.run import Server, uvicorn_config
@@ -110,6 +111,7 @@ class World:
         policy: str = "fcfs",
         has_chat: bool = True,
         hang_timeout_s: float = 60.0,
+        pooling: PoolingModel | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
         self.config = config or ServerConfig(port=0)
@@ -121,6 +123,7 @@ class World:
             max_num_batched_tokens=64,
             max_queued_requests=max_queued_requests,
             policy=policy,
+            pools=pooling is not None,
         )
         num_pages = 1 + max_num_seqs * MAX_MODEL_LEN // PAGE_SIZE
         self.runner = TimedRunner(
@@ -130,6 +133,7 @@ class World:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=64,
             vocab_size=VOCAB_SIZE,
+            pools=pooling is not None,
             fails=fails,
         )
         self.engine = Engine(
@@ -152,6 +156,7 @@ class World:
             chat=ChatTemplate(self.tokenizer) if has_chat else None,
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,
+            pooling=pooling,
             defaults=defaults or GenerationDefaults(),
             has_priorities=policy == "priority",
             kernels={

@@ -16,8 +16,8 @@ DEFAULT_MAX_TOKENS = 16
 type Prompt = str | tuple[int, ...]
 
 
-def _prompts(value: Any) -> list[Prompt]:
-    """A string, a list of strings, a list of token ids, or a list of lists of token ids."""
+def read_prompts(value: Any) -> list[Prompt]:
+    """Read a string, a list of strings, a list of token ids, or a list of lists of token ids."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
@@ -36,7 +36,7 @@ def _prompts(value: Any) -> list[Prompt]:
 class CompletionBody(GenerationBody):
     """A prompt, or several to be answered apart."""
 
-    prompt: Annotated[list[Prompt], BeforeValidator(_prompts)]
+    prompt: Annotated[list[Prompt], BeforeValidator(read_prompts)]
     logprobs: int | None = None
     add_special_tokens: bool = True
 

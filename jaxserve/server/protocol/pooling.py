@@ -1,0 +1,202 @@
+"""The bodies of /v1/embeddings, /score, /rerank and /classify, and their answers.
+
+Embeddings are OpenAI's; the others are vLLM's, which are Jina's and Cohere's.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.pooling import PoolingParams
+from jaxserve.server.protocol.common import CACHE_SALT, Body, Int32
+from jaxserve.server.protocol.completions import Prompt, read_prompts
+from jaxserve.server.protocol.fields import IGNORED
+from jaxserve.server.protocol.parsing import validate, wanted
+
+# OpenAI's own limit.
+MAX_INPUTS = 2048
+
+
+def _inputs(value: Any) -> list[Prompt]:
+    prompts = read_prompts(value)
+    if not all(prompts):
+        raise wanted("texts and lists of token ids that are not empty")
+    return prompts
+
+
+def _texts(value: Any) -> list[str]:
+    """One text, or a list of them."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise wanted("a string or a list of strings, at least one")
+    return texts
+
+
+def _documents(value: Any) -> list[str]:
+    """Texts, or objects that have one."""
+    if not isinstance(value, list) or not value:
+        raise wanted("a list of documents, at least one")
+    texts = [each["text"] if isinstance(each, dict) and "text" in each else each for each in value]
+    if not all(isinstance(text, str) for text in texts):
+        raise wanted("a list of strings, or of objects with a text")
+    return texts
+
+
+type Inputs = Annotated[
+    list[Prompt], BeforeValidator(_inputs), Field(min_length=1, max_length=MAX_INPUTS)
+]
+type Texts = Annotated[list[str], BeforeValidator(_texts), Field(max_length=MAX_INPUTS)]
+
+
+class PoolingBody(Body):
+    """What all share. truncate_prompt_tokens: -1 is as many as the model takes."""
+
+    model: str | None = None
+    truncate_prompt_tokens: Annotated[Int32, Field(ge=-1)] | None = None
+    add_special_tokens: bool = True
+    use_activation: bool | None = None
+    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
+    priority: Int32 = 0
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Self:
+        """Return the body of a JSON object; raises InvalidRequestError naming a field at fault."""
+        return validate({key: value for key, value in fields.items() if key not in IGNORED}, cls)
+
+    def params(self) -> PoolingParams:
+        """Return what is to be made of vectors."""
+        return PoolingParams(use_activation=self.use_activation)
+
+
+class EmbeddingBody(PoolingBody):
+    """Prompts to embed, each by itself. normalize: vLLM's older word for use_activation."""
+
+    input: Inputs
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    normalize: bool | None = None
+
+    def params(self) -> PoolingParams:
+        """See PoolingBody."""
+        activates = self.normalize if self.use_activation is None else self.use_activation
+        return PoolingParams(dimensions=self.dimensions, use_activation=activates)
+
+
+class ClassifyBody(PoolingBody):
+    """Prompts to classify, each by itself."""
+
+    input: Inputs
+
+
+class ScoreBody(PoolingBody):
+    """Pairs of texts: one with each of many, or each with the one at its place."""
+
+    text_1: Annotated[Texts, Field(validation_alias=AliasChoices("text_1", "data_1", "queries"))]
+    text_2: Annotated[Texts, Field(validation_alias=AliasChoices("text_2", "data_2", "documents"))]
+
+
+class RerankBody(PoolingBody):
+    """Documents to put into the order of their relevance to a query; top_n: 0 is all of them."""
+
+    query: str
+    documents: Annotated[list[str], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
+    top_n: Annotated[int, Field(ge=0)] = 0
+    return_documents: bool = True
+
+
+def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:
+    """Raise InvalidRequestError unless one text meets many, or as many meet as many."""
+    if num_firsts not in {1, num_seconds}:
+        raise InvalidRequestError(
+            f"the first texts must be one, or as many as the second ({num_seconds}),"
+            f" got {num_firsts}",
+            param=param,
+        )
+
+
+class PoolingUsage(msgspec.Struct):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct):
+    """An embedding: numbers, or float32 little-endian as base64."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class Embeddings(msgspec.Struct):
+    """The answer to /v1/embeddings."""
+
+    data: list[Embedding]
+    model: str
+    usage: PoolingUsage
+    object: str = "list"
+
+
+class Score(msgspec.Struct):
+    """The score of a pair."""
+
+    index: int
+    score: float
+    object: str = "score"
+
+
+class Scores(msgspec.Struct, kw_only=True):
+    """The answer to /score."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: PoolingUsage
+
+
+class Document(msgspec.Struct):
+    """A document as it came."""
+
+    text: str
+
+
+class Ranked(msgspec.Struct, omit_defaults=True):
+    """A document's place among those of the query, and how relevant it is."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class Ranking(msgspec.Struct):
+    """The answer to /rerank, the most relevant first."""
+
+    id: str
+    model: str
+    usage: PoolingUsage
+    results: list[Ranked]
+
+
+class Classified(msgspec.Struct):
+    """The most likely label of a prompt, and the probabilities of all."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classification(msgspec.Struct, kw_only=True):
+    """The answer to /classify."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Classified]
+    usage: PoolingUsage

@@ -1,0 +1,272 @@
+"""Embeddings, scores, rankings and labels: what the server makes of the vectors of prompts."""
+
+import base64
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from numpy.typing import NDArray
+from starlette.testclient import TestClient
+
+from jaxserve.pooling import Activation, PoolingModel, PoolingType
+from tests.data import needs_data
+from tests.fakes import solo_vector
+from tests.server.test_openai_spec import check
+from tests.server.world import MAX_MODEL_LEN, World, tokenizer
+
+WIDTH = 8  # of the fake's vectors
+LABELS = tuple(f"label {i}" for i in range(WIDTH))
+TEXTS = ["once upon a time", "the lazy dog", "the quick brown fox"]
+
+type Floats = NDArray[np.float32]
+
+
+def served(pooling: PoolingModel) -> Iterator[TestClient]:
+    with World(pooling=pooling) as world, world.http() as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[TestClient]:
+    yield from served(PoolingModel(type=PoolingType.LAST, width=WIDTH))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[TestClient]:
+    yield from served(
+        PoolingModel(
+            type=PoolingType.LAST, width=WIDTH, labels=LABELS, activation=Activation.SOFTMAX
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def cross_encoder() -> Iterator[TestClient]:
+    yield from served(
+        PoolingModel(
+            type=PoolingType.LAST, width=1, labels=("relevance",), activation=Activation.SIGMOID
+        )
+    )
+
+
+def post(http: TestClient, path: str, **body: Any) -> Any:
+    response = http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refusal(http: TestClient, path: str, **body: Any) -> Any:
+    response = http.post(path, json=body)
+    assert response.status_code == 400, response.text
+    return response.json()["error"]
+
+
+def raw(text: str, *, second: str = "") -> Floats:
+    ids = tokenizer().encode(text) + tokenizer().encode(second)
+    return np.frombuffer(solo_vector(ids), np.float32)
+
+
+def unit(vector: Floats) -> Floats:
+    return vector / np.linalg.norm(vector)
+
+
+def embeddings(answer: Any) -> list[Floats]:
+    assert [each["index"] for each in answer["data"]] == list(range(len(answer["data"])))
+    return [np.array(each["embedding"], np.float32) for each in answer["data"]]
+
+
+def test_a_text_gets_its_embedding_of_length_one(embedder: TestClient) -> None:
+    answer = post(embedder, "/v1/embeddings", input=TEXTS[0])
+    np.testing.assert_allclose(embeddings(answer)[0], unit(raw(TEXTS[0])), atol=1e-6)
+    num_tokens = len(tokenizer().encode(TEXTS[0]))
+    assert answer["usage"] == {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+
+
+def test_a_list_of_texts_is_embedded_in_its_order(embedder: TestClient) -> None:
+    found = embeddings(post(embedder, "/v1/embeddings", input=TEXTS))
+    np.testing.assert_allclose(found, [unit(raw(text)) for text in TEXTS], atol=1e-6)
+
+
+def test_token_ids_are_a_prompt_and_lists_of_them_several(embedder: TestClient) -> None:
+    ids = [list(tokenizer().encode(text)) for text in TEXTS]
+    one = embeddings(post(embedder, "/v1/embeddings", input=ids[0]))
+    many = embeddings(post(embedder, "/v1/embeddings", input=ids))
+    texts = embeddings(post(embedder, "/v1/embeddings", input=TEXTS))
+    np.testing.assert_array_equal(one, texts[:1])
+    np.testing.assert_array_equal(many, texts)
+
+
+def test_base64_is_the_same_numbers(embedder: TestClient) -> None:
+    answer = post(embedder, "/v1/embeddings", input=TEXTS[0], encoding_format="base64")
+    found = np.frombuffer(base64.b64decode(answer["data"][0]["embedding"]), "<f4")
+    np.testing.assert_array_equal(
+        found, embeddings(post(embedder, "/v1/embeddings", input=TEXTS[0]))[0]
+    )
+
+
+def test_fewer_dimensions_are_the_first_ones_at_length_one(embedder: TestClient) -> None:
+    found = embeddings(post(embedder, "/v1/embeddings", input=TEXTS[0], dimensions=3))
+    np.testing.assert_allclose(found[0], unit(raw(TEXTS[0])[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["normalize", "use_activation"])
+def test_embeddings_are_as_the_model_made_them_where_that_is_wanted(
+    embedder: TestClient, field: str
+) -> None:
+    found = embeddings(post(embedder, "/v1/embeddings", input=TEXTS[0], **{field: False}))
+    np.testing.assert_array_equal(found[0], raw(TEXTS[0]))
+
+
+@pytest.mark.parametrize("limit", [5, -1])
+def test_a_longer_prompt_is_cut_where_that_is_wanted(embedder: TestClient, limit: int) -> None:
+    text = TEXTS[0] * 100
+    answer = post(embedder, "/v1/embeddings", input=text, truncate_prompt_tokens=limit)
+    kept = tokenizer().encode(text)[: limit if limit > 0 else MAX_MODEL_LEN]
+    vector = np.frombuffer(solo_vector(kept), np.float32)
+    np.testing.assert_allclose(embeddings(answer)[0], unit(vector), atol=1e-6)
+
+
+def test_more_inputs_than_the_engines_queue_holds_are_answered() -> None:
+    ids = [[1 + i % 300, 1 + i // 300] for i in range(400)]
+    pooling = PoolingModel(type=PoolingType.LAST, width=WIDTH)
+    with World(pooling=pooling, max_queued_requests=300) as world, world.http() as http:
+        found = embeddings(post(http, "/v1/embeddings", input=ids))
+    expected = [unit(np.frombuffer(solo_vector(tuple(each)), np.float32)) for each in ids]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({}, "input", "required"),
+        ({"input": ""}, "input", "not empty"),
+        ({"input": []}, "input", "not empty"),
+        ({"input": ["a", ""]}, "input", "not empty"),
+        ({"input": [[]]}, "input", "not empty"),
+        ({"input": [1, "a"]}, "input", "token ids"),
+        ({"input": 5}, "input", "token ids"),
+        ({"input": [-1]}, "input", "-1"),
+        ({"input": [10**6]}, "input", "319"),
+        ({"input": ["a"] * 2049}, "input", "2048"),
+        ({"input": "a " * MAX_MODEL_LEN}, "input", "maximum context length is 128"),
+        ({"input": "a", "dimensions": WIDTH + 1}, "dimensions", "8"),
+        ({"input": "a", "dimensions": 0}, "dimensions", "0"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "float"),
+        ({"input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-1"),
+        ({"input": "a", "truncate_prompt_tokens": 129}, "truncate_prompt_tokens", "128"),
+        ({"input": "a", "priority": 3}, "priority", "3"),
+        ({"input": "a", "inputs": "b"}, "inputs", "no field"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(
+    embedder: TestClient, body: dict[str, Any], param: str, said: str
+) -> None:
+    error = refusal(embedder, "/v1/embeddings", **body)
+    assert error["param"] == param
+    assert said in error["message"]
+
+
+def test_a_model_that_generates_says_how_to_start_one_that_embeds(http: TestClient) -> None:
+    assert "--runner pooling" in refusal(http, "/v1/embeddings", input="a")["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_model_that_embeds_generates_nothing(embedder: TestClient, path: str) -> None:
+    body = (
+        {"prompt": "a"} if "chat" not in path else {"messages": [{"role": "user", "content": "a"}]}
+    )
+    assert "--runner generate" in refusal(embedder, path, max_tokens=2, **body)["message"]
+
+
+def test_labels_have_probabilities(classifier: TestClient) -> None:
+    answer = post(classifier, "/classify", input=TEXTS)
+    for text, found in zip(TEXTS, answer["data"], strict=True):
+        expected = np.exp(raw(text) - raw(text).max())
+        np.testing.assert_allclose(found["probs"], expected / expected.sum(), rtol=1e-5)
+        assert found["label"] == LABELS[int(expected.argmax())]
+        assert found["num_classes"] == WIDTH
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/embeddings", {"input": "a"}), ("/score", {"text_1": "a", "text_2": "b"})],
+)
+def test_a_model_of_many_labels_neither_embeds_nor_scores(
+    classifier: TestClient, path: str, body: dict[str, Any]
+) -> None:
+    assert refusal(classifier, path, **body)["param"] == "model"
+
+
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+def test_embeddings_score_a_pair_by_their_cosine(embedder: TestClient, path: str) -> None:
+    answer = post(embedder, path, text_1=TEXTS[0], text_2=TEXTS[1:])
+    expected = [unit(raw(TEXTS[0])) @ unit(raw(text)) for text in TEXTS[1:]]
+    np.testing.assert_allclose([each["score"] for each in answer["data"]], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "names", [("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents")]
+)
+def test_a_cross_encoder_reads_a_pair_as_one_prompt(
+    cross_encoder: TestClient, names: tuple[str, str]
+) -> None:
+    answer = post(cross_encoder, "/score", **{names[0]: TEXTS[:2], names[1]: TEXTS[1:]})
+    logits = [raw(a, second=b)[0] for a, b in pairwise(TEXTS)]
+    expected = 1 / (1 + np.exp(-np.array(logits)))
+    np.testing.assert_allclose([each["score"] for each in answer["data"]], expected, atol=1e-6)
+
+
+def test_pairs_that_do_not_match_up_are_refused(embedder: TestClient) -> None:
+    error = refusal(embedder, "/score", text_1=["a", "b"], text_2=["a", "b", "c"])
+    assert error["param"] == "text_1"
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_documents_are_ranked_by_their_score(embedder: TestClient, path: str) -> None:
+    answer = post(embedder, path, query="a dog", documents=TEXTS)
+    scores = [float(unit(raw("a dog")) @ unit(raw(text))) for text in TEXTS]
+    order = sorted(range(3), key=lambda i: -scores[i])
+    assert [each["index"] for each in answer["results"]] == order
+    found = [each["relevance_score"] for each in answer["results"]]
+    np.testing.assert_allclose(found, sorted(scores, reverse=True), atol=1e-6)
+    assert [each["document"]["text"] for each in answer["results"]] == [TEXTS[i] for i in order]
+
+
+def test_the_first_of_a_ranking_are_enough_and_documents_may_be_objects(
+    embedder: TestClient,
+) -> None:
+    documents = [{"text": text} for text in TEXTS]
+    answer = post(
+        embedder, "/rerank", query="a", documents=documents, top_n=2, return_documents=False
+    )
+    assert len(answer["results"]) == 2
+    assert all(each.keys() == {"index", "relevance_score"} for each in answer["results"])
+
+
+@needs_data
+@pytest.mark.parametrize("fields", [{}, {"encoding_format": "base64"}, {"dimensions": 4}])
+def test_embeddings_are_openais(embedder: TestClient, fields: dict[str, Any]) -> None:
+    answer = post(embedder, "/v1/embeddings", model="alias", input=TEXTS, **fields)
+    if fields.get("encoding_format") == "base64":
+        # The document knows floats only, though its own client asks for base64.
+        for each in answer["data"]:
+            each["embedding"] = [0.0]
+    check(answer, "CreateEmbeddingResponse")
+
+
+def test_openais_client_embeds() -> None:
+    pooling = PoolingModel(type=PoolingType.LAST, width=WIDTH)
+    with World(pooling=pooling) as world, world.listening() as address:
+        client = openai.OpenAI(base_url=f"{address.url}/v1", api_key="none", max_retries=0)
+        answer = client.embeddings.create(model="tiny/model", input=TEXTS, dimensions=5)
+        np.testing.assert_allclose(
+            [each.embedding for each in answer.data],
+            [unit(raw(text)[:5]) for text in TEXTS],
+            atol=1e-6,
+        )
+        with pytest.raises(openai.BadRequestError) as wrong:
+            client.embeddings.create(model="tiny/model", input="a", dimensions=99)
+        assert wrong.value.param == "dimensions"
