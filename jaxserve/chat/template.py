@@ -71,6 +71,10 @@ class ChatTemplate:
         """Whether the template has a place for documents."""
         return "documents" in self._reads
 
+    def has_all(self, texts: Sequence[str]) -> bool:
+        """Whether the template has each of these texts in it."""
+        return all(any(text in source for source in self._sources) for text in texts)
+
     def render(
         self,
         messages: Sequence[Message],

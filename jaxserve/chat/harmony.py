@@ -1,0 +1,79 @@
+"""OpenAI's harmony, which gpt-oss writes: an answer is messages, each of a channel.
+
+    <|channel|>analysis<|message|>Where is it?<|end|><|start|>assistant<|channel|>commentary
+    to=functions.weather <|constrain|>json<|message|>{"city": "Oslo"}<|call|>
+
+What a message is, its header says: a call if it is to a recipient, reasoning on the channel
+analysis, else content.
+"""
+
+import re
+from dataclasses import dataclass
+
+from jaxserve.chat.pieces import Sink
+from jaxserve.chat.source import Emit, Reading, Source
+from jaxserve.chat.syntax.json_value import skip_space
+
+START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+ENDS = ("<|end|>", "<|call|>", "<|return|>")
+MARKERS = (START, CHANNEL, "<|constrain|>", MESSAGE, *ENDS)
+HEADER = re.compile(
+    r"(?:<\|start\|>assistant)?\s*(?:to=(?:functions\.)?(?P<recipient>[\w.:-]+))?\s*"
+    r"(?:<\|channel\|>(?P<channel>analysis|commentary|final))?\s*"
+    r"(?:to=(?:functions\.)?(?P<named_late>[\w.:-]+))?\s*"
+    r"(?:(?:<\|constrain\|>)?\s*(?:json|code|text))?\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Harmony:
+    """What stands for this format where formats are named: of calls, of reasoning, or of both."""
+
+    signs: tuple[str, ...] = (CHANNEL, "analysis")
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that the tokenizer must leave in."""
+        return MARKERS
+
+
+def read_messages(
+    source: Source, sink: Sink, *, splits_reasoning: bool, finds_calls: bool
+) -> Reading[None]:
+    """Read a whole answer; what is not asked for apart is content."""
+    # The prompt has begun the first message, up to its role.
+    begins: tuple[str, ...] = (START, CHANNEL, "to=")
+    while (yield from source.peek()):
+        source.mark()
+        begin = yield from source.accept(*begins)
+        begins = (START, CHANNEL)
+        text = (yield from source.short_until((MESSAGE,))) if begin else None
+        header = None if text is None else HEADER.fullmatch(begin + text)
+        recipient = header and (header["recipient"] or header["named_late"])
+        if header is None or (recipient and not finds_calls):
+            # No message: text, up to where one may begin.
+            sink.content(source.release())
+            end = yield from source.until((*begins, *ENDS), sink.content)
+            yield from source.accept(*ENDS)
+            if end in ENDS:
+                sink.after_markup()
+            continue
+        source.mark()
+        yield from source.accept(MESSAGE)
+        sink.after_markup()
+        if recipient:
+            sink.call(recipient)
+            yield from skip_space(source)
+            yield from _read_body(source, sink.arguments)
+            sink.end_call()
+        elif header["channel"] == "analysis" and splits_reasoning:
+            yield from _read_body(source, sink.reasoning)
+        else:
+            yield from _read_body(source, sink.content)
+        sink.after_markup()
+
+
+def _read_body(source: Source, emit: Emit) -> Reading[None]:
+    """Read the text of a message, and its end; the next message ends one that has none."""
+    yield from source.until((*ENDS, START), emit, trims=True)
+    yield from source.accept(*ENDS)

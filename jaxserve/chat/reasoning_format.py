@@ -1,0 +1,52 @@
+"""How models of one kind set their reasoning apart from their answers, and how it is read."""
+
+from dataclasses import dataclass
+
+from jaxserve.chat.pieces import Sink
+from jaxserve.chat.source import Reading, Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningFormat:
+    """Reasoning at the beginning of an answer, between two texts.
+
+    begins and ends: those texts, or several that may stand for each. ends_before: what ends it
+    too and belongs to the answer. wraps: what may stand around the answer proper. is_assumed:
+    whether an answer that does not say otherwise begins with reasoning. signs: texts of which the
+    chat template of such a model has each; none if that cannot be told.
+    """
+
+    begins: tuple[str, ...]
+    ends: tuple[str, ...]
+    ends_before: tuple[str, ...] = ()
+    wraps: tuple[str, str] | None = None
+    is_assumed: bool = False
+    signs: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that show where reasoning is, which the tokenizer must leave in."""
+        return (*self.begins, *self.ends, *self.ends_before)
+
+    def is_opened_by(self, prompt: str) -> bool | None:
+        """Whether the answer to a prompt begins within reasoning; None if the model chooses."""
+        tail = prompt.rstrip()
+        if tail.endswith(self.begins):
+            return True
+        return False if tail.endswith(self.ends) else None
+
+    def read(self, source: Source, sink: Sink, *, is_open: bool | None) -> Reading[None]:
+        """Read an answer's reasoning, if there is some, up to the answer proper."""
+        if is_open is False:
+            return
+        begin = yield from source.accept(*self.begins)
+        if not (begin or is_open or self.is_assumed):
+            return
+        sink.after_markup()
+        ends = (*self.ends, *self.ends_before)
+        end = yield from source.until(ends, sink.reasoning, trims=True)
+        if end in self.ends:
+            yield from source.accept(end)
+        if self.wraps and (yield from source.accept(self.wraps[0])):
+            source.drop(self.wraps[1])
+        sink.after_markup()

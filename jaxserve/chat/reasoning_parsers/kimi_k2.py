@@ -1,0 +1,10 @@
+"""Kimi K2 Thinking: tags, and calls that end reasoning too."""
+
+from jaxserve.chat.reasoning_format import ReasoningFormat
+
+FORMAT = ReasoningFormat(
+    begins=("<think>",),
+    ends=("</think>",),
+    ends_before=("<|tool_calls_section_begin|>",),
+    signs=("</think>", "<|tool_calls_section_begin|>"),
+)

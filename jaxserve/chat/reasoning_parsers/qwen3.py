@@ -1,0 +1,5 @@
+"""Qwen 3, DeepSeek V3.1, Nemotron 3 and many more: tags, where there is reasoning."""
+
+from jaxserve.chat.reasoning_format import ReasoningFormat
+
+FORMAT = ReasoningFormat(begins=("<think>",), ends=("</think>",), signs=("</think>",))

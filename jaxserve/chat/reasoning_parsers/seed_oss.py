@@ -1,0 +1,5 @@
+"""ByteDance's Seed-OSS: tags of its own."""
+
+from jaxserve.chat.reasoning_format import ReasoningFormat
+
+FORMAT = ReasoningFormat(begins=("<seed:think>",), ends=("</seed:think>",), signs=("seed:think",))

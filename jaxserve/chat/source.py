@@ -1,0 +1,193 @@
+"""Text that comes in pieces, read by generators as if all of it were there.
+
+A reader is a generator that yields where it has to wait for more text, and asks `Source` only
+questions whose answer no further text can change. So it does the same whatever the pieces are:
+what is proved of whole texts holds of streams.
+
+Every question looks a bounded distance ahead, and text is held back no longer than it takes to
+answer one; the work is linear in the text.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Generator
+from functools import lru_cache
+
+type Reading[T] = Generator[None, None, T]
+type Emit = Callable[[str], object]
+
+# White space beside markup belongs to the markup; so much of it.
+MAX_SPACE = 64
+SPACE = re.compile(rf"\s{{0,{MAX_SPACE}}}")
+# What is looked for in one piece: a name, an id, a key, the header of a call.
+MAX_SHORT = 256
+
+
+class Markers:
+    """Texts to be found, at the first place where one begins."""
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        # Longest first: of two that begin at one place the longer is meant.
+        self._texts = sorted(texts)
+        self._max_chars = max(map(len, texts), default=0)
+        longest_first = sorted(texts, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._firsts = re.compile(
+            "[" + re.escape("".join({text[0] for text in texts}) or "\0") + "]"
+        )
+
+    def find(self, text: str, start: int) -> tuple[int, str]:
+        """Return where the first marker begins and the marker.
+
+        With none there it is where one may begin that is not complete yet, or the end, and "".
+        """
+        match = self._pattern.search(text, start)
+        if match is not None:
+            return match.start(), match[0]
+        for first in self._firsts.finditer(text, max(start, len(text) - self._max_chars + 1)):
+            if self.is_begun(text[first.start() :]):
+                return first.start(), ""
+        return len(text), ""
+
+    def is_begun(self, text: str) -> bool:
+        """Whether a marker begins with `text`."""
+        position = bisect_left(self._texts, text)
+        return position < len(self._texts) and self._texts[position].startswith(text)
+
+
+@lru_cache(maxsize=256)
+def markers(texts: tuple[str, ...], dropped: tuple[str, ...] = ()) -> Markers:
+    """Return the markers of these texts, and those of the others that are not part of them.
+
+    No text may contain another but at its end: else finding one could depend on what follows.
+    """
+    others = tuple(other for other in dropped if not any(other in text for text in texts))
+    return Markers((*texts, *others))
+
+
+class Source:
+    """The text of one answer, as far as it has come and has not been read.
+
+    dropped: texts that are passed over in silence where markers are looked for, such as special
+    tokens that mean nothing to the reader.
+    """
+
+    def __init__(self, *, dropped: tuple[str, ...] = ()) -> None:
+        self._dropped = dropped
+        self._text = ""
+        self._at = 0
+        self._mark: int | None = None
+        self._num_read_before = 0
+        self.is_whole = False
+
+    @property
+    def position(self) -> int:
+        """Characters that have been read."""
+        return self._num_read_before + self._at
+
+    def add(self, text: str) -> None:
+        """Add what has come."""
+        kept = self._at if self._mark is None else self._mark
+        self._text = self._text[kept:] + text
+        self._num_read_before += kept
+        self._at -= kept
+        self._mark = None if self._mark is None else 0
+
+    def drop(self, text: str) -> None:
+        """Pass over a text from now on."""
+        self._dropped = (*self._dropped, text)
+
+    def mark(self) -> None:
+        """Remember this place until `release`; text from here on is kept."""
+        self._mark = self._at
+
+    def release(self) -> str:
+        """Return what was read since the mark, and forget the mark."""
+        assert self._mark is not None, "nothing is marked"
+        text = self._text[self._mark : self._at]
+        self._mark = None
+        return text
+
+    def take(self, pattern: re.Pattern[str], *, limit: int | None = None) -> str:
+        """Read what of the text that has come matches here, at most `limit` characters."""
+        stop = len(self._text) if limit is None else min(len(self._text), self._at + limit)
+        match = pattern.match(self._text, self._at, stop)
+        text = "" if match is None else match[0]
+        self._at += len(text)
+        return text
+
+    def skip(self, num_chars: int) -> str:
+        """Read so many characters, which must have come."""
+        text = self._text[self._at : self._at + num_chars]
+        assert len(text) == num_chars, "reading beyond the text"
+        self._at += num_chars
+        return text
+
+    def peek(self, num_chars: int = 1) -> Reading[str]:
+        """Return the next characters without reading them: fewer only where the text ends."""
+        while len(self._text) - self._at < num_chars and not self.is_whole:
+            yield
+        return self._text[self._at : self._at + num_chars]
+
+    def until(self, texts: tuple[str, ...], emit: Emit, *, trims: bool = False) -> Reading[str]:
+        """Pass text on up to the first of some markers, which is not read; "" if the text ends.
+
+        trims: white space before the marker is not read either.
+        """
+        wanted = markers(texts, self._dropped)
+        while True:
+            place, marker = wanted.find(self._text, self._at)
+            if marker and marker not in texts:
+                self._emit_to(place, emit)
+                self._at += len(marker)
+                continue
+            if trims and (marker or not self.is_whole):
+                place -= _num_trailing_spaces(self._text, self._at, place)
+            if not marker and self.is_whole:
+                place = len(self._text)
+            self._emit_to(place, emit)
+            if marker or self.is_whole:
+                return marker
+            yield
+
+    def accept(self, *texts: str) -> Reading[str]:
+        """Read the one of `texts` that comes next, and white space before it; "" if none does.
+
+        Then nothing is read.
+        """
+        while True:
+            space = SPACE.match(self._text, self._at)
+            start = self._at if space is None else space.end()
+            rest = self._text[start : start + MAX_SHORT]
+            if self.is_whole or not any(text != rest and text.startswith(rest) for text in texts):
+                found = max((text for text in texts if rest.startswith(text)), key=len, default="")
+                if found:
+                    self._at = start + len(found)
+                return found
+            yield
+
+    def short_until(self, texts: tuple[str, ...]) -> Reading[str | None]:
+        """Read text up to a marker that comes soon, but not the marker; None if none does.
+
+        Then nothing is read. Soon is after at most MAX_SHORT characters.
+        """
+        wanted = markers(texts)
+        while True:
+            place, marker = wanted.find(self._text, self._at)
+            if place - self._at > MAX_SHORT:
+                return None
+            if marker:
+                return self.skip(place - self._at)
+            if self.is_whole:
+                return None
+            yield
+
+    def _emit_to(self, place: int, emit: Emit) -> None:
+        if place > self._at:
+            emit(self._text[self._at : place])
+            self._at = place
+
+
+def _num_trailing_spaces(text: str, start: int, stop: int) -> int:
+    tail = text[max(start, stop - MAX_SPACE) : stop]
+    return len(tail) - len(tail.rstrip())

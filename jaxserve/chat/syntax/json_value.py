@@ -1,0 +1,120 @@
+"""JSON as models write it: passed on while it comes, and never beyond its end."""
+
+import re
+from contextlib import suppress
+
+import msgspec
+
+from jaxserve.chat.source import SPACE, Emit, Reading, Source
+
+IN_STRING = re.compile(r'[^"\\]+')
+# Whatever JSON has between strings and brackets; commas and colons only inside of something.
+BETWEEN = re.compile(r"[\w+\-.,:\s]+")
+SCALAR = re.compile(r"[\w+\-.]+")
+# Models write line breaks into strings as they are, which JSON forbids.
+ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)} | {9: "\\t", 10: "\\n", 13: "\\r"}
+
+
+def read_value(source: Source, emit: Emit, *, limit: int | None = None) -> Reading[bool]:
+    """Pass one JSON value on as it is written; return whether it came to its end.
+
+    It stops where the text ends, after `limit` characters, and at a character that JSON has only
+    in strings. Brackets are counted and not matched: what is inside is the reader's affair.
+    """
+    start = source.position
+    depth = 0
+    while True:
+        left = None if limit is None else limit - (source.position - start)
+        char = yield from source.peek()
+        if not char or left == 0:
+            return False
+        if char == '"':
+            if not (yield from _read_string(source, emit, limit=left)):
+                return False
+        elif char in "{[":
+            depth += 1
+            emit(source.skip(1))
+        elif char in "}]" and depth:
+            depth -= 1
+            emit(source.skip(1))
+        elif depth:
+            text = source.take(BETWEEN, limit=left)
+            if not text:
+                return False
+            emit(text)
+        else:
+            return (yield from _read_scalar(source, emit, limit=left))
+        if not depth:
+            return True
+
+
+def read_short_string(source: Source) -> Reading[str | None]:
+    """Read a short JSON string, and white space before it; None if none comes next.
+
+    Then nothing but the white space and the quote are read.
+    """
+    if not (yield from source.accept('"')):
+        return None
+    text = yield from source.short_until(('"',))
+    if text is None or "\\" in text:
+        return None
+    source.skip(1)
+    return text
+
+
+def read_arguments(source: Source, emit: Emit, *, limit: int | None = None) -> Reading[bool]:
+    """Read a call's arguments: an object, the text of one as a string, or null for none."""
+    yield from skip_space(source)
+    char = yield from source.peek()
+    if char == "{":
+        return (yield from read_value(source, emit, limit=limit))
+    parts: list[str] = []
+    is_whole = yield from read_value(source, parts.append, limit=limit)
+    text = "".join(parts)
+    if is_whole and text == "null":
+        return True
+    if is_whole and char == '"':
+        # If it is none after all, the client gets to see what it is.
+        with suppress(msgspec.DecodeError):
+            text = msgspec.json.decode(text, type=str)
+    if text:
+        emit(text)
+    return is_whole
+
+
+def skip_space(source: Source) -> Reading[None]:
+    """Read white space, a bounded lot of it."""
+    while (yield from source.peek()).isspace():
+        if not source.take(SPACE):
+            return
+
+
+def _read_string(source: Source, emit: Emit, *, limit: int | None) -> Reading[bool]:
+    start = source.position
+    emit(source.skip(1))
+    while True:
+        left = None if limit is None else limit - (source.position - start)
+        char = yield from source.peek()
+        if not char or (left is not None and left <= 0):
+            return False
+        if char == '"':
+            emit(source.skip(1))
+            return True
+        if char == "\\":
+            escape = yield from source.peek(2)
+            emit(source.skip(len(escape)).translate(ESCAPES))
+        else:
+            emit(source.take(IN_STRING, limit=left).translate(ESCAPES))
+
+
+def _read_scalar(source: Source, emit: Emit, *, limit: int | None) -> Reading[bool]:
+    start = source.position
+    while True:
+        left = None if limit is None else limit - (source.position - start)
+        char = yield from source.peek()
+        if left is not None and left <= 0:
+            return False
+        text = source.take(SCALAR, limit=left) if char else ""
+        if not text:
+            return source.position > start
+        emit(text)

@@ -1,0 +1,157 @@
+"""Calls as Python writes them: `weather(city="Oslo", days=[1, 2])`."""
+
+import json
+import re
+
+from jaxserve.chat.pieces import Sink
+from jaxserve.chat.source import Emit, Reading, Source
+from jaxserve.chat.syntax import Schemas
+from jaxserve.chat.syntax.json_value import skip_space
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.-]{0,127}")
+KEYWORD = re.compile(r"[A-Za-z_]\w{0,127}")
+IN_STRING = re.compile(r"""[^"'\\]+""")
+WORD = re.compile(r"[\w+\-.]+")
+NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+WORDS = {"True": "true", "False": "false", "None": "null"}
+JSON_WORDS = frozenset(WORDS.values())
+BRACKETS = {"[": "[", "(": "[", "{": "{", "]": "]", ")": "]", "}": "}"}
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
+ESCAPED |= {char: char for char in "\\'\""}
+CODES = {"x": re.compile(r"[0-9a-fA-F]{2}"), "u": re.compile(r"[0-9a-fA-F]{4}")}
+NUM_DIGITS = {"x": 2, "u": 4}
+
+
+class PythonCall:
+    """A function's name and keyword arguments that are literals."""
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """Nothing: a call begins with a name."""
+        return ()
+
+    def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[bool]:
+        """See CallSyntax."""
+        yield from skip_space(source)
+        name = yield from source.short_until(("(",))
+        if name is None or not FUNCTION.fullmatch(name):
+            return False
+        if schemas and name not in schemas:
+            return False
+        source.skip(1)
+        if (yield from source.accept(")")):
+            sink.call(name)
+            sink.end_call()
+            return True
+        separator = "{"
+        while True:
+            yield from skip_space(source)
+            key = yield from source.short_until(("=",))
+            if key is None or not KEYWORD.fullmatch(key.strip()):
+                break
+            source.skip(1)
+            if separator == "{":
+                sink.call(name)
+            sink.arguments(f"{separator}{json.dumps(key.strip())}: ")
+            separator = ", "
+            source.mark()
+            is_whole = yield from _read_literal(source, sink.arguments)
+            source.mark()
+            if not is_whole:
+                return False
+            found = yield from source.accept(",", ")")
+            if found != "," or (yield from source.accept(")")):
+                sink.arguments("}")
+                sink.end_call()
+                return bool(found)
+        if separator == "{":
+            return False
+        sink.arguments("}")
+        sink.end_call()
+        return False
+
+
+def _read_literal(source: Source, emit: Emit) -> Reading[bool]:
+    """Pass a literal on as JSON; return whether it came to its end."""
+    brackets: list[str] = []
+    is_key = False
+    needs_comma = False  # given out when something follows: Python allows a last one too many
+
+    def begin(text: str) -> None:
+        nonlocal needs_comma
+        emit(", " + text if needs_comma else text)
+        needs_comma = False
+
+    while True:
+        yield from skip_space(source)
+        char = yield from source.peek()
+        if not char:
+            return False
+        if char in "\"'":
+            begin('"')
+            if not (yield from _read_string(source, emit)):
+                return False
+            emit('"')
+        elif char in "[({":
+            begin(BRACKETS[source.skip(1)])
+            brackets.append(char)
+            is_key = char == "{"
+        elif char in "])}" and brackets:
+            needs_comma = is_key = False
+            emit(BRACKETS[source.skip(1)])
+            brackets.pop()
+        elif char in ",:" and brackets:
+            needs_comma = source.skip(1) == ","
+            is_key = needs_comma and brackets[-1] == "{"
+            if not needs_comma:
+                emit(": ")
+        else:
+            word = yield from _read_word(source)
+            if not word:
+                return False
+            word = WORDS.get(word, word)
+            # JSON's keys are strings.
+            is_json = not is_key and (word in JSON_WORDS or NUMBER.fullmatch(word))
+            begin(word if is_json else json.dumps(word, ensure_ascii=False))
+        if not brackets:
+            return True
+
+
+def _read_word(source: Source) -> Reading[str]:
+    parts: list[str] = []
+    while (yield from source.peek()) and (more := source.take(WORD)):
+        parts.append(more)
+    return "".join(parts)
+
+
+def _read_string(source: Source, emit: Emit) -> Reading[bool]:
+    """Pass what is in quotes on as what is in JSON's; return whether they were closed."""
+    quote = source.skip(1)
+    while True:
+        char = yield from source.peek()
+        if not char:
+            return False
+        if char == quote:
+            source.skip(1)
+            return True
+        if char == "\\":
+            text = yield from _read_escape(source)
+        elif char in "\"'":
+            text = source.skip(1)
+        else:
+            text = source.take(IN_STRING)
+        emit(json.dumps(text, ensure_ascii=False)[1:-1])
+
+
+def _read_escape(source: Source) -> Reading[str]:
+    """Read a backslash and what it stands for; Python leaves those it does not know as they are."""
+    kind = (yield from source.peek(2))[1:]
+    if kind in CODES:
+        digits = (yield from source.peek(2 + NUM_DIGITS[kind]))[2:]
+        code = int(digits, 16) if CODES[kind].fullmatch(digits) else None
+        # Half of a surrogate pair is no character that could be sent.
+        if code is not None and not 0xD800 <= code < 0xE000:
+            source.skip(2 + len(digits))
+            return chr(code)
+    source.skip(1 + len(kind))
+    return ESCAPED.get(kind, "\\" + kind)

@@ -1,0 +1,64 @@
+"""How models of one kind write tool calls into their answers, and the machine that reads it."""
+
+from dataclasses import dataclass
+
+from jaxserve.chat.pieces import Sink
+from jaxserve.chat.source import Reading, Source
+from jaxserve.chat.syntax import CallSyntax, Schemas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """Calls of one syntax, and what stands around them.
+
+    begins: texts by which calls show in an answer. between and ends: what may stand between
+    calls, and after them. chains: whether calls may follow each other with nothing between.
+    is_bare: whether an answer may also begin with a call as such. signs: texts of which the chat
+    template of such a model has each; none where the calls that it writes are sign enough.
+    """
+
+    call: CallSyntax
+    begins: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    chains: bool = False
+    is_bare: bool = False
+    signs: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that show where calls are, which the tokenizer must leave in."""
+        return (*self.begins, *self.call.begins, *self.ends)
+
+    def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[None]:
+        """Read the rest of an answer: calls, and the text around them.
+
+        What looked like a call and is none is text, as it was written.
+        """
+        begins = (*self.begins, *self.call.begins)
+        between = (*self.begins, *self.between, *self.ends)
+        if not self.is_bare:
+            yield from source.until(begins, sink.content, trims=True)
+        while (yield from source.peek()):
+            source.mark()
+            may_call = self.is_bare
+            while True:
+                found = yield from source.accept(*between)
+                if found in self.ends:
+                    sink.after_markup()
+                    source.mark()
+                    may_call = False
+                elif found:
+                    may_call = True
+                elif may_call or self.call.begins:
+                    num_calls = sink.num_calls
+                    is_whole = yield from self.call.read(source, sink, schemas)
+                    if not is_whole and sink.num_calls == num_calls:
+                        break
+                    sink.content("" if is_whole else source.release())
+                    source.mark()
+                    may_call = is_whole and self.chains
+                else:
+                    break
+            sink.content(source.release())
+            yield from source.until(begins, sink.content, trims=True)

@@ -1,0 +1,14 @@
+"""GLM 4.5 and later: a name, then keys and values between tags."""
+
+from jaxserve.chat.syntax.tagged_call import TaggedCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=TaggedCall(
+        name=("", ("\n", "<arg_key>", "</tool_call>")),
+        key=("<arg_key>", "</arg_key>"),
+        value=("<arg_value>", "</arg_value>"),
+        end="</tool_call>",
+    ),
+    begins=("<tool_call>",),
+)

@@ -1,0 +1,16 @@
+"""Kimi K2: an id that holds the name, a token and JSON."""
+
+import re
+
+from jaxserve.chat.syntax.header_call import HeaderCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=HeaderCall(
+        re.compile(r"(?P<id>(?:functions\.)?(?P<name>[\w.-]+?)(?::\d+)?)"),
+        "<|tool_call_argument_begin|>",
+    ),
+    begins=("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+    ends=("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    signs=("<|tool_call_argument_begin|>",),
+)

@@ -1,0 +1,12 @@
+"""Llama 3.1 to 3.3: an answer that is nothing but JSON."""
+
+from jaxserve.chat.syntax.json_call import JsonCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=JsonCall(needs_arguments=True),
+    begins=("<|python_tag|>",),
+    between=(";", ","),
+    chains=True,
+    is_bare=True,
+)

@@ -1,0 +1,11 @@
+"""Mistral since Small 3.1 and Devstral: a token, the name, another token, and JSON."""
+
+import re
+
+from jaxserve.chat.syntax.header_call import HeaderCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=HeaderCall(re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\](?P<id>\w+))?"), "[ARGS]"),
+    begins=("[TOOL_CALLS]",),
+)

@@ -1,0 +1,8 @@
+"""Mistral before Small 3.1, such as Nemo: a token and a list of JSON."""
+
+from jaxserve.chat.syntax.json_call import JsonCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=JsonCall(), begins=("[TOOL_CALLS]",), ends=("]",), between=("[", ","), chains=True
+)

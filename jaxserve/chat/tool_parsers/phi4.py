@@ -1,0 +1,13 @@
+"""Phi 4 mini, firefunction: a list of JSON after a word or between tokens."""
+
+from jaxserve.chat.syntax.json_call import JsonCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=JsonCall(),
+    begins=("<|tool_call|>", "functools["),
+    ends=("]", "<|/tool_call|>"),
+    between=("[", ","),
+    chains=True,
+    signs=("<|tool_call|>", "<|/tool_call|>"),
+)

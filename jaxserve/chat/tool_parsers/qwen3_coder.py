@@ -1,0 +1,16 @@
+"""Qwen 3 Coder, Qwen 3.5, Nemotron 3, Step 3.5: everything between tags."""
+
+from jaxserve.chat.syntax.tagged_call import TaggedCall
+from jaxserve.chat.tool_format import ToolFormat
+
+FORMAT = ToolFormat(
+    call=TaggedCall(
+        name=("<function=", (">",)),
+        key=("<parameter=", ">"),
+        value=("", "</parameter>"),
+        end="</function>",
+        pads=True,
+    ),
+    begins=("<tool_call>",),
+    ends=("</tool_call>",),
+)
