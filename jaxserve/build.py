@@ -4,7 +4,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.execution.runner import ModelRunner
+from jaxserve.loading.end_tokens import read_end_ids
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.metrics import EngineMetrics
 from jaxserve.models import Params, random_params
@@ -43,7 +42,6 @@ class LoadedModel:
     plan: EnginePlan
     engine: Engine
     runner: ModelRunner
-    tokenizer: Tokenizer
     generation: GenerationDefaults
     compilations: CompilationCounter
     programs: ProgramPool
@@ -54,26 +52,26 @@ def build(
     plan: EnginePlan,
     *,
     metrics: EngineMetrics | None = None,
+    startup: Startup | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> LoadedModel:
     """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
-    Weights and tokenizer load while programs are made. By the option `warm_up` that is waited for
-    the first of them only, or for all. report: told what happens, a line at a time; progress bars
-    go to a terminal only. Raises CheckpointError for weights that do not match, KernelError for
-    kernels that compute wrong numbers, and MemoryPlanError if the device has less memory left than
-    was planned with.
+    Weights load while programs are made. By the option `warm_up` that is waited for the first of
+    them only, or for all. startup: where to take down the stages, if others do so too. report: told
+    what happens, a line at a time; progress bars go to a terminal only. Raises CheckpointError for
+    weights that do not match, KernelError for kernels that compute wrong numbers, and
+    MemoryPlanError if the device has less memory left than was planned with.
     """
     assert not plan.is_absent, "planned for hardware that is not there"
     options = plan.options
-    startup = Startup()
+    startup = startup or Startup()
     startup.imported(plan.began_s)
     startup.add("plan", plan.began_s, plan.began_s + plan.planning_s)
     if options.compilation_cache:
         use_compilation_cache()
     for line in plan.lines():
         report(line)
-    # Asked before the tokenizer, which takes longer to find missing.
     if options.load_format != "dummy" and not plan.checkpoint.tensors:
         raise CheckpointError(f"{plan.name} holds no weights")
     compilations = CompilationCounter()
@@ -96,14 +94,13 @@ def _load(
 ) -> LoadedModel:
     """Put together an engine whose programs are being made."""
     options, checkpoint = plan.options, plan.checkpoint
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
-        future = aside.submit(_load_tokenizer, plan, startup)
-        with _explaining_out_of_memory():
-            with startup.stage("kernels"):
-                check_attention(plan.context.attention)
-            params = _load_params(plan, startup)
-        tokenizer = future.result()
-    eos_ids = {*tokenizer.eos_ids, *checkpoint.generation.eos_token_ids}
+    with _explaining_out_of_memory():
+        with startup.stage("kernels"):
+            check_attention(plan.context.attention)
+        params = _load_params(plan, startup)
+    with startup.stage("end tokens"):
+        end_ids = read_end_ids(plan.tokenizer_folder)
+    eos_ids = {*end_ids, *checkpoint.generation.eos_token_ids}
     if len(eos_ids) > MAX_EOS_IDS:
         raise CheckpointError(
             f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"
@@ -152,7 +149,6 @@ def _load(
         plan=plan,
         engine=engine,
         runner=runner,
-        tokenizer=tokenizer,
         generation=plan.generation,
         compilations=compilations,
         programs=programs,
@@ -191,13 +187,6 @@ def _make_programs(
         logger.info("all programs made after %.1f s (%s)", seconds, origins)
 
     return ProgramPool(sources.make, all_programs(plan.shapes), on_finish=finished)
-
-
-def _load_tokenizer(plan: EnginePlan, startup: Startup) -> Tokenizer:
-    with startup.stage("tokenizer"):
-        return Tokenizer.load(
-            plan.tokenizer_folder, chat_template=read_template(plan.options.chat_template)
-        )
 
 
 def _load_params(plan: EnginePlan, startup: Startup) -> Params:

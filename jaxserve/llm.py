@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -14,11 +15,12 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from jaxserve.build import build
+from jaxserve.build import LoadedModel, build, read_template
 from jaxserve.engine import TextEngine
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
+from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import StepStats
 from jaxserve.outputs import OutputBuilder, RequestOutput
 from jaxserve.planning import EnginePlan, plan_engine
@@ -34,6 +36,7 @@ from jaxserve.prompts import (
 from jaxserve.request import Request, SamplingParams, TokenEvent
 from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.parsing import show
+from jaxserve.startup import Startup
 from jaxserve.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -66,13 +69,12 @@ class LLM:
         options["logits_processors"] = [
             place if isinstance(place, str) else place_of(place) for place in logits_processors
         ]
-        loaded = build(plan_engine(engine_options(model, options)), report=report)
-        self.plan: EnginePlan = loaded.plan
-        self._tokenizer = loaded.tokenizer
-        self._engine = TextEngine(loaded.engine, loaded.tokenizer.backend)
+        self.plan: EnginePlan = plan_engine(engine_options(model, options))
+        loaded, self._tokenizer = _load(self.plan, report)
+        self._engine = TextEngine(loaded.engine, self._tokenizer.backend)
         self._generation = loaded.generation
-        self._max_model_len = loaded.plan.scheduler.max_model_len
-        self._reader = PromptReader(loaded.tokenizer, max_model_len=self._max_model_len)
+        self._max_model_len = self.plan.scheduler.max_model_len
+        self._reader = PromptReader(self._tokenizer, max_model_len=self._max_model_len)
         self._ids = itertools.count()
         # Where the events of a request go: to the call of `run` that runs it.
         self._inboxes: dict[str, deque[TokenEvent]] = {}
@@ -331,6 +333,26 @@ class LLM:
                 inbox = self._inboxes.get(event.request_id)
                 if inbox is not None:
                     inbox.append(event)
+
+
+def _load(plan: EnginePlan, report: Callable[[str], None]) -> tuple[LoadedModel, Tokenizer]:
+    """Load the tokenizer while programs compile."""
+    startup = Startup()
+    # Read before anything is loaded: it may be missing.
+    template = read_template(plan.options.chat_template)
+
+    def load_tokenizer() -> Tokenizer:
+        with startup.stage("tokenizer"):
+            return Tokenizer.load(plan.tokenizer_folder, chat_template=template)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
+        tokenizer = aside.submit(load_tokenizer)
+        loaded = build(plan, startup=startup, report=report)
+        try:
+            return loaded, tokenizer.result()
+        except BaseException:
+            loaded.programs.close()
+            raise
 
 
 def _one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int) -> Sequence[T]:

@@ -6,9 +6,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxserve.engine import TextEngine
 from jaxserve.request import Request
-from tests.end_to_end.world import engine_for, load, noise, request, serve, write_one_layer
+from tests.end_to_end.world import (
+    engine_for,
+    load,
+    noise,
+    request,
+    serve,
+    with_text,
+    write_one_layer,
+)
 
 
 def traffic(vocab_size: int) -> Iterator[Request]:
@@ -28,7 +35,7 @@ def test_mixed_traffic_compiles_nothing(tmp_path: Path) -> None:
     # 2 shapes for decoding, 1 for longer rows; allocating; a slot's memory.
     assert loaded.programs.num_made == 5
     requests = list(traffic(loaded.plan.model.vocab_size))
-    built = TextEngine(loaded.engine, loaded.tokenizer.backend)
+    built = with_text(loaded, loaded.engine)
     for each in requests[:6]:
         serve(built, [each])
     engine = engine_for(loaded, num_pages=24, async_scheduling=False)

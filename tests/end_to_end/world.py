@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine import Engine, Scheduler, TextEngine
+from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import StepStats
 from jaxserve.planning import plan_engine
 from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
@@ -111,12 +112,20 @@ def engine_for(
         cache = replace(cache, num_pages=num_pages)
     engine = Engine(
         Scheduler(
-            replace(plan.scheduler, **scheduler), cache, eos_ids=loaded.tokenizer.eos_ids, seed=3
+            replace(plan.scheduler, **scheduler),
+            cache,
+            eos_ids=plan.checkpoint.generation.eos_token_ids,
+            seed=3,
         ),
         loaded.runner,
         vocab_size=plan.model.vocab_size,
     )
-    return TextEngine(engine, loaded.tokenizer.backend)
+    return with_text(loaded, engine)
+
+
+def with_text(loaded: LoadedModel, engine: Engine) -> TextEngine:
+    """Return an engine that speaks text."""
+    return TextEngine(engine, Tokenizer.load(loaded.plan.tokenizer_folder).backend)
 
 
 @dataclass
