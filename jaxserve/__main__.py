@@ -1,7 +1,5 @@
 """`python -m jaxserve` is `jaxserve`."""
 
-import sys
+from jaxserve.cli import run
 
-from jaxserve.cli import main
-
-sys.exit(main())
+run()

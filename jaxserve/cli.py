@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jaxserve import __version__
 from jaxserve.commands import bench, chat, generate, plan, profile, serve
 from jaxserve.commands import compile as compile_
 from jaxserve.commands.arguments import Parser
 from jaxserve.errors import JaxserveError
+from jaxserve.leave import leave
 
 COMMANDS = {
     "serve": serve,
@@ -20,6 +22,11 @@ COMMANDS = {
     "profile": profile,
 }
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+
+
+def run() -> NoReturn:
+    """Be the program `jaxserve`."""
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ LAYERS = (
         "startup",
         "metrics",
         "logging",
+        "leave",
         "__version__",
     },
     {"pallas_kernels"},

@@ -70,4 +70,4 @@ def test_wheel_carries_the_version_and_the_licence(wheel: Path) -> None:
         names = archive.namelist()
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     assert f"{info}/licenses/LICENSE" in names
-    assert "jaxserve = jaxserve.cli:main" in entry_points
+    assert "jaxserve = jaxserve.cli:run" in entry_points

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from jaxserve.commands.arguments import say
 from jaxserve.config import EngineOptions
+from jaxserve.leave import leave
 from jaxserve.processes.engine import ServedEngine, main
 from jaxserve.processes.messages import Hello
 
@@ -45,4 +46,4 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), load))
+    leave(main(int(sys.argv[1]), load))

@@ -28,8 +28,8 @@ class ProgramPool:
 
     make: loads or compiles one; called on several threads at once. The threads end when everything
     is made, when the pool is closed, and when the main thread has ended, each after the program it
-    is at: a process cannot end in the middle of a compilation. on_finish: called when the last of
-    `order` was tried, on a thread that made one.
+    is at: Python cannot end in the middle of a compilation (`leave` does). on_finish: called when
+    the last of `order` was tried, on a thread that made one.
     """
 
     def __init__(

@@ -3,12 +3,13 @@
 step_s: seconds a step takes. starts: a file that counts starts. mistake: words to refuse to start
 with. crashes_from: the start from which on loading crashes. gate: a file without which no engine
 becomes ready, but for the first if gates_from is 2. hangs_s, works_s: how long loading waits for
-nothing, and computes.
+nothing, and computes. compiles_s: how long a thread works on behind what is served.
 """
 
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.errors import CheckpointError
+from jaxserve.leave import leave
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.metrics import Metrics
 from jaxserve.plan import StepPlan
@@ -85,6 +87,8 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     busy_until_s = time.monotonic() + settings.get("works_s", 0.0)
     while time.monotonic() < busy_until_s:
         pass
+    if "compiles_s" in settings:
+        threading.Thread(target=time.sleep, args=(settings["compiles_s"],)).start()
     if count >= settings.get("crashes_from", 1000):
         raise RuntimeError("this start was told to fail")
     metrics = Metrics(max_model_len=MAX_MODEL_LEN)
@@ -103,4 +107,4 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), load))
+    leave(main(int(sys.argv[1]), load))

@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from jaxserve.engine.sequence import choice_seed
+from jaxserve.processes.supervisor import STOP_TIMEOUT_S
 from jaxserve.request import SamplingParams
 from tests.engine.world import words
 from tests.fakes import solo_run
@@ -364,6 +365,16 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         made.process.send_signal(signal.SIGTERM)
         assert made.process.wait(5.0) == 1
         assert time.monotonic() - began_s < 3.0
+
+
+def test_an_engine_that_compiles_in_the_background_ends_when_told_to(tmp_path: Path) -> None:
+    with server(tmp_path, compiles_s=600.0) as made:
+        engine = made.engine
+        began_s = time.monotonic()
+        made.process.send_signal(signal.SIGTERM)
+        assert engine.wait(TIMEOUT_S) is None  # it has ended; how, its parent alone knows
+        assert time.monotonic() - began_s < STOP_TIMEOUT_S  # when it would be killed
+        assert made.process.wait(TIMEOUT_S) == 0
 
 
 def test_sigterm_while_the_engine_loads_ends_the_server(tmp_path: Path) -> None:
