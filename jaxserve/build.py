@@ -23,11 +23,11 @@ from jaxserve.execution.runner import ModelRunner
 from jaxserve.loading.end_tokens import read_end_ids
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.weights import load_params
-from jaxserve.metrics import EngineMetrics
 from jaxserve.models import Params, random_params
 from jaxserve.planning import EnginePlan
 from jaxserve.request import MAX_EOS_IDS
 from jaxserve.startup import Startup
+from jaxserve.stats import EngineMetrics
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedErro
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
 from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.metrics import StepStats
 from jaxserve.outputs import OutputBuilder, RequestOutput
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.prompts import (
@@ -37,6 +36,7 @@ from jaxserve.request import Request, SamplingParams, TokenEvent
 from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.parsing import show
 from jaxserve.startup import Startup
+from jaxserve.stats import StepStats
 from jaxserve.timeline import Timeline
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,8 @@ LAYERS = (
         "timeline",
         "series",
         "startup",
+        "stats",
+        "engine_series",
         "metrics",
         "logging",
         "leave",

@@ -14,8 +14,8 @@ from jaxserve.client.streams import Streams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import Abort, Command, Leave, Reply, run_engine
 from jaxserve.errors import EngineDeadError, OverloadedError
-from jaxserve.metrics import StepStats
 from jaxserve.request import Request, TokenEvent
+from jaxserve.stats import StepStats
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.errors import InvalidRequestError
-from jaxserve.metrics import EngineMetrics, FinishedStats, StepStats
 from jaxserve.plan import PendingStep, Runner, StepPlan
 from jaxserve.request import DEFAULT_MAX_LOGPROBS, FinishReason, Request, SamplingParams
+from jaxserve.stats import EngineMetrics, FinishedStats, StepStats
 from jaxserve.timeline import StepRecord, Timeline
 from jaxserve.tokens import End, Start, TokenBatch
 

@@ -29,9 +29,9 @@ from jaxserve.engine.prefills import divide, prefill_budget, whole
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue, by_order
 from jaxserve.errors import InvalidRequestError
-from jaxserve.metrics import StepStats
 from jaxserve.plan import RUBBISH_SLOT, StepLimits, StepPlan, StepResult
 from jaxserve.request import FinishReason, Request
+from jaxserve.stats import StepStats
 
 NOT_FINITE = (
     "there was no token to choose: the model computed logits that are not finite numbers, or the"

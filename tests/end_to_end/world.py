@@ -16,9 +16,9 @@ from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine import Engine, Scheduler, TextEngine
 from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.metrics import StepStats
 from jaxserve.planning import plan_engine
 from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
+from jaxserve.stats import StepStats
 from tests.data import checkpoint
 
 NUM_GOLDEN_TOKENS = 200

@@ -9,9 +9,9 @@ import pytest
 from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.engine.scheduler import NOT_FINITE
 from jaxserve.errors import ContextLengthError, InvalidRequestError
-from jaxserve.metrics import FinishedStats, StepStats
 from jaxserve.plan import StepLimits, StepPlan
 from jaxserve.request import FinishReason, TokenEvent
+from jaxserve.stats import FinishedStats, StepStats
 from tests.engine.world import EOS, World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, token_logprobs
 

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models
 from jaxserve.config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.engine import Engine, Scheduler, TextEngine
 from jaxserve.engine.sequence import choice_seed
-from jaxserve.metrics import EngineMetrics
 from jaxserve.plan import RowPlan
 from jaxserve.request import FinishReason, Request, SamplingParams, TokenEvent
+from jaxserve.stats import EngineMetrics
 from tests.fakes import FakeRunner, solo_run
 
 EOS = 3

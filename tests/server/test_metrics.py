@@ -7,8 +7,9 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from starlette.testclient import TestClient
 
-from jaxserve.metrics import Metrics, StepStats, render
+from jaxserve.metrics import Metrics, render
 from jaxserve.series import SeriesSet
+from jaxserve.stats import StepStats
 from jaxserve.timeline import StepRecord
 from tests.server.world import World, wait_for
 
