@@ -17,7 +17,6 @@ never preempted, and whatever is admitted fits the pool alone: so every sequence
 
 import random
 import time
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,10 +25,11 @@ from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefills import divide, prefill_budget, whole
+from jaxserve.engine.running import RunningSet
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
-from jaxserve.engine.waiting import WaitingQueue, by_order
+from jaxserve.engine.waiting import WaitingQueue
 from jaxserve.errors import InvalidRequestError
-from jaxserve.plan import RUBBISH_SLOT, StepLimits, StepPlan, StepResult
+from jaxserve.plan import StepLimits, StepPlan, StepResult
 from jaxserve.request import FinishReason, Request
 from jaxserve.stats import StepStats
 
@@ -81,12 +81,9 @@ class Scheduler:
         self._max_tokens = config.max_num_batched_tokens
         self._max_sequences = config.max_num_seqs
         self._memory = KVMemory(cache)
-        self._free_slots = list(range(config.max_num_seqs, RUBBISH_SLOT, -1))
         self._groups: dict[str, SequenceGroup] = {}
         self._waiting = WaitingQueue(config.max_queued_requests)
-        # Those that lack tokens of their prompt, and those that lack one token: sorted by order.
-        self._prefilling: list[Sequence] = []
-        self._decoding: list[Sequence] = []
+        self._running = RunningSet(config.max_num_seqs)
         # Whose the rows of each step are, None for a sequence that has left its slot since.
         self._in_flight: deque[tuple[StepPlan, list[Sequence | None]]] = deque()
         self._num_requests = 0
@@ -156,8 +153,6 @@ class Scheduler:
         if sequence.slot is None:
             self._waiting.remove(sequence)
         else:
-            running = self._decoding if sequence.is_decoding else self._prefilling
-            del running[bisect_left(running, sequence.order, key=by_order)]
             self._release(sequence)
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
@@ -183,7 +178,7 @@ class Scheduler:
         if self._totals.num_preemptions == num_preemptions:
             # Otherwise what was just preempted would take back the pages it was made to leave.
             self._admit()
-        if self._prefilling:
+        if self._running.prefilling:
             self._schedule_prefills(builder, context)
         plan = builder.plan()
         if plan is not None:
@@ -254,7 +249,7 @@ class Scheduler:
         """Gauges as they are now; counts since the scheduler was made."""
         totals = self._totals
         return StepStats(
-            num_running=len(self._prefilling) + len(self._decoding),
+            num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_pages=self._memory.num_pages,
             num_pages_used=self._memory.num_used,
@@ -269,18 +264,12 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert that every sequence, slot and page is in one place, and every count right."""
-        running = self._prefilling + self._decoding
+        running = self._running.prefilling + self._running.decoding
         self._memory.check_integrity(running)
         self._waiting.check_integrity(
             list(self._groups.values()), is_expected=self._memory.is_expected
         )
-        slots = [*self._free_slots, *(sequence.slot for sequence in running)]
-        assert len(slots) == len(set(slots)) == self.config.max_num_seqs, "a slot is lost or double"
-        for sequences in (self._prefilling, self._decoding):
-            orders = [sequence.order for sequence in sequences]
-            assert orders == sorted(orders), "the running sequences are out of order"
-        assert all(sequence.is_decoding for sequence in self._decoding), "a prompt decodes"
-        assert not any(sequence.is_decoding for sequence in self._prefilling), "a decode is lost"
+        self._running.check_integrity()
         unfinished = 0
         for group in self._groups.values():
             assert group.num_unfinished == sum(not seq.is_finished for seq in group.sequences) > 0
@@ -302,7 +291,7 @@ class Scheduler:
         page_size = self._cache.page_size
         context = 0
         # Preemption shortens the list at its end: those there have no row yet.
-        for sequence in self._decoding:
+        for sequence in self._running.decoding:
             length = sequence.length
             if length == sequence.max_length:
                 continue  # its last token is being sampled; nothing follows it
@@ -314,8 +303,7 @@ class Scheduler:
     def _add_page(self, sequence: Sequence) -> bool:
         """Give a running sequence one more page; False if that took preempting itself."""
         while not self._memory.add_page(sequence):
-            victim = max(self._prefilling[-1:] + self._decoding[-1:], key=by_order)
-            (self._decoding if victim.is_decoding else self._prefilling).pop()
+            victim = self._running.last
             self._release(victim)
             victim.num_preemptions += 1
             self._totals.num_preemptions += 1
@@ -327,8 +315,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting sequences run while slots and pages last, as many as a step can need."""
         num_tokens = 0
-        num_unusable = self.config.max_num_seqs - self._max_sequences
-        while len(self._free_slots) > num_unusable and num_tokens < self._max_tokens:
+        while len(self._running) < self._max_sequences and num_tokens < self._max_tokens:
             sequence = self._waiting.first
             if sequence is None:
                 return
@@ -341,8 +328,8 @@ class Scheduler:
             if not self._memory.has_room(sequence, shared):
                 return  # nobody overtakes it, or a long prompt might wait for ever
             self._waiting.start(sequence, self._clock())
-            self._memory.enter(sequence, self._free_slots.pop(), shared)
-            insort(self._prefilling, sequence, key=by_order)
+            self._memory.enter(sequence, self._running.take_slot(), shared)
+            self._running.add(sequence)
             num_tokens += sequence.length - sequence.num_scheduled
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_cached
@@ -374,17 +361,18 @@ class Scheduler:
         """Plan the next tokens of prompts, as many as the step has room and time for."""
         if builder.num_singles == self._max_tokens:
             return
+        prompts = self._running.prefilling
         if self.config.whole_prompts:
-            shares = whole(self._prefilling, self._max_tokens)
+            shares = whole(prompts, self._max_tokens)
         else:
             budget = prefill_budget(
                 self.config,
                 max_tokens=self._max_tokens,
                 num_decodes=builder.num_singles,
                 decode_context=context,
-                prompts=self._prefilling,
+                prompts=prompts,
             )
-            shares = divide(self._prefilling, budget, self.config.work)
+            shares = divide(prompts, budget, self.config.work)
         for sequence, num_tokens in shares:
             self._add_chunk(builder, sequence, num_tokens)
 
@@ -397,8 +385,7 @@ class Scheduler:
                 sequence.scheduled_s = self._clock()
         builder.add_chunk(sequence, num_tokens)
         if sequence.is_decoding:
-            del self._prefilling[bisect_left(self._prefilling, sequence.order, key=by_order)]
-            insort(self._decoding, sequence, key=by_order)
+            self._running.begin_decoding(sequence)
 
     def _finish_if_done(self, sequence: Sequence, token_id: int) -> None:
         """End a sequence whose newest token is a stop token, or its last allowed one."""
@@ -411,9 +398,8 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         """Take back the slot and the pages of a sequence, and ignore what is in flight of it."""
-        assert sequence.slot is not None, sequence
         for _, sequences in self._in_flight:
             if sequence in sequences:
                 sequences[sequences.index(sequence)] = None
-        self._free_slots.append(sequence.slot)
+        self._running.remove(sequence)
         self._waiting.release(self._memory.leave(sequence))

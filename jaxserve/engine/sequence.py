@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from operator import attrgetter
 
 from jaxserve.engine.prefix_cache import Order, page_digests, private_root_digest, root_digest
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
+
+by_order = attrgetter("order")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

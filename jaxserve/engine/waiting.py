@@ -2,17 +2,14 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
-from operator import attrgetter
 
-from jaxserve.engine.sequence import Sequence, SequenceGroup
+from jaxserve.engine.sequence import Sequence, SequenceGroup, by_order
 from jaxserve.errors import OverloadedError
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 # Weight of the newest interval in the running mean of the time between two starts.
 INTERVAL_WEIGHT = 0.1
-
-by_order = attrgetter("order")
 
 
 class WaitingQueue:
