@@ -5,7 +5,8 @@
 First the streams decode alone, which gives the median gap between two tokens. Then they decode
 while an engine reads a prompt of --prompt-len tokens: the gaps from its arrival to its first token
 are held against that median, and against each other (p99 over p50). A model made for shorter
-contexts is taken as if it were made for this one.
+contexts is taken as if it were made for this one. Nothing is compiled while the clock runs, or the
+script fails.
 """
 
 import argparse
@@ -128,6 +129,7 @@ def main() -> None:
     alone = decode(llm, streams, num_gaps=200 * args.streams)
     say(f"alone: p50 {alone.percentile_ms(50):.1f} ms")
     under = decode(llm, streams | long_job, num_gaps=None)
+    assert llm.num_compilations == 0, "a program was compiled while the clock ran"
     print(table(alone, under, args.prompt_len))
     print(f"first token of the long prompt after {under.long_ttft_s:.1f} s")
     write(llm, args, alone, under, load)
@@ -144,6 +146,7 @@ def write(llm: LLM, args: argparse.Namespace, alone: Gaps, under: Gaps, load: fl
         "load_average_before": load,
         "prompt_len": args.prompt_len,
         "streams": args.streams,
+        "compilations": llm.num_compilations,
         "max_num_batched_tokens": llm.plan.scheduler.max_num_batched_tokens,
         "alone": asdict(alone),
         "under": asdict(under),

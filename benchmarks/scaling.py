@@ -4,9 +4,11 @@
 
 throughput: output tokens per second, prompts included, against 1 to 256 requests at once, and the
 median time of a step then. context: the time of a step that decodes, against 128 to 8192 tokens of
-context (step.py, on random weights of the model's shapes). host: what a step costs the host,
+context (step.py, on random weights of the model's shapes; minutes on two cores, most of them to
+compute eight sequences of the longest context). host: what a step costs the host,
 against 1 to 512 running sequences, with the device played (host.py). MODEL is a folder; one made
-for shorter contexts is taken as if it were made for these.
+for shorter contexts is taken as if it were made for these. Nothing is compiled while a clock runs,
+or the script fails.
 """
 
 import argparse
@@ -66,7 +68,8 @@ def throughput(model: Path, concurrencies: Sequence[int], *, flags: dict[str, An
             }
         )
         say(f"{concurrency} at once: {result.line()}")
-    return {"dtype": llm.plan.dtype, "points": points}
+    assert llm.num_compilations == 0, "a program was compiled while the clock ran"
+    return {"dtype": llm.plan.dtype, "compilations": llm.num_compilations, "points": points}
 
 
 def context(model: Path, contexts: Sequence[int], batches: Sequence[int]) -> Any:

@@ -209,6 +209,7 @@ async def soak(args: argparse.Namespace, process: psutil.Process, base_url: str)
 
     print(f"{seen.num_requests} requests, {seen.num_left} left in mid-stream, in {seconds:.0f} s")
     print(f"before {before}\nafter  {after}")
+    print(f"{metrics['jaxserve:compilations_total']:.0f} programs compiled that none had planned")
     if args.results is not None:
         write(args, samples, num_requests=seen.num_requests)
     return [*judge_metrics(metrics, seen), *judge_footprint(before, after)]

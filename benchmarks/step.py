@@ -2,9 +2,12 @@
 
     python benchmarks/step.py llama-3.1-8b --batch 1 64 256 --context 1024 --json step.json
 
-Sequences of `--context` random tokens are computed for real, in chunks (prefill), then all of them
-decode. Steps follow each other as in serving, each reading the tokens of the one before on the
-device; plans are made before the clock starts, so that this is the device's time. Beside it stands
+As many sequences as the largest `--batch`, of as many random tokens as the largest `--context`, are
+computed for real, in chunks (prefill). Then they decode, all of them and fewer, from the end of
+each context on: the shorter ones are the beginnings of the longest, so nothing is computed twice.
+Steps follow each other as in serving, each reading the tokens of the one before on the
+device; plans are made before the clock starts, so that this is the device's time, and nothing is
+compiled while it runs. Beside it stands
 what the step must read and compute, held against a copy and a product measured in the same run.
 MODEL is a folder with a config.json, or the name of a published shape: no weights are read.
 """
@@ -13,7 +16,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from jaxserve.bench.ceilings import Ceilings, measure_ceilings
 from jaxserve.bench.machine import describe_machine
 from jaxserve.config import EngineOptions
 from jaxserve.execution.attention import check_attention
+from jaxserve.execution.compilation import CompilationCounter
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.runner import ModelRunner
@@ -99,38 +103,50 @@ class Bench:
         self._head = plan.model.vocab_size * plan.model.embed
         self._page_bytes = plan.memory.page
         self._random = random.Random(0)
+        self._compilations = CompilationCounter()
 
-    def measure(self, batch: int, context: int, *, num_steps: int) -> list[Measured]:
-        """Fill `batch` sequences with `context` tokens, then decode `num_steps` of each."""
-        plan = self._plan
-        chunk = min(plan.scheduler.max_num_batched_tokens, context)
-        pages = self._page_numbers(batch, context + 3 * num_steps)
-        fills = [
+    def measure(
+        self, batches: Sequence[int], contexts: Sequence[int], *, num_steps: int
+    ) -> Iterator[Measured]:
+        """Fill the sequences, then measure prompts of each length, and decodes, longest first."""
+        longest = max(contexts)
+        pages = self._page_numbers(max(batches), longest + 3 * num_steps)
+        fills = [self._fill(slot, pages[slot - 1], longest) for slot in range(1, max(batches) + 1)]
+        for steps in tqdm(fills, desc="Sequences", disable=None):
+            self._run(steps)
+        for context in sorted(contexts, reverse=True):
+            steps = self._fill(1, pages[0], context)
+            self._run(steps[:1])  # compiles
+            yield self._measured("prefill", 1, context, steps)
+            for batch in batches:
+                decodes = [
+                    StepPlan(
+                        rows=tuple(
+                            RowPlan(slot=slot, start=context + step, num_tokens=1, token_ids=())
+                            for slot in range(1, batch + 1)
+                        )
+                    )
+                    for step in range(num_steps)
+                ]
+                self._run(decodes[:2])
+                yield self._measured("decode", batch, context, decodes)
+
+    def _fill(self, slot: int, pages: tuple[int, ...], context: int) -> list[StepPlan]:
+        """Return the steps that compute a sequence."""
+        chunk = min(self._plan.scheduler.max_num_batched_tokens, context)
+        return [
             StepPlan(
-                rows=(self._prompt_row(slot, start, min(chunk, context - start), pages[slot - 1]),),
+                rows=(self._prompt_row(slot, start, min(chunk, context - start), pages),),
                 assignments=(self._assignment(slot),) if start == 0 else (),
             )
-            for slot in range(1, batch + 1)
             for start in range(0, context, chunk)
         ]
-        self._run(fills[:1])  # compiles
-        prefill = self._measured("prefill", 1, chunk, fills[: max(4, context // chunk)])
-        self._run(fills)
-        decodes = [
-            StepPlan(
-                rows=tuple(
-                    RowPlan(slot=slot, start=context + step, num_tokens=1, token_ids=())
-                    for slot in range(1, batch + 1)
-                )
-            )
-            for step in range(num_steps)
-        ]
-        self._run(decodes[:2])
-        return [prefill, self._measured("decode", batch, context, decodes)]
 
     def _measured(self, kind: str, batch: int, context: int, steps: Sequence[StepPlan]) -> Measured:
         tokens = steps[0].num_tokens
+        self._compilations.mark()
         queued_s, waited_s = self._run(steps), self._run(steps, wait=True)
+        assert self._compilations.since_mark == 0, "a program was compiled while the clock ran"
         model, rows = self._plan.model, steps[0].rows
         attended = sum((row.start + (row.num_tokens + 1) / 2) * row.num_tokens for row in rows)
         per_layer = 4 * model.heads * model.head_dim * attended
@@ -209,12 +225,7 @@ def main() -> None:
     check_attention(plan.context.attention)
     machine, ceilings = describe_machine(), measure_ceilings()
     bench = Bench(plan)
-    points = [(batch, context) for context in args.context for batch in args.batch]
-    measured = [
-        result
-        for batch, context in tqdm(points, desc="Points", disable=None)
-        for result in bench.measure(batch, context, num_steps=args.steps)
-    ]
+    measured = list(bench.measure(args.batch, args.context, num_steps=args.steps))
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(f"{plan.name}, {plan.dtype}, attention: {plan.context.attention.choice}")
     print(ceilings.line())

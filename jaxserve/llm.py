@@ -72,6 +72,7 @@ class LLM:
         self.plan: EnginePlan = plan_engine(engine_options(model, options))
         loaded, self._tokenizer = _load(self.plan, report)
         self._engine = TextEngine(loaded.engine, self._tokenizer.backend)
+        self._compilations = loaded.compilations
         self._generation = loaded.generation
         self._max_model_len = self.plan.scheduler.max_model_len
         self._reader = PromptReader(self._tokenizer, max_model_len=self._max_model_len)
@@ -203,6 +204,11 @@ class LLM:
     def timeline(self) -> Timeline:
         """Where the time of the recent steps went."""
         return self._engine.engine.timeline
+
+    @property
+    def num_compilations(self) -> int:
+        """Programs compiled since this was made that none had planned: each stalled its step."""
+        return self._compilations.since_mark
 
     def stats(self) -> StepStats:
         """Return gauges as they are now, and counts since this was made."""
