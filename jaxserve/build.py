@@ -1,7 +1,6 @@
 """From a plan to a running engine: the one place where runner and engine meet."""
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -52,22 +51,19 @@ def build(
     plan: EnginePlan,
     *,
     metrics: EngineMetrics | None = None,
-    startup: Startup | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> LoadedModel:
     """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
     Weights load while programs are made. By the option `warm_up` that is waited for the first of
-    them only, or for all. startup: where to take down the stages, if others do so too. report: told
-    what happens, a line at a time; progress bars go to a terminal only. Raises CheckpointError for
-    weights that do not match, KernelError for kernels that compute wrong numbers, and
-    MemoryPlanError if the device has less memory left than was planned with.
+    them only, or for all. report: told what happens, a line at a time; progress bars go to a
+    terminal only. Raises CheckpointError for weights that do not match, KernelError for kernels
+    that compute wrong numbers, and MemoryPlanError if the device has less memory left than was
+    planned with.
     """
     assert not plan.is_absent, "planned for hardware that is not there"
     options = plan.options
-    startup = startup or Startup()
-    startup.imported(plan.began_s)
-    startup.add("plan", plan.began_s, plan.began_s + plan.planning_s)
+    startup = plan.startup
     if options.compilation_cache:
         use_compilation_cache()
     for line in plan.lines():
@@ -112,7 +108,7 @@ def _load(
             # From the end: what no other thread has begun is made here.
             for program in _compile_bar(reversed(wanted(plan.shapes)) if wanted else ()):
                 programs.get(program)
-        with startup.stage("warm-up"):
+        with startup.stage("KV pages"):
             runner = ModelRunner(
                 params,
                 context=plan.context,
@@ -121,6 +117,7 @@ def _load(
                 num_slots=plan.num_slots,
                 pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
             )
+        with startup.stage("warm-up"):
             if wanted is not None:
                 runner.warm_up()
     engine = Engine(
@@ -138,11 +135,11 @@ def _load(
     )
     compilations.mark()
     programs.give_way()
-    startup.reached("ready")
+    ready_s = startup.reached("ready")
     for line in startup.lines():
         report(line)
     report(
-        f"ready {time.perf_counter() - plan.began_s:.1f} s after imports, with"
+        f"ready {ready_s - startup.seconds['imports']:.1f} s after imports, with"
         f" {programs.num_made} of {len(all_programs(plan.shapes))} programs"
     )
     return LoadedModel(
@@ -192,7 +189,8 @@ def _make_programs(
 def _load_params(plan: EnginePlan, startup: Startup) -> Params:
     options, model, mesh = plan.options, plan.model, plan.context.mesh
     dtype, quantization = plan.dtype, options.quantization
-    with startup.stage("weights"):
+    num_bytes = 0 if options.load_format == "dummy" else plan.checkpoint.num_bytes
+    with startup.stage("weights", num_bytes=num_bytes):
         if options.load_format == "dummy":
             return random_params(
                 model, seed=options.seed, dtype=dtype, mesh=mesh, quantization=quantization

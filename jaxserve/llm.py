@@ -35,7 +35,6 @@ from jaxserve.prompts import (
 from jaxserve.request import Request, SamplingParams, TokenEvent
 from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.parsing import show
-from jaxserve.startup import Startup
 from jaxserve.stats import StepStats
 from jaxserve.timeline import Timeline
 
@@ -343,17 +342,16 @@ class LLM:
 
 def _load(plan: EnginePlan, report: Callable[[str], None]) -> tuple[LoadedModel, Tokenizer]:
     """Load the tokenizer while programs compile."""
-    startup = Startup()
     # Read before anything is loaded: it may be missing.
     template = read_template(plan.options.chat_template)
 
     def load_tokenizer() -> Tokenizer:
-        with startup.stage("tokenizer"):
+        with plan.startup.stage("tokenizer"):
             return Tokenizer.load(plan.tokenizer_folder, chat_template=template)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
         tokenizer = aside.submit(load_tokenizer)
-        loaded = build(plan, startup=startup, report=report)
+        loaded = build(plan, report=report)
         try:
             return loaded, tokenizer.result()
         except BaseException:

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from jaxserve.engine_series import EngineSeries, token_bounds
 from jaxserve.series import Family, SeriesSet, metrics_of
+from jaxserve.startup import Startup
 
 
 class Metrics:
@@ -23,7 +24,7 @@ class Metrics:
         self.token_bounds = token_bounds(max_model_len)
         self._series = SeriesSet()
         self._compilations: dict[str, Callable[[], int]] = {}
-        self._startups: dict[str, Callable[[], Mapping[str, float]]] = {}
+        self._startups: dict[str, Startup] = {}
 
     def engine(self, model_name: str, *, engine: str = "0") -> "EngineSeries":
         """Return the series of one engine, all of them present at zero from the start."""
@@ -40,9 +41,9 @@ class Metrics:
         """Publish how many programs were compiled unplanned; each scrape asks `count`."""
         self._compilations[model_name] = count
 
-    def set_startup(self, seconds: Callable[[], Mapping[str, float]], *, model_name: str) -> None:
-        """Publish what `Startup.seconds` says of a start; each scrape asks for it."""
-        self._startups[model_name] = seconds
+    def set_startup(self, startup: Startup, *, model_name: str) -> None:
+        """Publish what is known of a start; each scrape asks, since it goes on while serving."""
+        self._startups[model_name] = startup
 
     def observe_rejection(self, reason: str, *, model_name: str) -> None:
         """A request was refused for want of room; `reason` is a word of the server's."""
@@ -68,15 +69,32 @@ class Metrics:
                 "Programs compiled that none had planned: each stalled its step.",
                 {"model_name": model_name},
             ).set(count())
-        for model_name, seconds in self._startups.items():
-            for stage, value in seconds().items():
-                self._series.gauge(
-                    "jaxserve:startup_seconds",
-                    "Stages of the start by their duration, milestones by their time since the"
-                    " process began.",
-                    {"model_name": model_name, "stage": stage},
-                ).set(value)
+        for model_name, startup in self._startups.items():
+            self._set_startup(startup, model_name)
         return self._series.snapshot()
+
+    def _set_startup(self, startup: Startup, model_name: str) -> None:
+        for stage, seconds in startup.seconds.items():
+            self._series.gauge(
+                "jaxserve:startup_seconds",
+                "Stages of the start by their duration, milestones by their time since the process"
+                " began.",
+                {"model_name": model_name, "stage": stage},
+            ).set(seconds)
+        for each in startup.stages:
+            if each.num_bytes:
+                self._series.gauge(
+                    "jaxserve:startup_bytes",
+                    "Bytes read by a stage of the start.",
+                    {"model_name": model_name, "stage": each.name},
+                ).set(each.num_bytes)
+        # A few dozen at most.
+        for program in startup.programs:
+            self._series.gauge(
+                "jaxserve:program_seconds",
+                "What it took to make a program: to compile it, or to load it.",
+                {"model_name": model_name, "program": program.name, "origin": program.origin},
+            ).set(program.seconds)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all series, as they are now."""

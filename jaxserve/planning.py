@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -31,6 +31,7 @@ from jaxserve.loading.pooling import default_max_length, read_pooling
 from jaxserve.models import DecoderConfig, Params, abstract_params, config_from_hf
 from jaxserve.pooling import PoolingModel, PoolingType
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
+from jaxserve.startup import Startup
 from pallas_kernels.paged_attention import CacheSpec
 from pallas_kernels.targets import CPU, Target, current_target, find_target
 from pallas_kernels.topology import TopologyError, absent_devices
@@ -80,8 +81,7 @@ class EnginePlan:
 
     pooling: how the model pools, None if it generates. executables: the folder whose programs fit
     this plan, if one does; misfit: why the folder that was asked for does not. is_absent: planned
-    for hardware that is not there, and cannot be built.
-    began_s, planning_s: when planning began, by `time.perf_counter`, and how long it took.
+    for hardware that is not there, and cannot be built. startup: where the time went so far.
     """
 
     options: EngineOptions
@@ -99,8 +99,7 @@ class EnginePlan:
     executables: ExecutableFolder | None = None
     misfit: str | None = None
     is_absent: bool = False
-    began_s: float = 0.0
-    planning_s: float = 0.0
+    startup: Startup = field(default_factory=Startup, compare=False)
 
     @property
     def num_slots(self) -> int:
@@ -180,24 +179,37 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
     target: hardware by name, which need not be there (`pallas_kernels.targets`, or "cpu" for this
     machine's). Raises CheckpointError, ConfigError, and MemoryPlanError when it would not fit.
     """
-    began_s = time.perf_counter()
-    plan = _plan(options, target)
-    return replace(plan, began_s=began_s, planning_s=time.perf_counter() - began_s)
-
-
-def _plan(options: EngineOptions, target: str | None) -> EnginePlan:
+    startup = Startup()
+    startup.imported(time.perf_counter())
+    with startup.stage("checkpoint"):  # found, or downloaded
+        checkpoint = Checkpoint.open(
+            options.model if options.model is not None else EMBEDDED_FOLDER,
+            revision=options.revision,
+            download_dir=options.download_dir,
+        )
+        model = config_from_hf(checkpoint.hf_config)
+        pooling = read_pooling(checkpoint, model, options)
+        if pooling is not None:
+            model = model.pooled(len(pooling.labels))
     # Before JAX starts: the share of a GPU that its pool takes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
-    checkpoint = Checkpoint.open(
-        options.model if options.model is not None else EMBEDDED_FOLDER,
-        revision=options.revision,
-        download_dir=options.download_dir,
-    )
-    model = config_from_hf(checkpoint.hf_config)
-    pooling = read_pooling(checkpoint, model, options)
-    if pooling is not None:
-        model = model.pooled(len(pooling.labels))
-    mesh, hardware, is_absent = _find_hardware(target, options.tensor_parallel_size)
+    with startup.stage("devices"):
+        mesh, hardware, is_absent = _find_hardware(target, options.tensor_parallel_size)
+    with startup.stage("plan"):
+        plan = _plan(options, checkpoint, model, pooling, mesh, hardware, is_absent=is_absent)
+    return replace(plan, startup=startup)
+
+
+def _plan(
+    options: EngineOptions,
+    checkpoint: Checkpoint,
+    model: DecoderConfig,
+    pooling: PoolingModel | None,
+    mesh: Mesh,
+    hardware: Target,
+    *,
+    is_absent: bool,
+) -> EnginePlan:
     device = mesh.devices.flat[0]
     defaults = _CPU if device.platform == "cpu" else _ACCELERATOR
     # bfloat16 is emulated on most CPUs, and many times slower there.

@@ -26,12 +26,20 @@ def process_started_s() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of a start. start_s: since the process began. note: what else there is to tell."""
+    """A part of a start. start_s: since the process began. num_bytes: read meanwhile, if any."""
 
     name: str
     start_s: float
     seconds: float
-    note: str = ""
+    num_bytes: int = 0
+
+    def line(self) -> str:
+        """Return it in words."""
+        text = f"{self.name:<11}{self.seconds:>7.2f} s from {self.start_s:>6.2f} s"
+        if not self.num_bytes:
+            return text
+        mb = self.num_bytes / 1e6
+        return f"{text}  {mb:.0f} MB, {mb / self.seconds:.0f} MB/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +66,21 @@ class Startup:
         self._milestones: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, *, num_bytes: int = 0) -> Iterator[None]:
         """Take down how long the block takes, also if it fails."""
         start_s = time.perf_counter()
         try:
             yield
         finally:
-            self.add(name, start_s, time.perf_counter())
+            self.add(name, start_s, time.perf_counter(), num_bytes=num_bytes)
 
-    def add(self, name: str, start_s: float, end_s: float, *, note: str = "") -> None:
+    def add(self, name: str, start_s: float, end_s: float, *, num_bytes: int = 0) -> None:
         """Take down a stage by its times on the clock of `time.perf_counter`."""
         stage = Stage(
-            name=name, start_s=start_s - self._began_s, seconds=end_s - start_s, note=note
+            name=name,
+            start_s=start_s - self._began_s,
+            seconds=end_s - start_s,
+            num_bytes=num_bytes,
         )
         with self._lock:
             self._stages.append(stage)
@@ -91,6 +102,12 @@ class Startup:
         return seconds
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that are over."""
+        with self._lock:
+            return tuple(self._stages)
+
+    @property
     def programs(self) -> tuple[MadeProgram, ...]:
         """The programs made so far."""
         with self._lock:
@@ -99,19 +116,16 @@ class Startup:
     @property
     def seconds(self) -> dict[str, float]:
         """Stages by their duration, then milestones by their time since the beginning."""
+        stages = {stage.name: stage.seconds for stage in self.stages}
         with self._lock:
-            return {stage.name: stage.seconds for stage in self._stages} | self._milestones
+            return stages | self._milestones
 
     def lines(self) -> list[str]:
         """Return all of it as a table, a line each, in the order in which stages began."""
+        stages = sorted(self.stages, key=lambda stage: stage.start_s)
         with self._lock:
-            stages = sorted(self._stages, key=lambda stage: stage.start_s)
             milestones = dict(self._milestones)
         return [
-            *(
-                f"{stage.name:<11}{stage.seconds:>7.2f} s from {stage.start_s:>6.2f} s"
-                f"  {stage.note}".rstrip()
-                for stage in stages
-            ),
+            *(stage.line() for stage in stages),
             *(f"{name:<11} at {seconds:>13.2f} s" for name, seconds in milestones.items()),
         ]

@@ -57,9 +57,9 @@ def test_threads_tell_of_their_stages_at_once() -> None:
 
 def test_the_table_is_in_the_order_in_which_stages_began() -> None:
     startup = Startup(began_s=0.0)
-    startup.add("weights", 3.0, 5.0, note="2 GB/s")
+    startup.add("weights", 3.0, 5.0, num_bytes=4 * 10**9)
     startup.add("imports", 0.0, 2.0)
     assert startup.lines() == [
         "imports       2.00 s from   0.00 s",
-        "weights       2.00 s from   3.00 s  2 GB/s",
+        "weights       2.00 s from   3.00 s  4000 MB, 2000 MB/s",
     ]

@@ -31,12 +31,15 @@ class Start:
     """One start, in seconds from the start of the process.
 
     ready_s: until the server said that it listens. first_token_s: until the first token of the
-    first request had come. stages: what the server itself says of them.
+    first request had come. What the server itself says: stages, the bytes per second of those that
+    read, and the seconds that programs took which were made by then.
     """
 
     ready_s: float
     first_token_s: float
     stages: Mapping[str, float]
+    rates: Mapping[str, float]
+    programs: Mapping[str, float]
 
 
 def measure_start(arguments: Sequence[str], *, cache: Path | None) -> Start:
@@ -60,17 +63,25 @@ def measure_start(arguments: Sequence[str], *, cache: Path | None) -> Start:
         body = {"model": model, "prompt": [0], "max_tokens": 1, "ignore_eos": True}
         _get_json(f"{url}/v1/completions", body)
         first_token_s = time.perf_counter() - begin_s
-        stages = stages_of(_get(f"{url}/metrics").decode())
-    return Start(ready_s=ready_s, first_token_s=first_token_s, stages=stages)
+        metrics = _get(f"{url}/metrics").decode()
+    stages = told(metrics, "jaxserve:startup_seconds", "stage")
+    num_bytes = told(metrics, "jaxserve:startup_bytes", "stage")
+    return Start(
+        ready_s=ready_s,
+        first_token_s=first_token_s,
+        stages=stages,
+        rates={stage: number / stages[stage] for stage, number in num_bytes.items()},
+        programs=told(metrics, "jaxserve:program_seconds", "program"),
+    )
 
 
-def stages_of(metrics: str) -> dict[str, float]:
-    """Return seconds by stage from what /metrics says."""
+def told(metrics: str, name: str, label: str) -> dict[str, float]:
+    """Return what /metrics says under a name, by the value of a label."""
     return {
-        sample.labels["stage"]: sample.value
+        sample.labels[label]: sample.value
         for family in text_string_to_metric_families(metrics)
         for sample in family.samples
-        if sample.name == "jaxserve:startup_seconds"
+        if sample.name == name
     }
 
 
@@ -92,18 +103,30 @@ def measure_startup(
 
 
 def series(starts: Sequence[Start]) -> dict[str, list[float]]:
-    """Return the seconds of every start, by what they are of: vLLM's name, ours, the stages."""
+    """Return the seconds of every start, by what they are of: vLLM's name, ours, the stages.
+
+    Beside them the megabytes per second of stages, and the seconds of programs.
+    """
     names = dict.fromkeys(stage for start in starts for stage in start.stages)
+    rates = dict.fromkeys(stage for start in starts for stage in start.rates)
+    programs = dict.fromkeys(program for start in starts for program in start.programs)
     return {
         "startup": [start.ready_s for start in starts],
         "first_token": [start.first_token_s for start in starts],
         **{name: [start.stages.get(name, 0.0) for start in starts] for name in names},
+        **{
+            f"{name} MB/s": [start.rates.get(name, 0.0) / 1e6 for start in starts] for name in rates
+        },
+        **{
+            f"program {name}": [start.programs.get(name, 0.0) for start in starts]
+            for name in programs
+        },
     }
 
 
 def report(kind: str, starts: Sequence[Start]) -> str:
     """Return the lines of a kind of start: medians and extremes."""
-    lines = [f"{kind.upper()} STARTUP, {len(starts)} starts (seconds)"]
+    lines = [f"{kind.upper()} STARTUP, {len(starts)} starts (seconds, but for rates)"]
     lines.append(f"  {'':<24}{'median':>9}{'min':>9}{'max':>9}")
     for name, values in series(starts).items():
         figures = (percentile(values, 50), min(values), max(values))

@@ -41,7 +41,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     pages = {"block_size": planned.cache.page_size, "num_gpu_blocks": planned.cache.num_pages}
     metrics.set_cache_config({**asdict(planned.cache), **pages}, model_name=names[0])
     metrics.set_compilations(lambda: loaded.compilations.since_mark, model_name=names[0])
-    metrics.set_startup(lambda: loaded.startup.seconds, model_name=names[0])
+    metrics.set_startup(loaded.startup, model_name=names[0])
     return ServedEngine(loaded.engine, metrics)
 
 

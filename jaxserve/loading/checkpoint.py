@@ -106,6 +106,11 @@ class Checkpoint:
                 raise CheckpointError(f"{file.name} is not a readable safetensors file") from error
         return tensors
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files that hold tensors."""
+        return sum(file.stat().st_size for file in {info.file for info in self.tensors.values()})
+
     def _files(self) -> list[Path]:
         if (self.folder / _INDEX).is_file():
             return self._indexed_files()

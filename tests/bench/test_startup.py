@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.bench.startup import Start, fields, measure_startup, report, series, stages_of
+from jaxserve.bench.startup import Start, fields, measure_startup, report, series, told
 from jaxserve.commands.bench.startup import add_arguments, engine_arguments
 from jaxserve.errors import JaxserveError
 
@@ -42,6 +42,10 @@ METRICS = """\
 # TYPE jaxserve:startup_seconds gauge
 jaxserve:startup_seconds{model_name="tiny",stage="imports"} 1.5
 jaxserve:startup_seconds{model_name="tiny",stage="ready"} 4.0
+# TYPE jaxserve:startup_bytes gauge
+jaxserve:startup_bytes{model_name="tiny",stage="imports"} 3e+06
+# TYPE jaxserve:program_seconds gauge
+jaxserve:program_seconds{model_name="tiny",origin="compiled",program="decode-1"} 2.5
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{model_name="tiny"} 0.0
 """
@@ -74,6 +78,8 @@ def test_a_start_tells_milestones_and_the_servers_own_stages(seen: Path) -> None
     [(_, start)] = measure_startup(["tiny"], num_cold=1, num_warmup=1, num_warm=0)
     assert 0 < start.ready_s < start.first_token_s
     assert start.stages == {"imports": 1.5, "ready": 4.0}
+    assert start.rates == {"imports": 2e6}
+    assert start.programs == {"decode-1": 2.5}
 
 
 def test_a_server_that_does_not_start_is_told_with_its_last_words(seen: Path) -> None:
@@ -82,12 +88,18 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(seen: Path) ->
 
 
 def test_a_server_that_tells_no_stages_has_none() -> None:
-    assert stages_of("") == {}
+    assert told("", "jaxserve:startup_seconds", "stage") == {}
 
 
 STARTS = [
-    Start(ready_s=2.0, first_token_s=3.0, stages={"load": 1.0}),
-    Start(ready_s=4.0, first_token_s=4.5, stages={"load": 1.5, "compile": 2.0}),
+    Start(ready_s=2.0, first_token_s=3.0, stages={"load": 1.0}, rates={}, programs={}),
+    Start(
+        ready_s=4.0,
+        first_token_s=4.5,
+        stages={"load": 1.5, "compile": 2.0},
+        rates={},
+        programs={},
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from jaxserve.metrics import Metrics, render
 from jaxserve.series import SeriesSet
+from jaxserve.startup import MadeProgram, Startup
 from jaxserve.stats import StepStats
 from jaxserve.timeline import StepRecord
 from tests.server.world import World, wait_for
@@ -199,11 +200,17 @@ def test_compilations_and_the_cache_are_told_by_who_knows() -> None:
         count = 3
         world.metrics.set_compilations(lambda: count, model_name=world.name)
         world.metrics.set_cache_config({"block_size": 4}, model_name=world.name)
-        world.metrics.set_startup(lambda: {"weights": 1.5}, model_name=world.name)
+        startup = Startup(began_s=0.0)
+        startup.add("weights", 1.0, 2.5, num_bytes=3000)
+        startup.made(MadeProgram(name="decode-1", seconds=0.5, origin="cache"))
+        world.metrics.set_startup(startup, model_name=world.name)
         http = world.http()
         assert scrape(http)['jaxserve:compilations_total{model_name="tiny/model"}'] == 3
         count = 4
         samples = scrape(http)
     assert samples['jaxserve:compilations_total{model_name="tiny/model"}'] == 4
     assert samples['jaxserve:startup_seconds{model_name="tiny/model",stage="weights"}'] == 1.5
+    assert samples['jaxserve:startup_bytes{model_name="tiny/model",stage="weights"}'] == 3000
+    made = 'jaxserve:program_seconds{model_name="tiny/model",origin="cache",program="decode-1"}'
+    assert samples[made] == 0.5
     assert samples['vllm:cache_config_info{block_size="4",engine="0",model_name="tiny/model"}'] == 1
