@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.loading.end_tokens import read_end_ids
 from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_params
 from jaxserve.models import Params, random_params
 from jaxserve.planning import EnginePlan
@@ -77,6 +79,27 @@ def build(
     except BaseException:
         programs.close()
         raise
+
+
+def build_with_tokenizer(
+    plan: EnginePlan, *, report: Callable[[str], None] = logger.info
+) -> tuple[LoadedModel, Tokenizer]:
+    """Do what `build` does, and load the tokenizer meanwhile; raises as both do."""
+    # Read before anything is loaded: it may be missing.
+    template = read_template(plan.options.chat_template)
+
+    def load_tokenizer() -> Tokenizer:
+        with plan.startup.stage("tokenizer"):
+            return Tokenizer.load(plan.tokenizer_folder, chat_template=template)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
+        tokenizer = aside.submit(load_tokenizer)
+        loaded = build(plan, report=report)
+        try:
+            return loaded, tokenizer.result()
+        except BaseException:
+            loaded.programs.close()
+            raise
 
 
 def _load(

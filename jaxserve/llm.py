@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -15,12 +14,11 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from jaxserve.build import LoadedModel, build, read_template
+from jaxserve.build import build_with_tokenizer
 from jaxserve.engine import TextEngine
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
-from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.outputs import OutputBuilder, RequestOutput
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.prompts import (
@@ -69,7 +67,7 @@ class LLM:
             place if isinstance(place, str) else place_of(place) for place in logits_processors
         ]
         self.plan: EnginePlan = plan_engine(engine_options(model, options))
-        loaded, self._tokenizer = _load(self.plan, report)
+        loaded, self._tokenizer = build_with_tokenizer(self.plan, report=report)
         self._engine = TextEngine(loaded.engine, self._tokenizer.backend)
         self._compilations = loaded.compilations
         self._generation = loaded.generation
@@ -338,25 +336,6 @@ class LLM:
                 inbox = self._inboxes.get(event.request_id)
                 if inbox is not None:
                     inbox.append(event)
-
-
-def _load(plan: EnginePlan, report: Callable[[str], None]) -> tuple[LoadedModel, Tokenizer]:
-    """Load the tokenizer while programs compile."""
-    # Read before anything is loaded: it may be missing.
-    template = read_template(plan.options.chat_template)
-
-    def load_tokenizer() -> Tokenizer:
-        with plan.startup.stage("tokenizer"):
-            return Tokenizer.load(plan.tokenizer_folder, chat_template=template)
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
-        tokenizer = aside.submit(load_tokenizer)
-        loaded = build(plan, report=report)
-        try:
-            return loaded, tokenizer.result()
-        except BaseException:
-            loaded.programs.close()
-            raise
 
 
 def _one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int) -> Sequence[T]:
