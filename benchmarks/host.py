@@ -153,9 +153,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     plan = plan_engine(
         EngineOptions(
-            # All shall decode soon, and nobody shall be preempted.
-            max_decode_slowdown=inf,
-            num_pages=max(args.sequences) * (2 + (PROMPT_TOKENS + 2 * args.steps) // PAGE_SIZE),
+            max_decode_slowdown=inf,  # all shall decode soon
             page_size=PAGE_SIZE,
             model=args.model,
             max_num_seqs=max(args.sequences),
@@ -163,6 +161,10 @@ def main() -> None:
             enable_prefix_caching=False,
         )
     )
+    # Nobody shall be preempted, and a plan has room for a sequence of full length.
+    each = 2 + (PROMPT_TOKENS + 2 * args.steps) // PAGE_SIZE
+    longest = plan.cache.pages_for(plan.scheduler.max_model_len)
+    plan = plan.with_num_pages(1 + max(max(args.sequences) * each, longest))
     print(f"{plan.name}, microseconds per step, medians of {args.steps} steps")
     print(HEADER)
     results = []
