@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 type Make = Callable[[Program], jax.stages.Compiled]
 
-# What a thread in the background is worth to the operating system: 0 is normal, 19 the least.
+# How much less a thread in the background is worth to the operating system than the process.
 BACKGROUND_NICENESS = 10
+LEAST_NICENESS = 19
 
 
 class ProgramPool:
@@ -144,4 +145,6 @@ def default_threads() -> int:
 def _give_way() -> None:
     """Lower the priority of this thread alone, where the operating system can."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+        # Not below what the process has been given, which would take a privilege.
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + BACKGROUND_NICENESS
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, LEAST_NICENESS))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 import pytest
 
-from jaxserve.execution.program_pool import BACKGROUND_NICENESS, ProgramPool
+from jaxserve.execution.program_pool import BACKGROUND_NICENESS, LEAST_NICENESS, ProgramPool
 from jaxserve.execution.programs import Program
 from jaxserve.execution.shapes import StepShape, Variant
 
@@ -146,7 +146,7 @@ def test_what_is_left_after_giving_way_is_made_at_low_priority() -> None:
     pool.give_way()
     maker.gate.set()
     pool.finish(timeout_s=TIMEOUT_S)
-    assert priorities == [usual, max(usual, BACKGROUND_NICENESS)]
+    assert priorities == [usual, min(usual + BACKGROUND_NICENESS, LEAST_NICENESS)]
     assert os.getpriority(os.PRIO_PROCESS, 0) == usual
 
 
