@@ -126,7 +126,7 @@ def series(starts: Sequence[Start]) -> dict[str, list[float]]:
 
 def report(kind: str, starts: Sequence[Start]) -> str:
     """Return the lines of a kind of start: medians and extremes."""
-    lines = [f"{kind.upper()} STARTUP, {len(starts)} starts (seconds, but for rates)"]
+    lines = [f"{kind.upper()} STARTUP, {len(starts)} starts (seconds)"]
     lines.append(f"  {'':<24}{'median':>9}{'min':>9}{'max':>9}")
     for name, values in series(starts).items():
         figures = (percentile(values, 50), min(values), max(values))
