@@ -196,7 +196,9 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
     with startup.stage("devices"):
         mesh, hardware, is_absent = _find_hardware(target, options.tensor_parallel_size)
     with startup.stage("plan"):
-        plan = _plan(options, checkpoint, model, pooling, mesh, hardware, is_absent=is_absent)
+        plan = _plan(
+            options, checkpoint, model, mesh, hardware, pooling=pooling, is_absent=is_absent
+        )
     return replace(plan, startup=startup)
 
 
@@ -204,10 +206,10 @@ def _plan(
     options: EngineOptions,
     checkpoint: Checkpoint,
     model: DecoderConfig,
-    pooling: PoolingModel | None,
     mesh: Mesh,
     hardware: Target,
     *,
+    pooling: PoolingModel | None,
     is_absent: bool,
 ) -> EnginePlan:
     device = mesh.devices.flat[0]

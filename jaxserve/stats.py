@@ -64,6 +64,19 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
+@dataclass(slots=True)
+class Totals:
+    """The counts of StepStats in the making, since the engine was made."""
+
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    num_preemptions: int = 0
+    num_kv_slots: int = 0
+    num_empty_kv_slots: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStats:
     """One choice of a request that has ended."""

@@ -19,7 +19,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.memory import KVMemory
@@ -31,7 +30,7 @@ from jaxserve.engine.waiting import WaitingQueue
 from jaxserve.errors import InvalidRequestError
 from jaxserve.plan import StepLimits, StepPlan, StepResult
 from jaxserve.request import FinishReason, Request
-from jaxserve.stats import StepStats
+from jaxserve.stats import StepStats, Totals
 
 NOT_FINITE = (
     "there was no token to choose: the model computed logits that are not finite numbers, or the"
@@ -40,19 +39,6 @@ NOT_FINITE = (
 
 # So many sequences may be asked, and may run, before the first in the queue.
 MAX_PASSED = 64
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Counts since the scheduler was made; see StepStats."""
-
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    num_preemptions: int = 0
-    num_kv_slots: int = 0
-    num_empty_kv_slots: int = 0
 
 
 class Scheduler:
@@ -87,7 +73,7 @@ class Scheduler:
         # Whose the rows of each step are, None for a sequence that has left its slot since.
         self._in_flight: deque[tuple[StepPlan, list[Sequence | None]]] = deque()
         self._num_requests = 0
-        self._totals = _Totals()
+        self._totals = Totals()
 
     @property
     def has_unfinished(self) -> bool:
