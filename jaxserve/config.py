@@ -157,12 +157,14 @@ class WorkModel:
     The unit is the time of one token's matrix products in a large step. free_tokens: how many fit
     into the time of reading the weights, which every step takes. prefill_attention and
     decode_attention: what attention adds to a token for each token of its context, in a chunk of
-    a prompt (limited by compute) and in a decode (limited by reading keys and values).
+    a prompt (limited by compute) and in a decode (limited by reading keys and values). sampling:
+    what a row adds that draws a token, whose logits are one more product.
     """
 
     free_tokens: int = 1
     prefill_attention: float = 0.0
     decode_attention: float = 0.0
+    sampling: float = 0.0
 
     def attention(self, start: int, num_tokens: int) -> float:
         """Return the work of attention of the tokens of a prompt at [start, start + num_tokens)."""

@@ -44,10 +44,10 @@ def prefill_budget(
     work, most = config.work, max_tokens
     limit = 2.0 * most
     if num_decodes:
-        # Attention of the decodes takes its time either way.
-        attention = decode_context * work.decode_attention
-        decodes = max(num_decodes, work.free_tokens) + attention
-        limit = min(limit, config.max_decode_slowdown * decodes - attention)
+        # What the decodes attend to and draw takes its time either way.
+        fixed = decode_context * work.decode_attention + num_decodes * work.sampling
+        decodes = max(num_decodes, work.free_tokens) + fixed
+        limit = min(limit, config.max_decode_slowdown * decodes - fixed)
     num_wanted = sum([prompt.length - prompt.num_scheduled for prompt in prompts])
     start = prompts[0].num_scheduled
     best: PrefillBudget | None = None

@@ -122,7 +122,8 @@ class StepCosts:
     def work(self, *, flops_per_byte: float, attention_efficiency: float) -> WorkModel:
         """Return what the scheduler is to know of these costs, on a device of such a balance.
 
-        attention_efficiency: FLOP/s of attention over prompts, as a share of those of products.
+        attention_efficiency: FLOP/s of attention over prompts, as a share of those of products, and
+        bytes/s of attention of decodes, as a share of those of reading weights.
         Layers with a sliding window count for nothing: what they attend to does not grow.
         """
         num_layers = sum(count for window, count in self._windows if window is None)
@@ -131,7 +132,8 @@ class StepCosts:
         return WorkModel(
             free_tokens=max(round(self._weights * flops_per_byte / self._token_flops), 1),
             prefill_attention=pair / attention_efficiency,
-            decode_attention=key * flops_per_byte,
+            decode_attention=key * flops_per_byte / attention_efficiency,
+            sampling=self._logit_flops / self._token_flops,
         )
 
 

@@ -62,8 +62,9 @@ class ShapeTable:
     """The shapes an engine may use, in the order in which they are best made.
 
     Decode steps are padded to the next of a few numbers of sequences, steps with longer rows to
-    the next of a few numbers of tokens. Between two sizes lies a factor of 2, but one of 4 between
-    those with longer rows on CPUs: steps are filled (docs/scheduling.md), and programs cost
+    the next of a few numbers of tokens. Between two sizes lies a factor of 2. On CPUs it is 1.5
+    or less between decodes of more than 16, which take a CPU nearly as long as they are many, and
+    4 between those with longer rows: steps are filled (docs/scheduling.md), and programs cost
     seconds to compile there.
 
     The first shape alone serves every request, in steps within `limits`; each of the others makes
@@ -93,7 +94,9 @@ class ShapeTable:
         is_cpu = platform == "cpu"
         singles = _sizes_up(8, max_num_seqs, factor=2)
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
-        decode = [(size, size) for size in sorted({1, *singles} if is_cpu else {*singles})]
+        if is_cpu:
+            singles = sorted({1, *singles, *(3 * size // 4 for size in singles if size > 16)})
+        decode = [(size, size) for size in singles]
         mixed = [
             (tokens, min(max_num_seqs, tokens // 2))
             for tokens in _sizes_down(16, largest, factor=4 if is_cpu else 2)
