@@ -207,6 +207,18 @@ SERVER_FLAGS = (
     Flag(name="host", field="host", help="address to listen on"),
     Flag(name="port", field="port", parse=int, help="port to listen on; 0 takes a free one"),
     Flag(
+        name="stream-interval",
+        field="stream_interval",
+        parse=number,
+        help="tokens of an answer per event of its stream, after the first",
+    ),
+    Flag(
+        name="enable-per-request-metrics",
+        field="per_request_metrics",
+        switch=True,
+        help="tell in answers how long they took",
+    ),
+    Flag(
         name="api-key",
         field="api_keys",
         many=True,

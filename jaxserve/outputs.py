@@ -3,7 +3,13 @@
 from dataclasses import dataclass, field
 
 from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.request import PositionLogprobs, Request, RequestMetrics, TokenEvent
+from jaxserve.request import (
+    PositionLogprobs,
+    Request,
+    RequestMetrics,
+    TokenEvent,
+    whole_time,
+)
 
 type TokenLogprobs = dict[int, Logprob]
 
@@ -21,8 +27,8 @@ class Logprob:
 class CompletionOutput:
     """One answer. logprobs: by token id, for each token of token_ids, if they were asked for.
 
-    finish_reason: "stop", "length", "abort" or "error"; stop_reason: the stop string or stop
-    token id that matched.
+    finish_reason: "stop", "length", "repetition", "abort" or "error"; stop_reason: the stop string
+    or stop token id that matched.
     """
 
     index: int
@@ -96,7 +102,7 @@ class OutputBuilder:
             prompt_logprobs=self._prompt_logprobs,
             outputs=[self._completion(index) for index in range(len(self._choices))],
             finished=len(ends) == len(self._choices),
-            metrics=_of_all(times),
+            metrics=whole_time(times),
             num_cached_tokens=self._num_cached_tokens,
         )
 
@@ -126,18 +132,3 @@ class OutputBuilder:
             )
             for token in (position.chosen, *position.top)
         }
-
-
-def _of_all(times: list[RequestMetrics]) -> RequestMetrics | None:
-    """The times of a request from those of its choices: the first start, the last end."""
-    if not times:
-        return None
-    return RequestMetrics(
-        arrival_s=times[0].arrival_s,
-        scheduled_s=min((t.scheduled_s for t in times if t.scheduled_s is not None), default=None),
-        first_token_s=min(
-            (t.first_token_s for t in times if t.first_token_s is not None), default=None
-        ),
-        finished_s=max((t.finished_s for t in times if t.finished_s is not None), default=None),
-        num_preemptions=sum(t.num_preemptions for t in times),
-    )

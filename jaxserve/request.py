@@ -1,7 +1,7 @@
 """What is asked of the engine and what comes back: plain, frozen, validated host types."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
@@ -24,6 +24,7 @@ MAX_BAD_WORD_TOKENS = 8
 # What `--max-logprobs` is unless the operator says otherwise.
 DEFAULT_MAX_LOGPROBS = 20
 MAX_LOGPROB_TOKEN_IDS = 128
+MAX_PATTERN_SIZE = 256
 # Counts travel to the device as int32.
 MAX_COUNT = 2**31 - 1
 
@@ -35,6 +36,29 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    REPETITION = "repetition"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepetitionDetectionParams:
+    """When an answer counts as stuck: it ends in a pattern of tokens, `min_count` times in a row.
+
+    Patterns of min_pattern_size to max_pattern_size tokens are looked for; a max_pattern_size of 0
+    looks for none. Raises InvalidRequestError.
+    """
+
+    max_pattern_size: int
+    min_pattern_size: int = 1
+    min_count: int = 2
+
+    def __post_init__(self) -> None:
+        name = "repetition_detection"
+        _check_int(f"{name}.max_pattern_size", self.max_pattern_size, low=0, high=MAX_PATTERN_SIZE)
+        if self.min_pattern_size == 0:  # vLLM's way to say 1
+            object.__setattr__(self, "min_pattern_size", 1)
+        longest = max(1, self.max_pattern_size)
+        _check_int(f"{name}.min_pattern_size", self.min_pattern_size, low=1, high=longest)
+        _check_int(f"{name}.min_count", self.min_count, low=2, high=MAX_COUNT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +71,10 @@ class SamplingParams:
     logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
     logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
     the whole vocabulary. logprob_token_ids: tokens to report beside those, whatever their rank.
-    extra_args: by name, what the engine's logits processors are told. structured_outputs: what
-    the answer must look like.
+    spaces_between_special_tokens has no effect: fast tokenizers put none. detokenize: whether text
+    is made of the tokens. repetition_detection: when to end an answer that got stuck. extra_args:
+    by name, what the engine's logits processors are told. structured_outputs: what the answer must
+    look like.
     seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
     """
 
@@ -74,6 +100,9 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    detokenize: bool = True
+    repetition_detection: RepetitionDetectionParams | None = None
     extra_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     structured_outputs: StructuredOutputsParams | None = None
 
@@ -107,6 +136,8 @@ class SamplingParams:
                     f" got {_show(text)}",
                     param="stop",
                 )
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError("stop must be empty with detokenize=False", param="stop")
         _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         _check_count("bad_words", self.bad_words, MAX_BAD_WORDS)
         for word in self.bad_words:
@@ -290,6 +321,23 @@ class RequestMetrics:
     first_token_s: float | None = None
     finished_s: float | None = None
     num_preemptions: int = 0
+
+
+def whole_time(times: Sequence[RequestMetrics]) -> RequestMetrics | None:
+    """Return the times of a request from those of its choices: the first start, the last end."""
+    if not times:
+        return None
+
+    def known(name: str) -> list[float]:
+        return [value for value in (getattr(each, name) for each in times) if value is not None]
+
+    return RequestMetrics(
+        arrival_s=min(known("arrival_s")),
+        scheduled_s=min(known("scheduled_s"), default=None),
+        first_token_s=min(known("first_token_s"), default=None),
+        finished_s=max(known("finished_s"), default=None),
+        num_preemptions=sum(each.num_preemptions for each in times),
+    )
 
 
 class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):

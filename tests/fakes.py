@@ -176,7 +176,7 @@ class FakeRunner:
             token_id = self._sample(row, slot) if row.samples and not self._pools else None
             token_ids.append(token_id)
             if token_id is not None and slot.assignment.params.logprobs is not None:
-                logprobs[index] = token_logprobs(token_id)
+                logprobs[index] = token_logprobs(token_id, slot.assignment.params.logprobs)
         self.num_computed_tokens += plan.num_tokens
         result = StepResult(
             token_ids=tuple(token_ids),
@@ -277,6 +277,9 @@ class FakeRunner:
         return token_id
 
 
-def token_logprobs(token_id: int) -> PositionLogprobs:
-    """Log-probabilities by which a test recognises the token they belong to."""
-    return PositionLogprobs(chosen=TokenLogprob(token_id, -float(token_id), 1), top=())
+def token_logprobs(token_id: int, num_top: int = 0) -> PositionLogprobs:
+    """Log-probabilities by which a test recognises the token they belong to: minus its id."""
+    return PositionLogprobs(
+        chosen=TokenLogprob(token_id, -float(token_id), 1),
+        top=tuple(TokenLogprob(other, -float(other), other + 1) for other in range(num_top)),
+    )

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from jaxserve.engine.loop import Abort, Add, Command, Finish, Refusal, Reply
 from jaxserve.engine.text import INTERNAL_ERROR, Assembler
 from jaxserve.errors import JaxserveError
-from jaxserve.request import Request, TokenEvent
+from jaxserve.request import FinishReason, Request, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,9 @@ class Streams:
         """See Engine.abort."""
         self._send(Abort(request_id))
 
-    def finish(self, request_id: str, index: int, *, num_tokens: int) -> None:
+    def finish(self, request_id: str, index: int, *, num_tokens: int, reason: FinishReason) -> None:
         """See Engine.finish."""
-        self._send(Finish(request_id, index, num_tokens))
+        self._send(Finish(request_id, index, num_tokens, reason))
 
     def receive(self, reply: Reply) -> None:
         """Take what the engine says."""

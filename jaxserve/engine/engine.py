@@ -100,16 +100,23 @@ class Engine:
         for sequence in self._scheduler.abort(request_id):
             self._end(self._batch_of(sequence), sequence)
 
-    def finish(self, request_id: str, index: int, *, num_tokens: int) -> None:
-        """End a choice whose text is complete with its first `num_tokens` tokens, a stop string.
+    def finish(
+        self,
+        request_id: str,
+        index: int,
+        *,
+        num_tokens: int,
+        reason: FinishReason = FinishReason.STOP,
+    ) -> None:
+        """End a choice whose text is complete with its first `num_tokens` tokens.
 
-        No more is said of it. No-op once it has ended.
+        reason: a stop string by default. No more is said of it. No-op once it has ended.
         """
         group = self._groups.get(request_id)
         if group is None or group.sequences[index].is_finished:
             return
         sequence = group.sequences[index]
-        self._scheduler.finish(sequence, FinishReason.STOP)
+        self._scheduler.finish(sequence, reason)
         self._forget(sequence, num_tokens=num_tokens)
 
     def leave(self, client: int) -> None:

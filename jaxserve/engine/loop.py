@@ -9,7 +9,7 @@ from msgspec import Struct
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.text import INTERNAL_ERROR
 from jaxserve.errors import InvalidRequestError, JaxserveError, OverloadedError
-from jaxserve.request import Request
+from jaxserve.request import FinishReason, Request
 from jaxserve.tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Finish(Struct, frozen=True, array_like=True, tag=3):
     request_id: str
     index: int
     num_tokens: int
+    reason: FinishReason
 
 
 class Leave(Struct, frozen=True, array_like=True, tag=4):

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.repetition import RepetitionDetector
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics, TokenEvent
 from jaxserve.tokens import End, Start, TokenBatch
@@ -26,7 +27,7 @@ INTERNAL_ERROR = "an internal error has ended this request"
 class Ender(Protocol):
     """Who ends choices on an assembler's word: an engine, or the way to one."""
 
-    def finish(self, request_id: str, index: int, *, num_tokens: int) -> None:
+    def finish(self, request_id: str, index: int, *, num_tokens: int, reason: FinishReason) -> None:
         """See Engine.finish."""
         ...
 
@@ -51,6 +52,7 @@ class _Choice:
     key: int
     index: int
     detokenizer: Detokenizer | None
+    detector: RepetitionDetector | None
     start: Start | None = None
     num_tokens: int = 0
 
@@ -105,12 +107,15 @@ class Assembler:
                 param="stop",
             )
         first_key = self._next_key
-        tokenizer = None if request.pools else self._tokenizer
+        has_text = params.detokenize and not request.pools
+        tokenizer = self._tokenizer if has_text else None
         answer = _Answer(request)
         for index in range(params.n):
             detokenizer = None if tokenizer is None else Detokenizer(tokenizer, request)
+            repetition = params.repetition_detection
+            detector = None if repetition is None else RepetitionDetector(repetition)
             key = first_key + index
-            answer.choices[key] = _Choice(answer, key, index, detokenizer)
+            answer.choices[key] = _Choice(answer, key, index, detokenizer, detector)
         # Nothing above has changed anything: it can raise.
         self._next_key += params.n
         self._answers[request.id] = answer
@@ -163,7 +168,10 @@ class Assembler:
     def _advance(
         self, choice: _Choice, batch: TokenBatch, positions: Sequence[int], end: End | None
     ) -> TokenEvent:
-        """Return the event of what a batch says of a choice; end it if there is a stop string."""
+        """Return the event of what a batch says of a choice, which may be that it ends here.
+
+        It does after a stop string, and when it got stuck.
+        """
         params = choice.answer.request.params
         is_first = choice.num_tokens == 0 and bool(positions)
         text = ""
@@ -175,26 +183,35 @@ class Assembler:
             reason, stop_reason, times = end.finish_reason, end.stop_reason, end.times
             error = end.error
         token_ids = [batch.token_ids[position] for position in positions]
-        detokenizer = choice.detokenizer
-        if detokenizer is not None:
-            # A stop token is reported, but it is no text.
-            is_text = reason is not FinishReason.STOP or params.include_stop_str_in_output
-            for count, token_id in enumerate(token_ids, start=1):
-                if is_text or count < len(token_ids):
-                    text += detokenizer.push(token_id)
-                if detokenizer.stop_string is not None:
-                    del token_ids[count:]
-                    break
-            if end is not None:
-                text += detokenizer.finish()
+        detokenizer, detector = choice.detokenizer, choice.detector
+        # A stop token is reported, but it is no text.
+        is_text = reason is not FinishReason.STOP or params.include_stop_str_in_output
+        stop_string: str | None = None
+        is_stuck = False
+        for count, token_id in enumerate(token_ids, start=1):
+            if detokenizer is not None and (is_text or count < len(token_ids)):
+                text += detokenizer.push(token_id)
+                stop_string = detokenizer.stop_string
+            if detector is not None and detector.push(token_id):
+                is_stuck = choice.num_tokens + count >= params.min_tokens
+            if stop_string is not None or is_stuck:
+                del token_ids[count:]
+                break
+        if detokenizer is not None and (end is not None or is_stuck):
+            text += detokenizer.finish()
         choice.num_tokens += len(token_ids)
-        if detokenizer is not None and detokenizer.stop_string is not None:
+        if stop_string is not None or is_stuck:
             # Also if the last token allowed completed it: that it stopped says more.
-            reason, stop_reason, error = FinishReason.STOP, detokenizer.stop_string, None
+            reason, stop_reason, error = FinishReason.STOP, stop_string, None
+            if stop_string is None:
+                reason, stop_reason = FinishReason.REPETITION, "repetition_detected"
             if end is None:
                 times = choice.times(self._clock())
                 self._engine.finish(
-                    choice.answer.request.id, choice.index, num_tokens=choice.num_tokens
+                    choice.answer.request.id,
+                    choice.index,
+                    num_tokens=choice.num_tokens,
+                    reason=reason,
                 )
         logprobs: tuple[PositionLogprobs, ...] = ()
         if batch.logprobs and params.logprobs is not None:

@@ -31,6 +31,11 @@ class Tokenizer:
             token_id: token.content.encode()
             for token_id, token in self.backend.get_added_tokens_decoder().items()
         }
+        self.special_ids = frozenset(
+            token_id
+            for token_id, token in self.backend.get_added_tokens_decoder().items()
+            if token.special
+        )
         # Read here, since it takes a tenth of a second that no request should wait for.
         self.max_token_bytes = max(len(token.encode()) for token in self.backend.get_vocab())
 
@@ -227,3 +232,8 @@ class Tokenizer:
 
         chars: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
         return {char: byte for byte, char in chars.items()}
+
+
+def truncated(token_ids: tuple[int, ...], limit: int, *, side: str) -> tuple[int, ...]:
+    """Return at most `limit` ids, at least one; those that are too many go from this side."""
+    return token_ids[-limit:] if side == "left" else token_ids[:limit]

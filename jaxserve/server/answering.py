@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET, Struct
@@ -12,12 +13,13 @@ from starlette.responses import Response
 
 from jaxserve.request import TokenEvent
 from jaxserve.server.answer import json_response
+from jaxserve.server.beam_search import search_beams
 from jaxserve.server.disconnect import unless_disconnected
-from jaxserve.server.generation import Collected, Job, Tally
+from jaxserve.server.generation import Collected, Job, Tally, at_intervals
 from jaxserve.server.logprobs import LogprobWriter
 from jaxserve.server.middleware import access_record
 from jaxserve.server.prompts import RequestMaker, cache_salt, in_worker
-from jaxserve.server.protocol.answers import Maybe, Usage
+from jaxserve.server.protocol.answers import Maybe, Timing, Usage
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.protocol.common import StreamOptions
 from jaxserve.server.protocol.completions import CompletionBody
@@ -47,6 +49,7 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
         requests=requests,
         record=record,
         field_names=body.field_names,
+        run=partial(search_beams, model, body) if body.use_beam_search else None,
     )
 
 
@@ -63,7 +66,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
         self.fingerprint = job.model.system_fingerprint
 
     @abstractmethod
-    def answer(self, choices: Sequence[Collected], usage: Usage) -> Answer:
+    def answer(self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]) -> Answer:
         """Return the whole answer."""
 
     @abstractmethod
@@ -71,14 +74,14 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
         """Return what a stream says of an event of choice `index`."""
 
     @abstractmethod
-    def last_chunk(self, usage: Usage) -> Chunk:
+    def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> Chunk:
         """Return the chunk without choices that tells the usage."""
 
     async def whole(self) -> Answer:
         """Return the answer when all of it is there."""
         tally = self._tally()
         choices = await self.job.collect(tally)
-        return self.answer(choices, tally.usage())
+        return self.answer(choices, tally.usage(), self._timing(tally))
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Yield the answer's events, `[DONE]` last."""
@@ -91,8 +94,10 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
         """Yield the answer's chunks, those of a step together."""
         options = self.body.stream_options or StreamOptions()
         tally = self._tally()
+        interval = self.body.stream_interval or self.job.state.config.stream_interval
         async with aclosing(self.job.events()) as events:
-            async for index, new in events:
+            steps = events if interval == 1 else at_intervals(events, interval)
+            async for index, new in steps:
                 tally.add(new)
                 usage: Maybe[Usage | None] = UNSET
                 if options.continuous_usage_stats:
@@ -101,8 +106,17 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
                     usage = None
                 yield self.chunks_of(index, new, usage)
         if options.include_usage:
-            yield [self.last_chunk(tally.usage())]
+            yield [self.last_chunk(tally.usage(), self._timing(tally))]
         self.job.finish(tally)
+
+    @property
+    def prompt_texts(self) -> list[str]:
+        """The prompts as the model saw them."""
+        decode = self.job.model.tokenizer.decode
+        return [decode(request.prompt_ids) for request in self.job.requests]
+
+    def _timing(self, tally: Tally) -> Maybe[Timing]:
+        return tally.timing() if self.job.state.config.per_request_metrics else UNSET
 
     def _tally(self) -> Tally:
         return Tally(self.job.requests, counts_output=not self.body.only_scores)

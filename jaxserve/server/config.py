@@ -17,6 +17,8 @@ class ServerConfig:
     answers being made at once, before the engine's own queue; more are refused with 503.
     header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
     pause within a body. send_timeout_s: how long a client may leave its answer unread.
+    stream_interval: tokens of a choice per event of a stream, after its first. per_request_metrics:
+    whether answers tell how long they took.
     shutdown_timeout_s: how long answers may still take once the server is told to stop.
 
     api_server_count: processes that speak HTTP; limits are those of each. engine_start_timeout_s:
@@ -36,6 +38,8 @@ class ServerConfig:
     max_body_bytes: int = 16 * MIB
     max_connections: int = 8192
     max_concurrent_requests: int = 4096
+    stream_interval: int = 1
+    per_request_metrics: bool = False
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     send_timeout_s: float = 60.0
@@ -60,6 +64,7 @@ class ServerConfig:
             "max_body_bytes",
             "max_connections",
             "max_concurrent_requests",
+            "stream_interval",
             "api_server_count",
         ):
             if getattr(self, name) < 1:

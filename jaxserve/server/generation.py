@@ -2,28 +2,41 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from jaxserve.client import EngineClient
+from jaxserve.client.streams import merge
 from jaxserve.errors import EngineDeadError, OverloadedError
-from jaxserve.request import FinishReason, PositionLogprobs, Request, TokenEvent
+from jaxserve.request import (
+    FinishReason,
+    PositionLogprobs,
+    Request,
+    RequestMetrics,
+    TokenEvent,
+    whole_time,
+)
 from jaxserve.server.errors import GenerationError, ShuttingDownError
 from jaxserve.server.middleware import AccessRecord
-from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
+from jaxserve.server.protocol.answers import PromptTokensDetails, Timing, Usage
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 
 # Requests of one answer that the engine has at once: its queue is for others, too.
 MAX_AT_ONCE = 256
 
+type Run = Callable[[Request], AsyncGenerator[TokenEvent]]
+
 
 class Tally:
-    """Counts the tokens of an answer while they come; counts_output: also those generated."""
+    """Counts the tokens and the time of an answer while they come.
+
+    counts_output: also the tokens generated.
+    """
 
     def __init__(self, requests: Sequence[Request], *, counts_output: bool = True) -> None:
         self._counts_output = counts_output
+        self._times: list[RequestMetrics] = []
         self.prompt_tokens = sum(len(request.prompt_ids) for request in requests)
         self.completion_tokens = 0
         self._cached: dict[str, int] = {}
@@ -33,6 +46,24 @@ class Tally:
         self.completion_tokens += len(event.token_ids) if self._counts_output else 0
         if event.index == 0:
             self._cached[event.request_id] = event.num_cached_tokens
+        if event.metrics is not None:
+            self._times.append(event.metrics)
+
+    def timing(self) -> Timing:
+        """Return how long it took, when all of it is there."""
+        times = whole_time(self._times)
+        if times is None:
+            return Timing(None, None, None, None, None)
+        num_later = self.completion_tokens - len(self._times)
+        decode_ms = sum(_ms(each.first_token_s, each.finished_s) or 0.0 for each in self._times)
+        total_ms = _ms(times.scheduled_s, times.finished_s)
+        return Timing(
+            time_to_first_token_ms=_ms(times.arrival_s, times.first_token_s),
+            generation_time_ms=_ms(times.first_token_s, times.finished_s),
+            queue_time_ms=_ms(times.arrival_s, times.scheduled_s),
+            mean_itl_ms=decode_ms / num_later if num_later > 0 else None,
+            tokens_per_second=1000 * self.completion_tokens / total_ms if total_ms else None,
+        )
 
     def usage(self) -> Usage:
         """Return the count so far."""
@@ -42,6 +73,11 @@ class Tally:
             total_tokens=self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._cached.values())),
         )
+
+
+def _ms(start_s: float | None, stop_s: float | None) -> float | None:
+    """Return the milliseconds between two times, None unless both have been."""
+    return None if start_s is None or stop_s is None else 1000 * (stop_s - start_s)
 
 
 @dataclass(slots=True)
@@ -78,7 +114,8 @@ class Collected:
 class Job:
     """Requests that make one answer: choice `i` of request `r` is the answer's `r * n + i`.
 
-    field_names: what the engine's parameters are called by whoever is answered.
+    field_names: what the engine's parameters are called by whoever is answered. run: how a request
+    is answered; by default the engine's client does it.
     """
 
     state: ServerState
@@ -86,6 +123,7 @@ class Job:
     requests: tuple[Request, ...]
     record: AccessRecord
     field_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    run: Run | None = None
 
     @property
     def n(self) -> int:
@@ -103,7 +141,8 @@ class Job:
         record.model = self.model.name
         began_s = time.monotonic()
         with self.state.admitted(self.model), renamed(self.field_names):
-            async with aclosing(_merged(self.model.client, self.requests)) as events:
+            run = self.run or self.model.client.generate
+            async with aclosing(merged(run, self.requests)) as events:
                 try:
                     async for index, event in events:
                         if event.finish_reason is not None:
@@ -145,12 +184,25 @@ class Job:
             raise GenerationError(event.error or "the engine gave no reason")
 
 
-async def _merged(
-    client: EngineClient, requests: Sequence[Request]
+async def at_intervals(
+    events: AsyncIterable[tuple[int, TokenEvent]], num_tokens: int
 ) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    """Yield the first event of each choice as it comes, and later ones by so many tokens."""
+    held: dict[int, list[TokenEvent]] = {}
+    begun: set[int] = set()
+    async for index, event in events:
+        pieces = held.setdefault(index, [])
+        pieces.append(event)
+        num_held = sum(len(piece.token_ids) for piece in pieces)
+        if index not in begun or num_held >= num_tokens or event.finish_reason is not None:
+            begun.add(index)
+            yield index, merge(held.pop(index))
+
+
+async def merged(run: Run, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, TokenEvent]]:
     """Yield the events of requests as they come."""
     if len(requests) == 1:
-        async with aclosing(client.generate(requests[0])) as events:
+        async with aclosing(run(requests[0])) as events:
             async for event in events:
                 yield event.index, event
         return
@@ -160,7 +212,7 @@ async def _merged(
 
     async def feed(offset: int, request: Request) -> None:
         try:
-            async with turns, aclosing(client.generate(request)) as events:
+            async with turns, aclosing(run(request)) as events:
                 async for event in events:
                     await queue.put((offset + event.index, event))
         except Exception as error:  # noqa: BLE001 (raised again by the reader of the queue)

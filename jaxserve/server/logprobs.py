@@ -41,30 +41,22 @@ class LogprobWriter:
         self,
         positions: Iterable[PositionLogprobs | None],
         token_ids: Sequence[int],
-        *,
-        offset: int = 0,
+        offsets: list[int],
     ) -> CompletionLogprobs:
-        """Return the log-probabilities of a text's tokens, whose first begins at `offset`.
+        """Return the log-probabilities of a text's tokens, which begin at `offsets` in it.
 
         positions align with token_ids; None where nothing is known, as of a prompt's first token.
         """
-        columns = CompletionLogprobs([], [], [], [])
+        columns = CompletionLogprobs(offsets, [], [], [])
         for token_id, position in zip(token_ids, positions, strict=True):
             token = self._key(token_id)
-            columns.text_offset.append(offset)
             columns.tokens.append(token)
             if position is None:
                 columns.token_logprobs.append(None)
                 columns.top_logprobs.append(None)
             else:
                 columns.token_logprobs.append(_finite(position.chosen.logprob))
-                columns.top_logprobs.append(
-                    {
-                        self._key(scored.token_id): _finite(scored.logprob)
-                        for scored in (*position.top, position.chosen)
-                    }
-                )
-            offset += len(self._tokenizer.token_text(token_id))
+                columns.top_logprobs.append(self._by_text(position))
         return columns
 
     def prompt(self, positions: Iterable[PositionLogprobs]) -> PromptLogprobs:
@@ -83,6 +75,19 @@ class LogprobWriter:
             )
         return rows
 
+    def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
+        """Return the alternatives by their texts; of two with one text, the later by its id.
+
+        The chosen token comes first: who looks it up by its text must find it.
+        """
+        found: dict[str, float] = {}
+        chosen_id = position.chosen.token_id
+        others = (scored for scored in position.top if scored.token_id != chosen_id)
+        for scored in (position.chosen, *others):
+            key = self._key(scored.token_id)
+            found[f"token_id:{scored.token_id}" if key in found else key] = _finite(scored.logprob)
+        return found
+
     def _columns(self, scored: Scored) -> tuple[str, float, list[int]]:
         data = self._tokenizer.token_bytes(scored.token_id)
         token = f"token_id:{scored.token_id}" if self._as_ids else data.decode(errors="replace")
@@ -100,6 +105,44 @@ class LogprobWriter:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+class TextOffsets:
+    """Where tokens begin in the text they make, in characters, counted while they come."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skips_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skips_special = skips_special
+        self._offset = 0
+
+    def of_prompt(self, token_ids: Iterable[int], text: str) -> list[int]:
+        """Return the offsets of a prompt's tokens in its text, where not all need stand.
+
+        A tokenizer may add tokens of its own, and a space before the text.
+        """
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            token = self._tokenizer.token_text(token_id)
+            if token_id in self._tokenizer.special_ids and not text.startswith(token, self._offset):
+                continue
+            is_spaced = self._offset == 0 and token.startswith(" ") and not text.startswith(" ")
+            self._offset += self._num_chars(token_id) - is_spaced
+        self._offset = len(text)
+        return offsets
+
+    def of_answer(self, token_ids: Iterable[int]) -> list[int]:
+        """Return the offsets of the tokens that come next."""
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            if not (self._skips_special and token_id in self._tokenizer.special_ids):
+                self._offset += self._num_chars(token_id)
+        return offsets
+
+    def _num_chars(self, token_id: int) -> int:
+        """Return how many characters begin in a token, which may end in the middle of one."""
+        return sum(byte & 0xC0 != 0x80 for byte in self._tokenizer.token_bytes(token_id))
 
 
 def _finite(logprob: float) -> float:

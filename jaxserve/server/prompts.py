@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import anyio.to_thread
 
+from jaxserve.loading.tokenizer import truncated
 from jaxserve.request import Request, SamplingParams
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
@@ -21,20 +22,36 @@ async def in_worker[T](state: ServerState, work: Callable[[], T]) -> T:
 
 
 def encode(
-    model: ServedModel, text: str, *, add_special_tokens: bool, param: str
+    model: ServedModel,
+    text: str,
+    *,
+    add_special_tokens: bool,
+    param: str,
+    will_truncate: bool = False,
 ) -> tuple[int, ...]:
-    """Return the ids of a text, unless it is so long that it cannot fit. Slow: for a worker."""
-    model.tokenizer.check_num_chars(len(text), max_model_len=model.max_model_len, param=param)
+    """Return the ids of a text, unless it is so long that it cannot fit. Slow: for a worker.
+
+    will_truncate: it may be longer, as it will be cut.
+    """
+    if not will_truncate:
+        model.tokenizer.check_num_chars(len(text), max_model_len=model.max_model_len, param=param)
     return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
-def encode_chat(model: ServedModel, chat: Chat) -> tuple[int, ...]:
+def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) -> tuple[int, ...]:
     """Return the prompt of a chat as ids. Slow: for a worker."""
-    model.tokenizer.check_num_chars(
-        chat.num_chars(), max_model_len=model.max_model_len, param="messages"
-    )
+    if not will_truncate:
+        model.tokenizer.check_num_chars(
+            chat.num_chars(), max_model_len=model.max_model_len, param="messages"
+        )
     text = chat.render(model.chat_template())
-    return encode(model, text, add_special_tokens=chat.add_special_tokens, param="messages")
+    return encode(
+        model,
+        text,
+        add_special_tokens=chat.add_special_tokens,
+        param="messages",
+        will_truncate=will_truncate,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +70,35 @@ class RequestMaker:
     def requests(self) -> tuple[Request, ...]:
         """Return a request for each prompt of the body. Slow: for a worker."""
         body = self.body
+        truncates = body.truncate_prompt_tokens is not None
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
-                return (self._make(encode_chat(self.model, body)),)
+                return (self._make(encode_chat(self.model, body, will_truncate=truncates)),)
         special = body.add_special_tokens
         return tuple(
             self._make(
                 prompt
                 if isinstance(prompt, tuple)
-                else encode(self.model, prompt, add_special_tokens=special, param="prompt")
+                else encode(
+                    self.model,
+                    prompt,
+                    add_special_tokens=special,
+                    param="prompt",
+                    will_truncate=truncates,
+                )
             )
             for prompt in body.prompt
         )
 
     def _make(self, prompt_ids: tuple[int, ...]) -> Request:
-        params = self.params
+        params, limit = self.params, self.body.truncate_prompt_tokens
+        if limit == -1:
+            room = self.model.max_model_len - (
+                (params.max_tokens if self.body.has_limit else 1) or 1
+            )
+            limit = max(1, room)
+        if limit is not None:
+            prompt_ids = truncated(prompt_ids, limit, side=self.body.truncation_side)
         if not self.body.has_limit:
             # A default of ours or of the model's authors is no reason to refuse a long prompt.
             params = params.within(self.model.max_model_len - len(prompt_ids))

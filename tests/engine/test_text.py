@@ -4,7 +4,12 @@ import pytest
 
 from jaxserve.engine.text import Assembler
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import FinishReason, Request, RequestMetrics
+from jaxserve.request import (
+    FinishReason,
+    RepetitionDetectionParams,
+    Request,
+    RequestMetrics,
+)
 from jaxserve.tokens import End, Start, TokenBatch
 from tests.engine.world import request, word_tokenizer
 from tests.fakes import token_logprobs
@@ -17,10 +22,12 @@ class Ended:
 
     def __init__(self) -> None:
         self.finished: list[tuple[str, int, int]] = []
+        self.reasons: list[FinishReason] = []
         self.aborted: list[str] = []
 
-    def finish(self, request_id: str, index: int, *, num_tokens: int) -> None:
+    def finish(self, request_id: str, index: int, *, num_tokens: int, reason: FinishReason) -> None:
         self.finished.append((request_id, index, num_tokens))
+        self.reasons.append(reason)
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
@@ -107,3 +114,34 @@ def test_an_id_in_use_is_refused() -> None:
     assembler, _, _ = opened(request("a"))
     with pytest.raises(InvalidRequestError, match="already in use"):
         assembler.open(request("a"))
+
+
+def stuck(**params: int) -> Request:
+    detection = RepetitionDetectionParams(max_pattern_size=2, min_count=3)
+    return request("a", repetition_detection=detection, **params)
+
+
+def test_a_choice_that_got_stuck_ends_here_and_the_engine_is_told_why() -> None:
+    assembler, engine, (key,) = opened(stuck())
+    (event,) = assembler.feed(batch(key, 9, 5, 6, 5, 6, 5, 6, 5, 6))
+    assert event.token_ids == (9, 5, 6, 5, 6, 5, 6)
+    assert event.text == "w9w5w6w5w6w5w6"
+    assert (event.finish_reason, event.stop_reason) == (
+        FinishReason.REPETITION,
+        "repetition_detected",
+    )
+    assert engine.finished == [("a", 0, 7)]
+    assert engine.reasons == [FinishReason.REPETITION]
+
+
+def test_no_choice_counts_as_stuck_before_min_tokens() -> None:
+    assembler, _, (key,) = opened(stuck(min_tokens=5))
+    assert assembler.feed(batch(key, 5, 5, 5, 5))[0].finish_reason is None
+    (event,) = assembler.feed(batch(key, 5, 5))
+    assert (event.finish_reason, event.token_ids) == (FinishReason.REPETITION, (5,))
+
+
+def test_without_detokenizing_there_are_tokens_and_no_text() -> None:
+    assembler, _, (key,) = opened(request("a", detokenize=False))
+    (event,) = assembler.feed(batch(key, 5, 6, end=FinishReason.LENGTH))
+    assert (event.token_ids, event.text) == ((5, 6), "")

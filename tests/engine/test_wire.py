@@ -85,7 +85,7 @@ def ends(tmp_path: Path) -> Iterator[Ends]:
     [
         Add(request("a", list(range(1000)), **EVERYTHING), 5),
         Abort("a"),
-        Finish("a", 1, 7),
+        Finish("a", 1, 7, FinishReason.REPETITION),
         Leave(),
     ],
 )

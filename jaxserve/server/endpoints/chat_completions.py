@@ -17,6 +17,7 @@ from jaxserve.server.protocol.answers import (
     ChatMessage,
     Delta,
     Maybe,
+    Timing,
     Usage,
 )
 from jaxserve.server.protocol.chat import ChatBody
@@ -46,7 +47,9 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         super().__init__(job, body, id_prefix="chatcmpl")
         self._begun: set[int] = set()
 
-    def answer(self, choices: Sequence[Collected], usage: Usage) -> ChatCompletion:
+    def answer(
+        self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]
+    ) -> ChatCompletion:
         """See AnswerWriter."""
         answer = ChatCompletion(
             id=self.id,
@@ -55,9 +58,12 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             system_fingerprint=self.fingerprint,
             choices=[self._choice(index, choice) for index, choice in enumerate(choices)],
             usage=usage,
+            metrics=timing,
         )
         if self.body.return_token_ids:
             answer.prompt_token_ids = self.job.requests[0].prompt_ids
+        if self.body.return_prompt_text:
+            answer.prompt_text = self.prompt_texts[0]
         if self.body.prompt_logprobs is not None:
             answer.prompt_logprobs = self.logprobs.prompt(choices[0].prompt_logprobs or ())
         return answer
@@ -70,9 +76,11 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             chunks.append(self._first_chunk(index, usage))
         return chunks + [self._chunk([choice], usage) for choice in self._chunk_choices(index, new)]
 
-    def last_chunk(self, usage: Usage) -> ChatChunk:
+    def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> ChatChunk:
         """See AnswerWriter."""
-        return self._chunk([], usage)
+        chunk = self._chunk([], usage)
+        chunk.metrics = timing
+        return chunk
 
     def _choice(self, index: int, choice: Collected) -> ChatChoice:
         body = self.body
@@ -90,6 +98,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         chunk = self._chunk([choice], usage)
         if self.body.return_token_ids:
             chunk.prompt_token_ids = self.job.requests[0].prompt_ids
+        if self.body.return_prompt_text:
+            chunk.prompt_text = self.prompt_texts[0]
         return chunk
 
     def _chunk_choices(self, index: int, new: TokenEvent) -> list[ChatChunkChoice]:

@@ -9,7 +9,14 @@ from starlette.responses import Response
 from jaxserve.request import PositionLogprobs, TokenEvent
 from jaxserve.server.answering import AnswerWriter, respond
 from jaxserve.server.generation import Collected, Job
-from jaxserve.server.protocol.answers import Completion, CompletionChoice, Maybe, Usage
+from jaxserve.server.logprobs import TextOffsets
+from jaxserve.server.protocol.answers import (
+    Completion,
+    CompletionChoice,
+    Maybe,
+    Timing,
+    Usage,
+)
 from jaxserve.server.protocol.completions import CompletionBody
 
 
@@ -24,13 +31,15 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
     def __init__(self, job: Job, body: CompletionBody) -> None:
         super().__init__(job, body, id_prefix="cmpl")
         self._tokenizer = job.model.tokenizer
-        # Characters told of so far, of each choice that has begun.
-        self._offsets: dict[int, int] = {}
+        # Of each choice that has begun.
+        self._offsets: dict[int, TextOffsets] = {}
 
-    def answer(self, choices: Sequence[Collected], usage: Usage) -> Completion:
+    def answer(
+        self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]
+    ) -> Completion:
         """See AnswerWriter."""
         return self._completion(
-            [self._choice(index, choice) for index, choice in enumerate(choices)], usage
+            [self._choice(index, choice) for index, choice in enumerate(choices)], usage, timing
         )
 
     def chunks_of(
@@ -39,12 +48,15 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
         """See AnswerWriter."""
         return [self._completion([self._choice(index, new)], usage)]
 
-    def last_chunk(self, usage: Usage) -> Completion:
+    def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> Completion:
         """See AnswerWriter."""
-        return self._completion([], usage)
+        return self._completion([], usage, timing)
 
     def _completion(
-        self, choices: list[CompletionChoice], usage: Maybe[Usage | None]
+        self,
+        choices: list[CompletionChoice],
+        usage: Maybe[Usage | None],
+        timing: Maybe[Timing] = UNSET,
     ) -> Completion:
         return Completion(
             id=self.id,
@@ -53,15 +65,19 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
             system_fingerprint=self.fingerprint,
             choices=choices,
             usage=usage,
+            metrics=timing,
         )
 
     def _choice(self, index: int, new: TokenEvent | Collected) -> CompletionChoice:
         """Return what is new of a choice: a whole one, or a stream's next piece of it."""
         body = self.body
         is_first = index not in self._offsets
-        offset = self._offsets.setdefault(index, 0)
+        place = self._offsets.setdefault(
+            index, TextOffsets(self._tokenizer, skips_special=body.skip_special_tokens)
+        )
         prompt = body.prompt[index // self.job.n]
         prompt_ids = self.job.requests[index // self.job.n].prompt_ids
+        offsets: list[int] = []
         text, token_ids = new.text, [*new.token_ids]
         positions: list[PositionLogprobs | None] = [*new.logprobs]
         if body.only_scores:
@@ -78,12 +94,19 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
             choice.prompt_token_ids = prompt_ids if is_first else UNSET
         if body.prompt_logprobs is not None:
             choice.prompt_logprobs = self.logprobs.prompt(new.prompt_logprobs or ())
+        if body.return_prompt_text and is_first:
+            choice.prompt_text = self.prompt_texts[index // self.job.n]
         if body.echo and is_first:
-            echoed = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+            if isinstance(prompt, str) and body.truncate_prompt_tokens is None:
+                echoed = prompt
+            else:
+                echoed = self._tokenizer.decode(prompt_ids)
             choice.text = echoed + text
-            token_ids = [*prompt_ids, *token_ids]
+            offsets = place.of_prompt(prompt_ids, echoed)
             positions = [None, *(new.prompt_logprobs or ()), *positions]
         if body.logprobs is not None:
-            choice.logprobs = self.logprobs.completion(positions, token_ids, offset=offset)
-            self._offsets[index] += sum(map(len, map(self._tokenizer.token_text, token_ids)))
+            offsets += place.of_answer(token_ids)
+            if body.echo and is_first:
+                token_ids = [*prompt_ids, *token_ids]
+            choice.logprobs = self.logprobs.completion(positions, token_ids, offsets)
         return choice

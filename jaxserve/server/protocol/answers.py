@@ -32,6 +32,22 @@ class RankedLogprob(Struct):
     decoded_token: str
 
 
+class Timing(Struct):
+    """How long an answer took, in milliseconds, over all its choices.
+
+    To the first token and in the queue: from its arrival. generation_time_ms: from the first token
+    to the last. mean_itl_ms: between tokens of a choice. tokens_per_second: generated, from the
+    start of the prompt to the end. speculative_decoding: there is none.
+    """
+
+    time_to_first_token_ms: float | None
+    generation_time_ms: float | None
+    queue_time_ms: float | None
+    mean_itl_ms: float | None
+    tokens_per_second: float | None
+    speculative_decoding: None = None
+
+
 type PromptLogprobs = list[dict[str, RankedLogprob] | None]
 
 
@@ -58,6 +74,7 @@ class CompletionChoice(Struct):
     prompt_logprobs: Maybe[PromptLogprobs | None] = UNSET
     token_ids: Maybe[list[int]] = UNSET
     prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
+    prompt_text: Maybe[str] = UNSET
 
 
 class Completion(Struct, kw_only=True):
@@ -70,6 +87,7 @@ class Completion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Maybe[Usage | None] = UNSET
+    metrics: Maybe[Timing] = UNSET
 
 
 # Chats
@@ -125,8 +143,10 @@ class ChatCompletion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    metrics: Maybe[Timing] = UNSET
     prompt_logprobs: Maybe[PromptLogprobs | None] = UNSET
     prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
+    prompt_text: Maybe[str] = UNSET
 
 
 class FunctionDelta(Struct):
@@ -167,7 +187,7 @@ class ChatChunkChoice(Struct):
 
 
 class ChatChunk(Struct, kw_only=True):
-    """A chunk of a chat's stream. prompt_token_ids: in the first one, when asked for."""
+    """A chunk of a chat's stream; of the prompt only the first tells, when asked to."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -176,7 +196,9 @@ class ChatChunk(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Maybe[Usage | None] = UNSET
+    metrics: Maybe[Timing] = UNSET
     prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
+    prompt_text: Maybe[str] = UNSET
 
 
 # Models

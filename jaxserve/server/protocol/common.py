@@ -5,19 +5,36 @@ Here only kinds and shapes are checked; ranges are checked where the meaning liv
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
+from jaxserve.engine.beam_search import BeamSearchParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.request import SamplingParams
+from jaxserve.request import RepetitionDetectionParams, SamplingParams
 from jaxserve.server.protocol.parsing import show, wanted
 
 INT32_MAX = 2**31 - 1
 # A salt becomes part of a cache key: vLLM's rule, no character that could split one.
 CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
 REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
+
+
+# What changes which tokens are drawn, or how a text ends, while beam search draws none.
+NOT_WITH_BEAMS = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "min_tokens",
+    "stop",
+    "prompt_logprobs",
+    "logprob_token_ids",
+    "repetition_detection",
+    "vllm_xargs",
+)
 
 
 def _strings(value: object) -> tuple[str, ...]:
@@ -77,6 +94,18 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
+class RepetitionDetection(Body):
+    """When an answer counts as stuck."""
+
+    max_pattern_size: Int32
+    min_pattern_size: Int32 = 1
+    min_count: Int32 = 2
+
+    def params(self) -> RepetitionDetectionParams:
+        """Return the engine's; raises InvalidRequestError for values out of range."""
+        return RepetitionDetectionParams(**dict(self))
+
+
 class GenerationBody(Body):
     """The model, the sampling and the form of the answer."""
 
@@ -93,6 +122,8 @@ class GenerationBody(Body):
     allowed_token_ids: TokenIds | None = None
     bad_words: Strings = ()
     seed: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float | None = None
     max_tokens: Int32 | None = None
     min_tokens: Int32 = 0
     stop: Strings = ()
@@ -100,16 +131,22 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    repetition_detection: RepetitionDetection | None = None
     vllm_xargs: dict[str, Any] = {}
     prompt_logprobs: int | None = None
     logprob_token_ids: TokenIds = []
     stream: bool = False
     stream_options: StreamOptions | None = None
+    stream_interval: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     echo: bool = False
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    truncation_side: Literal["left", "right"] = "left"
     priority: Int32 = 0
     cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     return_token_ids: bool = False
+    return_prompt_text: bool = False
     return_tokens_as_token_ids: bool = False
     response_format: Annotated[None, BeforeValidator(_response_format)] = None
 
@@ -130,14 +167,38 @@ class GenerationBody(Body):
 
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
-        if self.stream_options is not None and not self.stream:
+        for name in ("stream_options", "stream_interval"):
+            if getattr(self, name) is not None and not self.stream:
+                raise InvalidRequestError(f"{name} can only be given with stream=true", param=name)
+        if self.length_penalty is not None and not self.use_beam_search:
             raise InvalidRequestError(
-                "stream_options can only be given with stream=true", param="stream_options"
+                "length_penalty can only be given with use_beam_search=true",
+                param="length_penalty",
+            )
+        for name in NOT_WITH_BEAMS if self.use_beam_search else ():
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise InvalidRequestError(
+                    f"{name} cannot be given with use_beam_search=true", param=name
+                )
+        if self.truncate_prompt_tokens == 0:
+            raise InvalidRequestError(
+                "truncate_prompt_tokens must be -1 or at least 1, got 0",
+                param="truncate_prompt_tokens",
             )
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequestError(
                 "prompt_logprobs cannot be given with stream=true", param="prompt_logprobs"
             )
+
+    def beam_search(self, params: SamplingParams, *, max_tokens: int) -> BeamSearchParams:
+        """Return how to search, given the parameters otherwise."""
+        return BeamSearchParams(
+            beam_width=params.n,
+            max_tokens=max_tokens,
+            ignore_eos=params.ignore_eos,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
 
     def sampling_params(
         self,
@@ -176,6 +237,10 @@ class GenerationBody(Body):
             prompt_logprobs=prompt_logprobs,
             logprob_token_ids=tuple(self.logprob_token_ids),
             skip_special_tokens=self.skip_special_tokens,
+            spaces_between_special_tokens=self.spaces_between_special_tokens,
+            repetition_detection=None
+            if self.repetition_detection is None
+            else self.repetition_detection.params(),
             extra_args=self.vllm_xargs,
         )
 

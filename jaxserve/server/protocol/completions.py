@@ -58,6 +58,10 @@ class CompletionBody(GenerationBody):
             raise InvalidRequestError(
                 "logprob_token_ids can only be given with logprobs", param="logprob_token_ids"
             )
+        if self.use_beam_search and self.echo and self.logprobs is not None:
+            raise InvalidRequestError(
+                "echo with logprobs cannot be given with use_beam_search=true", param="echo"
+            )
         if self.stream and self.echo and self.logprobs is not None and self.n > 1:
             raise InvalidRequestError(
                 f"echo with logprobs can only be streamed with n=1, got n={self.n}", param="n"

@@ -1,0 +1,141 @@
+"""Beam search: rounds of requests for one token each, of which the likeliest are continued.
+
+The engine knows nothing of it. What a round computes, the next finds in the prefix cache.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """How to search; names as in vLLM.
+
+    beam_width: answers wanted, and beams continued in each round. length_penalty: the power of its
+    length by which an answer's log-probability is divided, so that above 0 longer ones gain.
+    temperature has no effect: nothing is drawn. Raises InvalidRequestError.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidRequestError(
+                    f"{name} must be an integer of at least 1, got {value!r:.60}", param=name
+                )
+        if not -10.0 <= self.length_penalty <= 10.0:
+            raise InvalidRequestError(
+                f"length_penalty must be in [-10, 10], got {self.length_penalty!r:.60}",
+                param="length_penalty",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """The beginning of an answer, or a whole one; logprobs align with token_ids."""
+
+    token_ids: tuple[int, ...] = ()
+    cum_logprob: float = 0.0
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+
+
+class BeamSearch:
+    """One search. While there are `requests`, run them all and `extend` by what they report.
+
+    request: the prompt to answer, with the number of log-probabilities to report. eos_ids: tokens
+    that end an answer, beside the request's own stop tokens.
+    """
+
+    def __init__(
+        self, request: Request, params: BeamSearchParams, *, eos_ids: Iterable[int]
+    ) -> None:
+        self._request = request
+        self._params = params
+        self._eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
+        self._stop_ids = self._eos_ids | set(request.params.stop_token_ids)
+        self._beams = [Beam()]
+        self._complete: list[Beam] = []
+        self._round = 0
+        wanted = 2 * params.beam_width
+        self._one_token = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=max(wanted, request.params.logprobs or 0),
+        )
+
+    def requests(self) -> list[Request]:
+        """Return what to run next: a request for each beam, none when the search is over."""
+        if self._round == self._params.max_tokens or self._is_decided():
+            return []
+        return [
+            replace(
+                self._request,
+                id=f"{self._request.id}-{self._round}-{index}",
+                prompt_ids=self._request.prompt_ids + beam.token_ids,
+                params=self._one_token,
+            )
+            for index, beam in enumerate(self._beams)
+        ]
+
+    def extend(self, positions: Sequence[PositionLogprobs]) -> None:
+        """Continue each beam by the likeliest of its next tokens, and keep the best of all."""
+        self._round += 1
+        width = self._params.beam_width
+        found: list[Beam] = []
+        for beam, position in zip(self._beams, positions, strict=True):
+            for scored in position.top[: 2 * width]:
+                top = position.top[: self._request.params.logprobs or 0]
+                longer = Beam(
+                    (*beam.token_ids, scored.token_id),
+                    beam.cum_logprob + scored.logprob,
+                    (*beam.logprobs, PositionLogprobs(scored, top)),
+                )
+                if scored.token_id in self._stop_ids:
+                    stop_reason = None if scored.token_id in self._eos_ids else scored.token_id
+                    ended = replace(
+                        longer, finish_reason=FinishReason.STOP, stop_reason=stop_reason
+                    )
+                    self._complete.append(ended)
+                else:
+                    found.append(longer)
+        self._beams = sorted(found, key=lambda beam: beam.cum_logprob, reverse=True)[:width]
+        self._complete = sorted(self._complete, key=self.score, reverse=True)[:width]
+
+    def best(self) -> list[Beam]:
+        """Return the answers, the best first; of no more tokens than were allowed."""
+        ended = [replace(beam, finish_reason=FinishReason.LENGTH) for beam in self._beams]
+        answers = sorted([*self._complete, *ended], key=self.score, reverse=True)
+        return answers[: self._params.beam_width]
+
+    def score(self, beam: Beam) -> float:
+        """Return what answers are compared by; the token that ends one is not of its length."""
+        num_tokens = len(beam.token_ids) - (beam.finish_reason is FinishReason.STOP)
+        return self._normalised(beam.cum_logprob, max(1, num_tokens))
+
+    def _is_decided(self) -> bool:
+        """Whether no beam can become better than the answers there are."""
+        if len(self._complete) < self._params.beam_width or not self._beams:
+            return not self._beams
+        # A log-probability only falls; what it is divided by is at most, or at least, this.
+        is_rising = self._params.length_penalty > 0
+        num_tokens = self._params.max_tokens if is_rising else self._round
+        bound = self._normalised(self._beams[0].cum_logprob, max(1, num_tokens))
+        return bound <= self.score(self._complete[-1])
+
+    def _normalised(self, logprob: float, num_tokens: int) -> float:
+        score: float = logprob / num_tokens**self._params.length_penalty
+        return score
