@@ -13,20 +13,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxserve.engine.beam_search import BeamSearchParams as BeamSearchParams
     from jaxserve.execution.logits_processors import LogitsProcessor as LogitsProcessor
     from jaxserve.llm import LLM as LLM
+    from jaxserve.outputs import BeamSearchOutput as BeamSearchOutput
+    from jaxserve.outputs import BeamSearchSequence as BeamSearchSequence
     from jaxserve.outputs import CompletionOutput as CompletionOutput
     from jaxserve.outputs import Logprob as Logprob
     from jaxserve.outputs import RequestOutput as RequestOutput
+    from jaxserve.request import RepetitionDetectionParams as RepetitionDetectionParams
     from jaxserve.request import SamplingParams as SamplingParams
     from jaxserve.request import TokenEvent as TokenEvent
     from jaxserve.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "LogitsProcessor",
     "Logprob",
+    "RepetitionDetectionParams",
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
@@ -39,9 +47,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "LLM": "llm",
     "LogitsProcessor": "execution.logits_processors",
+    "BeamSearchOutput": "outputs",
+    "BeamSearchParams": "engine.beam_search",
+    "BeamSearchSequence": "outputs",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
+    "RepetitionDetectionParams": "request",
     "SamplingParams": "request",
     "StructuredOutputsParams": "structured_outputs",
     "TokenEvent": "request",

@@ -16,10 +16,19 @@ from tqdm import tqdm
 
 from jaxserve.build import build_with_tokenizer
 from jaxserve.engine import TextEngine
-from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams
+from jaxserve.errors import (
+    ConfigError,
+    EngineDeadError,
+    InvalidRequestError,
+    JaxserveError,
+    OverloadedError,
+)
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
-from jaxserve.outputs import OutputBuilder, RequestOutput
+from jaxserve.metric_values import Metric, metric_values
+from jaxserve.metrics import Metrics
+from jaxserve.outputs import BeamSearchOutput, OutputBuilder, RequestOutput, beam_output
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.prompts import (
     ChatOptions,
@@ -30,7 +39,7 @@ from jaxserve.prompts import (
     is_conversation,
     listed,
 )
-from jaxserve.request import Request, SamplingParams, TokenEvent
+from jaxserve.request import FinishReason, Request, SamplingParams, TokenEvent
 from jaxserve.server.protocol.common import GenerationBody
 from jaxserve.server.protocol.parsing import show
 from jaxserve.stats import StepStats
@@ -46,7 +55,8 @@ class LLM:
 
     model: a folder, a hub name, or None for the model that comes with jaxserve. report: told what
     happens while it starts, a line at a time. logits_processors: classes, or their names as
-    `module:Class`; see execution/logits_processors.py. options: those of `jaxserve serve` under
+    `module:Class`; see execution/logits_processors.py. disable_log_stats: whether to leave out
+    counting for `get_metrics`. options: those of `jaxserve serve` under
     the names of its flags, which are vLLM's: dtype, max_model_len, gpu_memory_utilization,
     kv_cache_memory_bytes, tensor_parallel_size, max_num_seqs, max_num_batched_tokens, block_size,
     enable_prefix_caching, seed, revision, download_dir, tokenizer, chat_template and so on.
@@ -61,13 +71,21 @@ class LLM:
         *,
         report: Callable[[str], None] = logger.info,
         logits_processors: Sequence[str | type[LogitsProcessor]] = (),
+        disable_log_stats: bool = True,
         **options: Any,
     ) -> None:
         options["logits_processors"] = [
             place if isinstance(place, str) else place_of(place) for place in logits_processors
         ]
         self.plan: EnginePlan = plan_engine(engine_options(model, options))
-        loaded, self._tokenizer = build_with_tokenizer(self.plan, report=report)
+        self._metrics: Metrics | None = None
+        if not disable_log_stats:
+            self._metrics = Metrics(max_model_len=self.plan.scheduler.max_model_len)
+        loaded, self._tokenizer = build_with_tokenizer(
+            self.plan,
+            metrics=None if self._metrics is None else self._metrics.engine(self.plan.name),
+            report=report,
+        )
         self._engine = TextEngine(loaded.engine, self._tokenizer.backend)
         self._compilations = loaded.compilations
         self._generation = loaded.generation
@@ -77,6 +95,8 @@ class LLM:
         # Where the events of a request go: to the call of `run` that runs it.
         self._inboxes: dict[str, deque[TokenEvent]] = {}
         self._is_dead = False
+        # What `enqueue` was given since `wait_for_completion`.
+        self._enqueued: list[tuple[Request, PreparedPrompt]] = []
 
     def generate(
         self,
@@ -131,6 +151,68 @@ class LLM:
         )
         requests = self._requests(prepared, sampling_params, is_chat=True)
         return self._generate(requests, prepared, use_tqdm=use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Search for the likeliest answers of one prompt or many; return those of each in order.
+
+        concurrency_limit: beams that the engine computes at once, at most. Raises as `generate`,
+        and where beam_width is more than half of max_logprobs.
+        """
+        max_logprobs = self.plan.context.sampling.max_logprobs
+        if 2 * params.beam_width > max_logprobs:
+            raise InvalidRequestError(
+                f"beam_width must be at most {max_logprobs // 2}, half of max_logprobs,"
+                f" got {params.beam_width}",
+                param="beam_width",
+            )
+        prepared = self._prepare(listed(prompts), self._reader.read)
+        requests = self._requests(prepared, SamplingParams(max_tokens=params.max_tokens))
+        eos_ids = {*self._tokenizer.eos_ids, *self._generation.eos_token_ids}
+        searches = [BeamSearch(request, params, eos_ids=eos_ids) for request in requests]
+        while rounds := [(each, found) for each in searches if (found := each.requests())]:
+            together = [request for _, found in rounds for request in found]
+            reports = {}
+            for event in self.run(together, max_in_flight=concurrency_limit):
+                if event.finish_reason is not FinishReason.LENGTH:
+                    raise JaxserveError(event.error or "a beam could not be continued")
+                reports[event.request_id] = event.logprobs[0]
+            for search, found in rounds:
+                search.extend([reports[request.id] for request in found])
+        return [
+            beam_output(search, params, request, self._tokenizer)
+            for search, request in zip(searches, requests, strict=True)
+        ]
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Check and keep prompts for `wait_for_completion`; return their requests' ids.
+
+        Arguments and errors are those of `generate`.
+        """
+        prepared = self._prepare(listed(prompts), self._reader.read)
+        requests = self._requests(prepared, sampling_params, priority=priority)
+        self._enqueued += zip(requests, prepared, strict=True)
+        return [request.id for request in requests]
+
+    def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
+        """Answer all that was enqueued; return an output for each, in that order."""
+        enqueued, self._enqueued = self._enqueued, []
+        return self._generate(
+            [request for request, _ in enqueued],
+            [prompt for _, prompt in enqueued],
+            use_tqdm=use_tqdm,
+        )
 
     def stream(
         self,
@@ -211,6 +293,15 @@ class LLM:
         """Return gauges as they are now, and counts since this was made."""
         return self._engine.engine.stats()
 
+    def get_metrics(self) -> list[Metric]:
+        """Return the engine's metrics as they are now, those of GET /metrics.
+
+        Raises ConfigError unless this was made with disable_log_stats=False.
+        """
+        if self._metrics is None:
+            raise ConfigError("there are metrics only with disable_log_stats=False")
+        return metric_values(self._metrics.snapshot())
+
     def get_tokenizer(self) -> Any:
         """Return the tokenizer as transformers has it."""
         return self._tokenizer.pretrained
@@ -266,6 +357,7 @@ class LLM:
                 cache_salt=prompt.cache_salt,
             )
             with _naming(position, num_prompts):
+                self.plan.context.sampling.processors.check(chosen)
                 request.check(
                     vocab_size=self.plan.model.vocab_size,
                     max_model_len=self._max_model_len,

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.request import (
+    FinishReason,
     PositionLogprobs,
     Request,
     RequestMetrics,
@@ -125,10 +127,59 @@ class OutputBuilder:
         )
 
     def _logprobs(self, position: PositionLogprobs) -> TokenLogprobs:
-        """The chosen token first, then the likeliest ones; the chosen one may be among them."""
-        return {
-            token.token_id: Logprob(
-                token.logprob, token.rank, self._tokenizer.token_text(token.token_id)
+        return token_logprobs(position, self._tokenizer)
+
+
+def token_logprobs(position: PositionLogprobs, tokenizer: Tokenizer) -> TokenLogprobs:
+    """The chosen token first, then the alternatives, among which it may be."""
+    found: TokenLogprobs = {}
+    for token in (position.chosen, *position.top):
+        text = tokenizer.token_text(token.token_id)
+        # The first to tell of a token knows its rank, which one asked for by its id has not.
+        found.setdefault(token.token_id, Logprob(token.logprob, token.rank, text))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchSequence:
+    """One answer of a beam search, with its prompt: tokens and text begin with that.
+
+    logprobs: of the answer's tokens. cum_logprob: the sum of them.
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
+    cum_logprob: float
+    text: str
+    finish_reason: str
+    stop_reason: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearchOutput:
+    """The answers of a beam search, the best first."""
+
+    sequences: list[BeamSearchSequence]
+
+
+def beam_output(
+    search: BeamSearch, params: BeamSearchParams, request: Request, tokenizer: Tokenizer
+) -> BeamSearchOutput:
+    """Return what a search has found."""
+    sequences = []
+    for beam in search.best():
+        answer = beam.token_ids
+        if beam.finish_reason is FinishReason.STOP and not params.include_stop_str_in_output:
+            answer = answer[:-1]
+        tokens = [*request.prompt_ids, *answer]
+        sequences.append(
+            BeamSearchSequence(
+                tokens=tokens,
+                logprobs=[token_logprobs(position, tokenizer) for position in beam.logprobs],
+                cum_logprob=beam.cum_logprob,
+                text=tokenizer.decode(tokens),
+                finish_reason=str(beam.finish_reason),
+                stop_reason=beam.stop_reason,
             )
-            for token in (position.chosen, *position.top)
-        }
+        )
+    return BeamSearchOutput(sequences)

@@ -37,7 +37,17 @@ LAYERS = (
     {"client"},
     {"server"},
     {"processes"},
-    {"planning", "precompile", "build", "flags", "outputs", "prompts", "llm", "bench"},
+    {
+        "planning",
+        "precompile",
+        "build",
+        "flags",
+        "outputs",
+        "prompts",
+        "metric_values",
+        "llm",
+        "bench",
+    },
     {"commands", "cli", "__main__", "__init__"},
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}

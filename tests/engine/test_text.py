@@ -1,5 +1,7 @@
 """From batches to events: merged batches, stop strings found late, and what is told to whom."""
 
+from typing import Any
+
 import pytest
 
 from jaxserve.engine.text import Assembler
@@ -116,7 +118,7 @@ def test_an_id_in_use_is_refused() -> None:
         assembler.open(request("a"))
 
 
-def stuck(**params: int) -> Request:
+def stuck(**params: Any) -> Request:
     detection = RepetitionDetectionParams(max_pattern_size=2, min_count=3)
     return request("a", repetition_detection=detection, **params)
 

@@ -83,8 +83,11 @@ def test_minus_one_truncates_to_what_leaves_room_for_the_answer(
     http: TestClient, world: World, path: str
 ) -> None:
     long = "the quick brown fox jumps over the lazy dog " * 100
-    body = {TEXT: {"prompt": long}, CHAT: {"messages": [{"role": "user", "content": long}]}}[path]
-    answer = ask(http, path, **body, truncate_prompt_tokens=-1, max_tokens=28)
+    bodies: dict[str, dict[str, Any]] = {
+        TEXT: {"prompt": long},
+        CHAT: {"messages": [{"role": "user", "content": long}]},
+    }
+    answer = ask(http, path, **bodies[path], truncate_prompt_tokens=-1, max_tokens=28)
     assert answer["usage"]["prompt_tokens"] == MAX_MODEL_LEN - 28
 
 
