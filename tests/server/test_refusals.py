@@ -248,9 +248,7 @@ FIELDS: list[tuple[str, Any, str, str]] = [
     (TEXT, text(suffix="tail"), "suffix", "not supported"),
     (TEXT, text(best_of=2), "best_of", "not supported"),
     (TEXT, text(best_of=True), "best_of", "not supported"),
-    (TEXT, text(use_beam_search=True), "use_beam_search", "no beam search"),
     (TEXT, text(prompt_embeds="AAAA"), "prompt_embeds", "text or token ids"),
-    (TEXT, text(truncate_prompt_tokens=5), "truncate_prompt_tokens", "not supported"),
     # The other endpoints
     ("/tokenize", {}, "prompt", "required"),
     ("/tokenize", {"prompt": ["a"]}, "prompt", "string, got ['a']"),

@@ -170,7 +170,7 @@ class GenerationBody(Body):
         for name in ("stream_options", "stream_interval"):
             if getattr(self, name) is not None and not self.stream:
                 raise InvalidRequestError(f"{name} can only be given with stream=true", param=name)
-        if self.length_penalty is not None and not self.use_beam_search:
+        if self.length_penalty not in {None, 1.0} and not self.use_beam_search:
             raise InvalidRequestError(
                 "length_penalty can only be given with use_beam_search=true",
                 param="length_penalty",
