@@ -1,11 +1,14 @@
 """Model families, one file per Hugging Face `model_type`; imported as `jaxserve.models`.
 
 A family's file reads its `config.json` into a `DecoderConfig`; what the families share is in
-`decoder.py`. To add a family, add a file.
+`decoder.py`. To add a family, add a file. Other packages bring theirs by an entry point of the
+group `jaxserve.models`, named for the model_type and naming a module: so every process of a server
+finds it. `register_family` is for one process.
 """
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Protocol, cast
 
@@ -31,6 +34,9 @@ from jaxserve.models.weights import HfTensor as HfTensor
 _SHARED = frozenset({"capture", "config", "decoder", "hf_config", "params", "weights"})
 
 
+ENTRY_POINTS = "jaxserve.models"
+
+
 class Family(Protocol):
     """What the file of a family offers."""
 
@@ -43,9 +49,22 @@ class Family(Protocol):
         ...
 
 
+# By model_type, what `register_family` was given.
+_registered: dict[str, Family] = {}
+
+
 def families() -> tuple[str, ...]:
-    """Return the model types that can be served: the names of the files here."""
-    return tuple(sorted({module.name for module in iter_modules(__path__)} - _SHARED))
+    """Return the model types that can be served."""
+    brought = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    return tuple(sorted(_own_families() | brought | _registered.keys()))
+
+
+def register_family(model_type: str, family: Family) -> None:
+    """Serve models of a type in this process as `family` says: a module, or an object, like it.
+
+    It stands in for a family of ours of the same type.
+    """
+    _registered[model_type] = family
 
 
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
@@ -67,10 +86,18 @@ def init_model(config: DecoderConfig, *, seed: int = 0, dtype: DTypeLike = "floa
 
 
 def _family(model_type: object) -> Family:
+    if isinstance(model_type, str) and model_type in _registered:
+        return _registered[model_type]
     # Looked up among the files before anything is imported by a name from outside.
-    if model_type not in families():
-        raise CheckpointError(
-            f"config.json has model_type = {model_type!r};"
-            f" jaxserve supports {', '.join(families())}"
-        )
-    return cast(Family, import_module(f"{__name__}.{model_type}"))
+    if model_type in _own_families():
+        return cast(Family, import_module(f"{__name__}.{model_type}"))
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == model_type:
+            return cast(Family, point.load())
+    raise CheckpointError(
+        f"config.json has model_type = {model_type!r}; jaxserve supports {', '.join(families())}"
+    )
+
+
+def _own_families() -> set[str]:
+    return {module.name for module in iter_modules(__path__)} - _SHARED

@@ -1,6 +1,8 @@
 """What a decoder is: sizes, rotation, and the few switches in which the families differ."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxserve.layers.rope import Rope
 
@@ -13,7 +15,8 @@ class DecoderConfig:
     sliding_windows has one entry per layer: how many tokens it sees, itself included, or None for
     all. qkv_bias, output_bias and mlp_bias say which projections add a bias, qk_norm whether
     queries and keys are normalised per head before they are rotated. num_labels: how many labels a
-    head scores that stands in place of the language model's; 0 is no head at all.
+    head scores that stands in place of the language model's; 0 is no head at all. architecture:
+    makes the module that computes it, where that is no plain `Decoder`: a subclass of it.
     """
 
     model_type: str
@@ -34,6 +37,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     num_labels: int | None = None
+    architecture: Callable[["DecoderConfig"], Any] | None = None
 
     @property
     def is_causal(self) -> bool:

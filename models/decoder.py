@@ -39,8 +39,8 @@ class Attention(nnx.Module):
         d, h, kv, k = config.embed, config.heads, config.kv_heads, config.head_dim
         # One product for all three: each key-value head's queries, then its key, then its value.
         qkv = h // kv + 2
-        self.qkv = _matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
-        self.o = _matrix("heads head_dim", heads=h, head_dim=k, embed=d)
+        self.qkv = matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
+        self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
         bias, norm = config.qkv_bias, config.qk_norm
         self.qkv_bias = _zeros(kv_heads=kv, qkv=qkv, head_dim=k) if bias else None
         self.o_bias = _zeros(embed=d) if config.output_bias else None
@@ -74,8 +74,8 @@ class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the projections, and their biases where the family has them."""
         d, f, bias = config.embed, config.ffw, config.mlp_bias
-        self.gate_up = _matrix("embed", embed=d, gate_up=2, ffw=f)
-        self.down = _matrix("ffw", ffw=f, embed=d)
+        self.gate_up = matrix("embed", embed=d, gate_up=2, ffw=f)
+        self.down = matrix("ffw", ffw=f, embed=d)
         self.gate_up_bias = _zeros(gate_up=2, ffw=f) if bias else None
         self.down_bias = _zeros(embed=d) if bias else None
 
@@ -122,15 +122,15 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the parameters, which do not exist yet: `bind` puts arrays in their place."""
         self.config = config
-        self.embedding = _matrix("embed", vocab=config.vocab_size, embed=config.embed)
+        self.embedding = matrix("embed", vocab=config.vocab_size, embed=config.embed)
         self.layers = nnx.List(
             Block(config, sliding_window=window) for window in config.sliding_windows
         )
         self.final_norm = _ones(embed=config.embed)
         d, labels = config.embed, config.num_labels
         has_lm_head = labels is None and not config.tied_embeddings
-        self.lm_head = _matrix("embed", embed=d, vocab=config.vocab_size) if has_lm_head else None
-        self.score = _matrix("embed", embed=d, labels=labels) if labels else None
+        self.lm_head = matrix("embed", embed=d, vocab=config.vocab_size) if has_lm_head else None
+        self.score = matrix("embed", embed=d, labels=labels) if labels else None
 
     def __call__(
         self, token_ids: Int[Array, "*batch tokens"], *, tap: Tap | None = None
@@ -200,7 +200,7 @@ class Decoder(nnx.Module):
             return einsum("td,dl->tl", vectors, self.score[...], dtype=jnp.float32)
 
 
-def _matrix(summed: str, **sizes: int) -> nnx.Param[Array]:
+def matrix(summed: str, **sizes: int) -> nnx.Param[Array]:
     """Declare a matrix; summed: the axes that its products sum over."""
     return _declare("normal", sizes, tuple(summed.split()))
 

@@ -157,7 +157,7 @@ def params_of(model: Decoder) -> Params:
 
 @lru_cache(maxsize=8)
 def _declared(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any]]:
-    return nnx.split(Decoder(config))
+    return nnx.split((config.architecture or Decoder)(config))
 
 
 def _name(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Where the parameters of the Llama-shaped families lie in a Hugging Face checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxserve.models.config import DecoderConfig
@@ -57,18 +58,24 @@ _LAYER = {
 }
 
 
-def llama_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
+def llama_tensors(
+    config: DecoderConfig, *, more: Mapping[str, list[tuple[str, str]]] | None = None
+) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter that `config` declares.
+
+    more: of parameters of a layer that are a family's own, by their path in it: the names of their
+    tensors in the checkpoint's layer, and the axes of each dimension.
 
     Several tensors of a parameter lie in it one after the other along the axis of their `part`.
     """
     # How many of a key-value head's queries, keys and values; of gates and ups.
     widths = {"qkv": (config.heads // config.kv_heads, 1, 1), "gate_up": (1, 1)}
+    layers = {**_LAYER, **(more or {})}
     tensors: dict[Path, tuple[HfTensor, ...]] = {}
     for path, axes in param_axes(config).items():
         match path:
             case ("layers", layer, *inner):
-                parts = _LAYER[".".join(str(part) for part in inner)]
+                parts = layers[".".join(str(part) for part in inner)]
                 prefix = f"model.layers.{layer}."
             case (top,):
                 parts, prefix = _TOP[str(top)], ""
