@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.bench.machine import describe_machine
-from jaxserve.config import EngineOptions
+from jaxserve.config import DEFAULT_MAX_LOGPROBS, EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.execution.program_pool import ProgramPool
@@ -37,7 +37,7 @@ from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.step import StepOutput
 from jaxserve.metrics import Metrics
 from jaxserve.planning import EnginePlan, plan_engine
-from jaxserve.request import DEFAULT_MAX_LOGPROBS, Request, SamplingParams
+from jaxserve.request import Request, SamplingParams
 from jaxserve.timeline import PHASES, StepRecord
 
 PROMPT_TOKENS = 8

@@ -4,14 +4,15 @@ Nobody edits a config after construction: build.py resolves an `EngineOptions` a
 a device into `SchedulerConfig` and `CacheConfig`, and hands those to their owners.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import inf, sqrt
 from typing import Any
 
 from jaxserve.errors import ConfigError
-from jaxserve.request import DEFAULT_MAX_LOGPROBS
 
 POLICIES = ("fcfs", "priority")
+DEFAULT_MAX_LOGPROBS = 20
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # As users say it, and what pages then hold; "auto" is the model's own dtype.
 KV_CACHE_DTYPES = {
@@ -22,7 +23,6 @@ KV_CACHE_DTYPES = {
 }
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 QUANTIZATIONS = ("int8",)
-GENERATION_CONFIGS = ("auto", "vllm")
 LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 WARM_UPS = ("background", "full", "none")
 RUNNERS = ("auto", "generate", "pooling")
@@ -44,6 +44,8 @@ class EngineOptions:
     that also computes prompts. quantization: of matrices as they are loaded, and of activations as
     they come; None leaves them as they are. kv_cache_dtype: of keys and values in pages; fp8 halves
     them, at scale 1. max_queued_requests: requests waiting before new ones are refused.
+    generation_config: where sampling defaults come from: "auto" is the model, "vllm" is nowhere,
+    else a folder; override_generation_config: single ones of them, by name.
     max_logprobs: alternatives a request may ask for at each token, -1 for the whole vocabulary.
     logprobs_mode: what is reported of generated tokens, before (raw) or after (processed)
     penalties, bans, temperature and filters. logits_processors: classes as `module:Class`, trusted
@@ -67,6 +69,7 @@ class EngineOptions:
     served_model_names: tuple[str, ...] = ()
     chat_template: str | None = None
     generation_config: str = "auto"
+    override_generation_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     load_format: str = "auto"
     dtype: str = "auto"
     seed: int = 0
@@ -100,7 +103,6 @@ class EngineOptions:
             _one_of("quantization", self.quantization, QUANTIZATIONS)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, tuple(KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
-        _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
         _one_of("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
         if self.max_logprobs != -1:
             _not_negative("max_logprobs", self.max_logprobs)

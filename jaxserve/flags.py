@@ -13,7 +13,6 @@ from typing import Any
 from jaxserve.config import (
     CONVERSIONS,
     DTYPES,
-    GENERATION_CONFIGS,
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
     LOGPROBS_MODES,
@@ -64,8 +63,13 @@ ENGINE_FLAGS = (
     Flag(
         name="generation-config",
         field="generation_config",
-        choices=GENERATION_CONFIGS,
-        help="auto: the model's sampling defaults; vllm: neutral ones",
+        help="auto: the model's sampling defaults; vllm: neutral ones; or a folder's",
+    ),
+    Flag(
+        name="override-generation-config",
+        field="override_generation_config",
+        parse=json_object,
+        help="sampling defaults as a JSON object, over those of --generation-config",
     ),
     Flag(
         name="load-format",

@@ -115,10 +115,16 @@ class EnginePlan:
     @property
     def generation(self) -> GenerationDefaults:
         """What requests get that do not say what they want."""
-        defaults = self.checkpoint.generation
-        if self.options.generation_config == "auto":
-            return defaults
-        return GenerationDefaults(eos_token_ids=defaults.eos_token_ids)
+        own, asked = self.checkpoint.generation, self.options.generation_config
+        match asked:
+            case "auto":
+                found = own
+            case "vllm":
+                found = GenerationDefaults(eos_token_ids=own.eos_token_ids)
+            case _:
+                found = GenerationDefaults.of_folder(Path(asked))
+                found = replace(found, eos_token_ids=found.eos_token_ids or own.eos_token_ids)
+        return found.overridden(self.options.override_generation_config)
 
     @property
     def key(self) -> Key:

@@ -21,8 +21,6 @@ MAX_BAD_WORDS = 32
 # A word is banned as it stands at the start of a text and as it stands after a space.
 MAX_BAD_WORD_SEQUENCES = 2 * MAX_BAD_WORDS
 MAX_BAD_WORD_TOKENS = 8
-# What `--max-logprobs` is unless the operator says otherwise.
-DEFAULT_MAX_LOGPROBS = 20
 MAX_LOGPROB_TOKEN_IDS = 128
 MAX_PATTERN_SIZE = 256
 # Counts travel to the device as int32.

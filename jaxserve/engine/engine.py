@@ -4,11 +4,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.errors import InvalidRequestError
 from jaxserve.plan import PendingStep, Runner, StepPlan
-from jaxserve.request import DEFAULT_MAX_LOGPROBS, FinishReason, Request, SamplingParams
+from jaxserve.request import FinishReason, Request, SamplingParams
 from jaxserve.stats import EngineMetrics, FinishedStats, StepStats
 from jaxserve.timeline import StepRecord, Timeline
 from jaxserve.tokens import End, Start, TokenBatch

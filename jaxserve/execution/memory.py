@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 from jax.typing import DTypeLike
 
+from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import SCORED_ROWS
 from jaxserve.models import DecoderConfig
-from jaxserve.request import DEFAULT_MAX_LOGPROBS
 
 GIB = 1 << 30
 

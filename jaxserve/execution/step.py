@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.execution import sampling
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.batch import StepInput, unpack
@@ -18,7 +19,6 @@ from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
 from jaxserve.models import Decoder, DecoderConfig, Params, bind
 from jaxserve.pooling import PoolingType
-from jaxserve.request import DEFAULT_MAX_LOGPROBS
 from jaxserve.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
 

@@ -1,10 +1,12 @@
 """What a checkpoint's authors say about generating from it: `generation_config.json`."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from jaxserve.errors import CheckpointError, InvalidRequestError
+from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
 from jaxserve.request import SamplingParams
 
 # The fields that are also sampling parameters, of the same names and ranges.
@@ -50,6 +52,32 @@ class GenerationDefaults:
         )
         found._check()
         return found
+
+    @staticmethod
+    def of_folder(folder: Path) -> "GenerationDefaults":
+        """Read a folder's `generation_config.json`; raises CheckpointError where there is none."""
+        path = folder / "generation_config.json"
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} must be a readable JSON file") from error
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path} must hold a JSON object")
+        return GenerationDefaults.read(found, {})
+
+    def overridden(self, values: Mapping[str, object]) -> "GenerationDefaults":
+        """Return these with some replaced; raises ConfigError for what is none of them."""
+        known = {*_SAMPLING, "max_new_tokens"}
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"override_generation_config has {name!r}: there is {', '.join(sorted(known))}"
+                )
+        try:
+            read = GenerationDefaults.read(values, {})
+        except CheckpointError as error:
+            raise ConfigError(f"override_generation_config: {error}") from error
+        return replace(self, **{name: getattr(read, name) for name in values})
 
     def _check(self) -> None:
         """Raise CheckpointError for what every request would be refused for."""

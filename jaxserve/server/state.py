@@ -12,12 +12,12 @@ from starlette.requests import Request
 from jaxserve import __version__
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client import EngineClient
+from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.errors import InvalidRequestError, ModelNotFoundError, OverloadedError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
 from jaxserve.pooling import PoolingModel
-from jaxserve.request import DEFAULT_MAX_LOGPROBS
 from jaxserve.series import Family
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError

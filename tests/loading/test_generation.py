@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.errors import CheckpointError
+from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
 
@@ -77,3 +77,26 @@ def test_an_impossible_default_is_refused_by_name(key: str, value: object) -> No
 def test_a_default_that_every_request_would_be_refused_for_is_refused_at_once() -> None:
     with pytest.raises(CheckpointError, match=r"generation_config.json: top_p must be in \(0, 1\]"):
         GenerationDefaults.read({"top_p": 0.0}, {})
+
+
+def test_defaults_of_a_folder_stand_in_for_the_models(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 5}', "utf-8")
+    found = GenerationDefaults.of_folder(tmp_path)
+    assert (found.temperature, found.top_k, found.top_p) == (0.3, 5, None)
+    with pytest.raises(CheckpointError, match="must be a readable JSON file"):
+        GenerationDefaults.of_folder(tmp_path / "nowhere")
+
+
+def test_single_defaults_can_be_overridden() -> None:
+    own = GenerationDefaults(temperature=0.3, top_k=5, eos_token_ids=(2,))
+    found = own.overridden({"temperature": 1, "max_new_tokens": 9})
+    assert found == GenerationDefaults(
+        temperature=1.0, top_k=5, max_new_tokens=9, eos_token_ids=(2,)
+    )
+    assert own.overridden({}) == own
+
+
+@pytest.mark.parametrize("values", [{"heat": 1}, {"temperature": -1}, {"top_p": "much"}])
+def test_an_override_that_means_nothing_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="override_generation_config"):
+        GenerationDefaults().overridden(values)
