@@ -68,13 +68,15 @@ class BeamSearch:
         self._beams = [Beam()]
         self._complete: list[Beam] = []
         self._round = 0
-        wanted = 2 * params.beam_width
+        asked, wanted = request.params.logprobs or 0, 2 * params.beam_width
+        # How many alternatives answers tell, None for all of the vocabulary.
+        self._num_top = None if asked == -1 else asked
         self._one_token = SamplingParams(
             temperature=0.0,
             max_tokens=1,
             ignore_eos=True,
             detokenize=False,
-            logprobs=max(wanted, request.params.logprobs or 0),
+            logprobs=-1 if asked == -1 else max(wanted, asked),
         )
 
     def requests(self) -> list[Request]:
@@ -98,7 +100,7 @@ class BeamSearch:
         found: list[Beam] = []
         for beam, position in zip(self._beams, positions, strict=True):
             for scored in position.top[: 2 * width]:
-                top = position.top[: self._request.params.logprobs or 0]
+                top = position.top[: self._num_top]
                 longer = Beam(
                     (*beam.token_ids, scored.token_id),
                     beam.cum_logprob + scored.logprob,

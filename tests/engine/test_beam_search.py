@@ -43,7 +43,8 @@ class Model:
             TokenLogprob(token, scores[token], rank) for rank, token in enumerate(ranked, start=1)
         )
         assert request.params.logprobs is not None
-        return PositionLogprobs(top[0], top[: request.params.logprobs])
+        count = request.params.logprobs
+        return PositionLogprobs(top[0], top if count == -1 else top[:count])
 
     def answers(self, max_tokens: int) -> Iterator[tuple[tuple[int, ...], float]]:
         """Every answer there is, with its log-probability."""
@@ -117,6 +118,11 @@ def test_answers_carry_the_log_probabilities_of_their_own_tokens() -> None:
         assert [len(position.top) for position in beam.logprobs] == [1] * len(beam.token_ids)
         total = math.fsum(position.chosen.logprob for position in beam.logprobs)
         assert beam.cum_logprob == pytest.approx(total)
+
+
+def test_all_alternatives_are_told_when_asked_for() -> None:
+    for beam in search(Model(3), beam_width=1, max_tokens=2, logprobs=-1).best():
+        assert [len(position.top) for position in beam.logprobs] == [VOCAB_SIZE] * 2
 
 
 def test_a_wider_search_finds_no_worse_an_answer_here() -> None:
