@@ -82,7 +82,10 @@ def build(
 
 
 def build_with_tokenizer(
-    plan: EnginePlan, *, report: Callable[[str], None] = logger.info
+    plan: EnginePlan,
+    *,
+    metrics: EngineMetrics | None = None,
+    report: Callable[[str], None] = logger.info,
 ) -> tuple[LoadedModel, Tokenizer]:
     """Do what `build` does, and load the tokenizer meanwhile; raises as both do."""
     # Read before anything is loaded: it may be missing.
@@ -94,7 +97,7 @@ def build_with_tokenizer(
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
         tokenizer = aside.submit(load_tokenizer)
-        loaded = build(plan, report=report)
+        loaded = build(plan, metrics=metrics, report=report)
         try:
             return loaded, tokenizer.result()
         except BaseException:

@@ -2,30 +2,28 @@
 
 import itertools
 import logging
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from types import FrameType
+from functools import partial
 from typing import Any, cast
 
 from tqdm import tqdm
 
 from jaxserve.build import build_with_tokenizer
 from jaxserve.engine import TextEngine
-from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams
+from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams, run_searches
 from jaxserve.errors import (
     ConfigError,
     EngineDeadError,
     InvalidRequestError,
-    JaxserveError,
     OverloadedError,
 )
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
+from jaxserve.interrupts import uninterrupted
 from jaxserve.metric_values import Metric, metric_values
 from jaxserve.metrics import Metrics
 from jaxserve.outputs import BeamSearchOutput, OutputBuilder, RequestOutput, beam_output
@@ -38,10 +36,11 @@ from jaxserve.prompts import (
     PromptReader,
     is_conversation,
     listed,
+    naming,
+    one_each,
 )
-from jaxserve.request import FinishReason, Request, SamplingParams, TokenEvent
+from jaxserve.request import Request, SamplingParams, TokenEvent
 from jaxserve.server.protocol.common import GenerationBody
-from jaxserve.server.protocol.parsing import show
 from jaxserve.stats import StepStats
 from jaxserve.timeline import Timeline
 
@@ -175,15 +174,7 @@ class LLM:
         requests = self._requests(prepared, SamplingParams(max_tokens=params.max_tokens))
         eos_ids = {*self._tokenizer.eos_ids, *self._generation.eos_token_ids}
         searches = [BeamSearch(request, params, eos_ids=eos_ids) for request in requests]
-        while rounds := [(each, found) for each in searches if (found := each.requests())]:
-            together = [request for _, found in rounds for request in found]
-            reports = {}
-            for event in self.run(together, max_in_flight=concurrency_limit):
-                if event.finish_reason is not FinishReason.LENGTH:
-                    raise JaxserveError(event.error or "a beam could not be continued")
-                reports[event.request_id] = event.logprobs[0]
-            for search, found in rounds:
-                search.extend([reports[request.id] for request in found])
+        run_searches(searches, partial(self.run, max_in_flight=concurrency_limit))
         return [
             beam_output(search, params, request, self._tokenizer)
             for search, request in zip(searches, requests, strict=True)
@@ -324,7 +315,7 @@ class LLM:
     ) -> list[PreparedPrompt]:
         prepared = []
         for position, value in enumerate(values):
-            with _naming(position, len(values)):
+            with naming(position, len(values)):
                 prepared.append(prepare(value))
         return prepared
 
@@ -341,10 +332,10 @@ class LLM:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params: Sequence[SamplingParams | None] = [sampling_params] * num_prompts
         else:
-            params = _one_each("sampling_params", sampling_params, SamplingParams, num_prompts)
+            params = one_each("sampling_params", sampling_params, SamplingParams, num_prompts)
         priorities: Sequence[int] = [0] * num_prompts
         if priority is not None:
-            priorities = _one_each("priority", priority, int, num_prompts)
+            priorities = one_each("priority", priority, int, num_prompts)
         requests = []
         for position, prompt in enumerate(prepared):
             chosen = params[position] or self._defaults_for(prompt, is_chat=is_chat)
@@ -356,7 +347,7 @@ class LLM:
                 priority=priorities[position],
                 cache_salt=prompt.cache_salt,
             )
-            with _naming(position, num_prompts):
+            with naming(position, num_prompts):
                 self.plan.context.sampling.processors.check(chosen)
                 request.check(
                     vocab_size=self.plan.model.vocab_size,
@@ -407,7 +398,7 @@ class LLM:
         """Give a request to the engine; False where its queue is full."""
         if self._is_dead:
             raise EngineDeadError("the engine has failed before; make a new LLM")
-        with _uninterrupted():
+        with uninterrupted():
             try:
                 self._engine.add(request)
             except OverloadedError:
@@ -417,7 +408,7 @@ class LLM:
 
     def _step(self) -> None:
         """Let the engine make a step, and put its events where they are waited for."""
-        with _uninterrupted():
+        with uninterrupted():
             try:
                 events = self._engine.step()
             except Exception as error:
@@ -428,58 +419,3 @@ class LLM:
                 inbox = self._inboxes.get(event.request_id)
                 if inbox is not None:
                     inbox.append(event)
-
-
-def _one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int) -> Sequence[T]:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InvalidRequestError(
-            f"{name} must be {kind.__name__} or a list of them, got {show(values)}", param=name
-        )
-    if len(values) != num_prompts:
-        raise InvalidRequestError(
-            f"{name} must be as many as there are prompts ({num_prompts}), got {len(values)}",
-            param=name,
-        )
-    for value in values:
-        if not isinstance(value, kind):
-            raise InvalidRequestError(
-                f"{name} must be {kind.__name__}, got {show(value)}", param=name
-            )
-    return values
-
-
-@contextmanager
-def _naming(position: int, num_prompts: int) -> Iterator[None]:
-    """Say in a prompt's error which prompt it is of."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        if num_prompts > 1:
-            error.add_note(f"in prompt {position} of {num_prompts}, counted from 0")
-        raise
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which would be broken by it in the middle.
-
-    A second Ctrl-C is obeyed at once.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield  # Python raises no interrupt here
-        return
-    is_interrupted = False
-
-    def hold(_number: int, _frame: FrameType | None) -> None:
-        nonlocal is_interrupted
-        is_interrupted = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if is_interrupted:
-        signal.raise_signal(signal.SIGINT)

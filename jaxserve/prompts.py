@@ -1,6 +1,7 @@
 """What a caller of `LLM` may give as a prompt, and how it becomes token ids."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -152,3 +153,33 @@ def _token_ids(values: Iterable[int]) -> tuple[int, ...]:
 
 def _refusal(prompt: object) -> InvalidRequestError:
     return InvalidRequestError(f"a prompt must be {KINDS}, got {show(prompt)}", param="prompt")
+
+
+def one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int) -> Sequence[T]:
+    """Return values of which there must be one for each prompt; raises InvalidRequestError."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InvalidRequestError(
+            f"{name} must be {kind.__name__} or a list of them, got {show(values)}", param=name
+        )
+    if len(values) != num_prompts:
+        raise InvalidRequestError(
+            f"{name} must be as many as there are prompts ({num_prompts}), got {len(values)}",
+            param=name,
+        )
+    for value in values:
+        if not isinstance(value, kind):
+            raise InvalidRequestError(
+                f"{name} must be {kind.__name__}, got {show(value)}", param=name
+            )
+    return values
+
+
+@contextmanager
+def naming(position: int, num_prompts: int) -> Iterator[None]:
+    """Say in a prompt's error which prompt it is of."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if num_prompts > 1:
+            error.add_note(f"in prompt {position} of {num_prompts}, counted from 0")
+        raise

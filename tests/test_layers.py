@@ -45,6 +45,7 @@ LAYERS = (
         "outputs",
         "prompts",
         "metric_values",
+        "interrupts",
         "llm",
         "bench",
     },

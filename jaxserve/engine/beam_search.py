@@ -3,11 +3,17 @@
 The engine knows nothing of it. What a round computes, the next finds in the prefix cache.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from jaxserve.errors import InvalidRequestError
-from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
+from jaxserve.errors import InvalidRequestError, JaxserveError
+from jaxserve.request import (
+    FinishReason,
+    PositionLogprobs,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +147,20 @@ class BeamSearch:
     def _normalised(self, logprob: float, num_tokens: int) -> float:
         score: float = logprob / num_tokens**self._params.length_penalty
         return score
+
+
+def run_searches(
+    searches: Sequence[BeamSearch], run: Callable[[list[Request]], Iterable[TokenEvent]]
+) -> None:
+    """Run searches to their ends, each round of all of them together.
+
+    run: yields the events of requests. Raises JaxserveError where one fails.
+    """
+    while rounds := [(search, found) for search in searches if (found := search.requests())]:
+        reports: dict[str, PositionLogprobs] = {}
+        for event in run([request for _, found in rounds for request in found]):
+            if event.finish_reason is not FinishReason.LENGTH:
+                raise JaxserveError(event.error or "a beam could not be continued")
+            reports[event.request_id] = event.logprobs[0]
+        for search, found in rounds:
+            search.extend([reports[request.id] for request in found])

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from jaxserve.build import LoadedModel
 from jaxserve.client.in_process import InProcessClient
+from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_model
 from jaxserve.metrics import Metrics
 from jaxserve.models import Decoder
@@ -31,14 +32,19 @@ ENDINGS = [" there was a little girl named Lily.", " saw a big tree.", " sad", "
 
 
 @pytest.fixture(scope="module")
-def http(stories: LoadedModel) -> Iterator[TestClient]:
+def tokenizer(stories: LoadedModel) -> Tokenizer:
+    return Tokenizer.load(stories.plan.tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def http(stories: LoadedModel, tokenizer: Tokenizer) -> Iterator[TestClient]:
     """A server around a fresh engine of the checkpoint."""
     plan = stories.plan
-    client = InProcessClient(engine_for(stories).engine, stories.tokenizer.backend)
+    client = InProcessClient(engine_for(stories).engine, tokenizer.backend)
     model = ServedModel(
         names=("stories",),
         client=client,
-        tokenizer=stories.tokenizer,
+        tokenizer=tokenizer,
         chat=None,
         max_model_len=plan.scheduler.max_model_len,
         vocab_size=plan.model.vocab_size,
@@ -76,9 +82,9 @@ def loglikelihood(choice: Any, context_len: int) -> tuple[float, bool]:
 
 
 def test_loglikelihoods_are_those_of_a_direct_computation(
-    stories: LoadedModel, http: TestClient, model: Decoder, stories_goldens: list[Golden]
+    tokenizer: Tokenizer, http: TestClient, model: Decoder, stories_goldens: list[Golden]
 ) -> None:
-    encode = stories.tokenizer.encode
+    encode = tokenizer.encode
     contexts = [encode(text) for text in CONTEXTS]
     whole = [[*encode(a + b)] for a, b in zip(CONTEXTS, ENDINGS, strict=True)]
     # What the model itself says next is greedy; the endings above are not.
@@ -98,10 +104,10 @@ def test_loglikelihoods_are_those_of_a_direct_computation(
 
 
 def test_rolling_loglikelihoods_are_those_of_a_direct_computation(
-    stories: LoadedModel, http: TestClient, model: Decoder
+    tokenizer: Tokenizer, http: TestClient, model: Decoder
 ) -> None:
     # The harness scores all of a text after its first token, the prefix.
-    token_ids = [*stories.tokenizer.encode("Once upon a time there was a little girl. " * 8)]
+    token_ids = [*tokenizer.encode("Once upon a time there was a little girl. " * 8)]
     fields = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
     (choice,) = ask(http, prompt=[token_ids], **fields)
     scores = computed(model, token_ids)
@@ -112,9 +118,9 @@ def test_rolling_loglikelihoods_are_those_of_a_direct_computation(
 
 
 def test_scoring_again_what_is_cached_gives_the_same(
-    stories: LoadedModel, http: TestClient
+    tokenizer: Tokenizer, http: TestClient
 ) -> None:
-    token_ids = [*stories.tokenizer.encode("Once upon a time there was a dog. " * 4)]
+    token_ids = [*tokenizer.encode("Once upon a time there was a dog. " * 4)]
     fields = {"prompt": [token_ids], "max_tokens": 0, "logprobs": 5, "echo": True}
     first, again = ask(http, **fields), ask(http, **fields)
     assert first[0]["logprobs"] == again[0]["logprobs"]
@@ -122,9 +128,9 @@ def test_scoring_again_what_is_cached_gives_the_same(
 
 
 def test_alternatives_are_the_likeliest_tokens(
-    stories: LoadedModel, http: TestClient, model: Decoder
+    tokenizer: Tokenizer, http: TestClient, model: Decoder
 ) -> None:
-    token_ids = [*stories.tokenizer.encode("Once upon a time")]
+    token_ids = [*tokenizer.encode("Once upon a time")]
     fields = {"max_tokens": 0, "logprobs": 5, "echo": True, "return_tokens_as_token_ids": True}
     (choice,) = ask(http, prompt=token_ids, **fields)
     scores = computed(model, token_ids)
