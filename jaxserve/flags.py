@@ -249,6 +249,18 @@ SERVER_FLAGS = (
         help="connections at once",
     ),
     Flag(
+        name="max-stored-responses",
+        field="max_stored_responses",
+        parse=number,
+        help="answers of /v1/responses that are kept to go on from",
+    ),
+    Flag(
+        name="max-stored-response-bytes",
+        field="max_stored_response_bytes",
+        parse=number,
+        help="and their size together" + SUFFIX_HELP,
+    ),
+    Flag(
         name="shutdown-timeout",
         field="shutdown_timeout_s",
         parse=float,

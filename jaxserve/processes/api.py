@@ -82,7 +82,13 @@ class ApiProcess:
         self._load = load
         # Of engines' series it has none, which are what the bound is for.
         metrics = Metrics(max_model_len=1)
-        app = create_app((), metrics=metrics, config=first.config, scrape=self._scrape)
+        app = create_app(
+            (),
+            metrics=metrics,
+            config=first.config,
+            folder=Path(first.folder),
+            scrape=self._scrape,
+        )
         self._state: ServerState = app.state.server
         self.server = Server(uvicorn_config(app, first.config), self._state)
         self._client = RemoteClient()

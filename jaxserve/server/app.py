@@ -1,6 +1,7 @@
 """The ASGI application: routes, and what stands around them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -16,6 +17,14 @@ from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
 from jaxserve.server.endpoints.models import get_model, list_models
 from jaxserve.server.endpoints.pooling import classify, create_embeddings, rerank, score
+from jaxserve.server.endpoints.responses import (
+    cancel_response,
+    count_input_tokens,
+    create_response,
+    delete_response,
+    get_response,
+    list_input_items,
+)
 from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
@@ -27,6 +36,12 @@ ROUTES = (
     Route("/v1/completions", create_completion, methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{model_id:path}", get_model),
+    Route("/v1/responses", create_response, methods=["POST"]),
+    Route("/v1/responses/input_tokens", count_input_tokens, methods=["POST"]),
+    Route("/v1/responses/{response_id}", get_response, methods=["GET"]),
+    Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
+    Route("/v1/responses/{response_id}/cancel", cancel_response, methods=["POST"]),
+    Route("/v1/responses/{response_id}/input_items", list_input_items),
     Route("/v1/messages", create_message, methods=["POST"]),
     Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     Route("/v1/embeddings", create_embeddings, methods=["POST"]),
@@ -47,12 +62,13 @@ def create_app(
     *,
     metrics: Metrics,
     config: ServerConfig,
+    folder: Path,
     scrape: Scrape | None = None,
 ) -> Starlette:
     """Return the application that serves `models`, the first of them to requests that name none.
 
     Without models it says that it loads, until its state is told to `welcome` some. The models'
-    engines run; the application does not stop them, `Server` does. scrape: see ServerState.
+    engines run; the application does not stop them, `Server` does. folder, scrape: see ServerState.
     """
     middleware = [Middleware(ObserveMiddleware, metrics=metrics)]
     if config.allowed_origins:
@@ -69,5 +85,7 @@ def create_app(
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS)
     # A redirect would be to the host that the client's Host header names.
     app.router.redirect_slashes = False
-    app.state.server = ServerState(models, metrics=metrics, config=config, scrape=scrape)
+    app.state.server = ServerState(
+        models, metrics=metrics, config=config, folder=folder, scrape=scrape
+    )
     return app

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import UNSET, Struct
 from starlette.requests import Request as HttpRequest
 
+from jaxserve.request import SamplingParams
 from jaxserve.server.endpoints.chat_completions import ChatWriter, chat_writer
 from jaxserve.server.protocol.answers import (
     ChatChunk,
@@ -68,6 +69,21 @@ class ChatAnswer:
     def __init__(self, writer: ChatWriter) -> None:
         self._writer = writer
         self.usage = Usage(0, 0, 0, PromptTokensDetails(0))
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers."""
+        return self._writer.model
+
+    @property
+    def params(self) -> SamplingParams:
+        """The engine's parameters, which the request's fields became."""
+        return self._writer.job.requests[0].params
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many of the tokens so far are reasoning."""
+        return 0
 
     @classmethod
     async def begin(cls, http: HttpRequest, fields: Mapping[str, Any]) -> "ChatAnswer":

@@ -15,6 +15,8 @@ class ServerConfig:
     allowed_origins: web origins whose pages may call the server; none by default.
     max_body_bytes: longest request body. max_connections: open at once. max_concurrent_requests:
     answers being made at once, before the engine's own queue; more are refused with 503.
+    max_stored_responses and max_stored_response_bytes: of /v1/responses, kept for later requests
+    while the server runs; then the least recently used go.
     header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
     pause within a body. send_timeout_s: how long a client may leave its answer unread.
     stream_interval: tokens of a choice per event of a stream, after its first. per_request_metrics:
@@ -37,6 +39,8 @@ class ServerConfig:
     ssl_keyfile: str | None = None
     max_body_bytes: int = 16 * MIB
     max_connections: int = 8192
+    max_stored_responses: int = 10_000
+    max_stored_response_bytes: int = 256 * MIB
     max_concurrent_requests: int = 4096
     stream_interval: int = 1
     per_request_metrics: bool = False
@@ -65,6 +69,8 @@ class ServerConfig:
             "max_connections",
             "max_concurrent_requests",
             "stream_interval",
+            "max_stored_responses",
+            "max_stored_response_bytes",
             "api_server_count",
         ):
             if getattr(self, name) < 1:

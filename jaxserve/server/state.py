@@ -1,10 +1,12 @@
 """What the endpoints share: the models, the metrics, and how much is going on."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 from starlette.requests import Request
@@ -21,6 +23,7 @@ from jaxserve.pooling import PoolingModel
 from jaxserve.series import Family
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
+from jaxserve.server.response_store import ResponseStore
 
 # Threads that render and tokenize; the tokenizer releases the GIL, templates do not.
 NUM_WORKERS = 4
@@ -102,7 +105,8 @@ def server_state(http: Request) -> "ServerState":
 class ServerState:
     """One server's models, metrics and load.
 
-    scrape: returns the series to show, which may be more than the server's own `metrics`.
+    folder: for what the server keeps, shared by its processes. scrape: returns the series to show,
+    which may be more than the server's own `metrics`.
     """
 
     def __init__(
@@ -111,9 +115,17 @@ class ServerState:
         *,
         metrics: Metrics,
         config: ServerConfig,
+        folder: Path,
         scrape: Scrape | None = None,
     ) -> None:
         self.metrics = metrics
+        self.responses = ResponseStore(
+            folder,
+            max_responses=config.max_stored_responses,
+            max_bytes=config.max_stored_response_bytes,
+        )
+        # Responses that are being made while nobody waits for them.
+        self.background: set[asyncio.Task[None]] = set()
         self.scrape = scrape or self._own_series
         self.config = config
         self.is_draining = False

@@ -1,6 +1,7 @@
 """Probes, models and the version; and a server whose engine is gone."""
 
 import time
+from pathlib import Path
 
 from starlette.testclient import TestClient
 
@@ -21,8 +22,10 @@ def test_probes_of_a_working_server(http: TestClient) -> None:
     assert http.get("/version").json() == {"version": jaxserve.__version__}
 
 
-def test_while_nothing_is_loaded_probes_say_so_and_requests_are_told_to_come_back() -> None:
-    app = create_app((), metrics=Metrics(max_model_len=1), config=ServerConfig())
+def test_while_nothing_is_loaded_probes_say_so_and_requests_are_told_to_come_back(
+    tmp_path: Path,
+) -> None:
+    app = create_app((), metrics=Metrics(max_model_len=1), config=ServerConfig(), folder=tmp_path)
     with TestClient(app) as http:
         assert (http.get("/health").status_code, http.get("/health").json()) == (
             200,

@@ -73,6 +73,41 @@ def test_vllms_fields_pass_as_extra_body(client: Any) -> None:
     assert len(answer.choices[0].model_extra["token_ids"]) == 3
 
 
+def test_response_and_its_stream(client: Any) -> None:
+    fields = {"model": "alias", "input": "hello", "max_output_tokens": 9, "extra_body": {"seed": 1}}
+    whole = client.responses.create(**fields)
+    assert whole.output_text
+    with client.responses.stream(**fields) as stream:
+        text = "".join(
+            event.delta for event in stream if event.type == "response.output_text.delta"
+        )
+    # The client puts the deltas together, and has one response in the end.
+    assert text == whole.output_text
+
+
+def test_a_conversation_of_responses(client: Any) -> None:
+    fields = {"model": "alias", "max_output_tokens": 5}
+    first = client.responses.create(input="hello", store=True, **fields)
+    kept = client.responses.retrieve(first.id)
+    assert kept == first
+    second = client.responses.create(input="and", previous_response_id=first.id, **fields)
+    assert second.usage.input_tokens > first.usage.input_tokens
+    by_hand = client.responses.create(
+        input=[
+            {"role": "user", "content": "hello"},
+            *first.output,
+            {"role": "user", "content": "and"},
+        ],
+        store=False,
+        **fields,
+    )
+    assert by_hand.usage.input_tokens == second.usage.input_tokens
+    assert [item.type for item in client.responses.input_items.list(first.id)] == ["message"]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+
+
 def test_models(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tiny/model", "alias"]
     assert client.models.retrieve("tiny/model").owned_by == "jaxserve"

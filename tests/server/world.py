@@ -113,6 +113,7 @@ class World:
         hang_timeout_s: float = 60.0,
         pooling: PoolingModel | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
+        folder: Path | None = None,
     ) -> None:
         self.config = config or ServerConfig(port=0)
         self.metrics = Metrics(max_model_len=MAX_MODEL_LEN)
@@ -163,13 +164,18 @@ class World:
                 "paged_attention": KernelChoice(backend="fake", refusals={"fast": "not here"})
             },
         )
-        self.app = create_app([self.model], metrics=self.metrics, config=self.config)
+        self._own_folder = TemporaryDirectory(prefix="jaxserve-test-")
+        self.folder = folder or Path(self._own_folder.name)
+        self.app = create_app(
+            [self.model], metrics=self.metrics, config=self.config, folder=self.folder
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         asyncio.run(self.client.shutdown(drain_timeout_s=5.0))
+        self._own_folder.cleanup()
         if not self.runner.is_broken:
             self.engine.check_integrity()
             assert not self.engine.has_work

@@ -145,8 +145,8 @@ def wanted(what: str) -> pydantic_core.PydanticCustomError:
 
 
 def kind_of(value: object, default: str | None = None) -> str | None:
-    """Return the tag of an object in a union: its `type` in brackets, None if it has none."""
-    kind = value.get("type", default) if isinstance(value, dict) else None
+    """Return the tag of an object, JSON or model, in a union: its `type` in brackets, if any."""
+    kind = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
     return f"({kind})" if isinstance(kind, str) else None
 
 

@@ -1,0 +1,222 @@
+"""/v1/responses: OpenAI's newer form of chats, which the server can keep and go on with."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+
+from jaxserve.errors import JaxserveError
+from jaxserve.logging import get_logger
+from jaxserve.server.answer import json_response
+from jaxserve.server.chat_pieces import ChatAnswer
+from jaxserve.server.disconnect import unless_disconnected
+from jaxserve.server.errors import describe
+from jaxserve.server.middleware import access_record
+from jaxserve.server.prompts import encode_chat, in_worker
+from jaxserve.server.protocol.chat import Chat
+from jaxserve.server.protocol.parsing import parse, read_object, renamed, validate
+from jaxserve.server.protocol.response_answers import (
+    InputTokens,
+    ItemList,
+    Response,
+    ResponseDeleted,
+    ResponseError,
+)
+from jaxserve.server.protocol.responses import (
+    FIELD_NAMES,
+    ITEMS,
+    Item,
+    ResponsePrompt,
+    ResponsesBody,
+    served,
+    with_ids,
+)
+from jaxserve.server.response_store import BEAT_S, ResponseStore
+from jaxserve.server.response_writer import ResponseWriter
+from jaxserve.server.sse import EventStream, tagged_event
+from jaxserve.server.state import ServerState, server_state
+
+log = get_logger(__name__)
+
+
+async def create_response(http: HttpRequest) -> HttpResponse:
+    """Answer items with items: whole, as a stream, or later, in the background."""
+    state = server_state(http)
+    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
+    body = validate(served(fields), ResponsesBody)
+    body.check()
+    earlier = await _earlier_items(http, body)
+    with renamed(FIELD_NAMES):
+        answer = await ChatAnswer.begin(http, body.chat(earlier))
+    writer = ResponseWriter(answer, _begin(answer, body))
+    work = Work(state, writer, body, owner=_owner(http))
+    if body.background:
+        return json_response(await work.in_background())
+    if body.stream:
+        return EventStream(work.stream(), error_name="error")
+    return json_response(await unless_disconnected(http, work.whole()))
+
+
+async def get_response(http: HttpRequest) -> HttpResponse:
+    """Answer with a response that is kept."""
+    stored = await _in_store(http, ResponseStore.get)
+    return json_response(stored.response)
+
+
+async def delete_response(http: HttpRequest) -> HttpResponse:
+    """Forget a response."""
+    await _in_store(http, ResponseStore.delete)
+    return json_response(ResponseDeleted(http.path_params["response_id"]))
+
+
+async def cancel_response(http: HttpRequest) -> HttpResponse:
+    """Give up a response that is made in the background."""
+    return json_response(await _in_store(http, ResponseStore.cancel))
+
+
+async def list_input_items(http: HttpRequest) -> HttpResponse:
+    """Answer with the items that a response was asked with."""
+    items = (await _in_store(http, ResponseStore.get)).input
+    ids = [item["id"] for item in items] or [None]
+    return json_response(ItemList(items, ids[0], ids[-1]))
+
+
+async def count_input_tokens(http: HttpRequest) -> HttpResponse:
+    """Answer with the length of the prompt that a response would be made from."""
+    state = server_state(http)
+    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
+    body = validate(served(fields), ResponsePrompt)
+    earlier = await _earlier_items(http, body)
+    with renamed(FIELD_NAMES):
+        chat = parse(body.chat(earlier), Chat)
+        tokens = await in_worker(state, partial(encode_chat, state.model(body.model), chat))
+    return json_response(InputTokens(len(tokens)))
+
+
+class Work:
+    """The making of one response, and keeping it if that was asked for."""
+
+    def __init__(
+        self, state: ServerState, writer: ResponseWriter, body: ResponsesBody, *, owner: str
+    ) -> None:
+        self._state = state
+        self._writer = writer
+        self._body = body
+        self._owner = owner
+
+    async def whole(self) -> Response:
+        """Return the response when all of it is there."""
+        await self._run()
+        await self._keep()
+        if self._writer.failure is not None:
+            raise self._writer.failure
+        return self._writer.response
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """Yield the response's events. It is kept before the last one: who reads it may go on."""
+        async with aclosing(self._writer.events()) as steps:
+            async for events in steps:
+                if self._writer.response.status != "in_progress":
+                    await self._keep()
+                yield b"".join(map(tagged_event, events))
+
+    async def in_background(self) -> dict[str, Any]:
+        """Begin, and return the response as it is kept."""
+        self._writer.response.status = "queued"
+        await self._keep()
+        queued: dict[str, Any] = msgspec.to_builtins(self._writer.response)
+        self._writer.response.status = "in_progress"
+        task = asyncio.create_task(self._run_and_finish())
+        self._state.background.add(task)
+        task.add_done_callback(self._state.background.discard)
+        return queued
+
+    async def _run(self) -> None:
+        async with aclosing(self._writer.events()) as steps:
+            async for _ in steps:
+                pass
+
+    async def _run_and_finish(self) -> None:
+        """Make the response, for as long as it is wanted."""
+        store, response = self._state.responses, self._writer.response
+        task = asyncio.create_task(self._run())
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=BEAT_S)
+                if not await in_worker(self._state, partial(store.beat, response.id)):
+                    return
+            task.result()
+        except Exception as error:
+            if not isinstance(error, JaxserveError):
+                log.exception("a response in the background failed")
+            response.status = "failed"
+            response.error = ResponseError("server_error", describe(error)[1].message)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        await in_worker(self._state, partial(store.finish, response))
+
+    async def _keep(self) -> None:
+        if self._body.store:
+            items = with_ids(self._body.input)
+            store = self._state.responses
+            await in_worker(
+                self._state, partial(store.put, self._owner, self._writer.response, items)
+            )
+
+
+def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
+    """Return a response that has not begun: what the request says, defaults for the rest."""
+    text = {} if body.text is None else body.text.model_dump(exclude_none=True, by_alias=True)
+    reasoning = body.reasoning
+    choice = body.tool_choice
+    return Response(
+        id=f"resp_{uuid.uuid4().hex}",
+        created_at=int(time.time()),
+        background=body.background,
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        metadata=body.metadata,
+        model=answer.model,
+        parallel_tool_calls=body.parallel_tool_calls,
+        previous_response_id=body.previous_response_id,
+        reasoning={
+            "effort": None if reasoning is None else reasoning.effort,
+            "summary": None if reasoning is None else reasoning.summary,
+        },
+        store=body.store,
+        temperature=answer.params.temperature,
+        text={"format": {"type": "text"}} | text,
+        tool_choice=choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
+        tools=[tool.model_dump() for tool in body.tools],
+        top_logprobs=body.top_logprobs or 0,
+        top_p=answer.params.top_p,
+    )
+
+
+async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
+    """Return the items of the conversation that a body goes on with."""
+    if body.previous_response_id is None:
+        return []
+    state = server_state(http)
+    work = partial(state.responses.conversation, _owner(http), body.previous_response_id)
+    return ITEMS.validate_python(await in_worker(state, work))
+
+
+async def _in_store(http: HttpRequest, work: Any) -> Any:
+    """Do something to the response that a path names."""
+    state = server_state(http)
+    response_id = http.path_params["response_id"]
+    return await in_worker(state, partial(work, state.responses, _owner(http), response_id))
+
+
+def _owner(http: HttpRequest) -> str:
+    """Whose responses a request may see: those of its API key."""
+    return access_record(http.scope).key_id or ""

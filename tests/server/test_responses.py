@@ -1,0 +1,398 @@
+"""/v1/responses: items become chats, and the chats' answers items."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from starlette.testclient import TestClient
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.request import SamplingParams
+from jaxserve.server import ServerConfig
+from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, Text
+from jaxserve.server.errors import GenerationError
+from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
+from jaxserve.server.protocol.parsing import validate
+from jaxserve.server.protocol.response_answers import Response
+from jaxserve.server.protocol.responses import ITEMS, ResponsesBody, with_ids
+from jaxserve.server.response_writer import ResponseWriter
+from tests.data import needs_data
+from tests.server.test_openai_spec import check
+from tests.server.world import World, wait_for
+
+PATH = "/v1/responses"
+BODY = {"input": "hello", "max_output_tokens": 8, "seed": 1}
+KEYS = ("sk-one", "sk-two")
+EVENTS = {
+    "response.created": "ResponseCreatedEvent",
+    "response.in_progress": "ResponseInProgressEvent",
+    "response.completed": "ResponseCompletedEvent",
+    "response.incomplete": "ResponseIncompleteEvent",
+    "response.failed": "ResponseFailedEvent",
+    "response.output_item.added": "ResponseOutputItemAddedEvent",
+    "response.output_item.done": "ResponseOutputItemDoneEvent",
+    "response.content_part.added": "ResponseContentPartAddedEvent",
+    "response.content_part.done": "ResponseContentPartDoneEvent",
+    "response.output_text.delta": "ResponseTextDeltaEvent",
+    "response.output_text.done": "ResponseTextDoneEvent",
+    "response.reasoning_text.delta": "ResponseReasoningTextDeltaEvent",
+    "response.reasoning_text.done": "ResponseReasoningTextDoneEvent",
+    "response.function_call_arguments.delta": "ResponseFunctionCallArgumentsDeltaEvent",
+    "response.function_call_arguments.done": "ResponseFunctionCallArgumentsDoneEvent",
+}
+
+
+def chat_of(earlier: Sequence[dict[str, Any]] = (), **fields: Any) -> dict[str, Any]:
+    body = validate({**BODY, **fields}, ResponsesBody)
+    return body.chat(ITEMS.validate_python(list(earlier)))
+
+
+class Told:
+    """An answer whose pieces are known; the model that gives them may not exist."""
+
+    params = SamplingParams()
+    model = "m"
+    reasoning_tokens = 2
+
+    def __init__(self, steps: Sequence[list[Piece]], failure: Exception | None = None) -> None:
+        self._steps = steps
+        self._failure = failure
+        self.usage = Usage(10, 7, 17, PromptTokensDetails(4))
+
+    async def pieces(self) -> AsyncGenerator[list[Piece]]:
+        for step in self._steps:
+            yield step
+        if self._failure is not None:
+            raise self._failure
+
+
+TOLD: list[list[Piece]] = [
+    [],
+    [Reasoning("Let me")],
+    [Reasoning(" see."), Text("I look ")],
+    [Text("it up.")],
+    [Call("call_1", "find"), Arguments('{"what": ')],
+    [Arguments('"fox"}'), Call("call_2", "find"), Arguments("{}")],
+    [End("tool_calls", None)],
+]
+
+
+def tell(
+    steps: Sequence[list[Piece]], failure: Exception | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The response that an answer becomes, and the events of its stream."""
+    begun = Response(
+        id="resp_1",
+        created_at=1,
+        background=False,
+        instructions=None,
+        max_output_tokens=None,
+        metadata={},
+        model="m",
+        parallel_tool_calls=True,
+        previous_response_id=None,
+        reasoning={"effort": None, "summary": None},
+        store=True,
+        temperature=1.0,
+        text={"format": {"type": "text"}},
+        tool_choice="auto",
+        tools=[],
+        top_logprobs=0,
+        top_p=1.0,
+    )
+    writer = ResponseWriter(Told(steps, failure), begun)  # type: ignore[arg-type]
+
+    async def read() -> list[dict[str, Any]]:
+        return [
+            msgspec.json.decode(msgspec.json.encode(event))
+            async for events in writer.events()
+            for event in events
+        ]
+
+    events = anyio.run(read)
+    return msgspec.to_builtins(writer.response), events
+
+
+def stream(http: TestClient, **fields: Any) -> list[dict[str, Any]]:
+    """The data of a stream's events, whose names must be the types of their data."""
+    data = []
+    text = http.post(PATH, json={**BODY, **fields, "stream": True}).text
+    for event in text.strip().split("\n\n"):
+        name, line = event.split("\n")
+        data.append(msgspec.json.decode(line.removeprefix("data: ")))
+        assert name == f"event: {data[-1]['type']}"
+    return data
+
+
+# Requests
+
+
+def test_the_text_is_that_of_the_same_chat(http: TestClient) -> None:
+    response = http.post(PATH, json=BODY).json()
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
+    chat = http.post("/v1/chat/completions", json=body).json()
+    [message] = response["output"]
+    assert message["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+    assert response["usage"]["total_tokens"] == chat["usage"]["total_tokens"]
+
+
+def test_an_answer_cut_off_is_incomplete(http: TestClient) -> None:
+    response = http.post(PATH, json=BODY).json()
+    assert response["status"] == response["output"][0]["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+def test_what_the_assistant_thinks_says_and_calls_is_one_message() -> None:
+    chat = chat_of(
+        instructions="Be brief.",
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+            {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Let me see."}]},
+            {"role": "assistant", "content": "I look"},
+            {"type": "function_call", "call_id": "c1", "name": "find", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "brown"},
+        ],
+    )
+    function = {"name": "find", "arguments": "{}"}
+    assert chat["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+        {
+            "role": "assistant",
+            "content": "I look",
+            "reasoning": "Let me see.",
+            "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "brown"}]},
+    ]
+
+
+TOOLS: Any = [{"type": "function", "name": name, "parameters": {}} for name in ("f", "g")]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("auto", "auto"),
+        ("required", "required"),
+        ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}}),
+    ],
+)
+def test_tool_choices_are_the_chats(choice: Any, expected: object) -> None:
+    assert chat_of(tools=TOOLS, tool_choice=choice)["tool_choice"] == expected
+
+
+def test_allowed_tools_are_all_that_is_shown() -> None:
+    allowed = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "g"}],
+    }
+    chat = chat_of(tools=TOOLS, tool_choice=allowed)
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["g"]
+    assert chat["tool_choice"] == "required"
+
+
+def test_a_text_format_is_the_chats_response_format() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    chat = chat_of(text={"format": form})
+    del form["type"]
+    assert chat["response_format"] == {"type": "json_schema", "json_schema": form}
+
+
+def test_an_answers_items_are_items_of_a_request() -> None:
+    response, _ = tell(TOLD)
+    assert len(ITEMS.validate_python(response["output"])) == 4
+
+
+def test_tools_of_the_servers_own_are_refused_by_name(http: TestClient) -> None:
+    error = http.post(PATH, json={**BODY, "tools": [{"type": "web_search"}]}).json()["error"]
+    assert "does not run 'web_search'" in error["message"]
+
+
+def test_errors_speak_of_a_responses_fields(http: TestClient) -> None:
+    error = http.post(PATH, json={**BODY, "max_output_tokens": 5000}).json()["error"]
+    assert error["param"] == "max_output_tokens"
+    assert "max_output_tokens=5000" in error["message"]
+
+
+def test_input_tokens_are_counted(http: TestClient) -> None:
+    counted = http.post(f"{PATH}/input_tokens", json={"input": "hello"}).json()
+    usage = http.post(PATH, json=BODY).json()["usage"]
+    assert counted["input_tokens"] == usage["input_tokens"]
+
+
+def test_logprobs_stand_beside_the_text(http: TestClient) -> None:
+    fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    [message] = http.post(PATH, json={**BODY, **fields}).json()["output"]
+    assert len(message["content"][0]["logprobs"]) == 8
+
+
+# Streams
+
+
+def test_events_come_in_openais_order(http: TestClient) -> None:
+    events = stream(http)
+    types = [event["type"].removeprefix("response.") for event in events]
+    assert types[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
+    assert set(types[4:-4]) == {"output_text.delta"}
+    assert types[-4:] == [
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "incomplete",
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+def test_a_streams_deltas_add_up_to_its_response(http: TestClient) -> None:
+    events = stream(http)
+    text = "".join(event["delta"] for event in events if "delta" in event)
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == text
+
+
+def test_pieces_become_items() -> None:
+    response, events = tell(TOLD)
+    assert [item["type"] for item in response["output"]] == [
+        "reasoning",
+        "message",
+        "function_call",
+        "function_call",
+    ]
+    assert response["output"][0]["content"][0]["text"] == "Let me see."
+    assert response["output"][1]["content"][0]["text"] == "I look it up."
+    assert response["output"][2]["arguments"] == '{"what": "fox"}'
+    assert response["status"] == "completed"
+    assert events[-1]["response"] == response
+    added = [event["item"]["id"] for event in events if event["type"].endswith("item.added")]
+    assert added == [item["id"] for item in response["output"]]
+
+
+def test_an_error_in_the_middle_is_a_failed_response() -> None:
+    response, events = tell([[Text("Once")]], GenerationError("logits"))
+    assert events[-1]["type"] == "response.failed"
+    assert response["status"] == "failed"
+    assert "logits" not in response["error"]["message"]
+
+
+@needs_data
+def test_every_event_is_openais(http: TestClient) -> None:
+    for event in [*stream(http), *tell(TOLD)[1], *tell([[Text("a")]], GenerationError("x"))[1]]:
+        check(event, EVENTS[event["type"]])
+
+
+@needs_data
+def test_a_response_and_its_input_are_openais(http: TestClient) -> None:
+    response = http.post(PATH, json=BODY).json()
+    check(response, "Response")
+    check(http.get(f"{PATH}/{response['id']}").json(), "Response")
+    check(http.get(f"{PATH}/{response['id']}/input_items").json(), "ResponseItemList")
+
+
+# What is kept
+
+
+def test_a_response_can_be_had_again(http: TestClient) -> None:
+    response = http.post(PATH, json={**BODY, "metadata": {"a": "b"}}).json()
+    assert response["metadata"] == {"a": "b"}
+    assert http.get(f"{PATH}/{response['id']}").json() == response
+    [item] = http.get(f"{PATH}/{response['id']}/input_items").json()["data"]
+    assert item["content"] == [{"type": "input_text", "text": "hello"}]
+
+
+def test_a_conversation_goes_on_from_a_response(http: TestClient) -> None:
+    first = http.post(PATH, json=BODY).json()
+    follows = {**BODY, "previous_response_id": first["id"], "instructions": "once"}
+    second = http.post(PATH, json=follows).json()
+    answer = first["output"][0]["content"][0]["text"]
+    chat = [
+        {"role": "system", "content": "once"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "hello"},
+    ]
+    expected = http.post("/tokenize", json={"messages": chat}).json()["count"]
+    assert second["usage"]["input_tokens"] == expected
+
+
+def test_a_streamed_response_can_be_gone_on_from(http: TestClient) -> None:
+    response = stream(http)[-1]["response"]
+    assert http.get(f"{PATH}/{response['id']}").json() == response
+
+
+def test_a_response_that_is_not_stored_is_not_there(http: TestClient) -> None:
+    response = http.post(PATH, json={**BODY, "store": False}).json()
+    assert http.get(f"{PATH}/{response['id']}").status_code == 404
+    error = http.post(PATH, json={**BODY, "previous_response_id": response["id"]}).json()["error"]
+    assert error["code"] == "previous_response_not_found"
+
+
+def test_a_deleted_response_is_gone(http: TestClient) -> None:
+    response = http.post(PATH, json=BODY).json()
+    assert http.delete(f"{PATH}/{response['id']}").json()["deleted"]
+    assert http.get(f"{PATH}/{response['id']}").status_code == 404
+    assert http.delete(f"{PATH}/{response['id']}").status_code == 404
+
+
+def test_another_keys_response_does_not_exist() -> None:
+    with World(config=ServerConfig(port=0, api_keys=KEYS)) as world, world.http() as http:
+        one, two = ({"authorization": f"Bearer {key}"} for key in KEYS)
+        path = f"{PATH}/{http.post(PATH, json=BODY, headers=one).json()['id']}"
+        assert http.get(path, headers=one).status_code == 200
+        for method in ("GET", "DELETE"):
+            assert http.request(method, path, headers=two).status_code == 404
+        follows = {**BODY, "previous_response_id": path.rpartition("/")[2]}
+        assert http.post(PATH, json=follows, headers=two).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "bound", [{"max_stored_responses": 2}, {"max_stored_response_bytes": 3000}]
+)
+def test_the_least_recently_used_responses_are_given_up(bound: Any) -> None:
+    with World(config=ServerConfig(port=0, **bound)) as world, world.http() as http:
+        first, second = (http.post(PATH, json=BODY).json()["id"] for _ in range(2))
+        http.get(f"{PATH}/{first}")
+        third = http.post(PATH, json=BODY).json()["id"]
+        found = [http.get(f"{PATH}/{name}").status_code for name in (first, second, third)]
+        assert found == [200, 404, 200]
+
+
+def test_processes_share_what_they_keep(world: World) -> None:
+    with World(folder=world.folder) as other, other.http() as http, world.http() as first:
+        made = first.post(PATH, json=BODY).json()
+        assert http.get(f"{PATH}/{made['id']}").json() == made
+
+
+# In the background
+
+
+def test_a_response_is_made_in_the_background(http: TestClient) -> None:
+    queued = http.post(PATH, json={**BODY, "background": True}).json()
+    assert queued["status"] == "queued"
+    path = f"{PATH}/{queued['id']}"
+    wait_for(lambda: http.get(path).json()["status"] == "incomplete")
+    assert http.get(path).json()["output"]
+
+
+def test_a_response_in_the_background_can_be_cancelled() -> None:
+    with World(step_s=0.02) as world, world.http() as http:
+        fields = {"background": True, "max_output_tokens": 100, "ignore_eos": True}
+        path = f"{PATH}/{http.post(PATH, json={**BODY, **fields}).json()['id']}"
+        assert http.post(f"{path}/cancel").json()["status"] == "cancelled"
+        world.wait_until_idle()
+        assert http.get(path).json()["status"] == "cancelled"
+
+
+def test_only_the_background_can_be_cancelled(http: TestClient) -> None:
+    path = f"{PATH}/{http.post(PATH, json=BODY).json()['id']}"
+    assert http.post(f"{path}/cancel").status_code == 400
+
+
+def test_what_is_kept_has_ids() -> None:
+    items = validate(BODY, ResponsesBody).input
+    [item] = with_ids(items)
+    assert item["id"].startswith("msg_")
+    with pytest.raises(InvalidRequestError):
+        validate({**BODY, "input": [{"type": "item_reference", "id": "x"}]}, ResponsesBody)
