@@ -317,7 +317,7 @@ def test_when_the_supervisor_is_killed_nothing_lives_on(tmp_path: Path) -> None:
 def test_a_stranger_who_talks_rubbish_to_the_engine_harms_nobody(tmp_path: Path) -> None:
     with server(tmp_path, step_s=0.002) as made, made.stream(max_tokens=200) as lines:
         (folder,) = made.folder.iterdir()
-        (path,) = folder.iterdir()
+        (path,) = folder.glob("engine-*")
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
             dealer.setsockopt(zmq.LINGER, 1000)
             dealer.connect(f"ipc://{path}")
