@@ -1,4 +1,4 @@
-"""The command line: `jaxserve serve | chat | generate | plan | compile | bench | profile`."""
+"""The command line: `jaxserve serve`, `chat`, `generate`, `run-batch`, `plan` and so on."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxserve import __version__
-from jaxserve.commands import bench, chat, generate, plan, profile, serve
+from jaxserve.commands import bench, chat, generate, plan, profile, run_batch, serve
 from jaxserve.commands import compile as compile_
 from jaxserve.commands.arguments import Parser
 from jaxserve.errors import JaxserveError
@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": serve,
     "chat": chat,
     "generate": generate,
+    "run-batch": run_batch,
     "plan": plan,
     "compile": compile_,
     "bench": bench,

@@ -249,6 +249,23 @@ SERVER_FLAGS = (
         help="connections at once",
     ),
     Flag(
+        name="batch-dir",
+        field="batch_dir",
+        help="folder for the files and batches of /v1/files and /v1/batches, to survive a restart",
+    ),
+    Flag(
+        name="max-batch-bytes",
+        field="max_batch_bytes",
+        parse=number,
+        help="size of all files of batches together" + SUFFIX_HELP,
+    ),
+    Flag(
+        name="max-batch-requests",
+        field="max_batch_requests",
+        parse=number,
+        help="requests of batches under way at once, at the lowest priority",
+    ),
+    Flag(
         name="max-stored-responses",
         field="max_stored_responses",
         parse=number,

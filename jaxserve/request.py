@@ -25,6 +25,8 @@ MAX_LOGPROB_TOKEN_IDS = 128
 MAX_PATTERN_SIZE = 256
 # Counts travel to the device as int32.
 MAX_COUNT = 2**31 - 1
+# Behind all others, also where requests are served in the order they come.
+LOWEST_PRIORITY = 2**31 - 1
 
 
 class FinishReason(StrEnum):

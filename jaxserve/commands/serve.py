@@ -25,9 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; return the exit status."""
     import asyncio
+    from contextlib import nullcontext
+    from pathlib import Path
 
     from jaxserve.logging import configure_logging
     from jaxserve.processes.supervisor import Supervisor
+    from jaxserve.server.batch_store import claimed
     from jaxserve.server.listener import bind
 
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
@@ -46,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         return await supervisor.run()
 
     # Before the model is loaded, which takes a while: the port may be taken.
-    with bind(config) as listener:
+    claim = nullcontext() if config.batch_dir is None else claimed(Path(config.batch_dir))
+    with claim, bind(config) as listener:
         return asyncio.run(supervise(listener))
 
 

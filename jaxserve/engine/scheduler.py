@@ -29,7 +29,7 @@ from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue
 from jaxserve.errors import InvalidRequestError
 from jaxserve.plan import StepLimits, StepPlan, StepResult
-from jaxserve.request import FinishReason, Request
+from jaxserve.request import LOWEST_PRIORITY, FinishReason, Request
 from jaxserve.stats import StepStats, Totals
 
 NOT_FINITE = (
@@ -93,7 +93,8 @@ class Scheduler:
         max_length = self._max_length(request)
         self._waiting.check_room()
         self._num_requests += 1
-        priority = request.priority if self.config.policy == "priority" else 0
+        has_priority = self.config.policy == "priority" or request.priority == LOWEST_PRIORITY
+        priority = request.priority if has_priority else 0
         group = new_group(
             request,
             order=(priority, self._num_requests),

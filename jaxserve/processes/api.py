@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from jaxserve.chat.template import ChatTemplate
+from jaxserve.client import EngineClient
 from jaxserve.client.remote import RemoteClient
 from jaxserve.engine.loop import HEARTBEAT_S
 from jaxserve.errors import JaxserveError
@@ -40,6 +41,7 @@ from jaxserve.processes.messages import (
 )
 from jaxserve.series import Family
 from jaxserve.server.app import create_app
+from jaxserve.server.batch_runner import BatchRunner
 from jaxserve.server.run import Server, uvicorn_config
 from jaxserve.server.state import KernelChoice, ServedModel, ServerState
 
@@ -90,7 +92,8 @@ class ApiProcess:
             scrape=self._scrape,
         )
         self._state: ServerState = app.state.server
-        self.server = Server(uvicorn_config(app, first.config), self._state)
+        self._batches: BatchRunner | None = app.state.batches if first.runs_batches else None
+        self.server = Server(uvicorn_config(app, first.config), self._state, self._batches)
         self._client = RemoteClient()
         self._tokenizer: asyncio.Task[Tokenizer] | None = None
         self._coming_up: asyncio.Task[None] | None = None
@@ -107,6 +110,8 @@ class ApiProcess:
         self._line.listen(obey, folder=self._folder)
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self._beat())
+            if self._batches is not None:
+                self._batches.start()
             await self.server.serve(sockets=[listener])
             beating.cancel()
 
@@ -179,7 +184,7 @@ class ApiProcess:
             self._scrapes.pop(number, None)
 
 
-def served_model(hello: Hello, client: RemoteClient, tokenizer: Tokenizer) -> ServedModel:
+def served_model(hello: Hello, client: EngineClient, tokenizer: Tokenizer) -> ServedModel:
     """Return the model that an engine serves."""
     return ServedModel(
         names=hello.names,

@@ -48,13 +48,17 @@ class Stop(Message, frozen=True):
 
 
 class ServeHttp(Message, frozen=True):
-    """Answer at the listening socket `fd`. The first message to an API process."""
+    """Answer at the listening socket `fd`. The first message to an API process.
+
+    runs_batches: whether this is the one process that does.
+    """
 
     config: ServerConfig
     fd: int
     folder: str
     log_level: str
     name: str
+    runs_batches: bool
 
 
 class EngineLoads(Message, frozen=True):

@@ -235,7 +235,7 @@ class Supervisor:
         backoff = self._backoff()
         while True:
             client = next(self._clients)
-            reason = await self._run_api(client, f"api {slot}")
+            reason = await self._run_api(client, f"api {slot}", runs_batches=slot == 0)
             if self._is_stopping:
                 return
             log.error("an API process has ended", name=f"api {slot}", reason=reason)
@@ -244,7 +244,7 @@ class Supervisor:
                 raise EngineDeadError(f"an API process ends again and again: {reason}")
             await asyncio.sleep(delay_s)
 
-    async def _run_api(self, client: int, name: str) -> str:
+    async def _run_api(self, client: int, name: str, *, runs_batches: bool) -> str:
         """Run one API process, and return how it ended."""
         fd = self._listener.fileno()
         hang_timeout_s = self._config.api_hang_timeout_s
@@ -259,6 +259,7 @@ class Supervisor:
                 folder=self._folder,
                 log_level=self._log_level,
                 name=name,
+                runs_batches=runs_batches,
             )
         )
         if self._up is not None:

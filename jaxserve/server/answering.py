@@ -41,6 +41,7 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
         body=body,
         params=body.params(model.defaults),
         cache_salt=cache_salt(state, record, body.cache_salt),
+        is_batch=record.batch is not None,
     )
     requests = await unless_disconnected(http, in_worker(state, maker.requests))
     return Job(

@@ -9,9 +9,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from jaxserve.metrics import Metrics
+from jaxserve.server.batch_runner import AsBatch, BatchRunner, LineRunner
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.endpoints.batches import (
+    cancel_batch,
+    create_batch,
+    get_batch,
+    list_batches,
+)
 from jaxserve.server.endpoints.chat_completions import create_chat_completion
 from jaxserve.server.endpoints.completions import create_completion
+from jaxserve.server.endpoints.files import (
+    delete_file,
+    get_file,
+    get_file_content,
+    list_files,
+    upload_file,
+)
 from jaxserve.server.endpoints.health import health, ready
 from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
@@ -34,6 +48,15 @@ from jaxserve.server.state import Scrape, ServedModel, ServerState
 ROUTES = (
     Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
     Route("/v1/completions", create_completion, methods=["POST"]),
+    Route("/v1/files", upload_file, methods=["POST"]),
+    Route("/v1/files", list_files, methods=["GET"]),
+    Route("/v1/files/{file_id}", get_file, methods=["GET"]),
+    Route("/v1/files/{file_id}", delete_file, methods=["DELETE"]),
+    Route("/v1/files/{file_id}/content", get_file_content),
+    Route("/v1/batches", create_batch, methods=["POST"]),
+    Route("/v1/batches", list_batches, methods=["GET"]),
+    Route("/v1/batches/{batch_id}", get_batch),
+    Route("/v1/batches/{batch_id}/cancel", cancel_batch, methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{model_id:path}", get_model),
     Route("/v1/responses", create_response, methods=["POST"]),
@@ -69,8 +92,11 @@ def create_app(
 
     Without models it says that it loads, until its state is told to `welcome` some. The models'
     engines run; the application does not stop them, `Server` does. folder, scrape: see ServerState.
+    What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
+    is told to `start`.
     """
-    middleware = [Middleware(ObserveMiddleware, metrics=metrics)]
+    observe = Middleware(ObserveMiddleware, metrics=metrics)
+    middleware = [observe]
     if config.allowed_origins:
         middleware.append(
             Middleware(
@@ -83,9 +109,16 @@ def create_app(
     if config.api_keys:
         middleware.append(Middleware(AuthorizeMiddleware, api_keys=config.api_keys))
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS)
+    # Lines of batches come to the same endpoints. Their key was asked for when they were sent.
+    inner = Starlette(
+        routes=ROUTES, middleware=[observe, Middleware(AsBatch)], exception_handlers=HANDLERS
+    )
     # A redirect would be to the host that the client's Host header names.
-    app.router.redirect_slashes = False
-    app.state.server = ServerState(
-        models, metrics=metrics, config=config, folder=folder, scrape=scrape
+    app.router.redirect_slashes = inner.router.redirect_slashes = False
+    state = ServerState(models, metrics=metrics, config=config, folder=folder, scrape=scrape)
+    app.state.server = inner.state.server = state
+    app.state.lines = LineRunner(inner)
+    app.state.batches = BatchRunner(
+        state.batches, app.state.lines, concurrency=config.max_batch_requests
     )
     return app

@@ -15,6 +15,9 @@ class ServerConfig:
     allowed_origins: web origins whose pages may call the server; none by default.
     max_body_bytes: longest request body. max_connections: open at once. max_concurrent_requests:
     answers being made at once, before the engine's own queue; more are refused with 503.
+    batch_dir: where files and batches are kept for the next server; without it they go with this
+    one. max_batch_bytes, of all files together, and max_batches: that are kept. max_batch_requests:
+    of batches, under way at once, at the lowest priority.
     max_stored_responses and max_stored_response_bytes: of /v1/responses, kept for later requests
     while the server runs; then the least recently used go.
     header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
@@ -39,6 +42,10 @@ class ServerConfig:
     ssl_keyfile: str | None = None
     max_body_bytes: int = 16 * MIB
     max_connections: int = 8192
+    batch_dir: str | None = None
+    max_batch_bytes: int = 4 * 1024 * MIB
+    max_batches: int = 10_000
+    max_batch_requests: int = 32
     max_stored_responses: int = 10_000
     max_stored_response_bytes: int = 256 * MIB
     max_concurrent_requests: int = 4096
@@ -69,6 +76,9 @@ class ServerConfig:
             "max_connections",
             "max_concurrent_requests",
             "stream_interval",
+            "max_batch_bytes",
+            "max_batches",
+            "max_batch_requests",
             "max_stored_responses",
             "max_stored_response_bytes",
             "api_server_count",

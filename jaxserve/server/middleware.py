@@ -40,12 +40,18 @@ class AccessRecord:
     finish_reason: str | None = None
     error: str | None = None
     key_id: str | None = None
+    batch: str | None = None
 
 
 def access_record(scope: Scope) -> AccessRecord:
     """Return the record of the request in hand."""
     record: AccessRecord = scope["state"]["access"]
     return record
+
+
+def owner_of(scope: Scope) -> str:
+    """Return whose things the request in hand may see: those of its API key."""
+    return access_record(scope).key_id or ""
 
 
 class ObserveMiddleware:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import anyio.to_thread
 
 from jaxserve.loading.tokenizer import truncated
-from jaxserve.request import Request, SamplingParams
+from jaxserve.request import LOWEST_PRIORITY, Request, SamplingParams
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
@@ -56,12 +56,16 @@ def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMaker:
-    """Makes requests of one body; `arrival_s` is when the server began to look at it."""
+    """Makes requests of one body; `arrival_s` is when the server began to look at it.
+
+    is_batch: whether nobody waits for the answer.
+    """
 
     model: ServedModel
     body: ChatBody | CompletionBody
     params: SamplingParams
     cache_salt: str
+    is_batch: bool = False
     arrival_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -108,7 +112,7 @@ class RequestMaker:
             prompt_ids=prompt_ids,
             params=params,
             bad_word_ids=self.model.tokenizer.bad_word_ids(params.bad_words),
-            priority=self.body.priority,
+            priority=LOWEST_PRIORITY if self.is_batch else self.body.priority,
             cache_salt=self.cache_salt,
             arrival_s=self.arrival_s,
         )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
+from jaxserve.server.batch_runner import BatchRunner
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.http11 import MAX_HEADER_BYTES, protocol_class
 from jaxserve.server.state import ServerState
@@ -37,17 +38,25 @@ def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends answers with their last word, and leaves signals to others."""
+    """uvicorn's server, which ends answers with their last word, and leaves signals to others.
 
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+    batches: what runs batches in this process, if it does; it is stopped first.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, batches: BatchRunner | None = None
+    ) -> None:
         super().__init__(config)
         self._state = state
+        self._batches = batches
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, let the engines finish or end what they have, close what is left."""
         self._state.is_draining = True
         for server in self.servers:
             server.close()
+        if self._batches is not None:
+            await self._batches.stop()
         models = () if self._state.is_loading else self._state.models
         drain_timeout_s = self._state.config.shutdown_timeout_s
         await asyncio.gather(

@@ -21,6 +21,7 @@ from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
 from jaxserve.pooling import PoolingModel
 from jaxserve.series import Family
+from jaxserve.server.batch_store import BatchStore
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
 from jaxserve.server.response_store import ResponseStore
@@ -123,6 +124,11 @@ class ServerState:
             folder,
             max_responses=config.max_stored_responses,
             max_bytes=config.max_stored_response_bytes,
+        )
+        self.batches = BatchStore(
+            folder / "batches" if config.batch_dir is None else Path(config.batch_dir),
+            max_bytes=config.max_batch_bytes,
+            max_batches=config.max_batches,
         )
         # Responses that are being made while nobody waits for them.
         self.background: set[asyncio.Task[None]] = set()

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from jaxserve.engine.engine import GENERATES
 from jaxserve.errors import InvalidRequestError
 from jaxserve.pooling import PoolingModel, PoolingParams
-from jaxserve.request import Request
+from jaxserve.request import LOWEST_PRIORITY, Request
 from jaxserve.server.answer import json_response
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.generation import Job, Tally
@@ -144,7 +144,9 @@ class Call:
             truncate=body.truncate_prompt_tokens,
             add_special_tokens=body.add_special_tokens,
             cache_salt=cache_salt(state, record, body.cache_salt),
-            priority=model.checked_priority(body.priority),
+            priority=model.checked_priority(body.priority)
+            if record.batch is None
+            else LOWEST_PRIORITY,
         )
         return cls(
             http=http,

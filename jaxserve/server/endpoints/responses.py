@@ -18,7 +18,7 @@ from jaxserve.server.answer import json_response
 from jaxserve.server.chat_pieces import ChatAnswer
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.errors import describe
-from jaxserve.server.middleware import access_record
+from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import encode_chat, in_worker
 from jaxserve.server.protocol.chat import Chat
 from jaxserve.server.protocol.parsing import parse, read_object, renamed, validate
@@ -56,7 +56,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     with renamed(FIELD_NAMES):
         answer = await ChatAnswer.begin(http, body.chat(earlier))
     writer = ResponseWriter(answer, _begin(answer, body))
-    work = Work(state, writer, body, owner=_owner(http))
+    work = Work(state, writer, body, owner=owner_of(http.scope))
     if body.background:
         return json_response(await work.in_background())
     if body.stream:
@@ -206,7 +206,7 @@ async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
     if body.previous_response_id is None:
         return []
     state = server_state(http)
-    work = partial(state.responses.conversation, _owner(http), body.previous_response_id)
+    work = partial(state.responses.conversation, owner_of(http.scope), body.previous_response_id)
     return ITEMS.validate_python(await in_worker(state, work))
 
 
@@ -214,9 +214,4 @@ async def _in_store(http: HttpRequest, work: Any) -> Any:
     """Do something to the response that a path names."""
     state = server_state(http)
     response_id = http.path_params["response_id"]
-    return await in_worker(state, partial(work, state.responses, _owner(http), response_id))
-
-
-def _owner(http: HttpRequest) -> str:
-    """Whose responses a request may see: those of its API key."""
-    return access_record(http.scope).key_id or ""
+    return await in_worker(state, partial(work, state.responses, owner_of(http.scope), response_id))

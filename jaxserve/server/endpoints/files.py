@@ -1,0 +1,153 @@
+"""/v1/files: what batches read and write."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import IO, Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.answer import json_response
+from jaxserve.server.errors import BodyTooLargeError
+from jaxserve.server.middleware import owner_of
+from jaxserve.server.prompts import in_worker
+from jaxserve.server.protocol.batches import ExpiresAfter, FileDeleted, FileList
+from jaxserve.server.protocol.pages import page_of
+from jaxserve.server.protocol.parsing import show, validate
+from jaxserve.server.state import server_state
+
+# OpenAI's limit for the input of a batch.
+MAX_FILE_BYTES = 200 * 2**20
+# Of the form beside the file.
+MAX_FORM_BYTES = 2**16
+MAX_FILENAME_CHARS = 255
+PIECE_BYTES = 2**20
+MAX_LISTED = 10_000
+
+
+async def upload_file(http: Request) -> Response:
+    """Keep a file, sent as a multipart form with its purpose."""
+    state = server_state(http)
+    async with _form(http) as form:
+        upload, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(upload, UploadFile):
+            raise InvalidRequestError(
+                "file is required: the body must be a multipart form with a file in it",
+                param="file",
+                code="missing_field",
+            )
+        if purpose != "batch":
+            raise InvalidRequestError(
+                f"purpose must be batch, which is all that files are for here, got {show(purpose)}",
+                param="purpose",
+            )
+        work = partial(
+            state.batches.add_file,
+            owner_of(http.scope),
+            _pieces(upload.file),
+            filename=(upload.filename or "")[:MAX_FILENAME_CHARS],
+            purpose=purpose,
+            lifetime_s=_lifetime_s(form),
+        )
+        return json_response(await in_worker(state, work))
+
+
+async def list_files(http: Request) -> Response:
+    """Answer with a page of the files there are."""
+    state = server_state(http)
+    work = partial(
+        state.batches.files, owner_of(http.scope), purpose=http.query_params.get("purpose")
+    )
+    files = await in_worker(state, work)
+    if http.query_params.get("order", "desc") == "desc":
+        files.reverse()
+    page = page_of(files, http.query_params, max_limit=MAX_LISTED, default=MAX_LISTED)
+    return json_response(FileList(**page))
+
+
+async def get_file(http: Request) -> Response:
+    """Answer with what is known of a file."""
+    state = server_state(http)
+    work = partial(state.batches.file, owner_of(http.scope), http.path_params["file_id"])
+    return json_response(await in_worker(state, work))
+
+
+async def get_file_content(http: Request) -> Response:
+    """Answer with what is in a file."""
+    state = server_state(http)
+    work = partial(state.batches.file, owner_of(http.scope), http.path_params["file_id"])
+    file = await in_worker(state, work)
+    return FileResponse(state.batches.path(file.id), media_type="application/octet-stream")
+
+
+async def delete_file(http: Request) -> Response:
+    """Delete a file."""
+    state = server_state(http)
+    file_id = http.path_params["file_id"]
+    await in_worker(state, partial(state.batches.delete_file, owner_of(http.scope), file_id))
+    return json_response(FileDeleted(file_id))
+
+
+@asynccontextmanager
+async def _form(http: Request) -> AsyncIterator[FormData]:
+    """Give the form of a request; what is long of it lies in a temporary file."""
+    limit = MAX_FILE_BYTES + MAX_FORM_BYTES
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise BodyTooLargeError(limit)
+    limited = Request(http.scope, _limited(http.receive, limit))
+    try:
+        form = await limited.form(max_files=1, max_fields=8, max_part_size=MAX_FORM_BYTES)
+    except HTTPException as error:
+        raise InvalidRequestError(
+            "the body must be a multipart form of one file and few short fields",
+            param=None,
+            code="invalid_form",
+        ) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    num_bytes = 0
+
+    async def limited() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit:
+            raise BodyTooLargeError(limit)
+        return message
+
+    return limited
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+def _lifetime_s(form: FormData) -> int | None:
+    """Return how long a file is to be kept, if that was said."""
+    fields: dict[str, Any] = {
+        name: form[f"expires_after[{name}]"]
+        for name in ("anchor", "seconds")
+        if f"expires_after[{name}]" in form
+    }
+    if not fields:
+        return None
+    seconds = fields.get("seconds")
+    if isinstance(seconds, str) and seconds.isdecimal() and len(seconds) < 10:
+        fields["seconds"] = int(seconds)
+    try:
+        return validate(fields, ExpiresAfter).seconds
+    except InvalidRequestError as error:
+        error.param = f"expires_after.{error.param}"
+        raise
