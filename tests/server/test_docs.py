@@ -43,7 +43,7 @@ def test_every_path_is_named() -> None:
 
 def test_every_error_code_is_named() -> None:
     code = re.compile(
-        r'code="(\w+)"|, "(\w+)"\),?$|"(overloaded|loading|shutting_down)"', re.MULTILINE
+        r'code="(\w+)"|\d{3}: \(.*, "(\w+)"\),?$|"(overloaded|loading|shutting_down)"', re.MULTILINE
     )
     sources = (ROOT / "jaxserve" / "server").rglob("*.py")
     found = {
