@@ -142,7 +142,7 @@ def test_nobody_else_may_look_into_the_folder_of_sockets(two: Server) -> None:
     (folder,) = two.folder.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     others = {path.stem for path in folder.iterdir() if not path.is_socket()}
-    assert others == {"responses"}
+    assert others == {"batches", "responses"}
 
 
 # Starting
