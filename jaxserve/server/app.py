@@ -1,6 +1,7 @@
 """The ASGI application: routes, and what stands around them."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from jaxserve.server.endpoints.batches import (
 )
 from jaxserve.server.endpoints.chat_completions import create_chat_completion
 from jaxserve.server.endpoints.completions import create_completion
+from jaxserve.server.endpoints.docs import get_docs, get_openapi
 from jaxserve.server.endpoints.files import (
     delete_file,
     get_file,
@@ -43,6 +45,8 @@ from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
 from jaxserve.server.middleware import AuthorizeMiddleware, ObserveMiddleware
+from jaxserve.server.openapi import describe_api
+from jaxserve.server.operations import OPERATIONS
 from jaxserve.server.state import Scrape, ServedModel, ServerState
 
 ROUTES = (
@@ -73,6 +77,8 @@ ROUTES = (
     Route("/classify", classify, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/openapi.json", get_openapi),
+    Route("/docs", get_docs),
     Route("/health", health),
     Route("/ready", ready),
     Route("/version", version),
@@ -117,6 +123,8 @@ def create_app(
     app.router.redirect_slashes = inner.router.redirect_slashes = False
     state = ServerState(models, metrics=metrics, config=config, folder=folder, scrape=scrape)
     app.state.server = inner.state.server = state
+    # Made when it is first asked for.
+    app.state.openapi = cache(partial(describe_api, ROUTES, OPERATIONS))
     app.state.lines = LineRunner(inner)
     app.state.batches = BatchRunner(
         state.batches, app.state.lines, concurrency=config.max_batch_requests

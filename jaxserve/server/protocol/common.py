@@ -83,7 +83,9 @@ class Body(BaseModel):
 
 type Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
 type TokenIds = Annotated[list[int], FailFast()]
-type Strings = Annotated[tuple[str, ...], BeforeValidator(_strings)]
+type Strings = Annotated[
+    tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=str | list[str])
+]
 
 
 class StreamOptions(Body):

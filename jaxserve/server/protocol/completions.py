@@ -14,6 +14,8 @@ MAX_CHOICES = 256
 DEFAULT_MAX_TOKENS = 16
 
 type Prompt = str | tuple[int, ...]
+# As they come.
+type Prompts = str | list[str] | list[int] | list[list[int]]
 
 
 def read_prompts(value: Any) -> list[Prompt]:
@@ -36,7 +38,7 @@ def read_prompts(value: Any) -> list[Prompt]:
 class CompletionBody(GenerationBody):
     """A prompt, or several to be answered apart."""
 
-    prompt: Annotated[list[Prompt], BeforeValidator(read_prompts)]
+    prompt: Annotated[list[Prompt], BeforeValidator(read_prompts, json_schema_input_type=Prompts)]
     logprobs: int | None = None
     add_special_tokens: bool = True
 

@@ -74,7 +74,11 @@ class ToolResultBlock(Block):
 
 
 # A string, or blocks of text.
-type Texts = Annotated[list[TextBlock], FailFast(), BeforeValidator(_blocks)]
+type Texts = Annotated[
+    list[TextBlock],
+    FailFast(),
+    BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock]),
+]
 type AnyBlock = Annotated[
     Annotated[TextBlock, Tag("(text)")]
     | Annotated[ThinkingBlock, Tag("(thinking)")]
@@ -101,7 +105,11 @@ class Message(Body):
     """One turn; a string is one block of text."""
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[AnyBlock], FailFast(), BeforeValidator(_blocks)]
+    content: Annotated[
+        list[AnyBlock],
+        FailFast(),
+        BeforeValidator(_blocks, json_schema_input_type=str | list[AnyBlock]),
+    ]
 
 
 class Tool(Block):
@@ -158,7 +166,7 @@ class MessagesPrompt(Body):
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     system: Texts = Field(default_factory=list)
     tools: Annotated[
-        list[Annotated[Tool, BeforeValidator(_only_custom)]],
+        list[Annotated[Tool, BeforeValidator(_only_custom, json_schema_input_type=Tool)]],
         FailFast(),
         Field(max_length=MAX_TOOLS),
     ] = Field(default_factory=list)

@@ -88,7 +88,9 @@ type Part = Annotated[
         },
     ),
 ]
-type Parts = Annotated[list[Part], FailFast(), BeforeValidator(_parts)]
+type Parts = Annotated[
+    list[Part], FailFast(), BeforeValidator(_parts, json_schema_input_type=str | list[Part])
+]
 
 
 class MessageItem(Body):
@@ -233,16 +235,21 @@ class ResponsePrompt(Body):
 
     model: str | None = None
     input: Annotated[
-        list[Item], FailFast(), Field(max_length=MAX_MESSAGES), BeforeValidator(_items)
+        list[Item],
+        FailFast(),
+        Field(max_length=MAX_MESSAGES),
+        BeforeValidator(_items, json_schema_input_type=str | list[Item]),
     ]
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Annotated[
-        list[Annotated[FunctionTool, BeforeValidator(_tool)]],
+        list[Annotated[FunctionTool, BeforeValidator(_tool, json_schema_input_type=FunctionTool)]],
         FailFast(),
         Field(max_length=MAX_TOOLS),
     ] = Field(default_factory=list)
-    tool_choice: Annotated[str | ToolChoice, BeforeValidator(_tool_choice)] = "auto"
+    tool_choice: Annotated[
+        str | ToolChoice, BeforeValidator(_tool_choice, json_schema_input_type=str | ToolChoice)
+    ] = "auto"
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     truncation: Literal["disabled"] = "disabled"
