@@ -275,6 +275,22 @@ def test_generate_prints_json_lines(
     assert found["finish_reason"] == "length"
 
 
+def test_run_batch_answers_a_file(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    wrong = {**line, "custom_id": "b", "body": {**body, "n": 0}}
+    source.write_text(f"{json.dumps(line)}\n{json.dumps(wrong)}\n", "utf-8")
+    files = ("-i", str(source), "-o", str(target))
+    assert main(["run-batch", *files, "--model", model, *SMALL]) == 1
+    good, bad = map(json.loads, target.read_text("utf-8").splitlines())
+    assert good["response"]["body"]["choices"][0]["text"] == ", there was a little girl"
+    assert (bad["custom_id"], bad["response"]["status_code"]) == ("b", 400)
+    assert "answered 1 of 2 requests" in capsys.readouterr().err
+
+
 def test_chat_answers_one_message(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     message = ("--system-prompt", "Once upon ", "-q", "a time", "--chat-template", template)
