@@ -37,7 +37,9 @@ def tokenizer(stories: LoadedModel) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def http(stories: LoadedModel, tokenizer: Tokenizer) -> Iterator[TestClient]:
+def http(
+    stories: LoadedModel, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestClient]:
     """A server around a fresh engine of the checkpoint."""
     plan = stories.plan
     client = InProcessClient(engine_for(stories).engine, tokenizer.backend)
@@ -50,7 +52,8 @@ def http(stories: LoadedModel, tokenizer: Tokenizer) -> Iterator[TestClient]:
         vocab_size=plan.model.vocab_size,
     )
     metrics = Metrics(max_model_len=plan.scheduler.max_model_len)
-    app = create_app([model], metrics=metrics, config=ServerConfig(port=0))
+    folder = tmp_path_factory.mktemp("kept")
+    app = create_app([model], metrics=metrics, config=ServerConfig(port=0), folder=folder)
     with TestClient(app, base_url="http://server") as http:
         yield http
     asyncio.run(client.shutdown(drain_timeout_s=5.0))
