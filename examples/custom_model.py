@@ -14,7 +14,7 @@ from flax import nnx
 from jaxserve import LLM
 from jaxserve.layers.linear import einsum
 from jaxserve.models import Decoder, DecoderConfig, HfTensor, Path, Tap, register_family
-from jaxserve.models.decoder import matrix
+from jaxserve.models.declare import matrix
 from jaxserve.models.hf_config import HfConfig, decoder_config
 from jaxserve.models.weights import llama_tensors
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
 from jaxserve.errors import ConfigError
-from jaxserve.execution.attention import plan_attention
+from jaxserve.execution.attention import REFERENCE, plan_attention
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
 from jaxserve.execution.logits_processors import LogitsProcessors
@@ -28,7 +28,7 @@ from jaxserve.execution.step import SamplingSettings, StepContext
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.pooling import default_max_length, read_pooling
-from jaxserve.models import DecoderConfig, Params, abstract_params, config_from_hf
+from jaxserve.models import ModelConfig, Params, abstract_params, read_config
 from jaxserve.pooling import PoolingModel, PoolingType
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
 from jaxserve.startup import Startup
@@ -87,7 +87,7 @@ class EnginePlan:
     options: EngineOptions
     name: str
     checkpoint: Checkpoint
-    model: DecoderConfig
+    model: ModelConfig
     dtype: str
     context: StepContext
     cache_spec: CacheSpec
@@ -193,7 +193,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
             revision=options.revision,
             download_dir=options.download_dir,
         )
-        model = config_from_hf(checkpoint.hf_config)
+        model = read_config(checkpoint.hf_config)
         pooling = read_pooling(checkpoint, model, options)
         if pooling is not None:
             model = model.pooled(len(pooling.labels))
@@ -211,7 +211,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
 def _plan(
     options: EngineOptions,
     checkpoint: Checkpoint,
-    model: DecoderConfig,
+    model: ModelConfig,
     mesh: Mesh,
     hardware: Target,
     *,
@@ -236,17 +236,23 @@ def _plan(
     max_logprobs = model.vocab_size
     if options.max_logprobs != -1:
         max_logprobs = min(options.max_logprobs, max_logprobs)
-    page_size = options.page_size or defaults.page_size
+    # An encoder keeps nothing between steps: each prompt has one page, in which nothing lies.
+    page_size = options.page_size or defaults.page_size if model.is_causal else max_model_len
     scheduler = SchedulerConfig(
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs or defaults.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens
-        or max(defaults.max_num_batched_tokens, options.max_num_seqs or 0),
+        or max(
+            defaults.max_num_batched_tokens,
+            options.max_num_seqs or 0,
+            0 if model.is_causal else max_model_len,
+        ),
         max_decode_slowdown=options.max_decode_slowdown or defaults.max_decode_slowdown,
         max_queued_requests=options.max_queued_requests,
         policy=options.scheduling_policy,
         async_scheduling=options.async_scheduling,
         pools=pooling is not None,
+        whole_prompts=not model.is_causal,
     )
     pages_per_sequence = -(-max_model_len // page_size)
     limits = {
@@ -257,7 +263,8 @@ def _plan(
     if pooling is None:
         shapes = ShapeTable.plan(**limits, platform=device.platform)
     else:
-        shapes = ShapeTable.plan_pooling(**limits)
+        longest_row = 1 if model.is_causal else max_model_len
+        shapes = ShapeTable.plan_pooling(**limits, longest_row=longest_row)
 
     attention = plan_attention(
         model,
@@ -266,7 +273,7 @@ def _plan(
         page_size=page_size,
         target=hardware,
         devices=options.tensor_parallel_size,
-        backend=options.attention_backend,
+        backend=options.attention_backend if model.is_causal else REFERENCE,
     )
     params = abstract_params(model, dtype=dtype, mesh=mesh, quantization=options.quantization)
     page = attention.cache_spec(1)
@@ -298,12 +305,12 @@ def _plan(
             dtype=dtype,
             max_logprobs=max_logprobs,
         ),
-        page=model.num_layers
+        page=model.num_caches
         * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
         page_size=page_size,
         pages_per_sequence=pages_per_sequence,
         cache_bytes=None if cache_bytes is None else cache_bytes // options.tensor_parallel_size,
-        num_pages=options.num_pages,
+        num_pages=options.num_pages if model.is_causal else scheduler.max_num_seqs + 1,
         useful_pages=useful_pages,
     )
     cache_spec = attention.cache_spec(memory.num_pages)

@@ -17,9 +17,12 @@ from jax.typing import DTypeLike
 from jaxserve.errors import CheckpointError
 from jaxserve.models.capture import capture as capture
 from jaxserve.models.config import DecoderConfig as DecoderConfig
+from jaxserve.models.config import EncoderConfig as EncoderConfig
 from jaxserve.models.config import ModelConfig as ModelConfig
 from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.decoder import Tap as Tap
+from jaxserve.models.encoder import Encoder as Encoder
+from jaxserve.models.params import Model as Model
 from jaxserve.models.params import Params as Params
 from jaxserve.models.params import Path as Path
 from jaxserve.models.params import abstract_params as abstract_params
@@ -31,7 +34,9 @@ from jaxserve.models.params import random_params as random_params
 from jaxserve.models.weights import HfTensor as HfTensor
 
 # Files here that are not families.
-_SHARED = frozenset({"capture", "config", "decoder", "hf_config", "params", "weights"})
+_SHARED = frozenset(
+    {"capture", "config", "declare", "decoder", "encoder", "hf_config", "params", "weights"}
+)
 
 
 ENTRY_POINTS = "jaxserve.models"
@@ -40,11 +45,11 @@ ENTRY_POINTS = "jaxserve.models"
 class Family(Protocol):
     """What the file of a family offers."""
 
-    def config_from_hf(self, hf: Mapping[str, object]) -> DecoderConfig:
+    def config_from_hf(self, hf: Mapping[str, object]) -> ModelConfig:
         """Read a parsed `config.json`; raises CheckpointError."""
         ...
 
-    def hf_tensors(self, config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
+    def hf_tensors(self, config: ModelConfig) -> dict[Path, tuple[HfTensor, ...]]:
         """Return the checkpoint tensors of every parameter."""
         ...
 
@@ -67,15 +72,23 @@ def register_family(model_type: str, family: Family) -> None:
     _registered[model_type] = family
 
 
-def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
-    """Read a parsed `config.json`.
+def read_config(hf: Mapping[str, object]) -> ModelConfig:
+    """Read a parsed `config.json` of any family.
 
     Raises CheckpointError naming the key that is missing, malformed or unsupported.
     """
     return _family(hf.get("model_type")).config_from_hf(hf)
 
 
-def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
+def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
+    """Read a parsed `config.json` of a decoder; raises CheckpointError as `read_config`."""
+    config = read_config(hf)
+    if not isinstance(config, DecoderConfig):
+        raise CheckpointError(f"config.json has model_type = {config.model_type!r}, an encoder")
+    return config
+
+
+def hf_tensors(config: ModelConfig) -> dict[Path, tuple[HfTensor, ...]]:
     """Return where each parameter of a model lies in its checkpoint."""
     return _family(config.model_type).hf_tensors(config)
 
@@ -89,8 +102,9 @@ def _family(model_type: object) -> Family:
     if isinstance(model_type, str) and model_type in _registered:
         return _registered[model_type]
     # Looked up among the files before anything is imported by a name from outside.
-    if model_type in _own_families():
-        return cast(Family, import_module(f"{__name__}.{model_type}"))
+    name = str(model_type).replace("-", "_")
+    if name in _own_families():
+        return cast(Family, import_module(f"{__name__}.{name}"))
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == model_type:
             return cast(Family, point.load())

@@ -2,9 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxserve.layers.rope import Rope
+
+# How the names of tensors begin that encoders are saved with, and that embeddings or scores of
+# labels do without: the heads of other tasks, and the positions' own numbers.
+_SPARE = (
+    "cls.",
+    "lm_head.",
+    "pooler.",
+    "classifier.",
+    *(
+        f"{base}{part}"
+        for base in ("", "bert.", "roberta.")
+        for part in ("pooler.", "embeddings.position_ids")
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +85,66 @@ class DecoderConfig:
         return self.rope.longest_context(self.max_position)
 
 
-type ModelConfig = DecoderConfig
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Everything that shapes an encoder of the BERT families; see DecoderConfig.
+
+    num_positions: rows of the table of positions, of which a text begins at `first_position`.
+    num_segments: kinds of text that token ids tell apart, see `encoder.py`. num_labels: how many
+    labels its head scores; 0 is no head.
+    """
+
+    model_type: str
+    vocab_size: int
+    embed: int
+    ffw: int
+    num_layers: int
+    heads: int
+    norm_eps: float
+    num_positions: int
+    first_position: int
+    num_segments: int
+    num_labels: int
+
+    # What those who plan for a decoder ask of it.
+    is_causal: ClassVar[bool] = False
+    num_caches: ClassVar[int] = 0
+    tied_embeddings: ClassVar[bool] = False
+    spare_tensors: ClassVar[tuple[str, ...]] = _SPARE
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.embed // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: each head has its own."""
+        return self.heads
+
+    @property
+    def sliding_windows(self) -> tuple[None, ...]:
+        """Every layer sees the whole text."""
+        return (None,) * self.num_layers
+
+    @property
+    def max_position(self) -> int:
+        """How many tokens a text may have."""
+        return self.num_positions - self.first_position
+
+    @property
+    def longest_context(self) -> int:
+        """The same: positions cannot be stretched."""
+        return self.max_position
+
+    @property
+    def num_token_ids(self) -> int:
+        """Token ids that a text may have: those below."""
+        return self.vocab_size * self.num_segments
+
+    def pooled(self, num_labels: int) -> "EncoderConfig":
+        """Return the model that answers with a vector, or with the scores of so many labels."""
+        return replace(self, num_labels=num_labels)
+
+
+type ModelConfig = DecoderConfig | EncoderConfig

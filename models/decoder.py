@@ -9,8 +9,7 @@ engine's jit boundary is the plain dict of its arrays, from which `bind` makes a
 while tracing: nnx objects cost milliseconds per dispatch, a dict costs none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jaxserve.layers.linear import einsum
 from jaxserve.layers.norm import rms_norm
 from jaxserve.layers.rope import RopeTable, rotate, rotation
 from jaxserve.models.config import DecoderConfig
+from jaxserve.models.declare import matrix, ones, zeros
 
 # Sees every named activation and returns what the model goes on with: records, or replaces.
 type Tap = Callable[[str, Array], Array]
@@ -42,10 +42,10 @@ class Attention(nnx.Module):
         self.qkv = matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
         self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
         bias, norm = config.qkv_bias, config.qk_norm
-        self.qkv_bias = _zeros(kv_heads=kv, qkv=qkv, head_dim=k) if bias else None
-        self.o_bias = _zeros(embed=d) if config.output_bias else None
-        self.q_norm = _ones(head_dim=k) if norm else None
-        self.k_norm = _ones(head_dim=k) if norm else None
+        self.qkv_bias = zeros(kv_heads=kv, qkv=qkv, head_dim=k) if bias else None
+        self.o_bias = zeros(embed=d) if config.output_bias else None
+        self.q_norm = ones(head_dim=k) if norm else None
+        self.k_norm = ones(head_dim=k) if norm else None
 
     def __call__[Cache](
         self,
@@ -76,8 +76,8 @@ class MLP(nnx.Module):
         d, f, bias = config.embed, config.ffw, config.mlp_bias
         self.gate_up = matrix("embed", embed=d, gate_up=2, ffw=f)
         self.down = matrix("ffw", ffw=f, embed=d)
-        self.gate_up_bias = _zeros(gate_up=2, ffw=f) if bias else None
-        self.down_bias = _zeros(embed=d) if bias else None
+        self.gate_up_bias = zeros(gate_up=2, ffw=f) if bias else None
+        self.down_bias = zeros(embed=d) if bias else None
 
     def __call__(self, x: Float[Array, "tokens embed"], tap: Tap) -> Float[Array, "tokens embed"]:
         """Transform each token of `x` by itself."""
@@ -92,9 +92,9 @@ class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, *, sliding_window: int | None) -> None:
         """Declare the layer's parameters."""
         self.norm_eps = config.norm_eps
-        self.attention_norm = _ones(embed=config.embed)
+        self.attention_norm = ones(embed=config.embed)
         self.attention = Attention(config, sliding_window=sliding_window)
-        self.mlp_norm = _ones(embed=config.embed)
+        self.mlp_norm = ones(embed=config.embed)
         self.mlp = MLP(config)
 
     def __call__[Cache](
@@ -126,7 +126,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List(
             Block(config, sliding_window=window) for window in config.sliding_windows
         )
-        self.final_norm = _ones(embed=config.embed)
+        self.final_norm = ones(embed=config.embed)
         d, labels = config.embed, config.num_labels
         has_lm_head = labels is None and not config.tied_embeddings
         self.lm_head = matrix("embed", embed=d, vocab=config.vocab_size) if has_lm_head else None
@@ -198,27 +198,6 @@ class Decoder(nnx.Module):
         assert self.score is not None, "this model has no labels"
         with jax.named_scope("score"):
             return einsum("td,dl->tl", vectors, self.score[...], dtype=jnp.float32)
-
-
-def matrix(summed: str, **sizes: int) -> nnx.Param[Array]:
-    """Declare a matrix; summed: the axes that its products sum over."""
-    return _declare("normal", sizes, tuple(summed.split()))
-
-
-def _ones(**sizes: int) -> nnx.Param[Array]:
-    return _declare("ones", sizes)
-
-
-def _zeros(**sizes: int) -> nnx.Param[Array]:
-    return _declare("zeros", sizes)
-
-
-def _declare(
-    initial: str, sizes: Mapping[str, int], summed: tuple[str, ...] = ()
-) -> nnx.Param[Array]:
-    """Declare an array by the word and size of each dimension, and how it starts in training."""
-    shape: Any = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
-    return nnx.Param(shape, axes=tuple(sizes), initial=initial, summed=summed)
 
 
 def _plus(x: Array, bias: nnx.Param[Array] | None) -> Array:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from jaxserve.errors import CheckpointError
 from jaxserve.layers.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
-from jaxserve.models.config import DecoderConfig
+from jaxserve.models.config import DecoderConfig, EncoderConfig
 
 
 class HfConfig:
@@ -173,6 +173,38 @@ def decoder_config(
     )
 
 
+def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
+    """Read what the BERT families share; first_position: where a text begins."""
+    reader.only("hidden_act", "gelu")
+    reader.only("position_embedding_type", "absolute", None)
+    reader.only("quantization_config", None, {})
+    reader.only("is_decoder", False, None)
+    embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    if embed % heads:
+        raise CheckpointError(
+            f"hidden_size must be a multiple of num_attention_heads, got {embed} and {heads}"
+        )
+    num_labels = read_num_labels(reader, default="Model")
+    if num_labels is None:
+        raise CheckpointError(
+            "config.json has an architecture ...ForCausalLM; jaxserve supports encoders that give"
+            " embeddings (...Model) and scores (...ForSequenceClassification)"
+        )
+    return EncoderConfig(
+        model_type=reader.word("model_type") or "",
+        vocab_size=reader.integer("vocab_size"),
+        embed=embed,
+        ffw=reader.integer("intermediate_size"),
+        num_layers=reader.integer("num_hidden_layers"),
+        heads=heads,
+        norm_eps=reader.number("layer_norm_eps", default=1e-12),
+        num_positions=reader.integer("max_position_embeddings"),
+        first_position=first_position,
+        num_segments=reader.integer("type_vocab_size", default=2),
+        num_labels=num_labels,
+    )
+
+
 def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
     """Return what the head scores: labels, none (0) of a bare model, None for the vocabulary.
 
@@ -181,7 +213,7 @@ def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
     for name in reader.words("architectures") or (default,):
         if name.endswith("ForSequenceClassification"):
             return len(reader.labels())
-        if name.endswith("Model"):
+        if name.endswith(("Model", "ForMaskedLM")):
             return 0
         if not name.endswith("ForCausalLM"):
             raise CheckpointError(

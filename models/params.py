@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 from zlib import crc32
 
 import jax
@@ -14,23 +14,26 @@ from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from jaxserve.errors import ConfigError
-from jaxserve.models.config import DecoderConfig
+from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from jaxserve.models.decoder import Decoder
+from jaxserve.models.encoder import Encoder
 from jaxserve.quantization.int8 import Int8Matrix, quantize
 from jaxserve.sharding import named_sharding
 
-# The arrays of a Decoder as nested dicts, keyed by attribute name and layer number. Any: the
+type Model = Decoder | Encoder
+
+# The arrays of a model as nested dicts, keyed by attribute name and layer number. Any: the
 # nesting is as deep as the module's.
 type Params = dict[Any, Any]
 
-# A parameter's place in Params: attribute names and layer numbers from the Decoder down.
+# A parameter's place in Params: attribute names and layer numbers from the model down.
 type Path = tuple[str | int, ...]
 
 _INITIAL_SCALE = 0.02
 
 
 def abstract_params(
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
@@ -63,13 +66,13 @@ def abstract_params(
     return abstract
 
 
-def param_axes(config: DecoderConfig) -> dict[Path, tuple[str, ...]]:
+def param_axes(config: ModelConfig) -> dict[Path, tuple[str, ...]]:
     """Return, for every parameter, the words for what its dimensions hold."""
     return {path: param.get_metadata("axes") for path, param in _declared_params(config)}
 
 
 def random_params(
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     seed: int,
     dtype: DTypeLike = jnp.float32,
@@ -92,7 +95,7 @@ def random_params(
 
 
 def quantizers(
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     dtype: DTypeLike,
     mesh: Mesh | None = None,
@@ -132,8 +135,12 @@ def _quantize(
     return finish
 
 
-def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:
-    """Make a Decoder of `params`, which are shared, not copied. Meant for inside a jit, too.
+@overload
+def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder: ...
+@overload
+def bind(config: EncoderConfig, params: Mapping[Any, Any]) -> Encoder: ...
+def bind(config: ModelConfig, params: Mapping[Any, Any]) -> Model:
+    """Make a model of `params`, which are shared, not copied. Meant for inside a jit, too.
 
     params: the tree that `params_of` returns, or tracers in its shape. Raises ConfigError where
     it is the tree of another model.
@@ -145,18 +152,20 @@ def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder:
         names = ", ".join(sorted(_name(path) for path in strangers))
         raise ConfigError(f"params must be the tree of this model; missing or unexpected: {names}")
     filled = nnx.from_flat_state([(path, param.replace(given[path])) for path, param in declared])
-    model: Decoder = nnx.merge(_declared(config)[0], filled)
+    model: Model = nnx.merge(_declared(config)[0], filled)
     return model
 
 
-def params_of(model: Decoder) -> Params:
+def params_of(model: Model) -> Params:
     """Return the model's arrays as plain nested dicts."""
     params: Params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return params
 
 
 @lru_cache(maxsize=8)
-def _declared(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any]]:
+def _declared(config: ModelConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
+    if isinstance(config, EncoderConfig):
+        return nnx.split(Encoder(config))
     return nnx.split((config.architecture or Decoder)(config))
 
 
@@ -164,7 +173,7 @@ def _name(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _declared_params(config: DecoderConfig) -> list[tuple[Path, nnx.Param[Any]]]:
+def _declared_params(config: ModelConfig) -> list[tuple[Path, nnx.Param[Any]]]:
     # Any: nnx types its keys more loosely than the attribute names and layer numbers they are.
     flat: Any = nnx.to_flat_state(_declared(config)[1])
     return [(path, param) for path, param in flat]

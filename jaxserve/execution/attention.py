@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxserve.errors import ConfigError, KernelError
-from jaxserve.models import DecoderConfig
+from jaxserve.models import ModelConfig
 from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.dispatch import Choice
 from pallas_kernels.paged_attention import AttentionConfig, CacheSpec
@@ -68,7 +68,7 @@ def check_attention(plan: AttentionPlan) -> None:
 
 
 def plan_attention(
-    model: DecoderConfig,
+    model: ModelConfig,
     *,
     dtype: str,
     cache_dtype: str,

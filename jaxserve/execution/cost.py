@@ -19,7 +19,7 @@ from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
 from jaxserve.execution.shapes import StepShape, Variant
-from jaxserve.models import DecoderConfig, Params
+from jaxserve.models import ModelConfig, Params
 from jaxserve.quantization.int8 import Int8Matrix
 from pallas_kernels.targets import Target
 
@@ -68,7 +68,7 @@ class StepCosts:
     params: arrays, or abstract ones, with shardings.
     """
 
-    def __init__(self, model: DecoderConfig, *, params: Params, attention: AttentionPlan) -> None:
+    def __init__(self, model: ModelConfig, *, params: Params, attention: AttentionPlan) -> None:
         config = attention.configs[0]
         # How many layers have which window.
         self._windows = list(Counter(model.sliding_windows).items())
@@ -158,7 +158,7 @@ def _attended(
 
 
 def step_cost(
-    model: DecoderConfig,
+    model: ModelConfig,
     shape: StepShape,
     *,
     params: Params,

@@ -15,7 +15,8 @@ from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import SCORED_ROWS
-from jaxserve.models import DecoderConfig
+from jaxserve.layers.attention import PACKED_QUERIES
+from jaxserve.models import ModelConfig
 
 GIB = 1 << 30
 
@@ -126,7 +127,7 @@ def usable_bytes(
 
 
 def workspace_bytes(
-    config: DecoderConfig,
+    config: ModelConfig,
     shapes: Iterable[StepShape],
     *,
     attention: AttentionPlan,
@@ -146,11 +147,15 @@ def workspace_bytes(
         stream = 2 * shape.tokens * config.embed * itemsize
         num_heads = (config.heads + 2 * config.kv_heads) // attention.devices
         qkv = shape.tokens * num_heads * config.head_dim * itemsize
-        attending = attention.workspace_bytes(
-            num_tokens=shape.tokens,
-            num_sequences=shape.sequences,
-            max_query_length=shape.max_query_length,
-        )
+        if config.is_causal:
+            attending = attention.workspace_bytes(
+                num_tokens=shape.tokens,
+                num_sequences=shape.sequences,
+                max_query_length=shape.max_query_length,
+            )
+        else:
+            # Scores and weights, float32.
+            attending = 8 * PACKED_QUERIES * shape.tokens * config.heads // attention.devices
         mlp = 3 * shape.tokens * config.ffw // attention.devices * itemsize
         num_rows = shape.sequences * _COPIES[shape.variant]
         if shape.variant is Variant.SCORE:

@@ -17,7 +17,7 @@ from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
-from jaxserve.models import Decoder, DecoderConfig, Params, bind
+from jaxserve.models import Decoder, DecoderConfig, ModelConfig, Params, bind
 from jaxserve.pooling import PoolingType
 from jaxserve.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
@@ -56,7 +56,7 @@ class SamplingSettings:
 class StepContext:
     """What a step is compiled against, beside its shape."""
 
-    model: DecoderConfig
+    model: ModelConfig
     mesh: Mesh
     cache_sharding: PartitionSpec
     rope_length: int
@@ -81,6 +81,7 @@ def step(
     donated. The tokens drawn also stay on the device, in
     `state.last_token`, where the next step finds them.
     """
+    assert isinstance(context.model, DecoderConfig), "encoders draw no tokens"
     inputs = unpack(packed, shape)
     model = bind(context.model, params)
     hidden, cache = model.hidden(

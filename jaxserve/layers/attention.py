@@ -8,7 +8,11 @@ forward passes `attend_dense`, a researcher may pass one that records the weight
 from typing import Protocol
 
 import jax
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+# Queries that `packed_attention` takes at once: their scores are the largest array of an encoder.
+PACKED_QUERIES = 128
 
 
 class Attend[Cache](Protocol):
@@ -67,3 +71,46 @@ def attend_dense(
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:
     """Attend within one whole sequence, keeping nothing: the `Attend` of the full forward."""
     return causal_attention(q, k, v, scale=scale, sliding_window=sliding_window), cache
+
+
+def packed_attention(
+    q: Float[Array, "tokens heads head_dim"],
+    k: Float[Array, "tokens heads head_dim"],
+    v: Float[Array, "tokens heads head_dim"],
+    texts: Int32[Array, " tokens"],
+    *,
+    scale: float,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Attend within whole texts that lie packed together, each token to all tokens of its text.
+
+    texts: which text each token is of. A few queries at a time meet all keys.
+    """
+
+    def attend(block: tuple[Array, Array]) -> Array:
+        queries, own = block
+        mask = own[:, None] == texts[None, :]
+        return jax.nn.dot_product_attention(
+            queries[None], k[None], v[None], scale=scale, mask=mask[None, None]
+        )[0]
+
+    num_tokens = q.shape[0]
+    size = max(size for size in range(1, PACKED_QUERIES + 1) if num_tokens % size == 0)
+    with jax.named_scope("attention"):
+        blocks = (q.reshape(-1, size, *q.shape[1:]), texts.reshape(-1, size))
+        mixed: Array = lax.map(attend, blocks)
+        return mixed.reshape(q.shape)
+
+
+def attend_both_ways(
+    q: Float[Array, "tokens heads head_dim"],
+    k: Float[Array, "tokens heads head_dim"],
+    v: Float[Array, "tokens heads head_dim"],
+    cache: None,
+    *,
+    scale: float,
+    sliding_window: int | None,
+) -> tuple[Float[Array, "tokens heads head_dim"], None]:
+    """Attend within one whole text, each token to all: the `Attend` of an encoder by itself."""
+    assert sliding_window is None, "an encoder sees all"
+    with jax.named_scope("attention"):
+        return jax.nn.dot_product_attention(q, k, v, scale=scale), cache

@@ -12,7 +12,7 @@ from typing import Any
 from jaxserve.config import EngineOptions
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
-from jaxserve.models import ModelConfig
+from jaxserve.models import EncoderConfig, ModelConfig
 from jaxserve.models.hf_config import HfConfig
 from jaxserve.pooling import Activation, PoolingModel, PoolingType
 
@@ -80,8 +80,14 @@ class _Pooling:
         hf = self._checkpoint.hf_config
         labels = HfConfig(hf).labels()
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
+        model = self._model
+        tells_apart = isinstance(model, EncoderConfig) and model.num_segments > 1
         return PoolingModel(
-            type=kind, width=len(labels), labels=labels, activation=_activation(hf, len(labels))
+            type=kind,
+            width=len(labels),
+            labels=labels,
+            activation=_activation(hf, len(labels)),
+            segment_stride=model.vocab_size if tells_apart else 0,
         )
 
     def embedder(self) -> PoolingModel:

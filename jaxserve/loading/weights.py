@@ -27,8 +27,8 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import Checkpoint, TensorInfo
 from jaxserve.models import (
     Decoder,
-    DecoderConfig,
     HfTensor,
+    ModelConfig,
     Params,
     abstract_params,
     bind,
@@ -59,7 +59,7 @@ def load_model(
 
 def load_params(
     checkpoint: Checkpoint,
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     dtype: DTypeLike,
     mesh: Mesh | None = None,

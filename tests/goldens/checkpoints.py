@@ -126,14 +126,108 @@ def _cases() -> dict[str, HfConfig]:
 CASES = _cases()
 
 
+def encoder_config(model_type: str, **changes: object) -> HfConfig:
+    """Return a small `config.json` of an encoder."""
+    return {
+        "architectures": [_ENCODERS[model_type]],
+        "model_type": model_type,
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 66,
+        "type_vocab_size": 2 if model_type == "bert" else 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 0 if model_type == "bert" else 1,
+        "torch_dtype": "float32",
+    } | changes
+
+
+_ENCODERS = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
+_THREE_LABELS: HfConfig = {
+    "id2label": {"0": "a", "1": "b", "2": "c"},
+    "label2id": {"a": 0, "b": 1, "c": 2},
+}
+
+# Their goldens are hidden states, or scores where there are labels.
+ENCODER_CASES = {family: encoder_config(family) for family in _ENCODERS} | {
+    f"{family}-labels": encoder_config(
+        family,
+        architectures=[_ENCODERS[family].replace("Model", "ForSequenceClassification")],
+        **_THREE_LABELS,
+    )
+    for family in _ENCODERS
+}
+LABEL_CASES = {
+    f"{family}-labels": tiny_config(
+        family,
+        architectures=[_ARCHITECTURES[family].replace("CausalLM", "SequenceClassification")],
+        pad_token_id=0,
+        **_THREE_LABELS,
+    )
+    for family in ("llama", "qwen2", "qwen3")
+}
+POOLED_CASES = ENCODER_CASES | LABEL_CASES
+
+
 def prompt(config: HfConfig) -> NDArray[np.int32]:
     """Return the NUM_TOKENS token ids that every case is asked about."""
     draw = np.random.RandomState(0)  # its stream is frozen: no release changes it
     return draw.randint(0, config["vocab_size"], NUM_TOKENS).astype(np.int32)
 
 
+def segments(config: HfConfig) -> NDArray[np.int32]:
+    """Return of which of two texts each token of the prompt is."""
+    is_second = np.arange(NUM_TOKENS) >= NUM_TOKENS // 2
+    return (is_second & (config.get("type_vocab_size") == 2)).astype(np.int32)
+
+
 def tensor_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor of a checkpoint, as transformers saves them."""
+    is_encoder = config["model_type"] in _ENCODERS
+    return _encoder_shapes(config) if is_encoder else _decoder_shapes(config)
+
+
+def _encoder_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
+    embed, ffw = config["hidden_size"], config["intermediate_size"]
+    has_labels = config["architectures"][0].endswith("ForSequenceClassification")
+    is_bert = config["model_type"] == "bert"
+    base = ("bert." if is_bert else "roberta.") if has_labels else ""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{base}embeddings.word_embeddings.weight": (config["vocab_size"], embed),
+        f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], embed),
+        f"{base}embeddings.token_type_embeddings.weight": (config["type_vocab_size"], embed),
+    }
+    linears = {}
+    norms = [f"{base}embeddings.LayerNorm"]
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"{base}encoder.layer.{layer}"
+        linears |= {
+            f"{prefix}.attention.self.query": (embed, embed),
+            f"{prefix}.attention.self.key": (embed, embed),
+            f"{prefix}.attention.self.value": (embed, embed),
+            f"{prefix}.attention.output.dense": (embed, embed),
+            f"{prefix}.intermediate.dense": (ffw, embed),
+            f"{prefix}.output.dense": (embed, ffw),
+        }
+        norms += [f"{prefix}.attention.output.LayerNorm", f"{prefix}.output.LayerNorm"]
+    if not has_labels or is_bert:
+        linears[f"{base}pooler.dense"] = (embed, embed)
+    if has_labels:
+        score = "classifier" if is_bert else "classifier.out_proj"
+        linears[score] = (len(config["id2label"]), embed)
+        if not is_bert:
+            linears["classifier.dense"] = (embed, embed)
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for name in norms:
+        shapes |= {f"{name}.weight": (embed,), f"{name}.bias": (embed,)}
+    return shapes
+
+
+def _decoder_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
     embed, ffw, vocab = (config[key] for key in ("hidden_size", "intermediate_size", "vocab_size"))
     heads = config["num_attention_heads"]
     head_dim = config["head_dim"] or embed // heads
@@ -144,7 +238,9 @@ def tensor_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
         "model.embed_tokens.weight": (vocab, embed),
         "model.norm.weight": (embed,),
     }
-    if not config["tie_word_embeddings"]:
+    if "id2label" in config:
+        shapes["score.weight"] = (len(config["id2label"]), embed)
+    elif not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, embed)
     for layer in range(config["num_hidden_layers"]):
         linears = {
@@ -176,7 +272,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """
     draw = np.random.RandomState(zlib.crc32(name.encode()))
     values = draw.standard_normal(shape)
-    if "norm" in name:
+    if "norm" in name.lower() and not name.endswith("bias"):
         return (1.0 + 0.2 * values).astype(np.float32)
     scale = 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
     return (scale * values).astype(np.float32)

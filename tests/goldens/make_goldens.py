@@ -1,4 +1,4 @@
-"""Make goldens.npz: logits of Hugging Face transformers for every case of checkpoints.py.
+"""Make goldens.npz and pooled.npz: what Hugging Face transformers has for checkpoints.py's cases.
 
 Needs torch and transformers (made with torch 2.13 and transformers 5.23, float32, CPU); from the
 root of the project:
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch  # type: ignore[import-not-found]
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.goldens import checkpoints
 
 GOLDENS = Path(__file__).with_name("goldens.npz")
+POOLED_GOLDENS = Path(__file__).with_name("pooled.npz")
 
 
 def logits(config: checkpoints.HfConfig) -> NDArray[np.float32]:
@@ -37,10 +38,32 @@ def logits(config: checkpoints.HfConfig) -> NDArray[np.float32]:
     return found[list(checkpoints.POSITIONS)]
 
 
+def pooled(config: checkpoints.HfConfig) -> NDArray[np.float32]:
+    """Return the hidden states of the case's prompt, or the scores of its labels."""
+    kind = AutoModelForSequenceClassification if "id2label" in config else AutoModel
+    with tempfile.TemporaryDirectory() as folder:
+        model = kind.from_pretrained(
+            checkpoints.write_checkpoint(Path(folder), config),
+            attn_implementation="eager",
+            dtype=torch.float32,
+        ).eval()
+    inputs = {"input_ids": torch.from_numpy(checkpoints.prompt(config).astype(np.int64))[None]}
+    if config.get("type_vocab_size") == 2:
+        types = checkpoints.segments(config).astype(np.int64)
+        inputs["token_type_ids"] = torch.from_numpy(types)[None]
+    with torch.no_grad():
+        output = model(**inputs)
+    states = output.logits if "id2label" in config else output.last_hidden_state
+    found: NDArray[np.float32] = states[0].numpy()
+    return found
+
+
 def main() -> None:
-    """Write the logits of all cases."""
+    """Write the logits of all cases, and what those that pool come to."""
     torch.set_num_threads(1)
     goldens = {name: logits(config) for name, config in checkpoints.CASES.items()}
+    pooled_goldens = {name: pooled(config) for name, config in checkpoints.POOLED_CASES.items()}
+    np.savez_compressed(POOLED_GOLDENS, allow_pickle=False, **pooled_goldens)
     np.savez_compressed(GOLDENS, allow_pickle=False, **goldens)
     largest = max(float(np.abs(golden).max()) for golden in goldens.values())
     print(f"{len(goldens)} cases, {GOLDENS.stat().st_size} bytes, largest logit {largest:.1f}")

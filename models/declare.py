@@ -1,0 +1,32 @@
+"""How the modules here declare their parameters, which do not exist yet: `bind` puts arrays in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+def matrix(summed: str, **sizes: int) -> nnx.Param[Array]:
+    """Declare a matrix; summed: the axes that its products sum over."""
+    return _declare("normal", sizes, tuple(summed.split()))
+
+
+def ones(**sizes: int) -> nnx.Param[Array]:
+    """Declare an array that is one before training."""
+    return _declare("ones", sizes)
+
+
+def zeros(**sizes: int) -> nnx.Param[Array]:
+    """Declare an array that is zero before training."""
+    return _declare("zeros", sizes)
+
+
+def _declare(
+    initial: str, sizes: Mapping[str, int], summed: tuple[str, ...] = ()
+) -> nnx.Param[Array]:
+    """Declare an array by the word and size of each dimension, and how it starts in training."""
+    shape: Any = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
+    return nnx.Param(shape, axes=tuple(sizes), initial=initial, summed=summed)
