@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxserve.outputs import CompletionOutput as CompletionOutput
     from jaxserve.outputs import Logprob as Logprob
     from jaxserve.outputs import RequestOutput as RequestOutput
+    from jaxserve.pooling import PoolingParams as PoolingParams
     from jaxserve.request import RepetitionDetectionParams as RepetitionDetectionParams
     from jaxserve.request import SamplingParams as SamplingParams
     from jaxserve.request import TokenEvent as TokenEvent
@@ -34,6 +35,7 @@ __all__ = [
     "CompletionOutput",
     "LogitsProcessor",
     "Logprob",
+    "PoolingParams",
     "RepetitionDetectionParams",
     "RequestOutput",
     "SamplingParams",
@@ -52,6 +54,7 @@ _HOMES = {
     "BeamSearchSequence": "outputs",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
+    "PoolingParams": "pooling",
     "RequestOutput": "outputs",
     "RepetitionDetectionParams": "request",
     "SamplingParams": "request",

@@ -26,6 +26,7 @@ from jaxserve.flags import engine_options
 from jaxserve.interrupts import uninterrupted
 from jaxserve.metric_values import Metric, metric_values
 from jaxserve.metrics import Metrics
+from jaxserve.offline_pooling import OfflinePooler, PoolingMethods
 from jaxserve.outputs import BeamSearchOutput, OutputBuilder, RequestOutput, beam_output
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.prompts import (
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 type Params = SamplingParams | Sequence[SamplingParams] | None
 
 
-class LLM:
+class LLM(PoolingMethods):
     """A model that answers prompts, many at once; for one thread.
 
     model: a folder, a hub name, or None for the model that comes with jaxserve. report: told what
@@ -94,6 +95,7 @@ class LLM:
         # Where the events of a request go: to the call of `run` that runs it.
         self._inboxes: dict[str, deque[TokenEvent]] = {}
         self._is_dead = False
+        self._pooler = OfflinePooler(self.plan, self._tokenizer, self.run)
         # What `enqueue` was given since `wait_for_completion`.
         self._enqueued: list[tuple[Request, PreparedPrompt]] = []
 

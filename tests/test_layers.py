@@ -46,6 +46,7 @@ LAYERS = (
         "prompts",
         "metric_values",
         "interrupts",
+        "offline_pooling",
         "llm",
         "bench",
     },

@@ -32,7 +32,9 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             defaults=planned.generation,
             has_priorities=planned.scheduler.policy == "priority",
             fingerprint=f"{planned.dtype} {options.tensor_parallel_size}",
-            kernels={"paged_attention": (attention.backend, dict(attention.refusals))},
+            kernels={"paged_attention": (attention.backend, dict(attention.refusals))}
+            if planned.model.is_causal
+            else {},
         )
     )
     metrics = Metrics(max_model_len=planned.scheduler.max_model_len)

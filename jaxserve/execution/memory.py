@@ -75,9 +75,10 @@ class MemoryPlan:
     def lines(self) -> list[str]:
         """Return the plan as a table, a line each."""
         tokens = (self.num_pages - 1) * self.page_size
+        pages = f"{self.num_pages} x {self.page_size} = {tokens} tokens"
         rows = (
             ("weights", self.weights, ""),
-            ("KV pages", self.cache, f"{self.num_pages} x {self.page_size} = {tokens} tokens"),
+            *([("KV pages", self.cache, pages)] if self.page else []),  # none of an encoder
             ("slot state", self.state, ""),
             ("workspace", self.workspace, "estimate for the largest step"),
             ("free", self.free, f"of {show_bytes(self.limit)} usable"),

@@ -200,7 +200,7 @@ def _encoder_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
         f"{base}embeddings.position_embeddings.weight": (config["max_position_embeddings"], embed),
         f"{base}embeddings.token_type_embeddings.weight": (config["type_vocab_size"], embed),
     }
-    linears = {}
+    linears: dict[str, tuple[int, ...]] = {}
     norms = [f"{base}embeddings.LayerNorm"]
     for layer in range(config["num_hidden_layers"]):
         prefix = f"{base}encoder.layer.{layer}"

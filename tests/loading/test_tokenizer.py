@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from jaxserve.errors import CheckpointError, ContextLengthError
@@ -165,3 +167,39 @@ def test_padding_and_truncation_of_the_file_are_off(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).encode("Once upon a time") == Tokenizer.load(source).encode(
         "Once upon a time"
     )
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer that puts texts and pairs of them between special tokens, as BERT's does."""
+    words = ["[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d"]
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    folder = tmp_path_factory.mktemp("bert")
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    return Tokenizer.load(folder)
+
+
+def test_a_pair_is_one_prompt_whose_tokens_know_their_text(bert: Tokenizer) -> None:
+    ids, parts = bert.encode_parts("a b", "c")
+    assert ids == (1, 3, 4, 2, 5, 2)
+    assert parts == (0, 0, 0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "max_tokens", "expected"),
+    [
+        (("a b c d",), 4, (1, 3, 4, 2)),
+        (("a b c d",), 6, (1, 3, 4, 5, 6, 2)),
+        (("a b", "c d"), 6, (1, 3, 4, 2, 5, 2)),
+        (("a b", "c d"), 4, (1, 3, 4, 2, 2)),  # the first text is never cut
+    ],
+)
+def test_the_last_text_is_cut_and_special_tokens_stay(
+    bert: Tokenizer, texts: tuple[str, ...], max_tokens: int, expected: tuple[int, ...]
+) -> None:
+    assert bert.encode_parts(*texts, max_tokens=max_tokens)[0] == expected
+    assert bert.encode_parts(*texts[:1])[0] == bert.encode(texts[0])

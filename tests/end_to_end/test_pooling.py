@@ -1,0 +1,159 @@
+"""Vectors of the whole engine, offline: those of transformers, however prompts are batched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jaxserve import LLM, PoolingParams
+from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
+from tests.goldens.checkpoints import (
+    POOLED_CASES,
+    encoder_config,
+    prompt,
+    segments,
+    tiny_config,
+    write_checkpoint,
+)
+from tests.server.world import write_tokenizer
+
+type Floats = NDArray[np.float32]
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "pooled.npz"
+SMALL: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 128, "warm_up": "none"}
+
+
+def folder(path: Path, hf: dict[str, Any], **files: Any) -> str:
+    write_tokenizer(write_checkpoint(path, hf))
+    for name, value in files.items():
+        file = path / name.replace("__", "/")
+        file.parent.mkdir(exist_ok=True)
+        file.with_suffix(".json").write_text(json.dumps(value), "utf-8")
+    return str(path)
+
+
+def made(path: Path, case: str) -> LLM:
+    return LLM(folder(path, POOLED_CASES[case]), **SMALL)
+
+
+def golden(case: str) -> Floats:
+    with np.load(GOLDENS) as found:
+        states: Floats = found[case]
+        return states
+
+
+def unit(vector: Floats) -> Floats:
+    return vector / np.linalg.norm(vector)
+
+
+def ids_of(case: str) -> list[int]:
+    hf = POOLED_CASES[case]
+    ids: list[int] = (prompt(hf) + hf["vocab_size"] * segments(hf)).tolist()
+    return ids
+
+
+@pytest.mark.parametrize("case", ["bert", "xlm-roberta"])
+def test_an_encoder_embeds_by_its_first_token_whatever_shares_the_step(
+    case: str, tmp_path: Path
+) -> None:
+    llm = made(tmp_path, case)
+    ids = ids_of(case)
+    found = llm.embed([[5, 6], ids, [7], ids[:9], ids], use_tqdm=False)
+    for output in (found[1], found[4]):
+        np.testing.assert_allclose(output.outputs.embedding, unit(golden(case)[0]), atol=1e-5)
+        assert output.prompt_token_ids == ids
+
+
+@pytest.mark.parametrize("case", ["bert-labels", "llama-labels"])
+def test_labels_have_transformers_probabilities(case: str, tmp_path: Path) -> None:
+    llm = made(tmp_path, case)
+    grown = np.exp(golden(case))
+    (found,) = llm.classify([ids_of(case)], use_tqdm=False)
+    np.testing.assert_allclose(found.outputs.probs, grown / grown.sum(), atol=1e-5)
+    (raw,) = llm.encode(ids_of(case), PoolingParams(use_activation=False), use_tqdm=False)
+    np.testing.assert_allclose(raw.outputs.data, golden(case), atol=1e-4)
+
+
+def test_sentence_transformers_files_say_how_to_pool(tmp_path: Path) -> None:
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
+    ]
+    pooling = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    llm = LLM(
+        folder(
+            tmp_path,
+            POOLED_CASES["bert"],
+            modules=modules,
+            **{"1_Pooling__config": pooling, "sentence_bert_config": {"max_seq_length": 50}},
+        ),
+        **SMALL,
+    )
+    (found,) = llm.embed([ids_of("bert")], use_tqdm=False)
+    np.testing.assert_allclose(found.outputs.embedding, golden("bert").mean(0), atol=1e-5)
+    with pytest.raises(InvalidRequestError, match="50"):
+        llm.embed([[5] * 51], use_tqdm=False)
+
+
+@pytest.mark.parametrize("kind", ["LAST", "MEAN", "CLS"])
+def test_a_decoder_pools_the_same_in_one_piece_and_in_many(kind: str, tmp_path: Path) -> None:
+    name = folder(tmp_path, tiny_config("qwen3"))
+    ids = prompt(tiny_config("qwen3")).tolist()
+    found = []
+    for tokens in (64, 16):
+        llm = LLM(
+            name,
+            runner="pooling",
+            pooler_config={"pooling_type": kind},
+            **{**SMALL, "max_num_batched_tokens": tokens},
+        )
+        outputs = llm.embed([ids, ids[:30], ids], use_tqdm=False)
+        found.append([output.outputs.embedding for output in outputs])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    np.testing.assert_allclose(found[0][0], found[0][2], atol=1e-5)
+
+
+def test_texts_are_scored_by_the_cosine_of_their_embeddings(tmp_path: Path) -> None:
+    llm = LLM(folder(tmp_path, tiny_config("llama", vocab_size=320)), runner="pooling", **SMALL)
+    texts = ["once upon a time", "the lazy dog"]
+    a, b = (np.array(o.outputs.embedding) for o in llm.embed(texts, use_tqdm=False))
+    scores = [o.outputs.score for o in llm.score(texts[0], texts, use_tqdm=False)]
+    np.testing.assert_allclose(scores, [1.0, a @ b], atol=1e-5)
+
+
+def test_a_model_that_generates_does_not_embed(tmp_path: Path) -> None:
+    llm = LLM(folder(tmp_path, tiny_config("llama")), **SMALL)
+    with pytest.raises(InvalidRequestError, match="runner=pooling"):
+        llm.embed("a")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"runner": "generate"}, "runner"),
+        ({"convert": "classify"}, "convert"),
+        ({"pooler_config": {"pooling_type": "MAX"}}, "pooling_type"),
+        ({"pooler_config": {"pool": "MEAN"}}, "pool"),
+        ({"max_num_batched_tokens": 32}, "max_num_batched_tokens"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    name = folder(tmp_path, encoder_config("bert"))
+    with pytest.raises(ConfigError, match=said):
+        LLM(name, **{**SMALL, **options})
+
+
+def test_modules_that_are_not_supported_are_named(tmp_path: Path) -> None:
+    modules = [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
+    with pytest.raises(CheckpointError, match="Dense"):
+        LLM(folder(tmp_path, encoder_config("bert"), modules=modules), **SMALL)
