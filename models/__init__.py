@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from jax.typing import DTypeLike
 
@@ -49,8 +49,8 @@ class Family(Protocol):
         """Read a parsed `config.json`; raises CheckpointError."""
         ...
 
-    def hf_tensors(self, config: ModelConfig) -> dict[Path, tuple[HfTensor, ...]]:
-        """Return the checkpoint tensors of every parameter."""
+    def hf_tensors(self, config: Any) -> dict[Path, tuple[HfTensor, ...]]:
+        """Return the checkpoint tensors of every parameter of what `config_from_hf` returned."""
         ...
 
 
