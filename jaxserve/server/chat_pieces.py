@@ -28,7 +28,10 @@ STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
 
 class Text(Struct, frozen=True):
-    """More of what the assistant says, and its tokens' log-probabilities if they were asked for."""
+    """More of what the assistant says, and its tokens' log-probabilities if they were asked for.
+
+    Those of the answer's last token may come without text.
+    """
 
     text: str
     logprobs: list[TokenLogprob] = []
@@ -69,6 +72,8 @@ class ChatAnswer:
     def __init__(self, writer: ChatWriter) -> None:
         self._writer = writer
         self.usage = Usage(0, 0, 0, PromptTokensDetails(0))
+        self._logprobs: list[TokenLogprob] = []
+        self._has_text = False
 
     @property
     def model(self) -> str:
@@ -106,17 +111,28 @@ class ChatAnswer:
         pieces: list[Piece] = []
         for choice in chunk.choices:
             delta = choice.delta
+            if choice.logprobs is not None:
+                self._logprobs += choice.logprobs.content
+            if delta.content:
+                self._has_text = True
+                pieces.append(Text(delta.content, self._take_logprobs()))
             if delta.reasoning:
+                self._take_logprobs()
                 pieces.append(Reasoning(delta.reasoning))
-            if delta.content or choice.logprobs:
-                logprobs = choice.logprobs.content if choice.logprobs else []
-                pieces.append(Text(delta.content or "", logprobs))
             for call in delta.tool_calls or ():
+                self._take_logprobs()
                 pieces += _read_call(call)
             if choice.finish_reason is not None:
+                if self._logprobs and self._has_text:
+                    pieces.append(Text("", self._take_logprobs()))
                 stop_reason = None if choice.stop_reason is UNSET else choice.stop_reason
                 pieces.append(End(choice.finish_reason, stop_reason))
         return pieces
+
+    def _take_logprobs(self) -> list[TokenLogprob]:
+        """Return what has come since the last time: of tokens whose text was held back, too."""
+        logprobs, self._logprobs = self._logprobs, []
+        return logprobs
 
 
 def _read_call(call: ToolCallDelta) -> list[Piece]:
