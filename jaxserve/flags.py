@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxserve.chat import reasoning_parsers, tool_parsers
 from jaxserve.config import (
     CONVERSIONS,
     DTYPES,
@@ -236,6 +237,29 @@ SERVER_FLAGS = (
     ),
     Flag(name="ssl-certfile", field="ssl_certfile", help="TLS certificate"),
     Flag(name="ssl-keyfile", field="ssl_keyfile", help="TLS key"),
+    Flag(
+        name="tool-call-parser",
+        field="tool_call_parser",
+        help="what finds tool calls in answers: auto (what the chat template shows), none, "
+        + ", ".join(tool_parsers.names()),
+    ),
+    Flag(
+        name="reasoning-parser",
+        field="reasoning_parser",
+        help="what finds reasoning in answers: auto, none, " + ", ".join(reasoning_parsers.names()),
+    ),
+    Flag(
+        name="enable-auto-tool-choice",
+        field="enable_auto_tool_choice",
+        switch=True,
+        help="look for tool calls that the model makes of its own accord",
+    ),
+    Flag(
+        name="trust-request-chat-template",
+        field="trust_request_chat_template",
+        switch=True,
+        help="let requests bring chat templates, which can take much time and memory",
+    ),
     Flag(
         name="max-concurrent-requests",
         field="max_concurrent_requests",

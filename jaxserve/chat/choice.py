@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from jaxserve.chat import reasoning_parsers, tool_parsers
+from jaxserve.chat import NONE, reasoning_parsers, tool_parsers
 from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.chat.pieces import Kind
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
-
-AUTO, NONE = "auto", "none"
 
 # A call that no format can mistake: a text that could be a number, and a number.
 NAME = "jaxserve_probe"
@@ -30,31 +28,25 @@ CALL = {
 }
 
 
-def answer_format(
-    template: ChatTemplate, *, tools: str = AUTO, reasoning: str = AUTO
-) -> AnswerFormat:
-    """Return how a model answers: by names of parsers, or what its template shows for `auto`.
+def answer_format(*, tools: str, reasoning: str) -> AnswerFormat:
+    """Return the format of parsers' names; `none` leaves tool calls or reasoning in the text.
 
-    `none` leaves tool calls or reasoning in the text, and so does `auto` where nothing fits.
     Raises ConfigError for a name that is none.
     """
-    if tools == AUTO:
-        tools = find_tool_parser(template) or NONE
-    if reasoning == AUTO:
-        reasoning = find_reasoning_parser(template) or NONE
     return AnswerFormat(
         tools=None if tools == NONE else tool_parsers.tool_format(tools),
         reasoning=None if reasoning == NONE else reasoning_parsers.reasoning_format(reasoning),
     )
 
 
-def find_tool_parser(template: ChatTemplate) -> str | None:
+def find_tool_parser(template: ChatTemplate) -> str:
     """Return the parser that reads a call as the template writes one.
 
-    Where the template does not write them, it is the one whose signs the template has.
+    Where the template does not write them, it is the one whose signs the template has; `none`
+    where nothing fits, or the template has no place for tools.
     """
     if not template.reads_tools:
-        return None
+        return NONE
     texts = _written_calls(template)
     readers: list[tuple[int, str]] = []
     signed: list[str] = []
@@ -65,17 +57,17 @@ def find_tool_parser(template: ChatTemplate) -> str | None:
             readers += [(num_chars, name) for num_chars in left if num_chars is not None]
             signed += [name] if form.signs else []
     # Of several the one that leaves the least markup in the text.
-    return min(readers)[1] if readers else signed[0] if signed else None
+    return min(readers)[1] if readers else signed[0] if signed else NONE
 
 
-def find_reasoning_parser(template: ChatTemplate) -> str | None:
-    """Return the parser with most signs that the template has, each of them."""
+def find_reasoning_parser(template: ChatTemplate) -> str:
+    """Return the parser with most signs that the template has, each of them; or `none`."""
     signed = [
         (len(form.signs), name)
         for name in reasoning_parsers.names()
         if (form := reasoning_parsers.reasoning_format(name)).signs and template.has_all(form.signs)
     ]
-    return max(signed)[1] if signed else None
+    return max(signed)[1] if signed else NONE
 
 
 def _written_calls(template: ChatTemplate) -> list[str]:

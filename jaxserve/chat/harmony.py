@@ -27,9 +27,16 @@ HEADER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Harmony:
-    """What stands for this format where formats are named: of calls, of reasoning, or of both."""
+    """What stands for this format where formats are named: of calls, of reasoning, or of both.
+
+    begins and ends: what stands around reasoning, as in ReasoningFormat.
+    """
 
     signs: tuple[str, ...] = (CHANNEL, "analysis")
+    begins: tuple[str, ...] = (f"{CHANNEL}analysis{MESSAGE}",)
+    ends: tuple[str, ...] = ENDS
+    ends_before: tuple[str, ...] = ()
+    is_assumed: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -35,6 +35,11 @@ class ReasoningFormat:
             return True
         return False if tail.endswith(self.ends) else None
 
+    def is_open_in(self, text: str) -> bool:
+        """Whether a text, the beginning of an answer, ends within reasoning."""
+        begin = max(text.rfind(marker) for marker in self.begins)
+        return begin > max(text.rfind(marker) for marker in self.ends)
+
     def read(self, source: Source, sink: Sink, *, is_open: bool | None) -> Reading[None]:
         """Read an answer's reasoning, if there is some, up to the answer proper."""
         if is_open is False:

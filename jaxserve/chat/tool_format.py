@@ -13,8 +13,9 @@ class ToolFormat:
 
     begins: texts by which calls show in an answer. between and ends: what may stand between
     calls, and after them. chains: whether calls may follow each other with nothing between.
-    is_bare: whether an answer may also begin with a call as such. signs: texts of which the chat
-    template of such a model has each; none where the calls that it writes are sign enough.
+    is_bare: whether an answer may also begin with a call as such. has_short_ids: whether
+    the model's template takes ids of calls of nine characters only. signs: texts of which the
+    template has each; none where the calls that it writes are sign enough.
     """
 
     call: CallSyntax
@@ -23,6 +24,7 @@ class ToolFormat:
     ends: tuple[str, ...] = ()
     chains: bool = False
     is_bare: bool = False
+    has_short_ids: bool = False
     signs: tuple[str, ...] = ()
 
     @property

@@ -73,9 +73,10 @@ class Tokenizer:
 
     def with_chat_template(self, template: str) -> "Tokenizer":
         """Return this tokenizer with another Jinja template of chats."""
-        pretrained = copy(self.pretrained)
-        pretrained.chat_template = template
-        return Tokenizer(pretrained)
+        twin = copy(self)
+        twin.pretrained = copy(self.pretrained)
+        twin.pretrained.chat_template = template
+        return twin
 
     @cached_property
     def vocab_size(self) -> int:
@@ -87,6 +88,12 @@ class Tokenizer:
         """The tokenizer's end-of-text ids; a model's generation config may name more."""
         eos = self.pretrained.eos_token_id
         return () if eos is None else (eos,)
+
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        """The texts of all special tokens, which are left out of texts where they are skipped."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
 
     @property
     def special_tokens(self) -> Mapping[str, str]:

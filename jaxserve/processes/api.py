@@ -14,6 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from jaxserve.chat import AUTO, NONE
+from jaxserve.chat.choice import answer_format, find_reasoning_parser, find_tool_parser
+from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client import EngineClient
 from jaxserve.client.remote import RemoteClient
@@ -42,6 +45,7 @@ from jaxserve.processes.messages import (
 from jaxserve.series import Family
 from jaxserve.server.app import create_app
 from jaxserve.server.batch_runner import BatchRunner
+from jaxserve.server.config import ServerConfig
 from jaxserve.server.run import Server, uvicorn_config
 from jaxserve.server.state import KernelChoice, ServedModel, ServerState
 
@@ -167,7 +171,7 @@ class ApiProcess:
         freeze_garbage()
         hello = msgspec.json.decode(message.hello, type=Hello)
         self._client.connect(message.address, client=message.client, tokenizer=tokenizer.backend)
-        self._state.welcome([served_model(hello, self._client, tokenizer)])
+        self._state.welcome([served_model(hello, self._client, tokenizer, self._state.config)])
         self._line.send(Ready())
 
     async def _scrape(self) -> Sequence[Family]:
@@ -184,13 +188,18 @@ class ApiProcess:
             self._scrapes.pop(number, None)
 
 
-def served_model(hello: Hello, client: EngineClient, tokenizer: Tokenizer) -> ServedModel:
+def served_model(
+    hello: Hello, client: EngineClient, tokenizer: Tokenizer, config: ServerConfig
+) -> ServedModel:
     """Return the model that an engine serves."""
+    chat = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
     return ServedModel(
         names=hello.names,
         client=client,
         tokenizer=tokenizer,
-        chat=None if tokenizer.chat_template is None else ChatTemplate(tokenizer),
+        chat=chat,
+        answers=AnswerFormat() if chat is None else _answers(chat, config),
+        trusts_templates=config.trust_request_chat_template,
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
         max_logprobs=hello.max_logprobs,
@@ -203,6 +212,18 @@ def served_model(hello: Hello, client: EngineClient, tokenizer: Tokenizer) -> Se
             for op, (backend, refusals) in hello.kernels.items()
         },
     )
+
+
+def _answers(chat: ChatTemplate, config: ServerConfig) -> AnswerFormat:
+    """Return how a model writes reasoning and tool calls, and say so in the log."""
+    tools = config.tool_call_parser if config.enable_auto_tool_choice else NONE
+    if tools == AUTO:
+        tools = find_tool_parser(chat)
+    reasoning = config.reasoning_parser
+    if reasoning == AUTO:
+        reasoning = find_reasoning_parser(chat)
+    log.info("parsers of answers: %s of tool calls, %s of reasoning", tools, reasoning)
+    return answer_format(tools=tools, reasoning=reasoning)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
 
     async def whole(self) -> Answer:
         """Return the answer when all of it is there."""
-        tally = self._tally()
+        tally = self.tally()
         choices = await self.job.collect(tally)
         return self.answer(choices, tally.usage(), self._timing(tally))
 
@@ -94,7 +94,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
     async def chunks(self) -> AsyncGenerator[list[Chunk]]:
         """Yield the answer's chunks, those of a step together."""
         options = self.body.stream_options or StreamOptions()
-        tally = self._tally()
+        tally = self.tally()
         interval = self.body.stream_interval or self.job.state.config.stream_interval
         async with aclosing(self.job.events()) as events:
             steps = events if interval == 1 else at_intervals(events, interval)
@@ -119,7 +119,8 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
     def _timing(self, tally: Tally) -> Maybe[Timing]:
         return tally.timing() if self.job.state.config.per_request_metrics else UNSET
 
-    def _tally(self) -> Tally:
+    def tally(self) -> Tally:
+        """Return what counts the tokens."""
         return Tally(self.job.requests, counts_output=not self.body.only_scores)
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from jaxserve.chat import AUTO, NONE
+from jaxserve.chat.reasoning_parsers import reasoning_format
+from jaxserve.chat.tool_parsers import tool_format
 from jaxserve.errors import ConfigError
 
 MIB = 2**20
@@ -32,6 +35,11 @@ class ServerConfig:
     compilation takes a minute or two. api_hang_timeout_s: how long an API process may show no sign
     of life. A process that has ended starts again after restart_delay_s, then twice that, and
     so on; when it has ended more than max_restarts times within restart_window_s, the server ends.
+
+    tool_call_parser and reasoning_parser: names of jaxserve/chat's parsers, `auto` for what the
+    model's chat template shows, `none` to leave calls and reasoning in the text. Without
+    enable_auto_tool_choice only calls that a request forces are looked for.
+    trust_request_chat_template: whether requests may bring a template, which is code.
     """
 
     host: str = "127.0.0.1"
@@ -63,10 +71,18 @@ class ServerConfig:
     max_restarts: int = 5
     restart_window_s: float = 600.0
     restart_delay_s: float = 1.0
+    tool_call_parser: str = AUTO
+    reasoning_parser: str = AUTO
+    enable_auto_tool_choice: bool = True
+    trust_request_chat_template: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be in [0, 65535], got {self.port}")
+        if self.tool_call_parser not in {AUTO, NONE}:
+            tool_format(self.tool_call_parser)
+        if self.reasoning_parser not in {AUTO, NONE}:
+            reasoning_format(self.reasoning_parser)
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys must not be empty strings")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Se
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.client.streams import merge
 from jaxserve.errors import EngineDeadError, OverloadedError
 from jaxserve.request import (
@@ -18,7 +19,12 @@ from jaxserve.request import (
 )
 from jaxserve.server.errors import GenerationError, ShuttingDownError
 from jaxserve.server.middleware import AccessRecord
-from jaxserve.server.protocol.answers import PromptTokensDetails, Timing, Usage
+from jaxserve.server.protocol.answers import (
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    Timing,
+    Usage,
+)
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 
@@ -32,11 +38,20 @@ class Tally:
     """Counts the tokens and the time of an answer while they come.
 
     counts_output: also the tokens generated.
+    reasoning: makes what counts reasoning in one choice; None where there is none to be counted.
     """
 
-    def __init__(self, requests: Sequence[Request], *, counts_output: bool = True) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        *,
+        counts_output: bool = True,
+        reasoning: Callable[[], ReasoningTokens] | None = None,
+    ) -> None:
         self._counts_output = counts_output
         self._times: list[RequestMetrics] = []
+        self._reasoning = reasoning
+        self._counters: dict[tuple[str, int], ReasoningTokens] = {}
         self.prompt_tokens = sum(len(request.prompt_ids) for request in requests)
         self.completion_tokens = 0
         self._cached: dict[str, int] = {}
@@ -48,6 +63,11 @@ class Tally:
             self._cached[event.request_id] = event.num_cached_tokens
         if event.metrics is not None:
             self._times.append(event.metrics)
+        if self._reasoning is not None:
+            choice = event.request_id, event.index
+            if choice not in self._counters:
+                self._counters[choice] = self._reasoning()
+            self._counters[choice].add(event.token_ids)
 
     def timing(self) -> Timing:
         """Return how long it took, when all of it is there."""
@@ -67,12 +87,16 @@ class Tally:
 
     def usage(self) -> Usage:
         """Return the count so far."""
-        return Usage(
+        usage = Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(self._cached.values())),
         )
+        if self._reasoning is not None:
+            count = sum(counter.count for counter in self._counters.values())
+            usage.completion_tokens_details = CompletionTokensDetails(count)
+        return usage
 
 
 def _ms(start_s: float | None, stop_s: float | None) -> float | None:

@@ -13,6 +13,7 @@ from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
 from jaxserve.server.protocol.parsing import renamed
+from jaxserve.server.reading import ChatReading
 from jaxserve.server.state import ServedModel, ServerState
 
 
@@ -44,7 +45,7 @@ def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) 
         model.tokenizer.check_num_chars(
             chat.num_chars(), max_model_len=model.max_model_len, param="messages"
         )
-    text = chat.render(model.chat_template())
+    text = chat.render(model.chat_template(chat.chat_template))
     return encode(
         model,
         text,
@@ -77,7 +78,9 @@ class RequestMaker:
         truncates = body.truncate_prompt_tokens is not None
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
-                return (self._make(encode_chat(self.model, body, will_truncate=truncates)),)
+                prompt_ids = encode_chat(self.model, body, will_truncate=truncates)
+                reading = ChatReading.of(body, self.model, prompt_ids)
+                return (self._make(prompt_ids, reading.params(self.params)),)
         special = body.add_special_tokens
         return tuple(
             self._make(
@@ -89,13 +92,14 @@ class RequestMaker:
                     add_special_tokens=special,
                     param="prompt",
                     will_truncate=truncates,
-                )
+                ),
+                self.params,
             )
             for prompt in body.prompt
         )
 
-    def _make(self, prompt_ids: tuple[int, ...]) -> Request:
-        params, limit = self.params, self.body.truncate_prompt_tokens
+    def _make(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> Request:
+        limit = self.body.truncate_prompt_tokens
         if limit == -1:
             room = self.model.max_model_len - (
                 (params.max_tokens if self.body.has_limit else 1) or 1

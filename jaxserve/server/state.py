@@ -12,10 +12,16 @@ import anyio
 from starlette.requests import Request
 
 from jaxserve import __version__
+from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client import EngineClient
 from jaxserve.config import DEFAULT_MAX_LOGPROBS
-from jaxserve.errors import InvalidRequestError, ModelNotFoundError, OverloadedError
+from jaxserve.errors import (
+    CheckpointError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+)
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
@@ -50,7 +56,9 @@ class ServedModel:
     max_logprobs: alternatives a request may ask for at each token.
     pooling: how it pools prompts, None for a model that generates text.
     has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
-    same request could give another answer. kernels: which backend computes each op, for /health.
+    same request could give another answer. answers: how it writes reasoning and tool calls.
+    trusts_templates: whether requests may bring chat templates of their own. kernels: which
+    backend computes each op, for /health.
     """
 
     names: tuple[str, ...]
@@ -64,6 +72,8 @@ class ServedModel:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_priorities: bool = False
     fingerprint: str = ""
+    answers: AnswerFormat = field(default_factory=AnswerFormat)
+    trusts_templates: bool = False
     kernels: Mapping[str, KernelChoice] = field(default_factory=dict[str, KernelChoice])
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -72,8 +82,26 @@ class ServedModel:
         """The model's own name."""
         return self.names[0]
 
-    def chat_template(self) -> ChatTemplate:
-        """Return how the model wants its chats; raises InvalidRequestError when it takes none."""
+    def chat_template(self, asked: str | None = None) -> ChatTemplate:
+        """Return how the model wants its chats, or the template that a request brings.
+
+        Raises InvalidRequestError when the model takes no chats, and for a template that it may
+        not bring or that is none.
+        """
+        if asked is not None:
+            if not self.trusts_templates:
+                raise InvalidRequestError(
+                    "chat_template is not taken from requests unless the server runs with"
+                    " --trust-request-chat-template",
+                    param="chat_template",
+                    code="unsupported_field",
+                )
+            try:
+                return ChatTemplate(self.tokenizer.with_chat_template(asked))
+            except CheckpointError as error:
+                raise InvalidRequestError(
+                    "chat_template must be a Jinja template", param="chat_template"
+                ) from error
         if self.chat is None:
             raise InvalidRequestError(
                 f"the model {self.name!r} has no chat template: use /v1/completions",

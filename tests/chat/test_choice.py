@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from jaxserve.chat import reasoning_parsers, tool_parsers
+from jaxserve.chat import NONE
 from jaxserve.chat.choice import answer_format, find_reasoning_parser, find_tool_parser
 from jaxserve.chat.template import ChatTemplate
-from jaxserve.errors import ConfigError
 from jaxserve.loading.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 from tests.server.world import write_tokenizer
@@ -24,28 +23,28 @@ NO_TOOLS = {
     "ollama--glimmer_chat_template",
 }
 OF_MODELS = {
-    "Apriel-1.6-15b-Thinker-fixed": ("apriel", None),
+    "Apriel-1.6-15b-Thinker-fixed": ("apriel", "none"),
     "Bielik-11B-v3.0-Instruct": ("hermes", "qwen3"),
     "ByteDance-Seed-OSS": ("seed_oss", "seed_oss"),
     "GLM-4.6": ("glm", "glm"),
     "GLM-5.2": ("glm", "glm"),
-    "GigaChat3-10B-A1.8B": ("gigachat3", None),
+    "GigaChat3-10B-A1.8B": ("gigachat3", "none"),
     "Kimi-K2-Thinking": ("kimi_k2", "kimi_k2"),
-    "Mistral-Small-3.2-24B-Instruct-2506": ("mistral", None),
+    "Mistral-Small-3.2-24B-Instruct-2506": ("mistral", "none"),
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": ("qwen3_coder", "qwen3"),
-    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": ("hermes", None),
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": ("hermes", "none"),
     "Qwen-QwQ-32B": ("hermes", "qwen3"),
-    "Qwen-Qwen2.5-7B-Instruct": ("hermes", None),
+    "Qwen-Qwen2.5-7B-Instruct": ("hermes", "none"),
     "Qwen-Qwen3-0.6B": ("hermes", "qwen3"),
-    "Qwen3-Coder": ("qwen3_coder", None),
+    "Qwen3-Coder": ("qwen3_coder", "none"),
     "Qwen3.5-4B": ("qwen3_coder", "qwen3"),
-    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": (None, "qwen3"),
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": ("none", "qwen3"),
     "deepseek-ai-DeepSeek-V3.2": ("deepseek_v32", "qwen3"),
     "ibm-granite-granite-3.3-2B-Instruct": ("granite", "granite"),
     "llama-cpp-deepseek-r1": ("deepseek_v3", "qwen3"),
     "mistralai-Ministral-3-14B-Reasoning-2512": ("mistral", "mistral"),
-    "mistralai-Mistral-Nemo-Instruct-2407": ("mistral_json", None),
-    "moonshotai-Kimi-K2": ("kimi_k2", None),
+    "mistralai-Mistral-Nemo-Instruct-2407": ("mistral_json", "none"),
+    "moonshotai-Kimi-K2": ("kimi_k2", "none"),
     "openai-gpt-oss-120b": ("gpt_oss", "gpt_oss"),
 }
 
@@ -73,7 +72,7 @@ def test_finds_a_tool_parser_for_all_but_known_templates(pretrained: Any) -> Non
     without = {
         path.stem
         for path in (DATA / "chat_templates").glob("*.jinja*")
-        if find_tool_parser(template_of(pretrained, path)) is None
+        if find_tool_parser(template_of(pretrained, path)) == NONE
     }
     assert without == NO_TOOLS
 
@@ -90,19 +89,11 @@ def test_llama_writes_json_and_nothing_else(pretrained: Any) -> None:
     assert find_tool_parser(ChatTemplate(Tokenizer(pretrained))) == "llama3_json"
 
 
-def test_names_win_over_what_the_template_shows(tmp_path: Path) -> None:
-    template = ChatTemplate(Tokenizer.load(write_tokenizer(tmp_path)))
-    form = answer_format(template, tools="pythonic", reasoning="deepseek_r1")
-    assert form.tools == tool_parsers.tool_format("pythonic")
-    assert form.reasoning == reasoning_parsers.reasoning_format("deepseek_r1")
+def test_none_leaves_everything_in_the_text() -> None:
+    assert not answer_format(tools="none", reasoning="none").markers
 
 
-def test_none_leaves_everything_in_the_text(tmp_path: Path) -> None:
-    template = ChatTemplate(Tokenizer.load(write_tokenizer(tmp_path)))
-    assert not answer_format(template, tools="none", reasoning="none").markers
-
-
-def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    template = ChatTemplate(Tokenizer.load(write_tokenizer(tmp_path)))
-    with pytest.raises(ConfigError, match="tool_call_parser must be one of"):
-        answer_format(template, tools="mystery")
+def test_a_template_without_tools_or_reasoning_has_no_parsers(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = ChatTemplate(Tokenizer.load(write_tokenizer(tmp_path, template=source)))
+    assert find_tool_parser(template) == find_reasoning_parser(template) == NONE

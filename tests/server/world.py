@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.config import CacheConfig, SchedulerConfig
@@ -30,7 +31,7 @@ from jaxserve.request import SamplingParams
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
 from jaxserve.server.run import Server, uvicorn_config
 from jaxserve.server.state import KernelChoice
-from tests.fakes import FakePendingStep, FakeRunner, solo_run
+from tests.fakes import FakePendingStep, FakeRunner, Slot, solo_run
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "once upon a time there was a tale"]
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -74,19 +75,32 @@ def write_tokenizer(folder: Path, *, template: str | None = TEMPLATE) -> Path:
 
 
 @cache
-def tokenizer() -> Tokenizer:
-    """The tokenizer of every world."""
+def tokenizer(template: str = TEMPLATE) -> Tokenizer:
+    """The tokenizer of every world, with a template of its chats."""
     with TemporaryDirectory() as folder:
-        return Tokenizer.load(write_tokenizer(Path(folder)))
+        return Tokenizer.load(write_tokenizer(Path(folder), template=template))
 
 
 class TimedRunner(FakeRunner):
-    """The fake device, with steps that take time, and a switch to break it."""
+    """The fake device, with steps that take time, and a switch to break it.
 
-    def __init__(self, *, step_s: float, **settings: Any) -> None:
+    script: the tokens of every answer, instead of those of the fake's language model.
+    """
+
+    def __init__(
+        self, *, step_s: float, script: tuple[int, ...] | None = None, **settings: Any
+    ) -> None:
         super().__init__(**settings)
+        self.script = script
         self.step_s = step_s
         self.is_broken = False
+
+    def _sample(self, row: RowPlan, slot: Slot) -> int:
+        token_id = super()._sample(row, slot)
+        if self.script is not None:
+            num_generated = len(slot.tokens) - 1 - len(slot.assignment.prompt_ids)
+            token_id = slot.tokens[-1] = self.script[min(num_generated, len(self.script) - 1)]
+        return token_id
 
     def dispatch(self, plan: StepPlan) -> FakePendingStep:
         if self.is_broken:
@@ -96,7 +110,10 @@ class TimedRunner(FakeRunner):
 
 
 class World:
-    """One server of one model; use as a context, which checks what is left at its end."""
+    """One server of one model; use as a context, which checks what is left at its end.
+
+    says: what the model answers to everything. answers: how it is read. template: of chats.
+    """
 
     name = "tiny/model"
 
@@ -114,21 +131,33 @@ class World:
         pooling: PoolingModel | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
         folder: Path | None = None,
+        says: str | None = None,
+        answers: AnswerFormat | None = None,
+        template: str = TEMPLATE,
+        max_model_len: int = MAX_MODEL_LEN,
+        trusts_templates: bool = False,
     ) -> None:
         self.config = config or ServerConfig(port=0)
-        self.metrics = Metrics(max_model_len=MAX_MODEL_LEN)
-        self.tokenizer = tokenizer()
+        self.metrics = Metrics(max_model_len=max_model_len)
+        self.tokenizer = tokenizer(template)
+        script = None
+        if says is not None:
+            script = (
+                *self.tokenizer.encode(says, add_special_tokens=False),
+                *self.tokenizer.eos_ids,
+            )
         scheduler = SchedulerConfig(
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=64,
             max_queued_requests=max_queued_requests,
             policy=policy,
             pools=pooling is not None,
         )
-        num_pages = 1 + max_num_seqs * MAX_MODEL_LEN // PAGE_SIZE
+        num_pages = 1 + max_num_seqs * max_model_len // PAGE_SIZE
         self.runner = TimedRunner(
             step_s=step_s,
+            script=script,
             num_pages=num_pages,
             page_size=PAGE_SIZE,
             max_num_seqs=max_num_seqs,
@@ -155,10 +184,12 @@ class World:
             client=self.client,
             tokenizer=self.tokenizer,
             chat=ChatTemplate(self.tokenizer) if has_chat else None,
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             pooling=pooling,
             defaults=defaults or GenerationDefaults(),
+            answers=answers or AnswerFormat(),
+            trusts_templates=trusts_templates,
             has_priorities=policy == "priority",
             kernels={
                 "paged_attention": KernelChoice(backend="fake", refusals={"fast": "not here"})

@@ -8,4 +8,5 @@ from jaxserve.chat.tool_format import ToolFormat
 FORMAT = ToolFormat(
     call=HeaderCall(re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\](?P<id>\w+))?"), "[ARGS]"),
     begins=("[TOOL_CALLS]",),
+    has_short_ids=True,
 )

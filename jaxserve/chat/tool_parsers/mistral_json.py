@@ -4,5 +4,10 @@ from jaxserve.chat.syntax.json_call import JsonCall
 from jaxserve.chat.tool_format import ToolFormat
 
 FORMAT = ToolFormat(
-    call=JsonCall(), begins=("[TOOL_CALLS]",), ends=("]",), between=("[", ","), chains=True
+    call=JsonCall(),
+    begins=("[TOOL_CALLS]",),
+    ends=("]",),
+    between=("[", ","),
+    chains=True,
+    has_short_ids=True,
 )

@@ -1,26 +1,30 @@
 """POST /v1/chat/completions: what the assistant says next."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from msgspec import UNSET
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from jaxserve.request import TokenEvent
+from jaxserve.chat.pieces import Kind, Piece
+from jaxserve.request import FinishReason, TokenEvent
 from jaxserve.server.answering import AnswerWriter, make_job, respond
-from jaxserve.server.generation import Collected, Job
+from jaxserve.server.generation import Collected, Job, Tally
 from jaxserve.server.protocol.answers import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
-    ChatMessage,
     Delta,
+    FunctionDelta,
     Maybe,
     Timing,
+    ToolCallDelta,
     Usage,
 )
 from jaxserve.server.protocol.chat import ChatBody
+from jaxserve.server.reading import ChatParser, ChatReading
 
 
 async def create_chat_completion(http: HttpRequest) -> Response:
@@ -45,7 +49,17 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
 
     def __init__(self, job: Job, body: ChatBody) -> None:
         super().__init__(job, body, id_prefix="chatcmpl")
-        self._begun: set[int] = set()
+        self._reading = ChatReading.of(body, job.model, job.requests[0].prompt_ids)
+        self._parsers: dict[int, ChatParser] = {}
+        self._num_calls: Counter[int] = Counter()
+
+    def tally(self) -> Tally:
+        """See AnswerWriter."""
+        return Tally(
+            self.job.requests,
+            counts_output=not self.body.only_scores,
+            reasoning=self._reading.counter(self.job.model),
+        )
 
     def answer(
         self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]
@@ -71,8 +85,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
     def chunks_of(self, index: int, new: TokenEvent, usage: Maybe[Usage | None]) -> list[ChatChunk]:
         """See AnswerWriter."""
         chunks = []
-        if index not in self._begun:
-            self._begun.add(index)
+        if index not in self._parsers:
+            self._parsers[index] = self._reading.parser()
             chunks.append(self._first_chunk(index, usage))
         return chunks + [self._chunk([choice], usage) for choice in self._chunk_choices(index, new)]
 
@@ -84,11 +98,12 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
 
     def _choice(self, index: int, choice: Collected) -> ChatChoice:
         body = self.body
+        parser = self._reading.parser()
         return ChatChoice(
             index=index,
-            message=ChatMessage(body.echoed + choice.text),
+            message=parser.message(choice.text, echoed=body.echoed),
             logprobs=self.logprobs.chat(choice.logprobs) if body.logprobs else None,
-            finish_reason=choice.finish_reason,
+            finish_reason=_finish_reason(choice.finish_reason, parser),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if body.return_token_ids else UNSET,
         )
@@ -103,23 +118,45 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         return chunk
 
     def _chunk_choices(self, index: int, new: TokenEvent) -> list[ChatChunkChoice]:
-        """Return what is new: the text, even if it is none yet, and the end apart from it."""
-        body = self.body
-        choices = []
-        if new.text or (new.token_ids and (new.finish_reason is None or new.logprobs)):
-            piece = ChatChunkChoice(index, Delta(content=new.text))
-            if body.logprobs:
-                piece.logprobs = self.logprobs.chat(new.logprobs)
-            choices.append(piece)
+        """Return what is new, even if it is no text yet, and the end apart from it."""
+        body, parser = self.body, self._parsers[index]
+        pieces = parser.read(new.text, is_last=new.finish_reason is not None)
+        choices = [ChatChunkChoice(index, self._delta(index, piece)) for piece in pieces]
+        tells_tokens = self._reading.is_plain and new.finish_reason is None
+        if not choices and new.token_ids and (tells_tokens or new.logprobs):
+            choices.append(ChatChunkChoice(index, Delta(content="")))
+        if body.logprobs and choices:
+            choices[0].logprobs = self.logprobs.chat(new.logprobs)
         if new.finish_reason is not None:
             choices.append(
                 ChatChunkChoice(
-                    index, Delta(), finish_reason=new.finish_reason, stop_reason=new.stop_reason
+                    index,
+                    Delta(),
+                    finish_reason=_finish_reason(new.finish_reason, parser),
+                    stop_reason=new.stop_reason,
                 )
             )
-        if body.return_token_ids and choices:
+        if body.return_token_ids and new.token_ids:
+            choices = choices or [ChatChunkChoice(index, Delta(content=""))]
             choices[0].token_ids = new.token_ids
         return choices
+
+    def _delta(self, index: int, piece: Piece) -> Delta:
+        match piece.kind:
+            case Kind.CONTENT:
+                return Delta(content=piece.text)
+            case Kind.REASONING:
+                return Delta(reasoning=piece.text, reasoning_content=piece.text)
+            case Kind.CALL:
+                self._num_calls[index] += 1
+                function = FunctionDelta(piece.text, "")
+                number = self._num_calls[index] - 1
+                call = ToolCallDelta(number, piece.call_id, "function", function)
+                return Delta(tool_calls=[call])
+            case Kind.ARGUMENTS:
+                number = self._num_calls[index] - 1
+                function = FunctionDelta(arguments=piece.text)
+                return Delta(tool_calls=[ToolCallDelta(number, function=function)])
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Maybe[Usage | None]) -> ChatChunk:
         return ChatChunk(
@@ -130,3 +167,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             choices=choices,
             usage=usage,
         )
+
+
+def _finish_reason(reason: FinishReason, parser: ChatParser) -> str:
+    """Return why an answer has ended, in OpenAI's words: calls are the client's turn."""
+    return "tool_calls" if parser.has_calls and reason is FinishReason.STOP else reason

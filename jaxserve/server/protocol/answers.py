@@ -15,6 +15,12 @@ class PromptTokensDetails(Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct):
+    """reasoning_tokens: those of the reasoning before an answer."""
+
+    reasoning_tokens: int
+
+
 class Usage(Struct):
     """Tokens read and written, over all choices; the prompt counts once."""
 
@@ -22,6 +28,7 @@ class Usage(Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: Maybe[CompletionTokensDetails] = UNSET
 
 
 class RankedLogprob(Struct):
@@ -114,12 +121,33 @@ class ChatLogprobs(Struct):
     refusal: None = None
 
 
-class ChatMessage(Struct):
-    """What the assistant says."""
+class CalledFunction(Struct):
+    """A function and the JSON text of its arguments."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct):
+    """A call that the assistant wants made."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
+class ChatMessage(Struct):
+    """What the assistant says; content is null where it only reasons or calls.
+
+    `reasoning` and `reasoning_content` are the same text.
+    """
+
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning: Maybe[str] = UNSET
+    reasoning_content: Maybe[str] = UNSET
+    tool_calls: Maybe[list[ToolCall]] = UNSET
 
 
 class ChatChoice(Struct):

@@ -1,5 +1,6 @@
 """The body of POST /v1/chat/completions, and the chat it holds as templates want it."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,6 +15,8 @@ from jaxserve.server.protocol.parsing import renamed, show, wanted
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_CHARS = 2**16
 FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 type Content = str | list[dict[str, str]]
@@ -38,13 +41,33 @@ def _content(value: object) -> Content:
     return [{"type": "text", "text": part["text"]} for part in value]
 
 
-def _tool_choice(value: object) -> str:
-    """What leaves the model free; and none, which shows it no tools."""
-    if value == "required" or isinstance(value, dict):
-        raise wanted("auto or none: forcing a tool call is not supported yet")
-    if not isinstance(value, str) or value not in {"auto", "none"}:
-        raise wanted("auto or none")
-    return value
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model may call, must, or must not; and which functions, all if None."""
+
+    mode: str = "auto"
+    names: tuple[str, ...] | None = None
+
+
+def _tool_choice(value: object) -> ToolChoice:
+    """A mode, a function that must be called, or some of the tools with a mode."""
+    match value:
+        case "none" | "auto" | "required":
+            return ToolChoice(value)
+        case {"type": "function", "function": {"name": str(name)}}:
+            return ToolChoice("required", (name,))
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools]}}:
+            names = tuple(_allowed_name(tool) for tool in tools)
+            if mode in {"auto", "required"} and names:
+                return ToolChoice(str(mode), names)
+    raise wanted("none, auto, required, a function by its name, or allowed_tools with a mode")
+
+
+def _allowed_name(tool: object) -> str:
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return name
+    raise wanted("allowed_tools of functions, each by its name")
 
 
 class FunctionCall(Body):
@@ -136,13 +159,50 @@ class Chat(Body):
     tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
         default_factory=list
     )
-    tool_choice: Annotated[str, BeforeValidator(_tool_choice)] = "auto"
-    documents: Annotated[list[dict[str, Any]], FailFast()] = Field(default_factory=list)
+    tool_choice: Annotated[ToolChoice, BeforeValidator(_tool_choice)] = ToolChoice()
+    documents: Annotated[list[dict[str, Any]], FailFast(), Field(max_length=MAX_DOCUMENTS)] = Field(
+        default_factory=list
+    )
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool = False
+    chat_template: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     reasoning_effort: ReasoningEffort | None = None
+
+    @property
+    def offered_functions(self) -> list[Function]:
+        """The functions that the model may call; none where it must not."""
+        names = self.tool_choice.names
+        functions = [tool.function for tool in self.tools]
+        if self.tool_choice.mode == "none":
+            return []
+        return functions if names is None else [f for f in functions if f.name in names]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be tool calls."""
+        return self.tool_choice.mode == "required"
+
+    @property
+    def last_text(self) -> str:
+        """The text of the last message."""
+        content = self.messages[-1].content or ""
+        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+    def check_tools(self) -> None:
+        """Raise InvalidRequestError unless what is chosen is there."""
+        names = {tool.function.name for tool in self.tools}
+        for name in self.tool_choice.names or ():
+            if name not in names:
+                raise InvalidRequestError(
+                    f"tool_choice must name functions of tools, got {show(name)}",
+                    param="tool_choice",
+                )
+        if self.must_call and not self.tools:
+            raise InvalidRequestError(
+                "tool_choice can only be required where there are tools", param="tool_choice"
+            )
 
     def num_chars(self) -> int:
         """Return how much text the messages hold, at least: what no rendering can shorten."""
@@ -161,9 +221,18 @@ class Chat(Body):
                 param="continue_final_message",
             )
         variables = dict(self.chat_template_kwargs)
-        if self.reasoning_effort is not None and "reasoning_effort" in template.variables:
-            variables.setdefault("reasoning_effort", self.reasoning_effort)
-        tools = () if self.tool_choice == "none" else self.tools
+        if self.reasoning_effort is not None:
+            thinks = self.reasoning_effort != "none"
+            for name, value in (
+                ("reasoning_effort", self.reasoning_effort),
+                # What templates call the switch that OpenAI has as an effort.
+                ("enable_thinking", thinks),
+                ("thinking", thinks),
+            ):
+                if name in template.variables:
+                    variables.setdefault(name, value)
+        offered = {function.name for function in self.offered_functions}
+        tools = [tool for tool in self.tools if tool.function.name in offered]
         return template.render(
             [
                 message.for_template(f"messages[{index}]")
@@ -185,10 +254,13 @@ class ChatBody(Chat, GenerationBody):
     logprobs: bool = False
     top_logprobs: int = 0
     max_completion_tokens: Int32 | None = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
 
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
         super().check()
+        self.check_tools()
         for name in ("top_logprobs", "logprob_token_ids"):
             if getattr(self, name) and not self.logprobs:
                 raise InvalidRequestError(
@@ -214,12 +286,7 @@ class ChatBody(Chat, GenerationBody):
     @property
     def echoed(self) -> str:
         """The text that `echo` puts before an answer: the assistant's message it continues."""
-        last = self.messages[-1]
-        if not self.echo or last.role != "assistant" or last.content is None:
-            return ""
-        if isinstance(last.content, str):
-            return last.content
-        return "".join(part["text"] for part in last.content)
+        return self.last_text if self.echo and self.messages[-1].role == "assistant" else ""
 
     def params(self, defaults: GenerationDefaults) -> SamplingParams:
         """Return the engine's parameters; without a limit the answer may fill the context."""

@@ -8,7 +8,6 @@ from jaxserve.errors import InvalidRequestError
 NOT_YET = "is not supported yet"
 TEXT_ONLY = "is not supported: this server reads and writes text only"
 STRUCTURED = "is not supported yet: answers cannot be bound to a grammar or schema"
-OPERATOR = "is not taken from requests: the server's operator chooses it"
 
 # Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.
 IGNORED = frozenset(
@@ -16,7 +15,6 @@ IGNORED = frozenset(
         "cache_prompt",
         "metadata",
         "moderation",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -34,7 +32,6 @@ IGNORED = frozenset(
 REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "audio": (TEXT_ONLY, ()),
     "best_of": ("is not supported: ask for n answers and choose among them", (1,)),
-    "chat_template": (OPERATOR, ()),
     "ec_transfer_params": (NOT_YET, ()),
     "function_call": ("is OpenAI's older form and not supported: use tool_choice", ("none",)),
     "functions": ("is OpenAI's older form and not supported: use tools", ([],)),
@@ -46,10 +43,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "guided_json_object": (STRUCTURED, (False,)),
     "guided_regex": (STRUCTURED, ()),
     "guided_whitespace_pattern": (STRUCTURED, ()),
-    "include_reasoning": (
-        "is not supported yet: reasoning is part of the text and cannot be left out",
-        (True,),
-    ),
     "kv_transfer_params": (NOT_YET, ()),
     "media_io_kwargs": (TEXT_ONLY, ({},)),
     "mm_processor_kwargs": (TEXT_ONLY, ({},)),
