@@ -27,6 +27,8 @@ class StructuredOutputsParams:
     disable_any_whitespace: JSON without any between its parts; whitespace_pattern: a regex of what
     may stand there. disable_additional_properties: objects have only the properties that their
     schema names. reasoning_end: the answer begins behind this text; before it anything may stand.
+    reasoning_begin: reasoning stands only behind this text; without it, the answer begins at once.
+    max_reasoning_tokens: after so many, reasoning must end.
 
     Raises InvalidRequestError for what is of the wrong kind, or too large.
     """
@@ -41,6 +43,8 @@ class StructuredOutputsParams:
     whitespace_pattern: str | None = None
     disable_additional_properties: bool = False
     reasoning_end: str | None = None
+    reasoning_begin: str | None = None
+    max_reasoning_tokens: int | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
@@ -58,11 +62,12 @@ class StructuredOutputsParams:
             is_text = all(isinstance(text, str) and text for text in self.choice)
             if isinstance(choice, str) or not self.choice or not is_text:
                 raise refusal("choice", "must be a list of texts, none of them empty")
-        for name in ("regex", "grammar", "structural_tag", "whitespace_pattern", "reasoning_end"):
+        texts_of = ("regex", "grammar", "structural_tag", "whitespace_pattern")
+        for name in (*texts_of, "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise refusal(name, "must be text, and not empty")
-        for name in (self.kind, "whitespace_pattern", "reasoning_end"):
+        for name in (self.kind, "whitespace_pattern", "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
             texts = value if isinstance(value, tuple) else (str(value),)
             num_bytes = sum(len(text.encode(errors="replace")) for text in texts)

@@ -7,7 +7,7 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-from jaxserve.grammar.tags import tags_grammar
+from jaxserve.grammar.tags import literals, tags_grammar
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 # Between the parts of JSON. Bounded, or a model that cannot decide could write spaces for ever.
@@ -21,13 +21,22 @@ def grammar_source(params: StructuredOutputsParams, *, special_tokens: Sequence[
     grammar = _answer(params, special_tokens)
     if params.reasoning_end is None:
         return grammar
-    end = params.reasoning_end
-    if end in special_tokens:
-        thought = f"thought: TEXT {end}\nTEXT: /(.|\\n)*/"
-    else:
+    end, limit = params.reasoning_end, params.max_reasoning_tokens
+    if limit == 0:
+        thought = f"thought: {literals(end, special_tokens)}"
+    elif end in special_tokens:
+        bound = "" if limit is None else f"[max_tokens={limit}]"
+        thought = f"thought: idea {end}\nidea{bound}: TEXT\nTEXT: /(.|\\n)*/"
+    elif limit is None:
         thought = f"thought[lazy]: TEXT {json.dumps(end)}\nTEXT: /(.|\\n)*/"
+    else:
+        # An end that is text like any other cannot be told from the thought that it ends.
+        raise refusal("max_reasoning_tokens", f"cannot be kept: {end} is no token of the model")
+    reasoning = "thought"
+    if params.reasoning_begin is not None:
+        reasoning = f"(GAP {literals(params.reasoning_begin, special_tokens)} thought)?"
     first, *rest = json.loads(grammar)["grammars"]
-    start = f"%llguidance {{}}\nstart: thought GAP @answer\n{thought}\nGAP: /{GAP}/\n"
+    start = f"%llguidance {{}}\nstart: {reasoning} GAP @answer\n{thought}\nGAP: /{GAP}/\n"
     return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "answer"}, *rest]})
 
 

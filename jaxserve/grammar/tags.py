@@ -63,21 +63,21 @@ def _rule(
 ) -> str:
     """Return the rule of one tag and what comes before it."""
     before = "GAP" if tags.at_least_one else "TEXT"
-    end = _literals(tag.end, special_tokens)
+    end = literals(tag.end, special_tokens)
     body = f"%json {json.dumps(tag.schema if tag.schema is not True else {})} {end}"
     if trigger in special_tokens or tags.at_least_one:
-        return f"{name}: {before} {_literals(tag.begin, special_tokens)} {body}"
+        return f"{name}: {before} {literals(tag.begin, special_tokens)} {body}"
     # The text before a trigger ends at the first there is.
-    rest = _literals(tag.begin[len(trigger) :], special_tokens)
+    rest = literals(tag.begin[len(trigger) :], special_tokens)
     return f"{name}_head[lazy]: {before} {json.dumps(trigger)}\n{name}: {name}_head {rest} {body}"
 
 
-def _literals(text: str, special_tokens: Sequence[str]) -> str:
+def literals(text: str, special_tokens: Sequence[str]) -> str:
     """Return a text as literals, and special tokens in it by their names."""
     for token in special_tokens:
         if token in text and token.startswith("<") and token.endswith(">"):
             before, _, after = text.partition(token)
-            parts = (_literals(before, special_tokens), token, _literals(after, special_tokens))
+            parts = (literals(before, special_tokens), token, literals(after, special_tokens))
             return " ".join(part for part in parts if part)
     return json.dumps(text) if text else ""
 

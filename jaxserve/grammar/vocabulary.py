@@ -45,9 +45,9 @@ class Vocabulary:
 
     @property
     def special_tokens(self) -> list[str]:
-        """The special tokens, which no text is ever taken for."""
+        """The added tokens, special or not: to llguidance no text is ever one of them."""
         added = self._backend.get_added_tokens_decoder()
-        return [token.content for token in added.values() if token.special]
+        return [token.content for token in added.values()]
 
 
 class _Bytes:

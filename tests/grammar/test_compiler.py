@@ -10,7 +10,8 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import GrammarCompiler
 from jaxserve.grammar.compiler import BYTES_PER_GRAMMAR
 from jaxserve.structured_outputs import MAX_BYTES, MAX_DEPTH, StructuredOutputsParams
-from tests.grammar.world import accepts, checker, vocabulary
+from tests.grammar.world import accepts, checker, compiler, vocabulary
+from tests.server.world import tokenizer
 
 PERSON = {
     "type": "object",
@@ -44,6 +45,37 @@ def test_an_answer_is_what_was_asked_for(asked: dict[str, Any], good: str, bad: 
     checker().check(params)
     assert accepts(params, good)
     assert not accepts(params, bad)
+
+
+THINKING: dict[str, Any] = {"regex": "a", "reasoning_begin": "<|im_start|>", "reasoning_end": "<|im_end|>"}
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "<|im_start|>hm<|im_end|>\n\na", "\n<|im_start|><|im_end|>a"]
+)
+def test_there_may_be_reasoning_or_none(text: str) -> None:
+    assert accepts(StructuredOutputsParams(**THINKING), text)
+
+
+@pytest.mark.parametrize("text", ["hm<|im_end|>a", "<|im_start|>hm", "hm"])
+def test_reasoning_stands_between_its_marks(text: str) -> None:
+    assert not accepts(StructuredOutputsParams(**THINKING), text)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5])
+def test_reasoning_ends_when_its_tokens_are_used_up(limit: int) -> None:
+    params = StructuredOutputsParams(**THINKING, max_reasoning_tokens=limit)
+    matcher = compiler().matcher(params)
+    begin, end = tokenizer().encode("<|im_start|><|im_end|>", add_special_tokens=False)
+    thoughts = tokenizer().encode("zqzqzq", add_special_tokens=False)[:limit]
+    assert matcher.consume_tokens([begin, *thoughts])
+    assert matcher.compute_ff_tokens() == [end]
+
+
+def test_a_limit_of_reasoning_that_only_text_ends_is_refused() -> None:
+    params = StructuredOutputsParams(regex="a", reasoning_end="Well:", max_reasoning_tokens=5)
+    with pytest.raises(InvalidRequestError, match=r"max_reasoning_tokens cannot be kept: Well: is"):
+        checker().check(params)
 
 
 def test_json_without_whitespace_has_none() -> None:

@@ -1,9 +1,8 @@
 """JSON as models write it: passed on while it comes, and never beyond its end."""
 
+import json
 import re
 from contextlib import suppress
-
-import msgspec
 
 from jaxserve.chat.source import SPACE, Emit, Reading, Source
 
@@ -75,8 +74,8 @@ def read_arguments(source: Source, emit: Emit, *, limit: int | None = None) -> R
         return True
     if is_whole and char == '"':
         # If it is none after all, the client gets to see what it is.
-        with suppress(msgspec.DecodeError):
-            text = msgspec.json.decode(text, type=str)
+        with suppress(ValueError):
+            text = json.loads(text)
     if text:
         emit(text)
     return is_whole

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from jaxserve.chat.pieces import Sink
 from jaxserve.chat.source import Emit, Reading, Source
 from jaxserve.chat.syntax import Schemas
@@ -116,10 +114,15 @@ def _converted(text: str, types: frozenset[str]) -> str:
     """Return the JSON of a value written bare: of one of the types, or a string."""
     value = WORDS.get(text.strip(), text.strip())
     try:
-        kinds = KINDS[type(msgspec.json.decode(value))]
+        kinds = KINDS[type(json.loads(value, parse_constant=_refuse))]
     except (ValueError, RecursionError):
         return _json(text)
     return value if not types or types & kinds else _json(text)
+
+
+def _refuse(constant: str) -> None:
+    """NaN and the infinities are Python's words, and not JSON."""
+    raise ValueError(constant)
 
 
 def _types(schema: object) -> Iterator[str]:

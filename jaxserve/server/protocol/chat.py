@@ -261,6 +261,11 @@ class ChatBody(Chat, GenerationBody):
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
         super().check()
         self.check_tools()
+        if self.must_call:
+            raise InvalidRequestError(
+                "tool_choice must be auto or none: forcing a tool call is not supported yet",
+                param="tool_choice",
+            )
         for name in ("top_logprobs", "logprob_token_ids"):
             if getattr(self, name) and not self.logprobs:
                 raise InvalidRequestError(
