@@ -32,6 +32,8 @@ SUPPLIED = {"messages", "tools", "documents", "raise_exception", "strftime_now"}
 )
 # transformers' own tag around an assistant's turn; it changes nothing of what is read.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+# What templates call the reasoning in a message.
+REASONING = ("reasoning", "reasoning_content", "thinking")
 PROBE = "jaxserve-probe"
 
 
@@ -131,6 +133,7 @@ class ChatTemplate:
     def _adapt(self, message: Message) -> Message:
         """Give a message the role and the form of content that the template was written for."""
         role, content = message["role"], message.get("content")
+        reasoning = message.get("reasoning") or message.get("reasoning_content")
         if role == "developer" and not any("developer" in source for source in self._sources):
             # OpenAI's newer word for the same role; most templates would drop or refuse it.
             role = "system"
@@ -139,7 +142,13 @@ class ChatTemplate:
             content = "\n".join(part["text"] for part in content)
         elif isinstance(content, str) and not takes_text:
             content = [{"type": "text", "text": content}]
-        return {**message, "role": role, "content": content}
+        if content is None and role == "assistant":
+            # A message that only calls: OpenAI's null, which templates try to add to text.
+            content = ""
+        adapted = {**message, "role": role, "content": content}
+        if reasoning:
+            adapted |= {name: reasoning for name in REASONING if self.has_all([name])}
+        return adapted
 
     def _find_forms(self) -> Mapping[str, tuple[bool, bool]]:
         """For each role, whether the template takes its content as a string, and as parts.

@@ -1,0 +1,105 @@
+"""Chats of requests come out of every model's template as transformers has them, tools and all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+
+from jaxserve.chat.template import RENDER_ERRORS, ChatTemplate
+from jaxserve.errors import InvalidRequestError
+from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.server.protocol.chat import Chat
+from jaxserve.server.protocol.parsing import parse
+from tests.data import DATA, needs_data
+
+TEMPLATES = sorted((DATA / "chat_templates").glob("*.jinja*"))
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "Where."}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+ARGUMENTS = {"city": "Köln"}
+
+
+def chat(*, arguments: Any, content: str | None) -> list[dict[str, Any]]:
+    """A chat with a call of a tool and its result."""
+    function = {"name": "weather", "arguments": arguments}
+    return [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it warm in Köln?"},
+        {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [{"id": "call00001", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "call00001", "name": "weather", "content": "21 C"},
+    ]
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Any:
+    """A tokenizer of transformers, to which each test gives a template."""
+    return AutoTokenizer.from_pretrained(DATA / "tokenizers/mistral-v3")
+
+
+def outcomes(pretrained: Any, path: Path, **fields: Any) -> tuple[str, str]:
+    """What transformers and the server make of a chat; of a refusal, the template's own words."""
+    pretrained.chat_template = path.read_text("utf-8")
+    template = ChatTemplate(Tokenizer(pretrained))
+    if not template.reads_tools:
+        fields["tools"] = []
+    try:
+        expected = pretrained.apply_chat_template(
+            chat(arguments=ARGUMENTS, content=""),
+            tools=fields["tools"] or None,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except RENDER_ERRORS as error:
+        expected = error.message if type(error) is TemplateError else "cannot take these"
+    messages = chat(arguments=json.dumps(ARGUMENTS), content=None)
+    try:
+        got = parse({"messages": messages, **fields}, Chat).render(template)
+    except InvalidRequestError as error:
+        return expected, expected if str(expected) in error.message else error.message
+    return expected, got
+
+
+@needs_data
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_a_chat_with_tools_comes_out_as_transformers_has_it(pretrained: Any, path: Path) -> None:
+    expected, got = outcomes(pretrained, path, tools=TOOLS)
+    assert got == expected
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("Qwen-Qwen3-0.6B", "reasoning"),
+        ("Qwen-Qwen3-0.6B", "reasoning_content"),
+        ("openai-gpt-oss-120b", "reasoning"),
+    ],
+)
+def test_reasoning_of_a_message_is_found_by_the_templates_name_for_it(
+    pretrained: Any, name: str, field: str
+) -> None:
+    pretrained.chat_template = (DATA / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    messages = chat(arguments="{}", content=None)
+    messages[2][field] = "I should look it up."
+    text = parse({"messages": messages, "tools": TOOLS}, Chat).render(
+        ChatTemplate(Tokenizer(pretrained))
+    )
+    assert "I should look it up." in text
