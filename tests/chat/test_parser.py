@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxserve.chat import reasoning_parsers, tool_parsers
@@ -123,6 +123,7 @@ def test_an_answer_is_the_same_in_any_two_pieces(name: str) -> None:
 
 
 @settings(max_examples=400, deadline=None)
+@example(("glm", "<tool_call>w0w<arg_key>"), [], None)
 @given(rubbish(), st.lists(st.integers(0, 1000), max_size=12), st.sampled_from([None, True]))
 def test_any_text_in_any_pieces_gives_the_same_and_loses_nothing(
     named: tuple[str, str], places: list[int], is_open: bool | None

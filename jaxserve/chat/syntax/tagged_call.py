@@ -63,6 +63,7 @@ class TaggedCall:
         if not tag:
             return False
         sink.call(name)
+        source.mark()
         types = {
             key: frozenset(_types(schema))
             for key, schema in _mapping(schemas.get(name, {}).get("properties")).items()
