@@ -47,7 +47,11 @@ def test_an_answer_is_what_was_asked_for(asked: dict[str, Any], good: str, bad: 
     assert not accepts(params, bad)
 
 
-THINKING: dict[str, Any] = {"regex": "a", "reasoning_begin": "<|im_start|>", "reasoning_end": "<|im_end|>"}
+THINKING: dict[str, Any] = {
+    "regex": "a",
+    "reasoning_begin": "<|im_start|>",
+    "reasoning_end": "<|im_end|>",
+}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.loading.generation import GenerationDefaults
-from tests.server.world import World, events
+from tests.server.world import TEMPLATE, World, events
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -179,14 +179,15 @@ def test_a_model_without_a_template_takes_no_chats() -> None:
     assert "no chat template" in response.json()["error"]["message"]
 
 
-def test_what_the_template_refuses_is_the_requests_fault(http: TestClient) -> None:
-    # A message of no content at all: this template adds strings.
-    messages = [*HELLO, {"role": "assistant"}, *HELLO]
-    response = http.post(PATH, json={"messages": messages})
+def test_what_the_template_refuses_is_the_requests_fault() -> None:
+    rule = "{% if messages | length > 2 %}{{ raise_exception('two at most') }}{% endif %}"
+    with World(template=TEMPLATE + rule) as world:
+        response = world.http().post(PATH, json={"messages": HELLO * 3})
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == "messages"
-    assert error["message"] == "the model's chat template cannot take these messages"
+    words = "the model's chat template cannot take these messages: two at most"
+    assert error["message"] == words
 
 
 @pytest.mark.parametrize("stream_it", [False, True])
