@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     async def answer() -> int:
         with TemporaryDirectory(prefix="jaxserve-") as folder:
             app = create_app(
-                [served_model(hellos[0], client, tokenizer)],
+                [served_model(hellos[0], client, tokenizer, ServerConfig())],
                 metrics=served.metrics,
                 config=ServerConfig(),
                 folder=Path(folder),
