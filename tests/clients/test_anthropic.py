@@ -1,0 +1,63 @@
+"""Anthropic's own client, with tools and streams."""
+
+from typing import Any
+
+import anthropic
+import pytest
+
+from tests.clients.world import CAPITAL, KEY, MODEL, WEATHER, WEATHER_SCHEMA, Address
+
+TOOL = {
+    "name": "get_weather",
+    "description": "Get the weather in a city.",
+    "input_schema": WEATHER_SCHEMA,
+}
+
+
+def asking(text: str, **fields: Any) -> Any:
+    messages = [{"role": "user", "content": text}]
+    return {"model": MODEL, "messages": messages, "max_tokens": 64, "temperature": 0, **fields}
+
+
+@pytest.fixture(scope="module")
+def client(server: Address) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0)
+
+
+def test_a_message(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(**asking(CAPITAL))
+    assert message.content[0].text == "The capital of France is Paris."
+    assert message.stop_reason == "end_turn"
+
+
+def test_a_stream(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(**asking(CAPITAL)) as stream:
+        assert "".join(stream.text_stream) == "The capital of France is Paris."
+
+
+def test_a_forced_tool_is_used(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(
+        **asking(WEATHER, tools=[TOOL], tool_choice={"type": "any"})
+    )
+    (use,) = message.content
+    assert use.type == "tool_use"
+    assert use.input.keys() == {"city"}
+    assert message.stop_reason == "tool_use"
+
+
+def test_a_tools_result_goes_back(client: anthropic.Anthropic) -> None:
+    fields = asking(WEATHER, tools=[TOOL], tool_choice={"type": "any"})
+    with client.messages.stream(**fields) as stream:
+        first = stream.get_final_message()
+    result = {"type": "tool_result", "tool_use_id": first.content[0].id, "content": "Sunny."}
+    turns = [
+        *fields["messages"],
+        {"role": "assistant", "content": first.content},
+        {"role": "user", "content": [result]},
+    ]
+    assert client.messages.create(**asking(WEATHER, tools=[TOOL]) | {"messages": turns}).content
+
+
+def test_a_message_that_is_too_long_is_the_clients_own_error(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
+        client.messages.create(**asking("word " * 2000))
