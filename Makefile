@@ -13,16 +13,17 @@ EXTRA ?=
 RUNTIME_LOCK := requirements$(EXTRA:%=-%).lock
 RUNTIME      := $(VENV)/.installed$(EXTRA:%=-%)
 DEV          := $(VENV)/.installed-dev
+CLIENTS      := .venv-clients
 
 # Installing is uv's work where uv can be had (seconds), pip's elsewhere (minutes): the same locks.
 install = if [ -x $(VENV)/bin/uv ]; \
-	then $(VENV)/bin/uv pip install --quiet --python $(PY) --no-build-isolation-package jaxserve $(1); \
-	else $(PY) -m pip install --quiet $(1); fi
+	then $(VENV)/bin/uv pip install --quiet --python $(or $(2),$(PY)) --no-build-isolation-package jaxserve $(1); \
+	else $(or $(2),$(PY)) -m pip install --quiet $(1); fi
 compile = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bench lock clean compile-check compile-tests
+.PHONY: help setup serve test lint format bench lock clean client-tests compile-check compile-tests
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST)
@@ -33,7 +34,12 @@ serve: $(RUNTIME)  ## serve the embedded model, or ARGS="MODEL --port 8123"
 	@$(VENV)/bin/jaxserve serve $(ARGS)
 
 test: lint  ## lint, check types and run the tests, or ARGS="tests/engine -k preempt"
-	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(or $(ARGS),--ignore tests/clients)
+	@$(if $(ARGS),,$(MAKE) --no-print-directory client-tests)
+
+# Their packages hold ours back, so they drive the server from an environment of their own.
+client-tests: $(RUNTIME) $(CLIENTS)/.installed  ## talk to a running server with OpenAI's, LangChain's and other clients
+	@JAXSERVE_PYTHON=$(PY) $(CLIENTS)/bin/pytest tests/clients $(ARGS)
 
 # The compilers of accelerators are large and chatty: each in an environment of its own. And each
 # target in a process of its own: Mosaic GPU assembles every kernel for the GPU it met first.
@@ -64,9 +70,10 @@ lock: $(VENV)/.made  ## rewrite the lock files after pyproject.toml; ARGS="--upg
 	for extra in cuda13 cuda12 tpu; do \
 	  $(compile) pyproject.toml -c requirements.lock --extra $$extra -o requirements-$$extra.lock; done
 	$(compile) --group build -o requirements-build.lock
+	$(compile) --group clients -o requirements-clients.lock
 
 clean:  ## remove .venv, builds and caches
-	rm -rf $(VENV) .venv-tpu .venv-cuda build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-cuda $(CLIENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Stamps: a finished step is not repeated until what it was made from changes.
 $(VENV)/.made: requirements-build.lock
@@ -84,4 +91,10 @@ $(RUNTIME): $(VENV)/.made $(RUNTIME_LOCK) pyproject.toml
 $(DEV): $(RUNTIME) requirements-dev.lock
 	@echo "installing requirements-dev.lock"
 	@$(call install,--require-hashes -r requirements-dev.lock)
+	@touch $@
+
+$(CLIENTS)/.installed: $(VENV)/.made requirements-clients.lock
+	@echo "installing requirements-clients.lock"
+	@$(PY) -m venv --clear $(CLIENTS)
+	@$(call install,--require-hashes -r requirements-clients.lock,$(CLIENTS)/bin/python)
 	@touch $@

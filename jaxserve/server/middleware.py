@@ -126,8 +126,9 @@ class AuthorizeMiddleware:
             digest = self._known(Headers(scope=scope))
             if digest is None:
                 error = UnauthorizedError(
-                    "this server asks for an API key it knows, as 'Authorization: Bearer KEY'"
-                    " or 'x-api-key: KEY'"
+                    # OpenAI's words to begin with: LiteLLM knows the error by them.
+                    "Incorrect API key provided: this server asks for one that it knows,"
+                    " as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
                 )
                 await error_response(error, scope)(scope, receive, send)
                 return

@@ -27,7 +27,7 @@ def server() -> Iterator[Address]:
     python = os.environ.get("JAXSERVE_PYTHON", sys.executable)
     command = [python, "-m", "jaxserve", "serve", "--port", "0", "--api-key", KEY]
     with subprocess.Popen(
-            [*command, "--max-num-seqs", "8"],
+        [*command, "--max-num-seqs", "8"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -5,8 +5,9 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.clients.world import CAPITAL, KEY, MODEL, WEATHER, WEATHER_SCHEMA, Address
+from tests.clients.world import CAPITAL, KEY, MODEL, TOO_LONG, WEATHER, WEATHER_SCHEMA, Address
 
+FORCED = {"type": "any", "disable_parallel_tool_use": True}
 TOOL = {
     "name": "get_weather",
     "description": "Get the weather in a city.",
@@ -16,7 +17,8 @@ TOOL = {
 
 def asking(text: str, **fields: Any) -> Any:
     messages = [{"role": "user", "content": text}]
-    return {"model": MODEL, "messages": messages, "max_tokens": 64, "temperature": 0, **fields}
+    greedy = {"extra_body": {"temperature": 0}}
+    return {"model": MODEL, "messages": messages, "max_tokens": 64, **greedy, **fields}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +38,7 @@ def test_a_stream(client: anthropic.Anthropic) -> None:
 
 
 def test_a_forced_tool_is_used(client: anthropic.Anthropic) -> None:
-    message = client.messages.create(
-        **asking(WEATHER, tools=[TOOL], tool_choice={"type": "any"})
-    )
+    message = client.messages.create(**asking(WEATHER, tools=[TOOL], tool_choice=FORCED))
     (use,) = message.content
     assert use.type == "tool_use"
     assert use.input.keys() == {"city"}
@@ -46,7 +46,7 @@ def test_a_forced_tool_is_used(client: anthropic.Anthropic) -> None:
 
 
 def test_a_tools_result_goes_back(client: anthropic.Anthropic) -> None:
-    fields = asking(WEATHER, tools=[TOOL], tool_choice={"type": "any"})
+    fields = asking(WEATHER, tools=[TOOL], tool_choice=FORCED)
     with client.messages.stream(**fields) as stream:
         first = stream.get_final_message()
     result = {"type": "tool_result", "tool_use_id": first.content[0].id, "content": "Sunny."}
@@ -60,4 +60,4 @@ def test_a_tools_result_goes_back(client: anthropic.Anthropic) -> None:
 
 def test_a_message_that_is_too_long_is_the_clients_own_error(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
-        client.messages.create(**asking("word " * 2000))
+        client.messages.create(**asking(TOO_LONG))

@@ -106,6 +106,7 @@ def test_a_forced_call_is_parsed(client: Any) -> None:
         messages=user("Hello!"),
         tools=[openai.pydantic_function_tool(GetWeather)],
         tool_choice="required",
+        parallel_tool_calls=False,
         temperature=0,
     )
     (call,) = answer.choices[0].message.tool_calls
@@ -118,6 +119,7 @@ def test_a_named_call_streams(client: Any) -> None:
         "messages": user(WEATHER),
         "tools": [WEATHER_TOOL],
         "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+        "parallel_tool_calls": False,
         "temperature": 0,
     }
     whole = client.chat.completions.create(**fields).choices[0].message.tool_calls[0].function
@@ -166,7 +168,12 @@ def test_responses_stream(client: Any) -> None:
 
 def test_responses_call_functions(client: Any) -> None:
     answer = client.responses.create(
-        model=MODEL, input=WEATHER, temperature=0, tools=[RESPONSES_TOOL], tool_choice="required"
+        model=MODEL,
+        input=WEATHER,
+        temperature=0,
+        tools=[RESPONSES_TOOL],
+        tool_choice="required",
+        parallel_tool_calls=False,
     )
     (call,) = answer.output
     assert call.type == "function_call"
@@ -184,7 +191,10 @@ def test_errors_are_the_clients_own_classes(client: Any) -> None:
     with pytest.raises(openai.AuthenticationError) as stranger:
         client.with_options(api_key="sk-another").models.list()
     assert stranger.value.code == "invalid_api_key"
+
+
+def test_a_schema_that_cannot_be_followed_is_refused_by_its_keyword(client: Any) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    form = {"type": "json_schema", "json_schema": {"name": "set", "schema": schema}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems"):
-        schema = {"type": "array", "uniqueItems": True}
-        form = {"type": "json_schema", "json_schema": {"name": "set", "schema": schema}}
-        chat(model=MODEL, messages=user("hi"), response_format=form)
+        client.chat.completions.create(model=MODEL, messages=user("hi"), response_format=form)
