@@ -35,7 +35,6 @@ serve: $(RUNTIME)  ## serve the embedded model, or ARGS="MODEL --port 8123"
 
 test: lint  ## lint, check types and run the tests, or ARGS="tests/engine -k preempt"
 	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(or $(ARGS),--ignore tests/clients)
-	@$(if $(ARGS),,$(MAKE) --no-print-directory client-tests)
 
 # Their packages hold ours back, so they drive the server from an environment of their own.
 client-tests: $(RUNTIME) $(CLIENTS)/.installed  ## talk to a running server with OpenAI's, LangChain's and other clients

@@ -1,14 +1,23 @@
 """LangChain's own suite for chat models, over its OpenAI integration."""
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("langchain_tests")
 
-from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from tests.clients.world import KEY, MODEL, Address
+
+
+def tool(name: str, **properties: object) -> dict[str, object]:
+    """The only tool, which leaves no choice of its arguments."""
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    schema["required"] = [*properties]
+    return {"tools": [{"type": "function", "function": {"name": name, "parameters": schema}}]}
+
 
 STRING = {"type": "string", "maxLength": 20}
 JOKE = {
@@ -16,26 +25,25 @@ JOKE = {
     "properties": {"setup": STRING, "punchline": STRING},
     "required": ["setup", "punchline"],
 }
-CUSTOMER = {
-    "type": "object",
-    "properties": {"customer_name": {"enum": ["你好啊集团 こんにちは株式会社"]}},
-    "required": ["customer_name"],
-}
-# The small model copies neither names of fields nor Chinese. In these tests a schema does it for
-# the model: `extra_body` goes over what LangChain sends.
+THREE = tool("magic_function", input={"enum": [3]})
+# The small model reads neither numbers nor Chinese out of what it is told. In these tests a schema
+# does it for the model: `extra_body` goes over what LangChain sends.
 HELP: dict[str, dict[str, object]] = {
     "test_json_mode": {
         "response_format": {"type": "json_schema", "json_schema": {"name": "joke", "schema": JOKE}}
     },
-    "test_unicode_tool_call_integration": {
-        "tools": [
-            {"type": "function", "function": {"name": "unicode_customer", "parameters": CUSTOMER}}
-        ]
-    },
+    "test_tool_calling": THREE,
+    "test_tool_calling_async": THREE,
+    "test_tool_calling_with_no_arguments": tool("magic_function_no_args"),
+    "test_unicode_tool_call_integration": tool(
+        "unicode_customer",
+        customer_name={"enum": ["你好啊集团 こんにちは株式会社"]},
+        description={"enum": ["技術"]},
+    ),
 }
 
 
-class TestChatOpenAI(ChatModelIntegrationTests):
+class TestChatOpenAI(ChatModelIntegrationTests):  # type: ignore[misc]
     """The whole suite; what a text model has no part in (images, sound, PDF) skips itself."""
 
     url: str
@@ -46,14 +54,14 @@ class TestChatOpenAI(ChatModelIntegrationTests):
         cls.url = server.v1
 
     @pytest.fixture
-    def model(self, request: pytest.FixtureRequest) -> BaseChatModel:
+    def model(self, request: pytest.FixtureRequest) -> ChatOpenAI:
         extra = getattr(request, "param", {})
         # Left to itself the small model would call and call.
         body = {"parallel_tool_calls": False, **HELP.get(request.node.originalname, {})}
         return self.chat_model_class(**self.chat_model_params, **extra, extra_body=body)
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatOpenAI
 
     @property

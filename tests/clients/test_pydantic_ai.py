@@ -47,13 +47,12 @@ def test_an_output_has_its_type(
 
 def test_an_agent_uses_its_tools(model: OpenAIChatModel) -> None:
     asked = []
-    agent = Agent(model, model_settings=GREEDY)
 
-    @agent.tool_plain
     def get_weather(city: str) -> str:
         """Get the weather in a city."""
         asked.append(city)
         return "Sunny."
 
+    agent = Agent(model, model_settings=GREEDY, tools=[get_weather])
     assert agent.run_sync(WEATHER).output
     assert asked

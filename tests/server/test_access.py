@@ -49,6 +49,8 @@ def test_a_wrong_key_is_401(guarded: TestClient, authorization: str) -> None:
     headers = [(b"authorization", authorization.encode("latin-1"))]
     response = guarded.get("/v1/models", headers=headers)
     assert response.status_code == 401
+    # OpenAI's words, by which LiteLLM tells this error from other bad requests.
+    assert response.json()["error"]["message"].startswith("Incorrect API key provided")
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json()["error"]["code"] == "invalid_api_key"
     assert KEY not in response.text
