@@ -235,6 +235,12 @@ SERVER_FLAGS = (
         many=True,
         help="web origins whose pages may call the server",
     ),
+    Flag(
+        name="disable-playground",
+        field="disable_playground",
+        switch=True,
+        help="serve no page at / to talk to the model",
+    ),
     Flag(name="ssl-certfile", field="ssl_certfile", help="TLS certificate"),
     Flag(name="ssl-keyfile", field="ssl_keyfile", help="TLS key"),
     Flag(

@@ -32,6 +32,7 @@ from jaxserve.server.endpoints.health import health, ready
 from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
 from jaxserve.server.endpoints.models import get_model, list_models
+from jaxserve.server.endpoints.playground import playground_routes
 from jaxserve.server.endpoints.pooling import classify, create_embeddings, rerank, score
 from jaxserve.server.endpoints.responses import (
     cancel_response,
@@ -44,7 +45,7 @@ from jaxserve.server.endpoints.responses import (
 from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
-from jaxserve.server.middleware import AuthorizeMiddleware, ObserveMiddleware
+from jaxserve.server.middleware import OPEN_PATHS, AuthorizeMiddleware, ObserveMiddleware
 from jaxserve.server.openapi import describe_api
 from jaxserve.server.operations import OPERATIONS
 from jaxserve.server.state import Scrape, ServedModel, ServerState
@@ -112,9 +113,17 @@ def create_app(
                 allow_headers=["*"],
             )
         )
+    page = [] if config.disable_playground else playground_routes()
     if config.api_keys:
-        middleware.append(Middleware(AuthorizeMiddleware, api_keys=config.api_keys))
-    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=HANDLERS)
+        # A browser that opens the page has no key yet: the page asks for it.
+        middleware.append(
+            Middleware(
+                AuthorizeMiddleware,
+                api_keys=config.api_keys,
+                open_paths=OPEN_PATHS | {route.path for route in page},
+            )
+        )
+    app = Starlette(routes=[*ROUTES, *page], middleware=middleware, exception_handlers=HANDLERS)
     # Lines of batches come to the same endpoints. Their key was asked for when they were sent.
     inner = Starlette(
         routes=ROUTES, middleware=[observe, Middleware(AsBatch)], exception_handlers=HANDLERS

@@ -14,8 +14,10 @@ MIB = 2**20
 class ServerConfig:
     """Where to listen, whom to answer, and how long to wait for whom.
 
-    api_keys: when there are any, every route but /health and /ready asks for one of them.
+    api_keys: when there are any, every route but /health, /ready and the files of the playground
+    asks for one of them.
     allowed_origins: web origins whose pages may call the server; none by default.
+    disable_playground: whether / has no page to talk to the model.
     max_body_bytes: longest request body. max_connections: open at once. max_concurrent_requests:
     answers being made at once, before the engine's own queue; more are refused with 503.
     batch_dir: where files and batches are kept for the next server; without it they go with this
@@ -46,6 +48,7 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_origins: tuple[str, ...] = ()
+    disable_playground: bool = False
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     max_body_bytes: int = 16 * MIB

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 
 import structlog
@@ -106,21 +107,24 @@ class ObserveMiddleware:
 
 
 class AuthorizeMiddleware:
-    """Asks for an API key at every route but those of probes. Preflights (OPTIONS) carry none.
+    """Asks for an API key at every path but the open ones. Preflights (OPTIONS) carry none.
 
     Decides by the path of the ASGI scope, never by a URL made with the Host header. Keys are
     compared as digests, in a time that tells nothing of how much of one was right.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, api_keys: Sequence[str], open_paths: AbstractSet[str] = OPEN_PATHS
+    ) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass or answer 401."""
         is_open = scope["type"] == "lifespan" or (
             scope["type"] == "http"
-            and (scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS")
+            and (scope["path"] in self._open_paths or scope["method"] == "OPTIONS")
         )
         if not is_open:
             digest = self._known(Headers(scope=scope))
