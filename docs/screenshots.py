@@ -26,6 +26,10 @@ TRAFFIC = """void Array.from({length: 12}, async (_, index) => {
   }
 })"""
 TRAFFIC_S = 14.0
+LEAST_LIKELY = """
+[...document.querySelectorAll(".turn:last-child .token")]
+  .sort((a, b) => a.style.getPropertyValue("--p") - b.style.getPropertyValue("--p"))[0].focus()
+"""
 ENDED = "document.querySelectorAll('.assistant:not(.growing) .facts').length == {}"
 
 
@@ -49,7 +53,7 @@ def main(url: str) -> None:
             ask(browser, "What is the capital of France?", nth=1)
             ask(browser, "Tell me a short story.", nth=2)
             browser.run("[...document.querySelectorAll('[aria-pressed]')].at(-1).click()")
-            browser.run("document.querySelectorAll('.turn:last-child .token')[23].focus()")
+            browser.run(LEAST_LIKELY)
             browser.run(TRAFFIC)
             time.sleep(TRAFFIC_S)
             (FOLDER / f"playground-{name}.png").write_bytes(browser.screenshot())

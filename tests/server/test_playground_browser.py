@@ -117,7 +117,7 @@ def test_what_a_model_says_is_never_markup(browser: Browser) -> None:
     with page(browser, world):
         say(browser, "hello")
         browser.wait(HAS_ANSWERED)
-        assert browser.run("document.querySelectorAll('#log :is(img, script, b, a)').length") == 0
+        assert browser.run("document.querySelectorAll('.turn :is(img, script, b, a)').length") == 0
         assert "<img src=x onerror=alert(1)>" in browser.text(f"{ANSWER} .text")
         assert browser.text(f"{ANSWER} .text strong") == "<b>bold</b>"
 
