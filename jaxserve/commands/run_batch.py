@@ -1,7 +1,6 @@
 """`jaxserve run-batch`: a file of requests in, a file of answers out, without a server."""
 
 import argparse
-import asyncio
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write an answer for every request; return 1 if any could not be answered."""
+    import asyncio
+
     from jaxserve.client.in_process import InProcessClient
     from jaxserve.commands.engine_process import load
     from jaxserve.processes.api import load_tokenizer, served_model
