@@ -75,7 +75,9 @@ def played(program: Program) -> Callable[..., object]:
         return lambda _params, cache, state, *_packed: (output, cache, state)
     if program is Helper.ALLOCATE:
         return lambda: (None, None)
-    return lambda state, _slot, _memory: state
+    if program is Helper.REMEMBER:
+        return lambda state, _slot, _memory: state
+    return lambda _params, state, _packed: (None, state)
 
 
 def played_runner(plan: EnginePlan) -> ModelRunner:

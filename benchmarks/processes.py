@@ -33,7 +33,7 @@ from jaxserve.engine.loop import Leave, Reply, run_engine
 from jaxserve.engine.text import Assembler
 from jaxserve.engine.wire import SocketPort, decode_reply, encode_command, encode_reply
 from jaxserve.metrics import Metrics
-from jaxserve.plan import StepLimits, StepPlan, StepResult, StepRun
+from jaxserve.plan import DrawPlan, StepLimits, StepPlan, StepResult, StepRun
 from jaxserve.request import Request, SamplingParams
 from jaxserve.tokens import TokenBatch
 
@@ -79,6 +79,10 @@ class InstantRunner:
         count = plan.num_tokens
         run = StepRun(program="", num_tokens=count, padded_tokens=count, padded_sequences=count)
         return InstantStep(StepResult(token_ids=token_ids), run)
+
+    def draw(self, plan: DrawPlan) -> InstantStep:
+        """See plan.Runner."""
+        raise NotImplementedError("no request here follows a grammar")
 
 
 def new_engine(num_sequences: int) -> Engine:

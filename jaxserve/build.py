@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.execution.runner import ModelRunner
+from jaxserve.grammar import GrammarCompiler, Vocabulary, Walks
 from jaxserve.loading.end_tokens import read_end_ids
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
@@ -52,16 +54,17 @@ class LoadedModel:
 def build(
     plan: EnginePlan,
     *,
+    tokenizer: Callable[[], Tokenizer] | None = None,
     metrics: EngineMetrics | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> LoadedModel:
     """Load and warm up what was planned: return an engine whose next compilation would be a bug.
 
     Weights load while programs are made. By the option `warm_up` that is waited for the first of
-    them only, or for all. report: told what happens, a line at a time; progress bars go to a
-    terminal only. Raises CheckpointError for weights that do not match, KernelError for kernels
-    that compute wrong numbers, and MemoryPlanError if the device has less memory left than was
-    planned with.
+    them only, or for all. tokenizer: returns the plan's, where it is loaded anyway. report: told
+    what happens, a line at a time; progress bars go to a terminal only. Raises CheckpointError for
+    weights that do not match, KernelError for kernels that compute wrong numbers, and
+    MemoryPlanError if the device has less memory left than was planned with.
     """
     assert not plan.is_absent, "planned for hardware that is not there"
     options = plan.options
@@ -75,7 +78,15 @@ def build(
     compilations = CompilationCounter()
     programs = _make_programs(plan, compilations, startup, report)
     try:
-        return _load(plan, programs, compilations, startup, metrics=metrics, report=report)
+        return _load(
+            plan,
+            programs,
+            compilations,
+            startup,
+            tokenizer=tokenizer,
+            metrics=metrics,
+            report=report,
+        )
     except BaseException:
         programs.close()
         raise
@@ -97,7 +108,7 @@ def build_with_tokenizer(
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer") as aside:
         tokenizer = aside.submit(load_tokenizer)
-        loaded = build(plan, metrics=metrics, report=report)
+        loaded = build(plan, tokenizer=tokenizer.result, metrics=metrics, report=report)
         try:
             return loaded, tokenizer.result()
         except BaseException:
@@ -111,6 +122,7 @@ def _load(
     compilations: CompilationCounter,
     startup: Startup,
     *,
+    tokenizer: Callable[[], Tokenizer] | None,
     metrics: EngineMetrics | None,
     report: Callable[[str], None],
 ) -> LoadedModel:
@@ -146,6 +158,12 @@ def _load(
         with startup.stage("warm-up"):
             if wanted is not None:
                 runner.warm_up()
+    # A tokenizer is loaded for the first request that asks for a grammar.
+    vocabulary = Vocabulary(
+        tokenizer or partial(Tokenizer.load, plan.tokenizer_folder),
+        vocab_size=plan.model.vocab_size,
+        eos_ids=sorted(eos_ids),
+    )
     engine = Engine(
         Scheduler(
             plan.scheduler,
@@ -157,6 +175,7 @@ def _load(
         vocab_size=plan.model.num_token_ids,
         max_logprobs=plan.context.sampling.max_logprobs,
         check=plan.context.sampling.processors.check,
+        walks=Walks(GrammarCompiler(vocabulary)),
         metrics=metrics,
     )
     compilations.mark()

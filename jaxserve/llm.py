@@ -23,6 +23,7 @@ from jaxserve.errors import (
 )
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
+from jaxserve.grammar import GrammarChecker, Vocabulary
 from jaxserve.interrupts import uninterrupted
 from jaxserve.metric_values import Metric, metric_values
 from jaxserve.metrics import Metrics
@@ -90,6 +91,9 @@ class LLM(PoolingMethods):
         self._compilations = loaded.compilations
         self._generation = loaded.generation
         self._max_model_len = self.plan.scheduler.max_model_len
+        self._grammars = GrammarChecker(
+            Vocabulary(lambda: self._tokenizer, vocab_size=self.plan.model.vocab_size)
+        )
         self._reader = PromptReader(self._tokenizer, max_model_len=self._max_model_len)
         self._ids = itertools.count()
         # Where the events of a request go: to the call of `run` that runs it.
@@ -351,6 +355,8 @@ class LLM(PoolingMethods):
             )
             with naming(position, num_prompts):
                 self.plan.context.sampling.processors.check(chosen)
+                if chosen.structured_outputs is not None:
+                    self._grammars.check(chosen.structured_outputs)
                 request.check(
                     vocab_size=self.plan.model.vocab_size,
                     max_model_len=self._max_model_len,

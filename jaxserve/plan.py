@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from msgspec import Struct
 
 from jaxserve.request import PositionLogprobs, SamplingParams
@@ -50,6 +51,7 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     new_pages: pages appended to the sequence since its last row (all of them after an
     assignment); they stand at index `first_new_page` of its page table.
     samples: whether the row reaches the end of the sequence, so that a token is drawn.
+    holds: whether it does, and the token is drawn later, by a `DrawPlan`: samples is false then.
     targets: the tokens at positions [start + 1, start + 1 + len(targets)) whose
     log-probabilities are wanted (prompt_logprobs); empty when none are.
     """
@@ -61,6 +63,7 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     new_pages: tuple[int, ...] = ()
     first_new_page: int = 0
     samples: bool = True
+    holds: bool = False
     targets: tuple[int, ...] = ()
 
     @property
@@ -83,8 +86,21 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrawPlan:
+    """Tokens to draw where steps before have held them, at most `StepLimits.num_draws`.
+
+    rows: of one token, the last of each sequence, which is on the device. masks: bool for each
+    token of the vocabulary, whether it may be drawn, as bits of int32[rows, words], the first
+    token's the lowest.
+    """
+
+    rows: tuple[RowPlan, ...]
+    masks: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step computed, aligned with `StepPlan.rows`.
+    """What a step computed, or a draw, aligned with the plan's rows.
 
     token_ids: the token drawn by each row that samples, None for the others.
     invalid_rows: rows whose logits were not finite; their tokens mean nothing.
@@ -120,10 +136,11 @@ class StepRun(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StepLimits(Struct, frozen=True, kw_only=True, gc=False):
-    """What a step may have at most: tokens, and rows."""
+    """What a step may have at most: tokens, and rows; and what a draw may have, of rows."""
 
     num_tokens: int
     num_sequences: int
+    num_draws: int = 0
 
 
 class PendingStep(Protocol):
@@ -153,4 +170,8 @@ class Runner(Protocol):
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """Start a step without waiting for it. Steps take effect in dispatch order."""
+        ...
+
+    def draw(self, plan: DrawPlan) -> PendingStep:
+        """Start a draw, as `dispatch` does a step."""
         ...

@@ -295,6 +295,7 @@ def _plan(
                 model,
                 pools=pooling is not None,
                 num_slots=scheduler.max_num_seqs + 1,
+                dtype=dtype,
                 extra_size=processors.row_size,
             )
         ),

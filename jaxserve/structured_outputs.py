@@ -33,7 +33,7 @@ class StructuredOutputsParams:
     Raises InvalidRequestError for what is of the wrong kind, or too large.
     """
 
-    json: str | dict[str, Any] | None = None
+    json: str | dict[str, Any] | bool | None = None
     regex: str | None = None
     choice: tuple[str, ...] | None = None
     grammar: str | None = None

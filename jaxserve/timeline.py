@@ -186,11 +186,18 @@ class Timeline:
             later.begin_s = max(later.begin_s, device.ready_s)
             later.busy_s = max(later.busy_s, device.ready_s)
 
+    def drawn(self) -> None:
+        """The result of a draw is there, which the device made between two steps."""
+        now_s = self._clock()
+        if self._record is not None:
+            self._record.wait_s += now_s - self._now_s
+        self._now_s = now_s
+
     def committed(self) -> None:
         """The result is accounted for."""
         now_s = self._clock()
         if self._record is not None:
-            self._record.commit_s = now_s - self._now_s
+            self._record.commit_s += now_s - self._now_s
         self._now_s = now_s
 
     def ended(self, *, is_busy: bool) -> StepRecord | None:

@@ -21,7 +21,10 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
 
 
 class End(Struct, frozen=True, array_like=True, gc=False):
-    """A choice has ended, after its tokens in the same batch; fields as in TokenEvent."""
+    """A choice has ended, after its tokens in the same batch; fields as in TokenEvent.
+
+    is_complete: by itself, without a stop token, so that all of its tokens are text.
+    """
 
     key: int
     finish_reason: FinishReason
@@ -29,6 +32,7 @@ class End(Struct, frozen=True, array_like=True, gc=False):
     stop_reason: int | None = None
     error: str | None = None
     vector: bytes | None = None
+    is_complete: bool = False
 
 
 class TokenBatch(Struct, array_like=True, gc=False, tag=1):

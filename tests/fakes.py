@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from functools import reduce
 from hashlib import blake2b
 
+import numpy as np
+
 from jaxserve.plan import (
     RUBBISH_PAGE,
     RUBBISH_SLOT,
+    DrawPlan,
     RowPlan,
     SlotAssignment,
     StepLimits,
@@ -26,9 +29,19 @@ def chain(parent: bytes, token_id: int) -> bytes:
 
 
 def draw(
-    entry: bytes, *, seed: int, vocab_size: int, banned: tuple[int, ...] = (), position: int
+    entry: bytes,
+    *,
+    seed: int,
+    vocab_size: int,
+    banned: tuple[int, ...] = (),
+    position: int,
+    mask: np.ndarray | None = None,
 ) -> int:
     """The token the fake's language model continues a text with whose last KV entry is `entry`."""
+    if mask is not None:
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocab_size]
+        banned = (*banned, *np.flatnonzero(allowed == 0).tolist())
+        assert len(set(banned)) < vocab_size, "every token is forbidden"
     value = blake2b(entry + seed.to_bytes(8, "big") + position.to_bytes(8, "big"), digest_size=8)
     token_id = int.from_bytes(value.digest()) % vocab_size
     while token_id in banned:
@@ -82,19 +95,20 @@ class Slot:
     pages: list[int] = field(default_factory=list[int])
     num_written: int = 0  # entries up to here were computed, or found in shared pages
     has_row: bool = False
+    is_held: bool = False
 
 
 class FakePendingStep:
     """A step computed at dispatch, whose result is handed out later."""
 
-    def __init__(self, runner: "FakeRunner", plan: StepPlan, result: StepResult) -> None:
+    def __init__(self, runner: "FakeRunner", num_rows: int, result: StepResult) -> None:
         self._runner = runner
         self._result = result
         self.run = StepRun(
             program="fake",
-            num_tokens=plan.num_tokens,
-            padded_tokens=plan.num_tokens,
-            padded_sequences=len(plan.rows),
+            num_tokens=num_rows,
+            padded_tokens=num_rows,
+            padded_sequences=num_rows,
         )
 
     def is_ready(self) -> bool:
@@ -133,10 +147,15 @@ class FakeRunner:
     ) -> None:
         self._pools = pools
         self.vocab_size = vocab_size
-        self.limits = StepLimits(num_tokens=max_num_batched_tokens, num_sequences=max_num_seqs)
+        self.limits = StepLimits(
+            num_tokens=max_num_batched_tokens,
+            num_sequences=max_num_seqs,
+            num_draws=max_num_seqs,
+        )
         self.pending: deque[FakePendingStep] = deque()
         self.plans: list[StepPlan] = []
         self.num_computed_tokens = 0
+        self.num_draws = 0
         self._num_pages = num_pages
         self._page_size = page_size
         self._max_num_seqs = max_num_seqs
@@ -185,9 +204,10 @@ class FakeRunner:
             prompt_logprobs=prompt_logprobs,
             vectors=vectors,
         )
-        pending = FakePendingStep(self, plan, result)
+        pending = FakePendingStep(self, plan.num_tokens, result)
         self.pending.append(pending)
-        assert len(self.pending) <= self._max_pending, "too many steps in flight"
+        # Between two steps there may be a draw.
+        assert len(self.pending) <= self._max_pending + 1, "too much in flight"
         return pending
 
     def _check_shape(self, plan: StepPlan) -> None:
@@ -204,6 +224,7 @@ class FakeRunner:
 
     def _check_row(self, row: RowPlan, slot: Slot) -> None:
         stop = row.start + row.num_tokens
+        has_grammar = slot.assignment.params.structured_outputs is not None
         assert row.num_tokens >= 1
         if slot.has_row:
             assert row.start == slot.num_written, "positions are not contiguous"
@@ -213,13 +234,20 @@ class FakeRunner:
             slot.has_row = True
         if row.feedback:
             assert row.num_tokens == 1
-            assert row.samples
+            assert row.samples or row.holds
             # The token sampled last in this slot is the one that follows everything written.
             assert len(slot.tokens) == row.start + 1, "no token was sampled for this position"
         else:
             assert len(row.token_ids) == row.num_tokens
+            if has_grammar:
+                # What a grammar forces was never drawn here.
+                slot.tokens += row.token_ids[len(slot.tokens) - row.start :]
             assert list(row.token_ids) == slot.tokens[row.start : stop], "wrong input tokens"
-        assert row.samples == (stop == len(slot.tokens)), "samples in the middle of the tokens"
+        draws, is_last = row.samples or row.holds, stop == len(slot.tokens)
+        # Of forced tokens there may be more than those of this row.
+        assert draws == is_last or (has_grammar and is_last), "samples in the middle of the tokens"
+        assert row.holds == (draws and has_grammar), "what follows a grammar is drawn under a mask"
+        slot.is_held = row.holds
         if row.targets:
             prompt_ids = slot.assignment.prompt_ids
             assert row.targets == prompt_ids[row.start + 1 : stop + 1], "wrong targets"
@@ -261,7 +289,29 @@ class FakeRunner:
             self._entries[self._place(slot, position)] = chain(parent, slot.tokens[position])
         slot.num_written = stop
 
-    def _sample(self, row: RowPlan, slot: Slot) -> int:
+    def draw(self, plan: DrawPlan) -> FakePendingStep:
+        """Check a draw, compute it, and hand out its result when asked."""
+        assert 0 < len(plan.rows) <= self.limits.num_draws
+        assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is drawn twice"
+        assert plan.masks.shape == (len(plan.rows), -(-self.vocab_size // 32))
+        token_ids: list[int | None] = []
+        logprobs: dict[int, PositionLogprobs] = {}
+        for index, (row, mask) in enumerate(zip(plan.rows, plan.masks, strict=True)):
+            slot = self._slots[row.slot]
+            assert slot.is_held, "nothing is held to draw from"
+            slot.is_held = False
+            assert row.start + row.num_tokens == slot.num_written == len(slot.tokens)
+            token_id = self._sample(row, slot, mask)
+            token_ids.append(token_id)
+            if slot.assignment.params.logprobs is not None:
+                logprobs[index] = token_logprobs(token_id, slot.assignment.params.logprobs)
+        self.num_draws += 1
+        result = StepResult(token_ids=tuple(token_ids), logprobs=logprobs)
+        pending = FakePendingStep(self, len(plan.rows), result)
+        self.pending.append(pending)
+        return pending
+
+    def _sample(self, row: RowPlan, slot: Slot, mask: np.ndarray | None = None) -> int:
         assignment = slot.assignment
         stop = row.start + row.num_tokens
         num_generated = stop - len(assignment.prompt_ids)
@@ -272,6 +322,7 @@ class FakeRunner:
             vocab_size=self.vocab_size,
             banned=assignment.stop_ids if bans else (),
             position=stop,
+            mask=mask,
         )
         slot.tokens.append(token_id)
         return token_id

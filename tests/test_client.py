@@ -19,7 +19,7 @@ from jaxserve.errors import (
     JaxserveError,
     OverloadedError,
 )
-from jaxserve.plan import StepPlan
+from jaxserve.plan import DrawPlan, StepPlan
 from jaxserve.request import FinishReason, Request, TokenEvent
 from tests.engine.world import World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, FakeRunner, token_logprobs
@@ -41,6 +41,9 @@ class GatedRunner:
         if self.error is not None:
             raise self.error
         return self._runner.dispatch(plan)
+
+    def draw(self, plan: DrawPlan) -> FakePendingStep:
+        return self._runner.draw(plan)
 
 
 @asynccontextmanager

@@ -52,9 +52,9 @@ def test_every_program_is_compiled_from_a_bare_configuration(
     paths = ("--out", str(out), "--json", str(found))
     assert main(["compile", config, *SMALL, "--target", "cpu", "--tp", "2", *paths]) == 0
     printed = capsys.readouterr().out
-    names = ["32x2-score", "allocate", "remember", "decode-1-full", "decode-2-full"]
+    names = ["32x2-score", "allocate", "remember", "draw-2", "decode-1-full", "decode-2-full"]
     assert re.findall(r"^(\S+) +[\d.]+ s .* yes .*$", printed, re.MULTILINE) == names
-    assert "5 of 5 programs compiled in" in printed
+    assert "6 of 6 programs compiled in" in printed
     assert "every step updates KV pages and slot state in place" in printed
     assert "all fit" in printed
 

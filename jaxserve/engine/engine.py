@@ -5,10 +5,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from jaxserve.config import DEFAULT_MAX_LOGPROBS
+from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.errors import InvalidRequestError
-from jaxserve.plan import PendingStep, Runner, StepPlan
+from jaxserve.grammar.walks import Walks
+from jaxserve.plan import DrawPlan, PendingStep, Runner, StepPlan
 from jaxserve.request import FinishReason, Request, SamplingParams
 from jaxserve.stats import EngineMetrics, FinishedStats, StepStats
 from jaxserve.timeline import StepRecord, Timeline
@@ -23,6 +25,12 @@ POOLS = (
     " with --runner generate"
 )
 
+# How long a step may be put off for the masks of the draw before it, as a share of the time that
+# the step under way can be expected to take.
+PATIENCE = 0.5
+# How often it is looked for new requests while nothing can be done but to wait for a grammar.
+IDLE_S = 0.005
+
 
 class Engine:
     """Serves requests by steps; for one thread.
@@ -34,7 +42,8 @@ class Engine:
     use.
 
     vocab_size: token ids a request may name. max_logprobs: alternatives it may ask for. check:
-    raises InvalidRequestError for parameters that the runner does not take. clock: seconds, as
+    raises InvalidRequestError for parameters that the runner does not take. walks: None where no
+    grammar can be followed. clock: seconds, as
     `time.monotonic`. `timeline` tells where the time of recent steps went.
     """
 
@@ -46,6 +55,7 @@ class Engine:
         vocab_size: int,
         max_logprobs: int = DEFAULT_MAX_LOGPROBS,
         check: Callable[[SamplingParams], None] | None = None,
+        walks: Walks | None = None,
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +68,9 @@ class Engine:
         self._clock = clock
         # Steps under way: with async scheduling one is computed while its successor is planned.
         self._max_in_flight = 2 if scheduler.config.async_scheduling else 1
-        self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._in_flight: deque[tuple[StepPlan | DrawPlan, PendingStep]] = deque()
+        self._grammars = None if walks is None else Grammars(scheduler, walks)
+        self._finished_s = self._step_s = 0.0  # the newest step read: when, and how long it took
         # The requests with a choice that has not ended, by id.
         self._groups: dict[str, SequenceGroup] = {}
         self._outbox: dict[int, TokenBatch] = {}
@@ -89,9 +101,16 @@ class Engine:
         )
         if self._check is not None:
             self._check(request.params)
+        if request.params.structured_outputs is not None and self._grammars is None:
+            raise InvalidRequestError(
+                "structured_outputs needs a tokenizer, and there is none",
+                param="structured_outputs",
+            )
         group = self._scheduler.add(request)
         group.client, group.first_key = client, first_key
         self._groups[request.id] = group
+        if self._grammars is not None:
+            self._grammars.begin(group)
 
     def abort(self, request_id: str) -> None:
         """End what has not ended of a request; the next `step` says so."""
@@ -134,16 +153,22 @@ class Engine:
         """
         timeline = self.timeline
         timeline.started()
+        if self._grammars is not None and self._grammars.is_busy:
+            self._draw(self._grammars)
         plan = self._scheduler.schedule(self._runner.limits)
         timeline.scheduled()
         if plan is not None:
             pending = self._runner.dispatch(plan)
             timeline.dispatched(plan, pending)
             self._in_flight.append((plan, pending))
-        if len(self._in_flight) == self._max_in_flight or (plan is None and self._in_flight):
+            while len(self._in_flight) >= self._max_in_flight:
+                self._finish_step()
+        elif self._in_flight:
             self._finish_step()
+        elif self._grammars is not None and self._grammars.is_busy:
+            self._grammars.wait(IDLE_S, is_idle=True)
         else:
-            assert plan is not None or not self._scheduler.has_unfinished, "nothing can ever run"
+            assert not self._scheduler.has_unfinished, "nothing can ever run"
         batches, self._outbox = self._outbox, {}
         record = timeline.ended(is_busy=bool(self._in_flight) or self._scheduler.has_unfinished)
         if self._metrics is not None:
@@ -161,17 +186,34 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert the invariants of everything the engine owns."""
         self._scheduler.check_integrity()
-        assert len(self._in_flight) < self._max_in_flight
+        assert sum(isinstance(plan, StepPlan) for plan, _ in self._in_flight) < self._max_in_flight
         assert all(group.num_unfinished for group in self._groups.values()), "an end was not told"
         assert bool(self._groups) == self._scheduler.has_unfinished
 
+    def _draw(self, grammars: Grammars) -> None:
+        """Do what grammars have said by now, and start to draw what was held for them."""
+        if self._in_flight:
+            grammars.wait(PATIENCE * self._step_s, is_idle=False)
+        for update in grammars.follow():
+            self._emit([update])
+        plan = grammars.plan_draw(self._runner.limits.num_draws)
+        if plan is not None:
+            self._in_flight.append((plan, self._runner.draw(plan)))
+
     def _finish_step(self) -> None:
-        """Wait for the oldest step under way and put its result into the outbox."""
+        """Wait for the oldest step or draw under way and put its result into the outbox."""
         plan, pending = self._in_flight.popleft()
         result = pending.wait()
-        self.timeline.waited()
+        if isinstance(plan, StepPlan):
+            self.timeline.waited()
+            now_s = self._clock()
+            self._finished_s, self._step_s = now_s, now_s - self._finished_s
+        else:
+            self.timeline.drawn()
         updates = self._scheduler.commit(plan, result)
         self.timeline.committed()
+        if self._grammars is not None and self._grammars.is_busy:
+            self._grammars.note(updates)
         self._emit(updates)
 
     def _emit(self, updates: Iterable[Update]) -> None:
@@ -180,7 +222,7 @@ class Engine:
         for sequence, token_id, logprobs in updates:
             batch = self._batch_of(sequence)
             if token_id is not None:
-                if len(sequence.output_ids) == 1:
+                if not sequence.is_told:
                     self._start(batch, sequence)
                 if logprobs is not None:
                     batch.logprobs[len(batch.token_ids)] = logprobs
@@ -202,6 +244,7 @@ class Engine:
 
     def _start(self, batch: TokenBatch, sequence: Sequence) -> None:
         """Say what is known with the first token of a choice."""
+        sequence.is_told = True
         wants_prompt = sequence.request.params.prompt_logprobs is not None and sequence.index == 0
         batch.starts.append(
             Start(
@@ -219,7 +262,15 @@ class Engine:
         assert reason is not None
         key = sequence.group.first_key + sequence.index
         batch.ends.append(
-            End(key, reason, sequence.times, stop_reason, sequence.error, sequence.vector)
+            End(
+                key,
+                reason,
+                sequence.times,
+                stop_reason,
+                sequence.error,
+                sequence.vector,
+                is_complete=reason is FinishReason.STOP and not sequence.has_stopped,
+            )
         )
         self._forget(sequence, num_tokens=len(sequence.output_ids))
 

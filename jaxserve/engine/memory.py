@@ -105,6 +105,17 @@ class KVMemory:
         sequence.pages += self._pages.allocate(num_new)
         self._num_empty += num_new * self._page_size
 
+    def promise(self, sequence: Sequence) -> bool:
+        """Promise a running sequence the pages for all its known tokens; False if there are not."""
+        num_known = self._pages_for(sequence.length)
+        num_new = num_known - len(sequence.pages) - sequence.num_reserved
+        if num_new > 0:
+            if not self._pages.can_allocate(num_new):
+                return False
+            self._pages.reserve(num_new)
+            sequence.num_reserved += num_new
+        return True
+
     def add_page(self, sequence: Sequence) -> bool:
         """Give a sequence one page beyond its promise; False if there is none."""
         if not self._pages.can_allocate(1):

@@ -50,6 +50,7 @@ class PlanBuilder:
         # A token that has not been read is the device's own to feed back.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
+        samples = sequence.walk is None
         if num_sent < len(sequence.pages):
             row = RowPlan(
                 slot=slot,
@@ -58,12 +59,21 @@ class PlanBuilder:
                 token_ids=token_ids,
                 new_pages=tuple(sequence.pages[num_sent:]),
                 first_new_page=num_sent,
+                samples=samples,
+                holds=not samples,
             )
             sequence.num_sent_pages = len(sequence.pages)
         else:
-            row = RowPlan(slot=slot, start=start, num_tokens=1, token_ids=token_ids)
+            row = RowPlan(
+                slot=slot,
+                start=start,
+                num_tokens=1,
+                token_ids=token_ids,
+                samples=samples,
+                holds=not samples,
+            )
         sequence.num_scheduled = length
-        sequence.length = length + 1
+        sequence.length = length + samples
         self._singles.append(row)
         self._single_sequences.append(sequence)
 
@@ -75,7 +85,8 @@ class PlanBuilder:
         assert sequence.slot is not None, sequence
         start = sequence.num_scheduled
         stop = start + num_tokens
-        samples = stop == sequence.length
+        is_last = stop == sequence.length
+        samples = is_last and sequence.walk is None
         num_sent = sequence.num_sent_pages
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:
@@ -88,12 +99,13 @@ class PlanBuilder:
             new_pages=tuple(sequence.pages[num_sent:]),
             first_new_page=num_sent,
             samples=samples,
+            holds=is_last and not samples,
             targets=targets,
         )
         sequence.num_sent_pages = len(sequence.pages)
         sequence.num_scheduled = stop
-        if samples:
-            sequence.length += 1
+        if is_last:
+            sequence.length += samples
             sequence.is_decoding = True
         rows, sequences = (
             (self._singles, self._single_sequences)

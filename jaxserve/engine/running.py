@@ -41,6 +41,11 @@ class RunningSet:
         _take(sequence, self.prefilling)
         insort(self.decoding, sequence, key=by_order)
 
+    def begin_prefilling(self, sequence: Sequence) -> None:
+        """Note that a sequence that was decoding lacks several tokens, all of them known."""
+        _take(sequence, self.decoding)
+        insort(self.prefilling, sequence, key=by_order)
+
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, and its slot back."""
         assert sequence.slot is not None, sequence

@@ -20,6 +20,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
@@ -28,7 +30,7 @@ from jaxserve.engine.running import RunningSet
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue
 from jaxserve.errors import InvalidRequestError
-from jaxserve.plan import StepLimits, StepPlan, StepResult
+from jaxserve.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.request import LOWEST_PRIORITY, FinishReason, Request
 from jaxserve.stats import StepStats, Totals
 
@@ -71,7 +73,7 @@ class Scheduler:
         self._waiting = WaitingQueue(config.max_queued_requests)
         self._running = RunningSet(config.max_num_seqs)
         # Whose the rows of each step are, None for a sequence that has left its slot since.
-        self._in_flight: deque[tuple[StepPlan, list[Sequence | None]]] = deque()
+        self._in_flight: deque[tuple[StepPlan | DrawPlan, list[Sequence | None]]] = deque()
         self._num_requests = 0
         self._totals = Totals()
 
@@ -175,8 +177,49 @@ class Scheduler:
             self._totals.num_empty_kv_slots += self._memory.num_empty
         return plan
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Update]:
-        """Account for the oldest step in flight; return what changed, errors first, then by row.
+    def draw(self, sequences: list[Sequence], masks: np.ndarray) -> DrawPlan:
+        """Plan to draw the tokens of sequences that are held; masks: as in DrawPlan."""
+        rows = []
+        for sequence in sequences:
+            assert sequence.is_held, sequence
+            assert sequence.slot is not None, sequence
+            start = sequence.length - 1
+            rows.append(RowPlan(slot=sequence.slot, start=start, num_tokens=1, token_ids=()))
+            sequence.length += 1
+        plan = DrawPlan(rows=tuple(rows), masks=masks)
+        self._in_flight.append((plan, [*sequences]))
+        return plan
+
+    def force(self, sequence: Sequence, token_ids: Iterable[int]) -> list[int]:
+        """Append tokens that a grammar forces, and return those it took, up to one that ends it.
+
+        The caller ends it. Nothing of it may be drawn meanwhile.
+        """
+        assert sequence.length == sequence.num_known, sequence
+        taken: list[int] = []
+        for token_id in token_ids:
+            if sequence.num_known == sequence.max_length:
+                break
+            taken.append(token_id)
+            sequence.output_ids.append(token_id)
+            if token_id in sequence.stop_ids and self._may_stop(sequence):
+                break
+        self._totals.num_generated_tokens += len(taken)
+        if sequence.first_token_s is None:
+            sequence.first_token_s = self._clock()
+            self._totals.num_prompt_tokens += sequence.num_prompt
+        if sequence.is_decoding:
+            self._running.begin_prefilling(sequence)
+            sequence.is_decoding = False
+        sequence.length = sequence.num_known
+        if sequence.slot is not None and not self._memory.promise(sequence):
+            self._preempt(sequence)
+        return taken
+
+    def commit(self, plan: StepPlan | DrawPlan, result: StepResult) -> list[Update]:
+        """Account for the oldest step or draw in flight; return what changed, by row.
+
+        Errors come first.
 
         Sequences that reach a stop token or their length have ended (and hold nothing) when this
         returns. Their pages and slots may be given to others at once, though a step under way
@@ -219,7 +262,7 @@ class Scheduler:
                     token_id in sequence.stop_ids
                     or sequence.num_prompt + len(output_ids) == sequence.max_length
                 ):
-                    self._finish_if_done(sequence, token_id)
+                    self.finish_if_done(sequence, token_id)
                 updates.append((sequence, token_id, result.logprobs.get(index)))
             elif row.samples:
                 sequence.vector = result.vectors[index]
@@ -280,8 +323,8 @@ class Scheduler:
         # Preemption shortens the list at its end: those there have no row yet.
         for sequence in self._running.decoding:
             length = sequence.length
-            if length == sequence.max_length:
-                continue  # its last token is being sampled; nothing follows it
+            if length in (sequence.max_length, sequence.num_scheduled):
+                continue  # its last token is being sampled and nothing follows it, or it is held
             if length <= len(sequence.pages) * page_size or self._add_page(sequence):
                 builder.add_decode(sequence)
                 context += length
@@ -291,13 +334,17 @@ class Scheduler:
         """Give a running sequence one more page; False if that took preempting itself."""
         while not self._memory.add_page(sequence):
             victim = self._running.last
-            self._release(victim)
-            victim.num_preemptions += 1
-            self._totals.num_preemptions += 1
-            self._waiting.push(victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take everything from a running sequence, which later starts again."""
+        self._release(sequence)
+        sequence.num_preemptions += 1
+        self._totals.num_preemptions += 1
+        self._waiting.push(sequence)
 
     def _admit(self) -> None:
         """Let waiting sequences run while slots and pages last, as many as a step can need."""
@@ -374,14 +421,16 @@ class Scheduler:
         if sequence.is_decoding:
             self._running.begin_decoding(sequence)
 
-    def _finish_if_done(self, sequence: Sequence, token_id: int) -> None:
+    def finish_if_done(self, sequence: Sequence, token_id: int) -> None:
         """End a sequence whose newest token is a stop token, or its last allowed one."""
-        can_stop = len(sequence.output_ids) >= sequence.request.params.min_tokens
-        if can_stop and token_id in sequence.stop_ids:
+        if token_id in sequence.stop_ids and self._may_stop(sequence):
             stop_reason = None if token_id in sequence.eos_ids else token_id
             self.finish(sequence, FinishReason.STOP, stop_reason=stop_reason)
         elif sequence.num_known == sequence.max_length:
             self.finish(sequence, FinishReason.LENGTH)
+
+    def _may_stop(self, sequence: Sequence) -> bool:
+        return len(sequence.output_ids) >= sequence.request.params.min_tokens
 
     def _release(self, sequence: Sequence) -> None:
         """Take back the slot and the pages of a sequence, and ignore what is in flight of it."""

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from operator import attrgetter
 
 from jaxserve.engine.prefix_cache import Order, page_digests, private_root_digest, root_digest
+from jaxserve.grammar.walks import Walk
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
 
 by_order = attrgetter("order")
@@ -43,6 +44,9 @@ class Sequence:
         0             num_prompt              num_known                     length
         |--- prompt_ids ---|------ output_ids ------|--- sampled, not read ---|
 
+    A sequence that follows a grammar is held where num_scheduled reaches length: its next token is
+    drawn when its mask is there (grammars.py).
+
     So `num_cached <= num_computed <= num_scheduled <= length`. A sequence that is not running
     holds nothing: no slot, no pages, and all counters but `length` are 0.
 
@@ -57,7 +61,8 @@ class Sequence:
     often another has run before it for what the cache held.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
     0 when none are, or no more. num_cached_tokens: prompt tokens found in the cache when it first
-    ran (None before that), which is what usage reports. vector: of a request that pools.
+    ran (None before that), which is what usage reports. vector: of a request that pools. walk:
+    through its grammar, None without one. is_told: whether its client knows that it has begun.
     """
 
     group: SequenceGroup
@@ -77,6 +82,8 @@ class Sequence:
     num_computed: int = 0
     num_scheduled: int = 0
     is_decoding: bool = False
+    walk: Walk | None = None
+    is_told: bool = False
     num_sent_pages: int = 0
     num_reserved: int = 0
     num_registered: int = 0
@@ -117,6 +124,16 @@ class Sequence:
     def is_finished(self) -> bool:
         """Whether it has ended, for whatever reason."""
         return self.finish_reason is not None
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether its newest token is a stop token."""
+        return bool(self.output_ids) and self.output_ids[-1] in self.stop_ids
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its next token waits to be drawn."""
+        return self.is_decoding and self.num_scheduled == self.length
 
     @property
     def times(self) -> RequestMetrics:
@@ -174,7 +191,8 @@ class Sequence:
         assert list(counts) == sorted(counts), self
         assert self.num_cached >= 0, self
         assert self.num_known <= self.length, self
-        assert not self.is_decoding or self.num_scheduled == self.length - 1, self
+        held = self.walk is not None and self.num_scheduled == self.length
+        assert not self.is_decoding or self.num_scheduled == self.length - 1 or held, self
         assert self.length <= self.max_length, self
         assert self.num_sent_pages <= len(self.pages), self
         assert self.num_registered <= len(self.pages), self

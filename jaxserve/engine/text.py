@@ -186,6 +186,7 @@ class Assembler:
         detokenizer, detector = choice.detokenizer, choice.detector
         # A stop token is reported, but it is no text.
         is_text = reason is not FinishReason.STOP or params.include_stop_str_in_output
+        is_text = is_text or (end is not None and end.is_complete)
         stop_string: str | None = None
         is_stuck = False
         for count, token_id in enumerate(token_ids, start=1):

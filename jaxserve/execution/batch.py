@@ -3,6 +3,11 @@
     variant, rows | a record per sequence | token_ids | positions, row_sequences | targets
                     [sequences, columns]    [tokens]    unless a decode step       if scored
 
+A draw's input is the beginning of that, and the masks:
+
+    variant, rows | a record per row, without pages | masks
+                    [rows, columns]                   [rows, words]
+
 A record holds what the sequence does in this step, and then what does not change while it has its
 slot: its sampling parameters and its page table, which `SlotTable` keeps as they are sent. So a
 step costs the host one gather and a few numbers per row. Floats travel by their bits: one array is
@@ -20,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.plan import RowPlan, SlotAssignment
 from jaxserve.request import MAX_COUNT
 
@@ -31,6 +36,9 @@ _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition
 _NUM_STEP = len(_STEP)
 _FIRST_FLOAT = _NUM_STEP + len(_INTS)
 _FIRST_PAGE = _FIRST_FLOAT + len(_FLOATS)
+
+# What the column `samples` says of a row that holds.
+_HOLDS = 2
 
 # Draws at lower temperatures are greedy in all but name, and logits over them overflow.
 MIN_TEMPERATURE = 0.01
@@ -51,6 +59,7 @@ class StepInput:
     slots: jax.Array  # int32[sequences]
     feedback: jax.Array  # int32[sequences], 1: the input token is the slot's last token
     samples: jax.Array  # int32[sequences], 1: a token is drawn
+    holds: jax.Array  # int32[sequences], 1: a token is drawn later
     page_table: jax.Array  # int32[sequences, pages]
     top_k: jax.Array  # int32[sequences], 0: all
     seed_low: jax.Array  # int32[sequences], bits of a uint32
@@ -98,14 +107,22 @@ def packed_size(shape: StepShape) -> int:
     return _layout(shape).size
 
 
+def packed_draw_size(shape: DrawShape, *, vocab_size: int) -> int:
+    """Return the length of the packed array of a draw."""
+    return 2 + shape.rows * (_FIRST_PAGE + mask_words(vocab_size))
+
+
+def mask_words(vocab_size: int) -> int:
+    """Return how many int32 hold a bit for each token."""
+    return -(-vocab_size // 32)
+
+
 def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
     """Cut a packed array into its fields; traced, so it costs next to nothing at run time."""
     layout = _layout(shape)
     records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
-    ints = dict(zip((*_STEP, *_INTS), records[:, :_FIRST_FLOAT].T, strict=True))
-    bits = records[:, _FIRST_FLOAT:_FIRST_PAGE]
-    floats = dict(zip(_FLOATS, lax.bitcast_convert_type(bits, jnp.float32).T, strict=True))
-    kv_lengths, slots = ints.pop("kv_length"), ints.pop("slot")
+    fields = _fields(records)
+    kv_lengths = fields["kv_lengths"]
 
     def tokens(start: int) -> jax.Array:
         return packed[start : start + shape.tokens]
@@ -123,13 +140,53 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
         positions=positions,
         row_sequences=row_sequences,
         targets=tokens(layout.targets) if is_scored else jnp.zeros(shape.tokens, jnp.int32),
-        query_starts=jnp.pad(ints.pop("query_stop"), (1, 0)),
-        kv_lengths=kv_lengths,
-        slots=slots,
+        query_starts=jnp.pad(fields.pop("query_stop"), (1, 0)),
         page_table=records[:, _FIRST_PAGE:],
+        **fields,
+    )
+
+
+def unpack_draw(
+    packed: jax.Array, shape: DrawShape, *, vocab_size: int
+) -> tuple[StepInput, jax.Array]:
+    """Cut a draw's packed array into its fields, and masks: bool[rows, vocab].
+
+    Of the fields, those of tokens and pages are empty.
+    """
+    start = 2 + shape.rows * _FIRST_PAGE
+    fields = _fields(packed[2:start].reshape(shape.rows, _FIRST_PAGE))
+    words = packed[start:].reshape(shape.rows, mask_words(vocab_size))
+    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
+    allowed = bits.reshape(shape.rows, -1)[:, :vocab_size] != 0
+    del fields["query_stop"]
+    empty = jnp.zeros(0, jnp.int32)
+    inputs = StepInput(
+        variant=packed[:1],
+        token_ids=empty,
+        positions=empty,
+        row_sequences=empty,
+        targets=empty,
+        query_starts=empty,
+        page_table=jnp.zeros((shape.rows, 0), jnp.int32),
+        **fields,
+    )
+    return inputs, allowed
+
+
+def _fields(records: jax.Array) -> dict[str, jax.Array]:
+    """Cut records into the fields of StepInput, and `query_stop`."""
+    ints = dict(zip((*_STEP, *_INTS), records[:, :_FIRST_FLOAT].T, strict=True))
+    bits = records[:, _FIRST_FLOAT:_FIRST_PAGE]
+    floats = dict(zip(_FLOATS, lax.bitcast_convert_type(bits, jnp.float32).T, strict=True))
+    kv_lengths, slots, samples = (ints.pop(name) for name in ("kv_length", "slot", "samples"))
+    return {
+        "kv_lengths": kv_lengths,
+        "slots": slots,
+        "samples": (samples == 1).astype(jnp.int32),
+        "holds": (samples == _HOLDS).astype(jnp.int32),
         **ints,
         **floats,
-    )
+    }
 
 
 class SlotTable:
@@ -193,7 +250,7 @@ class SlotTable:
         if rows.has_targets:
             return Variant.SCORE
         slots = rows.slots if rows.num_sampled == rows.num_rows else rows.slots[rows.samples]
-        return Variant(int(self._variants[slots].max(initial=Variant.GREEDY)))
+        return Variant(int(self._variants[slots].max(initial=Variant.NONE)))
 
 
 def _all_if_negative(count: int | None) -> int | None:
@@ -204,8 +261,8 @@ def _all_if_negative(count: int | None) -> int | None:
 class Rows:
     """The rows of a plan as columns: a pass over them for each, and no other.
 
-    slots, starts: int[rows]. samples: bool[rows]. lengths: int[rows], tokens of each. tokens: all
-    of them in order, 0 where a row has feedback.
+    slots, starts: int[rows]. samples, holds: bool[rows]. lengths: int[rows], tokens of each.
+    tokens: all of them in order, 0 where a row has feedback.
     """
 
     def __init__(self, rows: tuple[RowPlan, ...]) -> None:
@@ -215,6 +272,7 @@ class Rows:
         self.starts = np.array([row.start for row in rows])
         self.samples = np.array([row.samples for row in rows])
         self.num_sampled = int(np.count_nonzero(self.samples))
+        self.holds = np.array([row.holds for row in rows])
         self.has_targets = any(map(attrgetter("targets"), rows))
         # Rows of a single token come first.
         self.is_decode = rows[-1].num_tokens == 1
@@ -240,7 +298,7 @@ def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np
     live[:, 0] = rows.starts + rows.lengths
     live[:, 1] = stops
     live[:, 2] = [not row.token_ids for row in rows.rows]
-    live[:, 3] = rows.samples
+    live[:, 3] = rows.samples + _HOLDS * rows.holds
     records[num_rows:, 1] = num_tokens
     packed[layout.tokens : layout.tokens + num_tokens] = rows.tokens
     if not shape.is_decode:
@@ -252,4 +310,20 @@ def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np
         for row, stop in zip(rows.rows, stops.tolist(), strict=True):
             first = layout.targets + stop - row.num_tokens
             packed[first : first + len(row.targets)] = row.targets
+    return packed
+
+
+def pack_draw(
+    rows: Rows, masks: np.ndarray, variant: Variant, shape: DrawShape, table: SlotTable
+) -> np.ndarray:
+    """Lay out a draw that needs `variant`; masks: int32[rows, words]. Padding is zeros."""
+    num_rows, num_words = rows.num_rows, masks.shape[1]
+    start = 2 + shape.rows * _FIRST_PAGE
+    packed = np.zeros(start + shape.rows * num_words, np.int32)
+    packed[:2] = variant, num_rows
+    live = packed[2:start].reshape(shape.rows, _FIRST_PAGE)[:num_rows]
+    live[:] = table.records[rows.slots, :_FIRST_PAGE]
+    live[:, 0] = rows.starts + rows.lengths
+    live[:, 1:4] = 0, 0, 1
+    packed[start : start + num_rows * num_words] = masks.ravel()
     return packed

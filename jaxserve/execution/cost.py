@@ -18,7 +18,7 @@ from jaxserve.config import WorkModel
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.models import ModelConfig, Params
 from jaxserve.quantization.int8 import Int8Matrix
 from pallas_kernels.targets import Target
@@ -178,6 +178,17 @@ def step_cost(
         num_tokens=rows * shape.sequences,
         num_sampled=shape.sequences,
         variant=shape.variant,
+    )
+
+
+def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
+    """Count a draw: the head once, and its logits."""
+    head = params["embedding"] if model.tied_embeddings else params["lm_head"]
+    logit_bytes = shape.rows * model.vocab_size * _LOGIT_BYTES
+    return Cost(
+        flops=2 * shape.rows * _size(head),
+        read_bytes=_bytes(head) + logit_bytes,
+        written_bytes=logit_bytes,
     )
 
 

@@ -26,6 +26,7 @@ CPU_CACHE_BYTES = 4 * GIB
 
 # How many arrays as large as the logits a step holds at once.
 _COPIES = {
+    Variant.NONE: 0,
     Variant.GREEDY: 2,
     Variant.SAMPLE: 6,
     Variant.FULL: 9,

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
-from jaxserve.execution.batch import packed_size
+from jaxserve.execution.batch import packed_draw_size, packed_size
 from jaxserve.execution.pooling import PoolOutput, PoolState, abstract_pool_state, pool_step
-from jaxserve.execution.shapes import ShapeTable, StepShape
+from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
+from jaxserve.execution.step import draw as draw_of_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
 from jaxserve.sharding import named_sharding
@@ -27,7 +29,7 @@ class Helper(StrEnum):
     REMEMBER = "remember"
 
 
-type Program = StepShape | Helper
+type Program = StepShape | DrawShape | Helper
 
 # What lies on the device between steps beside the cache, and what a step hands to the host: of an
 # engine that generates, and of one that pools.
@@ -41,7 +43,7 @@ _OPTIONS = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
 
 def name_of(program: Program) -> str:
     """Return a word for a program, good for a table and a file."""
-    return program.name if isinstance(program, StepShape) else program.value
+    return program.value if isinstance(program, Helper) else program.name
 
 
 def first_programs(shapes: ShapeTable) -> list[Program]:
@@ -52,28 +54,39 @@ def first_programs(shapes: ShapeTable) -> list[Program]:
 
 def all_programs(shapes: ShapeTable) -> list[Program]:
     """Return everything an engine with these shapes runs, in the order in which it is best made."""
-    return [*first_programs(shapes), *shapes.shapes[1:]]
+    # One draw serves every request that asks for a grammar.
+    return [*first_programs(shapes), *shapes.draws[:1], *shapes.shapes[1:], *shapes.draws[1:]]
 
 
 def described_state(
-    model: ModelConfig, *, pools: bool, num_slots: int, extra_size: int = 0
+    model: ModelConfig, *, pools: bool, num_slots: int, dtype: DTypeLike, extra_size: int = 0
 ) -> State[jax.ShapeDtypeStruct]:
-    """Describe what an engine keeps of its slots, slot 0 included, before it exists."""
+    """Describe what an engine keeps of its slots, slot 0 included, before it exists.
+
+    dtype: of what the model's head reads.
+    """
     if pools:
         return abstract_pool_state(num_slots=num_slots, embed=model.embed)
-    return abstract_state(num_slots=num_slots, vocab_size=model.vocab_size, extra_size=extra_size)
+    return abstract_state(
+        num_slots=num_slots,
+        vocab_size=model.vocab_size,
+        embed=model.embed,
+        dtype=dtype,
+        extra_size=extra_size,
+    )
 
 
 class ProgramSet:
     """What an engine runs on its devices, and what it keeps on them, before either exists.
 
     cache and state: trees of jax.ShapeDtypeStruct, each with its sharding. A step takes both by
-    donation and returns them where they were; so does REMEMBER with the state. Of the parameters it
-    takes the leaves, as a tuple.
+    donation and returns them where they were; so do draws and REMEMBER with the state. Of the
+    parameters steps and draws take the leaves, as a tuple.
     """
 
     def __init__(self, context: StepContext, *, cache_spec: CacheSpec, num_slots: int) -> None:
         self._mesh = mesh = context.mesh
+        self._vocab_size = context.model.vocab_size
         self._replicated = replicated = NamedSharding(mesh, PartitionSpec())
         pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
         self.cache = tuple(
@@ -87,6 +100,7 @@ class ProgramSet:
                 pools=context.pooling is not None,
                 num_slots=num_slots,
                 extra_size=context.sampling.processors.row_size,
+                dtype=context.attention.configs[0].dtype,
             ),
         )
         kept = (self.cache, self.state)
@@ -96,6 +110,12 @@ class ProgramSet:
             static_argnames=("tree", "shape"),
             donate_argnames=("cache", "state"),
             out_shardings=(replicated, *shardings),
+        )
+        self._draw = jax.jit(
+            partial(draw, context=context),
+            static_argnames=("tree", "shape"),
+            donate_argnames="state",
+            out_shardings=(replicated, shardings[1]),
         )
         self._remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
         self._allocate = jax.jit(partial(_zeros, kept), out_shardings=shardings)
@@ -128,6 +148,11 @@ class ProgramSet:
                     tree=tree,
                     shape=program,
                 )
+            case DrawShape():
+                leaves, tree = jax.tree.flatten(params)
+                size = packed_draw_size(program, vocab_size=self._vocab_size)
+                packed = self._described((size,), jnp.int32)
+                return self._draw.lower(tuple(leaves), self.state, packed, tree=tree, shape=program)
             case Helper.REMEMBER:
                 memory = jax.tree.map(
                     lambda leaf: self._described(leaf.shape[1:], leaf.dtype), self.state
@@ -160,6 +185,20 @@ def step(
     if isinstance(state, PoolState):
         return pool_step(params, cache, state, packed, shape=shape, context=context)
     return step_of_tree(params, cache, state, packed, shape=shape, context=context)
+
+
+def draw(
+    leaves: tuple[jax.Array, ...],
+    state: SlotState[jax.Array],
+    packed: jax.Array,
+    *,
+    tree: Any,
+    shape: DrawShape,
+    context: StepContext,
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """See `step.draw`; the parameters are flat, as for a step."""
+    params: Params = jax.tree.unflatten(tree, leaves)
+    return draw_of_tree(params, state, packed, shape=shape, context=context)
 
 
 def _zeros(abstract: Any) -> Any:

@@ -7,18 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxserve.execution.batch import Rows, SlotTable, pack
+from jaxserve.execution.batch import Rows, SlotTable, mask_words, pack, pack_draw
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.pooling import PoolOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Output, State
 from jaxserve.execution.sampling import Logprobs
-from jaxserve.execution.shapes import ShapeTable, StepShape, Variant
+from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape, Variant
 from jaxserve.execution.state import slot_memory
 from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
     RUBBISH_SLOT,
+    DrawPlan,
     RowPlan,
     SlotAssignment,
     StepLimits,
@@ -56,6 +57,8 @@ class ModelRunner:
         self._all_shapes = shapes
         self._vocab_size = context.model.vocab_size
         self._processors = context.sampling.processors
+        held_dtype = context.attention.configs[0].dtype
+        self._nothing_held = np.zeros(context.model.embed, held_dtype)
         self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
@@ -114,6 +117,30 @@ class ModelRunner:
             num_prompt_logprobs=_at(table.num_prompt_logprobs, rows) if rows.has_targets else None,
         )
 
+    def draw(self, plan: DrawPlan) -> "PendingResult":
+        """Start a draw; see plan.Runner."""
+        start_s = self._clock()
+        rows, table = Rows(plan.rows), self._table
+        variant = table.variant_for(rows)
+        shape = self._shapes.choose_draw(rows.num_rows)
+        masks = plan.masks[:, : mask_words(self._vocab_size)]
+        packed = pack_draw(rows, masks, variant, shape, table)
+        pack_s = self._clock() - start_s
+        return PendingResult(
+            self._run_draw(shape, packed),
+            rows,
+            run=StepRun(
+                program=shape.name,
+                num_tokens=rows.num_rows,
+                padded_tokens=shape.rows,
+                padded_sequences=shape.rows,
+                pack_s=pack_s,
+            ),
+            num_logprobs=_at(table.num_logprobs, rows) if variant >= Variant.FULL else None,
+            named=_at(table.named, rows) if variant >= Variant.FULL else None,
+            num_prompt_logprobs=None,
+        )
+
     def warm_up(self) -> None:
         """Run every program there is on rubbish: the first run of each takes longer.
 
@@ -127,6 +154,11 @@ class ModelRunner:
             jax.block_until_ready(self._run(shape, packed))
         if self._all_shapes.pools:
             return
+        for draw in self._shapes.draws:
+            row = RowPlan(slot=RUBBISH_SLOT, start=0, num_tokens=1, token_ids=())
+            masks = np.zeros((1, mask_words(self._vocab_size)), np.int32)
+            packed = pack_draw(Rows((row,)), masks, Variant.GREEDY, draw, self._table)
+            jax.block_until_ready(self._run_draw(draw, packed))
         nobody = SlotAssignment(
             slot=RUBBISH_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
         )
@@ -145,7 +177,9 @@ class ModelRunner:
         if params.adjusts_logits or params.logprob_token_ids or extra is not None:
             if extra is None:
                 extra = np.zeros(self._processors.row_size, np.float32)
-            memory = slot_memory(assignment, vocab_size=self._vocab_size, extra=extra)
+            memory = slot_memory(
+                assignment, vocab_size=self._vocab_size, held=self._nothing_held, extra=extra
+            )
             write = self._programs.get(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
 
@@ -154,6 +188,11 @@ class ModelRunner:
         output, self._cache, self._state = self._programs.get(shape)(
             self._leaves, self._cache, self._state, packed
         )
+        return output
+
+    def _run_draw(self, shape: DrawShape, packed: np.ndarray) -> StepOutput:
+        output: StepOutput
+        output, self._state = self._programs.get(shape)(self._leaves, self._state, packed)
         return output
 
 

@@ -15,20 +15,22 @@ _FIRST_TOKENS = 512
 class Variant(IntEnum):
     """How much a step can do after its logits; each can do all that the one before can.
 
-    GREEDY takes the most likely token. SAMPLE draws from the filtered distribution. FULL adjusts
-    logits by what a slot remembers and reports log-probabilities. SCORE also gives the
-    log-probabilities of prompt tokens. POOL stands by itself: no logits, but prompts' vectors.
+    NONE draws nothing. GREEDY takes the most likely token. SAMPLE draws from the filtered
+    distribution. FULL adjusts logits by what a slot remembers and reports log-probabilities.
+    SCORE also gives the log-probabilities of prompt tokens. POOL stands by itself: no logits, but
+    prompts' vectors.
 
     On accelerators there is a program for each, and a step runs the least that does. On CPUs,
     where a branch costs nothing and a program costs seconds of compilation, there is one program
     of each size, which branches to what the step needs when it runs.
     """
 
-    GREEDY = 0
-    SAMPLE = 1
-    FULL = 2
-    SCORE = 3
-    POOL = 4
+    NONE = 0
+    GREEDY = 1
+    SAMPLE = 2
+    FULL = 3
+    SCORE = 4
+    POOL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,18 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawShape:
+    """Rows of a compiled draw, padding included. It branches to the least variant that does."""
+
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """A word for it, within one engine."""
+        return f"draw-{self.rows}"
+
+
+@dataclass(frozen=True, slots=True)
 class ShapeTable:
     """The shapes an engine may use, in the order in which they are best made.
 
@@ -69,11 +83,12 @@ class ShapeTable:
 
     The first shape alone serves every request, in steps within `limits`; each of the others makes
     some steps smaller, or larger ones possible. branches: whether programs branch when they run to
-    what a step needs, so that one variant of each size is enough.
+    what a step needs, so that one variant of each size is enough. draws: the largest first.
     """
 
     shapes: tuple[StepShape, ...]
     branches: bool
+    draws: tuple[DrawShape, ...] = ()
     # In order of preference, for those that fit.
     _sorted: tuple[StepShape, ...] = field(init=False, repr=False, compare=False)
 
@@ -102,12 +117,16 @@ class ShapeTable:
             for tokens in _sizes_down(16, largest, factor=4 if is_cpu else 2)
         ]
 
+        # Few: what they are padded with costs a product with the head, and no attention.
+        draws = tuple(DrawShape(rows) for rows in reversed(_sizes_up(8, max_num_seqs, factor=4)))
+
         def shapes(sizes: list[tuple[int, int]], *variants: Variant) -> list[StepShape]:
             return [StepShape(*size, pages, variant) for size in sizes for variant in variants]
 
         if is_cpu:
             scored = shapes(mixed, Variant.SCORE)
-            return ShapeTable((scored[0], *shapes(decode, Variant.FULL), *scored[1:]), True)
+            full = shapes(decode, Variant.FULL)
+            return ShapeTable((scored[0], *full, *scored[1:]), branches=True, draws=draws)
         # Prompts are scored, which is rare, in two sizes only.
         first = next((size for size in mixed if size[0] >= _FIRST_TOKENS), mixed[-1])
         often = (Variant.GREEDY, Variant.SAMPLE)
@@ -118,8 +137,9 @@ class ShapeTable:
             *shapes(mixed[-1:], Variant.SCORE),
             *shapes(decode, Variant.FULL),
             *shapes(mixed, Variant.FULL),
+            *shapes(decode, Variant.NONE),
         ]
-        return ShapeTable(tuple(dict.fromkeys(ordered)), False)
+        return ShapeTable(tuple(dict.fromkeys(ordered)), branches=False, draws=draws)
 
     @staticmethod
     def plan_pooling(
@@ -136,16 +156,20 @@ class ShapeTable:
             for tokens in sizes
         ]
         first = next(i for i, tokens in enumerate(sizes) if tokens >= longest_row)
-        return ShapeTable((shapes[first], *shapes[first + 1 :], *shapes[:first]), False)
+        return ShapeTable((shapes[first], *shapes[first + 1 :], *shapes[:first]), branches=False)
 
     @property
     def pools(self) -> bool:
         """Whether the steps pool prompts and draw no tokens."""
         return self.shapes[0].variant is Variant.POOL
 
-    def only(self, is_made: Callable[[StepShape], bool]) -> "ShapeTable":
+    def only(self, is_made: Callable[[StepShape | DrawShape], bool]) -> "ShapeTable":
         """Return the table of those of the shapes for which `is_made` is true."""
-        return replace(self, shapes=tuple(filter(is_made, self.shapes)))
+        return replace(
+            self,
+            shapes=tuple(filter(is_made, self.shapes)),
+            draws=tuple(filter(is_made, self.draws)),
+        )
 
     @property
     def limits(self) -> StepLimits:
@@ -154,7 +178,11 @@ class ShapeTable:
             (shape for shape in self.shapes if shape.variant >= Variant.SCORE),
             key=lambda shape: shape.tokens,
         )
-        return StepLimits(num_tokens=largest.tokens, num_sequences=largest.sequences)
+        return StepLimits(
+            num_tokens=largest.tokens,
+            num_sequences=largest.sequences,
+            num_draws=max((draw.rows for draw in self.draws), default=0),
+        )
 
     def choose(self, row_lengths: list[int], variant: Variant) -> StepShape:
         """Return the smallest shape for rows of these numbers of tokens that can do `variant`."""
@@ -166,6 +194,12 @@ class ShapeTable:
             and shape.sequences >= num_sequences
             and shape.variant >= variant
             and (num_tokens == num_sequences or not shape.is_decode)
+        )
+
+    def choose_draw(self, num_rows: int) -> DrawShape:
+        """Return the smallest draw for so many rows."""
+        return min(
+            (draw for draw in self.draws if draw.rows >= num_rows), key=lambda draw: draw.rows
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxserve.plan import SlotAssignment
 from jaxserve.request import (
@@ -26,7 +27,7 @@ MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlotState[Leaf]:
-    """A row per slot, slot 0 being the rubbish slot; all but `last_token` for those with a memory.
+    """A row per slot, slot 0 being the rubbish slot; from `seen` on for those with a memory.
 
     A slot's memory is overwritten as a whole when a sequence takes it that needs one, and is not
     read for others, so nothing is left of an earlier owner. Leaf: jax.Array on the device,
@@ -34,6 +35,7 @@ class SlotState[Leaf]:
     """
 
     last_token: Leaf  # int32[slots], what the next `feedback` row reads
+    held: Leaf  # [slots, embed], what the head reads of a token that is drawn later
     seen: Leaf  # bool[slots, vocab], whether the token stands in the prompt
     counts: Leaf  # int32[slots, vocab], how often it was generated
     bias: Leaf  # float32[slots, vocab], added to logits; -inf forbids
@@ -46,18 +48,25 @@ class SlotState[Leaf]:
 
 
 def abstract_state(
-    *, num_slots: int, vocab_size: int, extra_size: int = 0
+    *,
+    num_slots: int,
+    vocab_size: int,
+    embed: int = 0,
+    dtype: DTypeLike = np.float32,
+    extra_size: int = 0,
 ) -> SlotState[jax.ShapeDtypeStruct]:
     """Describe the state before it exists, for `num_slots` slots, slot 0 included.
 
-    extra_size: of the rows of the engine's logits processors.
+    embed and dtype: of what the model's head reads. extra_size: of the rows of the engine's logits
+    processors.
     """
 
-    def array(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
+    def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((num_slots, *shape), dtype)
 
     return SlotState(
         last_token=array(np.int32),
+        held=array(dtype, embed),
         seen=array(np.bool_, vocab_size),
         counts=array(np.int32, vocab_size),
         bias=array(np.float32, vocab_size),
@@ -71,11 +80,15 @@ def abstract_state(
 
 
 def slot_memory(
-    assignment: SlotAssignment, *, vocab_size: int, extra: SlotRow = NO_EXTRA
+    assignment: SlotAssignment,
+    *,
+    vocab_size: int,
+    held: SlotRow = NO_EXTRA,
+    extra: SlotRow = NO_EXTRA,
 ) -> SlotState[SlotRow]:
     """Lay out, in host memory, what a slot must remember of a sequence: one row of SlotState.
 
-    extra: its row of the engine's logits processors.
+    held: what it is to hold for now. extra: its row of the engine's logits processors.
     """
     params = assignment.params
     seen = np.zeros(vocab_size, np.bool_)
@@ -103,6 +116,7 @@ def slot_memory(
     named[: len(params.logprob_token_ids)] = params.logprob_token_ids
     return SlotState(
         last_token=np.int32(0),
+        held=held,
         seen=seen,
         counts=counts,
         bias=bias,

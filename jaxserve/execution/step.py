@@ -12,10 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.execution import sampling
 from jaxserve.execution.attention import AttentionPlan
-from jaxserve.execution.batch import StepInput, unpack
+from jaxserve.execution.batch import StepInput, unpack, unpack_draw
 from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.execution.sampling import Logprobs
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
 from jaxserve.models import Decoder, DecoderConfig, ModelConfig, Params, bind
 from jaxserve.pooling import PoolingType
@@ -95,6 +95,9 @@ def step(
     def logits_of(rows: jax.Array) -> jax.Array:
         return _gathered(model.logits(hidden[rows]), context.mesh)
 
+    held = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
+    rows = hidden[_last_rows(inputs)].astype(state.held.dtype)
+    state = replace(state, held=state.held.at[held].set(rows, mode="drop"))
     output, state = _choose(
         logits_of, inputs, state, shape.variant, context.sampling, branch=context.branches
     )
@@ -110,6 +113,38 @@ def step(
                 scores = score()
             output = replace(output, prompt_logprobs=scores)
     return output, cache, state
+
+
+def draw(
+    params: Params,
+    state: SlotState[jax.Array],
+    packed: jax.Array,
+    *,
+    shape: DrawShape,
+    context: StepContext,
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Draw the tokens that steps have held, of those that are allowed.
+
+    packed: int32 array as `batch.pack_draw` lays it out for `shape`. state is meant to be donated.
+    """
+    inputs, allowed = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
+    model = bind(context.model, params)
+    logits = _gathered(model.logits(state.held[inputs.slots]), context.mesh)
+    variants = (Variant.GREEDY, Variant.SAMPLE, Variant.FULL)
+    with jax.named_scope("sampling"):
+        drawn = lax.switch(
+            inputs.variant[0] - Variant.GREEDY,
+            [
+                partial(_draw, logits, inputs, state, variant, context.sampling, allowed=allowed)
+                for variant in variants
+            ],
+        )
+    return _kept(drawn, inputs, state, Variant.FULL)
+
+
+def _last_rows(inputs: StepInput) -> jax.Array:
+    """The row that each sequence ends in: int32[sequences]."""
+    return jnp.maximum(inputs.query_starts[1:] - 1, 0)
 
 
 def _input_tokens(inputs: StepInput, state: SlotState[jax.Array]) -> jax.Array:
@@ -202,11 +237,14 @@ def _choose(
     logits_of: float32[n, vocab] of int32[n] rows of the step. branch: whether to do at run time
     the least that the step needs, up to `variant`.
     """
-    last_rows = jnp.maximum(inputs.query_starts[1:] - 1, 0)
+    last_rows = _last_rows(inputs)
     num_sequences = last_rows.shape[0]
     variant = min(variant, Variant.FULL)
 
     def draw(rows: jax.Array, inputs: StepInput, variant: Variant) -> _Drawn:
+        if variant is Variant.NONE:
+            tokens = jnp.zeros(rows.shape, jnp.int32)
+            return _Drawn(tokens, tokens, _no_report(rows.shape[0], state, settings))
         logits = logits_of(rows)
         with jax.named_scope("sampling"):
             return _draw(logits, inputs, state, variant, settings)
@@ -232,6 +270,13 @@ def _choose(
         drawn = lax.switch(chosen, choices)
     else:
         drawn = draw(last_rows, inputs, variant)
+    return _kept(drawn, inputs, state, variant)
+
+
+def _kept(
+    drawn: _Drawn, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Remember what was drawn in the slots of the sequences that sample."""
     samples = inputs.samples != 0
     slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
     state = replace(state, last_token=state.last_token.at[slots].set(drawn.tokens, mode="drop"))
@@ -248,11 +293,18 @@ def _draw(
     state: SlotState[jax.Array],
     variant: Variant,
     settings: SamplingSettings,
+    *,
+    allowed: jax.Array | None = None,
 ) -> _Drawn:
-    """Draw a token from each row of logits, doing all that `variant` can."""
+    """Draw a token from each row of logits, doing all that `variant` can.
+
+    allowed: bool[rows, vocab], None where every token is.
+    """
     adjusted = logits
     if variant is Variant.FULL:
         adjusted = sampling.adjust(logits, inputs, state, settings.processors)
+    if allowed is not None:
+        adjusted = jnp.where(allowed, adjusted, -jnp.inf)
     if variant is Variant.GREEDY:
         tokens = sampling.greedy(adjusted)
     else:
@@ -260,7 +312,7 @@ def _draw(
     # A NaN anywhere makes the maximum NaN; -inf means that every token is forbidden.
     is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1)).astype(jnp.int32)
     num_top = settings.max_logprobs
-    report = sampling.no_report(logits.shape[0], num_top=num_top, num_named=state.named.shape[1])
+    report = _no_report(logits.shape[0], state, settings)
 
     def full_report() -> Logprobs:
         mode, scores = settings.logprobs_mode, logits
@@ -274,6 +326,11 @@ def _draw(
         # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
         report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
     return _Drawn(tokens, is_valid, report)
+
+
+def _no_report(num_rows: int, state: SlotState[jax.Array], settings: SamplingSettings) -> Logprobs:
+    num_named = state.named.shape[1]
+    return sampling.no_report(num_rows, num_top=settings.max_logprobs, num_named=num_named)
 
 
 def _score(model: Decoder, hidden: jax.Array, targets: jax.Array, context: StepContext) -> Logprobs:

@@ -8,3 +8,4 @@ from jaxserve.grammar.calls import tagged_calls as tagged_calls
 from jaxserve.grammar.compiler import GrammarChecker as GrammarChecker
 from jaxserve.grammar.compiler import GrammarCompiler as GrammarCompiler
 from jaxserve.grammar.vocabulary import Vocabulary as Vocabulary
+from jaxserve.grammar.walks import Walks as Walks

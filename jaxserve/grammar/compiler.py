@@ -44,23 +44,29 @@ _REASONS = (
 class GrammarCompiler:
     """Makes matchers of what requests ask for; for any thread. It must not be an event loop's.
 
-    Grammars are kept, the latest used of them, up to `cache_bytes`.
+    Grammars are kept, the latest used of them, up to `cache_bytes`. tokens: the vocabulary's, by
+    default all of them.
     """
 
     def __init__(
         self,
-        tokens: Callable[[], LLTokenizer],
+        vocabulary: Vocabulary,
         *,
-        special_tokens: list[str],
+        tokens: Callable[[], LLTokenizer] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._tokens = tokens
-        self._special_tokens = special_tokens
+        self._vocabulary = vocabulary
+        self._tokens = tokens or vocabulary.whole
         self._cache_bytes = cache_bytes
         self._room = threading.Semaphore(MAX_COMPILING)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[StructuredOutputsParams, tuple[LLMatcher, int]] = OrderedDict()
         self._num_bytes = 0
+
+    @property
+    def num_words(self) -> int:
+        """How many int32 hold a mask."""
+        return self._vocabulary.num_words
 
     @property
     def num_kept(self) -> int:
@@ -77,7 +83,7 @@ class GrammarCompiler:
                 self._compiled.move_to_end(params)
                 return self._compiled[params][0].deep_copy()
         with self._room:
-            source = grammar_source(params, special_tokens=self._special_tokens)
+            source = grammar_source(params, special_tokens=self._vocabulary.special_tokens)
             matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
             if not matcher.is_error():
                 # Some grammars show only here that they have no end, or that they take for ever.
@@ -103,7 +109,7 @@ class GrammarChecker:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         tokens = vocabulary.bare()
-        self._compiler = GrammarCompiler(lambda: tokens, special_tokens=vocabulary.special_tokens)
+        self._compiler = GrammarCompiler(vocabulary, tokens=lambda: tokens)
 
     def check(self, params: StructuredOutputsParams) -> None:
         """Raise InvalidRequestError, naming the keyword at fault. May take half a second."""

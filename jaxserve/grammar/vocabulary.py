@@ -1,7 +1,8 @@
 """A model's tokens as llguidance sees them."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -11,17 +12,37 @@ from jaxserve.loading.tokenizer import Tokenizer
 class Vocabulary:
     """The tokens that a grammar allows or forbids; for any thread.
 
+    load: returns the tokenizer; called when it is first needed.
     vocab_size: width of the model's logits, which may be more than the tokenizer knows. eos_ids:
     the tokens that end an answer, allowed where a grammar lets it end.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_ids: Sequence[int]) -> None:
-        self._backend = tokenizer.backend
+    def __init__(
+        self,
+        load: Callable[[], Tokenizer],
+        *,
+        vocab_size: int,
+        eos_ids: Sequence[int] = (),
+    ) -> None:
+        self._load = load
+        self._vocab_size = vocab_size
         self._eos_ids = list(eos_ids)
-        # llguidance will not leave out a token that the tokenizer knows.
-        self._num_tokens = max(vocab_size, tokenizer.vocab_size)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._whole: LLTokenizer | None = None
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        with self._lock:
+            return self._loaded
+
+    @cached_property
+    def _loaded(self) -> Tokenizer:
+        return self._load()
+
+    @property
+    def _num_tokens(self) -> int:
+        # llguidance will not leave out a token that the tokenizer knows.
+        return max(self._vocab_size, self._tokenizer.vocab_size)
 
     @property
     def num_words(self) -> int:
@@ -33,7 +54,7 @@ class Vocabulary:
         with self._lock:
             if self._whole is None:
                 self._whole = LLTokenizer(
-                    self._backend.to_str(),
+                    self._tokenizer.backend.to_str(),
                     n_vocab=self._num_tokens,
                     eos_token=self._eos_ids or None,
                 )
@@ -46,7 +67,7 @@ class Vocabulary:
     @property
     def special_tokens(self) -> list[str]:
         """The added tokens, special or not: to llguidance no text is ever one of them."""
-        added = self._backend.get_added_tokens_decoder()
+        added = self._tokenizer.backend.get_added_tokens_decoder()
         return [token.content for token in added.values()]
 
 

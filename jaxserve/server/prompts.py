@@ -74,8 +74,11 @@ class RequestMaker:
 
     def requests(self) -> tuple[Request, ...]:
         """Return a request for each prompt of the body. Slow: for a worker."""
-        body = self.body
+        body, structured = self.body, self.params.structured_outputs
         truncates = body.truncate_prompt_tokens is not None
+        if structured is not None:
+            with renamed(body.field_names):
+                self.model.grammars.check(structured)
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
                 prompt_ids = encode_chat(self.model, body, will_truncate=truncates)

@@ -22,6 +22,7 @@ from jaxserve.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
+from jaxserve.grammar import GrammarChecker
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
@@ -53,8 +54,8 @@ class ServedModel:
 
     names: what requests may call it, its own name first. chat: None for a model without a chat
     template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
-    max_logprobs: alternatives a request may ask for at each token.
-    pooling: how it pools prompts, None for a model that generates text.
+    grammars: refuses those that no answer can follow. max_logprobs: alternatives a request may
+    ask for at each token. pooling: how it pools prompts, None for a model that generates text.
     has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
     same request could give another answer. answers: how it writes reasoning and tool calls.
     trusts_templates: whether requests may bring chat templates of their own. kernels: which
@@ -67,6 +68,7 @@ class ServedModel:
     chat: ChatTemplate | None
     max_model_len: int
     vocab_size: int
+    grammars: GrammarChecker
     max_logprobs: int = DEFAULT_MAX_LOGPROBS
     pooling: PoolingModel | None = None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from jaxserve.build import LoadedModel
 from jaxserve.client.in_process import InProcessClient
+from jaxserve.grammar import GrammarChecker, Vocabulary
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_model
 from jaxserve.metrics import Metrics
@@ -50,6 +51,7 @@ def http(
         chat=None,
         max_model_len=plan.scheduler.max_model_len,
         vocab_size=plan.model.vocab_size,
+        grammars=GrammarChecker(Vocabulary(lambda: tokenizer, vocab_size=plan.model.vocab_size)),
     )
     metrics = Metrics(max_model_len=plan.scheduler.max_model_len)
     folder = tmp_path_factory.mktemp("kept")

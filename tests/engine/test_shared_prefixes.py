@@ -85,6 +85,7 @@ def test_choices_wait_for_the_pages_and_no_longer() -> None:
 
 def first_in_flight(scheduler: Scheduler) -> tuple[StepPlan, StepResult]:
     plan, _ = scheduler._in_flight[0]
+    assert isinstance(plan, StepPlan)
     return plan, answer(plan)
 
 

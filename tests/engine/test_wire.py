@@ -18,7 +18,8 @@ from jaxserve.engine.wire import (
     encode_reply,
 )
 from jaxserve.errors import ContextLengthError, InvalidRequestError, OverloadedError
-from jaxserve.request import FinishReason, RequestMetrics
+from jaxserve.request import FinishReason, Request, RequestMetrics, SamplingParams
+from jaxserve.structured_outputs import StructuredOutputsParams
 from jaxserve.tokens import End, Start, TokenBatch
 from tests.engine.world import request
 from tests.fakes import token_logprobs
@@ -199,3 +200,19 @@ def test_errors_keep_their_kind_on_the_way() -> None:
     full = Refusal.of("a", OverloadedError("full", retry_after_s=3.0)).error()
     assert isinstance(full, OverloadedError)
     assert full.retry_after_s == 3.0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"json": {"type": "integer"}},
+        {"choice": ["yes", "no"]},
+        {"regex": "a", "reasoning_end": "b"},
+    ],
+)
+def test_what_an_answer_must_look_like_survives_the_wire(asked: dict[str, Any]) -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(**asked))
+    add = Add(Request(id="a", prompt_ids=(1,), params=params), 0)
+    decoded = decode_command(encode_command(add))
+    assert isinstance(decoded, Add)
+    assert decoded.request.params.structured_outputs == params.structured_outputs

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from jaxserve.config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.engine import Engine, Scheduler, TextEngine
 from jaxserve.engine.sequence import choice_seed
+from jaxserve.grammar import Walks
 from jaxserve.plan import RowPlan
 from jaxserve.request import FinishReason, Request, SamplingParams, TokenEvent
 from jaxserve.stats import EngineMetrics
@@ -93,6 +94,8 @@ class World:
         tokenizer: Tokenizer | None = None,
         pools: bool = False,
         whole_prompts: bool = False,
+        eos_id: int = EOS,
+        walks: Walks | None = None,
         metrics: EngineMetrics | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
@@ -117,7 +120,7 @@ class World:
                 page_size=page_size,
                 enable_prefix_caching=enable_prefix_caching,
             ),
-            eos_ids=[EOS],
+            eos_ids=[eos_id],
         )
         self.runner = FakeRunner(
             num_pages=num_pages,
@@ -133,6 +136,7 @@ class World:
             self.scheduler,
             self.runner,
             vocab_size=vocab_size,
+            walks=walks,
             metrics=metrics,
         )
         self.tokenizer = tokenizer

@@ -14,6 +14,7 @@ _INTS = (
     "slots",
     "feedback",
     "samples",
+    "holds",
     "top_k",
     "seed_low",
     "seed_high",

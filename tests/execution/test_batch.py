@@ -242,6 +242,7 @@ def test_a_step_does_the_least_that_its_rows_need(params: SamplingParams, varian
     assert table.variant_for(Rows((row_of(1), row_of(2)))) is variant
     # A row that draws nothing needs nothing, and what is asked for in one slot stays there.
     assert table.variant_for(Rows((row_of(1), row_of(2, samples=False)))) is Variant.GREEDY
+    assert table.variant_for(Rows((row_of(2, samples=False),))) is Variant.NONE
     assert table.variant_for(Rows((row_of(1),))) is Variant.GREEDY
     assert table.variant_for(Rows((row_of(1), row_of(2, targets=(3,))))) is Variant.SCORE
 

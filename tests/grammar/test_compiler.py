@@ -187,11 +187,7 @@ def test_hostile_grammars_end_in_an_answer_or_a_refusal_soon(name: str) -> None:
 
 
 def small_compiler(num_grammars: int) -> GrammarCompiler:
-    return GrammarCompiler(
-        vocabulary().whole,
-        special_tokens=[],
-        cache_bytes=num_grammars * (BYTES_PER_GRAMMAR + 10_000),
-    )
+    return GrammarCompiler(vocabulary(), cache_bytes=num_grammars * (BYTES_PER_GRAMMAR + 10_000))
 
 
 def test_a_grammar_is_compiled_once() -> None:

@@ -9,12 +9,12 @@ from tests.server.world import VOCAB_SIZE, tokenizer
 
 @cache
 def vocabulary() -> Vocabulary:
-    return Vocabulary(tokenizer(), vocab_size=VOCAB_SIZE, eos_ids=tokenizer().eos_ids)
+    return Vocabulary(tokenizer, vocab_size=VOCAB_SIZE, eos_ids=tokenizer().eos_ids)
 
 
 @cache
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(vocabulary().whole, special_tokens=vocabulary().special_tokens)
+    return GrammarCompiler(vocabulary())
 
 
 @cache

@@ -22,6 +22,7 @@ from jaxserve.client.in_process import InProcessClient
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
+from jaxserve.grammar import GrammarChecker, GrammarCompiler, Vocabulary, Walks
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
@@ -166,6 +167,9 @@ class World:
             pools=pooling is not None,
             fails=fails,
         )
+        vocabulary = Vocabulary(
+            lambda: self.tokenizer, vocab_size=VOCAB_SIZE, eos_ids=self.tokenizer.eos_ids
+        )
         self.engine = Engine(
             Scheduler(
                 scheduler,
@@ -174,6 +178,7 @@ class World:
             ),
             self.runner,
             vocab_size=VOCAB_SIZE,
+            walks=Walks(GrammarCompiler(vocabulary)),
             metrics=self.metrics.engine(self.name),
         )
         self.client = InProcessClient(
@@ -187,6 +192,7 @@ class World:
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
             pooling=pooling,
+            grammars=GrammarChecker(vocabulary),
             defaults=defaults or GenerationDefaults(),
             answers=answers or AnswerFormat(),
             trusts_templates=trusts_templates,

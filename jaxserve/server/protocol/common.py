@@ -13,7 +13,8 @@ from jaxserve.engine.beam_search import BeamSearchParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import RepetitionDetectionParams, SamplingParams
-from jaxserve.server.protocol.parsing import show, wanted
+from jaxserve.server.protocol.parsing import wanted
+from jaxserve.server.protocol.structured import GUIDED, structured_names, structured_outputs
 
 INT32_MAX = 2**31 - 1
 # A salt becomes part of a cache key: vLLM's rule, no character that could split one.
@@ -34,6 +35,9 @@ NOT_WITH_BEAMS = (
     "logprob_token_ids",
     "repetition_detection",
     "vllm_xargs",
+    "response_format",
+    "structured_outputs",
+    *GUIDED,
 )
 
 
@@ -57,15 +61,6 @@ def _logit_bias(value: object) -> dict[int, float]:
             raise wanted("an object whose values are numbers")
         biases[int(token)] = bias
     return biases
-
-
-def _response_format(value: object) -> None:
-    """Nothing but text, which is what there is without asking."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(kind, str):
-        raise wanted("an object with a type")
-    if kind != "text":
-        raise wanted(f"of type text: {show(kind)} is not supported yet")
 
 
 class Body(BaseModel):
@@ -150,7 +145,14 @@ class GenerationBody(Body):
     return_token_ids: bool = False
     return_prompt_text: bool = False
     return_tokens_as_token_ids: bool = False
-    response_format: Annotated[None, BeforeValidator(_response_format)] = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     @property
     def has_limit(self) -> bool:
@@ -160,7 +162,13 @@ class GenerationBody(Body):
     @property
     def field_names(self) -> dict[str, str]:
         """What the engine's parameters are called in this body."""
-        return {"extra_args": "vllm_xargs"}
+        return {"extra_args": "vllm_xargs", **structured_names(self.response_format, self._guided)}
+
+    @property
+    def _guided(self) -> dict[str, Any]:
+        """The fields that vLLM had before `structured_outputs`, those that are given."""
+        names = (*GUIDED, "guided_whitespace_pattern")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def only_scores(self) -> bool:
@@ -244,6 +252,11 @@ class GenerationBody(Body):
             if self.repetition_detection is None
             else self.repetition_detection.params(),
             extra_args=self.vllm_xargs,
+            structured_outputs=structured_outputs(
+                response_format=self.response_format,
+                structured=self.structured_outputs,
+                guided=self._guided,
+            ),
         )
 
 

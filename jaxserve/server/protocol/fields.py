@@ -7,12 +7,13 @@ from jaxserve.errors import InvalidRequestError
 
 NOT_YET = "is not supported yet"
 TEXT_ONLY = "is not supported: this server reads and writes text only"
-STRUCTURED = "is not supported yet: answers cannot be bound to a grammar or schema"
+STRUCTURED = "is not the name of it: use structured_outputs"
 
 # Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.
 IGNORED = frozenset(
     {
         "cache_prompt",
+        "guided_decoding_backend",
         "metadata",
         "moderation",
         "prediction",
@@ -36,13 +37,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "function_call": ("is OpenAI's older form and not supported: use tool_choice", ("none",)),
     "functions": ("is OpenAI's older form and not supported: use tools", ([],)),
     "grammar": (STRUCTURED, ()),
-    "guided_choice": (STRUCTURED, ()),
-    "guided_decoding_backend": (STRUCTURED, ()),
-    "guided_grammar": (STRUCTURED, ()),
-    "guided_json": (STRUCTURED, ()),
-    "guided_json_object": (STRUCTURED, (False,)),
-    "guided_regex": (STRUCTURED, ()),
-    "guided_whitespace_pattern": (STRUCTURED, ()),
     "kv_transfer_params": (NOT_YET, ()),
     "media_io_kwargs": (TEXT_ONLY, ({},)),
     "mm_processor_kwargs": (TEXT_ONLY, ({},)),
@@ -50,7 +44,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "prompt_embeds": ("is not supported: prompts are text or token ids", ()),
     "regex": (STRUCTURED, ()),
     "return_weight_versions": (NOT_YET, (False,)),
-    "structured_outputs": (STRUCTURED, ()),
     "suffix": ("is not supported: the model cannot be asked to fill a gap", ("",)),
     "thinking_token_budget": (NOT_YET, ()),
     "watermarking": (NOT_YET, (False,)),

@@ -1,0 +1,149 @@
+"""Answers on their way through their grammars, on threads beside the engine's.
+
+llguidance works without the GIL, so that masks are computed while the engine plans and the device
+computes. The engine asks for an answer's next move as soon as it knows a token, and looks later
+whether it has come.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+from llguidance.numpy import fill_next_token_bitmask_par
+from msgspec import Struct
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.grammar.compiler import MAX_COMPILING, GrammarCompiler
+from jaxserve.structured_outputs import StructuredOutputsParams
+
+logger = logging.getLogger(__name__)
+
+FAILED = "the grammar could not be followed any further"
+# Where so few tokens are allowed, it is asked whether they only spell one text.
+MAX_FORKS = 64
+
+
+class Move(Struct, frozen=True):
+    """What a grammar says of the tokens that come next.
+
+    forced: those that must come. mask: int32[words], a bit for each token that may come after
+    them; None where the answer is complete, or error is not None.
+    """
+
+    forced: tuple[int, ...] = ()
+    mask: np.ndarray | None = None
+    error: str | None = None
+
+
+class Walk:
+    """One answer's way. move: None until it is known; may_jump: whether tokens may be forced."""
+
+    __slots__ = ("matcher", "may_jump", "move")
+
+    def __init__(self, *, may_jump: bool) -> None:
+        self.may_jump = may_jump
+        self.move: Move | None = None
+        self.matcher: LLMatcher | None = None
+
+
+class Walks:
+    """Computes the moves of answers; used by one thread, the engine's."""
+
+    def __init__(self, compiler: GrammarCompiler) -> None:
+        self._compiler = compiler
+        self._executor = LLExecutor()
+        self._compiling = ThreadPoolExecutor(MAX_COMPILING, "jaxserve-compile")
+        self._moving = ThreadPoolExecutor(1, "jaxserve-masks")
+        self._newest: Future[None] | None = None
+        self._has_moved = threading.Event()
+
+    def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
+        """Return the ways of so many answers to one request; their first move comes later."""
+        walks = [Walk(may_jump=may_jump) for _ in range(count)]
+        self._compiling.submit(self._safely, walks, lambda: self._start(params, walks))
+        return walks
+
+    def advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
+        """Take note of the tokens that came, one for each walk; their next move comes later."""
+        for walk, _ in steps:
+            walk.move = None
+        walks = [walk for walk, _ in steps]
+        self._newest = self._moving.submit(self._safely, walks, lambda: self._advance(steps))
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the moves asked for by `advance`."""
+        if self._newest is not None:
+            wait([self._newest], timeout_s)
+
+    def wait_for_any(self, timeout_s: float) -> None:
+        """Wait until some move has come since this was called last."""
+        self._has_moved.wait(timeout_s)
+        self._has_moved.clear()
+
+    def _safely(self, walks: Sequence[Walk], work: Callable[[], None]) -> None:
+        try:
+            work()
+        except InvalidRequestError as error:
+            _fail(walks, error.message)
+        except Exception:
+            logger.exception("a grammar has failed")
+            _fail(walks, FAILED)
+        self._has_moved.set()
+
+    def _start(self, params: StructuredOutputsParams, walks: Sequence[Walk]) -> None:
+        matcher = self._compiler.matcher(params)
+        for walk in walks:
+            walk.matcher = matcher.deep_copy()
+        self._look([(walk, ()) for walk in walks])
+
+    def _advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
+        pairs = [(walk.matcher, token_id) for walk, token_id in steps if walk.matcher is not None]
+        self._executor.consume_token_par(pairs)
+        self._look([(walk, ()) for walk, _ in steps])
+
+    def _look(self, ways: Sequence[tuple[Walk, tuple[int, ...]]]) -> None:
+        """Find the next move of each walk, some tokens of which are known to be forced."""
+        open_ways = []
+        for walk, forced in ways:
+            if not _has_ended(walk, forced):
+                open_ways.append((walk, forced))
+        if not open_ways:
+            return
+        masks = np.empty((len(open_ways), self._compiler.num_words), np.int32)
+        matchers = [(_matcher(walk), index) for index, (walk, _) in enumerate(open_ways)]
+        fill_next_token_bitmask_par(self._executor, matchers, masks)
+        few = np.bitwise_count(masks).sum(axis=1) <= MAX_FORKS
+        jumps = []
+        for (walk, forced), mask, is_few in zip(open_ways, masks, few, strict=True):
+            if _has_ended(walk, forced):
+                continue
+            more = _matcher(walk).compute_ff_tokens() if is_few and walk.may_jump else []
+            if more and _matcher(walk).consume_tokens(more):
+                jumps.append((walk, (*forced, *more)))
+            elif not _has_ended(walk, forced):
+                walk.move = Move(forced, mask)
+        if jumps:
+            self._look(jumps)
+
+
+def _matcher(walk: Walk) -> LLMatcher:
+    assert walk.matcher is not None
+    return walk.matcher
+
+
+def _has_ended(walk: Walk, forced: tuple[int, ...]) -> bool:
+    """Note it if nothing comes after the forced tokens."""
+    matcher = _matcher(walk)
+    if not matcher.is_stopped():
+        return False
+    walk.move = Move(forced, error=FAILED if matcher.is_error() else None)
+    return True
+
+
+def _fail(walks: Sequence[Walk], error: str) -> None:
+    for walk in walks:
+        if walk.move is None:
+            walk.move = Move(error=error)

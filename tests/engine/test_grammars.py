@@ -1,0 +1,204 @@
+"""Sequences that follow grammars: what they get, and what the others do not notice of it."""
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jsonschema
+import pytest
+
+from jaxserve.grammar import GrammarCompiler, Walks
+from jaxserve.grammar.walks import Walk
+from jaxserve.request import FinishReason, Request, SamplingParams
+from jaxserve.structured_outputs import StructuredOutputsParams
+from tests.engine.world import World
+from tests.grammar.world import compiler
+from tests.server.world import VOCAB_SIZE, tokenizer
+
+END = 0
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "green"]},
+        "sizes": {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 2},
+    },
+    "required": ["colour", "sizes"],
+    "additionalProperties": False,
+}
+
+
+def make(**settings: Any) -> World:
+    return World(
+        **{
+            "vocab_size": VOCAB_SIZE,
+            "tokenizer": tokenizer().backend,
+            "eos_id": END,
+            "walks": Walks(compiler()),
+            "num_pages": 256,
+            "max_model_len": 256,
+            **settings,
+        }
+    )
+
+
+def ask(name: str = "a", *, seed: int = 0, **params: Any) -> Request:
+    settings: dict[str, Any] = {"json": SCHEMA, "disable_any_whitespace": True}
+    asked = params.pop("asked", settings)
+    prompt_ids = tuple(range(5, 12)) + tuple(seed % 50 + i for i in range(5))
+    return Request(
+        id=name,
+        prompt_ids=prompt_ids,
+        params=SamplingParams(
+            **{
+                "seed": seed,
+                "max_tokens": 120,
+                "structured_outputs": StructuredOutputsParams(**asked) if asked else None,
+                **params,
+            }
+        ),
+    )
+
+
+def alone(request: Request, **settings: Any) -> tuple[list[int], str]:
+    world = make(**settings)
+    world.run(request)
+    return world.output(request.id), world.answers[request.id, 0].text
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_answers_follow_their_schema(is_async: bool) -> None:
+    world = make(async_scheduling=is_async)
+    world.run(*(ask(str(seed), seed=seed) for seed in range(12)))
+    for seed in range(12):
+        answer = world.answers[str(seed), 0]
+        assert answer.finish_reason is FinishReason.STOP
+        jsonschema.validate(json.loads(answer.text), SCHEMA)
+
+
+def test_neighbours_and_preemptions_change_no_token() -> None:
+    requests = [ask(str(seed), seed=seed) for seed in range(8)]
+    requests += [ask(f"free {seed}", seed=seed, asked=None, max_tokens=30) for seed in range(4)]
+    world = make(num_pages=36, max_num_seqs=6)
+    world.run(*requests)
+    assert world.engine.stats().num_preemptions > 0
+    for request in requests:
+        assert world.output(request.id) == alone(request)[0], request.id
+
+
+def test_forced_tokens_are_not_drawn() -> None:
+    world = make()
+    world.run(ask())
+    assert world.runner.num_draws < len(world.output()) / 2
+
+
+def test_forced_tokens_are_drawn_where_their_probabilities_are_wanted() -> None:
+    world = make()
+    world.run(ask(logprobs=1))
+    assert world.runner.num_draws == len(world.output())
+    reported = [p for event in world.events for p in event.logprobs]
+    assert [each.chosen.token_id for each in reported] == world.output()
+
+
+def test_what_is_forced_from_the_start_needs_no_model() -> None:
+    world = make()
+    world.run(ask(asked={"choice": ("yes",)}))
+    assert world.answers["a", 0].text == "yes"
+    assert world.answers["a", 0].finish_reason is FinishReason.STOP
+    assert world.runner.num_draws == 0
+
+
+def test_choices_of_a_request_go_their_own_ways() -> None:
+    world = make()
+    world.run(ask(n=4, temperature=1.0))
+    texts = [world.answers["a", index].text for index in range(4)]
+    for text in texts:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    assert len(set(texts)) > 1
+
+
+def test_a_limit_ends_an_answer_where_it_stands() -> None:
+    world = make()
+    world.run(ask(max_tokens=5))
+    assert len(world.output()) == 5
+    assert world.answers["a", 0].finish_reason is FinishReason.LENGTH
+
+
+def test_a_stop_string_ends_an_answer() -> None:
+    world = make()
+    world.run(ask(stop=('"sizes"',)))
+    assert world.answers["a", 0].finish_reason is FinishReason.STOP
+    assert world.answers["a", 0].text.endswith(",")
+
+
+def test_an_answer_may_end_where_its_grammar_lets_it_and_not_too_early() -> None:
+    asked = {"regex": "[a-z]*"}
+    world = make()
+    world.run(ask(asked=asked, min_tokens=20, max_tokens=200))
+    assert len(world.output()) >= 20
+    assert world.answers["a", 0].text.isalpha()
+
+
+def test_a_complete_answer_ends_even_if_ends_are_ignored() -> None:
+    world = make()
+    world.run(ask(ignore_eos=True))
+    assert world.answers["a", 0].finish_reason is FinishReason.STOP
+
+
+def test_a_grammar_that_fails_ends_its_own_request_alone() -> None:
+    world = make()
+    world.run(ask("bad", asked={"json": {"not": {}}}), ask("good"))
+    assert world.answers["bad", 0].finish_reason is FinishReason.ERROR
+    assert world.answers["good", 0].finish_reason is FinishReason.STOP
+
+
+def test_an_aborted_answer_leaves_nothing_behind() -> None:
+    world = make()
+    world.add(ask("gone"), ask("stays"))
+    for _ in range(6):
+        world.step()
+    world.engine.abort("gone")
+    while world.engine.has_work:
+        world.step()
+    world.check_idle()
+
+
+def test_without_a_tokenizer_there_are_no_grammars() -> None:
+    world = make(walks=None)
+    with pytest.raises(ValueError, match="structured_outputs needs a tokenizer"):
+        world.engine.add(ask())
+
+
+class Stuck(Walks):
+    """Walks whose moves do not come until they are let go."""
+
+    def __init__(self, compiler: GrammarCompiler) -> None:
+        super().__init__(compiler)
+        self.may_go = threading.Event()
+
+    def _look(self, ways: Sequence[tuple[Walk, tuple[int, ...]]]) -> None:
+        assert self.may_go.wait(30.0)
+        super()._look(ways)
+
+
+def test_only_the_sequence_itself_waits_for_its_mask() -> None:
+    walks = Stuck(compiler())
+    world = make(walks=walks)
+    world.add(ask("slow"), ask("free", asked=None, max_tokens=40))
+    for _ in range(60):
+        world.step()
+    assert "free" in world.finished
+    assert world.output("slow") == []
+    walks.may_go.set()
+    while world.engine.has_work:
+        world.step()
+    world.check_idle()
+    jsonschema.validate(json.loads(world.answers["slow", 0].text), SCHEMA)
+
+
+def test_draws_of_one_step_are_read_before_the_next_but_one() -> None:
+    world = make()
+    world.run(*(ask(str(seed), seed=seed, logprobs=0) for seed in range(4)))
+    # Every sequence advances with every step, as those without a grammar do.
+    longest = max(len(world.output(str(seed))) for seed in range(4))
+    assert len(world.runner.plans) <= longest + 8

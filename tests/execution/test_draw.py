@@ -1,0 +1,82 @@
+"""Draws under masks: what is allowed is drawn, by the rules of every row, and kept in its slot."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.execution.batch import Rows, SlotTable, mask_words, pack_draw, unpack_draw
+from jaxserve.execution.sampling import greedy
+from jaxserve.execution.shapes import DrawShape, Variant
+from jaxserve.execution.step import SamplingSettings, _draw
+from jaxserve.plan import RowPlan, SlotAssignment
+from jaxserve.request import SamplingParams
+from tests.execution.test_choice import VOCAB_SIZE, empty_state, random_logits
+
+SHAPE = DrawShape(8)
+
+
+def masks_of(allowed: np.ndarray) -> np.ndarray:
+    """Bits of bool[rows, tokens], as int32[rows, words]."""
+    padded = np.zeros((len(allowed), 32 * mask_words(VOCAB_SIZE)), np.uint8)
+    padded[:, :VOCAB_SIZE] = allowed
+    return np.packbits(padded, axis=1, bitorder="little").view(np.int32)
+
+
+def packed(allowed: np.ndarray, **params: object) -> np.ndarray:
+    """A draw of the slots 1, 2, ... whose sequences are of 3 tokens."""
+    table = SlotTable(num_slots=9, pages=2)
+    rows = []
+    for slot in range(1, len(allowed) + 1):
+        settings = SamplingParams(**{"temperature": 0.0, **params})  # type: ignore[arg-type]
+        table.assign(
+            SlotAssignment(slot=slot, params=settings, seed=slot, prompt_ids=(1,)),
+        )
+        rows.append(RowPlan(slot=slot, start=2, num_tokens=1, token_ids=()))
+    return pack_draw(Rows(tuple(rows)), masks_of(allowed), Variant.GREEDY, SHAPE, table)
+
+
+def test_a_draws_input_is_unpacked_as_it_was_packed() -> None:
+    allowed = np.random.default_rng(0).random((5, VOCAB_SIZE)) < 0.5
+    inputs, masks = unpack_draw(
+        jnp.asarray(packed(allowed, temperature=0.5, top_k=7)), SHAPE, vocab_size=VOCAB_SIZE
+    )
+    np.testing.assert_array_equal(masks[:5], allowed)
+    assert not masks[5:].any()
+    assert inputs.slots.tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert inputs.samples.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert inputs.kv_lengths[:5].tolist() == [3] * 5
+    assert inputs.top_k[:5].tolist() == [7] * 5
+    assert inputs.temperature[:5].tolist() == [0.5] * 5
+
+
+@pytest.mark.parametrize("variant", [Variant.GREEDY, Variant.SAMPLE, Variant.FULL])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_drawn(variant: Variant, temperature: float) -> None:
+    allowed = np.random.default_rng(1).random((8, VOCAB_SIZE)) < 0.1
+    allowed[:, 7] = True
+    if variant is Variant.GREEDY:
+        temperature = 0.0
+    inputs, masks = unpack_draw(
+        jnp.asarray(packed(allowed, temperature=temperature)), SHAPE, vocab_size=VOCAB_SIZE
+    )
+    logits = jnp.asarray(random_logits(), jnp.float32)
+    drawn = jax.jit(
+        lambda logits: _draw(
+            logits, inputs, empty_state(), variant, SamplingSettings(), allowed=masks
+        )
+    )(logits)
+    assert allowed[np.arange(8), drawn.tokens].all()
+    assert drawn.is_valid.all()
+    if temperature == 0.0:
+        expected = greedy(jnp.where(allowed, logits, -jnp.inf))
+        np.testing.assert_array_equal(drawn.tokens, expected)
+
+
+def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
+    allowed = np.ones((8, VOCAB_SIZE), np.bool_)
+    allowed[3] = False
+    inputs, masks = unpack_draw(jnp.asarray(packed(allowed)), SHAPE, vocab_size=VOCAB_SIZE)
+    logits = jnp.asarray(random_logits(), jnp.float32)
+    drawn = _draw(logits, inputs, empty_state(), Variant.GREEDY, SamplingSettings(), allowed=masks)
+    assert drawn.is_valid.tolist() == [1, 1, 1, 0, 1, 1, 1, 1]

@@ -1,0 +1,136 @@
+"""Whatever schema is asked for, what comes back validates against it, or the schema is refused."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis_jsonschema import from_schema
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.structured_outputs import StructuredOutputsParams
+from tests.grammar.world import accepts, compiler, vocabulary
+from tests.server.world import tokenizer
+
+MAX_TOKENS = 400
+SCALARS: list[dict[str, Any]] = [
+    {"type": "null"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": -7, "maximum": 1000},
+    {"type": "integer", "multipleOf": 5},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5},
+    {"type": "string", "maxLength": 5},
+    {"type": "string", "pattern": "^[a-c]{2,4}$"},
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "uuid"},
+    {"type": "string", "format": "ipv4"},
+    {"enum": ["a", "é", '"', 1, None, [1], {"b": 2}]},
+    {"const": "x\\y\n"},
+]
+
+
+def combined(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Schemas of objects, arrays and choices of other schemas."""
+    names = st.sampled_from(["a", "b", "key with space", "ü"])
+
+    def an_object(properties: dict[str, Any], num_required: int, extra: object) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties)[:num_required],
+            "additionalProperties": extra,
+        }
+
+    return st.one_of(
+        st.builds(
+            an_object,
+            st.dictionaries(names, inner, max_size=3),
+            st.integers(0, 3),
+            st.one_of(st.just(False), inner),
+        ),
+        st.builds(
+            lambda items, low, more: {
+                "type": "array",
+                "items": items,
+                "minItems": low,
+                "maxItems": low + more,
+            },
+            inner,
+            st.integers(0, 2),
+            st.integers(0, 2),
+        ),
+        st.builds(lambda choices: {"anyOf": choices}, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda other: {"$ref": "#/$defs/d", "$defs": {"d": other}}, inner),
+    )
+
+
+# A schema that is nested refers to what is not there: references stand at the root alone.
+SCHEMAS = st.recursive(st.sampled_from(SCALARS), combined, max_leaves=5).filter(
+    lambda schema: "$defs" not in json.dumps([*schema.values()])[1:] or "$defs" in schema
+)
+FUZZ = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def written(params: StructuredOutputsParams, seed: int) -> str | None:
+    """An answer drawn at random from what the grammar allows; None if it would be too long."""
+    matcher = compiler().matcher(params)
+    chance = random.Random(seed)
+    token_ids: list[int] = []
+    end = tokenizer().eos_ids[0]
+    while not matcher.is_stopped():
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()
+        assert not matcher.is_error(), matcher.get_error()
+        token_id = end if end in allowed else chance.choice(allowed)
+        if token_id == end:
+            break
+        token_ids.append(token_id)
+        if len(token_ids) > MAX_TOKENS:
+            return None
+        assert matcher.consume_token(token_id)
+    assert not matcher.is_error(), matcher.get_error()
+    return tokenizer().decode(token_ids)
+
+
+def validate(value: Any, schema: dict[str, Any]) -> None:
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.Draft202012Validator(schema, format_checker=checker).validate(value)
+
+
+@FUZZ
+@given(SCHEMAS, st.integers(0, 2**16))
+def test_what_a_schema_allows_validates(schema: dict[str, Any], seed: int) -> None:
+    params = StructuredOutputsParams(json=schema, disable_any_whitespace=True)
+    try:
+        text = written(params, seed)
+    except InvalidRequestError:
+        return
+    if text is not None:
+        validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("schema", [s for s in SCALARS if "format" not in s], ids=str)
+def test_what_validates_is_allowed(schema: dict[str, Any]) -> None:
+    params = StructuredOutputsParams(json=schema)
+
+    @settings(FUZZ, max_examples=10)
+    @given(from_schema(schema))
+    def check(value: Any) -> None:
+        text = json.dumps(value, ensure_ascii=False)
+        # Numbers with bounds are written without exponents.
+        if text.isprintable() and not (isinstance(value, float) and "e" in text):
+            assert accepts(params, text), text
+
+    check()
+
+
+def test_the_vocabulary_is_as_wide_as_its_masks() -> None:
+    assert vocabulary().num_words * 32 >= vocabulary().whole().vocab_size

@@ -1,0 +1,138 @@
+"""What an answer must look like, by every name a request may have for it."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.server.world import World
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"size": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
+TAG = {
+    "type": "structural_tag",
+    "triggers": ["<f"],
+    "structures": [{"begin": "<f>", "schema": SCHEMA, "end": "</f>"}],
+    "at_least_one": True,
+    "stop_after_first": True,
+}
+CHAT = {"messages": [{"role": "user", "content": "fox"}], "max_tokens": 90, "seed": 1}
+
+
+def answer(asked: dict[str, Any]) -> str:
+    with World() as world, world.http() as http:
+        response = http.post("/v1/chat/completions", json={**CHAT, **asked})
+        assert response.status_code == 200, response.text
+        choice = response.json()["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        text = choice["message"]["content"]
+        assert isinstance(text, str)
+        return text
+
+
+SHAPED = {"name": "shoe", "schema": SCHEMA, "strict": True, "description": "a shoe"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": SHAPED}},
+        {"structured_outputs": {"json": SCHEMA}},
+        {"structured_outputs": {"json": json.dumps(SCHEMA), "disable_any_whitespace": True}},
+        {"guided_json": SCHEMA},
+        {"guided_json": SCHEMA, "guided_decoding_backend": "xgrammar"},
+        {"response_format": {"type": "text"}, "structured_outputs": {"json": SCHEMA}},
+    ],
+)
+def test_an_answer_follows_the_schema(asked: dict[str, Any]) -> None:
+    jsonschema.validate(json.loads(answer(asked)), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("asked", "texts"),
+    [
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, {"yes", "no"}),
+        ({"guided_choice": ["yes", "no"]}, {"yes", "no"}),
+        ({"structured_outputs": {"regex": "(a|b){3}c"}}, None),
+        ({"guided_regex": "(a|b){3}c"}, None),
+        ({"structured_outputs": {"grammar": 'start: "left" | "right"'}}, {"left", "right"}),
+        ({"guided_grammar": 'root ::= "left" | "right"\n'}, {"left", "right"}),
+    ],
+)
+def test_an_answer_is_of_the_asked_form(asked: dict[str, Any], texts: set[str] | None) -> None:
+    text = answer(asked)
+    assert text in texts if texts else (len(text) == 4 and set(text[:3]) <= set("ab"))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"response_format": TAG}, {"structured_outputs": {"structural_tag": json.dumps(TAG)}}]
+)
+def test_tagged_parts_follow_their_schema(asked: dict[str, Any]) -> None:
+    text = answer(asked).strip()
+    assert text.startswith("<f>")
+    assert text.endswith("</f>")
+    jsonschema.validate(json.loads(text[3:-4]), SCHEMA)
+
+
+def test_completions_follow_schemas_too() -> None:
+    with World() as world, world.http() as http:
+        body = {"prompt": ["fox", "dog"], "guided_json": SCHEMA, "max_tokens": 90, "seed": 3}
+        choices = http.post("/v1/completions", json=body).json()["choices"]
+        for choice in choices:
+            jsonschema.validate(json.loads(choice["text"]), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "words"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "an object"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+            "a string",
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": {}}},
+            "response_format",
+            "there is no field",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": {"not": {}}},
+                }
+            },
+            "response_format",
+            "response_format uses keywords that are not supported: not",
+        ),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", "not"),
+        ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
+        ({"structured_outputs": {"jso": {}}}, "structured_outputs", "there is no field"),
+        (
+            {"structured_outputs": {"regex": "a", "whitespace_pattern": 1}},
+            "structured_outputs.whitespace_pattern",
+            "a string",
+        ),
+        ({"guided_regex": "[a"}, "guided_regex", "guided_regex cannot be followed"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "structured_outputs", "exactly one of"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "guided_regex", "one form"),
+        ({"regex": "a"}, "regex", "use structured_outputs"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_before_anything_runs(
+    asked: dict[str, Any], param: str, words: str
+) -> None:
+    with World() as world, world.http() as http:
+        response = http.post("/v1/chat/completions", json={**CHAT, **asked})
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert error["param"] == param
+        assert words in error["message"]
+        assert world.runner.plans == []
