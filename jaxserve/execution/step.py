@@ -129,6 +129,7 @@ def draw(
     """
     inputs, allowed = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
     model = bind(context.model, params)
+    assert isinstance(model, Decoder), "only what generates draws tokens"
     logits = _gathered(model.logits(state.held[inputs.slots]), context.mesh)
     variants = (Variant.GREEDY, Variant.SAMPLE, Variant.FULL)
     with jax.named_scope("sampling"):

@@ -51,7 +51,9 @@ def built() -> tuple[LoadedModel, Tokenizer]:
 
 
 @pytest.fixture(scope="module")
-def client(built: tuple[LoadedModel, Tokenizer]) -> Iterator[openai.OpenAI]:
+def client(
+    built: tuple[LoadedModel, Tokenizer], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[openai.OpenAI]:
     loaded, tokenizer = built
     plan = loaded.plan
     model = ServedModel(
@@ -64,7 +66,8 @@ def client(built: tuple[LoadedModel, Tokenizer]) -> Iterator[openai.OpenAI]:
         grammars=GrammarChecker(Vocabulary(lambda: tokenizer, vocab_size=plan.model.vocab_size)),
     )
     config = ServerConfig(port=0)
-    app = create_app([model], metrics=Metrics(max_model_len=512), config=config)
+    folder = tmp_path_factory.mktemp("kept")
+    app = create_app([model], metrics=Metrics(max_model_len=512), config=config, folder=folder)
     listener = bind(config)
     server = Server(uvicorn_config(app, config), app.state.server)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+import numpy as np
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -96,8 +97,8 @@ class TimedRunner(FakeRunner):
         self.step_s = step_s
         self.is_broken = False
 
-    def _sample(self, row: RowPlan, slot: Slot) -> int:
-        token_id = super()._sample(row, slot)
+    def _sample(self, row: RowPlan, slot: Slot, mask: np.ndarray | None = None) -> int:
+        token_id = super()._sample(row, slot, mask)
         if self.script is not None:
             num_generated = len(slot.tokens) - 1 - len(slot.assignment.prompt_ids)
             token_id = slot.tokens[-1] = self.script[min(num_generated, len(self.script) - 1)]
