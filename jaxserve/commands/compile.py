@@ -130,7 +130,9 @@ def _summary(plan: "EnginePlan", reports: "list[ProgramReport]") -> list[str]:
     copied = [
         name
         for name, memory in memories
-        if name not in {"allocate", "remember"} and memory.aliased < kept
+        if name not in {"allocate", "remember"}
+        # A draw has nothing to do with pages.
+        and memory.aliased < (plan.memory.state if name.startswith("draw-") else kept)
     ]
     lines.append(
         "every step updates KV pages and slot state in place"
