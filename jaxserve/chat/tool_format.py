@@ -15,7 +15,8 @@ class ToolFormat:
     calls, and after them. chains: whether calls may follow each other with nothing between.
     is_bare: whether an answer may also begin with a call as such. has_short_ids: whether
     the model's template takes ids of calls of nine characters only. signs: texts of which the
-    template has each; none where the calls that it writes are sign enough.
+    template has each; none where the calls that it writes are sign enough. around_json: what
+    stands before and after the JSON of a call, where that is all and a grammar can bind it.
     """
 
     call: CallSyntax
@@ -26,6 +27,7 @@ class ToolFormat:
     is_bare: bool = False
     has_short_ids: bool = False
     signs: tuple[str, ...] = ()
+    around_json: tuple[str, str] | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:

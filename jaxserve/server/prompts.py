@@ -3,12 +3,13 @@
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio.to_thread
 
 from jaxserve.loading.tokenizer import truncated
 from jaxserve.request import LOWEST_PRIORITY, Request, SamplingParams
+from jaxserve.server.binding import FIELD_NAMES, bound_to
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
@@ -74,16 +75,14 @@ class RequestMaker:
 
     def requests(self) -> tuple[Request, ...]:
         """Return a request for each prompt of the body. Slow: for a worker."""
-        body, structured = self.body, self.params.structured_outputs
+        body = self.body
         truncates = body.truncate_prompt_tokens is not None
-        if structured is not None:
-            with renamed(body.field_names):
-                self.model.grammars.check(structured)
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
                 prompt_ids = encode_chat(self.model, body, will_truncate=truncates)
-                reading = ChatReading.of(body, self.model, prompt_ids)
-                return (self._make(prompt_ids, reading.params(self.params)),)
+                return (self._make(prompt_ids, self._chat_params(body, prompt_ids)),)
+        with renamed(body.field_names):
+            self._check_structured(self.params)
         special = body.add_special_tokens
         return tuple(
             self._make(
@@ -100,6 +99,21 @@ class RequestMaker:
             )
             for prompt in body.prompt
         )
+
+    def _chat_params(self, body: ChatBody, prompt_ids: tuple[int, ...]) -> SamplingParams:
+        """Return the engine's parameters with what a chat adds: how its answers are read."""
+        reading = ChatReading.of(body, self.model, prompt_ids)
+        with renamed(FIELD_NAMES if self.params.structured_outputs is None else {}):
+            params = replace(
+                reading.params(self.params),
+                structured_outputs=bound_to(body, reading, self.params.structured_outputs),
+            )
+            self._check_structured(params)
+        return params
+
+    def _check_structured(self, params: SamplingParams) -> None:
+        if params.structured_outputs is not None:
+            self.model.grammars.check(params.structured_outputs)
 
     def _make(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> Request:
         limit = self.body.truncate_prompt_tokens

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
 from jaxserve.chat.parser import AnswerFormat
+from jaxserve.chat.reasoning_format import ReasoningFormat
 from tests.chat.answers import form_of
 from tests.server.world import World, events
 
@@ -220,6 +222,82 @@ def test_special_tokens_that_are_markup_are_seen_and_others_left_out() -> None:
     says = "Hi<|im_start|>"
     with world(says, form) as it:
         assert ask(it.http())["choices"][0]["message"]["content"] == "Hi"
+
+
+STRICT_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "boolean"}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("stream_it", [False, True])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
+)
+def test_a_call_is_forced_with_the_arguments_that_its_schema_wants(
+    choice: Any, stream_it: bool
+) -> None:
+    body = {"tools": [STRICT_WEATHER], "tool_choice": choice, "seed": 3, "max_tokens": 200}
+    with World(max_model_len=LENGTH) as it, it.http() as http:
+        if stream_it:
+            found = deltas(http, **body)
+            calls = [call for c in found for call in c["delta"].get("tool_calls", ())]
+            arguments = "".join(c["function"]["arguments"] for c in calls if c["index"] == 0)
+            reason = found[-1]["finish_reason"]
+        else:
+            choice = ask(http, **body)["choices"][0]
+            assert choice["message"]["content"] is None
+            arguments = choice["message"]["tool_calls"][0]["function"]["arguments"]
+            reason = choice["finish_reason"]
+    jsonschema.validate(
+        json.loads(arguments),
+        STRICT_WEATHER["function"]["parameters"],  # type: ignore[index]
+    )
+    assert reason == "tool_calls"
+
+
+def test_parallel_calls_that_are_not_wanted_are_not_forced() -> None:
+    body = {"tools": [STRICT_WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    with World(max_model_len=LENGTH) as it, it.http() as http:
+        choice = ask(http, **body, seed=5, max_tokens=200)["choices"][0]
+    assert len(choice["message"]["tool_calls"]) == 1
+
+
+def test_a_schema_that_no_grammar_can_follow_is_refused_by_its_tool() -> None:
+    function = {"name": "f", "parameters": {"type": "object", "not": {"type": "object"}}}
+    tools = [{"type": "function", "function": function}]
+    with World() as it:
+        error = refused(it.http(), tools=tools, tool_choice="required")
+    assert error["param"] == "tools"
+    assert "not" in error["message"]
+
+
+def test_reasoning_ends_when_its_budget_is_used_up() -> None:
+    template = "{{ messages[0].content }}<|im_start|>"
+    reasoning = ReasoningFormat(begins=("<|im_start|>",), ends=("<|im_end|>",))
+    with World(
+        answers=AnswerFormat(reasoning=reasoning), template=template, max_model_len=LENGTH
+    ) as it:
+        answer = ask(it.http(), tools=[], thinking_token_budget=9, seed=1, max_tokens=40)
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 9
+    assert answer["usage"]["completion_tokens"] > 10
+    assert answer["choices"][0]["message"]["reasoning"]
+
+
+def test_a_budget_that_cannot_be_kept_is_refused(calls: TestClient) -> None:
+    error = refused(calls, thinking_token_budget=9)
+    assert (error["param"], error["message"]) == (
+        "thinking_token_budget",
+        "thinking_token_budget cannot be kept: </think> is no token of the model",
+    )
 
 
 @pytest.mark.parametrize(

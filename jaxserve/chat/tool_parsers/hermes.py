@@ -4,5 +4,10 @@ from jaxserve.chat.syntax.json_call import JsonCall
 from jaxserve.chat.tool_format import ToolFormat
 
 FORMAT = ToolFormat(
-    call=JsonCall(), begins=("<tool_call>",), ends=("</tool_call>",), between=(",",), chains=True
+    call=JsonCall(),
+    begins=("<tool_call>",),
+    ends=("</tool_call>",),
+    between=(",",),
+    chains=True,
+    around_json=("<tool_call>\n", "\n</tool_call>"),
 )

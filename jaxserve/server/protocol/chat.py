@@ -10,7 +10,7 @@ from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
-from jaxserve.server.protocol.common import Body, GenerationBody, Int32
+from jaxserve.server.protocol.common import INT32_MAX, Body, GenerationBody, Int32
 from jaxserve.server.protocol.parsing import renamed, show, wanted
 
 MAX_MESSAGES = 4096
@@ -256,16 +256,12 @@ class ChatBody(Chat, GenerationBody):
     max_completion_tokens: Int32 | None = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
+    thinking_token_budget: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
 
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
         super().check()
         self.check_tools()
-        if self.must_call:
-            raise InvalidRequestError(
-                "tool_choice must be auto or none: forcing a tool call is not supported yet",
-                param="tool_choice",
-            )
         for name in ("top_logprobs", "logprob_token_ids"):
             if getattr(self, name) and not self.logprobs:
                 raise InvalidRequestError(

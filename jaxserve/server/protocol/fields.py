@@ -45,7 +45,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "regex": (STRUCTURED, ()),
     "return_weight_versions": (NOT_YET, (False,)),
     "suffix": ("is not supported: the model cannot be asked to fill a gap", ("",)),
-    "thinking_token_budget": (NOT_YET, ()),
     "watermarking": (NOT_YET, (False,)),
     "web_search_options": ("is not supported: this server does not search the web", ()),
 }

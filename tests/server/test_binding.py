@@ -1,0 +1,127 @@
+"""What a chat's answer is bound to, tried on answers by the grammar that it comes to."""
+
+from typing import Any
+
+import pytest
+
+from jaxserve.chat.parser import AnswerFormat
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.binding import bound_to
+from jaxserve.server.protocol.chat import ChatBody
+from jaxserve.server.protocol.parsing import parse
+from jaxserve.server.reading import ChatReading
+from jaxserve.structured_outputs import StructuredOutputsParams
+from tests.chat.answers import form_of
+from tests.grammar.world import accepts
+from tests.server.world import World
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+COUNT = {"type": "function", "function": {"name": "count", "parameters": NUMBER}}
+STRICT = {"type": "function", "function": {"name": "count", "parameters": NUMBER, "strict": True}}
+NOW = {"type": "function", "function": {"name": "now"}}
+ONLY_NOW = {"type": "function", "function": {"name": "now"}}
+CALL = '[{"name":"count","arguments":{"n":1}}]'
+PLAIN, HERMES, QWEN3 = AnswerFormat(), form_of("hermes"), form_of("hermes", "qwen3")
+
+
+def bound(
+    form: AnswerFormat,
+    *,
+    prompt: str = "hi",
+    asked: StructuredOutputsParams | None = None,
+    **fields: Any,
+) -> StructuredOutputsParams | None:
+    body = parse({"messages": [{"role": "user", "content": "hi"}], **fields}, ChatBody)
+    with World(answers=form) as world:
+        prompt_ids = world.tokenizer.encode(prompt, add_special_tokens=False)
+        reading = ChatReading.of(body, world.model, prompt_ids)
+    return bound_to(body, reading, asked)
+
+
+def allows(text: str, form: AnswerFormat = PLAIN, **fields: Any) -> bool:
+    params = bound(form, **fields)
+    assert params is not None
+    return accepts(params, text)
+
+
+def test_an_answer_is_free_where_nothing_is_asked() -> None:
+    assert bound(QWEN3, tools=[COUNT]) is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "is_good"),
+    [
+        ("required", CALL, True),
+        ("required", '[{"name":"now","arguments":{}},' + CALL[1:], True),
+        ("required", '[{"name":"count","arguments":{"n":"one"}}]', False),
+        ("required", "[]", False),
+        ("required", "Hello", False),
+        (ONLY_NOW, '[{"name":"now","arguments":{}}]', True),
+        (ONLY_NOW, CALL, False),
+    ],
+)
+def test_a_forced_call_is_one_of_the_tools(choice: Any, text: str, is_good: bool) -> None:
+    assert allows(text, tools=[COUNT, NOW], tool_choice=choice) is is_good
+
+
+def test_no_more_than_one_call_is_forced_where_one_is_wanted() -> None:
+    two = f"{CALL[:-1]},{CALL[1:]}"
+    fields: dict[str, Any] = {"tools": [COUNT], "tool_choice": "required"}
+    assert allows(two, **fields)
+    assert not allows(two, **fields, parallel_tool_calls=False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "is_good"),
+    [
+        ("hi", CALL, True),
+        ("hi", f"<think>hm</think>\n\n{CALL}", True),
+        ("hi", "<think>hm</think>Hello", False),
+        ("<think>\n", f"hm</think>{CALL}", True),
+        ("<think>\n", CALL, False),
+        ("<think></think>", CALL, True),
+    ],
+)
+def test_reasoning_may_come_before_what_is_forced(prompt: str, text: str, is_good: bool) -> None:
+    fields: dict[str, Any] = {"tools": [COUNT], "tool_choice": "required"}
+    assert allows(text, QWEN3, prompt=prompt, **fields) is is_good
+
+
+def test_a_schema_holds_for_what_follows_reasoning() -> None:
+    asked = StructuredOutputsParams(json=NUMBER)
+    assert allows('<think>hm</think>{"n": 1}', QWEN3, asked=asked)
+    assert not allows("<think>hm</think>one", QWEN3, asked=asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        ("Hello", True),
+        ('I count.<tool_call>\n{"name": "count", "arguments": {"n": 1}}\n</tool_call>', True),
+        ('I count.<tool_call>\n{"name": "count", "arguments": {"n": "1"}}\n</tool_call>', False),
+    ],
+)
+def test_strict_tools_are_called_as_they_are_declared(text: str, is_good: bool) -> None:
+    assert allows(text, HERMES, tools=[STRICT]) is is_good
+
+
+def test_a_forced_call_cannot_have_another_form() -> None:
+    with pytest.raises(InvalidRequestError, match="another form"):
+        bound(
+            PLAIN,
+            tools=[COUNT],
+            tool_choice="required",
+            asked=StructuredOutputsParams(regex="a"),
+        )
+
+
+def test_a_budget_bounds_reasoning_and_leaves_the_answer_free() -> None:
+    params = bound(QWEN3, thinking_token_budget=7)
+    assert params is not None
+    assert (params.reasoning_begin, params.reasoning_end) == ("<think>", "</think>")
+    assert params.max_reasoning_tokens == 7
+
+
+def test_a_budget_without_reasoning_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="where reasoning is parsed"):
+        bound(HERMES, thinking_token_budget=7)
