@@ -163,7 +163,9 @@ def test_of_other_shapes(name: str) -> None:
 
 
 def test_a_model_that_is_not_supported_is_refused_by_its_name() -> None:
-    with pytest.raises(CheckpointError, match=r"model_type = 'mixtral'; jaxserve supports llama"):
+    with pytest.raises(
+        CheckpointError, match=r"model_type = 'mixtral'; jaxserve supports bert, llama"
+    ):
         load(checkpoint("stories260K-mixtral-hf"))
 
 

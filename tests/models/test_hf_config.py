@@ -7,16 +7,18 @@ from jaxserve.layers.rope import LinearRope, Rope, YarnRope
 from jaxserve.models import config_from_hf, families
 from tests.goldens.checkpoints import tiny_config
 
+FAMILIES = ("bert", "llama", "mistral", "qwen2", "qwen3", "roberta", "xlm_roberta")
+
 
 def test_families_are_the_files() -> None:
-    assert families() == ("llama", "mistral", "qwen2", "qwen3")
+    assert families() == FAMILIES
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "decoder", "../llama", "__init__", 3, None])
 def test_an_unknown_model_type_is_refused_with_the_known_ones(model_type: object) -> None:
     with pytest.raises(CheckpointError, match="model_type") as caught:
         config_from_hf(tiny_config("llama") | {"model_type": model_type})
-    assert str(caught.value).endswith("jaxserve supports llama, mistral, qwen2, qwen3")
+    assert str(caught.value).endswith(f"jaxserve supports {', '.join(FAMILIES)}")
 
 
 @pytest.mark.parametrize(
