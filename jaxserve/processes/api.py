@@ -224,7 +224,7 @@ def _answers(chat: ChatTemplate, config: ServerConfig) -> AnswerFormat:
     reasoning = config.reasoning_parser
     if reasoning == AUTO:
         reasoning = find_reasoning_parser(chat)
-    log.info("parsers of answers: %s of tool calls, %s of reasoning", tools, reasoning)
+    log.info("parsers of answers chosen", tool_calls=tools, reasoning=reasoning)
     return answer_format(tools=tools, reasoning=reasoning)
 
 
