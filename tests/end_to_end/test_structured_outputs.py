@@ -125,7 +125,9 @@ def test_a_stream_of_chosen_text_is_that_text(client: openai.OpenAI) -> None:
 def test_nothing_is_compiled_for_a_grammar_that_was_not_planned(
     built: tuple[LoadedModel, Tokenizer], client: openai.OpenAI
 ) -> None:
+    # Counted for the whole process, in which engines of other tests may still have been compiling.
+    before = built[0].compilations.since_mark
     client.completions.create(
         model="tiny", prompt="x", max_tokens=4, extra_body={"guided_regex": "[a-z]{9}"}
     )
-    assert built[0].compilations.since_mark == 0
+    assert built[0].compilations.since_mark == before
