@@ -104,7 +104,9 @@ def test_an_engine_that_loads_its_programs_compiles_none_and_answers_alike(
     lines = []
     other = plan_for(model, written, tensor_parallel_size=2, num_pages=9)
     with compilations() as compiled:
-        assert loaded_answer == answer(build(other, report=lines.append))
+        rebuilt = build(other, report=lines.append)
+        assert loaded_answer == answer(rebuilt)
+        rebuilt.programs.finish()
     assert {"jit(step)", "jit(remember)"} <= set(compiled)
     told = [line for line in lines if str(written) in line]
     assert len(told) == 1
