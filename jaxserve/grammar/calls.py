@@ -9,6 +9,12 @@ from jaxserve.structured_outputs import StructuredOutputsParams
 
 type Schema = Mapping[str, Any]
 
+# Keywords that may say something of properties that are not declared beside them.
+_SAY_OF_OTHERS = frozenset(
+    "additionalProperties patternProperties unevaluatedProperties minProperties $ref allOf anyOf "
+    "oneOf if".split()
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
@@ -23,8 +29,17 @@ class Function:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of the arguments."""
-        return dict(self.parameters or {"type": "object"})
+        """Return the JSON schema of the arguments.
+
+        Where it declares properties and says nothing of others, there are none: a model that is
+        bound to a schema would make some up.
+        """
+        if self.parameters is None:
+            return {"type": "object"}
+        schema = dict(self.parameters)
+        if "properties" in schema and schema.keys().isdisjoint(_SAY_OF_OTHERS):
+            schema["additionalProperties"] = False
+        return schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,3 +96,20 @@ def test_a_format_may_name_the_function_outside_of_the_json() -> None:
 
 def test_functions_that_are_not_strict_leave_the_model_free() -> None:
     assert tagged_calls([SHOE, LEAVE], HERMES, required=False, parallel=True) is None
+
+
+def test_a_function_has_no_arguments_but_those_it_declares() -> None:
+    assert Function(name="now", parameters={"type": "object", "properties": {}}).schema == {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "says_of_others",
+    [{"additionalProperties": {"type": "string"}}, {"allOf": [{"required": ["a"]}]}],
+)
+def test_what_a_schema_says_of_other_arguments_stays(says_of_others: dict[str, object]) -> None:
+    schema = {"type": "object", "properties": {}, **says_of_others}
+    assert Function(name="any", parameters=schema).schema == schema
