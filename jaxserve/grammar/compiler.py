@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from jaxserve.grammar.source import grammar_source
+from jaxserve.grammar.source import grammar_source, unspelled
 from jaxserve.grammar.vocabulary import Vocabulary
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
@@ -29,6 +29,9 @@ CACHE_BYTES = 2**26
 BYTES_PER_GRAMMAR = 2**17
 BYTES_PER_SOURCE_BYTE = 16
 MAX_REASON_CHARS = 200
+
+# What is asked for, and whether text that must come is spelled in one way.
+type _Key = tuple[StructuredOutputsParams, bool]
 
 # What llguidance says of a schema, and what it means to who wrote it.
 _REASONS = (
@@ -60,7 +63,7 @@ class GrammarCompiler:
         self._cache_bytes = cache_bytes
         self._room = threading.Semaphore(MAX_COMPILING)
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[StructuredOutputsParams, tuple[LLMatcher, int]] = OrderedDict()
+        self._compiled: OrderedDict[_Key, tuple[LLMatcher, int]] = OrderedDict()
         self._num_bytes = 0
 
     @property
@@ -73,32 +76,36 @@ class GrammarCompiler:
         """Grammars that need not be compiled again."""
         return len(self._compiled)
 
-    def matcher(self, params: StructuredOutputsParams) -> LLMatcher:
+    def matcher(self, params: StructuredOutputsParams, *, spells: bool = True) -> LLMatcher:
         """Return a matcher at the beginning of an answer, the caller's own.
 
+        spells: text that must come is spelled in one way, as the tokenizer does, and may be forced.
         Raises InvalidRequestError for what cannot be followed, naming the keyword at fault.
         """
+        key = params, spells
         with self._lock:
-            if params in self._compiled:
-                self._compiled.move_to_end(params)
-                return self._compiled[params][0].deep_copy()
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key][0].deep_copy()
         with self._room:
             source = grammar_source(params, special_tokens=self._vocabulary.special_tokens)
+            if not spells:
+                source = unspelled(source)
             matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
             if not matcher.is_error():
                 # Some grammars show only here that they have no end, or that they take for ever.
                 matcher.compute_bitmask()
         if matcher.is_error():
             raise refusal(params.kind, _reason(matcher.get_error()))
-        self._keep(params, matcher, len(source))
+        self._keep(key, matcher, len(source))
         return matcher.deep_copy()
 
-    def _keep(self, params: StructuredOutputsParams, matcher: LLMatcher, num_chars: int) -> None:
+    def _keep(self, key: _Key, matcher: LLMatcher, num_chars: int) -> None:
         num_bytes = BYTES_PER_GRAMMAR + BYTES_PER_SOURCE_BYTE * num_chars
         with self._lock:
-            if params in self._compiled or num_bytes > self._cache_bytes:
+            if key in self._compiled or num_bytes > self._cache_bytes:
                 return
-            self._compiled[params] = matcher, num_bytes
+            self._compiled[key] = matcher, num_bytes
             self._num_bytes += num_bytes
             while self._num_bytes > self._cache_bytes:
                 self._num_bytes -= self._compiled.popitem(last=False)[1][1]

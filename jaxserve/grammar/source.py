@@ -40,6 +40,13 @@ def grammar_source(params: StructuredOutputsParams, *, special_tokens: Sequence[
     return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "answer"}, *rest]})
 
 
+def unspelled(source: str) -> str:
+    """Return a grammar of the same texts that leaves open how they are cut into tokens."""
+    first, *rest = json.loads(source)["grammars"]
+    start = '%llguidance {"no_forcing": true}\nstart: @whole\n'
+    return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "whole"}, *rest]})
+
+
 def _answer(params: StructuredOutputsParams, special_tokens: Sequence[str]) -> str:
     match params.kind:
         case "json":

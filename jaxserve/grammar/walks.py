@@ -41,12 +41,14 @@ class Move(Struct, frozen=True):
 class Walk:
     """One answer's way. move: None until it is known; may_jump: whether tokens may be forced."""
 
-    __slots__ = ("matcher", "may_jump", "move")
+    __slots__ = ("matcher", "may_jump", "move", "params", "token_ids")
 
-    def __init__(self, *, may_jump: bool) -> None:
+    def __init__(self, params: StructuredOutputsParams, *, may_jump: bool) -> None:
+        self.params = params
         self.may_jump = may_jump
         self.move: Move | None = None
         self.matcher: LLMatcher | None = None
+        self.token_ids: list[int] = []
 
 
 class Walks:
@@ -62,7 +64,7 @@ class Walks:
 
     def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
         """Return the ways of so many answers to one request; their first move comes later."""
-        walks = [Walk(may_jump=may_jump) for _ in range(count)]
+        walks = [Walk(params, may_jump=may_jump) for _ in range(count)]
         self._compiling.submit(self._safely, walks, lambda: self._start(params, walks))
         return walks
 
@@ -102,6 +104,8 @@ class Walks:
     def _advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
         pairs = [(walk.matcher, token_id) for walk, token_id in steps if walk.matcher is not None]
         self._executor.consume_token_par(pairs)
+        for walk, token_id in steps:
+            walk.token_ids.append(token_id)
         self._look([(walk, ()) for walk, _ in steps])
 
     def _look(self, ways: Sequence[tuple[Walk, tuple[int, ...]]]) -> None:
@@ -116,22 +120,43 @@ class Walks:
         matchers = [(_matcher(walk), index) for index, (walk, _) in enumerate(open_ways)]
         fill_next_token_bitmask_par(self._executor, matchers, masks)
         few = np.bitwise_count(masks).sum(axis=1) <= MAX_FORKS
-        jumps = []
+        again = []
         for (walk, forced), mask, is_few in zip(open_ways, masks, few, strict=True):
             if _has_ended(walk, forced):
                 continue
-            more = _matcher(walk).compute_ff_tokens() if is_few and walk.may_jump else []
-            if more and _matcher(walk).consume_tokens(more):
-                jumps.append((walk, (*forced, *more)))
+            spelled, valid = _spelled(walk) if is_few else ([], [])
+            if spelled and not valid:
+                self._follow_unspelled(walk)
+                again.append((walk, forced))
+            elif valid and walk.may_jump and _matcher(walk).consume_tokens(valid):
+                walk.token_ids += valid
+                again.append((walk, (*forced, *valid)))
             elif not _has_ended(walk, forced):
                 walk.move = Move(forced, mask)
-        if jumps:
-            self._look(jumps)
+        if again:
+            self._look(again)
+
+    def _follow_unspelled(self, walk: Walk) -> None:
+        """Go the same way by a matcher that allows every spelling of a text that must come."""
+        matcher = self._compiler.matcher(walk.params, spells=False)
+        matcher.consume_tokens(walk.token_ids)
+        walk.matcher = matcher
 
 
 def _matcher(walk: Walk) -> LLMatcher:
     assert walk.matcher is not None
     return walk.matcher
+
+
+def _spelled(walk: Walk) -> tuple[list[int], list[int]]:
+    """Return the one spelling of what must come, and as much of it as the grammar allows.
+
+    llguidance spells text as its tokenizer does, which takes the text of an added token for that
+    token, and its mask allows nothing else; but the token is not the text.
+    """
+    spelled = _matcher(walk).compute_ff_tokens()
+    valid = spelled[: _matcher(walk).validate_tokens(spelled)] if spelled else []
+    return spelled, valid
 
 
 def _has_ended(walk: Walk, forced: tuple[int, ...]) -> bool:

@@ -122,6 +122,19 @@ def test_a_stream_of_chosen_text_is_that_text(client: openai.OpenAI) -> None:
     assert text in {"a fox", "a hen"}
 
 
+@pytest.mark.parametrize("options", [{}, {"logprobs": 0}])
+def test_text_that_spells_an_added_token_is_written_as_text(
+    client: openai.OpenAI, options: dict[str, Any]
+) -> None:
+    answer = client.completions.create(
+        model="tiny",
+        prompt="x",
+        max_tokens=40,
+        extra_body={"guided_regex": "<tool_call>a?b<tool_call>cd", **options},
+    )
+    assert answer.choices[0].text in {"<tool_call>ab<tool_call>cd", "<tool_call>b<tool_call>cd"}
+
+
 def test_nothing_is_compiled_for_a_grammar_that_was_not_planned(
     built: tuple[LoadedModel, Tokenizer], client: openai.OpenAI
 ) -> None:
