@@ -10,10 +10,17 @@ from jaxserve.structured_outputs import StructuredOutputsParams
 type Schema = Mapping[str, Any]
 
 # Keywords that may say something of properties that are not declared beside them.
-_SAY_OF_OTHERS = frozenset(
-    "additionalProperties patternProperties unevaluatedProperties minProperties $ref allOf anyOf "
-    "oneOf if".split()
-)
+_SAY_OF_OTHERS = {
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "minProperties",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,7 @@ class Function:
         if self.parameters is None:
             return {"type": "object"}
         schema = dict(self.parameters)
-        if "properties" in schema and schema.keys().isdisjoint(_SAY_OF_OTHERS):
+        if "properties" in schema and _SAY_OF_OTHERS.isdisjoint(schema):
             schema["additionalProperties"] = False
         return schema
 
