@@ -42,7 +42,7 @@ from jaxserve.prompts import (
     one_each,
 )
 from jaxserve.request import Request, SamplingParams, TokenEvent
-from jaxserve.server.protocol.common import GenerationBody
+from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.stats import StepStats
 from jaxserve.timeline import Timeline
 

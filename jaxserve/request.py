@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from jaxserve.errors import ContextLengthError, InvalidRequestError
+from jaxserve.limits import Limits, show
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 MAX_N = 128
@@ -27,6 +28,24 @@ MAX_PATTERN_SIZE = 256
 MAX_COUNT = 2**31 - 1
 # Behind all others, also where requests are served in the order they come.
 LOWEST_PRIORITY = 2**31 - 1
+# Of the parameters that are numbers.
+LIMITS: Mapping[str, Limits] = {
+    "n": Limits(1, MAX_N),
+    "temperature": Limits(0.0, 100.0),
+    "top_p": Limits(0.0, 1.0, low_is_allowed=False),
+    "top_k": Limits(-1, MAX_COUNT),
+    "min_p": Limits(0.0, 1.0),
+    "presence_penalty": Limits(-2.0, 2.0),
+    "frequency_penalty": Limits(-2.0, 2.0),
+    "repetition_penalty": Limits(0.0, 10.0, low_is_allowed=False),
+    "seed": Limits(-(2**63), 2**63 - 1),
+    "max_tokens": Limits(1, MAX_COUNT),
+    "min_tokens": Limits(0, MAX_COUNT),
+    "logprobs": Limits(-1, MAX_COUNT),
+    "prompt_logprobs": Limits(-1, MAX_COUNT),
+}
+MAY_BE_NONE = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
+BIAS = Limits(-100.0, 100.0)
 
 
 class FinishReason(StrEnum):
@@ -53,12 +72,12 @@ class RepetitionDetectionParams:
 
     def __post_init__(self) -> None:
         name = "repetition_detection"
-        _check_int(f"{name}.max_pattern_size", self.max_pattern_size, low=0, high=MAX_PATTERN_SIZE)
+        Limits(0, MAX_PATTERN_SIZE).check(f"{name}.max_pattern_size", self.max_pattern_size)
         if self.min_pattern_size == 0:  # vLLM's way to say 1
             object.__setattr__(self, "min_pattern_size", 1)
         longest = max(1, self.max_pattern_size)
-        _check_int(f"{name}.min_pattern_size", self.min_pattern_size, low=1, high=longest)
-        _check_int(f"{name}.min_count", self.min_count, low=2, high=MAX_COUNT)
+        Limits(1, longest).check(f"{name}.min_pattern_size", self.min_pattern_size)
+        Limits(2, MAX_COUNT).check(f"{name}.min_count", self.min_count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +127,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._settle_kinds()
-        _check_int("n", self.n, low=1, high=MAX_N)
-        _check_float("temperature", self.temperature, low=0.0, high=100.0)
-        _check_float("top_p", self.top_p, low=0.0, high=1.0, low_is_allowed=False)
-        _check_int("top_k", self.top_k, low=-1, high=MAX_COUNT)
-        _check_float("min_p", self.min_p, low=0.0, high=1.0)
-        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
-        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
-        _check_float(
-            "repetition_penalty", self.repetition_penalty, low=0.0, high=10.0, low_is_allowed=False
-        )
-        if self.seed is not None:
-            _check_int("seed", self.seed, low=-(2**63), high=2**63 - 1)
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, low=1, high=MAX_COUNT)
-        _check_int("min_tokens", self.min_tokens, low=0, high=MAX_COUNT)
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None or name not in MAY_BE_NONE:
+                limits.check(name, value)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}",
@@ -133,7 +141,7 @@ class SamplingParams:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_STRING_CHARS:
                 raise InvalidRequestError(
                     f"stop must be strings of 1 to {MAX_STOP_STRING_CHARS} characters,"
-                    f" got {_show(text)}",
+                    f" got {show(text)}",
                     param="stop",
                 )
         if self.stop and not self.detokenize:
@@ -143,7 +151,7 @@ class SamplingParams:
         for word in self.bad_words:
             if not isinstance(word, str) or not word:
                 raise InvalidRequestError(
-                    f"bad_words must be non-empty strings, got {_show(word)}", param="bad_words"
+                    f"bad_words must be non-empty strings, got {show(word)}", param="bad_words"
                 )
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequestError(
@@ -158,11 +166,8 @@ class SamplingParams:
                 param="allowed_token_ids",
             )
         for token, bias in self.logit_bias.items():
-            _check_int("logit_bias", token, low=0)
-            _check_float("logit_bias", bias, low=-100.0, high=100.0)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), low=-1, high=MAX_COUNT)
+            Limits(0).check("logit_bias", token)
+            BIAS.check("logit_bias", bias)
         _check_count("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
         if self.logprob_token_ids and self.logprobs is None:
             object.__setattr__(self, "logprobs", 0)
@@ -202,7 +207,7 @@ class SamplingParams:
         )
         for name, ids in named:
             for token in ids:
-                _check_int(name, token, low=0, high=vocab_size - 1)
+                Limits(0, vocab_size - 1).check(name, token)
 
     def _settle_kinds(self) -> None:
         """Take one string for a list of it, any iterable for a tuple, and None for nothing."""
@@ -223,7 +228,7 @@ class SamplingParams:
                 object.__setattr__(self, name, {})
             if not isinstance(getattr(self, name), Mapping):
                 raise InvalidRequestError(
-                    f"{name} must map {kinds}, got {_show(getattr(self, name))}", param=name
+                    f"{name} must map {kinds}, got {show(getattr(self, name))}", param=name
                 )
 
 
@@ -259,7 +264,7 @@ class Request:
         is_fine = set(map(type, self.prompt_ids)) == {int}
         if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
             for token in self.prompt_ids:
-                _check_int("prompt", token, low=0, high=vocab_size - 1)
+                Limits(0, vocab_size - 1).check("prompt", token)
         if len(self.prompt_ids) + (not self.pools) > max_model_len:
             rest = "" if self.pools else " and at least one must be left for the answer"
             raise ContextLengthError(
@@ -367,34 +372,9 @@ class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
     metrics: RequestMetrics | None = None
 
 
-def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    limit = f"at least {low}" if high is None else f"in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequestError(
-            f"{name} must be an integer {limit}, got {_show(value)}", param=name
-        )
-    if value < low or (high is not None and value > high):
-        raise InvalidRequestError(f"{name} must be {limit}, got {_show(value)}", param=name)
-
-
-def _check_float(
-    name: str, value: object, *, low: float, high: float, low_is_allowed: bool = True
-) -> None:
-    limit = f"in {'[' if low_is_allowed else '('}{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(
-            f"{name} must be a number {limit}, got {_show(value)}", param=name
-        )
-    # By comparing only: an integer may be too large for a float.
-    is_above = value >= low if low_is_allowed else value > low
-    if not (is_above and value <= high):  # not (...): a NaN is in no range
-        shown = f"{value:g}" if isinstance(value, float) else _show(value)
-        raise InvalidRequestError(f"{name} must be {limit}, got {shown}", param=name)
-
-
 def _entries(name: str, values: object) -> tuple[Any, ...]:
     if not isinstance(values, Iterable):
-        raise InvalidRequestError(f"{name} must be a list, got {_show(values)}", param=name)
+        raise InvalidRequestError(f"{name} must be a list, got {show(values)}", param=name)
     return tuple(values)
 
 
@@ -403,9 +383,3 @@ def _check_count(name: str, values: tuple[object, ...], limit: int) -> None:
         raise InvalidRequestError(
             f"{name} must have at most {limit} entries, got {len(values)}", param=name
         )
-
-
-def _show(value: object) -> str:
-    """A short, bounded picture of a bad value for an error message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,6 +15,7 @@ LAYERS = (
         "flag",
         "config",
         "structured_outputs",
+        "limits",
         "request",
         "plan",
         "pooling",

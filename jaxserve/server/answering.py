@@ -21,8 +21,8 @@ from jaxserve.server.middleware import access_record
 from jaxserve.server.prompts import RequestMaker, cache_salt, in_worker
 from jaxserve.server.protocol.answers import Maybe, Timing, Usage
 from jaxserve.server.protocol.chat import ChatBody
-from jaxserve.server.protocol.common import StreamOptions
 from jaxserve.server.protocol.completions import CompletionBody
+from jaxserve.server.protocol.generation import StreamOptions
 from jaxserve.server.protocol.parsing import parse, read_object
 from jaxserve.server.sse import DONE, EventStream, event
 from jaxserve.server.state import server_state

@@ -9,7 +9,7 @@ from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics, TokenEvent
 from jaxserve.server.generation import merged
-from jaxserve.server.protocol.common import GenerationBody
+from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.server.state import ServedModel
 
 

@@ -152,5 +152,5 @@ def cache_salt(state: ServerState, record: AccessRecord, asked: str | None) -> s
     """
     if len(state.config.api_keys) < 2:
         return asked or ""
-    # A client's salt has no "@" (protocol/common.py), so that none can look like another's.
+    # A client's salt has no "@" (protocol/body.py), so that none can look like another's.
     return f"{record.key_id}@{asked or ''}"

@@ -8,9 +8,9 @@ import pytest
 from jaxserve.metrics import Metrics
 from jaxserve.server.app import ROUTES
 from jaxserve.server.protocol.chat import ChatBody, Message
-from jaxserve.server.protocol.common import StreamOptions
 from jaxserve.server.protocol.completions import CompletionBody
 from jaxserve.server.protocol.fields import IGNORED, REFUSED
+from jaxserve.server.protocol.generation import StreamOptions
 from jaxserve.server.protocol.tokens import DetokenizeBody, TokenizeBody, TokenizeChatBody
 
 ROOT = Path(__file__).resolve().parents[2]

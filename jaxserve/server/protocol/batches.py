@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct
 from pydantic import Field
 
 from jaxserve.server.protocol.answers import Maybe
-from jaxserve.server.protocol.common import Body
+from jaxserve.server.protocol.body import Body
 
 MAX_CUSTOM_ID_CHARS = 512
 MAX_METADATA = 16

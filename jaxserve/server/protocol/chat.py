@@ -10,7 +10,8 @@ from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
-from jaxserve.server.protocol.common import INT32_MAX, Body, GenerationBody, Int32
+from jaxserve.server.protocol.body import INT32_MAX, Body, Int32
+from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.server.protocol.parsing import renamed, show, wanted
 
 MAX_MESSAGES = 4096

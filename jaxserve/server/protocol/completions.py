@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
-from jaxserve.server.protocol.common import GenerationBody
+from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.server.protocol.parsing import show, wanted
 
 MAX_CHOICES = 256

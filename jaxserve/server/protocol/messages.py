@@ -6,8 +6,8 @@ import msgspec
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.server.protocol.body import Body, Int32
 from jaxserve.server.protocol.chat import MAX_MESSAGES, MAX_TOOLS
-from jaxserve.server.protocol.common import Body, Int32
 from jaxserve.server.protocol.parsing import kind_of, wanted
 
 # What our fields are called in an Anthropic request; errors of a chat speak of it by these names.

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BeforeValidator, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.pooling import PoolingParams
-from jaxserve.server.protocol.common import CACHE_SALT, Body, Int32
+from jaxserve.server.protocol.body import CACHE_SALT, Body, Int32
 from jaxserve.server.protocol.completions import Prompt, read_prompts
 from jaxserve.server.protocol.fields import IGNORED
 from jaxserve.server.protocol.parsing import validate, wanted

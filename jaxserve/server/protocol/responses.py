@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag, TypeAdapter
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.server.protocol.body import Body, Int32
 from jaxserve.server.protocol.chat import MAX_MESSAGES, MAX_TOOLS, ReasoningEffort
-from jaxserve.server.protocol.common import Body, Int32
 from jaxserve.server.protocol.parsing import kind_of, show, wanted
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.

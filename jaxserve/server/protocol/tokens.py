@@ -5,8 +5,8 @@ from typing import Annotated
 import msgspec
 from pydantic import Field
 
+from jaxserve.server.protocol.body import Body, TokenIds
 from jaxserve.server.protocol.chat import Chat
-from jaxserve.server.protocol.common import Body, TokenIds
 
 MAX_TOKENS = 2**20
 

@@ -7,21 +7,17 @@ Here only kinds and shapes are checked; ranges are checked where the meaning liv
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from jaxserve.engine.beam_search import BeamSearchParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import RepetitionDetectionParams, SamplingParams
+from jaxserve.server.protocol.body import CACHE_SALT, INT32_MAX, Body, Int32, Strings, TokenIds
 from jaxserve.server.protocol.parsing import wanted
 from jaxserve.server.protocol.structured import GUIDED, structured_names, structured_outputs
 
-INT32_MAX = 2**31 - 1
-# A salt becomes part of a cache key: vLLM's rule, no character that could split one.
-CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
 REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
-
-
 # What changes which tokens are drawn, or how a text ends, while beam search draws none.
 NOT_WITH_BEAMS = (
     "presence_penalty",
@@ -41,14 +37,6 @@ NOT_WITH_BEAMS = (
 )
 
 
-def _strings(value: object) -> tuple[str, ...]:
-    """One string, or a list of them."""
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise wanted("a string or a list of strings")
-    return tuple(values)
-
-
 def _logit_bias(value: object) -> dict[int, float]:
     """An object from token ids, which JSON spells as strings, to numbers."""
     if not isinstance(value, dict):
@@ -61,26 +49,6 @@ def _logit_bias(value: object) -> dict[int, float]:
             raise wanted("an object whose values are numbers")
         biases[int(token)] = bias
     return biases
-
-
-class Body(BaseModel):
-    """What all bodies share: strict kinds, finite numbers, no unknown fields, null is absent."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: object) -> object:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None}
-
-
-type Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
-type TokenIds = Annotated[list[int], FailFast()]
-type Strings = Annotated[
-    tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=str | list[str])
-]
 
 
 class StreamOptions(Body):
@@ -115,7 +83,9 @@ class GenerationBody(Body):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float | None = None
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = {}
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = Field(
+        default_factory=dict
+    )
     allowed_token_ids: TokenIds | None = None
     bad_words: Strings = ()
     seed: int | None = None
@@ -124,15 +94,15 @@ class GenerationBody(Body):
     max_tokens: Int32 | None = None
     min_tokens: Int32 = 0
     stop: Strings = ()
-    stop_token_ids: TokenIds = []
+    stop_token_ids: TokenIds = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     repetition_detection: RepetitionDetection | None = None
-    vllm_xargs: dict[str, Any] = {}
+    vllm_xargs: dict[str, Any] = Field(default_factory=dict)
     prompt_logprobs: int | None = None
-    logprob_token_ids: TokenIds = []
+    logprob_token_ids: TokenIds = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions | None = None
     stream_interval: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
@@ -186,7 +156,9 @@ class GenerationBody(Body):
                 param="length_penalty",
             )
         for name in NOT_WITH_BEAMS if self.use_beam_search else ():
-            if getattr(self, name) != type(self).model_fields[name].get_default():
+            if getattr(self, name) != type(self).model_fields[name].get_default(
+                call_default_factory=True
+            ):
                 raise InvalidRequestError(
                     f"{name} cannot be given with use_beam_search=true", param=name
                 )

@@ -1,0 +1,57 @@
+"""The limits of numbers that requests give: checked here, and told by the API's document."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from jaxserve.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Numbers from low to high, whole ones where `low` is one; no end at a `high` of None."""
+
+    low: float
+    high: float | None = None
+    _: KW_ONLY
+    low_is_allowed: bool = True
+
+    def check(self, name: str, value: object) -> None:
+        """Raise InvalidRequestError naming the parameter, unless the value is within."""
+        if isinstance(value, bool) or not isinstance(value, self._kinds):
+            kind = "an integer" if self._is_whole else "a number"
+            raise InvalidRequestError(
+                f"{name} must be {kind} {self._text}, got {show(value)}", param=name
+            )
+        # By comparing only: an integer may be too large for a float.
+        is_above = value >= self.low if self.low_is_allowed else value > self.low
+        if not (is_above and (self.high is None or value <= self.high)):  # not: a NaN is nowhere
+            shown = f"{value:g}" if isinstance(value, float) else show(value)
+            raise InvalidRequestError(f"{name} must be {self._text}, got {shown}", param=name)
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of such a number."""
+        low = "minimum" if self.low_is_allowed else "exclusiveMinimum"
+        schema = {"type": "integer" if self._is_whole else "number", low: self.low}
+        return schema if self.high is None else schema | {"maximum": self.high}
+
+    @property
+    def _is_whole(self) -> bool:
+        return isinstance(self.low, int)
+
+    @property
+    def _kinds(self) -> type[int] | tuple[type[int], type[float]]:
+        return int if self._is_whole else (int, float)
+
+    @property
+    def _text(self) -> str:
+        if self.high is None:
+            return f"at least {self.low}"
+        if self._is_whole:
+            return f"in [{self.low}, {self.high}]"
+        return f"in {'[' if self.low_is_allowed else '('}{self.low:g}, {self.high:g}]"
+
+
+def show(value: object) -> str:
+    """Return a short, bounded picture of a bad value for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
