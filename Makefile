@@ -33,7 +33,7 @@ setup: $(RUNTIME)  ## make .venv and install the locked packages and jaxserve
 serve: $(RUNTIME)  ## serve the embedded model, or ARGS="MODEL --port 8123"
 	@$(VENV)/bin/jaxserve serve $(ARGS)
 
-test: lint  ## lint, check types and run the tests, or ARGS="tests/engine -k preempt"
+test: lint $(if $(ARGS),,client-tests)  ## lint, check types and run all tests, or ARGS="tests/engine -k preempt"
 	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(or $(ARGS),--ignore tests/clients)
 
 # Their packages hold ours back, so they drive the server from an environment of their own.
