@@ -1,5 +1,6 @@
 """Anthropic's own client, with tools and streams."""
 
+import json
 from typing import Any
 
 import anthropic
@@ -44,6 +45,25 @@ def test_a_forced_tool_is_used(client: Any) -> None:
     assert use.type == "tool_use"
     assert use.input.keys() == {"city"}
     assert message.stop_reason == "tool_use"
+
+
+def test_the_use_of_a_tool_streams(client: Any) -> None:
+    fields = asking(WEATHER, tools=[TOOL], tool_choice=FORCED)
+    whole = client.messages.create(**fields).content[0]
+    with client.messages.stream(**fields) as stream:
+        pieces = [event.partial_json for event in stream if event.type == "input_json"]
+        (use,) = stream.get_final_message().content
+    assert len(pieces) > 1
+    assert json.loads("".join(pieces)) == use.input == whole.input
+    assert use.name == "get_weather"
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [TOOL]}, {"system": "Be short."}])
+def test_tokens_are_counted_as_they_are_charged(client: Any, fields: dict[str, Any]) -> None:
+    asked = {"model": MODEL, "messages": asking(CAPITAL)["messages"], **fields}
+    counted = client.messages.count_tokens(**asked).input_tokens
+    usage = client.messages.create(**asked, max_tokens=1).usage
+    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0) > 0
 
 
 def test_a_tools_result_goes_back(client: Any) -> None:

@@ -180,6 +180,43 @@ def test_responses_call_functions(client: Any) -> None:
     assert json.loads(call.arguments).keys() == {"city"}
 
 
+def test_a_response_streams_the_call_of_a_function(client: Any) -> None:
+    with client.responses.stream(
+        model=MODEL,
+        input=WEATHER,
+        temperature=0,
+        tools=[RESPONSES_TOOL],
+        tool_choice={"type": "function", "name": "get_weather"},
+        parallel_tool_calls=False,
+    ) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    (call,) = final.output
+    assert (call.type, call.name) == ("function_call", "get_weather")
+    pieces = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    assert len(pieces) > 1
+    assert "".join(pieces) == call.arguments
+    assert call.parsed_arguments.keys() == {"city"}
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+
+
+def test_what_came_of_a_function_goes_back_into_the_responses(client: Any) -> None:
+    fields: Any = {"model": MODEL, "temperature": 0, "tools": [RESPONSES_TOOL]}
+    first = client.responses.create(
+        input=WEATHER, tool_choice="required", parallel_tool_calls=False, **fields
+    )
+    (call,) = first.output
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}
+    second = client.responses.create(
+        input=[result], previous_response_id=first.id, tool_choice="none", **fields
+    )
+    assert second.output_text
+    by_hand = [{"role": "user", "content": WEATHER}, call, result]
+    again = client.responses.create(input=by_hand, tool_choice="none", **fields)
+    assert again.output_text == second.output_text
+
+
 def test_errors_are_the_clients_own_classes(client: Any) -> None:
     chat = client.chat.completions.create
     with pytest.raises(openai.NotFoundError) as unknown:
