@@ -1,4 +1,4 @@
-"""LangChain's own suite for chat models, over its OpenAI integration."""
+"""LangChain's own suites for chat models and embeddings, over its OpenAI integration."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import pytest
 
 pytest.importorskip("langchain_tests")
 
-from langchain_openai import ChatOpenAI
-from langchain_tests.integration_tests import ChatModelIntegrationTests
+import openai
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 
-from tests.clients.world import KEY, MODEL, Address
+from tests.clients.world import KEY, MODEL, TEXTS, Address
 
 
 def tool(name: str, **properties: object) -> dict[str, object]:
@@ -86,3 +87,33 @@ class TestChatOpenAI(ChatModelIntegrationTests):  # type: ignore[misc]
     @property
     def model_override_value(self) -> str:
         return MODEL
+
+
+class TestOpenAIEmbeddings(EmbeddingsIntegrationTests):  # type: ignore[misc]
+    """The whole suite, and that what comes is what the server says."""
+
+    url: str
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _address(cls, embedder: Address) -> None:
+        cls.url = embedder.v1
+
+    @property
+    def embeddings_class(self) -> Any:
+        return OpenAIEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, object]:
+        # Otherwise LangChain would send ids of OpenAI's own tokens.
+        settings = {"model": MODEL, "base_url": self.url, "api_key": KEY}
+        return {**settings, "check_embedding_ctx_length": False}
+
+    def test_documents_and_queries_have_the_vectors_of_openais_client(self, model: Any) -> None:
+        client = openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0)
+        vectors = [
+            pytest.approx(each.embedding, abs=1e-5)
+            for each in client.embeddings.create(model=MODEL, input=TEXTS).data
+        ]
+        assert model.embed_documents(TEXTS) == vectors
+        assert model.embed_query(TEXTS[1]) == vectors[1]

@@ -11,6 +11,7 @@ ANNA = "Give me JSON with the name Anna and age 30."
 WEATHER = "What is the weather in Paris?"
 CAPITAL = "What is the capital of France?"
 TOO_LONG = "word " * 2000
+TEXTS = ["The capital of France is Paris.", "Anna is 30.", "Once upon a time"]
 
 
 @dataclass(frozen=True)
