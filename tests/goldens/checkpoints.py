@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
 
 HfConfig = dict[str, Any]
 
@@ -171,6 +173,25 @@ LABEL_CASES = {
 }
 POOLED_CASES = ENCODER_CASES | LABEL_CASES
 
+# Of one label, which is how relevant a document is to a query; their goldens are scores of texts.
+CROSS_ENCODERS = {
+    family: encoder_config(
+        family,
+        architectures=[_ENCODERS[family].replace("Model", "ForSequenceClassification")],
+        id2label={"0": "LABEL_0"},
+        label2id={"LABEL_0": 0},
+    )
+    for family in ("bert", "xlm-roberta")
+}
+QUERY = "who is a lazy dog ?"
+DOCUMENTS = (
+    "the quick brown fox is not a dog",
+    "a lazy dog",
+    "once upon a time there was a dog who was lazy",
+    "words that nobody knows",
+    QUERY,
+)
+
 
 def prompt(config: HfConfig) -> NDArray[np.int32]:
     """Return the NUM_TOKENS token ids that every case is asked about."""
@@ -188,6 +209,38 @@ def tensor_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor of a checkpoint, as transformers saves them."""
     is_encoder = config["model_type"] in _ENCODERS
     return _encoder_shapes(config) if is_encoder else _decoder_shapes(config)
+
+
+def write_pair_tokenizer(folder: Path, config: HfConfig) -> Path:
+    """Write a tokenizer of words that joins two texts as the family's own does."""
+    is_bert = config["model_type"] == "bert"
+    pad, unknown, begin, end = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    special = [pad, unknown, begin, end]
+    if not is_bert:
+        special = begin, pad, end, unknown = ["<s>", "<pad>", "</s>", "<unk>"]
+    words = sorted({*" ".join([QUERY, *DOCUMENTS[:3]]).split()})
+    backend = Backend(
+        models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unknown)
+    )
+    backend.add_special_tokens(special)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} $B:1 {end}:1" if is_bert else f"{begin} $A {end} {end} $B {end}",
+        special_tokens=[(begin, special.index(begin)), (end, special.index(end))],
+    )
+    backend.save(str(folder / "tokenizer.json"))
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if is_bert else [])]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": inputs,
+        "pad_token": pad,
+        "unk_token": unknown,
+        "cls_token": begin,
+        "sep_token": end,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    return folder
 
 
 def _encoder_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:

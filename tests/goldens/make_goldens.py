@@ -1,4 +1,4 @@
-"""Make goldens.npz and pooled.npz: what Hugging Face transformers has for checkpoints.py's cases.
+"""Make goldens.npz, pooled.npz and scores.json: what transformers has for checkpoints.py's cases.
 
 Needs torch and transformers (made with torch 2.13 and transformers 5.23, float32, CPU); from the
 root of the project:
@@ -6,18 +6,25 @@ root of the project:
     python -m tests.goldens.make_goldens
 """
 
+import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from tests.goldens import checkpoints
 
 GOLDENS = Path(__file__).with_name("goldens.npz")
 POOLED_GOLDENS = Path(__file__).with_name("pooled.npz")
+SCORES = Path(__file__).with_name("scores.json")
 
 
 def logits(config: checkpoints.HfConfig) -> NDArray[np.float32]:
@@ -58,11 +65,30 @@ def pooled(config: checkpoints.HfConfig) -> NDArray[np.float32]:
     return found
 
 
+def scores(config: checkpoints.HfConfig) -> list[float]:
+    """Return how relevant a cross-encoder finds each of the documents, tokenizer and all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = checkpoints.write_pair_tokenizer(
+            checkpoints.write_checkpoint(Path(name), config), config
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        ).eval()
+    queries = [checkpoints.QUERY] * len(checkpoints.DOCUMENTS)
+    pairs = tokenizer(queries, list(checkpoints.DOCUMENTS), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found: list[float] = torch.sigmoid(model(**pairs).logits[:, 0]).tolist()
+    return found
+
+
 def main() -> None:
-    """Write the logits of all cases, and what those that pool come to."""
+    """Write the logits of all cases, what those that pool come to, and scores of texts."""
     torch.set_num_threads(1)
     goldens = {name: logits(config) for name, config in checkpoints.CASES.items()}
     pooled_goldens = {name: pooled(config) for name, config in checkpoints.POOLED_CASES.items()}
+    found = {name: scores(config) for name, config in checkpoints.CROSS_ENCODERS.items()}
+    SCORES.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     np.savez_compressed(POOLED_GOLDENS, allow_pickle=False, **pooled_goldens)
     np.savez_compressed(GOLDENS, allow_pickle=False, **goldens)
     largest = max(float(np.abs(golden).max()) for golden in goldens.values())
