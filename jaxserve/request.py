@@ -45,7 +45,7 @@ LIMITS: Mapping[str, Limits] = {
     "prompt_logprobs": Limits(-1, MAX_COUNT),
 }
 MAY_BE_NONE = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
-BIAS = Limits(-100.0, 100.0)
+BIAS_LIMITS = Limits(-100.0, 100.0)
 
 
 class FinishReason(StrEnum):
@@ -167,7 +167,7 @@ class SamplingParams:
             )
         for token, bias in self.logit_bias.items():
             Limits(0).check("logit_bias", token)
-            BIAS.check("logit_bias", bias)
+            BIAS_LIMITS.check("logit_bias", bias)
         _check_count("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
         if self.logprob_token_ids and self.logprobs is None:
             object.__setattr__(self, "logprobs", 0)

@@ -26,7 +26,7 @@ from jaxserve.server.protocol.batches import (
     LineResponse,
     Result,
 )
-from jaxserve.server.protocol.parsing import decode, validate
+from jaxserve.server.protocol.parsing import decode, parse
 
 log = get_logger(__name__)
 
@@ -204,7 +204,7 @@ def read_lines(path: Path) -> Iterator[Numbered]:
     with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
-                yield number, validate(decode(text), Line)
+                yield number, parse(decode(text), Line)
 
 
 def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]]:
@@ -219,7 +219,7 @@ def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]
             if not text.strip() or len(errors) == MAX_ERRORS:
                 continue
             try:
-                line = validate(decode(text), Line)
+                line = parse(decode(text), Line)
             except InvalidRequestError as error:
                 errors.append(
                     BatchError(error.code or "invalid_line", error.message, error.param, number)

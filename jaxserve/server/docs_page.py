@@ -53,6 +53,7 @@ FIELDS = """\
 {% endfor %}</table>{% else %}<p>{{ kind(shape) }}</p>{% endif %}
 """
 MAX_DEPTH = 3
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
 
 
 def render_docs(document: Mapping[str, Any]) -> str:
@@ -69,7 +70,12 @@ def render_docs(document: Mapping[str, Any]) -> str:
 
     def kind(schema: Mapping[str, Any], depth: int = MAX_DEPTH) -> str:
         """A schema in few words."""
-        options = schema.get("anyOf") or schema.get("oneOf")
+        # Null is as if the field was not given, which goes for all of them.
+        options = [
+            option
+            for option in schema.get("anyOf", schema.get("oneOf", ()))
+            if option.get("type") != "null"
+        ]
         if "$ref" in schema:
             return str(schema["$ref"]).rpartition(".")[2]
         if options and depth:
@@ -78,11 +84,7 @@ def render_docs(document: Mapping[str, Any]) -> str:
             return ", ".join(str(value) for value in schema.get("enum", [schema.get("const")]))
         if schema.get("type") == "array" and isinstance(schema.get("items"), dict) and depth:
             return f"list of {kind(schema['items'], depth - 1)}"
-        limits = [
-            f"{word} {schema[name]}"
-            for word, name in (("at least", "minimum"), ("at most", "maximum"))
-            if name in schema
-        ]
+        limits = [f"{word} {schema[name]}" for name, word in LIMITS.items() if name in schema]
         return " ".join([str(schema.get("type", "anything")), *limits])
 
     def render_fields(shape: Mapping[str, Any]) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import pydantic
 from msgspec import Struct
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from starlette.routing import BaseRoute, Route
 
 from jaxserve import __version__
+from jaxserve.server import protocol
 from jaxserve.server.errors import MESSAGES_PATH, ErrorBody
 
 VERSION = "3.1.0"
@@ -61,6 +62,18 @@ class Operation:
     media: str = JSON
     event: Any = None
     query: Mapping[str, Mapping[str, Any]] | None = None
+
+
+class BodySchemas(GenerateJsonSchema):
+    """Makes schemas of bodies; their fields have no titles, which would say their names again."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 (pydantic's)
+        """Return that it should not."""
+        return False
+
+    def normalize_name(self, name: str) -> str:
+        """Return a name for the document: of the protocol's modules, none is far away."""
+        return super().normalize_name(name.removeprefix(f"{protocol.__name__}."))
 
 
 def describe_api(
@@ -152,12 +165,12 @@ def _request_schemas(
     """Return the schema of each body, and those they refer to."""
     schemas, document = models_json_schema(
         [(body, "validation") for body in bodies],
+        schema_generator=BodySchemas,
         ref_template="#/components/schemas/request.{model}",
     )
-    definitions = document.get("$defs", {})
     return (
         {body: schemas[body, "validation"] for body in bodies},
-        {f"request.{name}": schema for name, schema in definitions.items()},
+        {f"request.{name}": schema for name, schema in document.get("$defs", {}).items()},
     )
 
 

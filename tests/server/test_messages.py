@@ -13,7 +13,7 @@ from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, 
 from jaxserve.server.endpoints.messages import MessageWriter
 from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
 from jaxserve.server.protocol.messages import MessagesBody
-from jaxserve.server.protocol.parsing import validate
+from jaxserve.server.protocol.parsing import parse
 from tests.server.world import World
 
 PATH = "/v1/messages"
@@ -22,7 +22,7 @@ BODY = {"model": "tiny/model", "messages": HELLO, "max_tokens": 8, "seed": 1}
 
 
 def chat_of(**fields: Any) -> dict[str, Any]:
-    return validate({**BODY, **fields}, MessagesBody).chat()
+    return parse({**BODY, **fields}, MessagesBody).chat()
 
 
 class Told:

@@ -34,7 +34,8 @@ CHECKS = [
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {**HELLO, "logprobs": True, "top_logprobs": 2, "stop": "x"}),
-    ("/v1/completions", {"prompt": "hello", "logprobs": 2, "logit_bias": {"5": 1}}),
+    ("/v1/chat/completions", {**HELLO, "response_format": {"type": "text"}, "tool_choice": "none"}),
+    ("/v1/completions", {"prompt": "hello", "logprobs": 2, "logit_bias": {"5": 1}, "user": "me"}),
     ("/v1/completions", {"prompt": [[1, 2], [3]], "stop": ["x"], "echo": True}),
     ("/v1/responses", {"input": "hello", "max_output_tokens": 2}),
     ("/v1/responses", {"input": [{"role": "user", "content": "hello"}], "max_output_tokens": 2}),

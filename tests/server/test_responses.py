@@ -14,7 +14,7 @@ from jaxserve.server import ServerConfig
 from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, Text
 from jaxserve.server.errors import GenerationError
 from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
-from jaxserve.server.protocol.parsing import validate
+from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.protocol.response_answers import Response
 from jaxserve.server.protocol.responses import ITEMS, ResponsesBody, with_ids
 from jaxserve.server.response_writer import ResponseWriter
@@ -45,7 +45,7 @@ EVENTS = {
 
 
 def chat_of(earlier: Sequence[dict[str, Any]] = (), **fields: Any) -> dict[str, Any]:
-    body = validate({**BODY, **fields}, ResponsesBody)
+    body = parse({**BODY, **fields}, ResponsesBody)
     return body.chat(ITEMS.validate_python(list(earlier)))
 
 
@@ -184,15 +184,16 @@ def test_tool_choices_are_the_chats(choice: Any, expected: object) -> None:
     assert chat_of(tools=TOOLS, tool_choice=choice)["tool_choice"] == expected
 
 
-def test_allowed_tools_are_all_that_is_shown() -> None:
+def test_allowed_tools_are_the_chats_own() -> None:
     allowed = {
         "type": "allowed_tools",
         "mode": "required",
         "tools": [{"type": "function", "name": "g"}],
     }
     chat = chat_of(tools=TOOLS, tool_choice=allowed)
-    assert [tool["function"]["name"] for tool in chat["tools"]] == ["g"]
-    assert chat["tool_choice"] == "required"
+    tools = [{"type": "function", "function": {"name": "g"}}]
+    wanted = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": tools}}
+    assert chat["tool_choice"] == wanted
 
 
 def test_a_text_format_is_the_chats_response_format() -> None:
@@ -391,8 +392,8 @@ def test_only_the_background_can_be_cancelled(http: TestClient) -> None:
 
 
 def test_what_is_kept_has_ids() -> None:
-    items = validate(BODY, ResponsesBody).input
+    items = parse(BODY, ResponsesBody).input
     [item] = with_ids(items)
     assert item["id"].startswith("msg_")
     with pytest.raises(InvalidRequestError):
-        validate({**BODY, "input": [{"type": "item_reference", "id": "x"}]}, ResponsesBody)
+        parse({**BODY, "input": [{"type": "item_reference", "id": "x"}]}, ResponsesBody)

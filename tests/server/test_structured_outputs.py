@@ -90,16 +90,16 @@ def test_completions_follow_schemas_too() -> None:
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [
-        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "an object"),
+        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
             "response_format.json_schema.name",
-            "a string",
+            "required",
         ),
         (
             {"response_format": {"type": "json_object", "schema": {}}},
-            "response_format",
+            "response_format.schema",
             "there is no field",
         ),
         (
@@ -114,7 +114,7 @@ def test_completions_follow_schemas_too() -> None:
         ),
         ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", "not"),
         ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
-        ({"structured_outputs": {"jso": {}}}, "structured_outputs", "there is no field"),
+        ({"structured_outputs": {"jso": {}}}, "structured_outputs.jso", "there is no field"),
         (
             {"structured_outputs": {"regex": "a", "whitespace_pattern": 1}},
             "structured_outputs.whitespace_pattern",

@@ -304,8 +304,8 @@ def test_a_budget_that_cannot_be_kept_is_refused(calls: TestClient) -> None:
     ("fields", "message"),
     [
         ({"tool_choice": "required"}, "where there are tools"),
-        ({"tool_choice": "maybe"}, "must be none, auto, required, a function"),
-        ({"tool_choice": {"type": "function"}}, "must be none, auto, required, a function"),
+        ({"tool_choice": "maybe"}, "must be one of 'none', 'auto' or 'required'"),
+        ({"tool_choice": {"type": "f"}}, "must be none, auto, required, a function by its name"),
         (
             {"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "x"}}},
             "must name functions of tools, got 'x'",

@@ -14,7 +14,7 @@ from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import in_worker
 from jaxserve.server.protocol.batches import WINDOW_S, Batch, BatchBody, BatchList, Counts
 from jaxserve.server.protocol.pages import page_of
-from jaxserve.server.protocol.parsing import read_object, show, validate
+from jaxserve.server.protocol.parsing import parse, read_object, show
 from jaxserve.server.state import server_state
 
 MAX_LISTED = 100
@@ -26,7 +26,7 @@ async def create_batch(http: Request) -> Response:
     state = server_state(http)
     owner = owner_of(http.scope)
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = validate(fields, BatchBody)
+    body = parse(fields, BatchBody)
     # Raises if it is not there.
     find = partial(state.batches.file, owner, body.input_file_id, param="input_file_id")
     file = await in_worker(state, find)

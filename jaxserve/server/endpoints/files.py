@@ -18,7 +18,7 @@ from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import in_worker
 from jaxserve.server.protocol.batches import ExpiresAfter, FileDeleted, FileList
 from jaxserve.server.protocol.pages import page_of
-from jaxserve.server.protocol.parsing import show, validate
+from jaxserve.server.protocol.parsing import parse, show
 from jaxserve.server.state import server_state
 
 # OpenAI's limit for the input of a batch.
@@ -147,7 +147,7 @@ def _lifetime_s(form: FormData) -> int | None:
     if isinstance(seconds, str) and seconds.isdecimal() and len(seconds) < 10:
         fields["seconds"] = int(seconds)
     try:
-        return validate(fields, ExpiresAfter).seconds
+        return parse(fields, ExpiresAfter).seconds
     except InvalidRequestError as error:
         error.param = f"expires_after.{error.param}"
         raise

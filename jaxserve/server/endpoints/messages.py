@@ -34,8 +34,8 @@ from jaxserve.server.protocol.message_answers import (
     TokenCount,
     ToolUseOut,
 )
-from jaxserve.server.protocol.messages import FIELD_NAMES, MessagesBody, MessagesPrompt, served
-from jaxserve.server.protocol.parsing import parse, read_object, renamed, validate
+from jaxserve.server.protocol.messages import FIELD_NAMES, MessagesBody, MessagesPrompt
+from jaxserve.server.protocol.parsing import parse, read_object, renamed
 from jaxserve.server.sse import EventStream, tagged_event
 from jaxserve.server.state import server_state
 
@@ -45,7 +45,7 @@ STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 async def create_message(http: HttpRequest) -> Response:
     """Answer a chat in Anthropic's form, whole or as a stream."""
     fields = await read_object(http, max_bytes=server_state(http).config.max_body_bytes)
-    body = validate(served(fields), MessagesBody)
+    body = parse(fields, MessagesBody)
     with renamed(FIELD_NAMES):
         answer = await ChatAnswer.begin(http, body.chat())
     writer = MessageWriter(answer, model=body.model)
@@ -58,7 +58,7 @@ async def count_tokens(http: HttpRequest) -> Response:
     """Answer with the length of a chat's prompt."""
     state = server_state(http)
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = validate(served(fields), MessagesPrompt)
+    body = parse(fields, MessagesPrompt)
     with renamed(FIELD_NAMES):
         chat = parse(prompt_fields(body), Chat)
         tokens = await in_worker(state, partial(encode_chat, state.model(body.model), chat))

@@ -21,7 +21,7 @@ from jaxserve.server.generation import Job, Tally
 from jaxserve.server.middleware import AccessRecord, access_record
 from jaxserve.server.pooling import Pairs, PoolingPrompts, Vector, answer
 from jaxserve.server.prompts import cache_salt, in_worker
-from jaxserve.server.protocol.parsing import read_object
+from jaxserve.server.protocol.parsing import parse, read_object
 from jaxserve.server.protocol.pooling import (
     Classification,
     Classified,
@@ -44,7 +44,7 @@ from jaxserve.server.state import ServedModel, ServerState, server_state
 
 async def create_embeddings(http: HttpRequest) -> Response:
     """Answer with the embeddings of prompts."""
-    body = EmbeddingBody.read(await _fields(http))
+    body = parse(await _fields(http), EmbeddingBody)
     call = Call.of(http, body, param="input")
     call.pooling.check_task("embed")
     vectors, usage = await call.vectors(call.each_of(body.input))
@@ -57,7 +57,7 @@ async def create_embeddings(http: HttpRequest) -> Response:
 
 async def classify(http: HttpRequest) -> Response:
     """Answer with the labels of prompts."""
-    body = ClassifyBody.read(await _fields(http))
+    body = parse(await _fields(http), ClassifyBody)
     call = Call.of(http, body, param="input")
     call.pooling.check_task("classify")
     vectors, usage = await call.vectors(call.each_of(body.input))
@@ -79,7 +79,7 @@ async def classify(http: HttpRequest) -> Response:
 
 async def score(http: HttpRequest) -> Response:
     """Answer with the scores of pairs of texts."""
-    body = ScoreBody.read(await _fields(http))
+    body = parse(await _fields(http), ScoreBody)
     call = Call.of(http, body, param="text_1")
     scores, usage = await call.scores(body.text_1, body.text_2)
     return json_response(
@@ -95,12 +95,12 @@ async def score(http: HttpRequest) -> Response:
 
 async def rerank(http: HttpRequest) -> Response:
     """Answer with documents in the order of their relevance to a query."""
-    body = RerankBody.read(await _fields(http))
+    body = parse(await _fields(http), RerankBody)
     call = Call.of(http, body, param="documents")
-    scores, usage = await call.scores([body.query], body.documents)
+    scores, usage = await call.scores([body.query], body.texts)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     results = [
-        Ranked(index, scores[index], Document(body.documents[index]) if kept else None)
+        Ranked(index, scores[index], Document(body.texts[index]) if kept else None)
         for index, kept in ((index, body.return_documents) for index in order)
     ]
     return json_response(

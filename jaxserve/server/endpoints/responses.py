@@ -21,7 +21,7 @@ from jaxserve.server.errors import describe
 from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import encode_chat, in_worker
 from jaxserve.server.protocol.chat import Chat
-from jaxserve.server.protocol.parsing import parse, read_object, renamed, validate
+from jaxserve.server.protocol.parsing import parse, read_object, renamed
 from jaxserve.server.protocol.response_answers import (
     InputTokens,
     ItemList,
@@ -35,7 +35,6 @@ from jaxserve.server.protocol.responses import (
     Item,
     ResponsePrompt,
     ResponsesBody,
-    served,
     with_ids,
 )
 from jaxserve.server.response_store import BEAT_S, ResponseStore
@@ -50,7 +49,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     """Answer items with items: whole, as a stream, or later, in the background."""
     state = server_state(http)
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = validate(served(fields), ResponsesBody)
+    body = parse(fields, ResponsesBody)
     body.check()
     earlier = await _earlier_items(http, body)
     with renamed(FIELD_NAMES):
@@ -92,7 +91,7 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     """Answer with the length of the prompt that a response would be made from."""
     state = server_state(http)
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = validate(served(fields), ResponsePrompt)
+    body = parse(fields, ResponsePrompt)
     earlier = await _earlier_items(http, body)
     with renamed(FIELD_NAMES):
         chat = parse(body.chat(earlier), Chat)

@@ -1,18 +1,18 @@
 """The body of POST /v1/chat/completions, and the chat it holds as templates want it."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, Tag
 
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
-from jaxserve.server.protocol.body import INT32_MAX, Body, Int32
+from jaxserve.server.protocol.body import INT32_MAX, Body, Int32, by_type, given, told, wanted
+from jaxserve.server.protocol.fields import UNREAD
 from jaxserve.server.protocol.generation import GenerationBody
-from jaxserve.server.protocol.parsing import renamed, show, wanted
+from jaxserve.server.protocol.parsing import renamed, show
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
@@ -20,55 +20,67 @@ MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
 FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
-type Content = str | list[dict[str, str]]
 type Role = Literal["system", "developer", "user", "assistant", "tool"]
 type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def _content(value: object) -> Content:
-    """A string, or parts of which all are text."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise wanted("a string or a list of content parts")
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise wanted("a string or a list of content parts, each an object with a type")
-        if kind != "text":
-            raise wanted(f"text or parts of type text: {show(kind)} is not supported")
-        if not isinstance(part.get("text"), str):
-            raise wanted("a list of content parts, each with its text as a string")
-    return [{"type": "text", "text": part["text"]} for part in value]
+class TextPart(Body):
+    """A part of a message. The rest has no effect: prefixes are cached anyway."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: dict[str, Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
-    """Whether the model may call, must, or must not; and which functions, all if None."""
-
-    mode: str = "auto"
-    names: tuple[str, ...] | None = None
-
-
-def _tool_choice(value: object) -> ToolChoice:
-    """A mode, a function that must be called, or some of the tools with a mode."""
-    match value:
-        case "none" | "auto" | "required":
-            return ToolChoice(value)
-        case {"type": "function", "function": {"name": str(name)}}:
-            return ToolChoice("required", (name,))
-        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools]}}:
-            names = tuple(_allowed_name(tool) for tool in tools)
-            if mode in {"auto", "required"} and names:
-                return ToolChoice(str(mode), names)
-    raise wanted("none, auto, required, a function by its name, or allowed_tools with a mode")
+def _only_text(value: object) -> object:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise wanted(f"a part of type text: {show(kind)} is not supported")
+    return value
 
 
-def _allowed_name(tool: object) -> str:
-    match tool:
-        case {"type": "function", "function": {"name": str(name)}}:
-            return name
-    raise wanted("allowed_tools of functions, each by its name")
+type Parts = Annotated[
+    list[Annotated[TextPart, BeforeValidator(_only_text, json_schema_input_type=TextPart)]],
+    FailFast(),
+    Field(min_length=1),
+]
+type Content = str | Parts
+
+
+class FunctionName(Body):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedFunction(Body):
+    """A function that must be called, or may be."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(Body):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolsChoice(Body):
+    """The choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+type ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("str")]
+    | Annotated[NamedFunction, Tag("(function)")]
+    | Annotated[AllowedToolsChoice, Tag("(allowed_tools)")],
+    by_type("none, auto, required, a function by its name, or allowed_tools with a mode"),
+]
 
 
 class FunctionCall(Body):
@@ -90,8 +102,16 @@ class ToolCall(Body):
 class Message(Body):
     """One message of a chat; `annotations`, of an answer sent back, have no effect."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"properties": {"role": {"const": "assistant"}}}, given("content")],
+            "if": {"properties": {"role": {"const": "tool"}}},
+            "then": given("tool_call_id"),
+        }
+    )
+
     role: Role
-    content: Annotated[Content, BeforeValidator(_content)] | None = None
+    content: Content | None = None
     name: str | None = None
     refusal: str | None = None
     reasoning: str | None = None
@@ -112,7 +132,13 @@ class Message(Body):
                 param=f"{place}.tool_call_id",
                 code="missing_field",
             )
-        message = self.model_dump(exclude={"annotations", "tool_calls"}, exclude_none=True)
+        message = self.model_dump(
+            exclude={"annotations", "content", "tool_calls"}, exclude_none=True
+        )
+        if isinstance(self.content, str):
+            message["content"] = self.content
+        elif self.content is not None:
+            message["content"] = [{"type": "text", "text": part.text} for part in self.content]
         if self.tool_calls:
             message["tool_calls"] = [
                 _call_for_template(call, f"{place}.tool_calls[{index}].function.arguments")
@@ -155,12 +181,14 @@ class Tool(Body):
 class Chat(Body):
     """A chat and how to make a prompt of it: what completions and /tokenize share."""
 
+    unread = UNREAD
+
     model: str | None = None
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
         default_factory=list
     )
-    tool_choice: Annotated[ToolChoice, BeforeValidator(_tool_choice)] = ToolChoice()
+    tool_choice: ToolChoice = "auto"
     documents: Annotated[list[dict[str, Any]], FailFast(), Field(max_length=MAX_DOCUMENTS)] = Field(
         default_factory=list
     )
@@ -174,27 +202,38 @@ class Chat(Body):
     @property
     def offered_functions(self) -> list[Function]:
         """The functions that the model may call; none where it must not."""
-        names = self.tool_choice.names
+        mode, names = self._choice
         functions = [tool.function for tool in self.tools]
-        if self.tool_choice.mode == "none":
+        if mode == "none":
             return []
         return functions if names is None else [f for f in functions if f.name in names]
 
     @property
     def must_call(self) -> bool:
         """Whether the answer must be tool calls."""
-        return self.tool_choice.mode == "required"
+        return self._choice[0] == "required"
+
+    @property
+    def _choice(self) -> tuple[str, list[str] | None]:
+        """Whether the model may call, must, or must not; and which functions, all if None."""
+        match self.tool_choice:
+            case NamedFunction(function=function):
+                return "required", [function.name]
+            case AllowedToolsChoice(allowed_tools=some):
+                return some.mode, [tool.function.name for tool in some.tools]
+            case mode:
+                return mode, None
 
     @property
     def last_text(self) -> str:
         """The text of the last message."""
         content = self.messages[-1].content or ""
-        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
     def check_tools(self) -> None:
         """Raise InvalidRequestError unless what is chosen is there."""
         names = {tool.function.name for tool in self.tools}
-        for name in self.tool_choice.names or ():
+        for name in self._choice[1] or ():
             if name not in names:
                 raise InvalidRequestError(
                     f"tool_choice must name functions of tools, got {show(name)}",
@@ -210,7 +249,7 @@ class Chat(Body):
         return sum(
             len(message.content)
             if isinstance(message.content, str)
-            else sum(len(part["text"]) for part in message.content or ())
+            else sum(len(part.text) for part in message.content or ())
             for message in self.messages
         )
 
@@ -253,8 +292,8 @@ class ChatBody(Chat, GenerationBody):
     """A chat to be continued."""
 
     logprobs: bool = False
-    top_logprobs: int = 0
-    max_completion_tokens: Int32 | None = None
+    top_logprobs: Annotated[int, told("logprobs")] = 0
+    max_completion_tokens: Annotated[Int32, told("max_tokens")] | None = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
     thinking_token_budget: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None

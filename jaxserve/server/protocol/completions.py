@@ -2,20 +2,27 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
+from jaxserve.server.protocol.body import Int32, TokenIds, told, wanted
 from jaxserve.server.protocol.generation import GenerationBody
-from jaxserve.server.protocol.parsing import show, wanted
+from jaxserve.server.protocol.parsing import show
 
 MAX_CHOICES = 256
 DEFAULT_MAX_TOKENS = 16
 
 type Prompt = str | tuple[int, ...]
 # As they come.
-type Prompts = str | list[str] | list[int] | list[list[int]]
+type SomeIds = Annotated[TokenIds, Field(min_length=1)]
+type Prompts = (
+    str
+    | Annotated[list[str], Field(min_length=1)]
+    | SomeIds
+    | Annotated[list[SomeIds], Field(min_length=1)]
+)
 
 
 def read_prompts(value: Any) -> list[Prompt]:
@@ -36,10 +43,14 @@ def read_prompts(value: Any) -> list[Prompt]:
 
 
 class CompletionBody(GenerationBody):
-    """A prompt, or several to be answered apart."""
+    """A prompt, or several to be answered apart.
+
+    max_tokens: 0, with `echo`, to get back the prompt alone.
+    """
 
     prompt: Annotated[list[Prompt], BeforeValidator(read_prompts, json_schema_input_type=Prompts)]
-    logprobs: int | None = None
+    max_tokens: Annotated[Int32, told("max_tokens", minimum=0)] | None = None
+    logprobs: Annotated[int, told("logprobs")] | None = None
     add_special_tokens: bool = True
 
     @property

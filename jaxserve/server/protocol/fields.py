@@ -1,6 +1,7 @@
 """Request fields that are known but not served: refused by name with a reason, or of no effect."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxserve.errors import InvalidRequestError
@@ -8,6 +9,46 @@ from jaxserve.errors import InvalidRequestError
 NOT_YET = "is not supported yet"
 TEXT_ONLY = "is not supported: this server reads and writes text only"
 STRUCTURED = "is not the name of it: use structured_outputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Fields that a body may have although nothing reads them.
+
+    ignored: of no effect. refused: by a reason, unless the value is one of those given, which ask
+    for what is done anyway; null always does.
+    """
+
+    ignored: frozenset[str] = frozenset()
+    refused: Mapping[str, tuple[str, tuple[Any, ...]]] = field(default_factory=dict)
+
+    def served(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a body is left to read.
+
+        Raises InvalidRequestError for a field that cannot be served.
+        """
+        left = {}
+        for name, value in body.items():
+            if value is None or name in self.ignored:
+                continue
+            if name in self.refused:
+                reason, harmless = self.refused[name]
+                # By type too: True == 1
+                if not any(type(value) is type(same) and value == same for same in harmless):
+                    raise InvalidRequestError(
+                        f"{name} {reason}", param=name, code="unsupported_field"
+                    )
+                continue
+            left[name] = value
+        return left
+
+    def schemas(self) -> dict[str, Any]:
+        """Return what the API's document says of them."""
+        return {name: {"description": "Of no effect here."} for name in sorted(self.ignored)} | {
+            name: {"enum": [*harmless, None], "description": f"Anything else {reason}."}
+            for name, (reason, harmless) in self.refused.items()
+        }
+
 
 # Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.
 IGNORED = frozenset(
@@ -29,7 +70,6 @@ IGNORED = frozenset(
     }
 )
 
-# Refused unless the value is one of those given, which ask for what is done anyway.
 REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "audio": (TEXT_ONLY, ()),
     "best_of": ("is not supported: ask for n answers and choose among them", (1,)),
@@ -49,21 +89,4 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "web_search_options": ("is not supported: this server does not search the web", ()),
 }
 
-
-def served_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a body is left to serve: no fields that have no effect.
-
-    Raises InvalidRequestError for a field that cannot be served.
-    """
-    left = {}
-    for name, value in body.items():
-        if value is None or name in IGNORED:
-            continue
-        if name in REFUSED:
-            reason, harmless = REFUSED[name]
-            # By type too: True == 1
-            if not any(type(value) is type(same) and value == same for same in harmless):
-                raise InvalidRequestError(f"{name} {reason}", param=name, code="unsupported_field")
-            continue
-        left[name] = value
-    return left
+UNREAD = Unread(ignored=IGNORED, refused=REFUSED)

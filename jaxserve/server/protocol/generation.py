@@ -7,16 +7,44 @@ Here only kinds and shapes are checked; ranges are checked where the meaning liv
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from jaxserve.engine.beam_search import BeamSearchParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.request import RepetitionDetectionParams, SamplingParams
-from jaxserve.server.protocol.body import CACHE_SALT, INT32_MAX, Body, Int32, Strings, TokenIds
-from jaxserve.server.protocol.parsing import wanted
-from jaxserve.server.protocol.structured import GUIDED, structured_names, structured_outputs
+from jaxserve.request import (
+    BIAS_LIMITS,
+    MAX_LOGPROB_TOKEN_IDS,
+    MAX_PATTERN_SIZE,
+    MAX_STOP_TOKEN_IDS,
+    RepetitionDetectionParams,
+    SamplingParams,
+)
+from jaxserve.server.protocol.body import (
+    CACHE_SALT,
+    INT32_MAX,
+    BadWords,
+    Body,
+    Int32,
+    Stop,
+    TokenIds,
+    Truncation,
+    told,
+    wanted,
+)
+from jaxserve.server.protocol.fields import UNREAD
+from jaxserve.server.protocol.structured import (
+    GUIDED,
+    Choice,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    Text,
+    structured_names,
+    structured_outputs,
+)
 
+DIGITS = "[0-9]{1,9}"
 REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
 # What changes which tokens are drawn, or how a text ends, while beam search draws none.
 NOT_WITH_BEAMS = (
@@ -43,12 +71,25 @@ def _logit_bias(value: object) -> dict[int, float]:
         raise wanted("an object of token ids and numbers")
     biases: dict[int, float] = {}
     for token, bias in value.items():
-        if not re.fullmatch(r"[0-9]{1,9}", token):
+        if not re.fullmatch(DIGITS, token):
             raise wanted("an object whose keys are token ids")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise wanted("an object whose values are numbers")
         biases[int(token)] = bias
     return biases
+
+
+type LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{DIGITS}$"},
+            "additionalProperties": BIAS_LIMITS.schema(),
+        }
+    ),
+]
 
 
 class StreamOptions(Body):
@@ -62,9 +103,9 @@ class StreamOptions(Body):
 class RepetitionDetection(Body):
     """When an answer counts as stuck."""
 
-    max_pattern_size: Int32
-    min_pattern_size: Int32 = 1
-    min_count: Int32 = 2
+    max_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)]
+    min_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)] = 1
+    min_count: Annotated[Int32, Field(ge=2)] = 2
 
     def params(self) -> RepetitionDetectionParams:
         """Return the engine's; raises InvalidRequestError for values out of range."""
@@ -74,40 +115,44 @@ class RepetitionDetection(Body):
 class GenerationBody(Body):
     """The model, the sampling and the form of the answer."""
 
+    unread = UNREAD
+
     model: str | None = None
-    n: int = 1
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int32 | None = None
-    min_p: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float | None = None
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = Field(
-        default_factory=dict
-    )
-    allowed_token_ids: TokenIds | None = None
-    bad_words: Strings = ()
-    seed: int | None = None
+    n: Annotated[int, told("n")] = 1
+    temperature: Annotated[float, told("temperature")] | None = None
+    top_p: Annotated[float, told("top_p")] | None = None
+    top_k: Annotated[Int32, told("top_k")] | None = None
+    min_p: Annotated[float, told("min_p")] | None = None
+    presence_penalty: Annotated[float, told("presence_penalty")] = 0.0
+    frequency_penalty: Annotated[float, told("frequency_penalty")] = 0.0
+    repetition_penalty: Annotated[float, told("repetition_penalty")] | None = None
+    logit_bias: LogitBias = Field(default_factory=dict)
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    bad_words: BadWords = ()
+    seed: Annotated[int, told("seed")] | None = None
     use_beam_search: bool = False
-    length_penalty: float | None = None
-    max_tokens: Int32 | None = None
-    min_tokens: Int32 = 0
-    stop: Strings = ()
-    stop_token_ids: TokenIds = Field(default_factory=list)
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
+    max_tokens: Annotated[Int32, told("max_tokens")] | None = None
+    min_tokens: Annotated[Int32, told("min_tokens")] = 0
+    stop: Stop = ()
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     repetition_detection: RepetitionDetection | None = None
     vllm_xargs: dict[str, Any] = Field(default_factory=dict)
-    prompt_logprobs: int | None = None
-    logprob_token_ids: TokenIds = Field(default_factory=list)
+    prompt_logprobs: Annotated[int, told("prompt_logprobs")] | None = None
+    logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     stream_interval: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     echo: bool = False
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
     truncation_side: Literal["left", "right"] = "left"
     priority: Int32 = 0
     cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
@@ -115,14 +160,14 @@ class GenerationBody(Body):
     return_token_ids: bool = False
     return_prompt_text: bool = False
     return_tokens_as_token_ids: bool = False
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
-    guided_json: dict[str, Any] | bool | str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | Text | None = None
     guided_json_object: bool | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    guided_whitespace_pattern: str | None = None
+    guided_regex: Text | None = None
+    guided_choice: Choice | None = None
+    guided_grammar: Text | None = None
+    guided_whitespace_pattern: Text | None = None
 
     @property
     def has_limit(self) -> bool:
@@ -162,11 +207,6 @@ class GenerationBody(Body):
                 raise InvalidRequestError(
                     f"{name} cannot be given with use_beam_search=true", param=name
                 )
-        if self.truncate_prompt_tokens == 0:
-            raise InvalidRequestError(
-                "truncate_prompt_tokens must be -1 or at least 1, got 0",
-                param="truncate_prompt_tokens",
-            )
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequestError(
                 "prompt_logprobs cannot be given with stream=true", param="prompt_logprobs"

@@ -3,12 +3,13 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
+from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.protocol.body import Body, Int32
-from jaxserve.server.protocol.chat import MAX_MESSAGES, MAX_TOOLS
-from jaxserve.server.protocol.parsing import kind_of, wanted
+from jaxserve.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
+from jaxserve.server.protocol.body import Body, Int32, by_type, told, told_texts, wanted
+from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
+from jaxserve.server.protocol.fields import Unread
 
 # What our fields are called in an Anthropic request; errors of a chat speak of it by these names.
 FIELD_NAMES = {
@@ -18,13 +19,20 @@ FIELD_NAMES = {
     "response_format": "output_config.format",
     "thinking_token_budget": "thinking.budget_tokens",
 }
-UNSUPPORTED = {
-    "container": "is not supported: this server runs no code",
-    "context_management": "is not supported: this server sends the model all of the messages",
-    "mcp_servers": "is not supported: this server connects to no other",
-}
-# Hints and bookkeeping, without effect here.
-IGNORED = {"diagnostics", "inference_geo", "metadata", "service_tier", "speed", "cache_control"}
+UNREAD = Unread(
+    # Hints and bookkeeping.
+    ignored=frozenset(
+        {"cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed"}
+    ),
+    refused={
+        "container": ("is not supported: this server runs no code", ()),
+        "context_management": (
+            "is not supported: this server sends the model all of the messages",
+            ({}, {"edits": []}),
+        ),
+        "mcp_servers": ("is not supported: this server connects to no other", ([],)),
+    },
+)
 
 
 def _blocks(value: object) -> object:
@@ -84,15 +92,7 @@ type AnyBlock = Annotated[
     | Annotated[ThinkingBlock, Tag("(thinking)")]
     | Annotated[ToolUseBlock, Tag("(tool_use)")]
     | Annotated[ToolResultBlock, Tag("(tool_result)")],
-    Discriminator(
-        kind_of,
-        custom_error_type="wanted",
-        custom_error_message="wanted",
-        custom_error_context={
-            "wanted": "a block of type text, thinking, tool_use or tool_result: others are not"
-            " supported"
-        },
-    ),
+    by_type("a block of type text, thinking, tool_use or tool_result: others are not supported"),
 ]
 ALLOWED_BLOCKS = {
     "user": (TextBlock, ToolResultBlock),
@@ -116,7 +116,7 @@ class Tool(Block):
     """A function the model may call; Anthropic's own tools are refused by their types."""
 
     type: Literal["custom"] = "custom"
-    name: str
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
@@ -129,20 +129,51 @@ def _only_custom(value: object) -> object:
     return value
 
 
-class ToolChoice(Body):
-    """Whether and which tool to call."""
+class ToolMode(Body):
+    """Whether to call a tool: maybe, surely, or not at all."""
 
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+    type: Literal["auto", "any", "none"]
     disable_parallel_tool_use: bool = False
 
 
-class Thinking(Body):
-    """Whether and how long to think before an answer. display: of no effect, all of it is shown."""
+class NamedTool(Body):
+    """The tool to call."""
 
-    type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[Int32, Field(ge=1)] | None = None
+    type: Literal["tool"]
+    name: str
+    disable_parallel_tool_use: bool = False
+
+
+type ToolChoice = Annotated[
+    Annotated[ToolMode, Tag("(auto)")]
+    | Annotated[ToolMode, Tag("(any)")]
+    | Annotated[ToolMode, Tag("(none)")]
+    | Annotated[NamedTool, Tag("(tool)")],
+    by_type("an object of type auto, any, tool or none"),
+]
+
+
+class Thoughts(Body):
+    """Whether to think before an answer. display: of no effect, all of it is shown."""
+
+    type: Literal["disabled", "adaptive"]
     display: Literal["summarized", "omitted"] | None = None
+
+
+class BoundedThoughts(Body):
+    """How long to think before an answer. display: of no effect, all of it is shown."""
+
+    type: Literal["enabled"]
+    budget_tokens: Annotated[Int32, Field(ge=1)]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+type Thinking = Annotated[
+    Annotated[Thoughts, Tag("(disabled)")]
+    | Annotated[Thoughts, Tag("(adaptive)")]
+    | Annotated[BoundedThoughts, Tag("(enabled)")],
+    by_type("an object of type enabled, disabled or adaptive"),
+]
 
 
 class OutputFormat(Body):
@@ -161,6 +192,8 @@ class OutputConfig(Body):
 
 class MessagesPrompt(Body):
     """Turns and what makes a prompt of them: what both bodies share."""
+
+    unread = UNREAD
 
     model: str
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -190,16 +223,11 @@ class MessagesPrompt(Body):
             fields["tools"] = [_chat_tool(tool) for tool in self.tools]
         if self.tool_choice is not None:
             fields |= _chat_tool_choice(self.tool_choice)
-        if self.thinking is not None:
-            if self.thinking.type == "enabled" and self.thinking.budget_tokens is None:
-                raise InvalidRequestError(
-                    "thinking.budget_tokens is required",
-                    param="thinking.budget_tokens",
-                    code="missing_field",
-                )
-            if self.thinking.type == "disabled":
+        match self.thinking:
+            case BoundedThoughts(budget_tokens=budget):
+                fields["thinking_token_budget"] = budget
+            case Thoughts(type="disabled"):
                 fields["reasoning_effort"] = "none"
-            fields["thinking_token_budget"] = self.thinking.budget_tokens
         if self.output_config is not None:
             fields.setdefault("reasoning_effort", self.output_config.effort)
             if self.output_config.format is not None:
@@ -211,15 +239,18 @@ class MessagesPrompt(Body):
         return fields
 
 
+type StopSequences = Annotated[list[str], told_texts(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)]
+
+
 class MessagesBody(MessagesPrompt):
     """Turns to be answered; `seed` is not Anthropic's."""
 
-    max_tokens: Int32
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int32 | None = None
-    stop_sequences: list[str] = Field(default_factory=list)
-    seed: int | None = None
+    max_tokens: Annotated[Int32, told("max_tokens")]
+    temperature: Annotated[float, told("temperature")] | None = None
+    top_p: Annotated[float, told("top_p")] | None = None
+    top_k: Annotated[Int32, told("top_k")] | None = None
+    stop_sequences: StopSequences = Field(default_factory=list)
+    seed: Annotated[int, told("seed")] | None = None
     stream: bool = False
 
     def chat(self) -> dict[str, Any]:
@@ -233,18 +264,6 @@ class MessagesBody(MessagesPrompt):
             "stop": self.stop_sequences,
             "seed": self.seed,
         }
-
-
-def served(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that have an effect; raises InvalidRequestError for those not supported."""
-    for name, reason in UNSUPPORTED.items():
-        if fields.get(name):
-            raise InvalidRequestError(f"{name} {reason}", param=name, code="unsupported_field")
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in IGNORED and name not in UNSUPPORTED
-    }
 
 
 def _parts(blocks: list[TextBlock]) -> list[dict[str, str]]:
@@ -284,7 +303,7 @@ def _chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
     if message.role == "assistant":
         # One text: parts would come apart again in templates that take no parts.
         return [{**rest, "content": "".join(part["text"] for part in parts)}]
-    return [*results, {**rest, "content": parts}] if parts or not results else results
+    return [*results, {**rest, "content": parts or ""}] if parts or not results else results
 
 
 def _chat_tool(tool: Tool) -> dict[str, Any]:
@@ -298,17 +317,10 @@ def _chat_tool(tool: Tool) -> dict[str, Any]:
 
 
 def _chat_tool_choice(choice: ToolChoice) -> dict[str, Any]:
-    if choice.type == "tool" and choice.name is None:
-        raise InvalidRequestError(
-            "tool_choice.name is required", param="tool_choice.name", code="missing_field"
-        )
-    wanted: dict[str, Any] = {
-        "auto": "auto",
-        "any": "required",
-        "none": "none",
-        "tool": {"type": "function", "function": {"name": choice.name}},
-    }
+    wanted: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
+    if isinstance(choice, NamedTool):
+        wanted = {"type": "function", "function": {"name": choice.name}}
     return {
-        "tool_choice": wanted[choice.type],
+        "tool_choice": wanted,
         "parallel_tool_calls": not choice.disable_parallel_tool_use,
     }

@@ -1,7 +1,7 @@
 """From the bytes of a body to a checked request model, with errors in our own words."""
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,24 +12,34 @@ from starlette.requests import Request
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
-from jaxserve.server.protocol.fields import served_fields
+from jaxserve.server.protocol.body import Body
 
 MAX_SHOWN_CHARS = 60
+MAX_COMPLAINTS = 8
 # Bounded in depth and breadth, not only in the end: values come from anybody.
 SHORT = reprlib.Repr(maxlevel=2, maxlist=3, maxdict=3, maxstring=MAX_SHOWN_CHARS, maxlong=25)
 
-# What a field wants, by the kind of pydantic's complaint.
+# What a field wants, by the kind of pydantic's complaint, with the words of its context.
 WANTED: Mapping[str, str] = {
     "bool_type": "true or false",
     "dict_type": "an object",
     "finite_number": "a finite number",
     "float_type": "a number",
+    "greater_than_equal": "at least {ge}",
     "int_from_float": "an integer",
     "int_type": "an integer",
+    "less_than_equal": "at most {le}",
     "list_type": "a list",
+    "literal_error": "one of {expected}",
     "model_type": "an object",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
     "string_type": "a string",
+    "too_long": "at most {max_length} entries",
+    "too_short": "at least {min_length} entries",
     "tuple_type": "a list",
+    "wanted": "{wanted}",
 }
 
 
@@ -74,17 +84,12 @@ def decode(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def parse[T: pydantic.BaseModel](fields: Mapping[str, Any], model: type[T]) -> T:
-    """Return a chat's or completion's fields as `model`; see `served_fields` and `validate`."""
-    return validate(served_fields(fields), model)
-
-
-def validate[T: pydantic.BaseModel](fields: Mapping[str, Any], model: type[T]) -> T:
+def parse[T: Body](fields: Mapping[str, Any], model: type[T]) -> T:
     """Return an object as `model`; raises InvalidRequestError naming the field at fault."""
     try:
-        return model.model_validate(fields)
+        return model.model_validate(model.unread.served(fields))
     except pydantic.ValidationError as error:
-        raise _refusal(error) from error
+        raise _refusal(error, fields) from error
 
 
 def show(value: object) -> str:
@@ -93,61 +98,53 @@ def show(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
 
 
-def _refusal(error: pydantic.ValidationError) -> InvalidRequestError:
+def _refusal(error: pydantic.ValidationError, body: Mapping[str, Any]) -> InvalidRequestError:
     """Say the first complaint of pydantic in our words."""
-    # No more than this one is looked at: a long list of wrong values has as many complaints.
-    first = error.errors(include_url=False, include_context=True)[0]
-    param = _param(first["loc"])
-    context: Mapping[str, Any] = first.get("ctx", {})
-    match first["type"]:
+    # Few are looked at: a long list of wrong values has as many.
+    complaints = [
+        (_place(complaint, body), complaint)
+        for complaint in error.errors(include_url=False, include_context=True)[:MAX_COMPLAINTS]
+    ]
+    # Where several kinds may stand, each complains. What was meant is the one that goes deepest.
+    first, _ = complaints[0]
+    complaints = [each for each in complaints if each[0][: len(first)] == first]
+    place = max((place for place, _ in complaints), key=len)
+    found = [complaint for other, complaint in complaints if other == place]
+    param = _show_place(place)
+    match found[0]["type"]:
         case "extra_forbidden":
             return InvalidRequestError(
                 f"there is no field {param}", param=param, code="unknown_field"
             )
         case "missing":
             return InvalidRequestError(f"{param} is required", param=param, code="missing_field")
-        case "literal_error":
-            wanted = "one of " + str(context["expected"])
-        case "string_too_long":
-            wanted = f"at most {context['max_length']} characters"
-        case "string_too_short":
-            wanted = f"at least {context['min_length']} characters"
-        case "too_long":
-            wanted = f"at most {context['max_length']} entries"
-        case "too_short":
-            wanted = f"at least {context['min_length']} entries"
-        case "greater_than_equal":
-            wanted = f"at least {context['ge']}"
-        case "less_than_equal":
-            wanted = f"at most {context['le']}"
-        case "string_pattern_mismatch":
-            wanted = f"text that matches {context['pattern']}"
-        case "wanted":
-            wanted = context["wanted"]
-        case kind:
-            wanted = WANTED.get(kind, "a value of another kind")
-    return InvalidRequestError(f"{param} must be {wanted}, got {show(first['input'])}", param=param)
+    wanted = " or ".join(dict.fromkeys(_wanted(complaint) for complaint in found))
+    shown = show(found[0]["input"])
+    return InvalidRequestError(f"{param} must be {wanted}, got {shown}", param=param)
 
 
-def _param(location: tuple[int | str, ...]) -> str:
-    """Return a place in the body as `messages[0].content`, without the tags of `kind_of`."""
-    place = ""
+def _wanted(complaint: pydantic_core.ErrorDetails) -> str:
+    """Return what there should be instead of something."""
+    words = WANTED.get(complaint["type"], "a value of another kind")
+    return words.format_map(complaint.get("ctx", {}))
+
+
+def _place(complaint: pydantic_core.ErrorDetails, body: object) -> tuple[int | str, ...]:
+    """Return the place in the body: pydantic has names of its own between, of kinds of values."""
+    *_, last = location = complaint["loc"]
+    place: list[int | str] = []
     for step in location:
-        if isinstance(step, str) and step.startswith("("):
-            continue
-        place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else step
-    return place[:MAX_SHOWN_CHARS]
+        is_inner = step in body if isinstance(body, dict) else False
+        if is_inner or (isinstance(body, list) and isinstance(step, int)):
+            place.append(step)
+            body = body[step]  # type: ignore[index]
+    return (*place, last) if complaint["type"] == "missing" else (*place,)
 
 
-def wanted(what: str) -> pydantic_core.PydanticCustomError:
-    """Return the error that a field's own check raises when the value is not `what`."""
-    return pydantic_core.PydanticCustomError("wanted", "wanted", {"wanted": what})
-
-
-def kind_of(value: object, default: str | None = None) -> str | None:
-    """Return the tag of an object, JSON or model, in a union: its `type` in brackets, if any."""
-    kind = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
-    return f"({kind})" if isinstance(kind, str) else None
+def _show_place(place: Sequence[int | str]) -> str:
+    """Return a place as `messages[0].content`."""
+    steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return steps.removeprefix(".")[:MAX_SHOWN_CHARS]
 
 
 @contextmanager

@@ -3,67 +3,65 @@
 Embeddings are OpenAI's; the others are vLLM's, which are Jina's and Cohere's.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, FailFast, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.pooling import PoolingParams
-from jaxserve.server.protocol.body import CACHE_SALT, Body, Int32
-from jaxserve.server.protocol.completions import Prompt, read_prompts
-from jaxserve.server.protocol.fields import IGNORED
-from jaxserve.server.protocol.parsing import validate, wanted
+from jaxserve.server.protocol.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
+from jaxserve.server.protocol.completions import Prompt, SomeIds, read_prompts
+from jaxserve.server.protocol.fields import IGNORED, Unread
 
 # OpenAI's own limit.
 MAX_INPUTS = 2048
+# What the fields of a score's texts are called.
+FIRSTS = ("text_1", "data_1", "queries")
+SECONDS = ("text_2", "data_2", "documents")
 
 
 def _inputs(value: Any) -> list[Prompt]:
     prompts = read_prompts(value)
     if not all(prompts):
         raise wanted("texts and lists of token ids that are not empty")
+    if len(prompts) > MAX_INPUTS:
+        raise wanted(f"at most {MAX_INPUTS} entries")
     return prompts
 
 
-def _texts(value: Any) -> list[str]:
-    """One text, or a list of them."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise wanted("a string or a list of strings, at least one")
-    return texts
+def _listed(value: Any) -> Any:
+    """One text is a list of it."""
+    return [value] if isinstance(value, str) else value
 
 
-def _documents(value: Any) -> list[str]:
-    """Texts, or objects that have one."""
-    if not isinstance(value, list) or not value:
-        raise wanted("a list of documents, at least one")
-    texts = [each["text"] if isinstance(each, dict) and "text" in each else each for each in value]
-    if not all(isinstance(text, str) for text in texts):
-        raise wanted("a list of strings, or of objects with a text")
-    return texts
-
-
+type SomeText = Annotated[str, Field(min_length=1)]
 type Inputs = Annotated[
-    list[Prompt], BeforeValidator(_inputs), Field(min_length=1, max_length=MAX_INPUTS)
+    list[Prompt],
+    BeforeValidator(
+        _inputs,
+        json_schema_input_type=SomeText
+        | SomeIds
+        | Annotated[list[SomeText], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[SomeIds], Field(min_length=1, max_length=MAX_INPUTS)],
+    ),
 ]
-type Texts = Annotated[list[str], BeforeValidator(_texts), Field(max_length=MAX_INPUTS)]
+type SomeTexts = Annotated[list[str], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
+type Texts = Annotated[SomeTexts, BeforeValidator(_listed, json_schema_input_type=str | SomeTexts)]
 
 
 class PoolingBody(Body):
     """What all share. truncate_prompt_tokens: -1 is as many as the model takes."""
 
+    unread = Unread(ignored=IGNORED)
+
     model: str | None = None
-    truncate_prompt_tokens: Annotated[Int32, Field(ge=-1)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
     add_special_tokens: bool = True
     use_activation: bool | None = None
     cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
     priority: Int32 = 0
-
-    @classmethod
-    def read(cls, fields: dict[str, Any]) -> Self:
-        """Return the body of a JSON object; raises InvalidRequestError naming a field at fault."""
-        return validate({key: value for key, value in fields.items() if key not in IGNORED}, cls)
 
     def params(self) -> PoolingParams:
         """Return what is to be made of vectors."""
@@ -93,17 +91,46 @@ class ClassifyBody(PoolingBody):
 class ScoreBody(PoolingBody):
     """Pairs of texts: one with each of many, or each with the one at its place."""
 
-    text_1: Annotated[Texts, Field(validation_alias=AliasChoices("text_1", "data_1", "queries"))]
-    text_2: Annotated[Texts, Field(validation_alias=AliasChoices("text_2", "data_2", "documents"))]
+    text_1: Annotated[Texts, Field(validation_alias=AliasChoices(*FIRSTS))]
+    text_2: Annotated[Texts, Field(validation_alias=AliasChoices(*SECONDS))]
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Tell of the other names too."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        described = handler.resolve_ref_schema(schema)
+        for names in (FIRSTS, SECONDS):
+            described["required"].remove(names[0])
+            texts = {"anyOf": [described["properties"][names[0]], NULL]}
+            described["properties"] |= dict.fromkeys(names, texts)
+        described["allOf"] = [
+            {"oneOf": [given(name) for name in names]} for names in (FIRSTS, SECONDS)
+        ]
+        return schema
+
+
+class TextDocument(Body):
+    """A document as an object."""
+
+    text: str
 
 
 class RerankBody(PoolingBody):
     """Documents to put into the order of their relevance to a query; top_n: 0 is all of them."""
 
     query: str
-    documents: Annotated[list[str], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
+    documents: Annotated[
+        list[str | TextDocument], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)
+    ]
     top_n: Annotated[int, Field(ge=0)] = 0
     return_documents: bool = True
+
+    @property
+    def texts(self) -> list[str]:
+        """The documents as texts."""
+        return [each if isinstance(each, str) else each.text for each in self.documents]
 
 
 def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:

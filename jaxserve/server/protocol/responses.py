@@ -4,12 +4,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.protocol.body import Body, Int32
-from jaxserve.server.protocol.chat import MAX_MESSAGES, MAX_TOOLS, ReasoningEffort
-from jaxserve.server.protocol.parsing import kind_of, show, wanted
+from jaxserve.server.protocol.body import CACHE_SALT, Body, Int32, Stop, by_type, told, wanted
+from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS, ReasoningEffort
+from jaxserve.server.protocol.fields import Unread
+from jaxserve.server.protocol.parsing import show
+from jaxserve.server.protocol.structured import JsonObjectFormat, TextFormat
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
 FIELD_NAMES = {
@@ -18,23 +20,30 @@ FIELD_NAMES = {
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
 }
-UNSUPPORTED = {
-    "context_management": "is not supported: this server never shortens what it is sent",
-    "conversation": "is not supported: use previous_response_id",
-    "prompt": "is not supported: this server keeps no prompt templates",
-}
-# Hints and bookkeeping, without effect here.
-IGNORED = {
-    "max_tool_calls",
-    "moderation",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "stream_options",
-    "user",
-}
+UNREAD = Unread(
+    # Hints and bookkeeping.
+    ignored=frozenset(
+        {
+            "max_tool_calls",
+            "moderation",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "service_tier",
+            "stream_options",
+            "user",
+        }
+    ),
+    refused={
+        "context_management": (
+            "is not supported: this server never shortens what it is sent",
+            ([],),
+        ),
+        "conversation": ("is not supported: use previous_response_id", ()),
+        "prompt": ("is not supported: this server keeps no prompt templates", ()),
+    },
+)
 # Passed on to the chat as they are. From `top_k` on they are not OpenAI's.
 PASSED = (
     "temperature",
@@ -79,14 +88,7 @@ type Part = Annotated[
     Annotated[TextPart, Tag("(input_text)")]
     | Annotated[TextPart, Tag("(output_text)")]
     | Annotated[RefusalPart, Tag("(refusal)")],
-    Discriminator(
-        kind_of,
-        custom_error_type="wanted",
-        custom_error_message="wanted",
-        custom_error_context={
-            "wanted": "a part of type input_text, output_text or refusal: others are not supported"
-        },
-    ),
+    by_type("a part of type input_text, output_text or refusal: others are not supported"),
 ]
 type Parts = Annotated[
     list[Part], FailFast(), BeforeValidator(_parts, json_schema_input_type=str | list[Part])
@@ -143,23 +145,15 @@ class ReasoningItem(Body):
     status: Status | None = None
 
 
-def _kind_of_item(value: object) -> str | None:
-    return kind_of(value, default="message")
-
-
 type Item = Annotated[
     Annotated[MessageItem, Tag("(message)")]
     | Annotated[FunctionCallItem, Tag("(function_call)")]
     | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
     | Annotated[ReasoningItem, Tag("(reasoning)")],
-    Discriminator(
-        _kind_of_item,
-        custom_error_type="wanted",
-        custom_error_message="wanted",
-        custom_error_context={
-            "wanted": "an item of type message, function_call, function_call_output or reasoning:"
-            " others are not supported"
-        },
+    by_type(
+        "an item of type message, function_call, function_call_output or reasoning: others are"
+        " not supported",
+        default="message",
     ),
 ]
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
@@ -175,7 +169,7 @@ class FunctionTool(Body):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: str
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -188,31 +182,45 @@ def _tool(value: object) -> object:
     return value
 
 
-class ToolChoice(Body):
-    """A function that must be called, or some of which may be."""
+class NamedFunction(Body):
+    """A function that must be called, or may be."""
 
-    type: Literal["function", "allowed_tools"]
-    name: str | None = None
-    mode: Literal["auto", "required"] | None = None
-    tools: list[dict[str, Any]] | None = None
+    type: Literal["function"]
+    name: str
 
 
-def _tool_choice(value: object) -> object:
-    if isinstance(value, str) and value not in {"none", "auto", "required"}:
-        raise wanted("none, auto, required or an object")
-    if not isinstance(value, str | dict):
-        raise wanted("none, auto, required or an object")
-    return value
+class AllowedTools(Body):
+    """Some of the tools, and whether one of them must be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
 
 
-class Format(Body):
-    """The form of the answer."""
+type ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("str")]
+    | Annotated[NamedFunction, Tag("(function)")]
+    | Annotated[AllowedTools, Tag("(allowed_tools)")],
+    by_type("none, auto, required, a function by its name, or allowed_tools with a mode"),
+]
 
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
+
+class JsonSchemaFormat(Body):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    name: str
     description: str | None = None
-    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
+
+
+type Format = Annotated[
+    Annotated[TextFormat, Tag("(text)")]
+    | Annotated[JsonObjectFormat, Tag("(json_object)")]
+    | Annotated[JsonSchemaFormat, Tag("(json_schema)")],
+    by_type("an object of type text, json_object or json_schema"),
+]
 
 
 class TextConfig(Body):
@@ -233,6 +241,8 @@ class Reasoning(Body):
 class ResponsePrompt(Body):
     """What makes a prompt: what /v1/responses and /v1/responses/input_tokens share."""
 
+    unread = UNREAD
+
     model: str | None = None
     input: Annotated[
         list[Item],
@@ -247,9 +257,7 @@ class ResponsePrompt(Body):
         FailFast(),
         Field(max_length=MAX_TOOLS),
     ] = Field(default_factory=list)
-    tool_choice: Annotated[
-        str | ToolChoice, BeforeValidator(_tool_choice, json_schema_input_type=str | ToolChoice)
-    ] = "auto"
+    tool_choice: ToolChoice = "auto"
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     truncation: Literal["disabled"] = "disabled"
@@ -266,34 +274,19 @@ class ResponsePrompt(Body):
         if not messages:
             raise InvalidRequestError("input must not be empty, got []", param="input")
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
-        tools, choice = self._tools()
-        if tools:
-            fields |= {"tools": [_chat_tool(tool) for tool in tools], "tool_choice": choice}
+        fields["tools"] = [_chat_tool(tool) for tool in self.tools]
+        fields["tool_choice"] = _chat_tool_choice(self.tool_choice)
         if self.reasoning is not None:
             fields["reasoning_effort"] = self.reasoning.effort
         return fields
-
-    def _tools(self) -> tuple[list[FunctionTool], Any]:
-        """Return the tools to show, and a chat's tool_choice."""
-        choice = self.tool_choice
-        if isinstance(choice, str):
-            return self.tools, choice
-        if choice.type == "function":
-            if choice.name is None:
-                raise _missing("tool_choice.name")
-            return self.tools, {"type": "function", "function": {"name": choice.name}}
-        if choice.tools is None:
-            raise _missing("tool_choice.tools")
-        allowed = {tool.get("name") for tool in choice.tools}
-        return [tool for tool in self.tools if tool.name in allowed], choice.mode or "auto"
 
 
 class ResponsesBody(ResponsePrompt):
     """Something to be answered, and how."""
 
     max_output_tokens: Annotated[Int32, Field(ge=1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Annotated[float, told("temperature")] | None = None
+    top_p: Annotated[float, told("top_p")] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: Annotated[
         list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], FailFast()
@@ -304,13 +297,13 @@ class ResponsesBody(ResponsePrompt):
     metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] = Field(
         default_factory=dict
     )
-    top_k: Int32 | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    top_k: Annotated[Int32, told("top_k")] | None = None
+    min_p: Annotated[float, told("min_p")] | None = None
+    seed: Annotated[int, told("seed")] | None = None
+    stop: Stop = ()
     ignore_eos: bool = False
     priority: Int32 = 0
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def check(self) -> None:
@@ -322,11 +315,6 @@ class ResponsesBody(ResponsePrompt):
                     f" got {name}={str(getattr(self, name)).lower()}",
                     param="background",
                 )
-        config = self.text.format if self.text is not None else None
-        if config is not None and config.type == "json_schema":
-            for name, value in (("name", config.name), ("schema", config.json_schema)):
-                if value is None:
-                    raise _missing(f"text.format.{name}")
 
     @property
     def wants_logprobs(self) -> bool:
@@ -339,25 +327,11 @@ class ResponsesBody(ResponsePrompt):
         fields["max_completion_tokens"] = self.max_output_tokens
         if self.wants_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        config = self.text.format if self.text is not None else None
-        if config is not None and config.type != "text":
-            fields["response_format"] = {"type": config.type}
-            if config.type == "json_schema":
-                schema = config.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
-                fields["response_format"]["json_schema"] = schema
+        form = self.text.format if self.text is not None else None
+        if form is not None:
+            schema = form.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
+            fields["response_format"] = {"type": form.type, "json_schema": schema or None}
         return fields
-
-
-def served(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that have an effect; raises InvalidRequestError for those not supported."""
-    for name, reason in UNSUPPORTED.items():
-        if fields.get(name) is not None:
-            raise InvalidRequestError(f"{name} {reason}", param=name, code="unsupported_field")
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in IGNORED and name not in UNSUPPORTED
-    }
 
 
 def with_ids(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -369,10 +343,6 @@ def with_ids(items: Sequence[Item]) -> list[dict[str, Any]]:
         fields.setdefault("id", f"{prefix}_{uuid.uuid4().hex}")
         listed.append(fields | {"status": fields.get("status", "completed")})
     return listed
-
-
-def _missing(param: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{param} is required", param=param, code="missing_field")
 
 
 def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -399,7 +369,7 @@ def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
             case MessageItem() if turn is not None:
                 turn["content"] += "".join(_text(part) for part in item.content)
             case MessageItem():
-                messages.append({"role": item.role, "content": _chat_parts(item.content)})
+                messages.append({"role": item.role, "content": _chat_parts(item.content) or ""})
             case FunctionCallOutputItem():
                 content = _chat_parts(item.output) or ""
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
@@ -416,3 +386,16 @@ def _text(part: Part) -> str:
 
 def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+def _chat_tool_choice(choice: ToolChoice) -> Any:
+    def named(function: NamedFunction) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": function.name}}
+
+    match choice:
+        case NamedFunction():
+            return named(choice)
+        case AllowedTools():
+            allowed = {"mode": choice.mode, "tools": [named(tool) for tool in choice.tools]}
+            return {"type": "allowed_tools", "allowed_tools": allowed}
+    return choice

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.protocol.parsing import renamed, show
-from jaxserve.structured_outputs import KINDS, StructuredOutputsParams
+from jaxserve.server.protocol.body import Body, by_type, given
+from jaxserve.server.protocol.parsing import renamed
+from jaxserve.structured_outputs import KINDS, MAX_BYTES, StructuredOutputsParams
 
 # vLLM's older fields, and what each is of `structured_outputs`.
 GUIDED: Mapping[str, str] = {
@@ -16,25 +19,100 @@ GUIDED: Mapping[str, str] = {
     "guided_choice": "choice",
     "guided_grammar": "grammar",
 }
-_OPTIONS: Mapping[str, type] = {
-    "disable_any_whitespace": bool,
-    "disable_additional_properties": bool,
-    "whitespace_pattern": str,
-    "disable_fallback": bool,  # there is one way to follow a grammar, and so no other to fall to
-}
-_OF_FORMAT: Mapping[str, frozenset[str]] = {
-    "text": frozenset(),
-    "json_object": frozenset(),
-    "json_schema": frozenset({"json_schema"}),
-    "structural_tag": frozenset({"structures", "triggers", "at_least_one", "stop_after_first"}),
-}
-_OF_SCHEMA = frozenset({"name", "schema", "strict", "description"})
+
+# MAX_BYTES is the limit, which a text of more characters is above in any case.
+type Text = Annotated[str, Field(min_length=1, max_length=MAX_BYTES)]
+type Choice = Annotated[list[Text], Field(min_length=1)]
+type Schema = dict[str, Any] | bool
+
+
+class TextFormat(Body):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Body):
+    """A JSON schema; without one, any object. Name, description and strict have no effect."""
+
+    name: str
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any] | Literal[True] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Body):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class TaggedPart(Body):
+    """A part that begins with `begin` and ends with `end`, between which is JSON of a schema."""
+
+    begin: str
+    end: str
+    json_schema: Annotated[Schema, Field(alias="schema")] = True
+
+
+class StructuralTagFormat(Body):
+    """Free text with tagged parts. See StructuralTag in grammar/tags.py."""
+
+    type: Literal["structural_tag"]
+    structures: list[TaggedPart]
+    triggers: list[str]
+    at_least_one: bool = False
+    stop_after_first: bool = False
+
+
+type ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("(text)")]
+    | Annotated[JsonObjectFormat, Tag("(json_object)")]
+    | Annotated[JsonSchemaFormat, Tag("(json_schema)")]
+    | Annotated[StructuralTagFormat, Tag("(structural_tag)")],
+    by_type("an object of type text, json_object, json_schema or structural_tag"),
+]
+
+
+class StructuredOutputs(Body):
+    """One of six ways to say what an answer must look like, and how strictly.
+
+    disable_fallback has no effect: there is one way to follow a grammar, and none to fall to.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [given(kind, otherwise=(None, False)) for kind in KINDS]}
+    )
+    json_: Annotated[Schema | Text | None, Field(alias="json")] = None
+    regex: Text | None = None
+    choice: Choice | None = None
+    grammar: Text | None = None
+    json_object: bool | None = None
+    structural_tag: Text | dict[str, Any] | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: Text | None = None
+    disable_fallback: bool = False
+
+    def params(self) -> StructuredOutputsParams:
+        """Return the engine's; raises InvalidRequestError for what cannot be."""
+        fields = self.model_dump(exclude={"disable_fallback"}, exclude_none=True, by_alias=True)
+        if isinstance(self.structural_tag, dict):
+            fields["structural_tag"] = json.dumps(self.structural_tag)
+        return StructuredOutputsParams(**fields)
 
 
 def structured_outputs(
     *,
-    response_format: Mapping[str, Any] | None,
-    structured: Mapping[str, Any] | None,
+    response_format: ResponseFormat | None,
+    structured: StructuredOutputs | None,
     guided: Mapping[str, Any],
 ) -> StructuredOutputsParams | None:
     """Return what an answer must look like, None if it is free; raises InvalidRequestError.
@@ -43,7 +121,7 @@ def structured_outputs(
     """
     asked = {
         "response_format": None if response_format is None else _of_format(response_format),
-        "structured_outputs": None if structured is None else _of_fields(structured),
+        "structured_outputs": None if structured is None else structured.params(),
         next(iter(guided), ""): _of_guided(guided) if guided else None,
     }
     given = [name for name, params in asked.items() if params is not None]
@@ -55,7 +133,7 @@ def structured_outputs(
 
 
 def structured_names(
-    response_format: Mapping[str, Any] | None, guided: Mapping[str, Any]
+    response_format: ResponseFormat | None, guided: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return what the fields of `structured_outputs` are called in a body that has them."""
     if response_format is not None:
@@ -63,51 +141,16 @@ def structured_names(
     return {f"structured_outputs.{GUIDED[name]}": name for name in guided if name in GUIDED}
 
 
-def _of_format(fields: Mapping[str, Any]) -> StructuredOutputsParams | None:
-    kind = fields.get("type")
-    if not isinstance(kind, str) or kind not in _OF_FORMAT:
-        wanted = ", ".join(_OF_FORMAT)
-        raise _bad_format("response_format.type", f"must be one of {wanted}, got {show(kind)}")
-    _check_names("response_format", fields, _OF_FORMAT[kind] | {"type"})
-    with renamed(structured_names(fields, {})):
-        match kind:
-            case "text":
-                return None
-            case "json_object":
+def _of_format(form: ResponseFormat) -> StructuredOutputsParams | None:
+    with renamed(structured_names(form, {})):
+        match form:
+            case JsonSchemaFormat() if form.json_schema.json_schema is not None:
+                return StructuredOutputsParams(json=form.json_schema.json_schema)
+            case JsonObjectFormat() | JsonSchemaFormat():
                 return StructuredOutputsParams(json_object=True)
-            case "structural_tag":
-                return StructuredOutputsParams(structural_tag=json.dumps(dict(fields)))
-    place = "response_format.json_schema"
-    inner = fields.get("json_schema")
-    if not isinstance(inner, dict):
-        raise _bad_format(place, f"must be an object with a name and a schema, got {show(inner)}")
-    _check_names(place, inner, _OF_SCHEMA)
-    if not isinstance(inner.get("name"), str):
-        raise _bad_format(f"{place}.name", f"must be a string, got {show(inner.get('name'))}")
-    if not isinstance(inner.get("strict"), bool | None):
-        raise _bad_format(f"{place}.strict", f"must be true or false, got {show(inner['strict'])}")
-    schema = inner.get("schema")
-    if schema is None:
-        return StructuredOutputsParams(json_object=True)
-    if not isinstance(schema, dict | bool):
-        raise _bad_format(f"{place}.schema", f"must be a JSON schema, got {show(schema)}")
-    with renamed(structured_names(fields, {})):
-        return StructuredOutputsParams(json=schema)
-
-
-def _of_fields(fields: Mapping[str, Any]) -> StructuredOutputsParams:
-    _check_names("structured_outputs", fields, {*KINDS, *_OPTIONS})
-    for name, kind in _OPTIONS.items():
-        if not isinstance(fields.get(name), kind | None):
-            wanted = "a string" if kind is str else "true or false"
-            raise _bad_format(
-                f"structured_outputs.{name}", f"must be {wanted}, got {show(fields[name])}"
-            )
-    left = {name: value for name, value in fields.items() if value is not None}
-    left.pop("disable_fallback", None)
-    if isinstance(left.get("structural_tag"), dict):
-        left["structural_tag"] = json.dumps(left["structural_tag"])
-    return StructuredOutputsParams(**left)
+            case StructuralTagFormat():
+                return StructuredOutputsParams(structural_tag=form.model_dump_json(by_alias=True))
+        return None
 
 
 def _of_guided(fields: Mapping[str, Any]) -> StructuredOutputsParams | None:
@@ -118,15 +161,3 @@ def _of_guided(fields: Mapping[str, Any]) -> StructuredOutputsParams | None:
         return StructuredOutputsParams(
             **left, whitespace_pattern=fields.get("guided_whitespace_pattern")
         )
-
-
-def _check_names(place: str, fields: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
-    for name in fields:
-        if name not in known:
-            raise InvalidRequestError(
-                f"there is no field {place}.{show(name)}", param=place, code="unknown_field"
-            )
-
-
-def _bad_format(place: str, complaint: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{place} {complaint}", param=place)

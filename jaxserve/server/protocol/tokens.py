@@ -7,12 +7,15 @@ from pydantic import Field
 
 from jaxserve.server.protocol.body import Body, TokenIds
 from jaxserve.server.protocol.chat import Chat
+from jaxserve.server.protocol.fields import UNREAD
 
 MAX_TOKENS = 2**20
 
 
 class TokenizeBody(Body):
     """A text to be turned into ids."""
+
+    unread = UNREAD
 
     model: str | None = None
     prompt: str
@@ -28,6 +31,8 @@ class TokenizeChatBody(Chat):
 
 class DetokenizeBody(Body):
     """Ids to be turned into a text."""
+
+    unread = UNREAD
 
     model: str | None = None
     tokens: Annotated[TokenIds, Field(max_length=MAX_TOKENS)]
