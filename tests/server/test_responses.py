@@ -16,7 +16,8 @@ from jaxserve.server.errors import GenerationError
 from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
 from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.protocol.response_answers import Response
-from jaxserve.server.protocol.responses import ITEMS, ResponsesBody, with_ids
+from jaxserve.server.protocol.response_items import ITEMS, with_ids
+from jaxserve.server.protocol.responses import ResponsesBody
 from jaxserve.server.response_writer import ResponseWriter
 from tests.data import needs_data
 from tests.server.test_openai_spec import check

@@ -29,14 +29,8 @@ from jaxserve.server.protocol.response_answers import (
     ResponseDeleted,
     ResponseError,
 )
-from jaxserve.server.protocol.responses import (
-    FIELD_NAMES,
-    ITEMS,
-    Item,
-    ResponsePrompt,
-    ResponsesBody,
-    with_ids,
-)
+from jaxserve.server.protocol.response_items import ITEMS, Item, with_ids
+from jaxserve.server.protocol.responses import FIELD_NAMES, ResponsePrompt, ResponsesBody
 from jaxserve.server.response_store import BEAT_S, ResponseStore
 from jaxserve.server.response_writer import ResponseWriter
 from jaxserve.server.sse import EventStream, tagged_event

@@ -1,16 +1,16 @@
 """The body of POST /v1/responses, and the chat it asks for."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import CACHE_SALT, Body, Int32, Stop, by_type, told, wanted
-from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS, ReasoningEffort
+from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_TOOLS, ReasoningEffort
 from jaxserve.server.protocol.fields import Unread
 from jaxserve.server.protocol.parsing import show
+from jaxserve.server.protocol.response_items import Item, Items, chat_messages
 from jaxserve.server.protocol.structured import JsonObjectFormat, TextFormat
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
@@ -59,110 +59,6 @@ PASSED = (
     "chat_template_kwargs",
 )
 MAX_METADATA = 16
-
-type Status = Literal["in_progress", "completed", "incomplete"]
-
-
-class TextPart(Body):
-    """Text; annotations and logprobs, of an answer sent back, have no effect."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-
-
-class RefusalPart(Body):
-    """A refusal, of an answer sent back."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-
-def _parts(value: object) -> object:
-    """A string is one part of text."""
-    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
-
-
-type Part = Annotated[
-    Annotated[TextPart, Tag("(input_text)")]
-    | Annotated[TextPart, Tag("(output_text)")]
-    | Annotated[RefusalPart, Tag("(refusal)")],
-    by_type("a part of type input_text, output_text or refusal: others are not supported"),
-]
-type Parts = Annotated[
-    list[Part], FailFast(), BeforeValidator(_parts, json_schema_input_type=str | list[Part])
-]
-
-
-class MessageItem(Body):
-    """What somebody says; a string is one part of text."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Parts
-    id: str | None = None
-    status: Status | None = None
-    phase: str | None = None
-
-
-class FunctionCallItem(Body):
-    """A call that the model made."""
-
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-    id: str | None = None
-    status: Status | None = None
-
-
-class FunctionCallOutputItem(Body):
-    """What came of a call."""
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: Parts
-    id: str | None = None
-    status: Status | None = None
-
-
-class ReasoningText(Body):
-    """A piece of reasoning, or of its summary."""
-
-    type: Literal["reasoning_text", "summary_text"]
-    text: str
-
-
-class ReasoningItem(Body):
-    """What the model thought; of an answer sent back. Summaries have no effect."""
-
-    type: Literal["reasoning"]
-    id: str | None = None
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] = Field(default_factory=list)
-    encrypted_content: None = None
-    status: Status | None = None
-
-
-type Item = Annotated[
-    Annotated[MessageItem, Tag("(message)")]
-    | Annotated[FunctionCallItem, Tag("(function_call)")]
-    | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
-    | Annotated[ReasoningItem, Tag("(reasoning)")],
-    by_type(
-        "an item of type message, function_call, function_call_output or reasoning: others are"
-        " not supported",
-        default="message",
-    ),
-]
-ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
-ID_PREFIXES = {"message": "msg", "function_call": "fc", "reasoning": "rs"}
-
-
-def _items(value: object) -> object:
-    """A string is one message of the user."""
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 class FunctionTool(Body):
@@ -244,12 +140,7 @@ class ResponsePrompt(Body):
     unread = UNREAD
 
     model: str | None = None
-    input: Annotated[
-        list[Item],
-        FailFast(),
-        Field(max_length=MAX_MESSAGES),
-        BeforeValidator(_items, json_schema_input_type=str | list[Item]),
-    ]
+    input: Items
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Annotated[
@@ -268,7 +159,7 @@ class ResponsePrompt(Body):
 
         earlier: the items before those of `input`. Raises InvalidRequestError.
         """
-        messages = _chat_messages([*earlier, *self.input])
+        messages = chat_messages([*earlier, *self.input])
         if self.instructions:
             messages.insert(0, {"role": "system", "content": self.instructions})
         if not messages:
@@ -332,56 +223,6 @@ class ResponsesBody(ResponsePrompt):
             schema = form.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
             fields["response_format"] = {"type": form.type, "json_schema": schema or None}
         return fields
-
-
-def with_ids(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Return items as JSON, each with an id and a status, as they are kept and listed."""
-    listed = []
-    for item in items:
-        prefix = ID_PREFIXES.get(item.type, "item")
-        fields = item.model_dump(mode="json", exclude_none=True)
-        fields.setdefault("id", f"{prefix}_{uuid.uuid4().hex}")
-        listed.append(fields | {"status": fields.get("status", "completed")})
-    return listed
-
-
-def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Return a chat's messages. What the assistant thinks, says and calls in a row is one."""
-    messages: list[dict[str, Any]] = []
-    turn: dict[str, Any] | None = None
-    for item in items:
-        is_assistants = isinstance(item, FunctionCallItem | ReasoningItem) or (
-            isinstance(item, MessageItem) and item.role == "assistant"
-        )
-        if not is_assistants:
-            turn = None
-        elif turn is None:
-            turn = {"role": "assistant", "content": ""}
-            messages.append(turn)
-        match item:
-            case ReasoningItem() if turn is not None:
-                thought = "".join(part.text for part in item.content)
-                turn["reasoning"] = turn.get("reasoning", "") + thought
-            case FunctionCallItem() if turn is not None:
-                function = {"name": item.name, "arguments": item.arguments}
-                call = {"id": item.call_id, "type": "function", "function": function}
-                turn.setdefault("tool_calls", []).append(call)
-            case MessageItem() if turn is not None:
-                turn["content"] += "".join(_text(part) for part in item.content)
-            case MessageItem():
-                messages.append({"role": item.role, "content": _chat_parts(item.content) or ""})
-            case FunctionCallOutputItem():
-                content = _chat_parts(item.output) or ""
-                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
-    return messages
-
-
-def _chat_parts(parts: Sequence[Part]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": _text(part)} for part in parts]
-
-
-def _text(part: Part) -> str:
-    return part.refusal if isinstance(part, RefusalPart) else part.text
 
 
 def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
