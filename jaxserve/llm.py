@@ -14,11 +14,15 @@ from tqdm import tqdm
 
 from jaxserve.build import build_with_tokenizer
 from jaxserve.engine import TextEngine
-from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams, run_searches
+from jaxserve.engine.beam_search import (
+    BeamSearch,
+    BeamSearchParams,
+    check_search,
+    run_searches,
+)
 from jaxserve.errors import (
     ConfigError,
     EngineDeadError,
-    InvalidRequestError,
     OverloadedError,
 )
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
@@ -169,13 +173,12 @@ class LLM(PoolingMethods):
         concurrency_limit: beams that the engine computes at once, at most. Raises as `generate`,
         and where beam_width is more than half of max_logprobs.
         """
-        max_logprobs = self.plan.context.sampling.max_logprobs
-        if 2 * params.beam_width > max_logprobs:
-            raise InvalidRequestError(
-                f"beam_width must be at most {max_logprobs // 2}, half of max_logprobs,"
-                f" got {params.beam_width}",
-                param="beam_width",
-            )
+        sampling = self.plan.context.sampling
+        check_search(
+            params.beam_width,
+            max_logprobs=sampling.max_logprobs,
+            logprobs_mode=sampling.logprobs_mode,
+        )
         prepared = self._prepare(listed(prompts), self._reader.read)
         requests = self._requests(prepared, SamplingParams(max_tokens=params.max_tokens))
         eos_ids = {*self._tokenizer.eos_ids, *self._generation.eos_token_ids}

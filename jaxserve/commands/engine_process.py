@@ -27,6 +27,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             chat_template=read_template(options.chat_template),
             max_model_len=planned.scheduler.max_model_len,
             max_logprobs=planned.context.sampling.max_logprobs,
+            logprobs_mode=planned.context.sampling.logprobs_mode,
             vocab_size=planned.model.num_token_ids,
             pooling=planned.pooling,
             defaults=planned.generation,

@@ -7,13 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jaxserve.errors import InvalidRequestError, JaxserveError
+from jaxserve.limits import Limits, show
 from jaxserve.request import (
+    LIMITS,
     FinishReason,
     PositionLogprobs,
     Request,
     SamplingParams,
     TokenEvent,
 )
+
+LENGTH_PENALTY_LIMITS = Limits(-10.0, 10.0)
+# Where nothing is drawn these change nothing.
+TEMPERATURES = (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +28,8 @@ class BeamSearchParams:
 
     beam_width: answers wanted, and beams continued in each round. length_penalty: the power of its
     length by which an answer's log-probability is divided, so that above 0 longer ones gain.
-    temperature has no effect: nothing is drawn. Raises InvalidRequestError.
+    temperature: 0 or 1, as nothing is drawn: the model's own log-probabilities are compared.
+    Raises InvalidRequestError.
     """
 
     beam_width: int
@@ -33,17 +40,36 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("beam_width", "max_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidRequestError(
-                    f"{name} must be an integer of at least 1, got {value!r:.60}", param=name
-                )
-        if not -10.0 <= self.length_penalty <= 10.0:
+        Limits(1).check("beam_width", self.beam_width)
+        LIMITS["max_tokens"].check("max_tokens", self.max_tokens)
+        LENGTH_PENALTY_LIMITS.check("length_penalty", self.length_penalty)
+        if self.temperature not in TEMPERATURES:
             raise InvalidRequestError(
-                f"length_penalty must be in [-10, 10], got {self.length_penalty!r:.60}",
-                param="length_penalty",
+                f"temperature must be 0 or 1 in a beam search, which draws nothing,"
+                f" got {show(self.temperature)}",
+                param="temperature",
             )
+
+
+def check_search(
+    beam_width: int, *, max_logprobs: int, logprobs_mode: str, param: str = "beam_width"
+) -> None:
+    """Raise InvalidRequestError unless an engine of these settings reports what a search needs.
+
+    param: what the width is called.
+    """
+    if 2 * beam_width > max_logprobs:
+        raise InvalidRequestError(
+            f"{param} must be at most {max_logprobs // 2} in a beam search, half of max_logprobs,"
+            f" got {beam_width}",
+            param=param,
+        )
+    if not logprobs_mode.endswith("logprobs"):
+        raise InvalidRequestError(
+            f"beam search compares log-probabilities: there are none with logprobs_mode"
+            f" {logprobs_mode}",
+            param=param,
+        )
 
 
 @dataclass(frozen=True, slots=True)

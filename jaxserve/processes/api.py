@@ -205,6 +205,7 @@ def served_model(
         vocab_size=hello.vocab_size,
         grammars=GrammarChecker(Vocabulary(lambda: tokenizer, vocab_size=hello.vocab_size)),
         max_logprobs=hello.max_logprobs,
+        logprobs_mode=hello.logprobs_mode,
         pooling=hello.pooling,
         defaults=hello.defaults,
         has_priorities=hello.has_priorities,

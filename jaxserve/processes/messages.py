@@ -147,6 +147,7 @@ class Hello(Struct, frozen=True, kw_only=True):
     max_model_len: int
     vocab_size: int
     max_logprobs: int
+    logprobs_mode: str
     defaults: GenerationDefaults
     has_priorities: bool
     fingerprint: str

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from jaxserve.engine.beam_search import BeamSearch
+from jaxserve.engine.beam_search import BeamSearch, check_search
 from jaxserve.engine.detokenize import Detokenizer
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics, TokenEvent
@@ -18,11 +18,14 @@ async def search_beams(
 ) -> AsyncGenerator[TokenEvent]:
     """Yield one event for each of a request's n answers, the best first."""
     params = request.params
-    if 2 * params.n > model.max_logprobs:
+    check_search(
+        params.n, max_logprobs=model.max_logprobs, logprobs_mode=model.logprobs_mode, param="n"
+    )
+    if params.structured_outputs is not None:
         raise InvalidRequestError(
-            f"n must be at most {model.max_logprobs // 2} with use_beam_search=true, half of the"
-            f" server's max_logprobs, got {params.n}",
-            param="n",
+            "use_beam_search cannot be given with what binds an answer: tools that are forced or"
+            " strict, or a thinking_token_budget",
+            param="use_beam_search",
         )
     room = model.max_model_len - len(request.prompt_ids)
     search = BeamSearch(

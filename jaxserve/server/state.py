@@ -55,9 +55,10 @@ class ServedModel:
     names: what requests may call it, its own name first. chat: None for a model without a chat
     template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
     grammars: refuses those that no answer can follow. max_logprobs: alternatives a request may
-    ask for at each token. pooling: how it pools prompts, None for a model that generates text.
-    has_priorities: whether the scheduler looks at priorities. fingerprint: changes whenever the
-    same request could give another answer. answers: how it writes reasoning and tool calls.
+    ask for at each token; logprobs_mode: what they tell. pooling: how it pools prompts, None for a
+    model that generates text. has_priorities: whether the scheduler looks at priorities.
+    fingerprint: changes whenever the same request could give another answer. answers: how it
+    writes reasoning and tool calls.
     trusts_templates: whether requests may bring chat templates of their own. kernels: which
     backend computes each op, for /health.
     """
@@ -70,6 +71,7 @@ class ServedModel:
     vocab_size: int
     grammars: GrammarChecker
     max_logprobs: int = DEFAULT_MAX_LOGPROBS
+    logprobs_mode: str = "raw_logprobs"
     pooling: PoolingModel | None = None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_priorities: bool = False

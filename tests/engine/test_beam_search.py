@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams
+from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams, check_search
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import (
     FinishReason,
@@ -134,8 +134,18 @@ def test_a_wider_search_finds_no_worse_an_answer_here() -> None:
     assert scores == sorted(scores)
 
 
-@pytest.mark.parametrize("fields", [{"beam_width": 0}, {"max_tokens": 0}, {"length_penalty": 99}])
+@pytest.mark.parametrize(
+    "fields", [{"beam_width": 0}, {"max_tokens": 0}, {"length_penalty": 99.0}, {"temperature": 0.7}]
+)
 def test_values_out_of_range_are_refused(fields: dict[str, float]) -> None:
     (name,) = fields
     with pytest.raises(InvalidRequestError, match=f"{name} must be"):
         BeamSearchParams(**({"beam_width": 2, "max_tokens": 2} | fields))  # type: ignore[arg-type]
+
+
+def test_a_search_needs_enough_alternatives_and_their_log_probabilities() -> None:
+    check_search(10, max_logprobs=20, logprobs_mode="processed_logprobs")
+    with pytest.raises(InvalidRequestError, match="n must be at most 10"):
+        check_search(11, max_logprobs=20, logprobs_mode="raw_logprobs", param="n")
+    with pytest.raises(InvalidRequestError, match="none with logprobs_mode raw_logits"):
+        check_search(1, max_logprobs=20, logprobs_mode="raw_logits")

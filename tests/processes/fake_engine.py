@@ -75,6 +75,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,
             max_logprobs=20,
+            logprobs_mode="raw_logprobs",
             defaults=GenerationDefaults(),
             has_priorities=False,
             fingerprint="fake",

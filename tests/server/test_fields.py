@@ -180,6 +180,13 @@ def test_more_beams_than_log_probabilities_allow_are_refused(http: TestClient, p
         ("presence_penalty", 1.0),
         ("prompt_logprobs", 1),
         ("min_tokens", 2),
+        ("temperature", 0.7),
+        ("top_p", 0.9),
+        ("top_k", 5),
+        ("min_p", 0.1),
+        ("repetition_penalty", 1.1),
+        ("response_format", {"type": "json_object"}),
+        ("guided_choice", ["a"]),
     ],
 )
 def test_what_beam_search_cannot_heed_is_refused(
@@ -188,6 +195,14 @@ def test_what_beam_search_cannot_heed_is_refused(
     error = refused(http, path, use_beam_search=True, **{name: value})
     assert error["param"] == name
     assert "use_beam_search" in error["message"]
+
+
+@both
+def test_what_changes_nothing_may_stand_beside_beam_search(http: TestClient, path: str) -> None:
+    neutral = {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1}
+    others = {"seed": 5, "response_format": {"type": "text"}, "presence_penalty": 0}
+    beams = ask(http, path, use_beam_search=True, n=2)["choices"]
+    assert ask(http, path, use_beam_search=True, n=2, **neutral, **others)["choices"] == beams
 
 
 @both

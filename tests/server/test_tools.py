@@ -319,6 +319,11 @@ def test_what_cannot_be_chosen_is_refused(
     assert message in refused(calls, **fields)["message"]
 
 
+def test_beams_are_not_searched_where_tools_are_forced(calls: TestClient) -> None:
+    error = refused(calls, use_beam_search=True, tool_choice="required", tools=[NOW])
+    assert error["param"] == "use_beam_search"
+
+
 def test_allowed_tools_are_those_that_the_model_is_shown(calls: TestClient) -> None:
     choice = {
         "type": "allowed_tools",

@@ -5,12 +5,14 @@ Here only kinds and shapes are checked; ranges are checked where the meaning liv
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from jaxserve.engine.beam_search import BeamSearchParams
+from jaxserve.engine.beam_search import LENGTH_PENALTY_LIMITS, TEMPERATURES, BeamSearchParams
 from jaxserve.errors import InvalidRequestError
+from jaxserve.limits import show
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import (
     BIAS_LIMITS,
@@ -40,29 +42,41 @@ from jaxserve.server.protocol.structured import (
     Schema,
     StructuredOutputs,
     Text,
+    TextFormat,
     structured_names,
     structured_outputs,
 )
 
 DIGITS = "[0-9]{1,9}"
 REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
-# What changes which tokens are drawn, or how a text ends, while beam search draws none.
-NOT_WITH_BEAMS = (
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "min_tokens",
-    "stop",
-    "prompt_logprobs",
-    "logprob_token_ids",
-    "repetition_detection",
-    "vllm_xargs",
-    "response_format",
-    "structured_outputs",
-    *GUIDED,
-)
+# What beam search has no use for: it draws nothing, and looks at the model's log-probabilities
+# alone. With what else than the defaults may be said all the same.
+NOT_WITH_BEAMS: Mapping[str, tuple[Any, ...]] = {
+    "temperature": TEMPERATURES,
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    **dict.fromkeys(
+        (
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "allowed_token_ids",
+            "bad_words",
+            "min_tokens",
+            "stop",
+            "prompt_logprobs",
+            "logprob_token_ids",
+            "repetition_detection",
+            "vllm_xargs",
+            "structured_outputs",
+            *GUIDED,
+        ),
+        (),
+    ),
+    "response_format": (TextFormat(type="text"),),
+}
 
 
 def _logit_bias(value: object) -> dict[int, float]:
@@ -79,6 +93,9 @@ def _logit_bias(value: object) -> dict[int, float]:
     return biases
 
 
+type LengthPenalty = Annotated[
+    float, Field(ge=LENGTH_PENALTY_LIMITS.low, le=LENGTH_PENALTY_LIMITS.high)
+]
 type LogitBias = Annotated[
     dict[int, float],
     BeforeValidator(_logit_bias),
@@ -131,7 +148,7 @@ class GenerationBody(Body):
     bad_words: BadWords = ()
     seed: Annotated[int, told("seed")] | None = None
     use_beam_search: bool = False
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
+    length_penalty: LengthPenalty | None = None
     max_tokens: Annotated[Int32, told("max_tokens")] | None = None
     min_tokens: Annotated[Int32, told("min_tokens")] = 0
     stop: Stop = ()
@@ -200,12 +217,13 @@ class GenerationBody(Body):
                 "length_penalty can only be given with use_beam_search=true",
                 param="length_penalty",
             )
-        for name in NOT_WITH_BEAMS if self.use_beam_search else ():
-            if getattr(self, name) != type(self).model_fields[name].get_default(
-                call_default_factory=True
-            ):
+        for name, neutral in NOT_WITH_BEAMS.items() if self.use_beam_search else ():
+            value = getattr(self, name)
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if value not in (default, *neutral):
+                what = f"be {show(value)}" if neutral else "be given"
                 raise InvalidRequestError(
-                    f"{name} cannot be given with use_beam_search=true", param=name
+                    f"{name} cannot {what} with use_beam_search=true", param=name
                 )
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequestError(
