@@ -49,13 +49,15 @@ class CompilationCounter:
     """Counts the programs this process has compiled (or fetched from the cache) since it began.
 
     `mark()` at the end of warm-up; from then on `since_mark` should stay 0. What is compiled inside
-    of `planned()` was meant to be, and is not counted.
+    of `planned()`, of this counter or another engine's, was meant to be, and is not counted.
     """
+
+    # Of all counters: each of them hears of all that the process compiles.
+    _planned = threading.local()
 
     def __init__(self) -> None:
         self._count = 0
         self._mark = 0
-        self._planned = threading.local()
         self.seconds = 0.0  # spent compiling, or fetching, since the process began
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         jax.monitoring.register_event_listener(self._listen_for_hits)
@@ -80,7 +82,7 @@ class CompilationCounter:
     def _listen_for_hits(self, event: str, **_: str | int) -> None:
         block = self._block()
         if event == _HIT_EVENT and block is not None:
-            block.num_hits += 1
+            block.is_from_cache = True
 
     def _block(self) -> "Planned | None":
         return getattr(self._planned, "block", None)
@@ -97,6 +99,6 @@ class CompilationCounter:
 
 @dataclass(slots=True)
 class Planned:
-    """What came of compilations that were meant to be. num_hits: found in the cache."""
+    """What came of compilations that were meant to be. is_from_cache: any of it was kept."""
 
-    num_hits: int = 0
+    is_from_cache: bool = False

@@ -49,7 +49,7 @@ class ProgramSources:
         if compiled is None:
             with self._compilations.planned() as planned:
                 compiled = self._programs.compile(self._params, program)
-            origin = "cache" if planned.num_hits else "compiled"
+            origin = "cache" if planned.is_from_cache else "compiled"
         seconds = time.perf_counter() - start_s
         made = MadeProgram(name=name_of(program), seconds=seconds, origin=origin)
         logger.debug("program %s: %s in %.2f s", made.name, made.origin, made.seconds)

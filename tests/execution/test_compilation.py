@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
+from jaxserve.execution.compilation import CompilationCounter
 from tests.data import checkpoint
 
 START = """
@@ -22,6 +27,22 @@ counter.mark()
 jax.jit(lambda x: x * 3 + 1)(x)
 print(counter.since_mark, len(hits))
 """
+
+
+def test_what_another_engine_plans_to_compile_is_not_counted() -> None:
+    x = jnp.ones(7)
+    ours, theirs = CompilationCounter(), CompilationCounter()
+
+    def plan() -> None:
+        with theirs.planned():
+            jax.jit(lambda x: x * 3.0)(x)
+
+    thread = threading.Thread(target=plan)
+    thread.start()
+    thread.join()
+    assert (ours.since_mark, theirs.since_mark) == (0, 0)
+    jax.jit(lambda x: x * 5.0)(x)
+    assert (ours.since_mark, theirs.since_mark) == (1, 1)
 
 
 def start(cache_home: Path) -> list[str]:
