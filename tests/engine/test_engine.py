@@ -110,7 +110,7 @@ def test_the_engine_needs_no_jax() -> None:
         "import sys, jaxserve.client, jaxserve.engine, tests.fakes\n"
         "assert not {'jax', 'transformers'} & sys.modules.keys(), sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 # Ends

@@ -23,6 +23,8 @@ from tests.processes.world import TIMEOUT_S, Server, server, wait_for
 from tests.server.world import events
 
 LONG = {"max_tokens": 2000, "ignore_eos": True}
+# What is done at once takes less on a machine however busy, what is waited for the time to drain.
+AT_ONCE_S = 20.0
 DEATH = "the engine has ended: the process was killed by SIGKILL"
 
 
@@ -85,8 +87,9 @@ def test_both_api_processes_answer(two: Server) -> None:
             line["process"] for line in two.log() if line.get("path") == "/v1/completions"
         )
         if len(answers) == 2 and min(answers.values()) >= 8:
-            return
-    pytest.fail(f"one process has answered nearly everything: {answers}")
+            break
+    assert len(answers) == 2, answers
+    assert min(answers.values()) >= 8, answers
 
 
 def test_metrics_are_those_of_all_processes_whoever_is_asked(two: Server) -> None:
@@ -125,8 +128,13 @@ def test_what_the_engine_refuses_is_told_to_the_client(two: Server) -> None:
 
 
 def test_a_client_that_leaves_ends_its_request(two: Server) -> None:
+    ends = 'vllm:request_success_total{{engine="0",finished_reason="{}",model_name="tiny"}}'
+    before = two.samples()
     with two.stream(**LONG):
         pass
+    aborts, lengths = ends.format("abort"), ends.format("length")
+    wait_for(lambda: two.samples()[aborts] == before[aborts] + 1)
+    assert two.samples()[lengths] == before[lengths]
     wait_for(lambda: two.running() == 0)
 
 
@@ -354,7 +362,7 @@ def test_what_outlasts_the_time_to_drain_ends_with_an_error(tmp_path: Path) -> N
             rest = events(lines)
         assert rest[-1]["error"]["code"] == "shutting_down"
         assert made.process.wait(TIMEOUT_S) == 0
-        assert 0.4 < time.monotonic() - began_s < 5.0
+        assert 0.4 < time.monotonic() - began_s < AT_ONCE_S
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
@@ -364,8 +372,8 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         time.sleep(0.3)
         assert made.process.poll() is None
         made.process.send_signal(signal.SIGTERM)
-        assert made.process.wait(5.0) == 1
-        assert time.monotonic() - began_s < 3.0
+        assert made.process.wait(TIMEOUT_S) == 1
+        assert time.monotonic() - began_s < AT_ONCE_S
 
 
 def test_an_engine_that_compiles_in_the_background_ends_when_told_to(tmp_path: Path) -> None:

@@ -191,8 +191,11 @@ def test_a_client_that_leaves_counts_as_an_abort() -> None:
         body = {**BODY, "max_tokens": 100, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_lines())
-        name = '{engine="0",finished_reason="abort",model_name="tiny/model"}'
-        wait_for(lambda: scrape(http)[f"vllm:request_success_total{name}"] == 1)
+        ends = (
+            'vllm:request_success_total{{engine="0",finished_reason="{}",model_name="tiny/model"}}'
+        )
+        wait_for(lambda: scrape(http)[ends.format("abort")] == 1)
+        assert scrape(http)[ends.format("length")] == 0
 
 
 def test_compilations_and_the_cache_are_told_by_who_knows() -> None:

@@ -1,7 +1,6 @@
 """The page at / in a headless Chromium, against the server's application. Skipped without one."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,6 +210,8 @@ def test_the_engine_is_seen_at_work(browser: Browser) -> None:
         browser.wait(f"/^[1-9]\\d* \\/ 256$/.test({figure.format('pages')})")
         browser.press("Escape")
         browser.wait(f"{figure.format('running')} == '0'")
+        world.wait_until_idle()
+        assert browser.text("#engine-running dd") == "0"
 
 
 def test_a_refused_request_is_told_in_the_servers_words(browser: Browser) -> None:
@@ -290,7 +291,10 @@ def test_a_page_that_waits_for_its_model_begins_by_itself(browser: Browser, tmp_
     with world, world.listening() as address:
         browser.open(address.url)
         browser.wait("document.querySelector('#model-note').textContent")
-        time.sleep(0.1)
+        assert browser.run("document.querySelector('#model').value") == ""
         world.app.state.server.welcome([world.model])
         browser.wait(f"document.querySelector('#model').value == {json.dumps(world.name)}")
+        say(browser, "once upon")
+        browser.wait(HAS_ANSWERED)
+        assert browser.text(f"{ANSWER} .text")
         browser.leave()
