@@ -374,7 +374,8 @@ def test_an_idle_engine_stays_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         client = InProcessClient(World().engine, None, hang_timeout_s=1.0)
         await asyncio.sleep(1.2)
-        client.check_health()
+        client.check_health()  # raises if it is not
+        assert client.is_alive
         await client.shutdown(drain_timeout_s=0)
 
     run(main())

@@ -85,13 +85,14 @@ def test_streams_end_with_their_engine_and_the_next_engine_knows_nothing_of_them
 ) -> None:
     async def main() -> None:
         async with connected(tmp_path / "1") as (client, engine):
-            reader = asyncio.create_task(collect(client, request("a", n=2)))
+            stream = client.generate(request("a", n=2))
+            first = asyncio.ensure_future(anext(stream))
             command = await engine.receive()
             assert isinstance(command, Add)
             await engine.give(command.first_key, 5)
-            await asyncio.sleep(0.05)
+            events = [await first]
             client.disconnect("killed")
-            events = await reader
+            events += [event async for event in stream]
             ends = [event for event in events if event.finish_reason is not None]
             assert [event.error for event in ends] == ["killed"] * 2
             assert {event.finish_reason for event in ends} == {FinishReason.ERROR}

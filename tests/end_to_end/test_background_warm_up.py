@@ -11,6 +11,7 @@ import pytest
 
 from jaxserve.build import LoadedModel
 from jaxserve.config import EngineOptions
+from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.planning import plan_engine
@@ -41,21 +42,22 @@ class Gate:
 def half_warm(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[tuple[LoadedModel, Gate]]:
     """An engine that is ready, with the making of all that follows in our hands."""
     gate = Gate()
-    make = ProgramSources.make
+    make_one, make = ProgramPool._make_one, ProgramSources.make
 
-    def gated(sources: ProgramSources, program: Program) -> jax.stages.Compiled:
-        is_first = program in first
-        if not is_first:
-            assert gate.permits.acquire(timeout=TIMEOUT_S)
-        try:
-            if program in gate.broken:
-                raise jax.errors.JaxRuntimeError("INTERNAL: XLA has given up")
-            return make(sources, program)
-        finally:
-            if not is_first:
-                threading.Timer(0.02, gate.made.release).start()  # when the pool has it, too
+    def gated(pool: ProgramPool, program: Program) -> None:
+        if program in first:
+            return make_one(pool, program)
+        assert gate.permits.acquire(timeout=TIMEOUT_S)
+        make_one(pool, program)
+        return gate.made.release()  # the pool has it, or knows that it cannot
 
-    monkeypatch.setattr(ProgramSources, "make", gated)
+    def breaking(sources: ProgramSources, program: Program) -> jax.stages.Compiled:
+        if program in gate.broken:
+            raise jax.errors.JaxRuntimeError("INTERNAL: XLA has given up")
+        return make(sources, program)
+
+    monkeypatch.setattr(ProgramPool, "_make_one", gated)
+    monkeypatch.setattr(ProgramSources, "make", breaking)
     plan = plan_engine(EngineOptions(model=str(folder), page_size=PAGE_SIZE, **LIMITS))
     first = first_programs(plan.shapes)
     loaded = load(folder, warm_up="background", **LIMITS)

@@ -193,12 +193,13 @@ def test_bytes_that_are_no_text_come_out_after_a_while() -> None:
 def test_bytes_that_are_no_text_cost_no_more_than_text() -> None:
     def seconds(token_ids: list[int]) -> float:
         tokenizer = byte_tokenizer()
-        start = time.perf_counter()
+        start = time.thread_time()
         pieces(tokenizer, token_ids)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     # Quadratic decoding is 60 times slower here.
-    assert seconds([0xFF] * 4000) < 15 * min(seconds([257] * 4000) for _ in range(3))
+    found, text = (min(seconds([token] * 4000) for _ in range(3)) for token in (0xFF, 257))
+    assert found < 15 * text
 
 
 # Stop strings
@@ -248,9 +249,9 @@ def test_only_what_may_begin_a_stop_string_is_held(parts: list[str], stops: list
 
 def test_hostile_stop_strings_take_linear_time() -> None:
     stops = ["a" * 250 + chr(ord("b") + number) for number in range(16)]
-    start = time.perf_counter()
+    start = time.thread_time()
     feed(["a"] * 4000, stops)
-    assert time.perf_counter() - start < 2.0
+    assert time.thread_time() - start < 2.0
 
 
 # The two together

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,8 +61,14 @@ def copied(written: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Collect the names of the functions that are compiled, with nothing kept from before."""
+    """Collect the names of the functions that are compiled, with nothing kept from before.
+
+    JAX tells of the whole process: what engines of other tests have under way is waited for.
+    """
     found: list[str] = []
+    for thread in threading.enumerate():
+        if thread.name.startswith("jaxserve-programs-"):
+            thread.join()
     jax.clear_caches()
 
     def listen(event: str, duration_secs: float, **details: str | int) -> None:
@@ -118,7 +125,7 @@ def test_a_program_that_is_not_in_the_folder_is_compiled(model: Path, copied: Pa
     del manifest["programs"]["remember"]
     (copied / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     with compilations() as compiled:
-        build(plan_for(model, copied, tensor_parallel_size=2))
+        build(plan_for(model, copied, tensor_parallel_size=2)).programs.finish()
     assert set(compiled) == {"jit(arrange)", "jit(join)", "jit(remember)"}
 
 

@@ -1,6 +1,5 @@
 """Probes, models and the version; and a server whose engine is gone."""
 
-import time
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -84,6 +83,5 @@ def test_an_engine_that_hangs_is_not_healthy() -> None:
     with World(step_s=0.5, hang_timeout_s=0.05) as world:
         http = world.http()
         with http.stream("POST", "/v1/completions", json={**BODY, "stream": True, "max_tokens": 2}):
-            time.sleep(0.1)
-            assert http.get("/health").status_code == 503
+            wait_for(lambda: http.get("/health").status_code == 503)
         world.runner.step_s = 0.0

@@ -1,7 +1,8 @@
 """A stream's beginning and end, whatever its generator does."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -11,6 +12,8 @@ from starlette.testclient import TestClient
 from jaxserve.errors import OverloadedError
 from jaxserve.server import sse
 from jaxserve.server.sse import EventStream
+
+TIMEOUT_S = 20.0
 
 
 def app(events: AsyncGenerator[bytes]) -> TestClient:
@@ -62,27 +65,48 @@ def test_a_stream_of_nothing_is_an_empty_answer() -> None:
     assert (response.status_code, response.text) == (200, "")
 
 
-def test_comments_keep_a_stream_open_that_is_long_in_coming(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sse, "PING_INTERVAL_S", 0.05)
+@pytest.fixture
+def pinged(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[None]]:
+    """Waits until so many comments have been sent, without which it would wait forever."""
+    monkeypatch.setattr(sse, "PING_INTERVAL_S", 0.01)
+    counted = asyncio.Semaphore(0)
+    send = EventStream._send
 
+    async def counting(stream: EventStream, piece: bytes, *rest: Any, **more: Any) -> None:
+        await send(stream, piece, *rest, **more)
+        if piece == sse.PING:
+            counted.release()
+
+    async def until(num_comments: int) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            for _ in range(num_comments):
+                await counted.acquire()
+
+    monkeypatch.setattr(EventStream, "_send", counting)
+    return until
+
+
+def test_comments_keep_a_stream_open_that_is_long_in_coming(
+    pinged: Callable[[int], Awaitable[None]],
+) -> None:
     async def events() -> AsyncGenerator[bytes]:
-        await asyncio.sleep(0.17)
+        await pinged(3)
         yield b"data: 1\n\n"
 
-    lines = app(events()).get("/").text.split("\n\n")
-    assert lines == [": waiting", ": waiting", ": waiting", "data: 1", ""]
+    *comments, event, end = app(events()).get("/").text.split("\n\n")
+    assert (event, end) == ("data: 1", "")
+    assert set(comments) == {": waiting"}
+    assert len(comments) >= 3
 
 
-def test_an_error_after_a_comment_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "PING_INTERVAL_S", 0.05)
-
+def test_an_error_after_a_comment_is_an_event(pinged: Callable[[int], Awaitable[None]]) -> None:
     async def events() -> AsyncGenerator[bytes]:
-        await asyncio.sleep(0.07)
+        await pinged(1)
         raise OverloadedError("full", retry_after_s=1.0)
         yield b""
 
     response = app(events()).get("/")
     assert response.status_code == 200
-    assert response.text.startswith(": waiting\n\ndata: {")
+    *comments, event, _ = response.text.split("\n\n")
+    assert set(comments) == {": waiting"}
+    assert event.startswith('data: {"error":{"message":"full"')
