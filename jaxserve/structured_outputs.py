@@ -97,12 +97,17 @@ def _schema_text(schema: object) -> str:
         raise refusal("json", "must be a JSON schema, which is JSON itself") from error
     if not isinstance(schema, dict | bool):
         raise refusal("json", "must be a JSON schema, which is an object, true or false")
-    level: list[object] = [schema]
-    for _ in range(MAX_DEPTH):
+    if is_deeper(schema, MAX_DEPTH):
+        raise refusal("json", f"must have at most {MAX_DEPTH} objects and arrays within each other")
+    return text
+
+
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether more objects and arrays than that are within each other in a JSON value."""
+    level = [value]
+    for _ in range(limit):
         level = [child for value in level for child in _children(value)]
-        if not level:
-            return text
-    raise refusal("json", f"must have at most {MAX_DEPTH} objects and arrays within each other")
+    return bool(level)
 
 
 def _children(value: object) -> Iterable[object]:

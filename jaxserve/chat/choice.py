@@ -47,7 +47,7 @@ def find_tool_parser(template: ChatTemplate) -> str:
     """
     if not template.reads_tools:
         return NONE
-    texts = _written_calls(template)
+    texts = written_calls(template)
     readers: list[tuple[int, str]] = []
     signed: list[str] = []
     for name in tool_parsers.names():
@@ -70,7 +70,7 @@ def find_reasoning_parser(template: ChatTemplate) -> str:
     return max(signed)[1] if signed else NONE
 
 
-def _written_calls(template: ChatTemplate) -> list[str]:
+def written_calls(template: ChatTemplate) -> list[str]:
     """Return how the template writes a call as an answer: without its prompt and with it."""
     assistant = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 

@@ -1,11 +1,17 @@
-"""Calls that a grammar makes a model write, in one form for all models."""
+"""Calls that a grammar makes a model write where its own form cannot hold them: a list of JSON."""
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall
 from jaxserve.chat.tool_format import ToolFormat
 
-# `[{"name": ..., "arguments": {...}}, ...]` and nothing else: what grammar.forced_calls allows.
 FORMAT = ToolFormat(
     call=JsonCall(needs_arguments=True),
+    written=CallForm(
+        begin="[",
+        call='{"name": "{name}", "arguments": {arguments}}',
+        between=", ",
+        end="]",
+    ),
     between=("[", ","),
     ends=("]",),
     chains=True,

@@ -10,13 +10,20 @@ analysis, else content.
 import re
 from dataclasses import dataclass
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.pieces import Sink
 from jaxserve.chat.source import Emit, Reading, Source
 from jaxserve.chat.syntax.json_value import skip_space
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+ASSISTANT = f"{START}assistant"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
 MARKERS = (START, CHANNEL, "<|constrain|>", MESSAGE, *ENDS)
+CALL = CallForm(
+    call=f"{CHANNEL}commentary to=functions.{{name}} <|constrain|>json{MESSAGE}{{arguments}}",
+    is_single=True,
+    after_reasoning=ASSISTANT,
+)
 HEADER = re.compile(
     r"(?:<\|start\|>assistant)?\s*(?:to=(?:functions\.)?(?P<recipient>[\w.:-]+))?\s*"
     r"(?:<\|channel\|>(?P<channel>analysis|commentary|final))?\s*"
@@ -29,7 +36,8 @@ HEADER = re.compile(
 class Harmony:
     """What stands for this format where formats are named: of calls, of reasoning, or of both.
 
-    begins and ends: what stands around reasoning, as in ReasoningFormat.
+    begins and ends: what stands around reasoning, as in ReasoningFormat. written: how a call that
+    a grammar binds is written, which ends the answer.
     """
 
     signs: tuple[str, ...] = (CHANNEL, "analysis")
@@ -37,6 +45,7 @@ class Harmony:
     ends: tuple[str, ...] = ENDS
     ends_before: tuple[str, ...] = ()
     is_assumed: bool = False
+    written: CallForm = CALL
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.pieces import Sink
 from jaxserve.chat.source import Reading, Source
 from jaxserve.chat.syntax import CallSyntax, Schemas
@@ -15,11 +16,12 @@ class ToolFormat:
     calls, and after them. chains: whether calls may follow each other with nothing between.
     is_bare: whether an answer may also begin with a call as such. has_short_ids: whether
     the model's template takes ids of calls of nine characters only. signs: texts of which the
-    template has each; none where the calls that it writes are sign enough. around_json: what
-    stands before and after the JSON of a call, where that is all and a grammar can bind it.
+    template has each; none where the calls that it writes are sign enough. written: how calls
+    that a grammar binds are written; the first of `begins` begins them, unless they are bare.
     """
 
     call: CallSyntax
+    written: CallForm
     begins: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
@@ -27,7 +29,6 @@ class ToolFormat:
     is_bare: bool = False
     has_short_ids: bool = False
     signs: tuple[str, ...] = ()
-    around_json: tuple[str, str] | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
 """Structured outputs: what an answer must look like, as a grammar that allows or forbids tokens."""
 
-from jaxserve.grammar.calls import CallFormat as CallFormat
-from jaxserve.grammar.calls import CallTag as CallTag
 from jaxserve.grammar.calls import Function as Function
+from jaxserve.grammar.calls import can_bind as can_bind
 from jaxserve.grammar.calls import forced_calls as forced_calls
-from jaxserve.grammar.calls import tagged_calls as tagged_calls
+from jaxserve.grammar.calls import strict_calls as strict_calls
 from jaxserve.grammar.compiler import GrammarChecker as GrammarChecker
 from jaxserve.grammar.compiler import GrammarCompiler as GrammarCompiler
 from jaxserve.grammar.vocabulary import Vocabulary as Vocabulary

@@ -1,13 +1,40 @@
 """From tools to what binds a model to call them as they are declared."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxserve.grammar.tags import structural_tag
-from jaxserve.structured_outputs import StructuredOutputsParams
+import msgspec
+
+from jaxserve.chat.call_form import CallForm
+from jaxserve.chat.harmony import ASSISTANT, CHANNEL, MESSAGE, Harmony
+from jaxserve.chat.tool_format import ToolFormat
+from jaxserve.errors import InvalidRequestError
+from jaxserve.grammar.formats import (
+    AnyText,
+    ConstString,
+    Format,
+    JsonSchema,
+    Optional,
+    Or,
+    Regex,
+    Repeat,
+    Star,
+    StructuralTag,
+    Tag,
+    TriggeredTags,
+)
+from jaxserve.grammar.formats import Sequence as Row
+from jaxserve.grammar.parameters import LINE_BREAK, filled, parameters
+from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 type Schema = Mapping[str, Any]
+
+# A model that cannot decide to end would call until its answer is as long as it may be.
+MAX_FORCED_CALLS = 32
+PLACES = re.compile(r"\{(arguments|index|n)\}")
+INDEX = Regex(pattern="0|[1-9][0-9]{0,2}")
 
 # Keywords that may say something of properties that are not declared beside them.
 _SAY_OF_OTHERS = {
@@ -49,119 +76,101 @@ class Function:
         return schema
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallTag:
-    """How a model writes calls of one function: `begin`, JSON of `schema`, `end`."""
-
-    begin: str
-    schema: Schema
-    end: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallFormat:
-    """How a model writes calls whose arguments, or which themselves, are JSON.
-
-    begin and end: around a call, "{name}" standing for the function's name. trigger: what `begin`
-    begins with, and nothing but a call does. name_key, arguments_key: not None where the JSON is
-    that of an object of both, and not of the arguments alone.
-    """
-
-    trigger: str
-    begin: str
-    end: str
-    name_key: str | None = None
-    arguments_key: str | None = None
-
-    def tag(self, function: Function, *, is_strict: bool) -> CallTag:
-        """Return how a function is called; of arguments that are not strict, any object will do."""
-        schema: Schema = function.schema if is_strict else {"type": "object"}
-        if self.name_key is not None and self.arguments_key is not None:
-            place = f"#/properties/{self.arguments_key}"
-            schema = _object(
-                {self.name_key: {"const": function.name}, self.arguments_key: _moved(schema, place)}
-            )
-        return CallTag(
-            begin=self.begin.replace("{name}", function.name), schema=schema, end=self.end
-        )
+def can_bind(functions: Sequence[Function], form: CallForm) -> bool:
+    """Whether calls of these functions can be bound in a form: their names and all arguments."""
+    try:
+        for function in functions:
+            if not re.fullmatch(form.name, function.name):
+                return False
+            if form.style != "json":
+                parameters(function.schema, form.style)
+    except (InvalidRequestError, RecursionError):
+        return False
+    return True
 
 
 def forced_calls(
-    functions: Sequence[Function], *, parallel: bool, reasoning_end: str | None = None
+    functions: Sequence[Function], form: CallForm, *, parallel: bool
 ) -> StructuredOutputsParams:
-    """Return what makes an answer `[{"name": ..., "arguments": {...}}, ...]` and nothing else.
+    """Return what makes an answer calls and nothing else, whose arguments follow their schemas.
 
-    For `tool_choice` required, or of one named function, whatever the model's own format is.
-    parallel: whether there may be more than one call.
+    parallel: whether there may be more than one, of which there are then at most MAX_FORCED_CALLS.
     """
-    calls: dict[str, Any] = {
-        "type": "array",
-        "items": {
-            "anyOf": [
-                _object(
-                    {
-                        "name": {"const": function.name},
-                        "arguments": _moved(
-                            function.schema, f"#/items/anyOf/{index}/properties/arguments"
-                        ),
-                    }
-                )
-                for index, function in enumerate(functions)
-            ]
-        },
-        "minItems": 1,
-    }
-    if not parallel:
-        calls["maxItems"] = 1
-    return StructuredOutputsParams(
-        json=calls, disable_any_whitespace=True, reasoning_end=reasoning_end
-    )
+    calls = _calls(functions, form, max_calls=MAX_FORCED_CALLS if parallel else 1)
+    if not form.after_reasoning:
+        return _bound(calls)
+    return _bound(Row(elements=[_perhaps(form.after_reasoning), calls]))
 
 
-def tagged_calls(
-    functions: Sequence[Function],
-    form: CallFormat,
-    *,
-    required: bool,
-    parallel: bool,
-    reasoning_end: str | None = None,
+def strict_calls(
+    functions: Sequence[Function], tools: ToolFormat | Harmony, *, parallel: bool
 ) -> StructuredOutputsParams | None:
-    """Return what binds calls that are written in a model's own format.
+    """Return what lets a model call or not, and binds the arguments of strict functions.
 
-    required: nothing but calls is written, and all arguments follow their schemas. Otherwise text
-    may stand around them, and the strict functions' arguments follow; None if there is none.
+    Those of the others are any object. None if no function is strict, or no calls can be bound.
     """
-    if not required and not any(function.strict for function in functions):
+    if not any(function.strict for function in functions):
         return None
-    tags = [form.tag(function, is_strict=required or function.strict) for function in functions]
-    return StructuredOutputsParams(
-        structural_tag=structural_tag(
-            [{"begin": tag.begin, "schema": tag.schema, "end": tag.end} for tag in tags],
-            [form.trigger],
-            at_least_one=required,
-            stop_after_first=not parallel,
-        ),
-        reasoning_end=reasoning_end,
+    form = tools.written
+    functions = [
+        function if function.strict else Function(name=function.name) for function in functions
+    ]
+    max_calls = None if parallel else 1
+    if isinstance(tools, Harmony):
+        return _bound(_messages(_calls(functions, form, max_calls=max_calls)))
+    if tools.is_bare:
+        # What does not begin as a call does is text.
+        before_name = form.begin + form.call.partition("{name}")[0]
+        unlike = [before_name + function.name for function in functions]
+        text = AnyText(unlike=unlike, excludes=[*tools.begins])
+        return _bound(Or(elements=[_calls(functions, form, max_calls=max_calls), text]))
+    tags = [_call(function, form) for function in functions]
+    if form.begin:
+        calls = _calls(functions, replace(form, begin=""), max_calls=max_calls)
+        tags = [Tag(begin=form.begin, content=calls, end="")]
+    trigger, *others = (*tools.begins, *tools.call.begins)
+    return _bound(
+        TriggeredTags(triggers=[trigger], tags=tags, stop_after_first=not parallel, excludes=others)
     )
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+def _calls(functions: Sequence[Function], form: CallForm, *, max_calls: int | None) -> Row:
+    """Return calls and nothing else; max_calls: None if there may be any number of them."""
+    calls: list[Format] = [_call(function, form) for function in functions]
+    # The first in one piece, or it would not be told from a text that begins as it does.
+    elements: list[Format] = [Or(elements=[_call(it, form, begin=form.begin) for it in functions])]
+    if max_calls != 1 and not form.is_single:
+        another = Row(elements=[ConstString(value=form.between), Or(elements=calls)])
+        more = -1 if max_calls is None else max_calls - 1
+        elements.append(Repeat(min=0, max=more, content=another))
+    return Row(elements=[*elements, ConstString(value=form.end)])
 
 
-def _moved(value: Any, place: str) -> Any:
-    """Return a schema whose references to itself are right when it stands at `place`."""
-    if isinstance(value, Mapping):
-        moved = {key: _moved(inner, place) for key, inner in value.items()}
-        reference = moved.get("$ref")
-        if isinstance(reference, str) and reference.startswith("#"):
-            moved["$ref"] = place + reference[1:]
-        return moved
-    if isinstance(value, list):
-        return [_moved(inner, place) for inner in value]
-    return value
+def _call(function: Function, form: CallForm, *, begin: str = "") -> Tag:
+    arguments = JsonSchema(json_schema=function.schema, style=form.style, any_whitespace=False)
+    parts: dict[str, Format] = {"arguments": arguments, "index": INDEX, "n": LINE_BREAK}
+    text = begin + form.call.replace("{name}", function.name)
+    first, *rest = filled(text, PLACES, parts).elements
+    assert isinstance(first, ConstString), "a call begins with a text"
+    return Tag(begin=first.value, content=Row(elements=rest), end="")
+
+
+def _messages(call: Format) -> Format:
+    """Return messages of harmony, the last of which is an answer or a call."""
+    channel = Or(elements=[ConstString(value="analysis"), ConstString(value="commentary")])
+    body = Row(elements=[channel, ConstString(value=MESSAGE), AnyText()])
+    before = Tag(begin=CHANNEL, content=body, end=f"<|end|>{ASSISTANT}")
+    final = Tag(begin=f"{CHANNEL}final{MESSAGE}", content=AnyText(), end="")
+    return Row(elements=[_perhaps(ASSISTANT), Star(content=before), Or(elements=[final, call])])
+
+
+def _perhaps(text: str) -> Format:
+    return Optional(content=ConstString(value=text))
+
+
+def _bound(form: Format) -> StructuredOutputsParams:
+    try:
+        text = msgspec.json.encode(StructuralTag(format=form)).decode()
+    except RecursionError as error:
+        raise refusal("structural_tag", "has too deep a schema") from error
+    return StructuredOutputsParams(structural_tag=text)

@@ -3,9 +3,9 @@
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from functools import cached_property
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits
 
 from jaxserve.grammar.source import grammar_source, unspelled
 from jaxserve.grammar.vocabulary import Vocabulary
@@ -47,24 +47,29 @@ _REASONS = (
 class GrammarCompiler:
     """Makes matchers of what requests ask for; for any thread. It must not be an event loop's.
 
-    Grammars are kept, the latest used of them, up to `cache_bytes`. tokens: the vocabulary's, by
-    default all of them.
+    Grammars are kept, the latest used of them, up to `cache_bytes`. is_bare: whether of the tokens
+    only bytes and added ones are needed, as for a check.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
         *,
-        tokens: Callable[[], LLTokenizer] | None = None,
+        is_bare: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._vocabulary = vocabulary
-        self._tokens = tokens or vocabulary.whole
+        self._tokens = vocabulary.bare if is_bare else vocabulary.whole
+        self._is_bare = is_bare
         self._cache_bytes = cache_bytes
         self._room = threading.Semaphore(MAX_COMPILING)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[_Key, tuple[LLMatcher, int]] = OrderedDict()
         self._num_bytes = 0
+
+    @cached_property
+    def _markup(self) -> dict[str, int]:
+        return self._vocabulary.markup(is_bare=self._is_bare)
 
     @property
     def num_words(self) -> int:
@@ -88,7 +93,7 @@ class GrammarCompiler:
                 self._compiled.move_to_end(key)
                 return self._compiled[key][0].deep_copy()
         with self._room:
-            source = grammar_source(params, special_tokens=self._vocabulary.special_tokens)
+            source = grammar_source(params, markup=self._markup)
             if not spells:
                 source = unspelled(source)
             matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
@@ -115,8 +120,7 @@ class GrammarChecker:
     """Refuses what no answer can follow, where requests come in: it needs no whole vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        tokens = vocabulary.bare()
-        self._compiler = GrammarCompiler(vocabulary, tokens=lambda: tokens)
+        self._compiler = GrammarCompiler(vocabulary, is_bare=True)
 
     def check(self, params: StructuredOutputsParams) -> None:
         """Raise InvalidRequestError, naming the keyword at fault. May take half a second."""

@@ -1,32 +1,30 @@
 """From what a request asks for to a grammar in the language of llguidance."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-from jaxserve.grammar.tags import literals, tags_grammar
+from jaxserve.grammar.tags import WHITESPACE, Markup, literals, tags_grammar, with_options
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
-# Between the parts of JSON. Bounded, or a model that cannot decide could write spaces for ever.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 # What a model writes between its reasoning and its answer.
 GAP = r"[\x20\x0A\x0D\x09]{0,8}"
 
 
-def grammar_source(params: StructuredOutputsParams, *, special_tokens: Sequence[str]) -> str:
+def grammar_source(params: StructuredOutputsParams, *, markup: Markup) -> str:
     """Return the grammar of an answer; raises InvalidRequestError for what cannot be read."""
-    grammar = _answer(params, special_tokens)
+    grammar = _answer(params, markup)
     if params.reasoning_end is None:
         return grammar
     end, limit = params.reasoning_end, params.max_reasoning_tokens
     if limit == 0:
-        thought = f"thought: {literals(end, special_tokens)}"
-    elif end in special_tokens:
+        thought = f"thought: {literals(end, markup)}"
+    elif end in markup:
         bound = "" if limit is None else f"[max_tokens={limit}]"
-        thought = f"thought: idea {end}\nidea{bound}: TEXT\nTEXT: /(.|\\n)*/"
+        thought = f"thought: idea {literals(end, markup)}\n"
+        thought += f"idea{bound}: TEXT\nTEXT: /(.|\\n)*/"
     elif limit is None:
         thought = f"thought[lazy]: TEXT {json.dumps(end)}\nTEXT: /(.|\\n)*/"
     else:
@@ -34,7 +32,7 @@ def grammar_source(params: StructuredOutputsParams, *, special_tokens: Sequence[
         raise refusal("max_reasoning_tokens", f"cannot be kept: {end} is no token of the model")
     reasoning = "thought"
     if params.reasoning_begin is not None:
-        reasoning = f"(GAP {literals(params.reasoning_begin, special_tokens)} thought)?"
+        reasoning = f"(GAP {literals(params.reasoning_begin, markup)} thought)?"
     first, *rest = json.loads(grammar)["grammars"]
     start = f"%llguidance {{}}\nstart: {reasoning} GAP @answer\n{thought}\nGAP: /{GAP}/\n"
     return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "answer"}, *rest]})
@@ -47,7 +45,7 @@ def unspelled(source: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "whole"}, *rest]})
 
 
-def _answer(params: StructuredOutputsParams, special_tokens: Sequence[str]) -> str:
+def _answer(params: StructuredOutputsParams, markup: Markup) -> str:
     match params.kind:
         case "json":
             assert isinstance(params.json, str)
@@ -68,7 +66,7 @@ def _answer(params: StructuredOutputsParams, special_tokens: Sequence[str]) -> s
                 raise refusal("grammar", "is neither Lark nor GBNF that can be read") from error
         case _:
             assert params.structural_tag is not None
-            return _of_lark(tags_grammar(params.structural_tag, special_tokens=special_tokens))
+            return _of_lark(tags_grammar(params.structural_tag, markup=markup))
 
 
 def _of_lark(lark: str) -> str:
@@ -76,20 +74,14 @@ def _of_lark(lark: str) -> str:
 
 
 def _of_schema(schema: str, params: StructuredOutputsParams) -> str:
-    # A schema may bring options of its own, but not that of leaving out what is not understood.
-    options: dict[str, Any] = {"lenient": False}
-    if params.disable_any_whitespace:
-        options["whitespace_flexible"] = False
-    else:
-        options["whitespace_pattern"] = params.whitespace_pattern or WHITESPACE
     value: Any = json.loads(schema)
-    if isinstance(value, bool):
-        value = {} if value else {"not": {}}
     if params.disable_additional_properties:
         _close(value)
-    asked = value.get("x-guidance")
-    value["x-guidance"] = {**(asked if isinstance(asked, dict) else {}), **options}
-    return json.dumps({"grammars": [{"json_schema": value}]})
+    if params.disable_any_whitespace:
+        options: dict[str, Any] = {"whitespace_flexible": False}
+    else:
+        options = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
+    return json.dumps({"grammars": [{"json_schema": with_options(value, **options)}]})
 
 
 def _close(value: Any) -> None:

@@ -1,97 +1,300 @@
-"""Structural tags: free text in which tagged parts follow schemas, as tool calls do."""
+"""Structural tags, as Lark: free text in which tagged parts follow schemas, as tool calls do."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+from llguidance.gbnf_to_lark import any_to_lark
 
-from jaxserve.structured_outputs import refusal
+from jaxserve.grammar import formats
+from jaxserve.grammar.formats import (
+    AnyText,
+    ConstString,
+    Format,
+    LegacyStructuralTag,
+    StructuralTag,
+    Tag,
+    Terminal,
+    TriggeredTags,
+)
+from jaxserve.grammar.parameters import ANY, parameters, regex_of, slashed, without
+from jaxserve.structured_outputs import MAX_DEPTH, is_deeper, refusal
 
 MAX_TAGS = 512
+MAX_REPEATS = 1024
+# Of formats and the schemas in them.
+MAX_TAG_DEPTH = 2 * MAX_DEPTH
+# Between the parts of JSON. Bounded, or a model that cannot decide could write spaces for ever.
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+
+# Added tokens and their ids: to llguidance no text is ever one of them.
+type Markup = Mapping[str, int]
 
 
-class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part that begins with `begin` and ends with `end`; `schema` is what stands between."""
+def tags_grammar(text: str, *, markup: Markup) -> str:
+    """Return the Lark grammar of a structural tag; raises InvalidRequestError."""
+    writer = _Writer(markup)
+    try:
+        start = writer.written(_read(text).format)
+    except RecursionError as error:
+        raise refusal("structural_tag", "is too deep") from error
+    return "\n".join(["%llguidance {}", f"start: {start}", *writer.rules])
 
-    begin: str
-    end: str
-    schema: dict[str, Any] | bool = True
+
+def literals(text: str, markup: Markup) -> str:
+    """Return a text as Lark, with the special tokens in it as such."""
+    return " ".join(piece.lark for piece in _pieces(text, markup)) or '""'
 
 
-class StructuralTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Free text with tags: where one of `triggers` is written, a tag that begins so must follow.
+def with_options(schema: formats.Schema, **options: object) -> dict[str, Any]:
+    """Return a schema with what llguidance is to make of it.
 
-    The fields of vLLM's `structural_tag`, and of its newer form the two that bind: at_least_one
-    tag, without any text before it; stop_after_first, after which nothing follows.
+    It may bring options of its own, but not that of leaving out what is not understood.
+    """
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    asked = schema.get("x-guidance")
+    own = asked if isinstance(asked, dict) else {}
+    return {**schema, "x-guidance": {**own, "lenient": False, **options}}
+
+
+def _read(text: str) -> StructuralTag | LegacyStructuralTag:
+    try:
+        fields = msgspec.json.decode(text)
+        if is_deeper(fields, MAX_TAG_DEPTH):
+            raise refusal("structural_tag", f"must have at most {MAX_TAG_DEPTH} levels")
+        if isinstance(fields, dict) and "format" in fields:
+            return msgspec.convert(fields, StructuralTag)
+        return msgspec.convert(fields, LegacyStructuralTag)
+    except msgspec.ValidationError as error:
+        complaint = "must have a format, or triggers and structures: {error}"
+        raise refusal("structural_tag", complaint.format(error=error)) from error
+    except (ValueError, RecursionError) as error:
+        raise refusal("structural_tag", "must be JSON") from error
+
+
+class _Piece(NamedTuple):
+    """A part of a text, and how Lark writes it."""
+
+    lark: str
+    is_special: bool
+
+
+def _pieces(text: str, markup: Markup) -> list[_Piece]:
+    for token, token_id in markup.items():
+        if token in text:
+            before, _, after = text.partition(token)
+            special = _Piece(f"<[{token_id}]>", is_special=True)
+            return [
+                *_pieces(before, markup),
+                special,
+                *_pieces(after, markup),
+            ]
+    return [_Piece(json.dumps(text), is_special=False)] if text else []
+
+
+class _Writer:
+    """Writes formats as expressions of Lark, whose rules it collects.
+
+    Text that is free ends where what follows begins, so formats are written together with the
+    texts of which one comes `then`; None where the whole ends with them.
     """
 
-    structures: list[Tag]
-    triggers: list[str]
-    type: str = "structural_tag"
-    at_least_one: bool = False
-    stop_after_first: bool = False
+    def __init__(self, markup: Markup) -> None:
+        self._markup = markup
+        self.rules: list[str] = []
+        self._names: dict[str, str] = {}
+
+    def written(self, form: Format, then: Sequence[str] = ()) -> str:
+        """Return a format and what comes `then` as one expression."""
+        match form:
+            case AnyText():
+                return self._text(self._terminal(form), then)
+            case Terminal(terminal=terminal):
+                return self._text(terminal, then)
+            case TriggeredTags():
+                return self._triggered(form, then)
+            case formats.Sequence(elements=elements):
+                return self._sequence(elements, then)
+            case formats.Or(elements=[_, *_] as elements):
+                return _either(self.written(element, then) for element in elements)
+            case formats.JsonSchema(style=style) if style != "json":
+                return self.written(parameters(form.json_schema, style), then)
+            case Tag(ends=()):
+                return f"{self._literals(form.begin)} {self.written(form.content, then)}"
+        return f"{self._bounded(form)} {self._either(then)}"
+
+    def _bounded(self, form: Format) -> str:
+        """Return a format that is not free text: it shows in itself where it ends."""
+        match form:
+            case ConstString(value=value):
+                return self._literals(value)
+            case formats.JsonSchema():
+                return self._json(form)
+            case formats.Regex(pattern=pattern):
+                return self._rule(slashed(pattern), name="R")
+            case formats.GrammarText(grammar=grammar):
+                return self._grammar(grammar)
+            case Tag():
+                return f"{self._literals(form.begin)} {self.written(form.content, form.ends)}"
+            case formats.TagsWithSeparator():
+                return self._separated(form)
+            case formats.Optional() | formats.Plus() | formats.Star() | formats.Repeat():
+                return self._repeated(form)
+        raise refusal("structural_tag", "must have elements in each or")
+
+    def _repeated(
+        self, form: formats.Optional | formats.Plus | formats.Star | formats.Repeat
+    ) -> str:
+        if _is_free(form.content):
+            raise refusal("structural_tag", "must have an end to any text that repeats")
+        content = self._rule(self.written(form.content))
+        match form:
+            case formats.Optional():
+                return f"{content}?"
+            case formats.Plus():
+                return f"{content}+"
+            case formats.Star():
+                return f"{content}*"
+        low, high = form.min, form.max
+        if not (0 <= low <= MAX_REPEATS and (high == -1 or low <= high <= MAX_REPEATS)):
+            complaint = f"must repeat from 0 to {MAX_REPEATS} times, or to -1"
+            raise refusal("structural_tag", complaint)
+        return f"{content}{{{low},{'' if high < 0 else high}}}"
+
+    def _sequence(self, elements: Sequence[Format], then: Sequence[str]) -> str:
+        """Return formats in a row; one that is free text ends where a text comes next."""
+        parts: list[str] = []
+        left = list(elements)
+        while left:
+            first = left.pop(0)
+            if not left:
+                return " ".join([*parts, self.written(first, then)])
+            if _is_free(first):
+                match left[0]:
+                    case ConstString(value=value) if value:
+                        left.pop(0)
+                    case Tag(begin=value) if value:
+                        left[0] = msgspec.structs.replace(left[0], begin="")
+                    case _:
+                        complaint = "must have a const_string or a tag after any text"
+                        raise refusal("structural_tag", complaint)
+                parts.append(self.written(first, (value,)))
+            else:
+                parts.append(self.written(first))
+        return " ".join([*parts, self._either(then)])
+
+    def _triggered(self, form: TriggeredTags, then: Sequence[str]) -> str:
+        """Return text with tags, each of which begins with a trigger."""
+        _check_number(form.tags)
+        free = self._terminal(AnyText(excludes=form.excludes))
+        by_trigger: dict[str, list[str]] = {}
+        for tag in form.tags:
+            trigger = next((t for t in form.triggers if t and tag.begin.startswith(t)), None)
+            if trigger is None:
+                complaint = "must have, for each of its tags, a trigger that it begins with"
+                raise refusal("structural_tag", complaint)
+            rest = msgspec.structs.replace(tag, begin=tag.begin.removeprefix(trigger))
+            by_trigger.setdefault(trigger, []).append(self._rule(self.written(rest)))
+        first = _either(
+            f"{self._literals(trigger)} {_either(rests)}" for trigger, rests in by_trigger.items()
+        )
+        tagged = _either(
+            f"{self._text(free, (trigger,))} {_either(rests)}"
+            for trigger, rests in by_trigger.items()
+        )
+        text = self._text(free, then)
+        if form.stop_after_first:
+            end = self._either(then)
+            return f"{first} {end}" if form.at_least_one else f"({tagged} {end} | {text})"
+        rest_of_it = f"({tagged})* {text}"
+        return f"{first} {rest_of_it}" if form.at_least_one else rest_of_it
+
+    def _separated(self, form: formats.TagsWithSeparator) -> str:
+        _check_number(form.tags)
+        tag = self._rule(_either(self.written(tag) for tag in form.tags))
+        more = f"({self._literals(form.separator)} {tag})"
+        tags = tag if form.stop_after_first else f"{tag} {more}*"
+        return f"({tags})" if form.at_least_one else f"({tags})?"
+
+    def _text(self, terminal: str, then: Sequence[str]) -> str:
+        """Return free text up to the first of the texts that may come then, and that one."""
+        if not then:
+            return self._rule(terminal, name="T")
+        return _either(self._up_to(terminal, stop) for stop in then)
+
+    def _up_to(self, terminal: str, stop: str) -> str:
+        first, *others = _pieces(stop, self._markup)
+        rest = " ".join(piece.lark for piece in others)
+        text = self._rule(terminal, name="T")
+        if first.is_special:
+            return f"{text} {first.lark} {rest}"
+        if not others:
+            return self._rule(f"{text} {first.lark}", name="lazy", options="[lazy]")
+        # No text is a special token, so nothing has to be found in it.
+        return f"{self._rule(f'{text} {first.lark}', name='T')} {rest}"
+
+    def _terminal(self, form: AnyText) -> str:
+        terminal = without(ANY, form.excludes)
+        if form.unlike:
+            terminal += f" & ~/(?:{'|'.join(map(_spaced, form.unlike))})(?s:.*)/"
+        return terminal
+
+    def _grammar(self, grammar: str) -> str:
+        try:
+            return self._rule(f"%lark {{\n{any_to_lark(grammar)}\n}}")
+        except Exception as error:  # the converter raises bare Exception
+            complaint = "has a grammar that is neither Lark nor GBNF that can be read"
+            raise refusal("structural_tag", complaint) from error
+
+    def _json(self, form: formats.JsonSchema) -> str:
+        options: dict[str, Any] = {"whitespace_pattern": WHITESPACE}
+        if not form.any_whitespace:
+            # As models have seen it: chat templates write so.
+            options = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+        return self._rule(f"%json {json.dumps(with_options(form.json_schema, **options))}")
+
+    def _literals(self, text: str) -> str:
+        return literals(text, self._markup)
+
+    def _either(self, texts: Sequence[str]) -> str:
+        return _either(map(self._literals, texts)) if texts else ""
+
+    def _rule(self, body: str, *, name: str = "r", options: str = "") -> str:
+        """Return the name of a rule with this body; one of capitals is a terminal."""
+        line = f"{options}: {body}"
+        if line not in self._names:
+            self._names[line] = f"{name}_{len(self._names)}"
+            self.rules.append(self._names[line] + line)
+        return self._names[line]
 
 
-def tags_grammar(text: str, *, special_tokens: Sequence[str]) -> str:
-    """Return the Lark grammar of a structural tag; raises InvalidRequestError."""
-    try:
-        tags = msgspec.json.decode(text, type=StructuralTag)
-    except (ValueError, RecursionError) as error:
-        raise refusal(
-            "structural_tag",
-            "must be the JSON of an object with triggers, and structures of begin, schema and end",
-        ) from error
-    if not 0 < len(tags.structures) <= MAX_TAGS:
-        raise refusal("structural_tag", f"must have 1 to {MAX_TAGS} structures")
-    rules = [
-        _rule(f"tag_{index}", tag, _trigger_of(tag, tags.triggers), special_tokens, tags)
-        for index, tag in enumerate(tags.structures)
-    ]
-    any_tag = "(" + " | ".join(f"tag_{index}" for index in range(len(rules))) + ")"
-    any_tag += "" if tags.stop_after_first else "+" if tags.at_least_one else "*"
-    tail = "" if tags.at_least_one else " TEXT"
-    if tags.stop_after_first and not tags.at_least_one:
-        any_tag, tail = f"{any_tag} | TEXT", ""
-    return "\n".join(
-        ["%llguidance {}", f"start: {any_tag}{tail}", "TEXT: /(.|\\n)*/", "GAP: /\\s{0,8}/", *rules]
-    )
+def _is_free(form: Format) -> bool:
+    """Whether a format ends only where something else begins."""
+    match form:
+        case AnyText() | Terminal() | TriggeredTags():
+            return True
+        case formats.Or(elements=elements):
+            return any(map(_is_free, elements))
+        case formats.Sequence(elements=elements):
+            return bool(elements) and _is_free(elements[-1])
+        case Tag():
+            return not form.ends and _is_free(form.content)
+    return False
 
 
-def _rule(
-    name: str, tag: Tag, trigger: str, special_tokens: Sequence[str], tags: StructuralTag
-) -> str:
-    """Return the rule of one tag and what comes before it."""
-    before = "GAP" if tags.at_least_one else "TEXT"
-    end = literals(tag.end, special_tokens)
-    body = f"%json {json.dumps(tag.schema if tag.schema is not True else {})} {end}"
-    if trigger in special_tokens or tags.at_least_one:
-        return f"{name}: {before} {literals(tag.begin, special_tokens)} {body}"
-    # The text before a trigger ends at the first there is.
-    rest = literals(tag.begin[len(trigger) :], special_tokens)
-    return f"{name}_head[lazy]: {before} {json.dumps(trigger)}\n{name}: {name}_head {rest} {body}"
+def _either(expressions: Iterable[str]) -> str:
+    found = list(expressions)
+    return found[0] if len(found) == 1 else f"({' | '.join(found)})"
 
 
-def literals(text: str, special_tokens: Sequence[str]) -> str:
-    """Return a text as literals, and special tokens in it by their names."""
-    for token in special_tokens:
-        if token in text and token.startswith("<") and token.endswith(">"):
-            before, _, after = text.partition(token)
-            parts = (literals(before, special_tokens), token, literals(after, special_tokens))
-            return " ".join(part for part in parts if part)
-    return json.dumps(text) if text else ""
+def _check_number(tags: Sequence[Tag]) -> None:
+    if not 0 < len(tags) <= MAX_TAGS:
+        raise refusal("structural_tag", f"must have 1 to {MAX_TAGS} tags in one place")
 
 
-def _trigger_of(tag: Tag, triggers: Sequence[str]) -> str:
-    for trigger in triggers:
-        if trigger and tag.begin.startswith(trigger):
-            return trigger
-    raise refusal("structural_tag", "must have, for each structure, a trigger that it begins with")
-
-
-def structural_tag(
-    structures: Sequence[Mapping[str, Any]], triggers: Sequence[str], **options: bool
-) -> str:
-    """Return a structural tag as text."""
-    fields = {"type": "structural_tag", "structures": structures, "triggers": triggers, **options}
-    return json.dumps(fields)
+def _spaced(text: str) -> str:
+    """Return the regex of a text whose words may have any white space between them."""
+    return r"\s*" + r"\s*".join(map(regex_of, re.findall(r"\w+|\S", text)))

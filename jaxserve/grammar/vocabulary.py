@@ -1,5 +1,6 @@
 """A model's tokens as llguidance sees them."""
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -7,6 +8,9 @@ from functools import cached_property
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from jaxserve.loading.tokenizer import Tokenizer
+
+# Other added tokens, such as line breaks, are text like any other where a form of calls has them.
+MARKUP = re.compile(r"<.+>|\[.+\]")
 
 
 class Vocabulary:
@@ -61,14 +65,23 @@ class Vocabulary:
             return self._whole
 
     def bare(self) -> LLTokenizer:
-        """Return bytes and special tokens alone: enough to check a grammar by, in no time."""
-        return LLTokenizer(TokenizerWrapper(_Bytes(self.special_tokens)))
+        """Return bytes and added tokens alone: enough to check a grammar by, in no time."""
+        return self._bare
 
-    @property
-    def special_tokens(self) -> list[str]:
-        """The added tokens, special or not: to llguidance no text is ever one of them."""
+    @cached_property
+    def _bare(self) -> LLTokenizer:
+        added = self._tokenizer.backend.get_added_tokens_decoder().values()
+        return LLTokenizer(TokenizerWrapper(_Bytes([token.content for token in added])))
+
+    def markup(self, *, is_bare: bool) -> dict[str, int]:
+        """Return the added tokens that look like markup and their ids, in all tokens or `bare`.
+
+        To llguidance no text is ever one of them, special or not.
+        """
         added = self._tokenizer.backend.get_added_tokens_decoder()
-        return [token.content for token in added.values()]
+        ids = _Bytes.special_ids(len(added)) if is_bare else added
+        named = zip(ids, (token.content for token in added.values()), strict=True)
+        return {text: token_id for token_id, text in named if MARKUP.fullmatch(text)}
 
 
 class _Bytes:
@@ -82,6 +95,11 @@ class _Bytes:
         self.tokens = [bytes([byte]) for byte in range(256)] + names
         self.eos_token_id = 256
         self.special_token_ids = list(range(256, len(self.tokens)))
+
+    @staticmethod
+    def special_ids(num_tokens: int) -> range:
+        """Return the ids of the special tokens."""
+        return range(257, 257 + num_tokens)
 
     def __call__(self, text: bytes) -> list[int]:
         return [*text]

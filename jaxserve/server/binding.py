@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from jaxserve.chat.harmony import Harmony
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar import CallFormat, Function, forced_calls, tagged_calls
+from jaxserve.grammar import forced_calls, strict_calls
 from jaxserve.server.protocol.chat import ChatBody
-from jaxserve.server.reading import ChatReading
+from jaxserve.server.reading import ChatReading, functions_of
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 # What errors of grammars are about, where the chat has asked for none by itself.
@@ -44,7 +44,7 @@ def bound_to(
         answer = answer or StructuredOutputsParams(grammar=ANYTHING)
     if answer is None or reasoning is None or reading.is_open is False:
         return answer
-    if isinstance(reasoning, Harmony) and answer.grammar != ANYTHING:
+    if isinstance(reasoning, Harmony) and answer is asked:
         # What follows reasoning there is another message, and no answer yet.
         return answer
     is_open = reading.is_open or reasoning.is_assumed
@@ -57,25 +57,11 @@ def bound_to(
 
 
 def _calls(body: ChatBody, reading: ChatReading) -> StructuredOutputsParams | None:
-    functions = [
-        Function(
-            name=function.name,
-            parameters=function.parameters,
-            strict=bool(function.strict),
-        )
-        for function in body.offered_functions
-    ]
-    if body.must_call:
-        return forced_calls(functions, parallel=body.parallel_tool_calls)
     tools = reading.form.tools
-    if tools is None or isinstance(tools, Harmony) or tools.around_json is None:
+    if tools is None:
         return None
-    begin, end = tools.around_json
-    form = CallFormat(
-        trigger=tools.begins[0],
-        begin=begin,
-        end=end,
-        name_key="name",
-        arguments_key="arguments",
-    )
-    return tagged_calls(functions, form, required=False, parallel=body.parallel_tool_calls)
+    functions, parallel = functions_of(body), body.parallel_tool_calls
+    if not body.must_call:
+        return strict_calls(functions, tools, parallel=parallel)
+    parallel = parallel and not body.must_call_once
+    return forced_calls(functions, tools.written, parallel=parallel)

@@ -11,6 +11,7 @@ from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.chat.pieces import Kind, Piece
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.chat.syntax import Schemas
+from jaxserve.grammar import Function, can_bind
 from jaxserve.request import SamplingParams
 from jaxserve.server.protocol.answers import CalledFunction, ChatMessage, ToolCall
 from jaxserve.server.protocol.chat import ChatBody
@@ -151,15 +152,22 @@ class ChatParser:
 
 
 def asked_format(body: ChatBody, model: ServedModel) -> AnswerFormat:
-    """Return the format of the answers to a chat: the model's, where it is not told to call."""
+    """Return the format of the answers to a chat: the model's, if it can hold what is forced."""
     form = model.answers
-    if body.must_call:
-        # A grammar writes the calls from the first token on, but not in harmony's messages.
+    tools = form.tools if body.offered_functions else None
+    if body.must_call and (tools is None or not can_bind(functions_of(body), tools.written)):
+        # A list of JSON is no message of harmony's.
         reasoning = None if isinstance(form.reasoning, Harmony) else form.reasoning
         return AnswerFormat(reasoning=reasoning, tools=forced.FORMAT)
-    return AnswerFormat(
-        reasoning=form.reasoning, tools=form.tools if body.offered_functions else None
-    )
+    return AnswerFormat(reasoning=form.reasoning, tools=tools)
+
+
+def functions_of(body: ChatBody) -> list[Function]:
+    """Return the functions that a chat offers, as grammars know them."""
+    return [
+        Function(name=function.name, parameters=function.parameters, strict=bool(function.strict))
+        for function in body.offered_functions
+    ]
 
 
 def _is_open(

@@ -124,6 +124,14 @@ ANSWERS = {
         "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
         calls=BOTH,
     ),
+    "deepseek_v4": Answer(
+        tools="deepseek_v4",
+        text='I look.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter'
+        ' name="city" string="true">Oslo</｜DSML｜parameter>\n<｜DSML｜parameter name="days"'
+        ' string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
+        content="I look.",
+        calls=BOTH[:1],
+    ),
     "gigachat3": Answer(
         tools="gigachat3",
         text='<|function_call|>{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}'

@@ -40,6 +40,7 @@ OF_MODELS = {
     "Qwen3.5-4B": ("qwen3_coder", "qwen3"),
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": ("none", "qwen3"),
     "deepseek-ai-DeepSeek-V3.2": ("deepseek_v32", "qwen3"),
+    "deepseek-ai-DeepSeek-V4": ("deepseek_v4", "qwen3"),
     "ibm-granite-granite-3.3-2B-Instruct": ("granite", "granite"),
     "llama-cpp-deepseek-r1": ("deepseek_v3", "qwen3"),
     "mistralai-Ministral-3-14B-Reasoning-2512": ("mistral", "mistral"),

@@ -5,7 +5,7 @@ Values are written bare, so only the tool's schema tells the text 1 from the num
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ KINDS: Mapping[type, frozenset[str]] = {
     str: frozenset({"string"}),
     type(None): frozenset({"null"}),
 }
+# From one part of a schema to the next.
+MAX_REFERENCES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,9 @@ class TaggedCall:
             return False
         sink.call(name)
         source.mark()
-        types = {
-            key: frozenset(_types(schema))
-            for key, schema in _mapping(schemas.get(name, {}).get("properties")).items()
-        }
+        schema = schemas.get(name, {})
+        properties = _mapping(schema.get("properties"))
+        types = {key: types_of(value, schema) for key, value in properties.items()}
         num_read = 0
         while tag == self.key[0]:
             key = yield from source.short_until((self.key[1],))
@@ -79,7 +80,7 @@ class TaggedCall:
             key, _, attributes = key.strip().partition('"')
             sink.arguments(f"{', ' if num_read else '{'}{_json(key)}: ")
             num_read += 1
-            kinds = STRING if IS_STRING in attributes else types.get(key)
+            kinds = STRING if IS_STRING in attributes else types.get(key, frozenset())
             is_whole = yield from self._read_value(source, sink.arguments, kinds)
             source.mark()
             if not is_whole:
@@ -89,9 +90,7 @@ class TaggedCall:
         sink.end_call()
         return tag == self.end
 
-    def _read_value(
-        self, source: Source, emit: Emit, types: frozenset[str] | None
-    ) -> Reading[bool]:
+    def _read_value(self, source: Source, emit: Emit, types: frozenset[str]) -> Reading[bool]:
         end = self.value[1]
         ends = ("\n" + end, end) if self.pads else (end,)
         if self.pads and (yield from source.peek()) == "\n":
@@ -106,7 +105,7 @@ class TaggedCall:
             parts: list[str] = []
             found = yield from source.until(ends, parts.append)
             text = "".join(parts)
-            emit(_converted(text, types or frozenset()) if found else text)
+            emit(_converted(text, types) if found else text)
         source.skip(len(found))
         return bool(found)
 
@@ -126,17 +125,42 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _types(schema: object) -> Iterator[str]:
-    """The types that a JSON schema names, as far as they show at a glance."""
-    schema = _mapping(schema)
-    kinds = schema.get("type")
-    yield from [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else ()
-    if kinds is None and isinstance(schema.get("enum"), list):
-        yield from (kind for value in schema["enum"] for kind in KINDS.get(type(value), ()))
-    for word in ("anyOf", "oneOf"):
-        choices = schema.get(word)
-        for choice in choices if isinstance(choices, list) else ():
-            yield from _types(choice)
+def types_of(
+    schema: object, whole: Mapping[str, Any], *, depth: int = MAX_REFERENCES
+) -> frozenset[str]:
+    """Return the types that a part of a schema names, as values are read; none if it may be any.
+
+    whole: the schema in which it stands, as it may refer to another part.
+    """
+    schema = resolved(schema, whole)
+    match schema.get("type"):
+        case str(kind):
+            return frozenset({kind})
+        case [*kinds] if all(isinstance(kind, str) for kind in kinds):
+            return frozenset(kinds)
+    if "const" in schema:
+        return KINDS.get(type(schema["const"]), frozenset())
+    if isinstance(schema.get("enum"), list):
+        return frozenset().union(*(KINDS.get(type(value), ()) for value in schema["enum"]))
+    choices = schema.get("anyOf", schema.get("oneOf"))
+    if not isinstance(choices, list) or not depth:
+        return frozenset()
+    each = [types_of(choice, whole, depth=depth - 1) for choice in choices]
+    return frozenset().union(*each) if all(each) else frozenset()
+
+
+def resolved(schema: object, whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema or, if it does nothing but refer to another part of the whole, that."""
+    found = _mapping(schema)
+    for _ in range(MAX_REFERENCES):
+        reference = found.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        part: object = whole
+        for key in reference[2:].split("/"):
+            part = _mapping(part).get(key.replace("~1", "/").replace("~0", "~"))
+        found = _mapping(part)
+    return found
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
-"""DeepSeek V3.2 and V4: everything between tags of DeepSeek's own markup."""
+"""DeepSeek V3.2: everything between tags of DeepSeek's own markup."""
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.tagged_call import TaggedCall
 from jaxserve.chat.tool_format import ToolFormat
 
@@ -9,6 +10,12 @@ FORMAT = ToolFormat(
         key=('<｜DSML｜parameter name="', ">"),
         value=("", "</｜DSML｜parameter>"),
         end="</｜DSML｜invoke>",
+    ),
+    written=CallForm(
+        begin="<｜DSML｜function_calls>\n",
+        call='<｜DSML｜invoke name="{name}">\n{arguments}</｜DSML｜invoke>\n',
+        end="</｜DSML｜function_calls>",
+        style="deepseek_xml",
     ),
     begins=("<｜DSML｜function_calls>",),
     ends=("</｜DSML｜function_calls>",),

@@ -1,5 +1,6 @@
 """GLM 4.5 and later: a name, then keys and values between tags."""
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.tagged_call import TaggedCall
 from jaxserve.chat.tool_format import ToolFormat
 
@@ -9,6 +10,10 @@ FORMAT = ToolFormat(
         key=("<arg_key>", "</arg_key>"),
         value=("<arg_value>", "</arg_value>"),
         end="</tool_call>",
+    ),
+    written=CallForm(
+        call="<tool_call>{name}{n}{arguments}</tool_call>{n}",
+        style="glm_xml",
     ),
     begins=("<tool_call>",),
 )

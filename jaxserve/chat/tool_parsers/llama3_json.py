@@ -1,10 +1,15 @@
 """Llama 3.1 to 3.3: an answer that is nothing but JSON."""
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall
 from jaxserve.chat.tool_format import ToolFormat
 
 FORMAT = ToolFormat(
     call=JsonCall(needs_arguments=True),
+    written=CallForm(
+        call='{"name": "{name}", "parameters": {arguments}}',
+        between="; ",
+    ),
     begins=("<|python_tag|>",),
     between=(";", ","),
     chains=True,

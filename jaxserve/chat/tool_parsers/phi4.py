@@ -1,10 +1,17 @@
 """Phi 4 mini, firefunction: a list of JSON after a word or between tokens."""
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall
 from jaxserve.chat.tool_format import ToolFormat
 
 FORMAT = ToolFormat(
     call=JsonCall(),
+    written=CallForm(
+        begin="<|tool_call|>[",
+        call='{"name": "{name}", "arguments": {arguments}}',
+        between=", ",
+        end="]<|/tool_call|>",
+    ),
     begins=("<|tool_call|>", "functools["),
     ends=("]", "<|/tool_call|>"),
     between=("[", ","),

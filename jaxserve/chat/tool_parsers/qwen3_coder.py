@@ -1,5 +1,6 @@
 """Qwen 3 Coder, Qwen 3.5, Nemotron 3, Step 3.5: everything between tags."""
 
+from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.tagged_call import TaggedCall
 from jaxserve.chat.tool_format import ToolFormat
 
@@ -10,6 +11,11 @@ FORMAT = ToolFormat(
         value=("", "</parameter>"),
         end="</function>",
         pads=True,
+    ),
+    written=CallForm(
+        call="<tool_call>\n<function={name}>\n{arguments}</function>\n</tool_call>",
+        between="\n",
+        style="qwen_xml",
     ),
     begins=("<tool_call>",),
     ends=("</tool_call>",),

@@ -214,6 +214,11 @@ class Chat(Body):
         return self._choice[0] == "required"
 
     @property
+    def must_call_once(self) -> bool:
+        """Whether it must be one call, as a function that is named is called once."""
+        return isinstance(self.tool_choice, NamedFunction)
+
+    @property
     def _choice(self) -> tuple[str, list[str] | None]:
         """Whether the model may call, must, or must not; and which functions, all if None."""
         match self.tool_choice:

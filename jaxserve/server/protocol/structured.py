@@ -63,11 +63,17 @@ class TaggedPart(Body):
 
 
 class StructuralTagFormat(Body):
-    """Free text with tagged parts. See StructuralTag in grammar/tags.py."""
+    """A format, or in the older form tags in free text. See grammar/formats.py."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [given("format"), {"allOf": [given("structures"), given("triggers")]}]
+        }
+    )
     type: Literal["structural_tag"]
-    structures: list[TaggedPart]
-    triggers: list[str]
+    format: dict[str, Any] | None = None
+    structures: list[TaggedPart] | None = None
+    triggers: list[str] | None = None
     at_least_one: bool = False
     stop_after_first: bool = False
 
@@ -149,7 +155,8 @@ def _of_format(form: ResponseFormat) -> StructuredOutputsParams | None:
             case JsonObjectFormat() | JsonSchemaFormat():
                 return StructuredOutputsParams(json_object=True)
             case StructuralTagFormat():
-                return StructuredOutputsParams(structural_tag=form.model_dump_json(by_alias=True))
+                tag = form.model_dump_json(by_alias=True, exclude_unset=True)
+                return StructuredOutputsParams(structural_tag=tag)
         return None
 
 

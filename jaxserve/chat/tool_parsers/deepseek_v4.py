@@ -1,0 +1,16 @@
+"""DeepSeek V4: as V3.2, in a tag of another name."""
+
+from dataclasses import replace
+
+from jaxserve.chat.tool_parsers import deepseek_v32
+
+FORMAT = replace(
+    deepseek_v32.FORMAT,
+    written=replace(
+        deepseek_v32.FORMAT.written,
+        begin="<｜DSML｜tool_calls>\n",
+        end="</｜DSML｜tool_calls>",
+    ),
+    begins=("<｜DSML｜tool_calls>",),
+    ends=("</｜DSML｜tool_calls>",),
+)

@@ -1,0 +1,345 @@
+"""Arguments that are not written as JSON, but each in a place of its own: between tags, in Python.
+
+What stands there follows from how it will be read (chat/syntax): text between tags is a string
+where the schema knows of nothing else, and JSON otherwise.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from jaxserve.chat.syntax.tagged_call import resolved, types_of
+from jaxserve.grammar import formats
+from jaxserve.grammar.formats import ConstString, Format, JsonSchema, Or, Regex, Terminal
+from jaxserve.structured_outputs import refusal
+
+STRING, STRING_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
+# What any schema may hold that says nothing of values, or only to references.
+NOTES = {
+    "title",
+    "description",
+    "default",
+    "examples",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "$schema",
+    "$id",
+    "$comment",
+    "$defs",
+    "definitions",
+}
+DATE = (
+    r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|"
+    r"(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|"
+    r"[0-9]{2}(?:0[48]|[2468][048]|[13579][26])-02-29)"
+)
+TIME = (
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?"
+    r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+NAME = r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*"
+# Texts that JSON schemas call so, if not all of them.
+STRING_FORMATS = {
+    "date": DATE,
+    "time": TIME,
+    "date-time": f"{DATE}T{TIME}",
+    "email": rf"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@{NAME}(?:\.{NAME})+",
+    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "uri": r"[a-z][a-z0-9+.-]*:(?:[A-Za-z0-9._~:/?#@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+",
+}
+PLACES = re.compile(r"\{(key|value|is_string|n)\}")
+LINE_BREAK = formats.Optional(content=ConstString(value="\n"))
+# JSON's words, and Python's.
+BOOLEAN = Regex(pattern="[Tt]rue|[Ff]alse")
+ANY = "/(?s:.*)/"
+# A key that no schema declares.
+OTHER_KEY = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
+
+
+class _Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What can be followed of a schema of arguments."""
+
+    type: str = "object"
+    properties: dict[str, formats.Schema] = {}
+    required: list[str] = []
+    additional_properties: formats.Schema = True
+
+
+class _String(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What can be followed of a schema of a string without quotes."""
+
+    type: str | list[str] | None = None
+    enum: list[str] | None = None
+    const: str | None = None
+    pattern: str | None = None
+    min_length: int = 0
+    max_length: int | None = None
+    format: str | None = None
+    any_of: list[formats.Schema] | None = None
+    one_of: list[formats.Schema] | None = None
+
+    @property
+    def choices(self) -> list[formats.Schema]:
+        """The schemas of which one holds."""
+        return self.any_of or self.one_of or []
+
+
+def without(terminal: str, texts: Iterable[str], *, is_whole: bool = False) -> str:
+    """Return a terminal of texts in which, or as which, none of these stands."""
+    pattern = "|".join(map(regex_of, texts))
+    around = "" if is_whole else "(?s:.*)"
+    return f"{terminal} & ~/{around}(?:{pattern}){around}/" if pattern else terminal
+
+
+def regex_of(text: str) -> str:
+    """Return the regex of a text."""
+    return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How a parameter is written, and what stands between two.
+
+    one: the text, in which "{key}" and "{value}" have their places, as may "{is_string}", and
+    "{n}", which is a line break or nothing. bare: the terminal of strings that are written without
+    quotes; None where values are Python's. key: what the keys that a schema declares can be.
+    """
+
+    one: str
+    bare: str | None
+    between: str = ""
+    key: str = r"[\w.$:/-]{1,128}"
+
+
+STYLES: Mapping[str, Written] = {
+    "qwen_xml": Written(
+        "<parameter={key}>\n{value}\n</parameter>\n", bare=without(ANY, ["</parameter>"])
+    ),
+    # Line breaks around a value are no part of it where it is read.
+    "seed_xml": Written(
+        "<parameter={key}>{value}</parameter>\n",
+        bare=without(r"/(?s:(?:[^\n](?:.*[^\n])?)?)/", ["</parameter>"]),
+    ),
+    "glm_xml": Written(
+        "<arg_key>{key}</arg_key>{n}<arg_value>{value}</arg_value>{n}",
+        bare=without(ANY, ["</arg_value>"]),
+    ),
+    "deepseek_xml": Written(
+        '<｜DSML｜parameter name="{key}" string="{is_string}">{value}</｜DSML｜parameter>\n',
+        bare=without(ANY, ["</｜DSML｜parameter>"]),
+    ),
+    "python": Written("{key}={value}", bare=None, between=", ", key=r"[A-Za-z_]\w{0,127}"),
+}
+
+
+def parameters(schema: formats.Schema, style: str) -> Format:
+    """Return how the properties of an object are written, in the order of their schema.
+
+    Raises InvalidRequestError for a schema that says more of them than can be followed so.
+    """
+    written, whole = STYLES[style], {} if isinstance(schema, bool) else schema
+    fields = _read({} if schema is True else schema, _Object)
+    if fields.type != "object":
+        raise _cannot(f"is that of {fields.type}")
+    properties = dict.fromkeys(fields.required, True) | fields.properties
+    each: list[tuple[Format, str]] = []
+    for key, value in properties.items():
+        if not re.fullmatch(written.key, key):
+            raise _cannot(f"has the key {json.dumps(key)}")
+        if value is not False:
+            times = "" if key in fields.required else "?"
+            each.append((_parameter(written, ConstString(value=key), value, whole), times))
+    others = fields.additional_properties
+    if others is not False:
+        key_format = Terminal(terminal=without(OTHER_KEY, properties, is_whole=True))
+        part = _parameter(written, key_format, others, whole, is_declared=False)
+        each.append((part, "*"))
+    return _chain(each, written.between)
+
+
+def _chain(each: Sequence[tuple[Format, str]], between: str) -> Format:
+    """Return parts in a row: each once, or as "?" and "*" say, with a text between any two."""
+
+    def after(index: int) -> Iterator[Format]:
+        for part, times in each[index:]:
+            one = formats.Sequence(elements=[ConstString(value=between), part]) if between else part
+            match times:
+                case "?":
+                    yield formats.Optional(content=one)
+                case "*":
+                    yield formats.Star(content=one)
+                case _:
+                    yield one
+
+    if not between:
+        return formats.Sequence(elements=[*after(0)])
+    # The first that is there has nothing before it.
+    ways: list[Format] = []
+    for index, (part, times) in enumerate(each):
+        more = index if times == "*" else index + 1
+        ways.append(formats.Sequence(elements=[part, *after(more)]))
+        if not times:
+            return Or(elements=ways)
+    return Or(elements=[*ways, ConstString(value="")])
+
+
+def _parameter(
+    written: Written,
+    key: Format,
+    schema: formats.Schema,
+    whole: Mapping[str, Any],
+    *,
+    is_declared: bool = True,
+) -> Format:
+    # Of what is not declared, nobody knows the types where it is read.
+    types = types_of(schema, whole) if is_declared else frozenset[str]()
+    is_string: bool | None = None
+    value: Format
+    if written.bare is None:
+        value = _in_python(schema, whole)
+    elif not _words(schema) or (types == STRING_OR_NULL and _says_types_alone(schema)):
+        # Whatever is read of it will do.
+        value = Terminal(terminal=written.bare)
+    elif types == STRING:
+        value, is_string = _bare(schema, written.bare, whole), True
+    else:
+        is_boolean = _words(schema) == {"type": "boolean"}
+        value = BOOLEAN if is_boolean else _json(schema, whole)
+        is_string = False
+    flag: Format = Regex(pattern="true|false")
+    if is_string is not None:
+        flag = ConstString(value="true" if is_string else "false")
+    return filled(
+        written.one,
+        PLACES,
+        {"key": key, "value": value, "is_string": flag, "n": LINE_BREAK},
+    )
+
+
+def filled(text: str, places: re.Pattern[str], parts: Mapping[str, Format]) -> formats.Sequence:
+    """Return a text with formats in its places; neighbours that are texts become one."""
+    elements: list[Format] = []
+    for index, piece in enumerate(places.split(text)):
+        part = parts[piece] if index % 2 else ConstString(value=piece)
+        match elements, part:
+            case [*_, ConstString(value=before)], ConstString(value=after):
+                elements[-1] = ConstString(value=before + after)
+            case _:
+                elements.append(part)
+    return formats.Sequence(elements=elements)
+
+
+def _bare(schema: formats.Schema, terminal: str, whole: Mapping[str, Any]) -> Format:
+    """Return a string without quotes, such as its schema wants of those of a terminal."""
+    fields = _read(resolved(schema, whole), _String)
+    if fields.choices:
+        if fields != _String(any_of=fields.any_of, one_of=fields.one_of):
+            raise _cannot("says more beside anyOf or oneOf")
+        return Or(elements=[_bare(choice, terminal, whole) for choice in fields.choices])
+    values = fields.enum if fields.const is None else [fields.const]
+    if values is not None:
+        if fields != _String(type=fields.type, enum=fields.enum, const=fields.const):
+            raise _cannot("says more beside enum or const")
+        return Or(elements=[ConstString(value=value) for value in values])
+    terminals = [terminal]
+    if fields.pattern is not None:
+        terminals.append(slashed(_anchored(fields.pattern)))
+    if (fields.min_length, fields.max_length) != (0, None):
+        high = "" if fields.max_length is None else fields.max_length
+        terminals.append(f"/(?s:.{{{fields.min_length},{high}}})/")
+    if fields.format is not None:
+        if fields.format not in STRING_FORMATS:
+            raise _cannot(f"has the format {fields.format}")
+        terminals.append(slashed(STRING_FORMATS[fields.format]))
+    return Terminal(terminal=" & ".join(terminals))
+
+
+def _in_python(schema: formats.Schema, whole: Mapping[str, Any]) -> Format:
+    """Return a literal of Python, in which what is within brackets may be JSON too."""
+    match _words(schema if isinstance(schema, bool) else resolved(schema, whole)):
+        case {"anyOf": [*choices], **others} | {"oneOf": [*choices], **others} if not others:
+            return Or(elements=[_in_python(choice, whole) for choice in choices])
+        case {"type": [*kinds], **others} if not others:
+            return Or(elements=[_in_python({"type": kind}, whole) for kind in kinds])
+        case {"enum": [*values]} if all(isinstance(v, str | bool | None) for v in values):
+            return Or(elements=[ConstString(value=_literal(value)) for value in values])
+        case {"type": "boolean", **others} if not others:
+            return Or(elements=[ConstString(value="True"), ConstString(value="False")])
+        case {"type": "null", **others} if not others:
+            return ConstString(value="None")
+    return _json(schema, whole)
+
+
+def _literal(value: object) -> str:
+    is_text = isinstance(value, str)
+    return json.dumps(value, ensure_ascii=False) if is_text else repr(value)
+
+
+def _says_types_alone(schema: formats.Schema) -> bool:
+    """Whether a schema says nothing of values but their types."""
+    match _words(schema):
+        case {"type": _, **others} if not others:
+            return True
+        case {"anyOf": [*choices], **others} | {"oneOf": [*choices], **others} if not others:
+            return all(map(_says_types_alone, choices))
+    return False
+
+
+def _words(schema: Mapping[str, Any] | bool) -> dict[str, Any]:
+    """Return what a schema says of values."""
+    if not isinstance(schema, bool | Mapping):
+        raise _cannot("has a part that is none")
+    return {} if isinstance(schema, bool) else {k: v for k, v in schema.items() if k not in NOTES}
+
+
+def _read[T](schema: Mapping[str, Any] | bool, kind: type[T]) -> T:
+    """Return what a schema says; raises InvalidRequestError for what is no part of that kind."""
+    try:
+        return msgspec.convert(schema if schema is False else _words(schema), kind)
+    except msgspec.ValidationError as error:
+        raise _cannot(f"cannot be followed here: {error}") from error
+
+
+def _json(schema: formats.Schema, whole: Mapping[str, Any]) -> JsonSchema:
+    """Return JSON of a part of a schema, with what it refers to."""
+    if '"$ref"' in json.dumps(schema):
+        place = "#/$defs/whole"
+        schema = {**_moved(schema, place), "$defs": {"whole": _moved(whole, place)}}
+    return JsonSchema(json_schema=schema, any_whitespace=False)
+
+
+def _moved(value: Any, place: str) -> Any:
+    """Return a schema whose references to itself are right when it stands at `place`."""
+    if isinstance(value, Mapping):
+        moved = {key: _moved(inner, place) for key, inner in value.items()}
+        reference = moved.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#"):
+            moved["$ref"] = place + reference[1:]
+        return moved
+    if isinstance(value, list):
+        return [_moved(inner, place) for inner in value]
+    return value
+
+
+def _anchored(pattern: str) -> str:
+    """Return the regex of whole texts in which a pattern is found."""
+    before, after = "(?s:.*)", "(?s:.*)"
+    if pattern.startswith("^"):
+        pattern, before = pattern[1:], ""
+    if pattern.endswith("$") and not pattern.endswith("\\$"):
+        pattern, after = pattern[:-1], ""
+    return f"{before}(?:{pattern}){after}"
+
+
+def slashed(pattern: str) -> str:
+    """Return a regex as Lark writes it."""
+    return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", pattern).replace("\n", "\\n") + "/"
+
+
+def _cannot(complaint: str) -> Exception:
+    return refusal("structural_tag", f"has arguments whose schema {complaint}")
