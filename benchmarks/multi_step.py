@@ -107,7 +107,7 @@ class Device:
 def decoding(llm: LLM, batch: int) -> Iterator[Callable[[], None]]:
     """Give a function that lets the engine decode one step of a batch that never ends."""
     jobs = [Job((5,) * CONTEXT, 1 << 20) for _ in range(batch)]
-    engine = llm._engine  # noqa: SLF001  (its steps are what is measured)
+    engine = llm._engine.engine  # noqa: SLF001  (its steps are what is measured)
     room = llm.plan.scheduler.max_model_len - CONTEXT
     for index, job in enumerate(jobs):
         engine.add(Job(job.prompt_ids, room).request(f"{batch} {index}"))

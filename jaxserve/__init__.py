@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from jaxserve.outputs import BeamSearchOutput as BeamSearchOutput
     from jaxserve.outputs import BeamSearchSequence as BeamSearchSequence
     from jaxserve.outputs import CompletionOutput as CompletionOutput
+    from jaxserve.outputs import FlatLogprobs as FlatLogprobs
     from jaxserve.outputs import Logprob as Logprob
     from jaxserve.outputs import RequestOutput as RequestOutput
     from jaxserve.pooling import PoolingParams as PoolingParams
     from jaxserve.request import RepetitionDetectionParams as RepetitionDetectionParams
+    from jaxserve.request import RequestOutputKind as RequestOutputKind
     from jaxserve.request import SamplingParams as SamplingParams
     from jaxserve.request import TokenEvent as TokenEvent
     from jaxserve.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
@@ -33,11 +35,13 @@ __all__ = [
     "BeamSearchParams",
     "BeamSearchSequence",
     "CompletionOutput",
+    "FlatLogprobs",
     "LogitsProcessor",
     "Logprob",
     "PoolingParams",
     "RepetitionDetectionParams",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "StructuredOutputsParams",
     "TokenEvent",
@@ -53,10 +57,12 @@ _HOMES = {
     "BeamSearchParams": "engine.beam_search",
     "BeamSearchSequence": "outputs",
     "CompletionOutput": "outputs",
+    "FlatLogprobs": "outputs",
     "Logprob": "outputs",
     "PoolingParams": "pooling",
     "RequestOutput": "outputs",
     "RepetitionDetectionParams": "request",
+    "RequestOutputKind": "request",
     "SamplingParams": "request",
     "StructuredOutputsParams": "structured_outputs",
     "TokenEvent": "request",

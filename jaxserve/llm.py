@@ -3,7 +3,6 @@
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -22,15 +21,13 @@ from jaxserve.engine.beam_search import (
 )
 from jaxserve.errors import (
     ConfigError,
-    EngineDeadError,
-    OverloadedError,
 )
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
 from jaxserve.grammar import GrammarChecker, Vocabulary
-from jaxserve.interrupts import uninterrupted
 from jaxserve.metric_values import Metric, metric_values
 from jaxserve.metrics import Metrics
+from jaxserve.offline_engine import OfflineEngine, of_kind
 from jaxserve.offline_pooling import OfflinePooler, PoolingMethods
 from jaxserve.outputs import BeamSearchOutput, OutputBuilder, RequestOutput, beam_output
 from jaxserve.planning import EnginePlan, plan_engine
@@ -45,7 +42,7 @@ from jaxserve.prompts import (
     naming,
     one_each,
 )
-from jaxserve.request import Request, SamplingParams, TokenEvent
+from jaxserve.request import Request, RequestOutputKind, SamplingParams, TokenEvent
 from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.stats import StepStats
 from jaxserve.timeline import Timeline
@@ -91,7 +88,10 @@ class LLM(PoolingMethods):
             metrics=None if self._metrics is None else self._metrics.engine(self.plan.name),
             report=report,
         )
-        self._engine = TextEngine(loaded.engine, self._tokenizer.backend)
+        self._engine = OfflineEngine(
+            TextEngine(loaded.engine, self._tokenizer.backend),
+            has_priorities=self.plan.scheduler.policy == "priority",
+        )
         self._compilations = loaded.compilations
         self._generation = loaded.generation
         self._max_model_len = self.plan.scheduler.max_model_len
@@ -100,9 +100,6 @@ class LLM(PoolingMethods):
         )
         self._reader = PromptReader(self._tokenizer, max_model_len=self._max_model_len)
         self._ids = itertools.count()
-        # Where the events of a request go: to the call of `run` that runs it.
-        self._inboxes: dict[str, deque[TokenEvent]] = {}
-        self._is_dead = False
         self._pooler = OfflinePooler(self.plan, self._tokenizer, self.run)
         # What `enqueue` was given since `wait_for_completion`.
         self._enqueued: list[tuple[Request, PreparedPrompt]] = []
@@ -227,8 +224,9 @@ class LLM(PoolingMethods):
     ) -> Generator[TokenEvent]:
         """Continue a prompt, or answer a conversation, and yield what is new as it comes.
 
-        The events' `text` put together is the answer; with n > 1 the answers take turns, told
-        apart by `index`. Closing the iterator ends the request; several may be open at once.
+        The events' `text` put together is the answer, unless `output_kind` says otherwise; with
+        n > 1 the answers take turns, told apart by `index`. Closing the iterator ends the request;
+        several may be open at once.
         Raises as `generate` and `chat`, when called.
         """
         if is_conversation(prompt):
@@ -240,8 +238,12 @@ class LLM(PoolingMethods):
                 chat_template_kwargs=chat_template_kwargs,
             )
             prepared = self._reader.render(prompt, options)
-            return self.run(self._requests([prepared], sampling_params, is_chat=True))
-        return self.run(self._requests([self._reader.read(cast(Prompt, prompt))], sampling_params))
+            requests = self._requests([prepared], sampling_params, is_chat=True)
+        else:
+            prepared = self._reader.read(cast(Prompt, prompt))
+            requests = self._requests([prepared], sampling_params)
+        kind = requests[0].params.output_kind or RequestOutputKind.DELTA
+        return of_kind(self.run(requests), kind)
 
     def run(
         self, requests: Iterable[Request], *, max_in_flight: int | None = None
@@ -251,38 +253,12 @@ class LLM(PoolingMethods):
         max_in_flight: requests that the engine has at once, at most. Closing the iterator aborts
         what is unfinished. Raises InvalidRequestError for a request the engine cannot run.
         """
-        if self.plan.scheduler.policy == "priority":
-            # The engine's queue is bounded, so it may not see all of them at once.
-            requests = sorted(requests, key=lambda request: request.priority)
-        waiting = deque(requests)
-        unfinished: set[str] = set()
-        inbox: deque[TokenEvent] = deque()
-        try:
-            while waiting or unfinished:
-                while waiting and (max_in_flight is None or len(unfinished) < max_in_flight):
-                    if not self._add(waiting[0], inbox):
-                        break
-                    unfinished.add(waiting.popleft().id)
-                if not inbox:
-                    self._step()
-                while inbox:
-                    event = inbox.popleft()
-                    if event.request_finished:
-                        unfinished.remove(event.request_id)
-                        del self._inboxes[event.request_id]
-                    yield event
-        finally:
-            for request_id in unfinished:
-                del self._inboxes[request_id]
-                self._engine.abort(request_id)
-            # The steps under way still hold pages of what was aborted.
-            while not (self._inboxes or self._is_dead) and self._engine.has_work:
-                self._step()
+        return self._engine.run(requests, max_in_flight=max_in_flight)
 
     @property
     def timeline(self) -> Timeline:
         """Where the time of the recent steps went."""
-        return self._engine.engine.timeline
+        return self._engine.engine.engine.timeline
 
     @property
     def num_compilations(self) -> int:
@@ -291,7 +267,7 @@ class LLM(PoolingMethods):
 
     def stats(self) -> StepStats:
         """Return gauges as they are now, and counts since this was made."""
-        return self._engine.engine.stats()
+        return self._engine.engine.engine.stats()
 
     def get_metrics(self) -> list[Metric]:
         """Return the engine's metrics as they are now, those of GET /metrics.
@@ -317,7 +293,7 @@ class LLM(PoolingMethods):
 
     def reset_prefix_cache(self) -> None:
         """Forget what was computed for the beginnings of prompts."""
-        self._engine.engine.reset_prefix_cache()
+        self._engine.engine.engine.reset_prefix_cache()
 
     def _prepare[T](
         self, values: Sequence[T], prepare: Callable[[T], PreparedPrompt]
@@ -404,29 +380,3 @@ class LLM(PoolingMethods):
                     )
                     bar.update()
         return [builder.build() for builder in builders.values()]
-
-    def _add(self, request: Request, inbox: deque[TokenEvent]) -> bool:
-        """Give a request to the engine; False where its queue is full."""
-        if self._is_dead:
-            raise EngineDeadError("the engine has failed before; make a new LLM")
-        with uninterrupted():
-            try:
-                self._engine.add(request)
-            except OverloadedError:
-                return False
-            self._inboxes[request.id] = inbox
-        return True
-
-    def _step(self) -> None:
-        """Let the engine make a step, and put its events where they are waited for."""
-        with uninterrupted():
-            try:
-                events = self._engine.step()
-            except Exception as error:
-                self._is_dead = True
-                raise EngineDeadError("the engine has failed in a step") from error
-            for event in events:
-                # There is none for a request that was aborted.
-                inbox = self._inboxes.get(event.request_id)
-                if inbox is not None:
-                    inbox.append(event)

@@ -1,6 +1,8 @@
 """What offline generation returns: a `RequestOutput` per prompt, with vLLM's names and shapes."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Self, overload
 
 from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams
 from jaxserve.loading.tokenizer import Tokenizer
@@ -25,6 +27,56 @@ class Logprob:
     decoded_token: str
 
 
+@dataclass(frozen=True, slots=True)
+class FlatLogprobs(Sequence[TokenLogprobs]):
+    """Log-probabilities of positions as lists of numbers, which cost a fraction of dictionaries.
+
+    Those of position i are [start_indices[i], end_indices[i]) of the other lists, the chosen token
+    first. Indexed, it makes the dictionary of a position.
+    """
+
+    start_indices: list[int] = field(default_factory=list[int])
+    end_indices: list[int] = field(default_factory=list[int])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+    ranks: list[int | None] = field(default_factory=list[int | None])
+    decoded_tokens: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def of(cls, positions: Iterable[TokenLogprobs | None]) -> Self:
+        """Return those of positions; None is one without any."""
+        flat = cls()
+        for found in positions:
+            flat.start_indices.append(len(flat.token_ids))
+            for token_id, entry in (found or {}).items():
+                flat.token_ids.append(token_id)
+                flat.logprobs.append(entry.logprob)
+                flat.ranks.append(entry.rank)
+                flat.decoded_tokens.append(entry.decoded_token)
+            flat.end_indices.append(len(flat.token_ids))
+        return flat
+
+    def __len__(self) -> int:
+        return len(self.start_indices)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenLogprobs: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "list[TokenLogprobs]": ...
+
+    def __getitem__(self, index: int | slice) -> "TokenLogprobs | list[TokenLogprobs]":
+        if isinstance(index, slice):
+            return [self[position] for position in range(len(self))[index]]
+        places = range(self.start_indices[index], self.end_indices[index])
+        return {
+            self.token_ids[place]: Logprob(
+                self.logprobs[place], self.ranks[place], self.decoded_tokens[place]
+            )
+            for place in places
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionOutput:
     """One answer. logprobs: by token id, for each token of token_ids, if they were asked for.
@@ -37,7 +89,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None
-    logprobs: list[TokenLogprobs] | None
+    logprobs: Sequence[TokenLogprobs] | None
     finish_reason: str | None
     stop_reason: int | str | None
 
@@ -53,7 +105,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
-    prompt_logprobs: list[TokenLogprobs | None] | None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics | None
@@ -78,7 +130,7 @@ class OutputBuilder:
         self._prompt = prompt
         self._tokenizer = tokenizer
         self._choices = [_Choice() for _ in range(request.params.n)]
-        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self._prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
         self._num_cached_tokens = 0
 
     def add(self, event: TokenEvent) -> None:
@@ -90,7 +142,8 @@ class OutputBuilder:
         if event.finish_reason is not None:
             choice.last = event
         if event.prompt_logprobs is not None:
-            self._prompt_logprobs = [None, *map(self._logprobs, event.prompt_logprobs)]
+            found = self._logprobs(event.prompt_logprobs)
+            self._prompt_logprobs = self._told([None, *found])
         self._num_cached_tokens = max(self._num_cached_tokens, event.num_cached_tokens)
 
     def build(self) -> RequestOutput:
@@ -119,15 +172,16 @@ class OutputBuilder:
             cumulative_logprob=sum(position.chosen.logprob for position in choice.logprobs)
             if has_logprobs
             else None,
-            logprobs=[self._logprobs(position) for position in choice.logprobs]
-            if has_logprobs
-            else None,
+            logprobs=self._told(self._logprobs(choice.logprobs)) if has_logprobs else None,
             finish_reason=None if end is None else str(end.finish_reason),
             stop_reason=None if end is None else end.stop_reason,
         )
 
-    def _logprobs(self, position: PositionLogprobs) -> TokenLogprobs:
-        return token_logprobs(position, self._tokenizer)
+    def _logprobs(self, positions: Iterable[PositionLogprobs]) -> list[TokenLogprobs]:
+        return [token_logprobs(position, self._tokenizer) for position in positions]
+
+    def _told[T: TokenLogprobs | None](self, found: list[T]) -> Sequence[T | TokenLogprobs]:
+        return FlatLogprobs.of(found) if self._request.params.flat_logprobs else found
 
 
 def token_logprobs(position: PositionLogprobs, tokenizer: Tokenizer) -> TokenLogprobs:

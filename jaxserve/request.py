@@ -3,9 +3,9 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -58,6 +58,29 @@ class FinishReason(StrEnum):
     REPETITION = "repetition"
 
 
+class RequestOutputKind(Enum):
+    """What an event of a stream tells: all there is so far, what is new, or all at the end."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+# Parameters of vLLM's that are refused, by a reason.
+UNSERVED: Mapping[str, str] = {
+    "best_of": "is not supported: ask for n answers and choose among them",
+    "guided_decoding": "is vLLM's older name: use structured_outputs",
+    "logits_processors": "are compiled into the step: give them to LLM, and extra_args here",
+    "prompt_logprob_start": "is not supported: prompt_logprobs are those of the whole prompt",
+    "prompt_logprob_token_ids": "is not supported: prompt_logprobs tell of the likeliest tokens",
+    "thinking_token_budget": "is for chats over HTTP; here, structured_outputs can bound reasoning",
+    "trace_decode_token_ids": "is not supported: answers are not replayed",
+    "truncate_prompt_tokens": "is for requests over HTTP; here, give fewer prompt_token_ids",
+    "use_beam_search": "is not a way to draw: use LLM.beam_search",
+    "watermarking": "is not supported",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionDetectionParams:
     """When an answer counts as stuck: it ends in a pattern of tokens, `min_count` times in a row.
@@ -93,7 +116,9 @@ class SamplingParams:
     spaces_between_special_tokens has no effect: fast tokenizers put none. detokenize: whether text
     is made of the tokens. repetition_detection: when to end an answer that got stuck. extra_args:
     by name, what the engine's logits processors are told. structured_outputs: what the answer must
-    look like.
+    look like. skip_reading_prefix_cache: compute the whole prompt. flat_logprobs: have LLM return
+    log-probabilities as FlatLogprobs. output_kind: what the events of `LLM.stream` tell, what is
+    new if not said; other methods return whole outputs.
     seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
     """
 
@@ -124,6 +149,15 @@ class SamplingParams:
     repetition_detection: RepetitionDetectionParams | None = None
     extra_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     structured_outputs: StructuredOutputsParams | None = None
+    skip_reading_prefix_cache: bool = False
+    flat_logprobs: bool = False
+    output_kind: RequestOutputKind | None = None
+
+    def __new__(cls, **fields: object) -> Self:
+        """Refuse parameters that are known from vLLM, with a reason."""
+        for name in fields.keys() & UNSERVED:
+            raise InvalidRequestError(f"{name} {UNSERVED[name]}", param=name)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         self._settle_kinds()

@@ -47,6 +47,7 @@ LAYERS = (
         "prompts",
         "metric_values",
         "interrupts",
+        "offline_engine",
         "offline_pooling",
         "llm",
         "bench",

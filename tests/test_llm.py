@@ -2,6 +2,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from jaxserve import (
     LLM,
     BeamSearchParams,
+    FlatLogprobs,
     RepetitionDetectionParams,
     RequestOutput,
+    RequestOutputKind,
     SamplingParams,
     TokenEvent,
 )
@@ -57,9 +60,8 @@ def text_of(output: RequestOutput) -> str:
 
 
 def assert_idle(llm: LLM) -> None:
-    assert not llm._engine.has_work
-    assert llm._inboxes == {}
-    llm._engine.engine.check_integrity()
+    assert llm._engine.is_idle
+    llm._engine.engine.engine.check_integrity()
 
 
 def test_generate_continues_as_transformers_does(llm: LLM, golden: dict[str, Any]) -> None:
@@ -167,9 +169,9 @@ def test_streams_may_be_open_at_once(llm: LLM) -> None:
 def test_closing_a_stream_ends_its_request(llm: LLM) -> None:
     stream = llm.stream("Once upon a time", SamplingParams(max_tokens=200))
     next(stream)
-    assert llm._engine.engine.stats().num_running == 1
+    assert llm.stats().num_running == 1
     stream.close()
-    assert llm._engine.engine.stats().num_running == 0
+    assert llm.stats().num_running == 0
     assert_idle(llm)
 
 
@@ -191,7 +193,7 @@ def test_closing_a_stream_ends_its_request(llm: LLM) -> None:
 def test_a_bad_prompt_is_refused_before_anything_runs(
     llm: LLM, prompts: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm._engine, "add", None)
+    monkeypatch.setattr(llm._engine.engine, "add", None)
     with pytest.raises(error) as caught:
         llm.generate(prompts, GREEDY)
     assert caught.value.__notes__ == ["in prompt 1 of 2, counted from 0"]
@@ -289,7 +291,7 @@ def default_interrupt() -> Iterator[None]:
 
 def interrupt_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, *, at: int) -> list[list[TokenEvent]]:
     """Send Ctrl-C at the beginning of a step; return the list of what the steps returned."""
-    step, finished = llm._engine.step, list[list[TokenEvent]]()
+    step, finished = llm._engine.engine.step, list[list[TokenEvent]]()
 
     def interrupted_step() -> list[TokenEvent]:
         if len(finished) == at:
@@ -297,7 +299,7 @@ def interrupt_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, *, at: int) -> lis
         finished.append(step())
         return finished[-1]
 
-    monkeypatch.setattr(llm._engine, "step", interrupted_step)
+    monkeypatch.setattr(llm._engine.engine, "step", interrupted_step)
     return finished
 
 
@@ -321,8 +323,8 @@ def test_a_failed_engine_says_so_and_takes_nothing_more(
         raise RuntimeError("device lost")
 
     # All of it is undone in the end, for the tests that share the engine.
-    monkeypatch.setattr(llm, "_is_dead", False)
-    monkeypatch.setattr(llm._engine, "step", fail)
+    monkeypatch.setattr(llm._engine, "_is_dead", False)
+    monkeypatch.setattr(llm._engine.engine, "step", fail)
     with pytest.raises(EngineDeadError) as caught:
         llm.generate("Tom", GREEDY)
     assert str(caught.value.__cause__) == "device lost"
@@ -441,3 +443,33 @@ def test_more_log_probabilities_than_the_operator_allows_are_refused(llm: LLM) -
 def test_metrics_must_be_asked_for(llm: LLM) -> None:
     with pytest.raises(ConfigError, match="disable_log_stats=False"):
         llm.get_metrics()
+
+
+def test_a_prompt_is_computed_whole_where_the_cache_is_not_to_be_read(llm: LLM) -> None:
+    prompt = list(range(100, 150))
+    fresh = replace(GREEDY, skip_reading_prefix_cache=True)
+    llm.generate(prompt, GREEDY)
+    assert llm.generate(prompt, fresh)[0].num_cached_tokens == 0
+    assert llm.generate(prompt, GREEDY)[0].num_cached_tokens > 0
+
+
+def test_flat_log_probabilities_are_the_same_in_columns(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=3, logprobs=2, prompt_logprobs=1)
+    (plain,) = llm.generate("One day", params)
+    (flat,) = llm.generate("One day", replace(params, flat_logprobs=True))
+    columns, prompt = flat.outputs[0].logprobs, flat.prompt_logprobs
+    assert isinstance(columns, FlatLogprobs)
+    assert list(columns) == columns[:] == plain.outputs[0].logprobs
+    assert columns.token_ids[columns.start_indices[1]] == flat.outputs[0].token_ids[1]
+    assert prompt is not None
+    assert [entry or None for entry in prompt] == plain.prompt_logprobs
+
+
+def test_a_stream_tells_what_is_new_or_all_so_far_or_all_at_the_end(llm: LLM) -> None:
+    def texts(kind: RequestOutputKind) -> list[str]:
+        params = replace(GREEDY, output_kind=kind)
+        return [event.text for event in llm.stream("One day", params)]
+
+    new = texts(RequestOutputKind.DELTA)
+    assert texts(RequestOutputKind.CUMULATIVE) == ["".join(new[: i + 1]) for i in range(len(new))]
+    assert texts(RequestOutputKind.FINAL_ONLY) == ["".join(new)]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import MAX_COUNT, SamplingParams
+from jaxserve.request import MAX_COUNT, UNSERVED, SamplingParams
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_tokens", "min_tokens"])
@@ -65,3 +65,11 @@ def test_no_limit_is_lowered_below_what_was_asked_for() -> None:
 def test_allowed_tokens_that_may_not_be_drawn_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="not in stop_token_ids while min_tokens is 1"):
         SamplingParams(allowed_token_ids=(5,), stop_token_ids=(5, 6), min_tokens=1)
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_what_vllm_has_and_this_has_not_is_refused_with_a_reason(name: str) -> None:
+    fields: dict[str, Any] = {name: 1}
+    with pytest.raises(InvalidRequestError, match=f"^{name} (is|are) .") as raised:
+        SamplingParams(**fields)
+    assert raised.value.param == name

@@ -57,8 +57,8 @@ class KVMemory:
 
     def find(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
         """Return the pages a waiting sequence can start from, and the page it had better await."""
-        if sequence.root_digest is None or sequence.targets_stop:
-            return [], None  # log-probabilities of the prompt come only from computing it
+        if not sequence.reads_cache:
+            return [], None
         # At least one token must be computed, to have logits to sample from.
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)
@@ -68,7 +68,7 @@ class KVMemory:
 
     def finds_more(self, sequence: Sequence, num_pages: int) -> bool:
         """Whether a waiting sequence probably finds more than so many pages, which `find` tells."""
-        if sequence.root_digest is None or sequence.targets_stop:
+        if not sequence.reads_cache:
             return False
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)

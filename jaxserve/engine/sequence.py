@@ -116,6 +116,16 @@ class Sequence:
         return self.group.request
 
     @property
+    def reads_cache(self) -> bool:
+        """Whether it may start from pages that others have computed.
+
+        Log-probabilities of the prompt come only from computing it. Choices that follow start from
+        the first one's pages in any case.
+        """
+        skips = self.request.params.skip_reading_prefix_cache and self.index == 0
+        return not (skips or self.root_digest is None or self.targets_stop)
+
+    @property
     def num_known(self) -> int:
         """Tokens that the host has: the others are still on the device."""
         return self.num_prompt + len(self.output_ids)

@@ -32,4 +32,4 @@ def test_none_but_the_most_likely_token_is_within_no_deviation(llm: LLM) -> None
 def test_an_argument_that_is_no_number_is_refused_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="top_n_sigma must be a finite number"):
         llm.generate(PROMPT, SamplingParams(extra_args={"top_n_sigma": "much"}))
-    assert not llm._engine.has_work
+    assert llm._engine.is_idle
