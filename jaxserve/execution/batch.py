@@ -149,15 +149,13 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
 def unpack_draw(
     packed: jax.Array, shape: DrawShape, *, vocab_size: int
 ) -> tuple[StepInput, jax.Array]:
-    """Cut a draw's packed array into its fields, and masks: bool[rows, vocab].
+    """Cut a draw's packed array into its fields, and masks: int32[rows, words].
 
     Of the fields, those of tokens and pages are empty.
     """
     start = 2 + shape.rows * _FIRST_PAGE
     fields = _fields(packed[2:start].reshape(shape.rows, _FIRST_PAGE))
-    words = packed[start:].reshape(shape.rows, mask_words(vocab_size))
-    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
-    allowed = bits.reshape(shape.rows, -1)[:, :vocab_size] != 0
+    masks = packed[start:].reshape(shape.rows, mask_words(vocab_size))
     del fields["query_stop"]
     empty = jnp.zeros(0, jnp.int32)
     inputs = StepInput(
@@ -170,7 +168,13 @@ def unpack_draw(
         page_table=jnp.zeros((shape.rows, 0), jnp.int32),
         **fields,
     )
-    return inputs, allowed
+    return inputs, masks
+
+
+def unpack_masks(masks: jax.Array, *, vocab_size: int) -> jax.Array:
+    """Return a bool for each bit: bool[rows, vocab]."""
+    bits = (masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
+    return bits.reshape(masks.shape[0], -1)[:, :vocab_size] != 0
 
 
 def _fields(records: jax.Array) -> dict[str, jax.Array]:

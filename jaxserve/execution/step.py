@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.execution import sampling
 from jaxserve.execution.attention import AttentionPlan
-from jaxserve.execution.batch import StepInput, unpack, unpack_draw
+from jaxserve.execution.batch import StepInput, unpack, unpack_draw, unpack_masks
 from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
@@ -127,20 +127,21 @@ def draw(
 
     packed: int32 array as `batch.pack_draw` lays it out for `shape`. state is meant to be donated.
     """
-    inputs, allowed = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
+    inputs, masks = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
     model = bind(context.model, params)
     assert isinstance(model, Decoder), "only what generates draws tokens"
-    logits = _gathered(model.logits(state.held[inputs.slots]), context.mesh)
+
+    # All of it in each branch: what branches share is written to memory.
+    def drawn(variant: Variant) -> _Drawn:
+        logits = _gathered(model.logits(state.held[inputs.slots]), context.mesh)
+        with jax.named_scope("sampling"):
+            allowed = unpack_masks(masks, vocab_size=context.model.vocab_size)
+            return _draw(logits, inputs, state, variant, context.sampling, allowed=allowed)
+
     variants = (Variant.GREEDY, Variant.SAMPLE, Variant.FULL)
-    with jax.named_scope("sampling"):
-        drawn = lax.switch(
-            inputs.variant[0] - Variant.GREEDY,
-            [
-                partial(_draw, logits, inputs, state, variant, context.sampling, allowed=allowed)
-                for variant in variants
-            ],
-        )
-    return _kept(drawn, inputs, state, Variant.FULL)
+    branches = [partial(drawn, variant) for variant in variants]
+    chosen = lax.switch(inputs.variant[0] - Variant.GREEDY, branches)
+    return _kept(chosen, inputs, state, Variant.FULL)
 
 
 def _last_rows(inputs: StepInput) -> jax.Array:

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.execution.batch import Rows, SlotTable, mask_words, pack_draw, unpack_draw
+from jaxserve.execution.batch import (
+    Rows,
+    SlotTable,
+    StepInput,
+    mask_words,
+    pack_draw,
+    unpack_draw,
+    unpack_masks,
+)
 from jaxserve.execution.sampling import greedy
 from jaxserve.execution.shapes import DrawShape, Variant
 from jaxserve.execution.step import SamplingSettings, _draw
@@ -36,11 +44,15 @@ def packed(allowed: np.ndarray, **params: object) -> np.ndarray:
     return pack_draw(Rows(tuple(rows)), masks_of(allowed), Variant.GREEDY, SHAPE, table)
 
 
+def unpacked(draw: np.ndarray) -> tuple[StepInput, jax.Array]:
+    """What a draw reads of it, and bool[rows, tokens]."""
+    inputs, masks = unpack_draw(jnp.asarray(draw), SHAPE, vocab_size=VOCAB_SIZE)
+    return inputs, unpack_masks(masks, vocab_size=VOCAB_SIZE)
+
+
 def test_a_draws_input_is_unpacked_as_it_was_packed() -> None:
     allowed = np.random.default_rng(0).random((5, VOCAB_SIZE)) < 0.5
-    inputs, masks = unpack_draw(
-        jnp.asarray(packed(allowed, temperature=0.5, top_k=7)), SHAPE, vocab_size=VOCAB_SIZE
-    )
+    inputs, masks = unpacked(packed(allowed, temperature=0.5, top_k=7))
     np.testing.assert_array_equal(masks[:5], allowed)
     assert not masks[5:].any()
     assert inputs.slots.tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
@@ -57,9 +69,7 @@ def test_only_allowed_tokens_are_drawn(variant: Variant, temperature: float) -> 
     allowed[:, 7] = True
     if variant is Variant.GREEDY:
         temperature = 0.0
-    inputs, masks = unpack_draw(
-        jnp.asarray(packed(allowed, temperature=temperature)), SHAPE, vocab_size=VOCAB_SIZE
-    )
+    inputs, masks = unpacked(packed(allowed, temperature=temperature))
     logits = jnp.asarray(random_logits(), jnp.float32)
     drawn = jax.jit(
         lambda logits: _draw(
@@ -76,7 +86,7 @@ def test_only_allowed_tokens_are_drawn(variant: Variant, temperature: float) -> 
 def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
     allowed = np.ones((8, VOCAB_SIZE), np.bool_)
     allowed[3] = False
-    inputs, masks = unpack_draw(jnp.asarray(packed(allowed)), SHAPE, vocab_size=VOCAB_SIZE)
+    inputs, masks = unpacked(packed(allowed))
     logits = jnp.asarray(random_logits(), jnp.float32)
     drawn = _draw(logits, inputs, empty_state(), Variant.GREEDY, SamplingSettings(), allowed=masks)
     assert drawn.is_valid.tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
