@@ -89,13 +89,13 @@ class StepPlan:
 class DrawPlan:
     """Tokens to draw where steps before have held them, at most `StepLimits.num_draws`.
 
-    rows: of one token, the last of each sequence, which is on the device. masks: bool for each
-    token of the vocabulary, whether it may be drawn, as bits of int32[rows, words], the first
-    token's the lowest.
+    rows: of one token, the last of each sequence, which is on the device. masks: for each row a
+    bool for each token of the vocabulary, whether it may be drawn, as bits of int32[words], the
+    first token's the lowest; None where every token may.
     """
 
     rows: tuple[RowPlan, ...]
-    masks: np.ndarray
+    masks: tuple[np.ndarray | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

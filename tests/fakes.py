@@ -246,7 +246,7 @@ class FakeRunner:
         draws, is_last = row.samples or row.holds, stop == len(slot.tokens)
         # Of forced tokens there may be more than those of this row.
         assert draws == is_last or (has_grammar and is_last), "samples in the middle of the tokens"
-        assert row.holds == (draws and has_grammar), "what follows a grammar is drawn under a mask"
+        assert not (row.samples and has_grammar), "what follows a grammar is drawn under a mask"
         slot.is_held = row.holds
         if row.targets:
             prompt_ids = slot.assignment.prompt_ids
@@ -293,12 +293,14 @@ class FakeRunner:
         """Check a draw, compute it, and hand out its result when asked."""
         assert 0 < len(plan.rows) <= self.limits.num_draws
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is drawn twice"
-        assert plan.masks.shape == (len(plan.rows), -(-self.vocab_size // 32))
         token_ids: list[int | None] = []
         logprobs: dict[int, PositionLogprobs] = {}
         for index, (row, mask) in enumerate(zip(plan.rows, plan.masks, strict=True)):
             slot = self._slots[row.slot]
             assert slot.is_held, "nothing is held to draw from"
+            has_grammar = slot.assignment.params.structured_outputs is not None
+            assert has_grammar == (mask is not None), "a mask belongs to a grammar"
+            assert mask is None or mask.shape == (-(-self.vocab_size // 32),)
             slot.is_held = False
             assert row.start + row.num_tokens == slot.num_written == len(slot.tokens)
             token_id = self._sample(row, slot, mask)

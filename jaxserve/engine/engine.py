@@ -10,7 +10,7 @@ from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.walks import Walks
-from jaxserve.plan import DrawPlan, PendingStep, Runner, StepPlan
+from jaxserve.plan import DrawPlan, PendingStep, Runner, StepLimits, StepPlan
 from jaxserve.request import FinishReason, Request, SamplingParams
 from jaxserve.stats import EngineMetrics, FinishedStats, StepStats
 from jaxserve.timeline import StepRecord, Timeline
@@ -70,7 +70,9 @@ class Engine:
         self._max_in_flight = 2 if scheduler.config.async_scheduling else 1
         self._in_flight: deque[tuple[StepPlan | DrawPlan, PendingStep]] = deque()
         self._grammars = None if walks is None else Grammars(scheduler, walks)
-        self._finished_s = self._step_s = 0.0  # the newest step read: when, and how long it took
+        self._is_holding = False  # whether the newest step holds all its tokens
+        # When the newest step or draw was read, and how long the newest step took.
+        self._finished_s = self._step_s = 0.0
         # The requests with a choice that has not ended, by id.
         self._groups: dict[str, SequenceGroup] = {}
         self._outbox: dict[int, TokenBatch] = {}
@@ -153,9 +155,11 @@ class Engine:
         """
         timeline = self.timeline
         timeline.started()
-        if self._grammars is not None and self._grammars.is_busy:
-            self._draw(self._grammars)
-        plan = self._scheduler.schedule(self._runner.limits)
+        limits = self._runner.limits
+        if self._grammars is not None and (self._grammars.is_busy or self._is_holding):
+            self._draw(self._grammars, limits)
+            self._is_holding = self._grammars.is_running and limits.num_draws > 0
+        plan = self._scheduler.schedule(limits, holds=self._is_holding)
         timeline.scheduled()
         if plan is not None:
             pending = self._runner.dispatch(plan)
@@ -190,13 +194,13 @@ class Engine:
         assert all(group.num_unfinished for group in self._groups.values()), "an end was not told"
         assert bool(self._groups) == self._scheduler.has_unfinished
 
-    def _draw(self, grammars: Grammars) -> None:
+    def _draw(self, grammars: Grammars, limits: StepLimits) -> None:
         """Do what grammars have said by now, and start to draw what was held for them."""
         if self._in_flight:
             grammars.wait(PATIENCE * self._step_s, is_idle=False)
         for update in grammars.follow():
             self._emit([update])
-        plan = grammars.plan_draw(self._runner.limits.num_draws)
+        plan = grammars.plan_draw(limits.num_draws)
         if plan is not None:
             self._in_flight.append((plan, self._runner.draw(plan)))
 
@@ -204,12 +208,13 @@ class Engine:
         """Wait for the oldest step or draw under way and put its result into the outbox."""
         plan, pending = self._in_flight.popleft()
         result = pending.wait()
+        now_s = self._clock()
         if isinstance(plan, StepPlan):
             self.timeline.waited()
-            now_s = self._clock()
-            self._finished_s, self._step_s = now_s, now_s - self._finished_s
+            self._step_s = now_s - self._finished_s
         else:
             self.timeline.drawn()
+        self._finished_s = now_s
         updates = self._scheduler.commit(plan, result)
         self.timeline.committed()
         if self._grammars is not None and self._grammars.is_busy:

@@ -6,6 +6,9 @@ of its own between two steps, and is fed back as other tokens are. So while a st
 position, the last draw is read, the matcher moves on, and the mask is computed: only sequences with
 a grammar ever wait for one.
 
+While any of them runs, the other sequences are held too, and drawn with them: the model's head is
+the largest of its matrices, and the device is to read it once and not in step and draw.
+
 Where a grammar forces tokens, they are appended at once, without a draw, and computed together as
 those of a prompt are.
 """
@@ -33,6 +36,11 @@ class Grammars:
     def is_busy(self) -> bool:
         """Whether any sequence follows a grammar."""
         return bool(self._sequences)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any that does takes part in steps."""
+        return any(sequence.slot is not None for sequence in self._sequences)
 
     def begin(self, group: SequenceGroup) -> None:
         """Lead the choices of a request from now on, if it asks for a grammar."""
@@ -78,16 +86,19 @@ class Grammars:
 
     def plan_draw(self, max_rows: int) -> DrawPlan | None:
         """Plan to draw the tokens that are held and may be drawn now; None if there are none."""
-        held: list[Sequence] = []
-        masks: list[np.ndarray] = []
-        for sequence in self._sequences:
-            move = sequence.walk.move if sequence.walk is not None else None
-            if move is not None and move.mask is not None and sequence.is_held:
-                held.append(sequence)
-                masks.append(move.mask)
-        if not held or max_rows == 0:
+        ready: list[Sequence] = []
+        masks: list[np.ndarray | None] = []
+        for sequence in self._scheduler.held:
+            walk = sequence.walk
+            if walk is None:
+                ready.append(sequence)
+                masks.append(None)
+            elif walk.move is not None and walk.move.mask is not None:
+                ready.append(sequence)
+                masks.append(walk.move.mask)
+        if not ready or max_rows == 0:
             return None
-        return self._scheduler.draw(held[:max_rows], np.stack(masks[:max_rows]))
+        return self._scheduler.draw(ready[:max_rows], masks[:max_rows])
 
     def note(self, updates: Iterable[Update]) -> None:
         """Take note of the tokens that were drawn."""

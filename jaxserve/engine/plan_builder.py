@@ -5,9 +5,13 @@ from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
 
 
 class PlanBuilder:
-    """Collects the rows of a step, single tokens first."""
+    """Collects the rows of a step, single tokens first.
 
-    def __init__(self) -> None:
+    holds: whether all its tokens are drawn later, and not only those that follow a grammar.
+    """
+
+    def __init__(self, *, holds: bool = False) -> None:
+        self._holds = holds
         self._singles: list[RowPlan] = []
         self._chunks: list[RowPlan] = []
         self._single_sequences: list[Sequence] = []
@@ -50,7 +54,7 @@ class PlanBuilder:
         # A token that has not been read is the device's own to feed back.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
-        samples = sequence.walk is None
+        samples = sequence.walk is None and not self._holds
         if num_sent < len(sequence.pages):
             row = RowPlan(
                 slot=slot,
@@ -86,7 +90,7 @@ class PlanBuilder:
         start = sequence.num_scheduled
         stop = start + num_tokens
         is_last = stop == sequence.length
-        samples = is_last and sequence.walk is None
+        samples = is_last and sequence.walk is None and not self._holds
         num_sent = sequence.num_sent_pages
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:

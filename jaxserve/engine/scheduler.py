@@ -153,15 +153,16 @@ class Scheduler:
             self._waiting.forget(group)
             del self._groups[group.request.id]
 
-    def schedule(self, limits: StepLimits | None = None) -> StepPlan | None:
+    def schedule(self, limits: StepLimits | None = None, *, holds: bool = False) -> StepPlan | None:
         """Plan the next step; None when nothing can be computed before a step is committed.
 
-        limits: the runner's as they are now, beside those of the configuration.
+        limits: the runner's as they are now, beside those of the configuration. holds: whether all
+        its tokens are to be drawn later, and not only those that follow a grammar.
         """
         if limits is not None:
             self._max_tokens = min(self.config.max_num_batched_tokens, limits.num_tokens)
             self._max_sequences = min(self.config.max_num_seqs, limits.num_sequences)
-        builder = PlanBuilder()
+        builder = PlanBuilder(holds=holds)
         num_preemptions = self._totals.num_preemptions
         context = self._schedule_decodes(builder)
         if self._totals.num_preemptions == num_preemptions:
@@ -177,7 +178,12 @@ class Scheduler:
             self._totals.num_empty_kv_slots += self._memory.num_empty
         return plan
 
-    def draw(self, sequences: list[Sequence], masks: np.ndarray) -> DrawPlan:
+    @property
+    def held(self) -> list[Sequence]:
+        """The sequences whose next tokens wait to be drawn."""
+        return [sequence for sequence in self._running.decoding if sequence.is_held]
+
+    def draw(self, sequences: list[Sequence], masks: Iterable[np.ndarray | None]) -> DrawPlan:
         """Plan to draw the tokens of sequences that are held; masks: as in DrawPlan."""
         rows = []
         for sequence in sequences:
@@ -186,7 +192,7 @@ class Scheduler:
             start = sequence.length - 1
             rows.append(RowPlan(slot=sequence.slot, start=start, num_tokens=1, token_ids=()))
             sequence.length += 1
-        plan = DrawPlan(rows=tuple(rows), masks=masks)
+        plan = DrawPlan(rows=tuple(rows), masks=tuple(masks))
         self._in_flight.append((plan, [*sequences]))
         return plan
 

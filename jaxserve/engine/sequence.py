@@ -44,8 +44,8 @@ class Sequence:
         0             num_prompt              num_known                     length
         |--- prompt_ids ---|------ output_ids ------|--- sampled, not read ---|
 
-    A sequence that follows a grammar is held where num_scheduled reaches length: its next token is
-    drawn when its mask is there (grammars.py).
+    A sequence that follows a grammar, or runs beside one that does, is held where num_scheduled
+    reaches length: its next token is drawn between two steps (grammars.py).
 
     So `num_cached <= num_computed <= num_scheduled <= length`. A sequence that is not running
     holds nothing: no slot, no pages, and all counters but `length` are 0.
@@ -201,8 +201,7 @@ class Sequence:
         assert list(counts) == sorted(counts), self
         assert self.num_cached >= 0, self
         assert self.num_known <= self.length, self
-        held = self.walk is not None and self.num_scheduled == self.length
-        assert not self.is_decoding or self.num_scheduled == self.length - 1 or held, self
+        assert not self.is_decoding or self.num_scheduled >= self.length - 1, self
         assert self.length <= self.max_length, self
         assert self.num_sent_pages <= len(self.pages), self
         assert self.num_registered <= len(self.pages), self

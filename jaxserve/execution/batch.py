@@ -14,6 +14,7 @@ step costs the host one gather and a few numbers per row. Floats travel by their
 one transfer. A fresh array is packed for every step: the device may still be reading the last one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -39,6 +40,9 @@ _FIRST_PAGE = _FIRST_FLOAT + len(_FLOATS)
 
 # What the column `samples` says of a row that holds.
 _HOLDS = 2
+
+# A word of a mask that allows every token.
+_ALL = -1
 
 # Draws at lower temperatures are greedy in all but name, and logits over them overflow.
 MIN_TEMPERATURE = 0.01
@@ -318,16 +322,24 @@ def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np
 
 
 def pack_draw(
-    rows: Rows, masks: np.ndarray, variant: Variant, shape: DrawShape, table: SlotTable
+    rows: Rows,
+    masks: Iterable[np.ndarray | None],
+    variant: Variant,
+    shape: DrawShape,
+    table: SlotTable,
+    *,
+    vocab_size: int,
 ) -> np.ndarray:
-    """Lay out a draw that needs `variant`; masks: int32[rows, words]. Padding is zeros."""
-    num_rows, num_words = rows.num_rows, masks.shape[1]
+    """Lay out a draw that needs `variant`; masks: as in DrawPlan. Padding is zeros."""
+    num_rows, num_words = rows.num_rows, mask_words(vocab_size)
     start = 2 + shape.rows * _FIRST_PAGE
-    packed = np.zeros(start + shape.rows * num_words, np.int32)
+    packed = np.zeros(packed_draw_size(shape, vocab_size=vocab_size), np.int32)
     packed[:2] = variant, num_rows
     live = packed[2:start].reshape(shape.rows, _FIRST_PAGE)[:num_rows]
     live[:] = table.records[rows.slots, :_FIRST_PAGE]
     live[:, 0] = rows.starts + rows.lengths
     live[:, 1:4] = 0, 0, 1
-    packed[start : start + num_rows * num_words] = masks.ravel()
+    words = packed[start:].reshape(shape.rows, num_words)
+    for row, mask in zip(words[:num_rows], masks, strict=True):
+        row[:] = _ALL if mask is None else mask[:num_words]
     return packed

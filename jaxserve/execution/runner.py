@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxserve.execution.batch import Rows, SlotTable, mask_words, pack, pack_draw
+from jaxserve.execution.batch import Rows, SlotTable, pack, pack_draw
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.pooling import PoolOutput
 from jaxserve.execution.program_pool import ProgramPool
@@ -123,8 +123,7 @@ class ModelRunner:
         rows, table = Rows(plan.rows), self._table
         variant = table.variant_for(rows)
         shape = self._shapes.choose_draw(rows.num_rows)
-        masks = plan.masks[:, : mask_words(self._vocab_size)]
-        packed = pack_draw(rows, masks, variant, shape, table)
+        packed = pack_draw(rows, plan.masks, variant, shape, table, vocab_size=self._vocab_size)
         pack_s = self._clock() - start_s
         return PendingResult(
             self._run_draw(shape, packed),
@@ -156,8 +155,14 @@ class ModelRunner:
             return
         for draw in self._shapes.draws:
             row = RowPlan(slot=RUBBISH_SLOT, start=0, num_tokens=1, token_ids=())
-            masks = np.zeros((1, mask_words(self._vocab_size)), np.int32)
-            packed = pack_draw(Rows((row,)), masks, Variant.GREEDY, draw, self._table)
+            packed = pack_draw(
+                Rows((row,)),
+                (None,),
+                Variant.GREEDY,
+                draw,
+                self._table,
+                vocab_size=self._vocab_size,
+            )
             jax.block_until_ready(self._run_draw(draw, packed))
         nobody = SlotAssignment(
             slot=RUBBISH_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)

@@ -116,9 +116,7 @@ class ShapeTable:
             (tokens, min(max_num_seqs, tokens // 2))
             for tokens in _sizes_down(16, largest, factor=4 if is_cpu else 2)
         ]
-
-        # Few: what they are padded with costs a product with the head, and no attention.
-        draws = tuple(DrawShape(rows) for rows in reversed(_sizes_up(8, max_num_seqs, factor=4)))
+        draws = tuple(DrawShape(rows) for rows in reversed(singles))
 
         def shapes(sizes: list[tuple[int, int]], *variants: Variant) -> list[StepShape]:
             return [StepShape(*size, pages, variant) for size in sizes for variant in variants]

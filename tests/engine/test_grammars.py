@@ -196,6 +196,16 @@ def test_only_the_sequence_itself_waits_for_its_mask() -> None:
     jsonschema.validate(json.loads(world.answers["slow", 0].text), SCHEMA)
 
 
+def test_while_a_grammar_runs_no_other_token_is_drawn_within_a_step() -> None:
+    world = make()
+    world.run(ask("free", asked=None, max_tokens=150), ask("bound"))
+    with_grammar = [plan.rows for plan in world.runner.plans if any(row.holds for row in plan.rows)]
+    # The step in which it begins is planned before it is known that it runs.
+    assert sum(any(row.samples for row in rows) for rows in with_grammar) <= 1
+    assert len(with_grammar) > 10
+    assert world.runner.plans[-1].rows[0].samples, "and later as before"
+
+
 def test_draws_of_one_step_are_read_before_the_next_but_one() -> None:
     world = make()
     world.run(*(ask(str(seed), seed=seed, logprobs=0) for seed in range(4)))

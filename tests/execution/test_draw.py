@@ -41,7 +41,8 @@ def packed(allowed: np.ndarray, **params: object) -> np.ndarray:
             SlotAssignment(slot=slot, params=settings, seed=slot, prompt_ids=(1,)),
         )
         rows.append(RowPlan(slot=slot, start=2, num_tokens=1, token_ids=()))
-    return pack_draw(Rows(tuple(rows)), masks_of(allowed), Variant.GREEDY, SHAPE, table)
+    masks = masks_of(allowed)
+    return pack_draw(Rows(tuple(rows)), masks, Variant.GREEDY, SHAPE, table, vocab_size=VOCAB_SIZE)
 
 
 def unpacked(draw: np.ndarray) -> tuple[StepInput, jax.Array]:

@@ -93,11 +93,11 @@ def test_accelerators_run_the_least_variant_and_cpus_branch() -> None:
     assert table(8, 8, "cpu").choose([1], Variant.GREEDY).variant is Variant.FULL
 
 
-def test_draws_are_few_and_the_largest_comes_first() -> None:
+def test_draws_are_of_the_sizes_of_decodes_and_the_largest_comes_first() -> None:
     draws = table(256, 8192, "gpu").draws
-    assert [draw.rows for draw in draws] == [256, 128, 32, 8]
+    assert [draw.rows for draw in draws] == [256, 128, 64, 32, 16, 8]
     assert table(256, 8192, "gpu").limits.num_draws == 256
-    assert table(256, 8192, "gpu").choose_draw(9).rows == 32
+    assert table(256, 8192, "gpu").choose_draw(17).rows == 32
 
 
 def test_a_budget_below_the_sequences_is_refused() -> None:
