@@ -67,6 +67,25 @@ def prefill_budget(
     return best
 
 
+def are_jumps_worth(
+    config: SchedulerConfig, *, num_decodes: int, num_jumps: int, num_tokens: int
+) -> bool:
+    """Return whether a step is to compute all tokens that grammars force, and not the next of each.
+
+    That saves the sequences steps of their own, but the step is padded further, and takes longer
+    for everybody. num_decodes: other sequences, of a token each. num_jumps and num_tokens:
+    sequences that lack forced tokens, and how many tokens.
+    """
+    num_rows = num_decodes + num_jumps
+    sizes = (size for size in config.step_sizes if size >= num_decodes + num_tokens)
+    size = next(sizes, num_decodes + num_tokens)
+    free_tokens = config.work.free_tokens
+    # Times, in those of a token. A sequence's share of a step is what a step less saves.
+    shortest = max(num_rows, free_tokens)
+    saved = (num_tokens - num_jumps) * shortest / num_rows
+    return max(size, free_tokens) - shortest <= saved
+
+
 def divide(
     prompts: list[Sequence], budget: PrefillBudget, work: WorkModel
 ) -> list[tuple[Sequence, int]]:

@@ -25,7 +25,7 @@ import numpy as np
 from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefills import divide, prefill_budget, whole
+from jaxserve.engine.prefills import are_jumps_worth, divide, prefill_budget, whole
 from jaxserve.engine.running import RunningSet
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue
@@ -404,6 +404,13 @@ class Scheduler:
         prompts = self._running.prefilling
         if self.config.whole_prompts:
             shares = whole(prompts, self._max_tokens)
+        elif all(sequence.is_jumping for sequence in prompts) and not are_jumps_worth(
+            self.config,
+            num_decodes=builder.num_singles,
+            num_jumps=len(prompts),
+            num_tokens=sum(sequence.length - sequence.num_scheduled for sequence in prompts),
+        ):
+            shares = [(sequence, 1) for sequence in prompts]
         else:
             budget = prefill_budget(
                 self.config,

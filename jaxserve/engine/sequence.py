@@ -146,6 +146,11 @@ class Sequence:
         return self.is_decoding and self.num_scheduled == self.length
 
     @property
+    def is_jumping(self) -> bool:
+        """Whether all the tokens it lacks were forced by its grammar, or drawn before."""
+        return self.walk is not None and self.num_scheduled >= self.num_prompt
+
+    @property
     def times(self) -> RequestMetrics:
         """When what happened to it, as reported to the user."""
         return RequestMetrics(

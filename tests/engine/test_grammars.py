@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from jaxserve.config import WorkModel
 from jaxserve.grammar import GrammarCompiler, Walks
 from jaxserve.grammar.walks import Walk
 from jaxserve.request import FinishReason, Request, SamplingParams
@@ -98,6 +99,49 @@ def test_forced_tokens_are_drawn_where_their_probabilities_are_wanted() -> None:
     assert world.runner.num_draws == len(world.output())
     reported = [p for event in world.events for p in event.logprobs]
     assert [each.chosen.token_id for each in reported] == world.output()
+
+
+class AtOnce(Walks):
+    """Walks whose moves are waited for."""
+
+    def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
+        walks = super().begin(params, count, may_jump=may_jump)
+        self.wait_for_any(30.0)
+        return walks
+
+    def advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
+        super().advance(steps)
+        self.wait(30.0)
+
+
+@pytest.mark.parametrize(("num_free", "jumps"), [(0, True), (7, False)])
+def test_what_is_forced_is_computed_at_once_unless_that_pads_a_step_for_many(
+    num_free: int, jumps: bool
+) -> None:
+    world = make(
+        walks=AtOnce(compiler()),
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        step_sizes=(32,),
+        work=WorkModel(free_tokens=8),
+    )
+    free = [
+        ask(f"free {seed}", seed=seed, asked=None, max_tokens=100, ignore_eos=True)
+        for seed in range(num_free)
+    ]
+    world.add(*free)
+    for _ in range(10):
+        world.step()
+    world.run(ask())
+    # What the answer begins with is computed with the prompt.
+    first = len(ask().prompt_ids) + 8
+    forced = [
+        row.num_tokens
+        for plan in world.runner.plans
+        for row in plan.rows
+        if row.start > first and row.token_ids
+    ]
+    assert (max(forced) > 1) == jumps
 
 
 def test_what_is_forced_from_the_start_needs_no_model() -> None:

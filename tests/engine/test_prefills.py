@@ -7,7 +7,7 @@ import pytest
 
 from jaxserve.config import SchedulerConfig, WorkModel
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefills import PrefillBudget, divide, prefill_budget
+from jaxserve.engine.prefills import PrefillBudget, are_jumps_worth, divide, prefill_budget
 from jaxserve.engine.sequence import Sequence, new_group
 from tests.engine.world import request
 
@@ -141,3 +141,24 @@ def test_no_prompt_gets_more_than_it_lacks_and_none_two_shares() -> None:
 
 def test_a_budget_used_up_to_the_last_bit_leaves_nothing() -> None:
     assert WORK.tokens_within(0, -1e-18) == 0
+
+
+# Jumps
+
+
+@pytest.mark.parametrize(
+    ("num_decodes", "num_jumps", "num_tokens", "expected"),
+    [
+        (0, 1, 5, True),  # alone: 32 tokens take less than 5 steps of 20
+        (63, 1, 5, False),  # 128 tokens, for everybody, so that one saves 4 of 64
+        (0, 64, 128, True),  # nobody waits for it
+        (20, 4, 12, True),  # a step of 32 is full, and little longer than one of 24
+    ],
+)
+def test_jumps_are_computed_at_once_where_that_takes_less_time(
+    num_decodes: int, num_jumps: int, num_tokens: int, expected: bool
+) -> None:
+    is_worth = are_jumps_worth(
+        CONFIG, num_decodes=num_decodes, num_jumps=num_jumps, num_tokens=num_tokens
+    )
+    assert is_worth == expected
