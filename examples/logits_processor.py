@@ -5,6 +5,8 @@ jaxserve serve --logits-processors examples.logits_processor:TopNSigma     # PYT
     ... and requests with {"vllm_xargs": {"top_n_sigma": 1.0}}
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -23,14 +25,9 @@ class TopNSigma(LogitsProcessor):
         return jnp.where(logits >= floor[:, None], logits, -jnp.inf)
 
 
-def main() -> None:
-    """Draw at a high temperature, with and without it."""
+if __name__ == "__main__":
     llm = LLM(max_num_seqs=2, logits_processors=[TopNSigma])
     hot = SamplingParams(temperature=2.0, seed=0, max_tokens=40)
-    kept = SamplingParams(temperature=2.0, seed=0, max_tokens=40, extra_args={"top_n_sigma": 1.0})
+    kept = replace(hot, extra_args={"top_n_sigma": 1.0})
     for output in llm.generate(["Once upon a time"] * 2, [hot, kept]):
         print(f"{output.prompt}|{output.outputs[0].text}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ finds it. `register_family` is for one process.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -22,6 +23,7 @@ from jaxserve.models.config import ModelConfig as ModelConfig
 from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.decoder import Tap as Tap
 from jaxserve.models.encoder import Encoder as Encoder
+from jaxserve.models.hf_config import HfConfig, decoder_config
 from jaxserve.models.params import Model as Model
 from jaxserve.models.params import Params as Params
 from jaxserve.models.params import Path as Path
@@ -32,6 +34,7 @@ from jaxserve.models.params import params_of as params_of
 from jaxserve.models.params import quantizers as quantizers
 from jaxserve.models.params import random_params as random_params
 from jaxserve.models.weights import HfTensor as HfTensor
+from jaxserve.models.weights import Parts, llama_tensors
 
 # Files here that are not families.
 _SHARED = frozenset(
@@ -52,6 +55,28 @@ class Family(Protocol):
     def hf_tensors(self, config: Any) -> dict[Path, tuple[HfTensor, ...]]:
         """Return the checkpoint tensors of every parameter of what `config_from_hf` returned."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderFamily:
+    """A family that is Llama's, but for its architecture and where its own parameters lie.
+
+    hidden_act: what its config.json must say. tensors: by parameter of a layer, the checkpoint's
+    tensors and what their dimensions hold, as in `weights.py`.
+    """
+
+    architecture: type[Decoder]
+    hidden_act: str = "silu"
+    tensors: Parts = field(default_factory=dict)
+
+    def config_from_hf(self, hf: Mapping[str, object]) -> DecoderConfig:
+        """See Family."""
+        config = decoder_config(HfConfig(hf), hidden_act=self.hidden_act)
+        return replace(config, architecture=self.architecture)
+
+    def hf_tensors(self, config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
+        """See Family."""
+        return llama_tensors(config, more=self.tensors)
 
 
 # By model_type, what `register_family` was given.

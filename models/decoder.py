@@ -10,6 +10,7 @@ while tracing: nnx objects cost milliseconds per dispatch, a dict costs none.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -86,16 +87,30 @@ class MLP(nnx.Module):
         return _plus(einsum("tf,fd->td", active, self.down[...]), self.down_bias)
 
 
+class FeedForward(Protocol):
+    """What transforms each token of a layer by itself: `MLP`, or a family's own in its place."""
+
+    def __call__(self, x: Float[Array, "tokens embed"], tap: Tap) -> Float[Array, "tokens embed"]:
+        """Return what to add to the stream."""
+        ...
+
+
 class Block(nnx.Module):
     """One layer: attention, then the MLP, each reading the normalised stream and adding to it."""
 
-    def __init__(self, config: DecoderConfig, *, sliding_window: int | None) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        sliding_window: int | None,
+        feed_forward: Callable[[DecoderConfig], FeedForward],
+    ) -> None:
         """Declare the layer's parameters."""
         self.norm_eps = config.norm_eps
         self.attention_norm = ones(embed=config.embed)
         self.attention = Attention(config, sliding_window=sliding_window)
         self.mlp_norm = ones(embed=config.embed)
-        self.mlp = MLP(config)
+        self.mlp = feed_forward(config)
 
     def __call__[Cache](
         self,
@@ -117,14 +132,20 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A causal language model: token ids in, a distribution over the next token out."""
+    """A causal language model: token ids in, a distribution over the next token out.
+
+    feed_forward: the FeedForward of its layers, made of the config.
+    """
+
+    feed_forward: ClassVar[type[Any]] = MLP
 
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the parameters, which do not exist yet: `bind` puts arrays in their place."""
         self.config = config
         self.embedding = matrix("embed", vocab=config.vocab_size, embed=config.embed)
         self.layers = nnx.List(
-            Block(config, sliding_window=window) for window in config.sliding_windows
+            Block(config, sliding_window=window, feed_forward=type(self).feed_forward)
+            for window in config.sliding_windows
         )
         self.final_norm = ones(embed=config.embed)
         d, labels = config.embed, config.num_labels

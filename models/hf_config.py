@@ -126,12 +126,13 @@ def decoder_config(
     head_dim: int | None = None,
     kv_heads: int | None = None,
     sliding_windows: tuple[int | None, ...] | None = None,
+    hidden_act: str = "silu",
 ) -> DecoderConfig:
     """Read what all families share. Keywords are what a family fixes or defaults to.
 
     head_dim and kv_heads stand in for absent keys (default: embed / heads, and heads).
     """
-    reader.only("hidden_act", "silu")
+    reader.only("hidden_act", hidden_act)
     reader.only("quantization_config", None, {})
     reader.only("partial_rotary_factor", 1.0, None)
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")

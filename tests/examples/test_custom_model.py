@@ -1,5 +1,6 @@
 """The example of a model family: found, loaded and computed as its file says."""
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from examples.custom_model import Arcee, Family
+from examples import custom_model, logits_processor
+from examples.custom_model import FAMILY, Arcee
 from jaxserve import LLM, SamplingParams
 from jaxserve.loading.weights import load_model
 from jaxserve.models import _registered, config_from_hf, families, register_family
@@ -63,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    register_family("arcee", Family())
+    register_family("arcee", FAMILY)
     yield
     del _registered["arcee"]
 
@@ -96,8 +98,15 @@ def test_a_package_brings_a_family_by_an_entry_point(
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text("[jaxserve.models]\narcee = brought_family\n")
     module = ModuleType("brought_family")
-    module.__dict__["config_from_hf"] = Family().config_from_hf
+    module.__dict__["config_from_hf"] = FAMILY.config_from_hf
     monkeypatch.setitem(sys.modules, "brought_family", module)
     monkeypatch.syspath_prepend(tmp_path)
     assert "arcee" in families()
     assert config_from_hf(CONFIG).architecture is Arcee
+
+
+@pytest.mark.parametrize("example", [custom_model, logits_processor])
+def test_an_example_of_ones_own_takes_thirty_lines(example: ModuleType) -> None:
+    lines = inspect.getsource(example).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(("import", "from")))
+    assert len([line for line in lines[first:] if line.strip()]) <= 30
