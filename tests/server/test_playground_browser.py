@@ -169,6 +169,47 @@ def test_a_tool_is_called_and_its_result_goes_back(browser: Browser) -> None:
         ]
 
 
+def test_an_answer_has_the_form_of_the_schema(browser: Browser) -> None:
+    world = World()
+    with page(browser, world):
+        browser.run("document.querySelector('#schema').closest('details').open = true")
+        browser.click("#example-schema")
+        say(browser, "once upon")
+        browser.wait(HAS_ANSWERED)
+        shown = browser.run(f"document.querySelector('{ANSWER} .text').textContent")
+        assert shown.lstrip().startswith("{")
+
+
+def test_what_is_wrong_with_a_schema_stands_beside_it(browser: Browser) -> None:
+    world = World()
+    with page(browser, world):
+        browser.run("document.querySelector('#schema').closest('details').open = true")
+        browser.fill("#schema", "{")
+        say(browser, "once upon")
+        assert "the schema: no JSON" in browser.text("#schema-problem")
+        assert browser.run("document.activeElement.id") == "schema"
+        assert browser.run("document.querySelector('#log .turn')") is None
+        browser.fill("#schema", '{"not": {}}')
+        assert browser.text("#schema-problem") == ""
+        say(browser, "once upon")
+        browser.wait("document.querySelector('#log .error')")
+        assert "keywords that are not supported: not" in browser.text("#schema-problem")
+        assert browser.run("document.querySelector('#schema').ariaInvalid") == "true"
+        # Chromium itself logs an answer of 400.
+        browser.complaints.clear()
+
+
+def test_what_lies_under_the_settings_takes_no_keys(browser: Browser) -> None:
+    world = World()
+    with page(browser, world, width=390, height=700):
+        browser.click("#side-toggle")
+        assert browser.run("document.querySelector('main').inert") is True
+        browser.run("document.querySelector('[name=seed]').focus()")
+        browser.press("Escape")
+        assert browser.run("document.querySelector('main').inert") is False
+        assert browser.run("document.activeElement.id") == "side-toggle"
+
+
 def test_tokens_are_walked_by_keys_and_tell_their_alternatives(browser: Browser) -> None:
     world = World()
     with page(browser, world):
@@ -268,7 +309,7 @@ def test_every_control_has_a_name_for_screen_readers(browser: Browser) -> None:
 def test_text_stands_out_from_its_ground(browser: Browser, is_dark: bool) -> None:
     world = World()
     with page(browser, world, is_dark=is_dark):
-        for selector in ("body", ".note", "h1", "#welcome button", "dt", "legend span"):
+        for selector in ("body", ".note", "h1", "#welcome button", "dt", "legend span", ".problem"):
             assert browser.run(CONTRAST % json.dumps(selector)) >= 4.5, selector
 
 

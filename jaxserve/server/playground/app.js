@@ -2,9 +2,10 @@
 
 import { Answer } from "./answer.js";
 import { ApiError, call, useKey } from "./api.js";
+import { CheckedField, reveal } from "./checked.js";
 import { byId } from "./dom.js";
 import { EngineView, short } from "./engine.js";
-import { chatBody } from "./request.js";
+import { chatBody, readSchema, readTools } from "./request.js";
 import { events } from "./sse.js";
 import { AnswerView, errorTurn, toolTurn, userTurn } from "./turns.js";
 
@@ -24,11 +25,21 @@ const EXAMPLE_TOOLS = [
     },
   },
 ];
+const EXAMPLE_SCHEMA = {
+  type: "object",
+  properties: { city: { type: "string" }, country: { type: "string" } },
+  required: ["city", "country"],
+  additionalProperties: false,
+};
 
 // What was said: {message, element}; the message of an answer is made of it when it is sent.
 let turns = [];
 let controller = null;
 const engine = new EngineView();
+const tools = new CheckedField("tools", readTools);
+const schema = new CheckedField("schema", readSchema);
+// By the field of a request that they become.
+const checked = { response_format: schema, tools, tool_choice: tools };
 const log = byId("log");
 const prompt = byId("prompt");
 
@@ -130,6 +141,7 @@ async function reply() {
 function fail(error, entry, answer) {
   if (entry && answer.isEmpty) cutAt(entry);
   if (error instanceof ApiError && error.status === 401) askForKey(error.message);
+  checked[error.param?.split(/[.[]/)[0]]?.complain(error.message);
   const isNamed = !error.param || error.message.startsWith(error.param);
   const failure = say(
     null,
@@ -201,9 +213,11 @@ byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = prompt.value.trim();
   if (!text || controller) return;
-  if (!byId("settings").checkValidity()) {
+  const wrong = [...byId("settings").elements].find((field) => !field.checkValidity());
+  if (wrong) {
     showSide(true);
-    byId("settings").reportValidity();
+    reveal(wrong);
+    wrong.reportValidity();
     return;
   }
   prompt.value = "";
@@ -230,7 +244,10 @@ byId("new").addEventListener("click", () => {
 });
 byId("settings").addEventListener("submit", (event) => event.preventDefault());
 byId("example-tools").addEventListener("click", () => {
-  byId("tools").value = JSON.stringify(EXAMPLE_TOOLS, null, 2);
+  tools.fill(JSON.stringify(EXAMPLE_TOOLS, null, 2));
+});
+byId("example-schema").addEventListener("click", () => {
+  schema.fill(JSON.stringify(EXAMPLE_SCHEMA, null, 2));
 });
 for (const button of document.querySelectorAll("#welcome button")) {
   button.addEventListener("click", () => {
@@ -238,15 +255,22 @@ for (const button of document.querySelectorAll("#welcome button")) {
   });
 }
 
-// On narrow screens settings and engine lie under a button.
+// On narrow screens settings and engine lie under a button, and over the conversation.
+
+const narrow = matchMedia("(width < 60rem)");
 
 function showSide(isShown) {
-  byId("side").classList.toggle("shown", isShown);
-  byId("side-toggle").setAttribute("aria-expanded", String(isShown));
+  const lies = isShown && narrow.matches;
+  const hadFocus = byId("side").contains(document.activeElement);
+  byId("side").classList.toggle("shown", lies);
+  byId("side-toggle").setAttribute("aria-expanded", String(lies));
+  document.querySelector("main").inert = lies;
+  if (hadFocus && !lies && narrow.matches) byId("side-toggle").focus();
 }
 byId("side-toggle").addEventListener("click", () => {
   showSide(!byId("side").classList.contains("shown"));
 });
+narrow.addEventListener("change", () => showSide(false));
 
 // The key, and the models behind it
 

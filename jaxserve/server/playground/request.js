@@ -15,7 +15,7 @@ const TOP_LOGPROBS = 5;
 
 /**
  * Return the body of a chat; a setting left empty is left out, so that the model's own default
- * holds. settings: the form's values by name. Throws for tools that are no list.
+ * holds. settings: the form's values by name. Throws for tools or a schema that are none.
  */
 export function chatBody(messages, settings) {
   const system = settings.system?.trim();
@@ -33,6 +33,11 @@ export function chatBody(messages, settings) {
   if (stop.length) body.stop = stop;
   if (settings.reasoning_effort) body.reasoning_effort = settings.reasoning_effort;
   if (settings.logprobs) Object.assign(body, { logprobs: true, top_logprobs: TOP_LOGPROBS });
+  const schema = readSchema(settings.schema);
+  if (schema) {
+    const named = { name: "answer", schema, strict: true };
+    body.response_format = { type: "json_schema", json_schema: named };
+  }
   const tools = readTools(settings.tools);
   if (tools.length) {
     body.tools = tools;
@@ -44,12 +49,25 @@ export function chatBody(messages, settings) {
 /** Return the tools that a text holds: a JSON list of them, or nothing. */
 export function readTools(text) {
   if (!text?.trim()) return [];
-  let tools;
-  try {
-    tools = JSON.parse(text);
-  } catch (error) {
-    throw new Error(`the tools are not JSON: ${error.message}`);
-  }
+  const tools = readJson(text, "the tools");
   if (!Array.isArray(tools)) throw new Error("the tools must be a JSON list");
   return tools;
+}
+
+/** Return the JSON schema that a text holds, null if it is empty. */
+export function readSchema(text) {
+  if (!text?.trim()) return null;
+  const schema = readJson(text, "the schema");
+  if (schema === null || typeof schema !== "object" || Array.isArray(schema)) {
+    throw new Error("the schema must be a JSON object");
+  }
+  return schema;
+}
+
+function readJson(text, what) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Error(`${what}: no JSON, ${error.message}`);
+  }
 }

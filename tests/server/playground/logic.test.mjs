@@ -115,8 +115,17 @@ test("settings become fields of the request", () => {
   });
 });
 
+test("a schema is asked for as the form of the answer", () => {
+  const schema = { type: "object" };
+  const named = { name: "answer", schema, strict: true };
+  const body = chatBody(hello, { schema: JSON.stringify(schema) });
+  assert.deepEqual(body.response_format, { type: "json_schema", json_schema: named });
+  assert.throws(() => chatBody(hello, { schema: "{" }), /no JSON/);
+  assert.throws(() => chatBody(hello, { schema: "[]" }), /object/);
+});
+
 test("tools that are no JSON list are refused", () => {
-  assert.throws(() => chatBody(hello, { tools: "{" }), /not JSON/);
+  assert.throws(() => chatBody(hello, { tools: "{" }), /no JSON/);
   assert.throws(() => chatBody(hello, { tools: "{}" }), /list/);
 });
 
