@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxserve.outputs import Logprob as Logprob
     from jaxserve.outputs import RequestOutput as RequestOutput
     from jaxserve.pooling import PoolingParams as PoolingParams
-    from jaxserve.request import RepetitionDetectionParams as RepetitionDetectionParams
+    from jaxserve.repetition_detection import RepetitionDetectionParams as RepetitionDetectionParams
     from jaxserve.request import RequestOutputKind as RequestOutputKind
     from jaxserve.request import SamplingParams as SamplingParams
     from jaxserve.request import TokenEvent as TokenEvent
@@ -61,7 +61,7 @@ _HOMES = {
     "Logprob": "outputs",
     "PoolingParams": "pooling",
     "RequestOutput": "outputs",
-    "RepetitionDetectionParams": "request",
+    "RepetitionDetectionParams": "repetition_detection",
     "RequestOutputKind": "request",
     "SamplingParams": "request",
     "StructuredOutputsParams": "structured_outputs",

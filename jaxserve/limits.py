@@ -5,6 +5,9 @@ from typing import Any
 
 from jaxserve.errors import InvalidRequestError
 
+# Counts travel to the device as int32.
+MAX_COUNT = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -10,7 +10,8 @@ from typing import Any, Self
 from msgspec import Struct
 
 from jaxserve.errors import ContextLengthError, InvalidRequestError
-from jaxserve.limits import Limits, show
+from jaxserve.limits import MAX_COUNT, Limits, show
+from jaxserve.repetition_detection import RepetitionDetectionParams
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 MAX_N = 128
@@ -23,9 +24,6 @@ MAX_BAD_WORDS = 32
 MAX_BAD_WORD_SEQUENCES = 2 * MAX_BAD_WORDS
 MAX_BAD_WORD_TOKENS = 8
 MAX_LOGPROB_TOKEN_IDS = 128
-MAX_PATTERN_SIZE = 256
-# Counts travel to the device as int32.
-MAX_COUNT = 2**31 - 1
 # Behind all others, also where requests are served in the order they come.
 LOWEST_PRIORITY = 2**31 - 1
 # Of the parameters that are numbers.
@@ -79,28 +77,6 @@ UNSERVED: Mapping[str, str] = {
     "use_beam_search": "is not a way to draw: use LLM.beam_search",
     "watermarking": "is not supported",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepetitionDetectionParams:
-    """When an answer counts as stuck: it ends in a pattern of tokens, `min_count` times in a row.
-
-    Patterns of min_pattern_size to max_pattern_size tokens are looked for; a max_pattern_size of 0
-    looks for none. Raises InvalidRequestError.
-    """
-
-    max_pattern_size: int
-    min_pattern_size: int = 1
-    min_count: int = 2
-
-    def __post_init__(self) -> None:
-        name = "repetition_detection"
-        Limits(0, MAX_PATTERN_SIZE).check(f"{name}.max_pattern_size", self.max_pattern_size)
-        if self.min_pattern_size == 0:  # vLLM's way to say 1
-            object.__setattr__(self, "min_pattern_size", 1)
-        longest = max(1, self.max_pattern_size)
-        Limits(1, longest).check(f"{name}.min_pattern_size", self.min_pattern_size)
-        Limits(2, MAX_COUNT).check(f"{name}.min_count", self.min_count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

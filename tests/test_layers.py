@@ -16,6 +16,7 @@ LAYERS = (
         "config",
         "structured_outputs",
         "limits",
+        "repetition_detection",
         "request",
         "plan",
         "pooling",

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import MAX_COUNT, UNSERVED, SamplingParams
+from jaxserve.limits import MAX_COUNT
+from jaxserve.request import UNSERVED, SamplingParams
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_tokens", "min_tokens"])

@@ -1,6 +1,6 @@
 """Whether an answer has got stuck: the same tokens again and again."""
 
-from jaxserve.request import RepetitionDetectionParams
+from jaxserve.repetition_detection import RepetitionDetectionParams
 
 
 class RepetitionDetector:

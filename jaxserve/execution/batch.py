@@ -27,8 +27,8 @@ import numpy as np
 from jax import lax
 
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
+from jaxserve.limits import MAX_COUNT
 from jaxserve.plan import RowPlan, SlotAssignment
-from jaxserve.request import MAX_COUNT
 
 # The columns of a record, in order; after them comes the page table. First what each step sets.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")

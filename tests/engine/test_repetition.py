@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.engine.repetition import RepetitionDetector
-from jaxserve.request import RepetitionDetectionParams
+from jaxserve.repetition_detection import RepetitionDetectionParams
 
 
 def is_stuck(tokens: list[int], params: RepetitionDetectionParams) -> bool:

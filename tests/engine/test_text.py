@@ -6,12 +6,8 @@ import pytest
 
 from jaxserve.engine.text import Assembler
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import (
-    FinishReason,
-    RepetitionDetectionParams,
-    Request,
-    RequestMetrics,
-)
+from jaxserve.repetition_detection import RepetitionDetectionParams
+from jaxserve.request import FinishReason, Request, RequestMetrics
 from jaxserve.tokens import End, Start, TokenBatch
 from tests.engine.world import request, word_tokenizer
 from tests.fakes import token_logprobs

@@ -62,17 +62,20 @@ async def list_batches(http: Request) -> Response:
 
 async def get_batch(http: Request) -> Response:
     """Answer with a batch as it is now."""
-    state = server_state(http)
-    work = partial(state.batches.batch, owner_of(http.scope), http.path_params["batch_id"])
-    return json_response(await in_worker(state, work))
+    return json_response(await _found(http))
 
 
 async def cancel_batch(http: Request) -> Response:
     """End a batch early; what was answered of it is put into its files."""
+    state, batch = server_state(http), await _found(http)
+    return json_response(await in_worker(state, partial(state.batches.change, batch.id, _cancel)))
+
+
+async def _found(http: Request) -> Batch:
+    """Return the batch that a path names, if it belongs to who asks."""
     state = server_state(http)
     work = partial(state.batches.batch, owner_of(http.scope), http.path_params["batch_id"])
-    batch = await in_worker(state, work)
-    return json_response(await in_worker(state, partial(state.batches.change, batch.id, _cancel)))
+    return await in_worker(state, work)
 
 
 def _cancel(batch: Batch) -> None:

@@ -16,7 +16,7 @@ from jaxserve.server.answer import json_response
 from jaxserve.server.errors import BodyTooLargeError
 from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import in_worker
-from jaxserve.server.protocol.batches import ExpiresAfter, FileDeleted, FileList
+from jaxserve.server.protocol.batches import ExpiresAfter, File, FileDeleted, FileList
 from jaxserve.server.protocol.pages import page_of
 from jaxserve.server.protocol.parsing import parse, show
 from jaxserve.server.state import server_state
@@ -72,17 +72,13 @@ async def list_files(http: Request) -> Response:
 
 async def get_file(http: Request) -> Response:
     """Answer with what is known of a file."""
-    state = server_state(http)
-    work = partial(state.batches.file, owner_of(http.scope), http.path_params["file_id"])
-    return json_response(await in_worker(state, work))
+    return json_response(await _found(http))
 
 
 async def get_file_content(http: Request) -> Response:
     """Answer with what is in a file."""
-    state = server_state(http)
-    work = partial(state.batches.file, owner_of(http.scope), http.path_params["file_id"])
-    file = await in_worker(state, work)
-    return FileResponse(state.batches.path(file.id), media_type="application/octet-stream")
+    path = server_state(http).batches.path((await _found(http)).id)
+    return FileResponse(path, media_type="application/octet-stream")
 
 
 async def delete_file(http: Request) -> Response:
@@ -91,6 +87,13 @@ async def delete_file(http: Request) -> Response:
     file_id = http.path_params["file_id"]
     await in_worker(state, partial(state.batches.delete_file, owner_of(http.scope), file_id))
     return json_response(FileDeleted(file_id))
+
+
+async def _found(http: Request) -> File:
+    """Return the file that a path names, if it belongs to who asks."""
+    state = server_state(http)
+    work = partial(state.batches.file, owner_of(http.scope), http.path_params["file_id"])
+    return await in_worker(state, work)
 
 
 @asynccontextmanager

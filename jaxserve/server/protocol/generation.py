@@ -14,14 +14,8 @@ from jaxserve.engine.beam_search import LENGTH_PENALTY_LIMITS, TEMPERATURES, Bea
 from jaxserve.errors import InvalidRequestError
 from jaxserve.limits import show
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.request import (
-    BIAS_LIMITS,
-    MAX_LOGPROB_TOKEN_IDS,
-    MAX_PATTERN_SIZE,
-    MAX_STOP_TOKEN_IDS,
-    RepetitionDetectionParams,
-    SamplingParams,
-)
+from jaxserve.repetition_detection import MAX_PATTERN_SIZE, RepetitionDetectionParams
+from jaxserve.request import BIAS_LIMITS, MAX_LOGPROB_TOKEN_IDS, MAX_STOP_TOKEN_IDS, SamplingParams
 from jaxserve.server.protocol.body import (
     CACHE_SALT,
     INT32_MAX,
