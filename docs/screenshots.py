@@ -25,7 +25,7 @@ TRAFFIC = """void Array.from({length: 12}, async (_, index) => {
     await new Promise((done) => setTimeout(done, (index * 131 + round * 71) % 600));
   }
 })"""
-TRAFFIC_S = 14.0
+TRAFFIC_S = 8.0
 LEAST_LIKELY = """
 [...document.querySelectorAll(".turn:last-child .token")]
   .sort((a, b) => a.style.getPropertyValue("--p") - b.style.getPropertyValue("--p"))[0].focus()
