@@ -1,9 +1,12 @@
-"""What every test shares: four virtual CPU devices and a hypothesis profile."""
+"""What every test shares: four virtual CPU devices, a hypothesis profile, and a small model."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.data import checkpoint
 
 # Set before any test imports jax, and without importing it: host tests must stay free of it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,3 +23,17 @@ settings.load_profile("ci" if os.environ.get("CI") else "laptop")
 def anyio_backend() -> str:
     """Run `@pytest.mark.anyio` tests on asyncio, the loop that uvicorn serves on."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def llm() -> Any:
+    """A small model offline, of four slots; its queue is shorter than what tests give at once."""
+    from jaxserve import LLM  # noqa: PLC0415 (with jax)
+
+    return LLM(
+        str(checkpoint("stories260K-hf")),
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        max_queued_requests=3,
+        scheduling_policy="priority",
+    )
