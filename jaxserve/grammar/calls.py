@@ -63,14 +63,14 @@ class Function:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of the arguments.
+        """Return the JSON schema of the arguments, which are an object.
 
         Where it declares properties and says nothing of others, there are none: a model that is
         bound to a schema would make some up.
         """
         if self.parameters is None:
             return {"type": "object"}
-        schema = dict(self.parameters)
+        schema = {"type": "object", **self.parameters}
         if "properties" in schema and _SAY_OF_OTHERS.isdisjoint(schema):
             schema["additionalProperties"] = False
         return schema
@@ -107,7 +107,7 @@ def strict_calls(
 ) -> StructuredOutputsParams | None:
     """Return what lets a model call or not, and binds the arguments of strict functions.
 
-    Those of the others are any object. None if no function is strict, or no calls can be bound.
+    Those of the others are any object. None if no function is strict.
     """
     if not any(function.strict for function in functions):
         return None

@@ -146,9 +146,10 @@ def parameters(schema: formats.Schema, style: str) -> Format:
     fields = _read({} if schema is True else schema, _Object)
     if fields.type != "object":
         raise _cannot(f"is that of {fields.type}")
-    properties = dict.fromkeys(fields.required, True) | fields.properties
+    keys = dict.fromkeys([*fields.properties, *fields.required])
     each: list[tuple[Format, str]] = []
-    for key, value in properties.items():
+    for key in keys:
+        value = fields.properties.get(key, True)
         if not re.fullmatch(written.key, key):
             raise _cannot(f"has the key {json.dumps(key)}")
         if value is not False:
@@ -156,7 +157,7 @@ def parameters(schema: formats.Schema, style: str) -> Format:
             each.append((_parameter(written, ConstString(value=key), value, whole), times))
     others = fields.additional_properties
     if others is not False:
-        key_format = Terminal(terminal=without(OTHER_KEY, properties, is_whole=True))
+        key_format = Terminal(terminal=without(OTHER_KEY, keys, is_whole=True))
         part = _parameter(written, key_format, others, whole, is_declared=False)
         each.append((part, "*"))
     return _chain(each, written.between)

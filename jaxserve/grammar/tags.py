@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from llguidance.gbnf_to_lark import any_to_lark
 
+from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import formats
 from jaxserve.grammar.formats import (
     AnyText,
@@ -39,7 +40,7 @@ def tags_grammar(text: str, *, markup: Markup) -> str:
     try:
         start = writer.written(_read(text).format)
     except RecursionError as error:
-        raise refusal("structural_tag", "is too deep") from error
+        raise _too_deep() from error
     return "\n".join(["%llguidance {}", f"start: {start}", *writer.rules])
 
 
@@ -63,16 +64,21 @@ def with_options(schema: formats.Schema, **options: object) -> dict[str, Any]:
 def _read(text: str) -> StructuralTag | LegacyStructuralTag:
     try:
         fields = msgspec.json.decode(text)
-        if is_deeper(fields, MAX_TAG_DEPTH):
-            raise refusal("structural_tag", f"must have at most {MAX_TAG_DEPTH} levels")
+    except ValueError as error:
+        raise refusal("structural_tag", "must be JSON") from error
+    if is_deeper(fields, MAX_TAG_DEPTH):
+        raise _too_deep()
+    try:
         if isinstance(fields, dict) and "format" in fields:
             return msgspec.convert(fields, StructuralTag)
         return msgspec.convert(fields, LegacyStructuralTag)
     except msgspec.ValidationError as error:
-        complaint = "must have a format, or triggers and structures: {error}"
-        raise refusal("structural_tag", complaint.format(error=error)) from error
-    except (ValueError, RecursionError) as error:
-        raise refusal("structural_tag", "must be JSON") from error
+        complaint = f"must have a format, or triggers and structures: {error}"
+        raise refusal("structural_tag", complaint) from error
+
+
+def _too_deep() -> InvalidRequestError:
+    return refusal("structural_tag", f"must have at most {MAX_TAG_DEPTH} levels")
 
 
 class _Piece(NamedTuple):
@@ -87,11 +93,7 @@ def _pieces(text: str, markup: Markup) -> list[_Piece]:
         if token in text:
             before, _, after = text.partition(token)
             special = _Piece(f"<[{token_id}]>", is_special=True)
-            return [
-                *_pieces(before, markup),
-                special,
-                *_pieces(after, markup),
-            ]
+            return [*_pieces(before, markup), special, *_pieces(after, markup)]
     return [_Piece(json.dumps(text), is_special=False)] if text else []
 
 
@@ -99,7 +101,7 @@ class _Writer:
     """Writes formats as expressions of Lark, whose rules it collects.
 
     Text that is free ends where what follows begins, so formats are written together with the
-    texts of which one comes `then`; None where the whole ends with them.
+    texts of which one comes `then`; without any, the whole ends with them.
     """
 
     def __init__(self, markup: Markup) -> None:

@@ -114,7 +114,7 @@ def test_functions_that_are_not_strict_take_anything_beside_those_that_are() -> 
 
 
 def test_a_function_has_no_arguments_but_those_it_declares() -> None:
-    assert Function(name="now", parameters={"type": "object", "properties": {}}).schema == {
+    assert Function(name="now", parameters={"properties": {}}).schema == {
         "type": "object",
         "properties": {},
         "additionalProperties": False,

@@ -17,7 +17,7 @@ from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.chat.pieces import Kind
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.chat.tool_format import ToolFormat
-from jaxserve.grammar import Function, can_bind, forced_calls
+from jaxserve.grammar import Function, can_bind, forced_calls, strict_calls
 from jaxserve.loading.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 from tests.grammar.world import Model
@@ -130,6 +130,23 @@ def test_forced_calls_are_read_back_as_their_schemas_want_them(name: str, is_mar
             check(function, arguments)
         num_read += 1
     assert num_read > 2
+
+
+@pytest.mark.parametrize("name", tool_parsers.names())
+def test_a_strict_function_is_called_as_it_is_declared_or_not_at_all(name: str) -> None:
+    seven = {"properties": {"n": {"type": "integer", "enum": [77]}}, "required": ["n"]}
+    function = Function(name="f", parameters=seven, strict=True)
+    tools, chance = FORMS[name], random.Random(name)
+    call = model(name).writes(forced_calls([function], tools.written, parallel=False), chance)
+    assert call is not None
+    params = strict_calls([function], tools, parallel=True)
+    assert params is not None
+    model(name).checker.check(params)
+    text = "<|channel|>final<|message|>No." if isinstance(tools, Harmony) else "No."
+    wrong = call.replace("77", "78")
+    answers = [text, call, wrong]
+    assert [model(name).accepts(params, answer) for answer in answers] == [True, True, False]
+    assert read(name, call, [function]) == ("", [("f", {"n": 77})])
 
 
 # Whose templates write a call as the model does, and not with ids of the client's, say.

@@ -240,13 +240,19 @@ STRICT_WEATHER = {
 
 @pytest.mark.parametrize("stream_it", [False, True])
 @pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
+    ("choice", "answers"),
+    [
+        ("required", AnswerFormat()),
+        ({"type": "function", "function": {"name": "weather"}}, form_of("hermes")),
+        ("required", form_of("qwen3_coder")),
+    ],
 )
 def test_a_call_is_forced_with_the_arguments_that_its_schema_wants(
-    choice: Any, stream_it: bool
+    choice: Any, answers: AnswerFormat, stream_it: bool
 ) -> None:
-    body = {"tools": [STRICT_WEATHER], "tool_choice": choice, "seed": 3, "max_tokens": 200}
-    with World(max_model_len=LENGTH) as it, it.http() as http:
+    body = {"tools": [STRICT_WEATHER], "tool_choice": choice, "seed": 3, "max_tokens": 1000}
+    body["parallel_tool_calls"] = False
+    with World(answers=answers, max_model_len=LENGTH) as it, it.http() as http:
         if stream_it:
             found = deltas(http, **body)
             calls = [call for c in found for call in c["delta"].get("tool_calls", ())]
