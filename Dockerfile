@@ -28,6 +28,10 @@ RUN /opt/build/bin/uv build --wheel --no-build-isolation --python /opt/build --o
  && /opt/build/bin/uv pip install --python /opt/jaxserve --no-deps /dist/*.whl
 
 FROM ${PYTHON_IMAGE} AS runtime
+ARG ACCELERATOR=cpu
+# The kernels for CPUs are compiled for the processor that runs them.
+RUN if [ "${ACCELERATOR}" = cpu ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --create-home --uid 10001 jaxserve && install --directory --owner jaxserve /cache
 COPY --from=builder /opt/jaxserve /opt/jaxserve
 ENV PATH="/opt/jaxserve/bin:$PATH" \

@@ -82,6 +82,7 @@ class _OnDemand:
 BACKENDS: dict[str, Backend] = {
     "mosaic_gpu": cast(Backend, _OnDemand("mosaic_gpu.backend", "cuda", "an NVIDIA GPU")),
     "tpu": cast(Backend, _OnDemand("tpu.backend", "tpu", "a TPU")),
+    "cpu": cast(Backend, _OnDemand("cpu.backend", "cpu", "a CPU")),
     "reference": reference,
 }
 

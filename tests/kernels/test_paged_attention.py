@@ -42,6 +42,7 @@ REFUSED: dict[tuple[str, str], dict[str, str]] = {
     ("mosaic_gpu", "a100"): NOT_NARROW,
     ("mosaic_gpu", "b200"): NOT_NARROW,
     ("tpu", "v5e"): {"mixed_of_float16": "float16"},
+    ("cpu", "cpu"): {},
 }
 
 # Simulations take seconds for a case. These meet everything that the others meet one by one; with
@@ -286,10 +287,11 @@ def steps(draw_: st.DrawFn) -> Case:
     return ragged(config, *zip(rows, lengths, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @settings(max_examples=10)
 @given(case=steps(), seed=st.integers(0, 2**32 - 1))
-def test_reference_is_the_definition_to_float32_rounding(case: Case, seed: int) -> None:
+def test_is_the_definition_to_float32_rounding(backend: str, case: Case, seed: int) -> None:
     world = draw(case, seed)
-    out, kv = run(world, "reference", "cpu")
+    out, kv = run(world, backend, "cpu")
     assert error_of(world, out) < TOLERANCE["float32"]
     np.testing.assert_array_equal(kv[:, 1:].astype(float), written(world)[:, 1:].astype(float))

@@ -1,0 +1,1 @@
+"""Paged attention on CPUs in C, compiled where it runs; see backend.py."""

@@ -1,0 +1,458 @@
+// Paged attention on CPUs, called by XLA; api.attend says what it computes.
+//
+// Queries that share a key/value head are the lanes of vectors: those of a token's group, and of as
+// many tokens as fit. Every number of a key then multiplies all lanes at once: no sum goes across
+// lanes, and a page is read where it lies, once for all of them. Meanwhile the next page is on its
+// way. The softmax is online (Milakov and Gimelshein 2018, arXiv:1805.02867), page by page.
+//
+// C as GCC and Clang have it, whose vectors become whatever the processor has.
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+enum { LANES = 8, MOST_VECTORS = 2, SUMS = 8 };
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+// Below every score, but finite: the difference of two of them is 0 and not NaN.
+static const float MASKED = -1e30f;
+
+INLINE Floats choose(Ints mask, Floats a, Floats b) {
+  return (Floats)(((Ints)a & mask) | ((Ints)b & ~mask));
+}
+
+INLINE Floats larger(Floats a, Floats b) { return choose(a > b, a, b); }
+
+// e to the x, for x <= 0: Cody and Waite's reduction, and a polynomial for what is left.
+INLINE Floats exponential(Floats x) {
+  const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the last bits are an integer
+  const Floats power = shifted - 12582912.0f;
+  const Floats rest = (x - power * 0.693359375f) + power * 2.12194440e-4f;
+  Floats sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+  sum = sum * rest + 8.3334519073e-3f;
+  sum = sum * rest + 4.1665795894e-2f;
+  sum = sum * rest + 1.6666665459e-1f;
+  sum = sum * rest + 5.0000001201e-1f;
+  sum = sum * rest * rest + rest + 1.0f;
+  const Ints scale = ((Ints)shifted - 0x4b400000 + 127) << 23;
+  return choose(x < -87.0f, (Floats){0}, sum * (Floats)scale);
+}
+
+// cap * tanh(x / cap)
+INLINE Floats capped(Floats x, float cap) {
+  const Ints is_negative = x < 0.0f;
+  const Floats decay = exponential(choose(is_negative, x, -x) * (2 / cap));
+  const Floats size = cap * (1.0f - decay) / (1.0f + decay);
+  return choose(is_negative, -size, size);
+}
+
+// ---- What a cache holds, as floats. Each returns where they are: where they were, or `into`.
+
+typedef const float* Convert(const void* from, int64_t count, float* into);
+
+INLINE float from_bits(uint32_t bits) {
+  float result;
+  memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+static const float* of_float32(const void* from, int64_t count, float* into) {
+  (void)count, (void)into;
+  return from;
+}
+
+static const float* of_bfloat16(const void* from, int64_t count, float* into) {
+  const uint16_t* x = from;
+  for (int64_t i = 0; i < count; ++i) into[i] = from_bits((uint32_t)x[i] << 16);
+  return into;
+}
+
+// A number with the exponent of a float32 but a bias that is `less`. Its subnormals are the distance
+// from the smallest normal: as they are, they would be subnormal too, which XLA takes for zeros.
+INLINE float rebiased(uint32_t bits, uint32_t less) {
+  const uint32_t smallest = (less + 1) << 23;
+  return bits < 1u << 23 ? from_bits(bits + smallest) - from_bits(smallest)
+                         : from_bits(bits + (less << 23));
+}
+
+static const float* of_float16(const void* from, int64_t count, float* into) {
+  const uint16_t* x = from;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = (x[i] & 0x7fffu) << 13;
+    const float size = bits >= 0x0f800000 ? from_bits(bits | 0x7f800000) : rebiased(bits, 112);
+    into[i] = x[i] & 0x8000u ? -size : size;
+  }
+  return into;
+}
+
+static const float* of_float8_e4m3fn(const void* from, int64_t count, float* into) {
+  const uint8_t* x = from;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = (x[i] & 0x7fu) << 20;
+    const float size = bits == 0x07f00000 ? from_bits(0x7fc00000) : rebiased(bits, 120);
+    into[i] = x[i] & 0x80u ? -size : size;
+  }
+  return into;
+}
+
+static const float* of_int8(const void* from, int64_t count, float* into) {
+  const int8_t* x = from;
+  for (int64_t i = 0; i < count; ++i) into[i] = x[i];
+  return into;
+}
+
+// ---- One call: its arrays by the names of api.attend, what it asks for, and how far it is.
+
+typedef struct {
+  const float* q;
+  const char *k, *v;
+  char* planes[2];  // of the cache: keys and values
+  const int32_t *page_table, *query_starts, *kv_lengths;
+  const float* sinks;  // NULL without
+  float* out;
+  int64_t num_tokens, num_sequences, table_width, heads, kv_heads, head_dim, page_size;
+  float scale, soft_cap;   // 0: no cap
+  int32_t sliding_window;  // 0: none
+  size_t itemsize;         // of the cache
+  Convert* convert;
+} Call;
+
+// A call cut into items, which threads take one by one: rows of a sequence that share a KV head.
+// The last thread to leave frees it.
+typedef struct {
+  Call call;
+  size_t scratch_bytes;
+  atomic_int next_thread, threads_left;
+  atomic_llong next_item, items_done;
+  int64_t num_items;
+  int64_t* item_ends;  // of each sequence
+  char* scratch;       // of each thread
+} Work;
+
+static int64_t rows_of(const Call* call, int64_t sequence) {
+  return call->query_starts[sequence + 1] - call->query_starts[sequence];
+}
+
+// How many queries an item has, all heads of the group counted.
+static int64_t width_of(const Call* call, int64_t sequence) {
+  const int64_t queries = rows_of(call, sequence) * (call->heads / call->kv_heads);
+  return queries <= LANES ? LANES : LANES * MOST_VECTORS;
+}
+
+// Where a token's key or value is, before those that follow in its page.
+INLINE char* slot(const Call* call, int plane, int64_t sequence, int64_t kv_head, int64_t token) {
+  const int64_t page = call->page_table[sequence * call->table_width + token / call->page_size];
+  const int64_t row = (page * call->kv_heads + kv_head) * call->page_size + token % call->page_size;
+  return call->planes[plane] + row * call->head_dim * call->itemsize;
+}
+
+static void write_rows(const Call* call, int64_t sequence) {
+  const size_t num_bytes = call->head_dim * call->itemsize;
+  const int64_t end = call->query_starts[sequence + 1], length = call->kv_lengths[sequence];
+  for (int64_t row = call->query_starts[sequence]; row < end; ++row) {
+    for (int64_t head = 0; head < call->kv_heads; ++head) {
+      const size_t from = (row * call->kv_heads + head) * num_bytes;
+      memcpy(slot(call, 0, sequence, head, length - end + row), call->k + from, num_bytes);
+      memcpy(slot(call, 1, sequence, head, length - end + row), call->v + from, num_bytes);
+    }
+  }
+}
+
+// Products of `count` keys with the queries. Fetches as many bytes from `next` on.
+INLINE void multiply(const Call* call, const Floats* queries, int vectors, const float* keys, int count,
+                     const char* next, Floats* scores) {
+  Floats sums[SUMS] = {0};
+  for (int64_t d = 0; d < call->head_dim; ++d) {
+    __builtin_prefetch(next + d * count * call->itemsize);
+    UNROLL for (int n = 0; n < count; ++n) {
+      for (int u = 0; u < vectors; ++u) {
+        sums[n * vectors + u] += queries[d * vectors + u] * keys[n * call->head_dim + d];
+      }
+    }
+  }
+  UNROLL for (int i = 0; i < count * vectors; ++i) scores[i] = sums[i];
+}
+
+// Add values, as the weights say, to what is left of `sums`. Fetches as many bytes from `next` on.
+INLINE void add(const Call* call, const Floats* weights, int vectors, const float* values, int64_t count,
+                const char* next, const Floats* decay, Floats* sums) {
+  const int dims = SUMS / vectors;
+  for (int64_t d = 0; d < call->head_dim; d += dims) {
+    Floats partial[SUMS];
+    UNROLL for (int i = 0; i < SUMS; ++i) partial[i] = sums[d * vectors + i] * decay[i % vectors];
+    for (int64_t n = 0; n < count; ++n, next += dims * call->itemsize) {
+      __builtin_prefetch(next);
+      UNROLL for (int i = 0; i < SUMS; ++i) {
+        partial[i] += weights[n * vectors + i % vectors] * values[n * call->head_dim + d + i / vectors];
+      }
+    }
+    UNROLL for (int i = 0; i < SUMS; ++i) sums[d * vectors + i] = partial[i];
+  }
+}
+
+// Attend with an item: queries from `first` on, counted over the tokens of a sequence and its heads.
+INLINE void attend(const Call* call, int64_t sequence, int64_t kv_head, int64_t first, const int vectors,
+                   void* scratch) {
+  const int64_t group = call->heads / call->kv_heads, head_dim = call->head_dim;
+  const int64_t page_size = call->page_size, length = call->kv_lengths[sequence];
+  const int64_t rows = rows_of(call, sequence), start = call->query_starts[sequence];
+  const int64_t left = rows * group - first, lanes = left < vectors * LANES ? left : vectors * LANES;
+
+  Floats *queries = scratch, *sums = queries + head_dim * vectors, *scores = sums + head_dim * vectors;
+  float* converted = (float*)(scores + page_size * vectors);
+  Ints positions[MOST_VECTORS];
+  Floats maximum[MOST_VECTORS], total[MOST_VECTORS];
+  memset(queries, 0, 2 * head_dim * vectors * sizeof *queries);
+  for (int u = 0; u < vectors; ++u) {
+    positions[u] = (Ints){0} - 1;
+    maximum[u] = (Floats){0} + MASKED;
+    total[u] = (Floats){0};
+  }
+  for (int64_t i = 0; i < lanes; ++i) {
+    const int64_t row = (first + i) / group, head = kv_head * group + (first + i) % group;
+    const float* query = call->q + ((start + row) * call->heads + head) * head_dim;
+    float* lane = (float*)queries + i;
+    for (int64_t d = 0; d < head_dim; ++d) lane[d * vectors * LANES] = query[d];
+    positions[i / LANES][i % LANES] = length - rows + row;
+    if (call->sinks != NULL) {
+      // A sink is a key that was seen before all others, and whose value is 0.
+      maximum[i / LANES][i % LANES] = call->sinks[head];
+      total[i / LANES][i % LANES] = 1;
+    }
+  }
+
+  const int64_t end = length - rows + (first + lanes - 1) / group + 1;
+  int64_t token = 0;
+  if (call->sliding_window > 0) {
+    const int64_t earliest = length - rows + first / group + 1 - call->sliding_window;
+    token = earliest > 0 ? earliest : 0;
+  }
+  for (int64_t count; token < end; token += count) {
+    count = page_size - token % page_size;
+    count = count < end - token ? count : end - token;
+    const int64_t next = token + count < end ? token + count : token;
+    const float* keys = call->convert(slot(call, 0, sequence, kv_head, token), count * head_dim, converted);
+    const char* next_keys = slot(call, 0, sequence, kv_head, next);
+    const int together = SUMS / vectors;
+    int64_t n = 0;
+    for (; n + together <= count; n += together, next_keys += together * head_dim * call->itemsize) {
+      multiply(call, queries, vectors, keys + n * head_dim, together, next_keys, scores + n * vectors);
+    }
+    for (; n < count; ++n) {
+      multiply(call, queries, vectors, keys + n * head_dim, 1, next_keys, scores + n * vectors);
+    }
+
+    Floats decay[MOST_VECTORS];
+    for (int u = 0; u < vectors; ++u) {
+      Floats highest = maximum[u];
+      for (n = 0; n < count; ++n) {
+        const int32_t position = (int32_t)(token + n);
+        Ints is_visible = positions[u] >= position;
+        if (call->sliding_window > 0) is_visible &= positions[u] - call->sliding_window < position;
+        Floats score = scores[n * vectors + u] * call->scale;
+        if (call->soft_cap > 0) score = capped(score, call->soft_cap);
+        score = choose(is_visible, score, (Floats){0} + MASKED);
+        scores[n * vectors + u] = score;
+        highest = larger(score, highest);
+      }
+      decay[u] = exponential(maximum[u] - highest);
+      maximum[u] = highest;
+      total[u] *= decay[u];
+      for (n = 0; n < count; ++n) {
+        const Floats score = scores[n * vectors + u];
+        const Floats weight = choose(score == MASKED, (Floats){0}, exponential(score - highest));
+        scores[n * vectors + u] = weight;
+        total[u] += weight;
+      }
+    }
+
+    const float* values = call->convert(slot(call, 1, sequence, kv_head, token), count * head_dim, converted);
+    add(call, scores, vectors, values, count, slot(call, 1, sequence, kv_head, next), decay, sums);
+  }
+
+  for (int64_t i = 0; i < lanes; ++i) {
+    const int64_t row = (first + i) / group, head = kv_head * group + (first + i) % group;
+    float* result = call->out + ((start + row) * call->heads + head) * head_dim;
+    const float* lane = (const float*)sums + i;
+    const float share = 1 / total[i / LANES][i % LANES];
+    for (int64_t d = 0; d < head_dim; ++d) result[d] = lane[d * vectors * LANES] * share;
+  }
+}
+
+// ---- Threads.
+
+static void leave(Work* work) {
+  if (atomic_fetch_sub(&work->threads_left, 1) == 1) free(work);
+}
+
+static void work_on(void* data) {
+  Work* work = data;
+  const Call* call = &work->call;
+  void* scratch = work->scratch + atomic_fetch_add(&work->next_thread, 1) * work->scratch_bytes;
+  int64_t item, sequence = 0;
+  while ((item = atomic_fetch_add(&work->next_item, 1)) < work->num_items) {
+    while (work->item_ends[sequence] <= item) ++sequence;  // items come in order
+    const int64_t own = item - (sequence ? work->item_ends[sequence - 1] : 0);
+    const int64_t width = width_of(call, sequence), first = own / call->kv_heads * width;
+    if (width == LANES) {
+      attend(call, sequence, own % call->kv_heads, first, 1, scratch);
+    } else {
+      attend(call, sequence, own % call->kv_heads, first, MOST_VECTORS, scratch);
+    }
+    atomic_fetch_add(&work->items_done, 1);
+  }
+  leave(work);
+}
+
+static size_t rounded(size_t num_bytes) { return (num_bytes + 63) / 64 * 64; }
+
+// Returns NULL where memory is short.
+static Work* begin(const Call* call, int64_t num_threads) {
+  const size_t head = rounded(sizeof(Work)), ends = rounded(call->num_sequences * sizeof(int64_t));
+  const size_t floats = (2 * call->head_dim + call->page_size) * MOST_VECTORS * LANES +
+                        call->page_size * call->head_dim;
+  const size_t scratch_bytes = rounded(floats * sizeof(float));
+  char* memory = aligned_alloc(64, head + ends + num_threads * scratch_bytes);
+  if (memory == NULL) return NULL;
+  Work* work = (Work*)memory;
+  memset(work, 0, sizeof *work);
+  work->call = *call;
+  work->item_ends = (int64_t*)(memory + head);
+  work->scratch = memory + head + ends;
+  work->scratch_bytes = scratch_bytes;
+  work->threads_left = (int)num_threads + 1;  // and the one that waits for all
+  for (int64_t s = 0; s < call->num_sequences; ++s) {
+    const int64_t width = width_of(call, s), queries = rows_of(call, s) * (call->heads / call->kv_heads);
+    work->num_items += (queries + width - 1) / width * call->kv_heads;
+    work->item_ends[s] = work->num_items;
+  }
+  return work;
+}
+
+// ---- XLA's side.
+
+static XLA_FFI_Error* error(const XLA_FFI_Api* api, XLA_FFI_Error_Code code, const char* message) {
+  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, code};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
+static int64_t pool_size(const XLA_FFI_CallFrame* frame) {
+  int64_t size = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
+                                             frame->ctx, &size};
+  XLA_FFI_Error* failure = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
+  if (failure == NULL) return size;
+  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, failure};
+  frame->api->XLA_FFI_Error_Destroy(&destroy);
+  return 1;
+}
+
+static void schedule(const XLA_FFI_CallFrame* frame, Work* work) {
+  XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
+                                           frame->ctx, work_on, work};
+  XLA_FFI_Error* failure = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
+  if (failure == NULL) return;
+  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, failure};
+  frame->api->XLA_FFI_Error_Destroy(&destroy);
+  work_on(work);
+}
+
+static const void* attribute(const XLA_FFI_CallFrame* frame, const char* name) {
+  for (int64_t i = 0; i < frame->attrs.size; ++i) {
+    const XLA_FFI_ByteSpan* span = frame->attrs.names[i];
+    if (span->len == strlen(name) && memcmp(span->ptr, name, span->len) == 0) {
+      return ((const XLA_FFI_Scalar*)frame->attrs.attrs[i])->value;
+    }
+  }
+  return NULL;
+}
+
+static const struct {
+  XLA_FFI_DataType dtype;
+  size_t itemsize;
+  Convert* convert;
+} KINDS[] = {
+    {XLA_FFI_DataType_F32, 4, of_float32},   {XLA_FFI_DataType_BF16, 2, of_bfloat16},
+    {XLA_FFI_DataType_F16, 2, of_float16},   {XLA_FFI_DataType_F8E4M3FN, 1, of_float8_e4m3fn},
+    {XLA_FFI_DataType_S8, 1, of_int8},
+};
+
+static XLA_FFI_Error* execute(const XLA_FFI_CallFrame* frame) {
+  enum { Q, K, V, CACHE, PAGE_TABLE, QUERY_STARTS, KV_LENGTHS, SINKS, NUM_ARGS };
+  enum { OUT, UPDATED, NUM_RETS };
+  if (frame->args.size != NUM_ARGS || frame->rets.size != NUM_RETS) {
+    return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong arguments");
+  }
+  XLA_FFI_Buffer **args = (XLA_FFI_Buffer**)frame->args.args, **rets = (XLA_FFI_Buffer**)frame->rets.rets;
+  const int64_t* shape = args[CACHE]->dims;
+  Call call = {
+      .q = args[Q]->data,
+      .k = args[K]->data,
+      .v = args[V]->data,
+      .page_table = args[PAGE_TABLE]->data,
+      .query_starts = args[QUERY_STARTS]->data,
+      .kv_lengths = args[KV_LENGTHS]->data,
+      .sinks = args[SINKS]->dims[0] ? args[SINKS]->data : NULL,
+      .out = rets[OUT]->data,
+      .num_tokens = args[Q]->dims[0],
+      .num_sequences = args[KV_LENGTHS]->dims[0],
+      .table_width = args[PAGE_TABLE]->dims[1],
+      .heads = args[Q]->dims[1],
+      .kv_heads = shape[2],
+      .page_size = shape[3],
+      .head_dim = shape[4],
+      .scale = *(const float*)attribute(frame, "scale"),
+      .soft_cap = *(const float*)attribute(frame, "soft_cap"),
+      .sliding_window = *(const int32_t*)attribute(frame, "sliding_window"),
+  };
+  for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; ++i) {
+    if (KINDS[i].dtype == args[CACHE]->dtype) {
+      call.itemsize = KINDS[i].itemsize;
+      call.convert = KINDS[i].convert;
+    }
+  }
+  if (call.convert == NULL || args[Q]->dtype != XLA_FFI_DataType_F32) {
+    return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtypes");
+  }
+  const size_t plane = shape[1] * shape[2] * shape[3] * shape[4] * call.itemsize;
+  call.planes[0] = rets[UPDATED]->data;
+  call.planes[1] = call.planes[0] + plane;
+  if (rets[UPDATED]->data != args[CACHE]->data) memcpy(rets[UPDATED]->data, args[CACHE]->data, 2 * plane);
+
+  for (int64_t s = 0; s < call.num_sequences; ++s) write_rows(&call, s);
+  const int64_t real = call.query_starts[call.num_sequences], row = call.heads * call.head_dim;
+  memset(call.out + real * row, 0, (call.num_tokens - real) * row * sizeof(float));
+
+  const int64_t num_threads = pool_size(frame);
+  Work* work = begin(&call, num_threads);
+  if (work == NULL) {
+    return error(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "paged attention: out of memory");
+  }
+  for (int64_t i = 1; i < num_threads; ++i) schedule(frame, work);
+  work_on(work);
+  while (atomic_load(&work->items_done) < work->num_items) sched_yield();
+  leave(work);
+  return NULL;
+}
+
+XLA_FFI_Error* paged_attention(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_InternalExtension* asked = frame->extension_start;
+  if (asked != NULL && asked->type == XLA_FFI_Extension_Metadata) {
+    XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)asked)->metadata;
+    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+    metadata->traits = 0;
+    return NULL;
+  }
+  return execute(frame);
+}

@@ -1,0 +1,78 @@
+"""The backend for CPUs: ragged paged attention in C, which XLA calls.
+
+What XLA makes of the reference copies every page before it multiplies, at a quarter of the memory's
+speed: it has no way to read through a page table. attend.c reads pages where they lie.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention import reference
+from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch
+from pallas_kernels.paged_attention.cpu.library import register
+from pallas_kernels.targets import Target
+
+# Dimensions that are summed at a time: attend.c's SUMS.
+_DIMS = 8
+
+cache_spec = reference.cache_spec
+
+
+def check(config: AttentionConfig, target: Target) -> None:
+    """See api.Backend."""
+    del target
+    if config.head_dim % _DIMS:
+        raise Unsupported(f"head_dim must be a multiple of {_DIMS}, got {config.head_dim}")
+    register()
+
+
+def workspace_bytes(
+    config: AttentionConfig,
+    target: Target,
+    *,
+    num_tokens: int,
+    num_sequences: int,
+    max_query_length: int,
+) -> int:
+    """See api.Backend: queries and results in float32, and what each thread works with."""
+    del num_sequences, max_query_length
+    of_thread = (config.page_size + 2 * config.head_dim) * 16 + config.page_size * config.head_dim
+    return 4 * (2 * num_tokens * config.heads * config.head_dim + target.cores * of_thread)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: jax.Array,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    sinks: jax.Array | None,
+    config: AttentionConfig,
+    target: Target,
+) -> tuple[jax.Array, jax.Array]:
+    """See api.Backend."""
+    del target
+    results = (
+        jax.ShapeDtypeStruct(q.shape, jnp.float32),
+        jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+    )
+    call = jax.ffi.ffi_call(register(), results, input_output_aliases={3: 1})
+    with jax.named_scope("paged_attention"):
+        out, cache = call(
+            q.astype(jnp.float32),
+            k,
+            v,
+            cache,
+            batch.page_table,
+            batch.query_starts,
+            batch.kv_lengths,
+            jnp.zeros(0, jnp.float32) if sinks is None else sinks,
+            scale=np.float32(scale),
+            soft_cap=np.float32(config.soft_cap or 0),
+            sliding_window=np.int32(config.sliding_window or 0),
+        )
+    return out.astype(q.dtype), cache
