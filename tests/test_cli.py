@@ -7,9 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from argparse import ArgumentTypeError
-from collections.abc import Generator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -21,12 +18,6 @@ import pytest
 from jaxserve import __version__
 from jaxserve.bench.ceilings import Ceilings
 from jaxserve.cli import main
-from jaxserve.commands import chat
-from jaxserve.config import EngineOptions
-from jaxserve.errors import ContextLengthError
-from jaxserve.flag import number
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
-from jaxserve.request import TokenEvent
 from tests.data import checkpoint
 
 # As few and as small programs as there can be.
@@ -192,30 +183,6 @@ def test_plan_needs_no_weights(
     assert re.search(r"KV pages .* x 32 = ", printed)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("512", 512), ("8k", 8000), ("8K", 8192), ("1.5k", 1500), ("0.5K", 512), ("2g", 2 * 10**9)],
-)
-def test_numbers_have_decimal_and_binary_suffixes(text: str, value: int) -> None:
-    assert number(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "k", "-1", "1.5", "8kb", "1e3", "0x10"])
-def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(ArgumentTypeError, match="a whole number"):
-        number(text)
-
-
-def test_every_option_of_the_engine_has_a_flag() -> None:
-    flags = [flag.field for flag in ENGINE_FLAGS]
-    assert sorted([*flags, "model"]) == sorted(field.name for field in fields(EngineOptions))
-
-
-def test_no_two_flags_have_one_name() -> None:
-    names = [flag.keyword for flag in (*ENGINE_FLAGS, *SERVER_FLAGS, *SAMPLING_FLAGS)]
-    assert len(names) == len(set(names))
-
-
 def test_a_config_file_gives_flags_and_the_command_line_overrules_it(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,61 +264,6 @@ def test_chat_answers_one_message(model: str, capsys: pytest.CaptureFixture[str]
     sampling = ("--temperature", "0", "--max-tokens", "8")
     assert main(["chat", model, *SMALL, *message, *sampling]) == 0
     assert capsys.readouterr().out == ", there was a little girl\n"
-
-
-class Asked:
-    """What `talk` asks, answered with the number of messages; room for `limit` of them."""
-
-    def __init__(self, *, limit: int = 100, interrupts: bool = False) -> None:
-        self.seen: list[list[str]] = []
-        self._limit = limit
-        self._interrupts = interrupts
-
-    def __call__(self, messages: Sequence[dict[str, str]]) -> Generator[TokenEvent]:
-        if len(messages) > self._limit:
-            raise ContextLengthError("too long", param="prompt")
-        self.seen.append([message["content"] for message in messages])
-        return self._answer(len(messages))
-
-    def _answer(self, count: int) -> Generator[TokenEvent]:
-        yield TokenEvent(request_id="0", index=0, text=f"answer {count}")
-        if self._interrupts:
-            raise KeyboardInterrupt
-        yield TokenEvent(request_id="0", index=0, text=".")
-
-
-def talk(monkeypatch: pytest.MonkeyPatch, asked: Asked, *lines: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    chat.talk(asked)
-
-
-def test_a_talk_keeps_its_history_until_it_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked()
-    talk(monkeypatch, asked, "one", "", "two", "/reset", "three")
-    assert asked.seen == [["one"], ["one", "answer 1.", "two"], ["three"]]
-
-
-def test_a_talk_forgets_its_oldest_messages_when_the_context_is_full(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = Asked(limit=3)
-    talk(monkeypatch, asked, "one", "two", "three")
-    assert asked.seen[-1] == ["two", "answer 3.", "three"]
-
-
-def test_a_message_too_long_alone_is_refused_and_the_talk_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    talk(monkeypatch, Asked(limit=0), "one", "two")
-    assert capsys.readouterr().err == "too long\ntoo long\n"
-
-
-def test_ctrl_c_ends_an_answer_and_keeps_what_there_is_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = Asked(interrupts=True)
-    talk(monkeypatch, asked, "one", "two")
-    assert asked.seen[-1] == ["one", "answer 1", "two"]
 
 
 def test_bench_throughput_prints_vllms_line_and_writes_json(
