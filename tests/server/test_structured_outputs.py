@@ -21,6 +21,12 @@ TAG = {
     "at_least_one": True,
     "stop_after_first": True,
 }
+FORMAT = {
+    "type": "tag",
+    "begin": "<f>",
+    "content": {"type": "json_schema", "json_schema": SCHEMA},
+    "end": "</f>",
+}
 CHAT = {"messages": [{"role": "user", "content": "fox"}], "max_tokens": 90, "seed": 1}
 
 
@@ -75,7 +81,12 @@ def test_an_answer_is_of_the_asked_form(asked: dict[str, Any], texts: set[str] |
 
 
 @pytest.mark.parametrize(
-    "asked", [{"response_format": TAG}, {"structured_outputs": {"structural_tag": json.dumps(TAG)}}]
+    "asked",
+    [
+        {"response_format": TAG},
+        {"response_format": {"type": "structural_tag", "format": FORMAT}},
+        {"structured_outputs": {"structural_tag": json.dumps(TAG)}},
+    ],
 )
 def test_tagged_parts_follow_their_schema(asked: dict[str, Any]) -> None:
     text = answer(asked).strip()

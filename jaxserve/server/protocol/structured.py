@@ -63,17 +63,18 @@ class TaggedPart(Body):
 
 
 class StructuralTagFormat(Body):
-    """A format, or in the older form tags in free text. See grammar/formats.py."""
+    """Text of xgrammar's formats. See grammar/formats.py, which reads them."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [given("format"), {"allOf": [given("structures"), given("triggers")]}]
-        }
-    )
     type: Literal["structural_tag"]
-    format: dict[str, Any] | None = None
-    structures: list[TaggedPart] | None = None
-    triggers: list[str] | None = None
+    format: dict[str, Any]
+
+
+class OlderStructuralTagFormat(Body):
+    """Free text with tagged parts: behind a trigger, a part that begins with it."""
+
+    type: Literal["structural_tag"]
+    structures: list[TaggedPart]
+    triggers: list[str]
     at_least_one: bool = False
     stop_after_first: bool = False
 
@@ -82,7 +83,7 @@ type ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("(text)")]
     | Annotated[JsonObjectFormat, Tag("(json_object)")]
     | Annotated[JsonSchemaFormat, Tag("(json_schema)")]
-    | Annotated[StructuralTagFormat, Tag("(structural_tag)")],
+    | Annotated[StructuralTagFormat | OlderStructuralTagFormat, Tag("(structural_tag)")],
     by_type("an object of type text, json_object, json_schema or structural_tag"),
 ]
 
@@ -154,7 +155,7 @@ def _of_format(form: ResponseFormat) -> StructuredOutputsParams | None:
                 return StructuredOutputsParams(json=form.json_schema.json_schema)
             case JsonObjectFormat() | JsonSchemaFormat():
                 return StructuredOutputsParams(json_object=True)
-            case StructuralTagFormat():
+            case StructuralTagFormat() | OlderStructuralTagFormat():
                 tag = form.model_dump_json(by_alias=True, exclude_unset=True)
                 return StructuredOutputsParams(structural_tag=tag)
         return None
