@@ -184,3 +184,29 @@ def test_a_budget_bounds_reasoning_and_leaves_the_answer_free() -> None:
 def test_a_budget_without_reasoning_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="where reasoning is parsed"):
         bound(HERMES, thinking_token_budget=7)
+
+
+@pytest.mark.parametrize(
+    ("form", "thought", "call"),
+    [
+        (form_of("hermes", "qwen3"), "<think>{}</think>", OWN),
+        (HARMONY, "<|channel|>analysis<|message|>{}<|end|>", f"<|start|>assistant{MESSAGE}"),
+        (form_of("mistral", "mistral"), "[THINK]{}[/THINK]", '[TOOL_CALLS]count[ARGS]{"n": 1}'),
+        (
+            form_of("glm", "glm"),
+            "<think>{}</think>",
+            "<tool_call>count\n<arg_key>n</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        ),
+    ],
+    ids=["hermes", "gpt_oss", "mistral", "glm"],
+)
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_a_budget_bounds_reasoning_before_calls_in_any_form(
+    form: AnswerFormat, thought: str, call: str, choice: str
+) -> None:
+    params = bound(form, tools=[STRICT], tool_choice=choice, thinking_token_budget=3)
+    assert params is not None
+    model = Model(form.markers)
+    assert model.accepts(params, thought.format("hm") + call)
+    assert not model.accepts(params, thought.format("zqzq") + call)
+    assert not model.accepts(params, thought.format("hm") + call.replace("1", "one"))
