@@ -19,10 +19,10 @@ from jaxserve.grammar.formats import (
     Optional,
     Or,
     Regex,
-    Repeat,
     Star,
     StructuralTag,
     Tag,
+    TagsWithSeparator,
     TriggeredTags,
 )
 from jaxserve.grammar.formats import Sequence as Row
@@ -136,20 +136,21 @@ def strict_calls(
 
 def _calls(functions: Sequence[Function], form: CallForm, *, max_calls: int | None) -> Row:
     """Return calls and nothing else; max_calls: None if there may be any number of them."""
-    calls: list[Format] = [_call(function, form) for function in functions]
-    # The first in one piece, or it would not be told from a text that begins as it does.
-    elements: list[Format] = [Or(elements=[_call(it, form, begin=form.begin) for it in functions])]
-    if max_calls != 1 and not form.is_single:
-        another = Row(elements=[ConstString(value=form.between), Or(elements=calls)])
-        more = -1 if max_calls is None else max_calls - 1
-        elements.append(Repeat(min=0, max=more, content=another))
-    return Row(elements=[*elements, ConstString(value=form.end)])
+    calls = TagsWithSeparator(
+        tags=[_call(function, form) for function in functions],
+        separator=form.between,
+        at_least_one=True,
+        # In one piece with a call, or that would not be told from a text that begins as it does.
+        begin=form.begin,
+        max_tags=1 if form.is_single else max_calls,
+    )
+    return Row(elements=[calls, ConstString(value=form.end)])
 
 
-def _call(function: Function, form: CallForm, *, begin: str = "") -> Tag:
+def _call(function: Function, form: CallForm) -> Tag:
     arguments = JsonSchema(json_schema=function.schema, style=form.style, any_whitespace=False)
     parts: dict[str, Format] = {"arguments": arguments, "index": INDEX, "n": LINE_BREAK}
-    text = begin + form.call.replace("{name}", function.name)
+    text = form.call.replace("{name}", function.name)
     first, *rest = filled(text, PLACES, parts).elements
     assert isinstance(first, ConstString), "a call begins with a text"
     return Tag(begin=first.value, content=Row(elements=rest), end="")

@@ -127,13 +127,16 @@ class TriggeredTags(_Format, frozen=True, tag="triggered_tags"):
 class TagsWithSeparator(_Format, frozen=True, tag="tags_with_separator"):
     """Tags and nothing else, with a text between them.
 
-    at_least_one: not none. stop_after_first: no more than one.
+    at_least_one: not none. stop_after_first: no more than one. Fields of ours: begin, a text before
+    the first, and in one piece with it; max_tags: no more than that.
     """
 
     tags: list[Tag]
     separator: str
     at_least_one: bool = False
     stop_after_first: bool = False
+    begin: str = ""
+    max_tags: int | None = None
 
 
 type Format = (

@@ -216,9 +216,19 @@ class _Writer:
 
     def _separated(self, form: formats.TagsWithSeparator) -> str:
         _check_number(form.tags)
+        if form.max_tags is not None and not 0 < form.max_tags <= MAX_REPEATS:
+            raise refusal("structural_tag", f"must have max_tags of 1 to {MAX_REPEATS}")
         tag = self._rule(_either(self.written(tag) for tag in form.tags))
-        more = f"({self._literals(form.separator)} {tag})"
-        tags = tag if form.stop_after_first else f"{tag} {more}*"
+        first = tag
+        if form.begin:
+            begun = (
+                msgspec.structs.replace(tag, begin=form.begin + tag.begin) for tag in form.tags
+            )
+            first = _either(map(self.written, begun))
+        tags = first
+        if not form.stop_after_first and form.max_tags != 1:
+            times = "*" if form.max_tags is None else f"{{0,{form.max_tags - 1}}}"
+            tags = f"{first} ({self._literals(form.separator)} {tag}){times}"
         return f"({tags})" if form.at_least_one else f"({tags})?"
 
     def _text(self, terminal: str, then: Sequence[str]) -> str:
