@@ -24,7 +24,7 @@ from jaxserve.execution.runner import ModelRunner
 from jaxserve.grammar import GrammarCompiler, Vocabulary, Walks
 from jaxserve.loading.end_tokens import read_end_ids
 from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.loading.tokenizer import Tokenizer, load_backend
 from jaxserve.loading.weights import load_params
 from jaxserve.models import Params, random_params
 from jaxserve.planning import EnginePlan
@@ -40,6 +40,7 @@ class LoadedModel:
     """An engine that can serve, and what its callers need to know of the model in it.
 
     programs: what it runs; some may still be in the making. startup: where the time went.
+    vocabulary: what its grammars are followed by.
     """
 
     plan: EnginePlan
@@ -49,6 +50,7 @@ class LoadedModel:
     compilations: CompilationCounter
     programs: ProgramPool
     startup: Startup
+    vocabulary: Vocabulary
 
 
 def build(
@@ -160,7 +162,9 @@ def _load(
                 runner.warm_up()
     # A tokenizer is loaded for the first request that asks for a grammar.
     vocabulary = Vocabulary(
-        tokenizer or partial(Tokenizer.load, plan.tokenizer_folder),
+        partial(load_backend, plan.tokenizer_folder)
+        if tokenizer is None
+        else lambda: tokenizer().backend,
         vocab_size=plan.model.vocab_size,
         eos_ids=sorted(eos_ids),
     )
@@ -195,6 +199,7 @@ def _load(
         compilations=compilations,
         programs=programs,
         startup=startup,
+        vocabulary=vocabulary,
     )
 
 

@@ -96,7 +96,7 @@ class LLM(PoolingMethods):
         self._generation = loaded.generation
         self._max_model_len = self.plan.scheduler.max_model_len
         self._grammars = GrammarChecker(
-            Vocabulary(lambda: self._tokenizer, vocab_size=self.plan.model.vocab_size)
+            Vocabulary(lambda: self._tokenizer.backend, vocab_size=self.plan.model.vocab_size)
         )
         self._reader = PromptReader(self._tokenizer, max_model_len=self._max_model_len)
         self._ids = itertools.count()

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from llguidance import LLTokenizer, TokenizerWrapper
-
-from jaxserve.loading.tokenizer import Tokenizer
+from tokenizers import Tokenizer
 
 # Other added tokens, such as line breaks, are text like any other where a form of calls has them.
 MARKUP = re.compile(r"<.+>|\[.+\]")
@@ -46,7 +45,7 @@ class Vocabulary:
     @property
     def _num_tokens(self) -> int:
         # llguidance will not leave out a token that the tokenizer knows.
-        return max(self._vocab_size, self._tokenizer.vocab_size)
+        return max(self._vocab_size, self._tokenizer.get_vocab_size())
 
     @property
     def num_words(self) -> int:
@@ -54,11 +53,11 @@ class Vocabulary:
         return (self._num_tokens + 31) // 32
 
     def whole(self) -> LLTokenizer:
-        """Return all tokens. The first call takes a second or two, without the GIL."""
+        """Return all tokens. The first call takes a second or two, and keeps the GIL."""
         with self._lock:
             if self._whole is None:
                 self._whole = LLTokenizer(
-                    self._tokenizer.backend.to_str(),
+                    self._tokenizer.to_str(),
                     n_vocab=self._num_tokens,
                     eos_token=self._eos_ids or None,
                 )
@@ -70,7 +69,7 @@ class Vocabulary:
 
     @cached_property
     def _bare(self) -> LLTokenizer:
-        added = self._tokenizer.backend.get_added_tokens_decoder().values()
+        added = self._tokenizer.get_added_tokens_decoder().values()
         return LLTokenizer(TokenizerWrapper(_Bytes([token.content for token in added])))
 
     def markup(self, *, is_bare: bool) -> dict[str, int]:
@@ -78,7 +77,7 @@ class Vocabulary:
 
         To llguidance no text is ever one of them, special or not.
         """
-        added = self._tokenizer.backend.get_added_tokens_decoder()
+        added = self._tokenizer.get_added_tokens_decoder()
         ids = _Bytes.special_ids(len(added)) if is_bare else added
         named = zip(ids, (token.content for token in added.values()), strict=True)
         return {text: token_id for token_id, text in named if MARKUP.fullmatch(text)}

@@ -203,7 +203,7 @@ def served_model(
         trusts_templates=config.trust_request_chat_template,
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
-        grammars=GrammarChecker(Vocabulary(lambda: tokenizer, vocab_size=hello.vocab_size)),
+        grammars=GrammarChecker(Vocabulary(lambda: tokenizer.backend, vocab_size=hello.vocab_size)),
         max_logprobs=hello.max_logprobs,
         logprobs_mode=hello.logprobs_mode,
         pooling=hello.pooling,

@@ -37,10 +37,14 @@ FAILED = "the engine has failed; its log says why"
 
 @dataclass(frozen=True, slots=True)
 class ServedEngine:
-    """An engine that is warm, and its metrics."""
+    """An engine that is warm, and its metrics.
+
+    prepare: makes what some requests would wait for; called on a thread when the engine serves.
+    """
 
     engine: Engine
     metrics: Metrics
+    prepare: Callable[[], object] = lambda: None
 
 
 # Loads what the options say, and calls the function as soon as it is known what that will be.
@@ -69,6 +73,7 @@ def main(fd: int, load: Loader) -> int:
         freeze_garbage()
         with SocketPort(first.address, beat=post.beat, gone=post.take_gone) as port:
             line.send(Ready())
+            threading.Thread(target=served.prepare, name="jaxserve-prepare", daemon=True).start()
             run_engine(served.engine, port)
     except JaxserveError as error:
         line.send(Failed(str(error)))

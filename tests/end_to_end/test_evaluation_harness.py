@@ -51,7 +51,9 @@ def http(
         chat=None,
         max_model_len=plan.scheduler.max_model_len,
         vocab_size=plan.model.vocab_size,
-        grammars=GrammarChecker(Vocabulary(lambda: tokenizer, vocab_size=plan.model.vocab_size)),
+        grammars=GrammarChecker(
+            Vocabulary(lambda: tokenizer.backend, vocab_size=plan.model.vocab_size)
+        ),
     )
     metrics = Metrics(max_model_len=plan.scheduler.max_model_len)
     folder = tmp_path_factory.mktemp("kept")

@@ -63,7 +63,9 @@ def client(
         chat=ChatTemplate(tokenizer),
         max_model_len=plan.scheduler.max_model_len,
         vocab_size=plan.model.vocab_size,
-        grammars=GrammarChecker(Vocabulary(lambda: tokenizer, vocab_size=plan.model.vocab_size)),
+        grammars=GrammarChecker(
+            Vocabulary(lambda: tokenizer.backend, vocab_size=plan.model.vocab_size)
+        ),
     )
     config = ServerConfig(port=0)
     folder = tmp_path_factory.mktemp("kept")

@@ -16,7 +16,9 @@ from tests.server.world import VOCAB_SIZE, tokenizer, write_tokenizer
 
 @cache
 def vocabulary() -> Vocabulary:
-    return Vocabulary(tokenizer, vocab_size=VOCAB_SIZE, eos_ids=tokenizer().eos_ids)
+    return Vocabulary(
+        lambda: tokenizer().backend, vocab_size=VOCAB_SIZE, eos_ids=tokenizer().eos_ids
+    )
 
 
 @cache
@@ -46,7 +48,9 @@ class Model:
         # What ends an answer there ends a message in harmony.
         end = self._tokenizer.backend.token_to_id("<|return|>")
         eos_ids = self._tokenizer.eos_ids if end is None else (end,)
-        vocabulary = Vocabulary(lambda: self._tokenizer, vocab_size=VOCAB_SIZE, eos_ids=eos_ids)
+        vocabulary = Vocabulary(
+            lambda: self._tokenizer.backend, vocab_size=VOCAB_SIZE, eos_ids=eos_ids
+        )
         self._end = eos_ids[0]
         self._compiler = GrammarCompiler(vocabulary)
         self.checker = GrammarChecker(vocabulary)

@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from jaxserve.errors import CheckpointError, ContextLengthError
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.loading.tokenizer import Tokenizer, load_backend
 from tests.data import DATA, needs_data
 
 NAMES = [
@@ -203,3 +203,24 @@ def test_the_last_text_is_cut_and_special_tokens_stay(
 ) -> None:
     assert bert.encode_parts(*texts, max_tokens=max_tokens)[0] == expected
     assert bert.encode_parts(*texts[:1])[0] == bert.encode(texts[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backend_alone_knows_the_same_tokens(name: str) -> None:
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"test data absent: {name}")
+    alone, whole = load_backend(folder), Tokenizer.load(folder).backend
+    assert alone.get_vocab(with_added_tokens=True) == whole.get_vocab(with_added_tokens=True)
+    assert alone.get_added_tokens_decoder().keys() == whole.get_added_tokens_decoder().keys()
+
+
+def test_a_token_that_only_the_settings_add_is_known_too(tmp_path: Path) -> None:
+    Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    added = {"content": "<end>", "special": True, "lstrip": False, "rstrip": False}
+    added |= {"normalized": False, "single_word": False}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"2": added}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_backend(tmp_path).token_to_id("<end>") == 2

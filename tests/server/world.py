@@ -169,7 +169,7 @@ class World:
             fails=fails,
         )
         vocabulary = Vocabulary(
-            lambda: self.tokenizer, vocab_size=VOCAB_SIZE, eos_ids=self.tokenizer.eos_ids
+            lambda: self.tokenizer.backend, vocab_size=VOCAB_SIZE, eos_ids=self.tokenizer.eos_ids
         )
         self.engine = Engine(
             Scheduler(
