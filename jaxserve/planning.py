@@ -63,7 +63,7 @@ _CPU = _Defaults(
     max_num_batched_tokens=512,
     max_decode_slowdown=8.0,
     flops_per_byte=8.5,
-    attention_efficiency=0.35,
+    attention_efficiency=0.7,
 )
 _ACCELERATOR = _Defaults(
     page_size=64,
