@@ -1,6 +1,8 @@
 """What every test shares: four virtual CPU devices, a hypothesis profile, and a small model."""
 
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +25,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "laptop")
 def anyio_backend() -> str:
     """Run `@pytest.mark.anyio` tests on asyncio, the loop that uvicorn serves on."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """Take back what a command configures: its stream is the test's, and closes with it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = [each for each in root.handlers if each in handlers]
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,9 @@ def traffic(vocab_size: int) -> Iterator[Request]:
 def test_mixed_traffic_compiles_nothing(tmp_path: Path) -> None:
     loaded = load(write_one_layer(tmp_path), max_num_seqs=4, max_num_batched_tokens=8)
     assert loaded.compilations.since_mark == 0
-    # 2 shapes for decoding, 1 for longer rows; drawing under grammars; allocating; a slot's memory.
-    assert loaded.programs.num_made == 6
+    # 2 shapes for decoding, 2 for drawing under grammars, 1 for longer rows; allocating; a slot's
+    # memory.
+    assert loaded.programs.num_made == 7
     requests = list(traffic(loaded.plan.model.vocab_size))
     built = with_text(loaded, loaded.engine)
     for each in requests[:6]:
