@@ -50,6 +50,14 @@ def test_without_a_folder_it_is_compiled_at_every_start(folder: Path) -> None:
     assert library.register() == library.TARGET
 
 
+def test_the_compiler_asked_for_may_come_with_flags(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "cc -g")
+    assert library.register() == library.TARGET
+    assert len(list(folder.iterdir())) == 1
+
+
 def test_without_a_compiler_it_is_refused_by_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

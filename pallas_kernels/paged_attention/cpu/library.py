@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -37,23 +38,24 @@ def register() -> str:
         raise Unsupported(f"is compiled on Linux and macOS, not on {platform.system()}")
     try:
         library = _loaded(_compiler())
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise Unsupported(f"cannot be compiled here: {error}") from error
     handler = jax.ffi.pycapsule(library.paged_attention)
     jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
     return TARGET
 
 
-def _compiler() -> str:
+def _compiler() -> tuple[str, ...]:
+    """Return the compiler as a command; CC may name one with flags, as make has it."""
     asked = os.environ.get("CC")
-    for name in (asked,) if asked else COMPILERS:
+    for name, *flags in (shlex.split(asked),) if asked else ([each] for each in COMPILERS):
         found = shutil.which(name)
         if found is not None:
-            return found
+            return found, *flags
     raise Unsupported(f"needs a C compiler: no {asked or ' or '.join(COMPILERS)} on the path")
 
 
-def _loaded(compiler: str) -> ctypes.CDLL:
+def _loaded(compiler: tuple[str, ...]) -> ctypes.CDLL:
     name = f"attend-{_fingerprint(compiler)}.so"
     folder = _cache_folder()
     if folder is None:
@@ -63,7 +65,7 @@ def _loaded(compiler: str) -> ctypes.CDLL:
     return ctypes.CDLL(kept if kept.exists() else _compile(compiler, kept))
 
 
-def _compile(compiler: str, to: Path) -> Path:
+def _compile(compiler: tuple[str, ...], to: Path) -> Path:
     # Another process may do the same: each writes a file of its own, and either may stay.
     handle, new = tempfile.mkstemp(suffix=".so", dir=to.parent)
     os.close(handle)
@@ -75,22 +77,29 @@ def _compile(compiler: str, to: Path) -> Path:
     return to
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: tuple[str, ...]) -> str:
     """Tell apart what would be compiled to other code."""
     described = _ask(compiler, "--version")
     # A home folder may be shared by machines of several kinds.
-    parts = (_SOURCE.read_text("utf-8"), described, *FLAGS, version("jaxlib"), _processor())
+    parts = (
+        _SOURCE.read_text("utf-8"),
+        described,
+        *compiler,
+        *FLAGS,
+        version("jaxlib"),
+        _processor(),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _ask(compiler: str, *arguments: str) -> str:
-    command = [compiler, *arguments]
+def _ask(compiler: tuple[str, ...], *arguments: str) -> str:
+    command = [*compiler, *arguments]
     done = subprocess.run(  # noqa: S603 - the user's own compiler
         command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     if done.returncode:
         reason = next(iter(done.stderr.splitlines()), f"exit status {done.returncode}")
-        raise Unsupported(f"cannot be compiled here: {compiler} says {reason}")
+        raise Unsupported(f"cannot be compiled here: {compiler[0]} says {reason}")
     return done.stdout
 
 
