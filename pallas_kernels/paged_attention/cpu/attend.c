@@ -7,22 +7,12 @@
 //
 // C as GCC and Clang have it, whose vectors become whatever the processor has.
 
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <sched.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "xla/ffi/api/c_api.h"
+#include "xla.h"
 
 enum { LANES = 8, MOST_VECTORS = 2, SUMS = 8 };
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
 
 // Below every score, but finite: the difference of two of them is 0 and not NaN.
 static const float MASKED = -1e30f;
@@ -125,19 +115,8 @@ typedef struct {
   int32_t sliding_window;  // 0: none
   size_t itemsize;         // of the cache
   Convert* convert;
+  int64_t* first_items;  // of each sequence
 } Call;
-
-// A call cut into items, which threads take one by one: rows of a sequence that share a KV head.
-// The last thread to leave frees it.
-typedef struct {
-  Call call;
-  size_t scratch_bytes;
-  atomic_int next_thread, threads_left;
-  atomic_llong next_item, items_done;
-  int64_t num_items;
-  int64_t* item_ends;  // of each sequence
-  char* scratch;       // of each thread
-} Work;
 
 static int64_t rows_of(const Call* call, int64_t sequence) {
   return call->query_starts[sequence + 1] - call->query_starts[sequence];
@@ -289,93 +268,35 @@ INLINE void attend(const Call* call, int64_t sequence, int64_t kv_head, int64_t 
   }
 }
 
-// ---- Threads.
+// ---- Items: rows of a sequence that share a KV head.
 
-static void leave(Work* work) {
-  if (atomic_fetch_sub(&work->threads_left, 1) == 1) free(work);
+static int64_t items_of(const Call* call, int64_t sequence) {
+  const int64_t width = width_of(call, sequence);
+  const int64_t queries = rows_of(call, sequence) * (call->heads / call->kv_heads);
+  return (queries + width - 1) / width * call->kv_heads;
 }
 
-static void work_on(void* data) {
-  Work* work = data;
-  const Call* call = &work->call;
-  void* scratch = work->scratch + atomic_fetch_add(&work->next_thread, 1) * work->scratch_bytes;
-  int64_t item, sequence = 0;
-  while ((item = atomic_fetch_add(&work->next_item, 1)) < work->num_items) {
-    while (work->item_ends[sequence] <= item) ++sequence;  // items come in order
-    const int64_t own = item - (sequence ? work->item_ends[sequence - 1] : 0);
-    const int64_t width = width_of(call, sequence), first = own / call->kv_heads * width;
-    if (width == LANES) {
-      attend(call, sequence, own % call->kv_heads, first, 1, scratch);
+static void attend_item(const void* data, int64_t item, void* scratch) {
+  const Call* call = data;
+  int64_t sequence = 0, beyond = call->num_sequences;
+  while (beyond - sequence > 1) {  // the last one whose items begin there or before
+    const int64_t middle = (sequence + beyond) / 2;
+    if (call->first_items[middle] <= item) {
+      sequence = middle;
     } else {
-      attend(call, sequence, own % call->kv_heads, first, MOST_VECTORS, scratch);
+      beyond = middle;
     }
-    atomic_fetch_add(&work->items_done, 1);
   }
-  leave(work);
-}
-
-static size_t rounded(size_t num_bytes) { return (num_bytes + 63) / 64 * 64; }
-
-// Returns NULL where memory is short.
-static Work* begin(const Call* call, int64_t num_threads) {
-  const size_t head = rounded(sizeof(Work)), ends = rounded(call->num_sequences * sizeof(int64_t));
-  const size_t floats = (2 * call->head_dim + call->page_size) * MOST_VECTORS * LANES +
-                        call->page_size * call->head_dim;
-  const size_t scratch_bytes = rounded(floats * sizeof(float));
-  char* memory = aligned_alloc(64, head + ends + num_threads * scratch_bytes);
-  if (memory == NULL) return NULL;
-  Work* work = (Work*)memory;
-  memset(work, 0, sizeof *work);
-  work->call = *call;
-  work->item_ends = (int64_t*)(memory + head);
-  work->scratch = memory + head + ends;
-  work->scratch_bytes = scratch_bytes;
-  work->threads_left = (int)num_threads + 1;  // and the one that waits for all
-  for (int64_t s = 0; s < call->num_sequences; ++s) {
-    const int64_t width = width_of(call, s), queries = rows_of(call, s) * (call->heads / call->kv_heads);
-    work->num_items += (queries + width - 1) / width * call->kv_heads;
-    work->item_ends[s] = work->num_items;
+  const int64_t own = item - call->first_items[sequence], width = width_of(call, sequence);
+  const int64_t kv_head = own % call->kv_heads, first = own / call->kv_heads * width;
+  if (width == LANES) {
+    attend(call, sequence, kv_head, first, 1, scratch);
+  } else {
+    attend(call, sequence, kv_head, first, MOST_VECTORS, scratch);
   }
-  return work;
 }
 
 // ---- XLA's side.
-
-static XLA_FFI_Error* error(const XLA_FFI_Api* api, XLA_FFI_Error_Code code, const char* message) {
-  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, code};
-  return api->XLA_FFI_Error_Create(&args);
-}
-
-static int64_t pool_size(const XLA_FFI_CallFrame* frame) {
-  int64_t size = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
-                                             frame->ctx, &size};
-  XLA_FFI_Error* failure = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
-  if (failure == NULL) return size;
-  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, failure};
-  frame->api->XLA_FFI_Error_Destroy(&destroy);
-  return 1;
-}
-
-static void schedule(const XLA_FFI_CallFrame* frame, Work* work) {
-  XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
-                                           frame->ctx, work_on, work};
-  XLA_FFI_Error* failure = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
-  if (failure == NULL) return;
-  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, failure};
-  frame->api->XLA_FFI_Error_Destroy(&destroy);
-  work_on(work);
-}
-
-static const void* attribute(const XLA_FFI_CallFrame* frame, const char* name) {
-  for (int64_t i = 0; i < frame->attrs.size; ++i) {
-    const XLA_FFI_ByteSpan* span = frame->attrs.names[i];
-    if (span->len == strlen(name) && memcmp(span->ptr, name, span->len) == 0) {
-      return ((const XLA_FFI_Scalar*)frame->attrs.attrs[i])->value;
-    }
-  }
-  return NULL;
-}
 
 static const struct {
   XLA_FFI_DataType dtype;
@@ -387,27 +308,28 @@ static const struct {
     {XLA_FFI_DataType_S8, 1, of_int8},
 };
 
-static XLA_FFI_Error* execute(const XLA_FFI_CallFrame* frame) {
+XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
+  if (is_question(frame)) return NULL;
   enum { Q, K, V, CACHE, PAGE_TABLE, QUERY_STARTS, KV_LENGTHS, SINKS, NUM_ARGS };
   enum { OUT, UPDATED, NUM_RETS };
   if (frame->args.size != NUM_ARGS || frame->rets.size != NUM_RETS) {
-    return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong arguments");
+    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong arguments");
   }
-  XLA_FFI_Buffer **args = (XLA_FFI_Buffer**)frame->args.args, **rets = (XLA_FFI_Buffer**)frame->rets.rets;
-  const int64_t* shape = args[CACHE]->dims;
+  const XLA_FFI_Buffer *cache = input(frame, CACHE), *updated = output(frame, UPDATED);
+  const int64_t* shape = cache->dims;
   Call call = {
-      .q = args[Q]->data,
-      .k = args[K]->data,
-      .v = args[V]->data,
-      .page_table = args[PAGE_TABLE]->data,
-      .query_starts = args[QUERY_STARTS]->data,
-      .kv_lengths = args[KV_LENGTHS]->data,
-      .sinks = args[SINKS]->dims[0] ? args[SINKS]->data : NULL,
-      .out = rets[OUT]->data,
-      .num_tokens = args[Q]->dims[0],
-      .num_sequences = args[KV_LENGTHS]->dims[0],
-      .table_width = args[PAGE_TABLE]->dims[1],
-      .heads = args[Q]->dims[1],
+      .q = input(frame, Q)->data,
+      .k = input(frame, K)->data,
+      .v = input(frame, V)->data,
+      .page_table = input(frame, PAGE_TABLE)->data,
+      .query_starts = input(frame, QUERY_STARTS)->data,
+      .kv_lengths = input(frame, KV_LENGTHS)->data,
+      .sinks = input(frame, SINKS)->dims[0] ? input(frame, SINKS)->data : NULL,
+      .out = output(frame, OUT)->data,
+      .num_tokens = input(frame, Q)->dims[0],
+      .num_sequences = input(frame, KV_LENGTHS)->dims[0],
+      .table_width = input(frame, PAGE_TABLE)->dims[1],
+      .heads = input(frame, Q)->dims[1],
       .kv_heads = shape[2],
       .page_size = shape[3],
       .head_dim = shape[4],
@@ -416,43 +338,34 @@ static XLA_FFI_Error* execute(const XLA_FFI_CallFrame* frame) {
       .sliding_window = *(const int32_t*)attribute(frame, "sliding_window"),
   };
   for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; ++i) {
-    if (KINDS[i].dtype == args[CACHE]->dtype) {
+    if (KINDS[i].dtype == cache->dtype) {
       call.itemsize = KINDS[i].itemsize;
       call.convert = KINDS[i].convert;
     }
   }
-  if (call.convert == NULL || args[Q]->dtype != XLA_FFI_DataType_F32) {
-    return error(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtypes");
+  if (call.convert == NULL || input(frame, Q)->dtype != XLA_FFI_DataType_F32) {
+    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtypes");
   }
   const size_t plane = shape[1] * shape[2] * shape[3] * shape[4] * call.itemsize;
-  call.planes[0] = rets[UPDATED]->data;
+  call.planes[0] = updated->data;
   call.planes[1] = call.planes[0] + plane;
-  if (rets[UPDATED]->data != args[CACHE]->data) memcpy(rets[UPDATED]->data, args[CACHE]->data, 2 * plane);
+  if (updated->data != cache->data) memcpy(updated->data, cache->data, 2 * plane);
 
   for (int64_t s = 0; s < call.num_sequences; ++s) write_rows(&call, s);
   const int64_t real = call.query_starts[call.num_sequences], row = call.heads * call.head_dim;
   memset(call.out + real * row, 0, (call.num_tokens - real) * row * sizeof(float));
 
-  const int64_t num_threads = pool_size(frame);
-  Work* work = begin(&call, num_threads);
-  if (work == NULL) {
-    return error(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "paged attention: out of memory");
+  call.first_items = malloc(call.num_sequences * sizeof(int64_t));
+  if (call.first_items == NULL) {
+    return error(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "paged attention: out of memory");
   }
-  for (int64_t i = 1; i < num_threads; ++i) schedule(frame, work);
-  work_on(work);
-  while (atomic_load(&work->items_done) < work->num_items) sched_yield();
-  leave(work);
-  return NULL;
-}
-
-XLA_FFI_Error* paged_attention(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_InternalExtension* asked = frame->extension_start;
-  if (asked != NULL && asked->type == XLA_FFI_Extension_Metadata) {
-    XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)asked)->metadata;
-    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-    metadata->traits = 0;
-    return NULL;
+  int64_t num_items = 0;
+  for (int64_t s = 0; s < call.num_sequences; ++s) {
+    call.first_items[s] = num_items;
+    num_items += items_of(&call, s);
   }
-  return execute(frame);
+  const size_t floats = (2 * call.head_dim + call.page_size) * MOST_VECTORS * LANES + call.page_size * call.head_dim;
+  XLA_FFI_Error* failure = do_items(frame, num_items, attend_item, &call, floats * sizeof(float));
+  free(call.first_items);
+  return failure;
 }

@@ -4,18 +4,22 @@ What XLA makes of the reference copies every page before it multiplies, at a qua
 speed: it has no way to read through a page table. attend.c reads pages where they lie.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.native.library import register
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch
-from pallas_kernels.paged_attention.cpu.library import register
 from pallas_kernels.targets import Target
 
 # Dimensions that are summed at a time: attend.c's SUMS.
 _DIMS = 8
+SOURCE = Path(__file__).with_name("attend.c")
+FUNCTION = "paged_attention"
 
 cache_spec = reference.cache_spec
 
@@ -25,7 +29,7 @@ def check(config: AttentionConfig, target: Target) -> None:
     del target
     if config.head_dim % _DIMS:
         raise Unsupported(f"head_dim must be a multiple of {_DIMS}, got {config.head_dim}")
-    register()
+    register(SOURCE, (FUNCTION,))
 
 
 def workspace_bytes(
@@ -60,7 +64,7 @@ def attend(
         jax.ShapeDtypeStruct(q.shape, jnp.float32),
         jax.ShapeDtypeStruct(cache.shape, cache.dtype),
     )
-    call = jax.ffi.ffi_call(register(), results, input_output_aliases={3: 1})
+    call = jax.ffi.ffi_call(FUNCTION, results, input_output_aliases={3: 1})
     with jax.named_scope("paged_attention"):
         out, cache = call(
             q.astype(jnp.float32),

@@ -1,4 +1,4 @@
-"""The C kernel for CPUs: compiled once where it can be, refused with the reason where it cannot."""
+"""Kernels in C: compiled once where they can be, refused with the reason where they cannot."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pallas_kernels import Unsupported, paged_attention
+from pallas_kernels.native import library
 from pallas_kernels.paged_attention.cases import LAYERS
-from pallas_kernels.paged_attention.cpu import library
+from pallas_kernels.paged_attention.cpu import backend
 from pallas_kernels.targets import CPU
 
 
@@ -21,6 +22,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pallas_kernels"
 
 
+def register() -> None:
+    library.register(backend.SOURCE, (backend.FUNCTION,))
+
+
 def write_compiler(folder: Path, script: str) -> str:
     path = folder / "compiler"
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -29,10 +34,10 @@ def write_compiler(folder: Path, script: str) -> str:
 
 
 def test_is_compiled_once_into_a_folder_of_the_user(folder: Path) -> None:
-    library.register()
+    register()
     (kept,) = folder.iterdir()
     written = kept.stat().st_mtime_ns
-    library.register()
+    register()
     assert [each.stat().st_mtime_ns for each in folder.iterdir()] == [written]
     assert folder.stat().st_mode & 0o077 == 0
 
@@ -40,21 +45,21 @@ def test_is_compiled_once_into_a_folder_of_the_user(folder: Path) -> None:
 def test_a_folder_that_others_may_write_is_not_used(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
-    library.register()
+    register()
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_without_a_folder_it_is_compiled_at_every_start(folder: Path) -> None:
     folder.parent.chmod(0o500)
-    assert library.register() == library.TARGET
+    register()
 
 
 def test_the_compiler_asked_for_may_come_with_flags(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "cc -g")
-    assert library.register() == library.TARGET
+    register()
     assert len(list(folder.iterdir())) == 1
 
 
@@ -63,7 +68,7 @@ def test_without_a_compiler_it_is_refused_by_name(
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(Unsupported, match="needs a C compiler: no no-such-compiler on the path"):
-        library.register()
+        register()
 
 
 def test_what_the_compiler_says_is_the_reason(
@@ -72,7 +77,7 @@ def test_what_the_compiler_says_is_the_reason(
     script = '[ "$1" = --version ] && exit 0; echo "no stdlib.h" >&2; exit 1'
     monkeypatch.setenv("CC", write_compiler(tmp_path, script))
     with pytest.raises(Unsupported, match=r"cannot be compiled here: .*/compiler says no stdlib.h"):
-        library.register()
+        register()
     assert list(folder.iterdir()) == []
 
 
@@ -80,7 +85,7 @@ def test_where_it_is_refused_the_reference_computes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setattr("pallas_kernels.paged_attention.cpu.backend.register", library.register)
+    monkeypatch.setattr(backend, "register", library.register)
     choice = paged_attention.choose(LAYERS["llama-3.1-8b"], target=CPU)
     assert choice.backend == "reference"
     assert dict(choice.refusals)["cpu"] == "needs a C compiler: no no-such-compiler on the path"

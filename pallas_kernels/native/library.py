@@ -1,6 +1,6 @@
-"""attend.c, compiled for the processor at hand and made known to XLA.
+"""Functions in C, compiled for the processor at hand and made known to XLA.
 
-A compiler takes half a second for it, once for each version of the code, the compiler and the
+A compiler takes a second for a file, once for each version of the code, the compiler and the
 processor: the result is kept in the user's cache folder, pallas_kernels/ there.
 """
 
@@ -20,29 +20,28 @@ import jax
 
 from pallas_kernels.dispatch import Unsupported
 
-TARGET = "pallas_kernels_paged_attention"
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-Wno-psabi", "-fPIC", "-shared")
 TIMEOUT_S = 60
 
-_SOURCE = Path(__file__).with_name("attend.c")
+_HEADER = Path(__file__).with_name("xla.h")
 
 
 @functools.cache
-def register() -> str:
-    """Return the name by which XLA calls paged attention on this machine's processor.
+def register(source: Path, functions: tuple[str, ...]) -> None:
+    """Let XLA call functions of a C file on this machine's processor, by their own names.
 
     Raises Unsupported, with the reason, where it cannot be compiled or loaded.
     """
     if platform.system() not in {"Linux", "Darwin"}:
         raise Unsupported(f"is compiled on Linux and macOS, not on {platform.system()}")
     try:
-        library = _loaded(_compiler())
+        library = _loaded(source, _compiler())
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise Unsupported(f"cannot be compiled here: {error}") from error
-    handler = jax.ffi.pycapsule(library.paged_attention)
-    jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
-    return TARGET
+    for name in functions:
+        handler = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
 
 
 def _compiler() -> tuple[str, ...]:
@@ -55,34 +54,36 @@ def _compiler() -> tuple[str, ...]:
     raise Unsupported(f"needs a C compiler: no {asked or ' or '.join(COMPILERS)} on the path")
 
 
-def _loaded(compiler: tuple[str, ...]) -> ctypes.CDLL:
-    name = f"attend-{_fingerprint(compiler)}.so"
+def _loaded(source: Path, compiler: tuple[str, ...]) -> ctypes.CDLL:
+    name = f"{source.stem}-{_fingerprint(source, compiler)}.so"
     folder = _cache_folder()
     if folder is None:
         with tempfile.TemporaryDirectory() as aside:
-            return ctypes.CDLL(_compile(compiler, Path(aside) / name))
+            return ctypes.CDLL(_compile(source, compiler, Path(aside) / name))
     kept = folder / name
-    return ctypes.CDLL(kept if kept.exists() else _compile(compiler, kept))
+    return ctypes.CDLL(kept if kept.exists() else _compile(source, compiler, kept))
 
 
-def _compile(compiler: tuple[str, ...], to: Path) -> Path:
+def _compile(source: Path, compiler: tuple[str, ...], to: Path) -> Path:
     # Another process may do the same: each writes a file of its own, and either may stay.
     handle, new = tempfile.mkstemp(suffix=".so", dir=to.parent)
     os.close(handle)
     try:
-        _ask(compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(_SOURCE), "-o", new)
+        folders = (f"-I{_HEADER.parent}", "-isystem", jax.ffi.include_dir())
+        _ask(compiler, *FLAGS, *folders, str(source), "-o", new)
         Path(new).replace(to)
     finally:
         Path(new).unlink(missing_ok=True)
     return to
 
 
-def _fingerprint(compiler: tuple[str, ...]) -> str:
+def _fingerprint(source: Path, compiler: tuple[str, ...]) -> str:
     """Tell apart what would be compiled to other code."""
     described = _ask(compiler, "--version")
     # A home folder may be shared by machines of several kinds.
     parts = (
-        _SOURCE.read_text("utf-8"),
+        source.read_text("utf-8"),
+        _HEADER.read_text("utf-8"),
         described,
         *compiler,
         *FLAGS,
