@@ -1,0 +1,13 @@
+"""Products with matrices that are laid out once, on CPUs; see api.py."""
+
+from pallas_kernels.packed_linear.api import (
+    KINDS,
+    PackedMatrix,
+    check,
+    multiply,
+    pack,
+    packed_spec,
+    take,
+)
+
+__all__ = ["KINDS", "PackedMatrix", "check", "multiply", "pack", "packed_spec", "take"]
