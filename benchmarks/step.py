@@ -32,7 +32,7 @@ from jaxserve.execution.compilation import CompilationCounter
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.runner import ModelRunner
-from jaxserve.models import random_params
+from jaxserve.models import abstract_params, random_params
 from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
 from jaxserve.planning import EnginePlan, plan_engine
 from jaxserve.request import SamplingParams
@@ -84,6 +84,7 @@ class Bench:
             dtype=plan.dtype,
             mesh=plan.context.mesh,
             quantization=plan.options.quantization,
+            packed=plan.linear.packed,
         )
         self._plan = plan
         self._runner = ModelRunner(
@@ -95,11 +96,11 @@ class Bench:
             pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
         )
         # The embedding is looked up, not read, unless it is the head as well.
-        read = dict(params)
+        read, described = dict(params), abstract_params(plan.model)
         if not plan.model.tied_embeddings:
-            del read["embedding"]
+            del read["embedding"], described["embedding"]
         self._weight_bytes = tree_bytes(read)
-        self._num_weights = sum(leaf.size for leaf in jax.tree.leaves(read))
+        self._num_weights = sum(leaf.size for leaf in jax.tree.leaves(described))
         self._head = plan.model.vocab_size * plan.model.embed
         self._page_bytes = plan.memory.page
         self._random = random.Random(0)

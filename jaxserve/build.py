@@ -243,10 +243,20 @@ def _load_params(plan: EnginePlan, startup: Startup) -> Params:
     with startup.stage("weights", num_bytes=num_bytes):
         if options.load_format == "dummy":
             return random_params(
-                model, seed=options.seed, dtype=dtype, mesh=mesh, quantization=quantization
+                model,
+                seed=options.seed,
+                dtype=dtype,
+                mesh=mesh,
+                quantization=quantization,
+                packed=plan.linear.packed,
             )
         return load_params(
-            plan.checkpoint, model, dtype=dtype, mesh=mesh, quantization=quantization
+            plan.checkpoint,
+            model,
+            dtype=dtype,
+            mesh=mesh,
+            quantization=quantization,
+            packed=plan.linear.packed,
         )
 
 

@@ -43,7 +43,8 @@ class EngineOptions:
     once. max_decode_slowdown: how many times as long as a step of decodes alone a step may take
     that also computes prompts. quantization: of matrices as they are loaded, and of activations as
     they come; None leaves them as they are. kv_cache_dtype: of keys and values in pages; fp8 halves
-    them, at scale 1. max_queued_requests: requests waiting before new ones are refused.
+    them, at scale 1. attention_backend, linear_backend: who attends, and who multiplies by weights,
+    by name (`/health` tells it). max_queued_requests: requests waiting before new ones are refused.
     generation_config: where sampling defaults come from: "auto" is the model, "vllm" is nowhere,
     else a folder; override_generation_config: single ones of them, by name.
     max_logprobs: alternatives a request may ask for at each token, -1 for the whole vocabulary.
@@ -92,6 +93,7 @@ class EngineOptions:
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
     attention_backend: str | None = None
+    linear_backend: str | None = None
     compilation_cache: bool = True
     executables: str | None = None
     warm_up: str = "background"

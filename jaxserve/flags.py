@@ -190,6 +190,11 @@ ENGINE_FLAGS = (
         help="the attention kernel; by default the first that can do it",
     ),
     Flag(
+        name="linear-backend",
+        field="linear_backend",
+        help="who multiplies by weights; by default the first of packed (on CPUs) and xla that can",
+    ),
+    Flag(
         name="compilation-cache",
         field="compilation_cache",
         switch=True,

@@ -13,6 +13,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.execution.attention import REFERENCE, plan_attention
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
+from jaxserve.execution.linear import LinearPlan, plan_linear
 from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
@@ -45,7 +46,7 @@ class _Defaults:
     """What is chosen for a kind of device where the user says nothing (docs/scheduling.md).
 
     flops_per_byte: what it computes in the time of reading a byte, where the target's speeds are
-    unknown. attention_efficiency: see `StepCosts.work`.
+    unknown. attention_efficiency, int8_speed: see `StepCosts.work`.
     """
 
     page_size: int
@@ -54,6 +55,7 @@ class _Defaults:
     max_decode_slowdown: float
     flops_per_byte: float
     attention_efficiency: float
+    int8_speed: float
 
 
 # On a CPU a step of 512 tokens of a small model takes about as long as a reader notices.
@@ -64,6 +66,7 @@ _CPU = _Defaults(
     max_decode_slowdown=8.0,
     flops_per_byte=8.5,
     attention_efficiency=0.7,
+    int8_speed=3.5,
 )
 _ACCELERATOR = _Defaults(
     page_size=64,
@@ -72,6 +75,7 @@ _ACCELERATOR = _Defaults(
     max_decode_slowdown=2.0,
     flops_per_byte=200.0,
     attention_efficiency=0.8,
+    int8_speed=1.0,
 )
 
 
@@ -89,6 +93,7 @@ class EnginePlan:
     checkpoint: Checkpoint
     model: ModelConfig
     dtype: str
+    linear: LinearPlan
     context: StepContext
     cache_spec: CacheSpec
     shapes: ShapeTable
@@ -135,6 +140,7 @@ class EnginePlan:
             num_pages=self.memory.num_pages,
             num_slots=self.num_slots,
             quantization=self.options.quantization,
+            packed=self.linear.packed,
         )
 
     def abstract_params(self) -> Params:
@@ -144,6 +150,7 @@ class EnginePlan:
             dtype=self.dtype,
             mesh=self.context.mesh,
             quantization=self.options.quantization,
+            packed=self.linear.packed,
         )
 
     @property
@@ -164,8 +171,8 @@ class EnginePlan:
         """Return a description for people, a line each."""
         model, devices = self.model, self.context.mesh.devices
         kind = devices.flat[0].device_kind
-        quantization = self.options.quantization
-        weights = self.dtype if quantization is None else f"{quantization} for {self.dtype}"
+        kept = self.linear.packed or self.options.quantization or self.dtype
+        weights = self.dtype if kept == self.dtype else f"{kept} for {self.dtype}"
         return [
             (
                 f"{self.name}: {model.model_type}, {model.num_layers} layers, {weights}, context"
@@ -275,7 +282,17 @@ def _plan(
         devices=options.tensor_parallel_size,
         backend=options.attention_backend if model.is_causal else REFERENCE,
     )
-    params = abstract_params(model, dtype=dtype, mesh=mesh, quantization=options.quantization)
+    linear = plan_linear(
+        dtype=dtype,
+        stored_dtype=checkpoint.dtype,
+        quantization=options.quantization,
+        mesh=mesh,
+        target=hardware,
+        backend=options.linear_backend,
+    )
+    params = abstract_params(
+        model, dtype=dtype, mesh=mesh, quantization=options.quantization, packed=linear.packed
+    )
     page = attention.cache_spec(1)
     page_sharding = named_sharding(page.axes, page.shape, mesh)
     useful_pages, cache_bytes = None, options.kv_cache_memory_bytes
@@ -322,6 +339,7 @@ def _plan(
             if hardware.bandwidth
             else defaults.flops_per_byte,
             attention_efficiency=defaults.attention_efficiency,
+            product_speed=defaults.int8_speed if options.quantization == "int8" else 1.0,
         ),
         step_sizes=tuple(sorted({each.tokens for each in shapes.shapes if not each.is_decode})),
     )
@@ -332,6 +350,7 @@ def _plan(
         checkpoint=checkpoint,
         model=model,
         dtype=dtype,
+        linear=linear,
         context=StepContext(
             model=model,
             mesh=mesh,

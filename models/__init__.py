@@ -24,14 +24,15 @@ from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.decoder import Tap as Tap
 from jaxserve.models.encoder import Encoder as Encoder
 from jaxserve.models.hf_config import HfConfig, decoder_config
+from jaxserve.models.params import Matrix as Matrix
 from jaxserve.models.params import Model as Model
 from jaxserve.models.params import Params as Params
 from jaxserve.models.params import Path as Path
 from jaxserve.models.params import abstract_params as abstract_params
 from jaxserve.models.params import bind as bind
+from jaxserve.models.params import finishers as finishers
 from jaxserve.models.params import param_axes as param_axes
 from jaxserve.models.params import params_of as params_of
-from jaxserve.models.params import quantizers as quantizers
 from jaxserve.models.params import random_params as random_params
 from jaxserve.models.weights import HfTensor as HfTensor
 from jaxserve.models.weights import Parts, llama_tensors

@@ -1,6 +1,7 @@
 """Parameters as plain trees: described, drawn at random, bound to the module that runs them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, overload
 from zlib import crc32
@@ -19,12 +20,17 @@ from jaxserve.models.decoder import Decoder
 from jaxserve.models.encoder import Encoder
 from jaxserve.quantization.int8 import Int8Matrix, quantize
 from jaxserve.sharding import named_sharding
+from pallas_kernels import packed_linear
+from pallas_kernels.packed_linear import PackedMatrix
 
 type Model = Decoder | Encoder
 
 # The arrays of a model as nested dicts, keyed by attribute name and layer number. Any: the
 # nesting is as deep as the module's.
 type Params = dict[Any, Any]
+
+# What stands for a matrix that is not kept as an array.
+type Matrix = Int8Matrix | PackedMatrix
 
 # A parameter's place in Params: attribute names and layer numbers from the model down.
 type Path = tuple[str | int, ...]
@@ -38,11 +44,13 @@ def abstract_params(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     quantization: str | None = None,
+    packed: str | None = None,
 ) -> Params:
     """Describe the parameters before they exist: a tree of jax.ShapeDtypeStruct.
 
     With a mesh, every leaf carries its sharding; raises ConfigError where one cannot be.
-    quantization: a method of `jaxserve.quantization` for all matrices.
+    quantization: a method of `jaxserve.quantization` for all matrices. packed: what they hold if
+    they are packed (`pallas_kernels.packed_linear`), which needs a mesh of one CPU.
     """
 
     def array(axes: tuple[str, ...], sizes: dict[str, int], dtype: DTypeLike) -> Any:
@@ -50,13 +58,23 @@ def abstract_params(
         sharding = None if mesh is None else named_sharding(axes, shape, mesh)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct | Int8Matrix:
+    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct | Matrix:
         axes, summed = param.get_metadata("axes"), param.get_metadata("summed")
         sizes = dict(zip(axes, param.get_value().shape, strict=True))
-        if quantization is None or not summed:
+        if not summed or quantization is packed is None:
             described: jax.ShapeDtypeStruct = array(axes, sizes, dtype)
             return described
         kept = tuple(word for word in axes if word not in summed)
+        if packed is not None:
+            matrix = packed_linear.packed_spec(
+                tuple(sizes[word] for word in summed),
+                tuple(sizes[word] for word in kept),
+                kind=packed,
+                dtype=dtype,
+            )
+            words = ("panels", "panel")
+            panels = array(words, dict(zip(words, matrix.panels.shape, strict=True)), jnp.uint8)
+            return replace(matrix, panels=panels)
         return Int8Matrix(
             array(axes, sizes, jnp.int8), array(kept, sizes, jnp.float32), jnp.dtype(dtype).name
         )
@@ -78,14 +96,15 @@ def random_params(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     quantization: str | None = None,
+    packed: str | None = None,
 ) -> Params:
     """Draw parameters where they will live: matrices normal with deviation 0.02, norms one.
 
     A parameter's values depend on the seed and its own name only.
     """
     wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
-    finish = quantizers(config, dtype=dtype, mesh=mesh, quantization=quantization)
-    params: dict[Path, Array | Int8Matrix] = {}
+    finish = finishers(config, dtype=dtype, mesh=mesh, quantization=quantization, packed=packed)
+    params: dict[Path, Array | Matrix] = {}
     for path, param in _declared_params(config):
         key = jax.random.fold_in(jax.random.key(seed), crc32(_name(path).encode()))
         drawn_array = _draw(param.get_metadata("initial"), wanted[path])(key)
@@ -94,32 +113,33 @@ def random_params(
     return drawn
 
 
-def quantizers(
+def finishers(
     config: ModelConfig,
     *,
     dtype: DTypeLike,
     mesh: Mesh | None = None,
-    quantization: str | None,
-) -> dict[Path, Callable[[Array], Int8Matrix]]:
-    """Return what turns each matrix into what it is in a quantized model; it takes the array."""
+    quantization: str | None = None,
+    packed: str | None = None,
+) -> dict[Path, Callable[[Array], Matrix]]:
+    """Return what turns each matrix into what stands for it; empty where arrays stay arrays."""
     described = flatten_dict(
-        abstract_params(config, dtype=dtype, mesh=mesh, quantization=quantization)
+        abstract_params(config, dtype=dtype, mesh=mesh, quantization=quantization, packed=packed)
     )
-    return {
-        path: _quantize(
-            tuple(param.get_metadata("axes").index(word) for word in param.get_metadata("summed")),
-            described[path].values.sharding,
-            described[path].scales.sharding,
-        )
-        for path, param in _declared_params(config)
-        if isinstance(described[path], Int8Matrix)
-    }
+    finish: dict[Path, Callable[[Array], Matrix]] = {}
+    for path, param in _declared_params(config):
+        axes, wanted = param.get_metadata("axes"), described[path]
+        summed = tuple(axes.index(word) for word in param.get_metadata("summed"))
+        if isinstance(wanted, PackedMatrix):
+            finish[path] = _pack(summed, wanted.kind, wanted.panels.sharding)
+        elif isinstance(wanted, Int8Matrix):
+            finish[path] = _quantize(summed, wanted.values.sharding, wanted.scales.sharding)
+    return finish
 
 
 @lru_cache(maxsize=64)
 def _quantize(
     summed: tuple[int, ...], values: Sharding | None, scales: Sharding | None
-) -> Callable[[Array], Int8Matrix]:
+) -> Callable[[Array], Matrix]:
     """Return the compiled quantization of matrices laid out alike."""
 
     def run(weight: Array) -> tuple[Array, Array]:
@@ -128,11 +148,27 @@ def _quantize(
 
     compiled = jax.jit(run, out_shardings=(values, scales))
 
-    def finish(weight: Array) -> Int8Matrix:
+    def finish(weight: Array) -> Matrix:
         rounded, scale = compiled(weight)
         return Int8Matrix(rounded, scale, weight.dtype.name)
 
     return finish
+
+
+@lru_cache(maxsize=64)
+def _pack(
+    summed: tuple[int, ...], kind: str, sharding: Sharding | None
+) -> Callable[[Array], Matrix]:
+    """Return the compiled packing of matrices laid out alike."""
+
+    def run(weight: Array) -> PackedMatrix:
+        dtype = weight.dtype
+        if kind != "int8":
+            return packed_linear.pack(weight.astype(kind), summed, dtype=dtype)
+        matrix = quantize(weight, summed)
+        return packed_linear.pack(matrix.values, summed, scales=matrix.scales, dtype=dtype)
+
+    return jax.jit(run, out_shardings=sharding)
 
 
 @overload

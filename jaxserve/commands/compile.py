@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     context_len = min(args.context_len or _CONTEXT_LEN, plan.scheduler.max_model_len)
     for line in plan.lines():
         print(line)
-    print(f"attention: {plan.context.attention.choice}")
+    print(f"attention: {plan.context.attention.choice}; products: {plan.linear.choice}")
     print(
         f"GFLOP and GB per device are counted from shapes, alike for every target: full steps,"
         f" sequences\nof {context_len} tokens, weights and KV read once, no traffic between"
@@ -163,6 +163,7 @@ def _record(
         "key": dict(plan.key),
         "plan": dataclasses.asdict(plan.memory),
         "attention": str(plan.context.attention.choice),
+        "linear": str(plan.linear.choice),
         "context_len": context_len,
         "programs": [
             {

@@ -19,7 +19,9 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
 
     planned = plan_engine(options)
     names = options.served_model_names or (planned.name,)
-    attention = planned.context.attention.choice
+    kernels = {"linear": planned.linear.choice}
+    if planned.model.is_causal:
+        kernels["paged_attention"] = planned.context.attention.choice
     plan(
         Hello(
             names=names,
@@ -33,9 +35,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             defaults=planned.generation,
             has_priorities=planned.scheduler.policy == "priority",
             fingerprint=f"{planned.dtype} {options.tensor_parallel_size}",
-            kernels={"paged_attention": (attention.backend, dict(attention.refusals))}
-            if planned.model.is_causal
-            else {},
+            kernels={op: (choice.backend, dict(choice.refusals)) for op, choice in kernels.items()},
         )
     )
     metrics = Metrics(max_model_len=planned.scheduler.max_model_len)

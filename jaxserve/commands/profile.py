@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     ceilings, machine = measure_ceilings(), describe_machine()
 
     plan = llm.plan
-    print(f"{plan.name} ({plan.dtype}), attention: {plan.context.attention.choice}")
+    print(f"{plan.name} ({plan.dtype})")
+    print(f"attention: {plan.context.attention.choice}; products: {plan.linear.choice}")
     print(f"{len(workload.jobs)} requests, {batch} at a time at most: {workload.name}")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(f"ceilings, measured now: {ceilings.line()}")
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             "model": plan.name,
             "dtype": plan.dtype,
             "attention": str(plan.context.attention.choice),
+            "linear": str(plan.linear.choice),
             "workload": workload.name,
             "batch": batch,
             "machine": machine,

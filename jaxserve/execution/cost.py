@@ -21,6 +21,7 @@ from jaxserve.execution.programs import Helper, ProgramSet
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.models import ModelConfig, Params
 from jaxserve.quantization.int8 import Int8Matrix
+from pallas_kernels.packed_linear import PackedMatrix
 from pallas_kernels.targets import Target
 
 type IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -77,9 +78,9 @@ class StepCosts:
         table = params["embedding"]
         head = table if model.tied_embeddings else params.get("lm_head", ())
         self._weights = tree_bytes(params) - (0 if head is table else _bytes(table))
-        layers = jax.tree.leaves(params["layers"], is_leaf=_is_quantized)
-        matrices = sum(_size(leaf) for leaf in layers if _is_quantized(leaf) or leaf.ndim > 1)
-        num_weights = sum(_size(leaf) for leaf in jax.tree.leaves(head, is_leaf=_is_quantized))
+        layers = jax.tree.leaves(params["layers"], is_leaf=_is_matrix)
+        matrices = sum(_size(leaf) for leaf in layers if _is_matrix(leaf) or leaf.ndim > 1)
+        num_weights = sum(_size(leaf) for leaf in jax.tree.leaves(head, is_leaf=_is_matrix))
         self._token_flops, self._logit_flops = 2 * matrices, 2 * num_weights
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
         self._token_written_bytes = model.num_caches * self._key_bytes
@@ -119,20 +120,24 @@ class StepCosts:
             written_bytes=self._token_written_bytes * num_tokens + self._logit_bytes * num_logits,
         )
 
-    def work(self, *, flops_per_byte: float, attention_efficiency: float) -> WorkModel:
+    def work(
+        self, *, flops_per_byte: float, attention_efficiency: float, product_speed: float = 1.0
+    ) -> WorkModel:
         """Return what the scheduler is to know of these costs, on a device of such a balance.
 
         attention_efficiency: FLOP/s of attention over prompts, as a share of those of products, and
-        bytes/s of attention of decodes, as a share of those of reading weights.
+        bytes/s of attention of decodes, as a share of those of reading weights. product_speed: of
+        products with quantized weights, as a multiple of the others'.
         Layers with a sliding window count for nothing: what they attend to does not grow.
         """
         num_layers = sum(count for window, count in self._windows if window is None)
         pair = num_layers * self._pair_flops / self._token_flops
         key = num_layers * self._key_bytes / self._token_flops
+        per_byte = flops_per_byte * product_speed
         return WorkModel(
-            free_tokens=max(round(self._weights * flops_per_byte / self._token_flops), 1),
-            prefill_attention=pair / attention_efficiency,
-            decode_attention=key * flops_per_byte / attention_efficiency,
+            free_tokens=max(round(self._weights * per_byte / self._token_flops), 1),
+            prefill_attention=pair * product_speed / attention_efficiency,
+            decode_attention=key * per_byte / attention_efficiency,
             sampling=self._logit_flops / self._token_flops,
         )
 
@@ -201,12 +206,14 @@ def helper_cost(programs: ProgramSet, helper: Helper) -> Cost:
     return Cost(flops=0, read_bytes=row, written_bytes=row)
 
 
-def _is_quantized(leaf: object) -> bool:
-    return isinstance(leaf, Int8Matrix)
+def _is_matrix(leaf: object) -> bool:
+    return isinstance(leaf, Int8Matrix | PackedMatrix)
 
 
 def _size(leaf: Any) -> int:
-    """Numbers that one device holds of an array, or of a quantized matrix."""
+    """Numbers that one device holds of an array, or of a matrix that stands for one."""
+    if isinstance(leaf, PackedMatrix):
+        return leaf.size
     array = leaf.values if isinstance(leaf, Int8Matrix) else leaf
     assert array.sharding is not None
     shape: tuple[int, ...] = array.sharding.shard_shape(array.shape)

@@ -58,6 +58,7 @@ def executable_key(
     num_pages: int,
     num_slots: int,
     quantization: str | None,
+    packed: str | None,
 ) -> Key:
     """Return everything that a compiled program depends on, but for its own shape."""
     device = context.mesh.devices.flat[0]
@@ -75,6 +76,7 @@ def executable_key(
         "model": f"{context.model.model_type} {_digest(repr(context.model).encode())[:16]}",
         "dtype": config.dtype,
         "quantization": quantization or "none",
+        "packed": packed or "none",
         "kv_cache_dtype": config.cache_dtype,
         "attention": context.attention.backend,
         "max_model_len": context.rope_length,

@@ -28,16 +28,16 @@ from jaxserve.loading.checkpoint import Checkpoint, TensorInfo
 from jaxserve.models import (
     Decoder,
     HfTensor,
+    Matrix,
     ModelConfig,
     Params,
     abstract_params,
     bind,
     config_from_hf,
+    finishers,
     hf_tensors,
     param_axes,
-    quantizers,
 )
-from jaxserve.quantization.int8 import Int8Matrix
 
 _READABLE = frozenset({"F32", "BF16", "F16"})
 # Names of one kind in an error message: another model's folder would list thousands.
@@ -64,11 +64,12 @@ def load_params(
     dtype: DTypeLike,
     mesh: Mesh | None = None,
     quantization: str | None = None,
+    packed: str | None = None,
     progress: bool = True,
 ) -> Params:
     """Load a checkpoint's parameters as `dtype`, laid over `mesh` (default: JAX's default device).
 
-    quantization: see `abstract_params`; matrices are quantized one by one, on their devices.
+    quantization, packed: see `abstract_params`; it is done matrix by matrix, on their devices.
     progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
     that is missing, unexpected, misshapen or of a dtype that cannot be read.
     """
@@ -83,13 +84,13 @@ def load_params(
         for path in axes
         for index, tensor in enumerate(tensors[path])
     ]
-    finish = quantizers(config, dtype=dtype, mesh=mesh, quantization=quantization)
+    finish = finishers(config, dtype=dtype, mesh=mesh, quantization=quantization, packed=packed)
     _check(checkpoint.name, targets, stored, spare=config.spare_tensors)
 
     def file_of(target: _Target) -> Path:
         return stored[target.tensor.name].file
 
-    params: dict[Any, Array | Int8Matrix] = {}
+    params: dict[Any, Array | Matrix] = {}
     parts: dict[Any, dict[int, Array]] = {}
     with tqdm(
         total=sum(target.num_bytes for target in targets),

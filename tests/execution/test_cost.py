@@ -1,6 +1,7 @@
 """What a step costs, against a count of every pair of a query and a key."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from tests.execution.programs import SMALL, plan
 HEAD = 64 * 512
 
 
+def costs(model: DecoderConfig, **kept: Any) -> StepCosts:
+    params = abstract_params(model, mesh=make_mesh(1), **kept)
+    return StepCosts(model, params=params, attention=plan(model))
+
+
 def count(
     model: DecoderConfig,
     starts: list[int],
@@ -22,8 +28,7 @@ def count(
     num_sampled: int | None = None,
     variant: Variant = Variant.GREEDY,
 ) -> Cost:
-    params = abstract_params(model, mesh=make_mesh(1))
-    return StepCosts(model, params=params, attention=plan(model)).count(
+    return costs(model).count(
         np.array(starts),
         np.array(lengths),
         num_tokens=sum(lengths),
@@ -64,3 +69,32 @@ def test_only_rows_that_sample_have_logits() -> None:
     assert all_.num_bytes - some.num_bytes == 2 * 512 * 4
     scored = count(SMALL, [4, 4], [1, 1], variant=Variant.SCORE)
     assert scored.flops - all_.flops == 2 * 2 * HEAD
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_how_matrices_are_kept_changes_bytes_and_no_flops(*, tied: bool) -> None:
+    model = replace(SMALL, tied_embeddings=tied)
+    arrays, packed, halves, rounded = (
+        costs(model, quantization=quantization, packed=kind).count(
+            np.array([7]), np.array([1]), num_tokens=1, num_sampled=1, variant=Variant.GREEDY
+        )
+        for quantization, kind in (
+            (None, None),
+            (None, "float32"),
+            (None, "bfloat16"),
+            ("int8", "int8"),
+        )
+    )
+    assert arrays.flops == packed.flops == halves.flops == rounded.flops
+    # Whole panels are read, and there are vectors beside matrices.
+    assert arrays.read_bytes <= packed.read_bytes < 1.3 * arrays.read_bytes
+    assert rounded.read_bytes < halves.read_bytes < packed.read_bytes
+
+
+def test_faster_products_leave_room_for_more_rows_and_less_for_attention() -> None:
+    balance = {"flops_per_byte": 8.0, "attention_efficiency": 0.5}
+    plain, fast = (costs(SMALL).work(**balance, product_speed=speed) for speed in (1.0, 4.0))
+    assert fast.free_tokens == pytest.approx(4 * plain.free_tokens, abs=2)
+    assert fast.prefill_attention == 4 * plain.prefill_attention
+    assert fast.decode_attention == 4 * plain.decode_attention
+    assert fast.sampling == plain.sampling
