@@ -177,7 +177,8 @@ def test_plan_needs_no_weights(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(Path(model) / "config.json", tmp_path)
-    assert main(["plan", str(tmp_path), "--block-size", "32", "--max-num-seqs", "2"]) == 0
+    flags = ("--block-size", "32", "--max-num-seqs", "2", "--linear-backend", "xla")
+    assert main(["plan", str(tmp_path), *flags]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"weights +1015\.8 KiB", printed)
     assert re.search(r"KV pages .* x 32 = ", printed)

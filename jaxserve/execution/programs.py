@@ -19,6 +19,7 @@ from jaxserve.execution.step import draw as draw_of_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
 from jaxserve.sharding import named_sharding
+from pallas_kernels import paged_attention
 from pallas_kernels.paged_attention import CacheSpec
 
 
@@ -118,7 +119,9 @@ class ProgramSet:
             out_shardings=(replicated, shardings[1]),
         )
         self._remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
-        self._allocate = jax.jit(partial(_zeros, kept), out_shardings=shardings)
+        self._allocate = jax.jit(
+            partial(_allocate, self.cache, self.state, context), out_shardings=shardings
+        )
 
     def compile(
         self, params: Params, program: Program, *, options: Mapping[str, Any] | None = None
@@ -201,5 +204,24 @@ def draw(
     return draw_of_tree(params, state, packed, shape=shape, context=context)
 
 
-def _zeros(abstract: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+def _allocate(
+    cache: tuple[jax.ShapeDtypeStruct, ...],
+    state: State[jax.ShapeDtypeStruct],
+    context: StepContext,
+) -> tuple[KVCache, State[jax.Array]]:
+    """Make a cache that holds nothing yet, each device its part, and a state of zeros."""
+
+    def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        assert leaf.sharding is not None
+        part = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        made: jax.Array = jax.shard_map(
+            partial(paged_attention.empty_cache, part, backend=context.attention.backend),
+            mesh=context.mesh,
+            in_specs=(),
+            out_specs=context.cache_sharding,
+            check_vma=False,
+        )()
+        return made
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    return tuple(map(make, cache)), zeros

@@ -13,9 +13,6 @@
 #elif defined __ARM_FEATURE_DOTPROD
 #include <arm_neon.h>
 #endif
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include "xla.h"
 
@@ -325,17 +322,6 @@ static void pack_panel(const void* data, int64_t p, void* scratch) {
       }
     }
   }
-}
-
-// Ask for large pages, before any is touched: a processor finds them faster.
-static void want_large_pages(void* data, size_t num_bytes) {
-#ifdef MADV_HUGEPAGE
-  const uintptr_t page = 1 << 12, first = ((uintptr_t)data + page - 1) / page * page;
-  const uintptr_t beyond = ((uintptr_t)data + num_bytes) / page * page;
-  if (first < beyond) (void)madvise((void*)first, beyond - first, MADV_HUGEPAGE);
-#else
-  (void)data, (void)num_bytes;
-#endif
 }
 
 XLA_FFI_Error* packed_linear_pack(const XLA_FFI_CallFrame* frame) {

@@ -5,6 +5,7 @@ from pallas_kernels.paged_attention.api import CACHE_DTYPES as CACHE_DTYPES
 from pallas_kernels.paged_attention.api import attend as attend
 from pallas_kernels.paged_attention.api import cache_spec as cache_spec
 from pallas_kernels.paged_attention.api import choose as choose
+from pallas_kernels.paged_attention.api import empty_cache as empty_cache
 from pallas_kernels.paged_attention.api import workspace_bytes as workspace_bytes
 from pallas_kernels.paged_attention.batch import AttentionConfig as AttentionConfig
 from pallas_kernels.paged_attention.batch import CacheSpec as CacheSpec
@@ -22,6 +23,7 @@ __all__ = [
     "attend",
     "cache_spec",
     "choose",
+    "empty_cache",
     "self_check",
     "workspace_bytes",
 ]

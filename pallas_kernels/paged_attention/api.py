@@ -27,6 +27,9 @@ class Backend(Protocol):
     def cache_spec(self, config: AttentionConfig, *, num_pages: int) -> CacheSpec:
         """Describe one layer's cache; here `config` has the heads of all devices."""
 
+    def empty_cache(self, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        """Return a layer's cache, or a device's part of it, that holds nothing of meaning yet."""
+
     def workspace_bytes(
         self,
         config: AttentionConfig,
@@ -122,6 +125,14 @@ def cache_spec(
     heads, kv_heads = devices * config.heads, devices * config.kv_heads
     whole = replace(config, heads=heads, kv_heads=kv_heads)
     return BACKENDS[backend].cache_spec(whole, num_pages=num_pages)
+
+
+def empty_cache(spec: jax.ShapeDtypeStruct, *, backend: str) -> jax.Array:
+    """Return a cache, or one device's part of it, to which nothing was written yet.
+
+    spec: shape and dtype as `cache_spec` of the same backend describes them.
+    """
+    return BACKENDS[backend].empty_cache(spec)
 
 
 def workspace_bytes(

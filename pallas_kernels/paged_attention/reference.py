@@ -44,6 +44,11 @@ def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
     )
 
 
+def empty_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """See api.Backend."""
+    return jnp.zeros(spec.shape, spec.dtype)
+
+
 def workspace_bytes(
     config: AttentionConfig,
     target: Target,

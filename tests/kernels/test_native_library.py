@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def register() -> None:
-    library.register(backend.SOURCE, (backend.FUNCTION,))
+    library.register(backend.SOURCE, backend.FUNCTIONS)
 
 
 def write_compiler(folder: Path, script: str) -> str:

@@ -298,15 +298,24 @@ static void attend_item(const void* data, int64_t item, void* scratch) {
 
 // ---- XLA's side.
 
-static const struct {
+typedef struct {
   XLA_FFI_DataType dtype;
   size_t itemsize;
   Convert* convert;
-} KINDS[] = {
-    {XLA_FFI_DataType_F32, 4, of_float32},   {XLA_FFI_DataType_BF16, 2, of_bfloat16},
-    {XLA_FFI_DataType_F16, 2, of_float16},   {XLA_FFI_DataType_F8E4M3FN, 1, of_float8_e4m3fn},
-    {XLA_FFI_DataType_S8, 1, of_int8},
-};
+} Kind;
+
+// What is known of a cache's dtype, NULL if nothing.
+static const Kind* kind_of(XLA_FFI_DataType dtype) {
+  static const Kind kinds[] = {
+      {XLA_FFI_DataType_F32, 4, of_float32},   {XLA_FFI_DataType_BF16, 2, of_bfloat16},
+      {XLA_FFI_DataType_F16, 2, of_float16},   {XLA_FFI_DataType_F8E4M3FN, 1, of_float8_e4m3fn},
+      {XLA_FFI_DataType_S8, 1, of_int8},
+  };
+  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; ++i) {
+    if (kinds[i].dtype == dtype) return &kinds[i];
+  }
+  return NULL;
+}
 
 XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
   if (is_question(frame)) return NULL;
@@ -317,6 +326,10 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
   }
   const XLA_FFI_Buffer *cache = input(frame, CACHE), *updated = output(frame, UPDATED);
   const int64_t* shape = cache->dims;
+  const Kind* kind = kind_of(cache->dtype);
+  if (kind == NULL || input(frame, Q)->dtype != XLA_FFI_DataType_F32) {
+    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtypes");
+  }
   Call call = {
       .q = input(frame, Q)->data,
       .k = input(frame, K)->data,
@@ -336,16 +349,9 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
       .scale = *(const float*)attribute(frame, "scale"),
       .soft_cap = *(const float*)attribute(frame, "soft_cap"),
       .sliding_window = *(const int32_t*)attribute(frame, "sliding_window"),
+      .itemsize = kind->itemsize,
+      .convert = kind->convert,
   };
-  for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; ++i) {
-    if (KINDS[i].dtype == cache->dtype) {
-      call.itemsize = KINDS[i].itemsize;
-      call.convert = KINDS[i].convert;
-    }
-  }
-  if (call.convert == NULL || input(frame, Q)->dtype != XLA_FFI_DataType_F32) {
-    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtypes");
-  }
   const size_t plane = shape[1] * shape[2] * shape[3] * shape[4] * call.itemsize;
   call.planes[0] = updated->data;
   call.planes[1] = call.planes[0] + plane;
@@ -368,4 +374,18 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
   XLA_FFI_Error* failure = do_items(frame, num_items, attend_item, &call, floats * sizeof(float));
   free(call.first_items);
   return failure;
+}
+
+// A cache that nobody has touched: pages that are never used take no memory.
+XLA_FFI_Error* paged_attention_empty_cache(const XLA_FFI_CallFrame* frame) {
+  if (is_question(frame)) return NULL;
+  const XLA_FFI_Buffer* cache = output(frame, 0);
+  const Kind* kind = kind_of(cache->dtype);
+  if (kind == NULL) {
+    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtype");
+  }
+  size_t num_bytes = kind->itemsize;
+  for (int64_t i = 0; i < cache->rank; ++i) num_bytes *= cache->dims[i];
+  want_large_pages(cache->data, num_bytes);
+  return NULL;
 }

@@ -19,7 +19,7 @@ from pallas_kernels.targets import Target
 # Dimensions that are summed at a time: attend.c's SUMS.
 _DIMS = 8
 SOURCE = Path(__file__).with_name("attend.c")
-FUNCTION = "paged_attention"
+FUNCTIONS = ("paged_attention", "paged_attention_empty_cache")
 
 cache_spec = reference.cache_spec
 
@@ -29,7 +29,15 @@ def check(config: AttentionConfig, target: Target) -> None:
     del target
     if config.head_dim % _DIMS:
         raise Unsupported(f"head_dim must be a multiple of {_DIMS}, got {config.head_dim}")
-    register(SOURCE, (FUNCTION,))
+    register(SOURCE, FUNCTIONS)
+
+
+def empty_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """See api.Backend; nothing is written, so that pages take memory when they are first used."""
+    # Or XLA would take the caches of all layers for the same, make one, and copy it.
+    make = jax.ffi.ffi_call("paged_attention_empty_cache", spec, has_side_effect=True)
+    cache: jax.Array = make()
+    return cache
 
 
 def workspace_bytes(
@@ -64,7 +72,7 @@ def attend(
         jax.ShapeDtypeStruct(q.shape, jnp.float32),
         jax.ShapeDtypeStruct(cache.shape, cache.dtype),
     )
-    call = jax.ffi.ffi_call(FUNCTION, results, input_output_aliases={3: 1})
+    call = jax.ffi.ffi_call("paged_attention", results, input_output_aliases={3: 1})
     with jax.named_scope("paged_attention"):
         out, cache = call(
             q.astype(jnp.float32),

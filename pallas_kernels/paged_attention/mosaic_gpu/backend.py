@@ -110,6 +110,9 @@ def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
     return reference.cache_spec(config, num_pages=num_pages)
 
 
+empty_cache = reference.empty_cache
+
+
 def workspace_bytes(
     config: AttentionConfig,
     target: Target,

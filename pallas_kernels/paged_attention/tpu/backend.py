@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Shaped
 
 from pallas_kernels import simulation
 from pallas_kernels.dispatch import Unsupported
+from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.tpu import tuning
 from pallas_kernels.paged_attention.tpu.decode import decode
@@ -61,6 +62,9 @@ def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
         dtype=jnp.dtype(config.cache_dtype),
         axes=("pages", "kv_heads", "offsets", "lanes"),
     )
+
+
+empty_cache = reference.empty_cache
 
 
 def workspace_bytes(
