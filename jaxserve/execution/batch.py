@@ -15,7 +15,7 @@ one transfer. A fresh array is packed for every step: the device may still be re
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -77,11 +77,6 @@ class StepInput:
     presence: jax.Array  # float32[sequences]
     frequency: jax.Array  # float32[sequences]
     repetition: jax.Array  # float32[sequences]
-
-    def take(self, sequences: jax.Array) -> "StepInput":
-        """Return the input of some sequences: what is per token stays as it is."""
-        names = ("kv_lengths", "slots", "feedback", "samples", "page_table", *_INTS[1:], *_FLOATS)
-        return replace(self, **{name: getattr(self, name)[sequences] for name in names})
 
 
 class _Layout(NamedTuple):

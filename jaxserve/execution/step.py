@@ -17,6 +17,7 @@ from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
+from jaxserve.layers.linear import padded_after
 from jaxserve.models import Decoder, DecoderConfig, ModelConfig, Params, bind
 from jaxserve.pooling import PoolingType
 from jaxserve.sharding import TENSOR, partition_spec
@@ -27,10 +28,6 @@ type KVCache = tuple[jax.Array, ...]
 
 # Prompt rows scored at once: their logits are the largest array of a SCORE step.
 SCORED_ROWS = 32
-
-# Where prompts are computed, few sequences sample. Logits of 8 rows cost a CPU a quarter of what 64
-# do, which is a fifth of a step of 128 tokens.
-FEW_ROWS = 8
 
 
 @jax.tree_util.register_dataclass
@@ -84,22 +81,26 @@ def step(
     assert isinstance(context.model, DecoderConfig), "encoders draw no tokens"
     inputs = unpack(packed, shape)
     model = bind(context.model, params)
-    hidden, cache = model.hidden(
-        _input_tokens(inputs, state),
-        inputs.positions,
-        cache,
-        PagedAttend(paged_batch(inputs, shape), context),
-        rope_length=context.rope_length,
-    )
+    with padded_after(inputs.query_starts[-1]):
+        hidden, cache = model.hidden(
+            _input_tokens(inputs, state),
+            inputs.positions,
+            cache,
+            PagedAttend(paged_batch(inputs, shape), context),
+            rope_length=context.rope_length,
+        )
+    last_rows = _last_rows(inputs)
+    sampled = jnp.where(inputs.samples != 0, jnp.arange(1, last_rows.shape[0] + 1), 0)
 
-    def logits_of(rows: jax.Array) -> jax.Array:
-        return _gathered(model.logits(hidden[rows]), context.mesh)
+    def logits_of_sampled() -> jax.Array:
+        with padded_after(jnp.max(sampled)):
+            return _gathered(model.logits(hidden[last_rows]), context.mesh)
 
     held = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
-    rows = hidden[_last_rows(inputs)].astype(state.held.dtype)
+    rows = hidden[last_rows].astype(state.held.dtype)
     state = replace(state, held=state.held.at[held].set(rows, mode="drop"))
     output, state = _choose(
-        logits_of, inputs, state, shape.variant, context.sampling, branch=context.branches
+        logits_of_sampled, inputs, state, shape.variant, context.sampling, branch=context.branches
     )
     if shape.variant is Variant.SCORE:
         with jax.named_scope("prompt_logprobs"):
@@ -226,7 +227,7 @@ class _Drawn:
 
 
 def _choose(
-    logits_of: Callable[[jax.Array], jax.Array],
+    logits_of_sampled: Callable[[], jax.Array],
     inputs: StepInput,
     state: SlotState[jax.Array],
     variant: Variant,
@@ -236,42 +237,25 @@ def _choose(
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Draw each sequence's token, and remember it where the sequence samples.
 
-    logits_of: float32[n, vocab] of int32[n] rows of the step. branch: whether to do at run time
-    the least that the step needs, up to `variant`.
+    logits_of_sampled: float32[sequences, vocab], of those that sample. branch: whether to do at run
+    time the least that the step needs, up to `variant`.
     """
-    last_rows = _last_rows(inputs)
-    num_sequences = last_rows.shape[0]
+    num_sequences = inputs.samples.shape[0]
     variant = min(variant, Variant.FULL)
 
-    def draw(rows: jax.Array, inputs: StepInput, variant: Variant) -> _Drawn:
+    def draw(variant: Variant) -> _Drawn:
         if variant is Variant.NONE:
-            tokens = jnp.zeros(rows.shape, jnp.int32)
-            return _Drawn(tokens, tokens, _no_report(rows.shape[0], state, settings))
-        logits = logits_of(rows)
+            tokens = jnp.zeros(num_sequences, jnp.int32)
+            return _Drawn(tokens, tokens, _no_report(num_sequences, state, settings))
+        logits = logits_of_sampled()
         with jax.named_scope("sampling"):
             return _draw(logits, inputs, state, variant, settings)
 
-    def draw_few(variant: Variant) -> _Drawn:
-        """Draw for the sequences that sample, of which there are FEW_ROWS at most."""
-        few = jnp.argsort(inputs.samples == 0, stable=True)[:FEW_ROWS]
-        drawn = draw(last_rows[few], inputs.take(few), variant)
-        spread: _Drawn = jax.tree.map(
-            lambda x: jnp.zeros((num_sequences, *x.shape[1:]), x.dtype).at[few].set(x), drawn
-        )
-        return spread
-
     if branch:
-        choices = [partial(draw, last_rows, inputs, Variant(i)) for i in range(variant + 1)]
-        chosen = jnp.minimum(inputs.variant[0], variant)
-        is_decode = inputs.token_ids.shape[0] == num_sequences
-        if not is_decode and num_sequences > FEW_ROWS:
-            # Not for FULL: a program more to compile, for what is rare.
-            is_few = (jnp.sum(inputs.samples) <= FEW_ROWS) & (chosen < variant)
-            chosen = jnp.where(is_few, chosen + len(choices), chosen)
-            choices += [partial(draw_few, Variant(i)) for i in range(variant)]
-        drawn = lax.switch(chosen, choices)
+        choices = [partial(draw, Variant(i)) for i in range(variant + 1)]
+        drawn = lax.switch(jnp.minimum(inputs.variant[0], variant), choices)
     else:
-        drawn = draw(last_rows, inputs, variant)
+        drawn = draw(variant)
     return _kept(drawn, inputs, state, variant)
 
 

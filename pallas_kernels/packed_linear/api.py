@@ -115,21 +115,31 @@ def pack(
     return PackedMatrix(panels, inputs, channels, kind, spec.dtype)
 
 
-def multiply(x: Float[Array, "rows *inputs"], matrix: PackedMatrix) -> Float[Array, "rows *kept"]:
+def multiply(
+    x: Float[Array, "rows *inputs"],
+    matrix: PackedMatrix,
+    *,
+    num_rows: Int[Array, ""] | None = None,
+) -> Float[Array, "rows *kept"]:
     """Multiply rows by a matrix, in float32.
+
+    num_rows: how many rows there are; those behind them are padding, and come back as zeros.
 
     With int8, each row is rounded to int8 as well, so that its greatest number becomes 127, and
     products are exact in int32. A row that is not finite gives a result that is not.
     """
     assert x.shape[1:] == matrix.inputs, (x.shape, matrix.inputs)
-    num_rows = x.shape[0]
-    result = jax.ShapeDtypeStruct((num_rows, prod(matrix.channels)), jnp.float32)
+    most_rows = x.shape[0]
+    result = jax.ShapeDtypeStruct((most_rows, prod(matrix.channels)), jnp.float32)
     call = jax.ffi.ffi_call("packed_linear_multiply", result)
     with jax.named_scope("packed_linear"):
         product: Array = call(
-            x.reshape(num_rows, -1).astype(jnp.float32), matrix.panels, kind=_number(matrix.kind)
+            x.reshape(most_rows, -1).astype(jnp.float32),
+            matrix.panels,
+            jnp.asarray(most_rows if num_rows is None else num_rows, jnp.int32),
+            kind=_number(matrix.kind),
         )
-    return product.reshape(num_rows, *matrix.channels)
+    return product.reshape(most_rows, *matrix.channels)
 
 
 def take(matrix: PackedMatrix, indices: Int[Array, " rows"]) -> Float[Array, "rows inputs"]:

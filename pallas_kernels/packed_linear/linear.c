@@ -247,9 +247,10 @@ static int kind_of(const XLA_FFI_CallFrame* frame) { return *(const int32_t*)att
 XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
   if (is_question(frame)) return NULL;
   const XLA_FFI_Buffer *x = input(frame, 0), *panels = input(frame, 1), *out = output(frame, 0);
+  const int32_t num_rows = *(const int32_t*)input(frame, 2)->data;
   Product call = {
       .kind = kind_of(frame),
-      .rows = x->dims[0],
+      .rows = num_rows < 0 ? 0 : least(num_rows, x->dims[0]),
       .inputs = x->dims[1],
       .channels = out->dims[1],
       .x = x->data,
@@ -261,6 +262,7 @@ XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
     return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "packed linear: wrong arguments");
   }
   call.panels_together = ceil_div(LEAST_BYTES, num_bytes);
+  memset(call.out + call.rows * call.channels, 0, (x->dims[0] - call.rows) * call.channels * sizeof(float));
 
   char* rounded = NULL;
   if (call.kind == INT8) {

@@ -74,6 +74,18 @@ def test_products_are_those_of_the_matrix(
 
 
 @pytest.mark.parametrize("kind", packed_linear.KINDS)
+@pytest.mark.parametrize("num_rows", [-1, 0, 1, 5, 16, 17])
+def test_rows_of_padding_come_back_as_zeros(kind: str, num_rows: int) -> None:
+    packed, _ = world((20,), (40,), kind)
+    x = jnp.asarray(RNG.standard_normal((16, 20)), jnp.float32)
+    whole = packed_linear.multiply(x, packed)
+    product = packed_linear.multiply(x, packed, num_rows=jnp.asarray(num_rows))
+    live = max(num_rows, 0)
+    np.testing.assert_allclose(product[:live], whole[:live], rtol=1e-6, atol=1e-6)
+    assert not np.any(product[live:])
+
+
+@pytest.mark.parametrize("kind", packed_linear.KINDS)
 def test_what_is_summed_may_come_last(kind: str) -> None:
     packed, exact = world((12,), (5, 8), kind, last=True)
     product = packed_linear.multiply(jnp.eye(12), packed)

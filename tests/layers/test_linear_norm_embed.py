@@ -1,12 +1,15 @@
 """The small layers: products, norms, lookup."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 
 from jaxserve.layers.embed import embed
-from jaxserve.layers.linear import einsum
+from jaxserve.layers.linear import einsum, padded_after
 from jaxserve.layers.norm import rms_norm
+from pallas_kernels import packed_linear
+from pallas_kernels.targets import CPU
 
 
 def test_einsum_keeps_the_dtype_of_the_activations() -> None:
@@ -21,6 +24,23 @@ def test_einsum_gives_float32_where_asked_and_does_not_round_on_the_way() -> Non
     product = einsum("td,dv->tv", x, jnp.ones((2, 1), jnp.bfloat16), dtype=jnp.float32)
     assert product.dtype == jnp.float32
     assert product.item() == 257.0
+
+
+def test_rows_said_to_be_padding_are_left_out_of_packed_products_alone() -> None:
+    x, weight = jnp.ones((5, 4)), jnp.ones((4, 3))
+    packed_linear.check(CPU, weight.dtype)
+    packed = packed_linear.pack(weight, (0,), dtype="float32")
+
+    @jax.jit
+    def products(num_rows: jax.Array) -> tuple[jax.Array, ...]:
+        with padded_after(num_rows):
+            some = einsum("td,df->tf", x, packed), einsum("td,df->tf", x, weight)
+        return *some, einsum("td,df->tf", x, packed)
+
+    some, of_array, after = products(jnp.asarray(2))
+    assert_allclose(some, 4 * np.array([1, 1, 0, 0, 0])[:, None] * np.ones(3))
+    assert_allclose(of_array, np.full((5, 3), 4.0))
+    assert_allclose(after, np.full((5, 3), 4.0))
 
 
 def test_rms_norm_gives_unit_mean_square_times_the_weight() -> None:

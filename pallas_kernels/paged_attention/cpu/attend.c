@@ -376,7 +376,25 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
   return failure;
 }
 
-// A cache that nobody has touched: pages that are never used take no memory.
+// ---- A cache that holds nothing yet. Low pages are used first, so memory is fetched for them now; the others
+// take none until they are used.
+
+enum { FETCHED_SHARE = 8, CHUNK = 1 << 21 };
+
+typedef struct {
+  char* cache;
+  size_t plane, fetched;  // bytes: of a plane, and of its low pages
+} EmptyCache;
+
+INLINE int64_t chunks_of(const EmptyCache* call) { return (call->fetched + CHUNK - 1) / CHUNK; }
+
+static void fetch_item(const void* data, int64_t item, void* scratch) {
+  (void)scratch;
+  const EmptyCache* call = data;
+  const size_t start = item % chunks_of(call) * CHUNK, left = call->fetched - start;
+  memset(call->cache + item / chunks_of(call) * call->plane + start, 0, left < CHUNK ? left : CHUNK);
+}
+
 XLA_FFI_Error* paged_attention_empty_cache(const XLA_FFI_CallFrame* frame) {
   if (is_question(frame)) return NULL;
   const XLA_FFI_Buffer* cache = output(frame, 0);
@@ -384,8 +402,9 @@ XLA_FFI_Error* paged_attention_empty_cache(const XLA_FFI_CallFrame* frame) {
   if (kind == NULL) {
     return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "paged attention: wrong dtype");
   }
-  size_t num_bytes = kind->itemsize;
-  for (int64_t i = 0; i < cache->rank; ++i) num_bytes *= cache->dims[i];
-  want_large_pages(cache->data, num_bytes);
-  return NULL;
+  const int64_t* shape = cache->dims;
+  EmptyCache call = {.cache = cache->data, .plane = shape[1] * shape[2] * shape[3] * shape[4] * kind->itemsize};
+  call.fetched = call.plane / FETCHED_SHARE;
+  want_large_pages(call.cache, shape[0] * call.plane);
+  return do_items(frame, shape[0] * chunks_of(&call), fetch_item, &call, 0);
 }

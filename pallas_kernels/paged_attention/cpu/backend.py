@@ -33,7 +33,7 @@ def check(config: AttentionConfig, target: Target) -> None:
 
 
 def empty_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
-    """See api.Backend; nothing is written, so that pages take memory when they are first used."""
+    """See api.Backend; most pages take no memory until they are used."""
     # Or XLA would take the caches of all layers for the same, make one, and copy it.
     make = jax.ffi.ffi_call("paged_attention_empty_cache", spec, has_side_effect=True)
     cache: jax.Array = make()
