@@ -250,8 +250,22 @@ def test_while_a_grammar_runs_no_other_token_is_drawn_within_a_step() -> None:
     assert world.runner.plans[-1].rows[0].samples, "and later as before"
 
 
+class Prompt(Walks):
+    """Walks whose moves have come before a step looks for them, however busy the machine is."""
+
+    def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
+        walks = super().begin(params, count, may_jump=may_jump)
+        while any(walk.move is None for walk in walks):
+            self.wait_for_any(1.0)
+        return walks
+
+    def advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
+        super().advance(steps)
+        self.wait(30.0)
+
+
 def test_draws_of_one_step_are_read_before_the_next_but_one() -> None:
-    world = make()
+    world = make(walks=Prompt(compiler()))
     world.run(*(ask(str(seed), seed=seed, logprobs=0) for seed in range(4)))
     # Every sequence advances with every step, as those without a grammar do.
     longest = max(len(world.output(str(seed))) for seed in range(4))
