@@ -1,8 +1,9 @@
-"""Device kernels for inference with JAX: each op has a plain-JAX reference and faster backends.
+"""Kernels for inference with JAX, where XLA alone is not enough; an op is a folder.
 
 from pallas_kernels import paged_attention
 
-cache = jnp.zeros(*paged_attention.cache_spec(...).shape_and_dtype)
+spec = paged_attention.cache_spec(config, num_pages=1024, backend=backend)
+cache = jnp.zeros(spec.shape, spec.dtype)
 out, cache = paged_attention.attend(q, k, v, cache, batch, scale=head_dim**-0.5)
 """
 

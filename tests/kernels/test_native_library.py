@@ -53,6 +53,7 @@ def test_a_folder_that_others_may_write_is_not_used(folder: Path) -> None:
 def test_without_a_folder_it_is_compiled_at_every_start(folder: Path) -> None:
     folder.parent.chmod(0o500)
     register()
+    assert not folder.exists()
 
 
 def test_the_compiler_asked_for_may_come_with_flags(

@@ -84,4 +84,5 @@ def test_an_engine_that_hangs_is_not_healthy() -> None:
         http = world.http()
         with http.stream("POST", "/v1/completions", json={**BODY, "stream": True, "max_tokens": 2}):
             wait_for(lambda: http.get("/health").status_code == 503)
+            assert not world.client.is_alive
         world.runner.step_s = 0.0
