@@ -35,7 +35,8 @@ type Key = Mapping[str, str | int]
 MANIFEST = "manifest.json"
 _FORMAT = 1
 # What the programs are made of: the packages and files whose source is part of the key.
-_SOURCES = ("execution", "layers", "models", "sharding.py")
+_SOURCES = ("execution", "layers", "models", "quantization", "sharding.py")
+_SUFFIXES = {".py", ".c", ".h"}
 _ROOT = Path(__file__).parents[1]
 # Distributions that compile for a platform and run there; those that are installed count.
 _RUNTIMES = {
@@ -201,7 +202,8 @@ def _source_hash() -> str:
     """Hash the source that programs are made from: a kernel that changed is another kernel."""
     kernels = _ROOT.parent / "pallas_kernels"
     roots = [kernels, *(_ROOT / name for name in _SOURCES)]
-    files = [file for root in roots for file in (sorted(root.rglob("*.py")) or [root])]
+    files = [file for root in roots for file in (sorted(root.rglob("*.[pch]*")) or [root])]
+    files = [file for file in files if file.suffix in _SUFFIXES]
     return _digest(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))[:16]
 
 
