@@ -27,8 +27,8 @@ from jaxserve.quantization.int8 import quantize
 from pallas_kernels import packed_linear
 from pallas_kernels.targets import CPU
 
-# Those of a Llama of 40 million parameters, its head last.
-SIZES = ("512x1024", "512x512", "512x2816", "1408x512", "512x32000")
+# Those of a Llama of 40 million parameters, its head, and one whose rows lie a power of 2 apart.
+SIZES = ("512x1024", "512x512", "512x2816", "1408x512", "512x32000", "4096x1024")
 ROWS = (1, 8, 16, 64, 512)
 
 

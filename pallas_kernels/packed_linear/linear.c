@@ -56,15 +56,27 @@ INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 INLINE int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
-// Bytes of a row of int8, or of a channel.
-INLINE int64_t row_bytes(int64_t inputs) { return ceil_div(inputs, 4) * 4; }
+// Bytes of a channel in a panel.
+static int64_t channel_bytes(int kind, int64_t inputs) {
+  switch (kind) {
+    case FLOAT32: return inputs * 4;
+    case BFLOAT16: return inputs * 2;
+    default: return ceil_div(inputs, 4) * 4;
+  }
+}
 
 static int64_t panel_bytes(int kind, int64_t inputs) {
-  switch (kind) {
-    case FLOAT32: return inputs * PANEL * 4;
-    case BFLOAT16: return inputs * PANEL * 2;
-    default: return sizeof(Int8Panel) + row_bytes(inputs) * PANEL;
-  }
+  return (kind == INT8 ? sizeof(Int8Panel) : 0) + channel_bytes(kind, inputs) * PANEL;
+}
+
+// Bytes of a row as tiles read it.
+static int64_t row_bytes(int kind, int64_t inputs) { return channel_bytes(kind == INT8 ? INT8 : FLOAT32, inputs); }
+
+// Bytes from one such row to the next. Were they a multiple of 4 KiB, what the rows of a tile have of an input
+// would share one set of the first cache, which has fewer lines than a tile has rows.
+static int64_t row_stride(int kind, int64_t inputs) {
+  const int64_t num_bytes = row_bytes(kind, inputs);
+  return num_bytes % 4096 == 0 ? num_bytes + 64 : num_bytes;
 }
 
 INLINE Floats load(const void* from) {
@@ -100,10 +112,12 @@ INLINE Ints add_products(Ints sums, Ints weights, const uint8_t* row) {
 typedef struct {
   int kind;
   int64_t rows, inputs, channels, panels_together;
-  const float* x;
+  const float* given;
   const char* panels;
   float* out;
-  uint8_t* rounded;  // the rows as int8, and the scale of each
+  // The rows as tiles read them, which may be those given, and the scale of each that is rounded to int8.
+  char* x;
+  int64_t stride;
   float* scales;
 } Product;
 
@@ -113,13 +127,11 @@ INLINE uint32_t bits_of(float x) {
   return bits;
 }
 
-// Round a row so that its greatest number becomes 127. As bits, NaN is greater than any other.
-static void round_row(const void* data, int64_t row, void* scratch) {
-  (void)scratch;
-  const Product* call = data;
+// Round a row to int8 so that its greatest number becomes 127. As bits, NaN is greater than any other.
+static void round_row(const Product* call, int64_t row) {
   const int64_t inputs = call->inputs;
-  const float* x = call->x + row * inputs;
-  uint8_t* to = call->rounded + row * row_bytes(inputs);
+  const float* x = call->given + row * inputs;
+  uint8_t* to = (uint8_t*)call->x + row * call->stride;
   uint32_t greatest = 0;
   for (int64_t i = 0; i < inputs; ++i) {
     const uint32_t size = bits_of(x[i]) & 0x7fffffff;
@@ -134,7 +146,17 @@ static void round_row(const void* data, int64_t row, void* scratch) {
     // 1.5 * 2^23 higher, its last bits are an integer.
     to[i] = (uint8_t)(bits_of(x[i] / scale + 12582912.0f) + OFFSET);
   }
-  memset(to + inputs, 0, row_bytes(inputs) - inputs);
+  memset(to + inputs, 0, row_bytes(INT8, inputs) - inputs);
+}
+
+static void prepare_row(const void* data, int64_t row, void* scratch) {
+  (void)scratch;
+  const Product* call = data;
+  if (call->kind == INT8) {
+    round_row(call, row);
+  } else {
+    memcpy(call->x + row * call->stride, call->given + row * call->inputs, row_bytes(call->kind, call->inputs));
+  }
 }
 
 // Multiply rows from `row` on by channels of a panel, from `channel` on. `out`: of the first row and the panel's
@@ -143,8 +165,8 @@ typedef void Tile(const Product* call, int64_t row, const char* panel, int chann
 
 INLINE void multiply_floats(const Product* call, const int rows, const int kind, int64_t row, const char* panel,
                             int channel, float* out, int64_t stride) {
-  const int64_t inputs = call->inputs, size = kind == FLOAT32 ? 4 : 2;
-  const float* x = call->x + row * inputs;
+  const int64_t inputs = call->inputs, size = kind == FLOAT32 ? 4 : 2, step = call->stride / sizeof(float);
+  const float* x = (const float*)(call->x + row * call->stride);
   Floats sums[MOST_ROWS * VECTORS];
   UNROLL for (int i = 0; i < rows * VECTORS; ++i) sums[i] = (Floats){0};
   for (int64_t k = 0; k < inputs; ++k) {
@@ -154,7 +176,7 @@ INLINE void multiply_floats(const Product* call, const int rows, const int kind,
       weights[v] = kind == FLOAT32 ? load(from) : load_bfloat16(from);
     }
     UNROLL for (int i = 0; i < rows * VECTORS; ++i) {
-      sums[i] += x[i / VECTORS * inputs + k] * weights[i % VECTORS];
+      sums[i] += x[i / VECTORS * step + k] * weights[i % VECTORS];
     }
   }
   UNROLL for (int i = 0; i < rows * VECTORS; ++i) {
@@ -164,8 +186,8 @@ INLINE void multiply_floats(const Product* call, const int rows, const int kind,
 
 INLINE void multiply_int8(const Product* call, const int rows, int64_t row, const Int8Panel* panel, int channel,
                           float* out, int64_t stride) {
-  const int64_t num_bytes = row_bytes(call->inputs);
-  const uint8_t* x = call->rounded + row * num_bytes;
+  const int64_t num_bytes = row_bytes(INT8, call->inputs), step = call->stride;
+  const uint8_t* x = (const uint8_t*)call->x + row * step;
   Ints sums[MOST_ROWS * VECTORS];
   UNROLL for (int i = 0; i < rows * VECTORS; ++i) {
     memcpy(&sums[i], panel->sums + channel + i % VECTORS * LANES, sizeof sums[i]);
@@ -176,7 +198,7 @@ INLINE void multiply_int8(const Product* call, const int rows, int64_t row, cons
       memcpy(&weights[v], panel->values + k * PANEL + 4 * (channel + v * LANES), sizeof weights[v]);
     }
     UNROLL for (int i = 0; i < rows * VECTORS; ++i) {
-      sums[i] = add_products(sums[i], weights[i % VECTORS], x + i / VECTORS * num_bytes + k);
+      sums[i] = add_products(sums[i], weights[i % VECTORS], x + i / VECTORS * step + k);
     }
   }
   UNROLL for (int i = 0; i < rows * VECTORS; ++i) {
@@ -253,9 +275,10 @@ XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
       .rows = num_rows < 0 ? 0 : least(num_rows, x->dims[0]),
       .inputs = x->dims[1],
       .channels = out->dims[1],
-      .x = x->data,
+      .given = x->data,
       .panels = panels->data,
       .out = out->data,
+      .x = x->data,
   };
   const int64_t num_bytes = panel_bytes(call.kind, call.inputs), num_panels = panels_of(call.channels);
   if (x->dtype != XLA_FFI_DataType_F32 || panels->dims[0] != num_panels || panels->dims[1] != num_bytes) {
@@ -264,29 +287,28 @@ XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
   call.panels_together = ceil_div(LEAST_BYTES, num_bytes);
   memset(call.out + call.rows * call.channels, 0, (x->dims[0] - call.rows) * call.channels * sizeof(float));
 
-  char* rounded = NULL;
-  if (call.kind == INT8) {
+  call.stride = row_stride(call.kind, call.inputs);
+  char* prepared = NULL;
+  XLA_FFI_Error* failure = NULL;
+  if (call.kind == INT8 || call.stride != row_bytes(call.kind, call.inputs)) {
     const size_t scales_bytes = aligned(call.rows * sizeof(float));
-    rounded = aligned_alloc(64, scales_bytes + aligned(call.rows * row_bytes(call.inputs)));
-    if (rounded == NULL) {
+    prepared = aligned_alloc(64, scales_bytes + aligned(call.rows * call.stride));
+    if (prepared == NULL) {
       return error(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "packed linear: out of memory");
     }
-    call.scales = (float*)rounded;
-    call.rounded = (uint8_t*)rounded + scales_bytes;
-  }
-  XLA_FFI_Error* failure = NULL;
-  if (call.kind == INT8) {
+    call.scales = (float*)prepared;
+    call.x = prepared + scales_bytes;
     if (call.rows * call.inputs < FEW) {
-      for (int64_t row = 0; row < call.rows; ++row) round_row(&call, row, NULL);
+      for (int64_t row = 0; row < call.rows; ++row) prepare_row(&call, row, NULL);
     } else {
-      failure = do_items(frame, call.rows, round_row, &call, 0);
+      failure = do_items(frame, call.rows, prepare_row, &call, 0);
     }
   }
   if (failure == NULL) {
     failure = do_items(frame, blocks_of(&call) * groups_of(&call), multiply_item, &call,
                        MOST_ROWS * PANEL * sizeof(float));
   }
-  free(rounded);
+  free(prepared);
   return failure;
 }
 

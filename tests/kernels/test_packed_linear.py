@@ -21,8 +21,16 @@ except Unsupported as reason:
     pytest.skip(f"packed matrices: {reason}", allow_module_level=True)
 
 RNG = np.random.default_rng(5)
-# Sizes of what is summed, and of what is kept: whole panels and not, groups of four and not.
-SIZES = [((64,), (96,)), ((30,), (33,)), ((7,), (1,)), ((3, 11), (2, 4, 5)), ((512,), (224,))]
+# Sizes of what is summed, and of what is kept: whole panels and not, groups of four and not, rows
+# that lie a multiple of 4 KiB apart.
+SIZES = [
+    ((64,), (96,)),
+    ((30,), (33,)),
+    ((7,), (1,)),
+    ((3, 11), (2, 4, 5)),
+    ((512,), (224,)),
+    ((4096,), (40,)),
+]
 # One row, a tile's rows and one more, a block's and one more.
 ROWS = (1, 2, 3, 6, 7, 14, 15, 29, 225)
 
@@ -70,7 +78,7 @@ def test_products_are_those_of_the_matrix(
         assert product.shape == (num_rows, *channels)
         expected = (rounded(x) if kind == "int8" else x.astype(np.float64)) @ exact
         error = np.linalg.norm(np.asarray(product).reshape(num_rows, -1) - expected)
-        assert error < 1e-6 * np.linalg.norm(expected)
+        assert error < 5e-6 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("kind", packed_linear.KINDS)
