@@ -15,7 +15,7 @@ one transfer. A fresh array is packed for every step: the device may still be re
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -78,6 +78,20 @@ class StepInput:
     frequency: jax.Array  # float32[sequences]
     repetition: jax.Array  # float32[sequences]
 
+    def first(self, count: int) -> "StepInput":
+        """Return what is told of the first sequences alone; fields of tokens stay whole."""
+        of_sequences = {
+            field.name: getattr(self, field.name)[:count]
+            for field in fields(self)
+            if field.name not in _NOT_OF_SEQUENCES
+        }
+        return replace(self, **of_sequences)
+
+
+_NOT_OF_SEQUENCES = frozenset(
+    ("variant", "token_ids", "positions", "row_sequences", "targets", "query_starts")
+)
+
 
 class _Layout(NamedTuple):
     """Where the parts of a packed array begin; see the module."""
@@ -120,8 +134,8 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
     """Cut a packed array into its fields; traced, so it costs next to nothing at run time."""
     layout = _layout(shape)
     records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
-    fields = _fields(records)
-    kv_lengths = fields["kv_lengths"]
+    found = _fields(records)
+    kv_lengths = found["kv_lengths"]
 
     def tokens(start: int) -> jax.Array:
         return packed[start : start + shape.tokens]
@@ -139,9 +153,9 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
         positions=positions,
         row_sequences=row_sequences,
         targets=tokens(layout.targets) if is_scored else jnp.zeros(shape.tokens, jnp.int32),
-        query_starts=jnp.pad(fields.pop("query_stop"), (1, 0)),
+        query_starts=jnp.pad(found.pop("query_stop"), (1, 0)),
         page_table=records[:, _FIRST_PAGE:],
-        **fields,
+        **found,
     )
 
 
@@ -153,9 +167,9 @@ def unpack_draw(
     Of the fields, those of tokens and pages are empty.
     """
     start = 2 + shape.rows * _FIRST_PAGE
-    fields = _fields(packed[2:start].reshape(shape.rows, _FIRST_PAGE))
+    found = _fields(packed[2:start].reshape(shape.rows, _FIRST_PAGE))
     masks = packed[start:].reshape(shape.rows, mask_words(vocab_size))
-    del fields["query_stop"]
+    del found["query_stop"]
     empty = jnp.zeros(0, jnp.int32)
     inputs = StepInput(
         variant=packed[:1],
@@ -165,7 +179,7 @@ def unpack_draw(
         targets=empty,
         query_starts=empty,
         page_table=jnp.zeros((shape.rows, 0), jnp.int32),
-        **fields,
+        **found,
     )
     return inputs, masks
 

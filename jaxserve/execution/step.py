@@ -29,6 +29,12 @@ type KVCache = tuple[jax.Array, ...]
 # Prompt rows scored at once: their logits are the largest array of a SCORE step.
 SCORED_ROWS = 32
 
+# A program that branches has branches for few sequences that sample, as where a prompt joins a few
+# others: logits of all that it has room for take a CPU milliseconds to write and to search. It has
+# them where that is much room. Decodes have programs of their own for few sequences.
+FEW_SAMPLED = 8
+MUCH_ROOM = 32
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -90,17 +96,22 @@ def step(
             rope_length=context.rope_length,
         )
     last_rows = _last_rows(inputs)
-    sampled = jnp.where(inputs.samples != 0, jnp.arange(1, last_rows.shape[0] + 1), 0)
 
-    def logits_of_sampled() -> jax.Array:
-        with padded_after(jnp.max(sampled)):
-            return _gathered(model.logits(hidden[last_rows]), context.mesh)
+    def logits_of_first(count: int) -> jax.Array:
+        with padded_after(_num_sampled(inputs)):
+            return _gathered(model.logits(hidden[last_rows[:count]]), context.mesh)
 
     held = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
     rows = hidden[last_rows].astype(state.held.dtype)
     state = replace(state, held=state.held.at[held].set(rows, mode="drop"))
     output, state = _choose(
-        logits_of_sampled, inputs, state, shape.variant, context.sampling, branch=context.branches
+        logits_of_first,
+        inputs,
+        state,
+        shape.variant,
+        context.sampling,
+        branch=context.branches,
+        is_decode=shape.is_decode,
     )
     if shape.variant is Variant.SCORE:
         with jax.named_scope("prompt_logprobs"):
@@ -226,37 +237,57 @@ class _Drawn:
     report: Logprobs
 
 
+def _num_sampled(inputs: StepInput) -> jax.Array:
+    """How many sequences there are up to the last that samples."""
+    return jnp.max(jnp.where(inputs.samples != 0, jnp.arange(1, inputs.samples.shape[0] + 1), 0))
+
+
 def _choose(
-    logits_of_sampled: Callable[[], jax.Array],
+    logits_of_first: Callable[[int], jax.Array],
     inputs: StepInput,
     state: SlotState[jax.Array],
     variant: Variant,
     settings: SamplingSettings,
     *,
     branch: bool,
+    is_decode: bool = False,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Draw each sequence's token, and remember it where the sequence samples.
 
-    logits_of_sampled: float32[sequences, vocab], of those that sample. branch: whether to do at run
-    time the least that the step needs, up to `variant`.
+    logits_of_first: float32[count, vocab] of the first `count` sequences, in rows that sample.
+    branch: whether to do at run time the least that the step needs, up to `variant`. is_decode:
+    whether there is another program for few sequences.
     """
     num_sequences = inputs.samples.shape[0]
     variant = min(variant, Variant.FULL)
 
-    def draw(variant: Variant) -> _Drawn:
+    def draw(count: int, variant: Variant) -> _Drawn:
+        first = inputs.first(count)
         if variant is Variant.NONE:
-            tokens = jnp.zeros(num_sequences, jnp.int32)
-            return _Drawn(tokens, tokens, _no_report(num_sequences, state, settings))
-        logits = logits_of_sampled()
-        with jax.named_scope("sampling"):
-            return _draw(logits, inputs, state, variant, settings)
+            tokens = jnp.zeros(count, jnp.int32)
+            drawn = _Drawn(tokens, tokens, _no_report(count, state, settings))
+        else:
+            logits = logits_of_first(count)
+            with jax.named_scope("sampling"):
+                drawn = _draw(logits, first, state, variant, settings)
+        padded: _Drawn = jax.tree.map(
+            lambda rows: jnp.pad(rows, [(0, num_sequences - count)] + [(0, 0)] * (rows.ndim - 1)),
+            drawn,
+        )
+        return padded
 
-    if branch:
-        choices = [partial(draw, Variant(i)) for i in range(variant + 1)]
-        drawn = lax.switch(jnp.minimum(inputs.variant[0], variant), choices)
-    else:
-        drawn = draw(variant)
-    return _kept(drawn, inputs, state, variant)
+    if not branch:
+        return _kept(draw(num_sequences, variant), inputs, state, variant)
+    index = jnp.minimum(inputs.variant[0], variant)
+    choices = [partial(draw, num_sequences, Variant(i)) for i in range(variant + 1)]
+    if num_sequences >= MUCH_ROOM and not is_decode:
+        often = (Variant.GREEDY, Variant.SAMPLE)
+        is_few = (
+            (_num_sampled(inputs) <= FEW_SAMPLED) & (index >= min(often)) & (index <= max(often))
+        )
+        index = jnp.where(is_few, len(choices) + index - min(often), index)
+        choices += [partial(draw, FEW_SAMPLED, each) for each in often]
+    return _kept(lax.switch(index, choices), inputs, state, variant)
 
 
 def _kept(

@@ -15,7 +15,14 @@ from jaxserve.config import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.shapes import Variant
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
-from jaxserve.execution.step import SamplingSettings, StepOutput, _choose, _last_rows
+from jaxserve.execution.step import (
+    FEW_SAMPLED,
+    MUCH_ROOM,
+    SamplingSettings,
+    StepOutput,
+    _choose,
+    _last_rows,
+)
 from jaxserve.plan import SlotAssignment
 from jaxserve.request import SamplingParams
 from tests.execution.inputs import step_input
@@ -43,7 +50,7 @@ def compiled(
         logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array]
     ) -> tuple[StepOutput, SlotState[jax.Array]]:
         rows = logits[_last_rows(inputs)]
-        return _choose(lambda: rows, inputs, state, variant, settings, branch=branch)
+        return _choose(lambda count: rows[:count], inputs, state, variant, settings, branch=branch)
 
     return jax.jit(run)
 
@@ -115,6 +122,42 @@ def test_a_program_that_branches_chooses_as_one_that_does_not(variant: Variant) 
     np.testing.assert_array_equal(branched.tokens, apart.tokens)
     jax.tree.map(np.testing.assert_allclose, branched.logprobs, apart.logprobs)
     np.testing.assert_array_equal(branched_state.last_token, apart_state.last_token)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("last", [0, FEW_SAMPLED - 1, FEW_SAMPLED, MUCH_ROOM - 1])
+def test_few_sequences_are_given_the_tokens_they_have_among_many(
+    variant: Variant, last: int
+) -> None:
+    samples = np.zeros(MUCH_ROOM, np.int32)
+    samples[[0, last]] = 1
+    inputs = step_input(
+        MUCH_ROOM,
+        slots=np.arange(MUCH_ROOM) % NUM_SLOTS,
+        samples=samples,
+        kv_lengths=3,
+        variant=variant,
+        temperature=0.7 * (np.arange(MUCH_ROOM) % 2),
+        seed_low=np.arange(MUCH_ROOM),
+        reports=1,
+    )
+    logits = jnp.asarray(np.random.default_rng(5).standard_normal((MUCH_ROOM, VOCAB_SIZE)))
+    counts: list[int] = []
+
+    def first(count: int) -> jax.Array:
+        counts.append(count)
+        return logits[:count]
+
+    few, many = (
+        _choose(
+            first, inputs, empty_state(), Variant.FULL, SETTINGS, branch=True, is_decode=is_decode
+        )
+        for is_decode in (False, True)
+    )
+    assert FEW_SAMPLED in counts
+    np.testing.assert_array_equal(few[0].tokens[:, samples == 1], many[0].tokens[:, samples == 1])
+    np.testing.assert_array_equal(few[1].last_token, many[1].last_token)
+    jax.tree.map(np.testing.assert_array_equal, few[0].logprobs, many[0].logprobs)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
