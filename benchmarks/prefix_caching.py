@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
     parser.add_argument("--num-prompts", type=int, default=32, metavar="N")
+    parser.add_argument("--first", choices=("on", "off"), default="on", help="which is made first")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
     args = parser.parse_args()
@@ -147,7 +148,7 @@ def main() -> None:
             report=print,
             **options,
         )
-        for name in ("on", "off")
+        for name in (("on", "off") if args.first == "on" else ("off", "on"))
     }
     measured = {
         shape: measure(engines, shape, num_prompts=args.num_prompts, rounds=args.rounds)
