@@ -103,6 +103,7 @@ def main() -> None:
             figures.append(asdict(measured))
             print(measured.line(), flush=True)
     if args.results is not None:
+        args.results.mkdir(parents=True, exist_ok=True)
         path = args.results / f"{datetime.now(UTC).date().isoformat()}-linear.json"
         record = {"machine": machine, "figures": figures}
         path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
