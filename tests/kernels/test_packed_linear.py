@@ -1,6 +1,5 @@
 """Packed matrices: the numbers of the matrix they stand for, whatever its shape, kind and rows."""
 
-import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pallas_kernels import Unsupported, packed_linear
-from pallas_kernels.native import library
 from pallas_kernels.packed_linear import PackedMatrix, api
 from pallas_kernels.targets import CPU, TARGETS
+from tests.kernels.conftest import Recompile
 
 try:
     packed_linear.check(CPU, "float32")
@@ -135,27 +134,8 @@ def test_what_is_planned_is_what_is_made() -> None:
         assert packed.size == 30 * 41
 
 
-@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx"])
-def test_processors_with_less_compute_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same file for a processor without the widest vectors, called by names of its own."""
-    compiler = f"cc {flags}"
-    try:
-        subprocess.run(
-            [*compiler.split(), "-E", "-xc", "/dev/null"], check=True, capture_output=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip(f"the compiler has no {flags}")
-    monkeypatch.setenv("CC", compiler)
-    real, names = jax.ffi.register_ffi_target, {}
-
-    def register(name: str, handler: object, *, platform: str) -> None:
-        names[name] = name + flags
-        real(names[name], handler, platform=platform)
-
-    monkeypatch.setattr("jax.ffi.register_ffi_target", register)
-    library.register.__wrapped__(api.SOURCE, api.FUNCTIONS)
-    call = jax.ffi.ffi_call
-    monkeypatch.setattr("jax.ffi.ffi_call", lambda name, *rest: call(names[name], *rest))
+def test_processors_with_less_compute_the_same(recompile: Recompile) -> None:
+    recompile(api.SOURCE, api.FUNCTIONS)
     for kind in packed_linear.KINDS:
         packed, exact = world((30,), (41,), kind)
         x = RNG.standard_normal((17, 30)).astype(np.float32)

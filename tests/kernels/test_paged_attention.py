@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pallas_kernels import Unsupported, paged_attention, simulation
 from pallas_kernels.paged_attention import AttentionConfig
 from pallas_kernels.paged_attention.cases import LAYERS, TESTS, Case, decode, ragged
+from pallas_kernels.paged_attention.cpu import backend as cpu_backend
 from pallas_kernels.paged_attention.worlds import World, draw, pack, relative_error, unpack
 from pallas_kernels.targets import CPU, Target, find_target, target_of
+from tests.kernels.conftest import Recompile
 from tests.kernels.oracle import attended, written
 
 # See worlds.relative_error: three times what rounding makes of it in the reference.
@@ -179,6 +181,17 @@ def test_changes_the_slots_of_new_tokens_and_page_0_only(
     world, _, kv = outcome(name, backend, place)
     wanted = written(world)
     np.testing.assert_array_equal(kv[:, 1:].astype(float), wanted[:, 1:].astype(float))
+
+
+@pytest.mark.parametrize(
+    "name", ["decode_of_unequal_lengths", "mixed_with_sinks_in_a_window", "prefill_of_many_rows"]
+)
+def test_processors_with_less_compute_the_same(name: str, recompile: Recompile) -> None:
+    recompile(cpu_backend.SOURCE, cpu_backend.FUNCTIONS)
+    world = draw(TESTS[name], seed=1)
+    with jax.disable_jit():
+        out, _ = run(world, "cpu", "cpu")
+    assert error_of(world, out) < TOLERANCE[world.case.config.dtype]
 
 
 @pytest.mark.parametrize(("backend", "place"), PLACES)

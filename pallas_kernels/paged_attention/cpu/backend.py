@@ -12,24 +12,30 @@ import numpy as np
 
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.native.library import register
-from pallas_kernels.paged_attention import reference
-from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch
+from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
 from pallas_kernels.targets import Target
 
-# Dimensions that are summed at a time: attend.c's SUMS.
-_DIMS = 8
+# As attend.c has them: lanes of a vector, rows of an item, tokens of a block.
+_LANES, _ROWS, _BLOCK = 8, 32, 32
 SOURCE = Path(__file__).with_name("attend.c")
 FUNCTIONS = ("paged_attention", "paged_attention_empty_cache")
-
-cache_spec = reference.cache_spec
 
 
 def check(config: AttentionConfig, target: Target) -> None:
     """See api.Backend."""
     del target
-    if config.head_dim % _DIMS:
-        raise Unsupported(f"head_dim must be a multiple of {_DIMS}, got {config.head_dim}")
+    if config.head_dim % _LANES:
+        raise Unsupported(f"head_dim must be a multiple of {_LANES}, got {config.head_dim}")
     register(SOURCE, FUNCTIONS)
+
+
+def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
+    """[pages, kv_heads, key/value, page_size, head_dim]: what a head reads lies side by side."""
+    return CacheSpec(
+        shape=(num_pages, config.kv_heads, 2, config.page_size, config.head_dim),
+        dtype=jnp.dtype(config.cache_dtype),
+        axes=("pages", "kv_heads", "planes", "offsets", "head_dim"),
+    )
 
 
 def empty_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
@@ -50,7 +56,7 @@ def workspace_bytes(
 ) -> int:
     """See api.Backend: queries and results in float32, and what each thread works with."""
     del num_sequences, max_query_length
-    of_thread = (config.page_size + 2 * config.head_dim) * 16 + config.page_size * config.head_dim
+    of_thread = _ROWS * (2 * config.head_dim + _BLOCK) + _BLOCK * config.head_dim
     return 4 * (2 * num_tokens * config.heads * config.head_dim + target.cores * of_thread)
 
 
