@@ -12,8 +12,8 @@ turning about over more pages than the device's caches hold. Times are medians.
 
 Beside it stand kernels that do less: cuDNN and PyTorch on contiguous keys and values, and cuDNN on
 pages, all without writing any (see the workers), where the sequences of a case are all alike. Bytes
-and FLOP are the least that a case needs, and stand beside a copy and a product that were measured
-in the same run.
+and FLOP are the least that a case needs, and stand beside what memory and a product reached in the
+same run.
 """
 
 import argparse
@@ -82,15 +82,15 @@ class Result:
         error = "" if self.error is None else f"{self.error:.1e}"
         return (
             f"{start}{error:>8}{1e6 * self.seconds:>11.1f}"
-            f"{bytes_per_s / 1e9:>8.0f}{100 * bytes_per_s / ceilings.copy_bytes_per_s:>6.1f} %"
-            f"{flops_per_s / 1e12:>9.2f}{100 * flops_per_s / ceilings.matmul_flops_per_s:>6.1f} %"
+            f"{bytes_per_s / 1e9:>8.0f}{100 * bytes_per_s / ceilings.bytes_per_s:>6.1f} %"
+            f"{flops_per_s / 1e12:>9.2f}{100 * flops_per_s / ceilings.flops_per_s:>6.1f} %"
             f"  {self.note}"
         )
 
 
 HEADER = (
     f"{'case':<44}{'who':<14}{'error':>8}{'us':>11}"
-    f"{'GB/s':>8}{'copy':>8}{'TFLOP/s':>9}{'matmul':>8}"
+    f"{'GB/s':>8}{'memory':>8}{'TFLOP/s':>9}{'product':>8}"
 )
 
 

@@ -290,8 +290,8 @@ def test_profile_tells_every_phase_and_what_the_device_did(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # To measure them takes ten seconds, and the numbers mean nothing here.
-    ceilings = Ceilings(copy_bytes_per_s=1e9, matmul_flops_per_s=1e9)
-    monkeypatch.setattr("jaxserve.bench.ceilings.measure_ceilings", lambda: ceilings)
+    ceilings = Ceilings(bytes_per_s=1e9, flops_per_s=1e9)
+    monkeypatch.setattr("jaxserve.bench.ceilings.measure_ceilings", lambda **_: ceilings)
     target = tmp_path / "profile.json"
     workload = ("--input-len", "8", "--output-len", "4", "--num-prompts", "2", "--slowest", "1")
     output = ("--output-json", str(target), "--trace", str(tmp_path / "trace"))

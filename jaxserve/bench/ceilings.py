@@ -8,38 +8,55 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import packed_linear
+from pallas_kernels.packed_linear import PackedMatrix
+
+# Many times what caches hold, and products large enough for full speed. On a CPU also a matrix
+# whose panels fit into a core's cache.
+_BYTES, _SIZE = 1 << 31, 8192
+_CPU_BYTES, _CPU_SIZE = 1 << 28, 2048
+_PACKED_INPUTS, _PACKED_ROWS = 4096, 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """Rates of one device: bytes/s of a copy, read and written, and FLOP/s of a large product."""
+    """Rates of one device: bytes/s of its memory, and FLOP/s of a large product."""
 
-    copy_bytes_per_s: float
-    matmul_flops_per_s: float
+    bytes_per_s: float
+    flops_per_s: float
 
     def line(self) -> str:
         """Return both in units that people use."""
         return (
-            f"copy {self.copy_bytes_per_s / 1e9:.0f} GB/s (read + written),"
-            f" matmul {self.matmul_flops_per_s / 1e12:.2f} TFLOP/s"
+            f"memory {self.bytes_per_s / 1e9:.0f} GB/s,"
+            f" products {self.flops_per_s / 1e12:.2f} TFLOP/s"
         )
 
 
-def measure_ceilings() -> Ceilings:
-    """Measure JAX's first device on random data, in the dtype that models have there.
+def measure_ceilings(*, quantization: str | None = None, packed: str | None = None) -> Ceilings:
+    """Measure JAX's first device on random data, and return the best of what was tried.
 
-    The copy moves 2 GiB on accelerators (256 MiB on CPUs), many times what a cache holds; the
-    product is of bfloat16 matrices of 8192 (float32 of 2048 on CPUs).
+    Memory: what a copy reads and writes, and on CPUs what a sum reads: a copy is slow there, and
+    steps write little. Products: of bfloat16, on CPUs of float32.
+
+    quantization: int8 for steps that multiply in int8, which may be faster. packed: what packed
+    matrices hold, where steps multiply by these (`LinearPlan`); such products count as well, the
+    one of a single row as reading.
     """
-    is_cpu = jax.default_backend() == "cpu"
-    key = jax.random.key(0)
-    data = jax.random.bits(key, ((1 << 28) // (8 if is_cpu else 1),), jnp.uint32)
-    size, dtype = (2048, jnp.float32) if is_cpu else (8192, jnp.bfloat16)
-    a, b = (jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key))
-    copy_s = seconds_per_call(jax.jit(lambda x: x + 1), data)
-    matmul_s = seconds_per_call(jax.jit(jnp.matmul), a, b)
-    return Ceilings(
-        copy_bytes_per_s=2 * data.nbytes / copy_s, matmul_flops_per_s=2 * size**3 / matmul_s
-    )
+    if jax.default_backend() == "cpu":
+        size, dtype, memory = _CPU_SIZE, "float32", [_read_rate(_CPU_BYTES)]
+    else:
+        size, dtype, memory = _SIZE, "bfloat16", [_copy_rate(_BYTES)]
+    products = [_product_rate(size, dtype)]
+    if quantization == "int8":
+        products.append(_product_rate(size, "int8"))
+    if packed is not None:
+        matrix = _packed_matrix(packed, _CPU_BYTES)
+        rows = _random((_PACKED_ROWS, *matrix.inputs), "float32")
+        multiply = jax.jit(packed_linear.multiply)
+        memory.append(matrix.panels.nbytes / _best_s(multiply, rows[:1], matrix))
+        products.append(2 * _PACKED_ROWS * matrix.size / _best_s(multiply, rows, matrix))
+    return Ceilings(bytes_per_s=max(memory), flops_per_s=max(products))
 
 
 def seconds_per_call(
@@ -49,6 +66,17 @@ def seconds_per_call(
 
     Two calls before the clock starts are for compilation and for clocks that idled.
     """
+    return median(_round_seconds(function, *args, calls=calls, rounds=rounds))
+
+
+def _best_s(function: Callable[..., object], *args: object) -> float:
+    """Return the seconds of a call in the fastest of such rounds."""
+    return min(_round_seconds(function, *args, calls=3, rounds=7))
+
+
+def _round_seconds(
+    function: Callable[..., object], *args: object, calls: int, rounds: int
+) -> list[float]:
     jax.block_until_ready([function(*args) for _ in range(2)])
     seconds: list[float] = []
     for _ in range(rounds):
@@ -58,4 +86,36 @@ def seconds_per_call(
             result = function(*args)
         jax.block_until_ready(result)
         seconds.append((time.perf_counter() - start_s) / calls)
-    return median(seconds)
+    return seconds
+
+
+def _read_rate(num_bytes: int) -> float:
+    numbers = _random((num_bytes // 4,), "float32")
+    return num_bytes / _best_s(jax.jit(jnp.sum), numbers)
+
+
+def _copy_rate(num_bytes: int) -> float:
+    words = jax.random.bits(jax.random.key(0), (num_bytes // 4,), jnp.uint32)
+    return 2 * num_bytes / _best_s(jax.jit(lambda x: x + 1), words)
+
+
+def _product_rate(size: int, dtype: str) -> float:
+    """Return the FLOP/s of a product of square matrices; of int8 it is exact, as models need it."""
+    a, b = (_random((size, size), dtype, seed) for seed in (0, 1))
+    wide = "int32" if dtype == "int8" else dtype
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=wide))
+    return 2 * size**3 / _best_s(multiply, a, b)
+
+
+def _packed_matrix(kind: str, num_bytes: int) -> PackedMatrix:
+    channels = num_bytes // (_PACKED_INPUTS * packed_linear.KINDS[kind])
+    scales = jnp.ones(channels) if kind == "int8" else None
+    values = _random((_PACKED_INPUTS, channels), kind)
+    return packed_linear.pack(values, (0,), scales=scales, dtype="float32")
+
+
+def _random(shape: tuple[int, ...], dtype: str, seed: int = 0) -> jax.Array:
+    key = jax.random.key(seed)
+    if dtype == "int8":
+        return jax.random.bits(key, shape, jnp.uint8).view(jnp.int8)
+    return jax.random.normal(key, shape, dtype)

@@ -199,8 +199,8 @@ def _latency_s(record: StepRecord) -> float:
 def _roofline(records: Sequence[StepRecord], ceilings: Ceilings) -> float:
     """Return the seconds that the ceilings allow these steps, over those they took."""
     by_memory_s = [
-        (record.read_bytes + record.written_bytes) / ceilings.copy_bytes_per_s for record in records
+        (record.read_bytes + record.written_bytes) / ceilings.bytes_per_s for record in records
     ]
-    by_compute_s = [record.flops / ceilings.matmul_flops_per_s for record in records]
+    by_compute_s = [record.flops / ceilings.flops_per_s for record in records]
     least_s = sum(map(max, by_memory_s, by_compute_s))
     return least_s / max(_device_s(records), 1e-9)

@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     with nullcontext() if args.trace is None else traced(args.trace):
         run_jobs(llm, workload.jobs, batch=batch)
     records = list(llm.timeline.recent)
-    ceilings, machine = measure_ceilings(), describe_machine()
+    plan, machine = llm.plan, describe_machine()
+    ceilings = measure_ceilings(quantization=plan.options.quantization, packed=plan.linear.packed)
 
-    plan = llm.plan
     print(f"{plan.name} ({plan.dtype})")
     print(f"attention: {plan.context.attention.choice}; products: {plan.linear.choice}")
     print(f"{len(workload.jobs)} requests, {batch} at a time at most: {workload.name}")

@@ -7,7 +7,7 @@ from jaxserve.bench.device_trace import DeviceTrace, Operation, _summary
 from jaxserve.bench.profile import profile_of, slowest
 from jaxserve.timeline import StepRecord
 
-CEILINGS = Ceilings(copy_bytes_per_s=1e9, matmul_flops_per_s=1e12)
+CEILINGS = Ceilings(bytes_per_s=1e9, flops_per_s=1e12)
 
 
 def step(program: str = "decode-8", **fields: float) -> StepRecord:
