@@ -78,13 +78,14 @@ def run_transformers(workload: Path, args: argparse.Namespace) -> tuple[dict[str
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        versions = json.loads(process.stdout.readline())
-        for name, line in ways.items():
+        # Where there is no line, it has ended, and said why on standard error.
+        versions = json.loads(process.stdout.readline() or "{}")
+        for name, line in ways.items() if versions else ():
             process.stdin.write(line + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
             if not answer:
-                break  # it has said why on standard error
+                break
             record = json.loads(answer)
             num_tokens = sum(map(len, record["tokens"]))
             rates[name] = num_tokens / record["elapsed_s"]

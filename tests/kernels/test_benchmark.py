@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from benchmarks.kernels import Result, least_work, measure, plan_calls
+from benchmarks.kernels import Result, least_work, measure, plan_calls, rehearsed
 from pallas_kernels import Unsupported
 from pallas_kernels.paged_attention import BACKENDS, reference
 from pallas_kernels.paged_attention.cases import BENCHMARKS, LAYERS, Case, decode, shrunk
@@ -47,6 +47,15 @@ def test_refusal_is_told_in_the_backends_words(monkeypatch: pytest.MonkeyPatch) 
 
     result = result_of(monkeypatch, "refusing", CASE, check=check)
     assert (result.seconds, result.note) == (None, "too small")
+
+
+def test_rehearsal_has_a_case_of_each_layer_and_kind_of_step() -> None:
+    cases = rehearsed(BENCHMARKS)
+    assert len(cases) < len(BENCHMARKS)
+    assert all(case.config.kv_heads == 1 for case in cases.values())
+    kinds = {(shrunk(case).config, case.is_decode) for case in BENCHMARKS.values()}
+    assert {(case.config, case.is_decode) for case in cases.values()} == kinds
+    assert "prefill/llama-3.1-8b/2048of32768" in cases
 
 
 def test_least_work_of_a_decode_is_its_keys_values_queries_and_results() -> None:
