@@ -17,6 +17,7 @@ from jaxserve.engine.scheduler import Scheduler
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
+from jaxserve.execution.host_memory import keep_freed
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
@@ -157,6 +158,8 @@ def _load(
                 num_slots=plan.num_slots,
                 pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
             )
+        if jax.default_backend() == "cpu":
+            keep_freed(2 * plan.memory.workspace)  # which is an estimate
         with startup.stage("warm-up"):
             if wanted is not None:
                 runner.warm_up()
