@@ -22,8 +22,8 @@ def test_each_device_holds_its_heads_of_every_page() -> None:
     program = compile_case(Case(SMALL, STEP, branches=False, devices=4))
     for layer in program.cache:
         assert layer.sharding is not None
-        planes, pages, kv_heads, offsets, head_dim = layer.sharding.shard_shape(layer.shape)
-        assert (planes, pages, kv_heads, offsets, head_dim) == (2, 20_000, 1, 16, 8)
+        pages, kv_heads, planes, offsets, head_dim = layer.sharding.shard_shape(layer.shape)
+        assert (pages, kv_heads, planes, offsets, head_dim) == (20_000, 1, 2, 16, 8)
     whole = jnp.dtype(jnp.float32).itemsize * 2 * 20_000 * SMALL.kv_heads * 16 * 8
     kept = program.aliased_bytes
     assert whole // 4 <= kept < whole // 4 * 1.01
