@@ -50,10 +50,6 @@ enum { OFFSET = 128 };
 enum { OFFSET = 0 };
 #endif
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 INLINE int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
 // Bytes of a channel in a panel.

@@ -25,8 +25,6 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 // Below every score, and what is not to be seen, below that. They are finite: the difference of two is not NaN.
 static const float LOWEST = -1e29f, MASKED = -1e30f;
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 INLINE Floats load(const void* from) {
   Floats x;
   memcpy(&x, from, sizeof x);
@@ -415,7 +413,7 @@ static void attend(const Call* call, int64_t sequence, int64_t kv_head, int64_t 
 
 static int64_t items_of(const Call* call, int64_t sequence) {
   const int64_t queries = rows_of(call, sequence) * (call->heads / call->kv_heads);
-  return (queries + ROWS - 1) / ROWS * call->kv_heads;
+  return ceil_div(queries, ROWS) * call->kv_heads;
 }
 
 static void attend_item(const void* data, int64_t item, void* scratch) {
@@ -541,5 +539,5 @@ XLA_FFI_Error* paged_attention_empty_cache(const XLA_FFI_CallFrame* frame) {
   const size_t num_bytes = bytes_of(cache, kind);
   const EmptyCache call = {.cache = cache->data, .fetched = num_bytes / FETCHED_SHARE};
   want_large_pages(call.cache, num_bytes);
-  return do_items(frame, (call.fetched + CHUNK - 1) / CHUNK, fetch_chunk, &call, 0);
+  return do_items(frame, ceil_div(call.fetched, CHUNK), fetch_chunk, &call, 0);
 }
