@@ -79,13 +79,17 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStats:
-    """One choice of a request that has ended."""
+    """One choice of a request that has ended.
+
+    longest: tokens of the request's longest choice, None while other choices go on.
+    """
 
     reason: FinishReason
     times: RequestMetrics
     num_prompt_tokens: int
     num_cached_tokens: int
     num_generated_tokens: int
+    longest: int | None
     params: SamplingParams
 
 

@@ -281,7 +281,9 @@ class Engine:
 
     def _forget(self, sequence: Sequence, *, num_tokens: int) -> None:
         """Let go of a choice that has ended, `num_tokens` of whose tokens are its answer."""
-        if sequence.group.num_unfinished == 0:
+        group = sequence.group
+        group.lengths.append(num_tokens)
+        if group.num_unfinished == 0:
             # Several choices can have ended before the first is told.
             self._groups.pop(sequence.request.id, None)
         if self._metrics is not None:
@@ -300,6 +302,7 @@ class Engine:
         self, metrics: EngineMetrics, sequence: Sequence, num_tokens: int
     ) -> None:
         assert sequence.finish_reason is not None
+        lengths, num_choices = sequence.group.lengths, sequence.request.params.n
         metrics.observe_finished(
             FinishedStats(
                 reason=sequence.finish_reason,
@@ -307,6 +310,7 @@ class Engine:
                 num_prompt_tokens=sequence.num_prompt,
                 num_cached_tokens=sequence.num_cached_tokens or 0,
                 num_generated_tokens=num_tokens,
+                longest=max(lengths) if len(lengths) == num_choices else None,
                 params=sequence.request.params,
             )
         )

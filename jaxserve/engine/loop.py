@@ -121,7 +121,12 @@ def _obey(engine: Engine, port: Port, client: int, command: Command) -> None:
         case Abort():
             engine.abort(command.request_id)
         case Finish():
-            engine.finish(command.request_id, command.index, num_tokens=command.num_tokens)
+            engine.finish(
+                command.request_id,
+                command.index,
+                num_tokens=command.num_tokens,
+                reason=command.reason,
+            )
         case Leave():
             engine.leave(client)
 

@@ -164,7 +164,38 @@ def test_counts_add_up_to_what_clients_were_told() -> None:
     assert samples[f"vllm:kv_cache_usage_perc{LABELS}"] == 0
     told = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
     assert samples[f"vllm:prefix_cache_hits_total{LABELS}"] >= told
-    assert samples[f"vllm:request_params_n_sum{LABELS}"] == 1 + 2 * 2 + 3 * 3
+    # Once a request, as in vLLM, not once a choice.
+    for name in ("request_params_n", "request_max_num_generation_tokens"):
+        assert samples[f"vllm:{name}_count{LABELS}"] == 3
+    assert samples[f"vllm:request_params_n_sum{LABELS}"] == 1 + 2 + 3
+    assert samples[f"vllm:request_max_num_generation_tokens_sum{LABELS}"] == 3 * 7
+
+
+def test_the_longest_choice_of_a_request_is_told() -> None:
+    with World() as world:
+        http = world.http()
+        body = {**BODY, "n": 8, "max_tokens": 60, "ignore_eos": False, "return_token_ids": True}
+        choices = http.post("/v1/completions", json=body).json()["choices"]
+        world.wait_until_idle()
+        samples = scrape(http)
+    lengths = [len(choice["token_ids"]) for choice in choices]
+    assert min(lengths) < max(lengths)
+    name = f"vllm:request_max_num_generation_tokens_sum{LABELS}"
+    assert samples[name] == max(lengths)
+
+
+def test_an_answer_that_got_stuck_counts_as_such() -> None:
+    with World(says="la" * 40) as world:
+        http = world.http()
+        stuck = {"repetition_detection": {"max_pattern_size": 2, "min_count": 3}}
+        body = {"prompt": "x", "max_tokens": 60, **stuck}
+        (choice,) = http.post("/v1/completions", json=body).json()["choices"]
+        world.wait_until_idle()
+        samples = scrape(http)
+    assert choice["finish_reason"] == "repetition"
+    ends = 'vllm:request_success_total{{engine="0",finished_reason="{}",model_name="tiny/model"}}'
+    assert samples[ends.format("repetition")] == 1
+    assert samples[ends.format("stop")] == 0
 
 
 def test_http_requests_are_counted_by_closed_labels() -> None:
