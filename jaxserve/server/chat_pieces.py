@@ -87,8 +87,9 @@ class ChatAnswer:
 
     @property
     def reasoning_tokens(self) -> int:
-        """How many of the tokens so far are reasoning."""
-        return 0
+        """How many of the tokens so far are reasoning; 0 where no parser finds any."""
+        details = self.usage.completion_tokens_details
+        return 0 if details is UNSET else details.reasoning_tokens
 
     @classmethod
     async def begin(cls, http: HttpRequest, fields: Mapping[str, Any]) -> "ChatAnswer":

@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
 from jaxserve.server import ServerConfig
 from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, Text
@@ -19,6 +20,7 @@ from jaxserve.server.protocol.response_answers import Response
 from jaxserve.server.protocol.response_items import ITEMS, with_ids
 from jaxserve.server.protocol.responses import ResponsesBody
 from jaxserve.server.response_writer import ResponseWriter
+from tests.chat.answers import form_of
 from tests.data import needs_data
 from tests.server.test_openai_spec import check
 from tests.server.world import World, wait_for
@@ -90,11 +92,14 @@ def tell(
         background=False,
         instructions=None,
         max_output_tokens=None,
+        max_tool_calls=None,
         metadata={},
         model="m",
         parallel_tool_calls=True,
         previous_response_id=None,
+        prompt_cache_key=None,
         reasoning={"effort": None, "summary": None},
+        safety_identifier=None,
         store=True,
         temperature=1.0,
         text={"format": {"type": "text"}},
@@ -102,6 +107,7 @@ def tell(
         tools=[],
         top_logprobs=0,
         top_p=1.0,
+        user=None,
     )
     writer = ResponseWriter(Told(steps, failure), begun)  # type: ignore[arg-type]
 
@@ -232,6 +238,40 @@ def test_logprobs_stand_beside_the_text(http: TestClient) -> None:
     assert len(message["content"][0]["logprobs"]) == 8
 
 
+def test_reasoning_tokens_are_counted() -> None:
+    says = "<think>\nNorth.\n</think>\n\nYes."
+    with World(says=says, answers=form_of("hermes", "qwen3"), max_model_len=512) as world:
+        usage = world.http().post(PATH, json={"input": "hello"}).json()["usage"]
+        inside = world.tokenizer.encode("\nNorth.\n", add_special_tokens=False)
+    assert usage["output_tokens_details"] == {"reasoning_tokens": len(inside)}
+    assert usage["output_tokens"] > len(inside)
+
+
+def test_a_response_says_what_was_in_force() -> None:
+    sent = {
+        "instructions": "Be brief.",
+        "metadata": {"a": "b"},
+        "max_output_tokens": 5,
+        "max_tool_calls": 3,
+        "parallel_tool_calls": False,
+        "prompt_cache_key": "k",
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "safety_identifier": "s",
+        "store": False,
+        "text": {"format": {"type": "json_object"}, "verbosity": "low"},
+        "top_p": 0.25,
+        "user": "me",
+    }
+    with World(defaults=GenerationDefaults(temperature=0.5, top_p=0.75)) as world:
+        answer = world.http().post(PATH, json={"input": "hello", **sent}).json()
+        plain = world.http().post(PATH, json=BODY).json()
+    assert {name: answer[name] for name in sent} == sent
+    assert (answer["temperature"], plain["temperature"]) == (0.5, 0.5)
+    assert plain["top_p"] == 0.75
+    assert plain["text"] == {"format": {"type": "text"}}
+    assert plain["tool_choice"] == "auto"
+
+
 # Streams
 
 
@@ -267,6 +307,8 @@ def test_pieces_become_items() -> None:
     assert response["output"][1]["content"][0]["text"] == "I look it up."
     assert response["output"][2]["arguments"] == '{"what": "fox"}'
     assert response["status"] == "completed"
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+    assert events[0]["response"]["usage"] is None
     assert events[-1]["response"] == response
     added = [event["item"]["id"] for event in events if event["type"].endswith("item.added")]
     assert added == [item["id"] for item in response["output"]]

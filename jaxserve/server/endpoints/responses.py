@@ -176,14 +176,17 @@ def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
         background=body.background,
         instructions=body.instructions,
         max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
         metadata=body.metadata,
         model=answer.model,
         parallel_tool_calls=body.parallel_tool_calls,
         previous_response_id=body.previous_response_id,
+        prompt_cache_key=body.prompt_cache_key,
         reasoning={
             "effort": None if reasoning is None else reasoning.effort,
             "summary": None if reasoning is None else reasoning.summary,
         },
+        safety_identifier=body.safety_identifier,
         store=body.store,
         temperature=answer.params.temperature,
         text={"format": {"type": "text"}} | text,
@@ -191,6 +194,7 @@ def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
         tools=[tool.model_dump() for tool in body.tools],
         top_logprobs=body.top_logprobs or 0,
         top_p=answer.params.top_p,
+        user=body.user,
     )
 
 

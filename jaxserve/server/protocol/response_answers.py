@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
-from jaxserve.server.protocol.answers import Maybe, TokenLogprob
+from jaxserve.server.protocol.answers import TokenLogprob
 
 # Items
 
@@ -58,7 +58,7 @@ type ItemOut = MessageOut | ReasoningOut | FunctionCallOut
 
 
 class InputTokensDetails(Struct):
-    """cached_tokens: found in the prefix cache."""
+    """cached_tokens: found in the prefix cache, which fills by itself: no write is ever charged."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
@@ -94,7 +94,10 @@ class IncompleteDetails(Struct):
 
 
 class Response(Struct, kw_only=True):
-    """An answer, whole or in the making. What the request said is said again."""
+    """An answer, whole or in the making. What the request said is said again.
+
+    service_tier, truncation: the only ones there are, whichever were asked for.
+    """
 
     id: str
     object: str = "response"
@@ -106,13 +109,16 @@ class Response(Struct, kw_only=True):
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
-    max_tool_calls: int | None = None
+    max_tool_calls: int | None
     metadata: dict[str, str]
     model: str
     output: list[ItemOut] = []
     parallel_tool_calls: bool
     previous_response_id: str | None
+    prompt: None = None
+    prompt_cache_key: str | None
     reasoning: dict[str, Any]
+    safety_identifier: str | None
     service_tier: str = "default"
     store: bool
     temperature: float
@@ -122,7 +128,8 @@ class Response(Struct, kw_only=True):
     top_logprobs: int
     top_p: float
     truncation: str = "disabled"
-    usage: Maybe[ResponseUsage] = UNSET
+    usage: ResponseUsage | None = None
+    user: str | None
 
 
 class ItemList(Struct):

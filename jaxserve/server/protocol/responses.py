@@ -24,15 +24,11 @@ UNREAD = Unread(
     # Hints and bookkeeping.
     ignored=frozenset(
         {
-            "max_tool_calls",
             "moderation",
-            "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
-            "safety_identifier",
             "service_tier",
             "stream_options",
-            "user",
         }
     ),
     refused={
@@ -196,6 +192,11 @@ class ResponsesBody(ResponsePrompt):
     priority: Int32 = 0
     cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    # Of no effect but to be said again: the server runs no tools of its own.
+    max_tool_calls: Int32 | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
 
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
