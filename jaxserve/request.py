@@ -88,7 +88,7 @@ class SamplingParams:
     repetition_penalty in (0, 10] over prompt and generated tokens. logit_bias adds to single
     logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
     logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
-    the whole vocabulary. logprob_token_ids: tokens to report beside those, whatever their rank.
+    the whole vocabulary. logprob_token_ids: tokens to report in place of the likeliest.
     spaces_between_special_tokens has no effect: fast tokenizers put none. detokenize: whether text
     is made of the tokens. repetition_detection: when to end an answer that got stuck. extra_args:
     by name, what the engine's logits processors are told. structured_outputs: what the answer must
@@ -179,7 +179,7 @@ class SamplingParams:
             Limits(0).check("logit_bias", token)
             BIAS_LIMITS.check("logit_bias", bias)
         _check_count("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
-        if self.logprob_token_ids and self.logprobs is None:
+        if self.logprob_token_ids:
             object.__setattr__(self, "logprobs", 0)
 
     def within(self, room: int) -> "SamplingParams":

@@ -195,7 +195,7 @@ class FakeRunner:
             token_id = self._sample(row, slot) if row.samples and not self._pools else None
             token_ids.append(token_id)
             if token_id is not None and slot.assignment.params.logprobs is not None:
-                logprobs[index] = token_logprobs(token_id, slot.assignment.params.logprobs)
+                logprobs[index] = reported(token_id, slot.assignment.params)
         self.num_computed_tokens += plan.num_tokens
         result = StepResult(
             token_ids=tuple(token_ids),
@@ -306,7 +306,7 @@ class FakeRunner:
             token_id = self._sample(row, slot, mask)
             token_ids.append(token_id)
             if slot.assignment.params.logprobs is not None:
-                logprobs[index] = token_logprobs(token_id, slot.assignment.params.logprobs)
+                logprobs[index] = reported(token_id, slot.assignment.params)
         self.num_draws += 1
         result = StepResult(token_ids=tuple(token_ids), logprobs=logprobs)
         pending = FakePendingStep(self, len(plan.rows), result)
@@ -328,6 +328,13 @@ class FakeRunner:
         )
         slot.tokens.append(token_id)
         return token_id
+
+
+def reported(token_id: int, params: SamplingParams) -> PositionLogprobs:
+    """What is reported of a sampled token: the likeliest ones, and those asked for by their ids."""
+    found = token_logprobs(token_id, params.logprobs or 0)
+    named = tuple(TokenLogprob(each, -float(each), None) for each in params.logprob_token_ids)
+    return PositionLogprobs(chosen=found.chosen, top=found.top + named)
 
 
 def token_logprobs(token_id: int, num_top: int = 0) -> PositionLogprobs:

@@ -19,7 +19,7 @@ from jaxserve.server.generation import Collected, Job, Tally, at_intervals
 from jaxserve.server.logprobs import LogprobWriter
 from jaxserve.server.middleware import access_record
 from jaxserve.server.prompts import RequestMaker, cache_salt, in_worker
-from jaxserve.server.protocol.answers import Maybe, Timing, Usage
+from jaxserve.server.protocol.answers import ChatChunk, Completion, Maybe, Timing, Usage
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
 from jaxserve.server.protocol.generation import StreamOptions
@@ -54,13 +54,19 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
     )
 
 
-class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struct](ABC):
+class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatChunk | Completion](
+    ABC
+):
     """Writes one answer; what it and its chunks look like is for subclasses to say."""
 
     def __init__(self, job: Job, body: Body, *, id_prefix: str) -> None:
         self.job = job
         self.body = body
-        self.logprobs = LogprobWriter(job.model.tokenizer, as_ids=body.return_tokens_as_token_ids)
+        self.logprobs = LogprobWriter(
+            job.model.tokenizer,
+            as_ids=body.return_tokens_as_token_ids,
+            by_id=bool(body.logprob_token_ids),
+        )
         self.id = f"{id_prefix}-{body.request_id or job.record.request_id}"
         self.created = int(time.time())
         self.model = body.model or job.model.name
@@ -71,8 +77,12 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
         """Return the whole answer."""
 
     @abstractmethod
-    def chunks_of(self, index: int, new: TokenEvent, usage: Maybe[Usage | None]) -> list[Chunk]:
-        """Return what a stream says of an event of choice `index`."""
+    def opening(self, index: int) -> list[Chunk]:
+        """Return the chunks that come before those of choice `index`'s first event."""
+
+    @abstractmethod
+    def chunks_of(self, index: int, new: TokenEvent) -> list[Chunk]:
+        """Return what a stream says of an event of choice `index`; its usage is not set."""
 
     @abstractmethod
     def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> Chunk:
@@ -92,23 +102,32 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: Struc
         yield DONE
 
     async def chunks(self) -> AsyncGenerator[list[Chunk]]:
-        """Yield the answer's chunks, those of a step together."""
+        """Yield the answer's chunks, those of a step together.
+
+        With continuous_usage_stats each chunk has the usage of its choice, up to and including the
+        tokens of the event that it tells of.
+        """
         options = self.body.stream_options or StreamOptions()
         tally = self.tally()
         interval = self.body.stream_interval or self.job.state.config.stream_interval
-        async with aclosing(self.job.events()) as events:
-            steps = events if interval == 1 else at_intervals(events, interval)
-            async for index, new in steps:
-                tally.add(new)
-                usage: Maybe[Usage | None] = UNSET
-                if options.continuous_usage_stats:
-                    usage = tally.usage()
-                elif options.include_usage:
-                    usage = None
-                yield self.chunks_of(index, new, usage)
-        if options.include_usage:
-            yield [self.last_chunk(tally.usage(), self._timing(tally))]
-        self.job.finish(tally)
+
+        def told(chunks: list[Chunk], new: TokenEvent) -> list[Chunk]:
+            if options.include_usage:
+                usage = tally.usage(new) if options.continuous_usage_stats else None
+                for chunk in chunks:
+                    chunk.usage = usage
+            return chunks
+
+        with self.job.recorded(tally):
+            async with aclosing(self.job.events()) as events:
+                steps = events if interval == 1 else at_intervals(events, interval)
+                async for index, new in steps:
+                    tally.begin(new)
+                    opening = told(self.opening(index), new)
+                    tally.add(new)
+                    yield opening + told(self.chunks_of(index, new), new)
+            if options.include_usage:
+                yield [self.last_chunk(tally.usage(), self._timing(tally))]
 
     @property
     def prompt_texts(self) -> list[str]:

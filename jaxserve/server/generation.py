@@ -2,8 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
@@ -51,20 +59,35 @@ class Tally:
         self._counts_output = counts_output
         self._times: list[RequestMetrics] = []
         self._reasoning = reasoning
-        self._counters: dict[tuple[str, int], ReasoningTokens] = {}
-        self.prompt_tokens = sum(len(request.prompt_ids) for request in requests)
-        self.completion_tokens = 0
+        self._prompts = {request.id: len(request.prompt_ids) for request in requests}
         self._cached: dict[str, int] = {}
+        # By choice: its request's id and its index.
+        self._generated: Counter[tuple[str, int]] = Counter()
+        self._counters: dict[tuple[str, int], ReasoningTokens] = {}
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(self._prompts.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, over all choices."""
+        return self._generated.total()
+
+    def begin(self, event: TokenEvent) -> None:
+        """Note what an event says of its prompt; its tokens are for `add`."""
+        if event.index == 0:
+            self._cached[event.request_id] = event.num_cached_tokens
 
     def add(self, event: TokenEvent) -> None:
         """Count an event."""
-        self.completion_tokens += len(event.token_ids) if self._counts_output else 0
-        if event.index == 0:
-            self._cached[event.request_id] = event.num_cached_tokens
+        self.begin(event)
+        choice = event.request_id, event.index
+        self._generated[choice] += len(event.token_ids) if self._counts_output else 0
         if event.metrics is not None:
             self._times.append(event.metrics)
         if self._reasoning is not None:
-            choice = event.request_id, event.index
             if choice not in self._counters:
                 self._counters[choice] = self._reasoning()
             self._counters[choice].add(event.token_ids)
@@ -85,16 +108,23 @@ class Tally:
             tokens_per_second=1000 * self.completion_tokens / total_ms if total_ms else None,
         )
 
-    def usage(self) -> Usage:
-        """Return the count so far."""
+    def usage(self, event: TokenEvent | None = None) -> Usage:
+        """Return the count so far: over all choices, or of an event's choice and its prompt."""
+        prompts, choices = list(self._prompts), list(self._generated)
+        if event is not None:
+            prompts, choices = [event.request_id], [(event.request_id, event.index)]
+        prompt_tokens = sum(self._prompts[prompt] for prompt in prompts)
+        completion_tokens = sum(self._generated[choice] for choice in choices)
+        cached_tokens = sum(self._cached.get(prompt, 0) for prompt in prompts)
         usage = Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            total_tokens=self.prompt_tokens + self.completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(sum(self._cached.values())),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens),
         )
         if self._reasoning is not None:
-            count = sum(counter.count for counter in self._counters.values())
+            counters = (self._counters[choice] for choice in choices if choice in self._counters)
+            count = sum(counter.count for counter in counters)
             usage.completion_tokens_details = CompletionTokensDetails(count)
         return usage
 
@@ -163,7 +193,7 @@ class Job:
         """
         record = self.record
         record.model = self.model.name
-        began_s = time.monotonic()
+        arrival_s = self.requests[0].arrival_s
         with self.state.admitted(self.model), renamed(self.field_names):
             run = self.run or self.model.client.generate
             async with aclosing(merged(run, self.requests)) as events:
@@ -174,8 +204,11 @@ class Job:
                             record.error = event.error
                             self._check_end(event)
                         if record.first_token_s is None and event.token_ids:
-                            record.first_token_s = time.monotonic() - began_s
+                            record.first_token_s = time.monotonic() - arrival_s
                         yield index, event
+                except (asyncio.CancelledError, GeneratorExit):
+                    record.finish_reason = FinishReason.ABORT.value
+                    raise
                 except OverloadedError:
                     self.state.metrics.observe_rejection("queue", model_name=self.model.name)
                     raise
@@ -183,20 +216,24 @@ class Job:
     async def collect(self, tally: Tally) -> list[Collected]:
         """Return the choices of the whole answer, counted by `tally`."""
         choices = [Collected() for _ in range(self.n * len(self.requests))]
-        async with aclosing(self.events()) as events:
-            async for index, event in events:
-                tally.add(event)
-                choices[index].add(event)
+        with self.recorded(tally):
+            async with aclosing(self.events()) as events:
+                async for index, event in events:
+                    tally.add(event)
+                    choices[index].add(event)
         # It came with the first choice of each request, and is that of all.
         for index, choice in enumerate(choices):
             choice.prompt_logprobs = choices[index - index % self.n].prompt_logprobs
-        self.finish(tally)
         return choices
 
-    def finish(self, tally: Tally) -> None:
-        """Tell the log what came of it."""
-        self.record.prompt_tokens = tally.prompt_tokens
-        self.record.completion_tokens = tally.completion_tokens
+    @contextmanager
+    def recorded(self, tally: Tally) -> Iterator[None]:
+        """Log the tokens that were counted inside, also when the answer ends early."""
+        try:
+            yield
+        finally:
+            self.record.prompt_tokens = tally.prompt_tokens
+            self.record.completion_tokens = tally.completion_tokens
 
     def _check_end(self, event: TokenEvent) -> None:
         """Raise when a choice did not end by itself; only the log gets the engine's words."""

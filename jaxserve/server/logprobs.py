@@ -19,11 +19,16 @@ LEAST_LOGPROB = -9999.0
 
 
 class LogprobWriter:
-    """Writes tokens and their log-probabilities; as_ids: tokens as `token_id:N`, vLLM's option."""
+    """Writes tokens and their log-probabilities.
 
-    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool) -> None:
+    as_ids: tokens as `token_id:N`, vLLM's option. by_id: the alternatives are tokens that the
+    request named in logprob_token_ids, which the sampled token then leads, as in vLLM.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool, by_id: bool = False) -> None:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
+        self._by_id = by_id
 
     def chat(self, positions: Iterable[PositionLogprobs]) -> ChatLogprobs:
         """Return the log-probabilities of a message's tokens."""
@@ -31,7 +36,10 @@ class LogprobWriter:
             [
                 TokenLogprob(
                     *self._columns(position.chosen),
-                    top_logprobs=[TopLogprob(*self._columns(other)) for other in position.top],
+                    top_logprobs=[
+                        TopLogprob(*self._columns(each))
+                        for each in (_distinct(position) if self._by_id else position.top)
+                    ],
                 )
                 for position in positions
             ]
@@ -81,9 +89,7 @@ class LogprobWriter:
         The chosen token comes first: who looks it up by its text must find it.
         """
         found: dict[str, float] = {}
-        chosen_id = position.chosen.token_id
-        others = (scored for scored in position.top if scored.token_id != chosen_id)
-        for scored in (position.chosen, *others):
+        for scored in _distinct(position):
             key = self._key(scored.token_id)
             found[f"token_id:{scored.token_id}" if key in found else key] = _finite(scored.logprob)
         return found
@@ -143,6 +149,14 @@ class TextOffsets:
     def _num_chars(self, token_id: int) -> int:
         """Return how many characters begin in a token, which may end in the middle of one."""
         return sum(byte & 0xC0 != 0x80 for byte in self._tokenizer.token_bytes(token_id))
+
+
+def _distinct(position: PositionLogprobs) -> list[Scored]:
+    """Return the chosen token and the alternatives, each token once."""
+    found: dict[int, Scored] = {}
+    for scored in (position.chosen, *position.top):
+        found.setdefault(scored.token_id, scored)
+    return list(found.values())
 
 
 def _finite(logprob: float) -> float:

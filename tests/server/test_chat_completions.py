@@ -49,6 +49,58 @@ def test_the_message_is_what_the_model_says(http: TestClient, world: World) -> N
     assert answer["usage"]["prompt_tokens"] == len(prompt_ids)
 
 
+def test_continuous_usage_counts_what_has_been_sent(http: TestClient) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = stream(http, n=2, return_token_ids=True, stream_options=options)
+    sent = [0, 0]
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        sent[choice["index"]] += len(choice["token_ids"] or ())
+        assert chunk["usage"]["completion_tokens"] == sent[choice["index"]]
+        assert chunk["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"]
+    assert chunks[0]["usage"]["completion_tokens"] == 0
+    assert last["usage"]["completion_tokens"] == sum(sent) == 12
+
+
+def test_without_include_usage_a_stream_has_no_usage(http: TestClient) -> None:
+    options = {"include_usage": False, "continuous_usage_stats": True}
+    chunks = stream(http, stream_options=options)
+    assert not any("usage" in chunk for chunk in chunks)
+    assert all(chunk["choices"] for chunk in chunks)
+
+
+def test_fields_that_were_not_asked_for_are_null_as_in_vllm(http: TestClient) -> None:
+    answer = ask(http)
+    names = ("service_tier", "prompt_logprobs", "prompt_token_ids", "prompt_text")
+    assert {answer[name] for name in (*names, "kv_transfer_params", "metrics")} == {None}
+    choice = answer["choices"][0]
+    assert {choice[name] for name in ("logprobs", "stop_reason", "token_ids")} == {None}
+    said = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
+    assert {choice["message"][name] for name in said} == {None}
+    assert "tool_calls" not in choice["message"]
+    first, *others = stream(http)
+    assert first["prompt_token_ids"] is first["prompt_text"] is None
+    for chunk in others:
+        choice = chunk["choices"][0]
+        assert choice["logprobs"] is choice["token_ids"] is None
+        assert ("stop_reason" in choice) == (choice["finish_reason"] is not None)
+
+
+def test_an_answer_with_its_nulls_can_be_sent_back(http: TestClient) -> None:
+    message = ask(http)["choices"][0]["message"]
+    assert ask(http, messages=[*HELLO, message, *HELLO])["choices"]
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_tokens_asked_for_by_id_take_the_place_of_the_likeliest(http: TestClient, top: int) -> None:
+    fields = {"logprobs": True, "top_logprobs": top, "logprob_token_ids": [5, 7, 5]}
+    answer = ask(http, return_tokens_as_token_ids=True, **fields)
+    for position in answer["choices"][0]["logprobs"]["content"]:
+        named = [name for name in ("token_id:5", "token_id:7") if name != position["token"]]
+        assert [each["token"] for each in position["top_logprobs"]] == [position["token"], *named]
+        assert position["top_logprobs"][0]["logprob"] == position["logprob"]
+
+
 def test_a_stream_is_role_then_content_then_finish_then_usage(http: TestClient) -> None:
     chunks = stream(http, stream_options={"include_usage": True})
     choices = [chunk["choices"][0] for chunk in chunks[:-1]]
@@ -163,7 +215,7 @@ def test_token_ids_come_when_asked_for(http: TestClient, world: World) -> None:
     assert answer["choices"][0]["token_ids"] == ids
     chunks = stream(http, return_token_ids=True)
     assert chunks[0]["prompt_token_ids"] == prompt_ids
-    assert [t for c in chunks for t in c["choices"][0].get("token_ids", [])] == ids
+    assert [t for c in chunks for t in c["choices"][0]["token_ids"] or ()] == ids
 
 
 def test_prompt_logprobs_are_given_at_the_top(http: TestClient, world: World) -> None:

@@ -89,11 +89,66 @@ def test_a_stream_tells_its_usage_at_the_end_when_asked(http: TestClient) -> Non
     assert chunks[-1]["usage"]["completion_tokens"] == 6
 
 
-def test_continuous_usage_counts_up(http: TestClient) -> None:
-    chunks = stream(http, stream_options={"continuous_usage_stats": True})
-    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
-    assert counts == sorted(counts)
-    assert counts[-1] == 6
+CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
+
+
+def test_continuous_usage_is_that_of_the_choice_up_to_its_chunk(http: TestClient) -> None:
+    fields = {"prompt": ["the quick", "fox"], "n": 2, "ignore_eos": True}
+    *chunks, last = stream(http, return_token_ids=True, stream_options=CONTINUOUS, **fields)
+    sent = [0] * 4
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        sent[choice["index"]] += len(choice["token_ids"])
+        usage = chunk["usage"]
+        assert usage["completion_tokens"] == sent[choice["index"]]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert last["usage"]["completion_tokens"] == sum(sent) == 4 * 6
+    prompts = {
+        chunk["choices"][0]["index"] // 2: chunk["usage"]["prompt_tokens"] for chunk in chunks
+    }
+    assert last["usage"]["prompt_tokens"] == sum(prompts.values())
+
+
+@pytest.mark.parametrize("fields", [{}, {"include_usage": False}])
+def test_without_include_usage_a_stream_has_no_usage(
+    http: TestClient, fields: dict[str, Any]
+) -> None:
+    chunks = stream(http, stream_options={"continuous_usage_stats": True, **fields})
+    assert not any("usage" in chunk for chunk in chunks)
+    assert all(chunk["choices"] for chunk in chunks)
+
+
+# Every key of a whole answer of vLLM's that its clients may read, whether or not it says anything.
+KEYS = {
+    *("id", "object", "created", "model", "choices", "service_tier", "system_fingerprint"),
+    *("usage", "kv_transfer_params", "metrics"),
+}
+CHOICE_KEYS = {
+    *("index", "text", "logprobs", "finish_reason", "stop_reason", "token_ids"),
+    *("prompt_logprobs", "prompt_token_ids"),
+}
+
+
+def test_fields_that_were_not_asked_for_are_null_as_in_vllm(http: TestClient) -> None:
+    answer = ask(http)
+    assert answer.keys() == KEYS
+    assert answer["choices"][0].keys() == CHOICE_KEYS
+    for name in ("logprobs", "token_ids", "prompt_logprobs", "prompt_token_ids"):
+        assert answer["choices"][0][name] is None
+    for chunk in stream(http):
+        (choice,) = chunk["choices"]
+        assert choice.keys() == CHOICE_KEYS - {"prompt_logprobs"}
+        assert choice["token_ids"] is choice["prompt_token_ids"] is None
+
+
+def test_tokens_asked_for_by_id_take_the_place_of_the_likeliest(
+    http: TestClient, world: World
+) -> None:
+    choice = ask(http, logprobs=3, logprob_token_ids=[5, 7, 5])["choices"][0]
+    named = [world.tokenizer.token_text(token_id) for token_id in (5, 7)]
+    rows = zip(choice["logprobs"]["tokens"], choice["logprobs"]["top_logprobs"], strict=True)
+    for token, top in rows:
+        assert [*top] == [token, *(name for name in named if name != token)]
 
 
 def test_a_stop_string_ends_the_text_before_it(http: TestClient) -> None:
@@ -180,7 +235,6 @@ def test_token_ids_come_when_asked_for(http: TestClient, world: World) -> None:
     pieces = [chunk["choices"][0] for chunk in stream(http, return_token_ids=True)]
     assert pieces[0]["prompt_token_ids"] == prompt_ids
     assert [token for piece in pieces for token in piece["token_ids"]] == ids
-    assert "token_ids" not in ask(http)["choices"][0]
 
 
 def test_a_prompt_seen_before_is_told_as_cached(http: TestClient) -> None:

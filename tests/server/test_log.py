@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from jaxserve.logging import configure_logging
 from jaxserve.server import ServerConfig
-from tests.server.world import World
+from tests.server.world import World, wait_for
 
 BODY = {"prompt": "the quick brown fox", "max_tokens": 3, "seed": 1}
 
@@ -40,6 +41,18 @@ def test_a_request_is_one_line_of_numbers(log: io.StringIO, stream: bool) -> Non
     assert (line["path"], line["status"]) == ("/v1/completions", 200)
     assert (line["model"], line["completion_tokens"]) == ("tiny/model", 3)
     assert 0 < line["first_token_s"] < line["seconds"]
+
+
+def test_a_request_that_is_left_is_logged_with_what_it_came_to(log: io.StringIO) -> None:
+    with World(step_s=0.01) as world, world.listening() as address:
+        body = {**BODY, "max_tokens": 100, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{address.url}/v1/completions", json=body) as response:
+            next(response.iter_lines())
+        wait_for(lambda: bool(lines(log)))
+    (line,) = lines(log)
+    assert line["finish_reason"] == "abort"
+    assert line["prompt_tokens"] > 0
+    assert 0 < line["completion_tokens"] < 100
 
 
 def test_nothing_said_and_no_key_is_logged(log: io.StringIO) -> None:

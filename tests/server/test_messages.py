@@ -203,6 +203,24 @@ def test_pieces_become_blocks() -> None:
     assert message.stop_reason == "tool_use"
 
 
+def test_a_stream_begins_with_its_input_and_no_output() -> None:
+    start, *_, delta, _ = stream_of(writer_of(TOLD[1:]))
+    assert start["message"]["usage"] == {
+        "input_tokens": 6,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 4,
+        "output_tokens": 0,
+    }
+    assert delta["usage"]["output_tokens"] == 5
+
+
+def test_no_output_is_told_before_it_is_sent(http: TestClient) -> None:
+    events = parse_events(http.post(PATH, json={**BODY, "stream": True}).text)
+    assert events[0]["message"]["usage"]["output_tokens"] == 0
+    assert events[0]["message"]["usage"]["input_tokens"] > 0
+    assert events[-2]["usage"]["output_tokens"] > 0
+
+
 def test_a_streams_deltas_add_up_to_its_blocks() -> None:
     blocks: list[dict[str, Any]] = []
     is_open = False

@@ -82,7 +82,13 @@ def test_a_text_gets_its_embedding_of_length_one(embedder: TestClient) -> None:
     answer = post(embedder, "/v1/embeddings", input=TEXTS[0])
     np.testing.assert_allclose(embeddings(answer)[0], unit(raw(TEXTS[0])), atol=1e-6)
     num_tokens = len(tokenizer().encode(TEXTS[0]))
-    assert answer["usage"] == {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    assert answer["usage"] == {
+        "prompt_tokens": num_tokens,
+        "total_tokens": num_tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    assert answer["id"].startswith("embd-")
 
 
 def test_a_list_of_texts_is_embedded_in_its_order(embedder: TestClient) -> None:

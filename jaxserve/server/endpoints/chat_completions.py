@@ -72,7 +72,7 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             system_fingerprint=self.fingerprint,
             choices=[self._choice(index, choice) for index, choice in enumerate(choices)],
             usage=usage,
-            metrics=timing,
+            metrics=None if timing is UNSET else timing,
         )
         if self.body.return_token_ids:
             answer.prompt_token_ids = self.job.requests[0].prompt_ids
@@ -82,18 +82,25 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             answer.prompt_logprobs = self.logprobs.prompt(choices[0].prompt_logprobs or ())
         return answer
 
-    def chunks_of(self, index: int, new: TokenEvent, usage: Maybe[Usage | None]) -> list[ChatChunk]:
+    def opening(self, index: int) -> list[ChatChunk]:
         """See AnswerWriter."""
-        chunks = []
-        if index not in self._parsers:
-            self._parsers[index] = self._reading.parser()
-            chunks.append(self._first_chunk(index, usage))
-        return chunks + [self._chunk([choice], usage) for choice in self._chunk_choices(index, new)]
+        if index in self._parsers:
+            return []
+        self._parsers[index] = self._reading.parser()
+        chunk = self._chunk([ChatChunkChoice(index, Delta("assistant", self.body.echoed))])
+        body = self.body
+        chunk.prompt_token_ids = self.job.requests[0].prompt_ids if body.return_token_ids else None
+        chunk.prompt_text = self.prompt_texts[0] if body.return_prompt_text else None
+        return [chunk]
+
+    def chunks_of(self, index: int, new: TokenEvent) -> list[ChatChunk]:
+        """See AnswerWriter."""
+        return [self._chunk([choice]) for choice in self._chunk_choices(index, new)]
 
     def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> ChatChunk:
         """See AnswerWriter."""
-        chunk = self._chunk([], usage)
-        chunk.metrics = timing
+        chunk = self._chunk([])
+        chunk.usage, chunk.metrics = usage, timing
         return chunk
 
     def _choice(self, index: int, choice: Collected) -> ChatChoice:
@@ -105,17 +112,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             logprobs=self.logprobs.chat(choice.logprobs) if body.logprobs else None,
             finish_reason=_finish_reason(choice.finish_reason, parser),
             stop_reason=choice.stop_reason,
-            token_ids=choice.token_ids if body.return_token_ids else UNSET,
+            token_ids=choice.token_ids if body.return_token_ids else None,
         )
-
-    def _first_chunk(self, index: int, usage: Maybe[Usage | None]) -> ChatChunk:
-        choice = ChatChunkChoice(index, Delta("assistant", self.body.echoed))
-        chunk = self._chunk([choice], usage)
-        if self.body.return_token_ids:
-            chunk.prompt_token_ids = self.job.requests[0].prompt_ids
-        if self.body.return_prompt_text:
-            chunk.prompt_text = self.prompt_texts[0]
-        return chunk
 
     def _chunk_choices(self, index: int, new: TokenEvent) -> list[ChatChunkChoice]:
         """Return what is new, even if it is no text yet, and the end apart from it."""
@@ -158,14 +156,13 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
                 function = FunctionDelta(arguments=piece.text)
                 return Delta(tool_calls=[ToolCallDelta(number, function=function)])
 
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Maybe[Usage | None]) -> ChatChunk:
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(
             id=self.id,
             created=self.created,
             model=self.model,
             system_fingerprint=self.fingerprint,
             choices=choices,
-            usage=usage,
         )
 
 

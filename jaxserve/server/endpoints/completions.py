@@ -1,6 +1,7 @@
 """POST /v1/completions: texts that continue prompts."""
 
 from collections.abc import Sequence
+from typing import override
 
 from msgspec import UNSET
 from starlette.requests import Request as HttpRequest
@@ -38,15 +39,22 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
         self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]
     ) -> Completion:
         """See AnswerWriter."""
-        return self._completion(
-            [self._choice(index, choice) for index, choice in enumerate(choices)], usage, timing
+        answer = self._completion(
+            [self._choice(index, choice) for index, choice in enumerate(choices)],
+            usage,
+            None if timing is UNSET else timing,
         )
+        answer.service_tier = answer.kv_transfer_params = None
+        return answer
 
-    def chunks_of(
-        self, index: int, new: TokenEvent, usage: Maybe[Usage | None]
-    ) -> list[Completion]:
+    @override
+    def opening(self, index: int) -> list[Completion]:
         """See AnswerWriter."""
-        return [self._completion([self._choice(index, new)], usage)]
+        return []
+
+    def chunks_of(self, index: int, new: TokenEvent) -> list[Completion]:
+        """See AnswerWriter."""
+        return [self._completion([self._choice(index, new)])]
 
     def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> Completion:
         """See AnswerWriter."""
@@ -55,8 +63,8 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
     def _completion(
         self,
         choices: list[CompletionChoice],
-        usage: Maybe[Usage | None],
-        timing: Maybe[Timing] = UNSET,
+        usage: Maybe[Usage | None] = UNSET,
+        timing: Maybe[Timing | None] = UNSET,
     ) -> Completion:
         return Completion(
             id=self.id,
@@ -91,9 +99,11 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
         )
         if body.return_token_ids:
             choice.token_ids = token_ids
-            choice.prompt_token_ids = prompt_ids if is_first else UNSET
+            choice.prompt_token_ids = prompt_ids if is_first else None
         if body.prompt_logprobs is not None:
             choice.prompt_logprobs = self.logprobs.prompt(new.prompt_logprobs or ())
+        elif isinstance(new, Collected):
+            choice.prompt_logprobs = None
         if body.return_prompt_text and is_first:
             choice.prompt_text = self.prompt_texts[index // self.job.n]
         if body.echo and is_first:

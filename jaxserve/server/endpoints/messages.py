@@ -98,7 +98,9 @@ class MessageWriter:
                 events = [event for piece in pieces for event in self._read(piece)]
                 if not self._has_begun:
                     self._has_begun = True
-                    start = msgspec.structs.replace(self._message, content=[], usage=self._usage())
+                    # No token has been sent yet, though the first step has brought some.
+                    usage = msgspec.structs.replace(self._usage(), output_tokens=0)
+                    start = msgspec.structs.replace(self._message, content=[], usage=usage)
                     events.insert(0, MessageStart(start))
                 yield events
         self._message.usage = self._usage()

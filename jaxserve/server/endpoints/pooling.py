@@ -52,7 +52,15 @@ async def create_embeddings(http: HttpRequest) -> Response:
         Embedding(index, _encoded(vector) if body.encoding_format == "base64" else vector.tolist())
         for index, vector in enumerate(call.answers(vectors))
     ]
-    return json_response(Embeddings(data=data, model=call.name, usage=usage))
+    return json_response(
+        Embeddings(
+            id=f"embd-{call.record.request_id}",
+            created=int(time.time()),
+            model=call.name,
+            data=data,
+            usage=usage,
+        )
+    )
 
 
 async def classify(http: HttpRequest) -> Response:
@@ -172,7 +180,8 @@ class Call:
         tally = Tally(requests)
         choices = await unless_disconnected(self.http, job.collect(tally))
         vectors = [choice.vector for choice in choices]
-        return vectors, PoolingUsage(tally.prompt_tokens, tally.prompt_tokens)
+        details = tally.usage().prompt_tokens_details
+        return vectors, PoolingUsage(tally.prompt_tokens, tally.prompt_tokens, details)
 
     def answers(self, vectors: Sequence[bytes]) -> list[Vector]:
         """Return what is answered of vectors."""

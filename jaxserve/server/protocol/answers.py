@@ -1,7 +1,7 @@
 """The bodies of answers and the chunks of streams, field by field as OpenAI writes them.
 
 A field that is UNSET is left out; the others are always there, null included. Fields beyond
-OpenAI's are vLLM's.
+OpenAI's are vLLM's, and so are the fields that are always null: its clients read them by name.
 """
 
 from msgspec import UNSET, Struct, UnsetType
@@ -78,14 +78,17 @@ class CompletionChoice(Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
     prompt_logprobs: Maybe[PromptLogprobs | None] = UNSET
-    token_ids: Maybe[list[int]] = UNSET
-    prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
     prompt_text: Maybe[str] = UNSET
 
 
 class Completion(Struct, kw_only=True):
-    """The answer to /v1/completions, and each chunk of its stream."""
+    """The answer to /v1/completions, and each chunk of its stream.
+
+    service_tier, kv_transfer_params: null in a whole answer, left out of chunks.
+    """
 
     id: str
     object: str = "text_completion"
@@ -94,7 +97,9 @@ class Completion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Maybe[Usage | None] = UNSET
-    metrics: Maybe[Timing] = UNSET
+    metrics: Maybe[Timing | None] = UNSET
+    service_tier: Maybe[None] = UNSET
+    kv_transfer_params: Maybe[None] = UNSET
 
 
 # Chats
@@ -145,8 +150,11 @@ class ChatMessage(Struct):
     content: str | None
     role: str = "assistant"
     refusal: None = None
-    reasoning: Maybe[str] = UNSET
-    reasoning_content: Maybe[str] = UNSET
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
     tool_calls: Maybe[list[ToolCall]] = UNSET
 
 
@@ -158,7 +166,7 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None
     finish_reason: str
     stop_reason: int | str | None
-    token_ids: Maybe[list[int]] = UNSET
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -171,10 +179,12 @@ class ChatCompletion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
-    metrics: Maybe[Timing] = UNSET
-    prompt_logprobs: Maybe[PromptLogprobs | None] = UNSET
-    prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
-    prompt_text: Maybe[str] = UNSET
+    service_tier: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    prompt_text: str | None = None
+    kv_transfer_params: None = None
+    metrics: Timing | None = None
 
 
 class FunctionDelta(Struct):
@@ -211,11 +221,11 @@ class ChatChunkChoice(Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: Maybe[int | str | None] = UNSET
-    token_ids: Maybe[tuple[int, ...]] = UNSET
+    token_ids: tuple[int, ...] | None = None
 
 
 class ChatChunk(Struct, kw_only=True):
-    """A chunk of a chat's stream; of the prompt only the first tells, when asked to."""
+    """A chunk of a chat's stream. Only the first chunk of a choice has the fields of the prompt."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -225,8 +235,8 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: Maybe[Usage | None] = UNSET
     metrics: Maybe[Timing] = UNSET
-    prompt_token_ids: Maybe[tuple[int, ...]] = UNSET
-    prompt_text: Maybe[str] = UNSET
+    prompt_token_ids: Maybe[tuple[int, ...] | None] = UNSET
+    prompt_text: Maybe[str | None] = UNSET
 
 
 # Models

@@ -71,6 +71,12 @@ class CompletionBody(GenerationBody):
             raise InvalidRequestError(
                 "logprob_token_ids can only be given with logprobs", param="logprob_token_ids"
             )
+        if self.logprob_token_ids and self.only_scores:
+            raise InvalidRequestError(
+                "logprob_token_ids cannot be given with echo=true and max_tokens=0, which generate"
+                " no token",
+                param="logprob_token_ids",
+            )
         if self.use_beam_search and self.echo and self.logprobs is not None:
             raise InvalidRequestError(
                 "echo with logprobs cannot be given with use_beam_search=true", param="echo"

@@ -32,7 +32,10 @@ type BlockOut = TextOut | ThinkingOut | ToolUseOut
 
 
 class MessageUsage(Struct, kw_only=True):
-    """Tokens read and written; those read from the cache are not among input_tokens."""
+    """Tokens read and written; those read from the cache are not among input_tokens.
+
+    The cache fills by itself, so no tokens are charged for creating it.
+    """
 
     input_tokens: int
     cache_creation_input_tokens: int = 0

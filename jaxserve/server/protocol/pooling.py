@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.pooling import PoolingParams
+from jaxserve.server.protocol.answers import PromptTokensDetails
 from jaxserve.server.protocol.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
 from jaxserve.server.protocol.completions import Prompt, SomeIds, read_prompts
 from jaxserve.server.protocol.fields import IGNORED, Unread
@@ -144,10 +145,12 @@ def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:
 
 
 class PoolingUsage(msgspec.Struct):
-    """Tokens read."""
+    """Tokens read; none are generated."""
 
     prompt_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens: int = 0
 
 
 class Embedding(msgspec.Struct):
@@ -158,9 +161,11 @@ class Embedding(msgspec.Struct):
     object: str = "embedding"
 
 
-class Embeddings(msgspec.Struct):
-    """The answer to /v1/embeddings."""
+class Embeddings(msgspec.Struct, kw_only=True):
+    """The answer to /v1/embeddings. id, created: vLLM's."""
 
+    id: str
+    created: int
     data: list[Embedding]
     model: str
     usage: PoolingUsage
