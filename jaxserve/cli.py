@@ -8,7 +8,7 @@ from typing import NoReturn
 from jaxserve import __version__
 from jaxserve.commands import bench, chat, generate, plan, profile, run_batch, serve
 from jaxserve.commands import compile as compile_
-from jaxserve.commands.arguments import Parser
+from jaxserve.commands.arguments import Parser, say
 from jaxserve.errors import JaxserveError
 from jaxserve.leave import leave
 
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         args = _parser().parse_args(argv)
+        for note in getattr(args, "notes", ()):
+            say(f"jaxserve: {note}")
         status: int = args.run(args)
         sys.stdout.flush()
     except JaxserveError as error:

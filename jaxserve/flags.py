@@ -6,6 +6,7 @@ Defaults are those of the settings: a flag that is not given appears nowhere.
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,9 @@ from jaxserve.config import (
 )
 from jaxserve.flag import SUFFIX_HELP, Flag, given, json_object, number, speaking_of, to_fields
 from jaxserve.server.config import ServerConfig
+from jaxserve.vllm_flags import split_inert
+
+logger = logging.getLogger(__name__)
 
 API_KEY_VARIABLE = "JAXSERVE_API_KEY"
 
@@ -385,7 +389,13 @@ SAMPLING_FLAGS = (
 
 
 def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOptions:
-    """Return the options of an engine; raises ConfigError naming a keyword that is none."""
+    """Return the options of an engine; raises ConfigError naming a keyword that is none.
+
+    Options of vLLM's that have no effect here are left out, and the log says so.
+    """
+    keywords, notes = split_inert(keywords)
+    for note in notes:
+        logger.warning(note)
     with speaking_of(ENGINE_FLAGS):
         return EngineOptions(model=model, **to_fields(keywords, ENGINE_FLAGS))
 

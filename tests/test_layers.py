@@ -13,6 +13,7 @@ LAYERS = (
     {
         "errors",
         "flag",
+        "vllm_flags",
         "config",
         "structured_outputs",
         "limits",

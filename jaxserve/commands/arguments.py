@@ -1,8 +1,11 @@
 """Arguments and output that commands share."""
 
 import argparse
+import difflib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,13 +13,37 @@ from jaxserve.config import EngineOptions
 from jaxserve.errors import ConfigError
 from jaxserve.flag import add_flags
 from jaxserve.flags import ENGINE_FLAGS
+from jaxserve.vllm_flags import INERT_FLAGS, InertFlag
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes flags by their full names, and complains in one line."""
+    """A parser that takes flags by their full names, and complains in one line.
+
+    As vLLM's, it reads `--max_model_len` as `--max-model-len`, and `--pooler-config.use_activation
+    false` as `--pooler-config '{"use_activation": false}'`.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+
+    # The overloads of the parent, which return the type of the namespace, are not repeated here.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse arguments, and exit with status 2 at the first that is not known."""
+        normalized = [*_normalized(sys.argv[1:] if args is None else args)]
+        known, extra = super().parse_known_args(normalized, namespace)
+        if extra:
+            self.error(f"unrecognized arguments: {' '.join(extra)}{self._suggestion(extra)}")
+        return known, extra
+
+    def _suggestion(self, extra: Iterable[str]) -> str:
+        for argument in extra:
+            name = argument.partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            if near and name.startswith("-"):
+                return f"; did you mean {near[0]}?"
+        return ""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and exit with status 2."""
@@ -55,6 +82,39 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", action=ConfigFile, metavar="FILE", help="a YAML file of flags and values"
     )
     add_flags(parser, "engine", ENGINE_FLAGS, defaults=EngineOptions)
+    parser.set_defaults(notes=[])
+    for flag in INERT_FLAGS:
+        _add_inert(parser, flag)
+
+
+def _add_inert(parser: argparse.ArgumentParser, flag: InertFlag) -> None:
+    """Accept a flag of vLLM's that has no effect; what is to be reported goes into `notes`."""
+
+    class Note(argparse.Action):
+        def __call__(
+            self,
+            parser: argparse.ArgumentParser,  # noqa: ARG002  (argparse passes it)
+            namespace: argparse.Namespace,
+            values: str | Sequence[Any] | None,
+            option_string: str | None = None,
+        ) -> None:
+            value: object = values
+            if flag.switch:
+                value = not (option_string or "").startswith("--no-")
+            try:
+                note = flag.note(value, called=f"--{flag.name}")
+            except ConfigError as error:
+                raise argparse.ArgumentError(None, str(error)) from error
+            namespace.notes = [*namespace.notes, note]
+
+    names = [f"--{flag.name}", *([f"--no-{flag.name}"] if flag.switch else []), *flag.aliases]
+    parser.add_argument(
+        *names,
+        action=Note,
+        nargs=0 if flag.switch else "+" if flag.many else None,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
 
 
 def add_target(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -75,6 +135,44 @@ def model_of(args: argparse.Namespace) -> str | None:
 def say(line: str) -> None:
     """Tell the person at the terminal; standard output is kept for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _normalized(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield arguments with dashes for underscores in the names of flags, and no dotted flags."""
+    nested: dict[str, dict[str, Any]] = {}
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        if argument == "--":
+            yield argument
+            yield from rest
+            break
+        if not argument.startswith("--"):
+            yield argument
+            continue
+        flag, equals, value = argument.partition("=")
+        name, dot, path = flag.partition(".")
+        name = name.replace("_", "-")
+        if not dot:
+            yield name + equals + value
+            continue
+        if not equals:
+            # Without a value it is a switch.
+            value = "true" if not rest or rest[0].startswith("--") else rest.popleft()
+        *outer, last = path.split(".")
+        inner = nested.setdefault(name, {})
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = _json_or_text(value)
+    for name, values in nested.items():
+        yield f"{name}={json.dumps(values)}"
+
+
+def _json_or_text(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _read_flags(path: Path) -> Iterator[str]:
