@@ -13,6 +13,7 @@ from jaxserve.errors import ConfigError
 
 POLICIES = ("fcfs", "priority")
 DEFAULT_MAX_LOGPROBS = 20
+DEFAULT_MAX_QUEUED_REQUESTS = 1024
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # As users say it, and what pages then hold; "auto" is the model's own dtype.
 KV_CACHE_DTYPES = {
@@ -44,7 +45,8 @@ class EngineOptions:
     that also computes prompts. quantization: of matrices as they are loaded, and of activations as
     they come; None leaves them as they are. kv_cache_dtype: of keys and values in pages; fp8 halves
     them, at scale 1. attention_backend, linear_backend: who attends, and who multiplies by weights,
-    by name (`/health` tells it). max_queued_requests: requests waiting before new ones are refused.
+    by name (`/health` tells it). max_queued_requests: requests waiting before new ones are refused,
+    and choices beyond the first of each (n > 1), or 128 if that is more.
     generation_config: where sampling defaults come from: "auto" is the model, "vllm" is nowhere,
     else a folder; override_generation_config: single ones of them, by name.
     max_logprobs: alternatives a request may ask for at each token, -1 for the whole vocabulary.
@@ -84,7 +86,7 @@ class EngineOptions:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     max_decode_slowdown: float | None = None
-    max_queued_requests: int = 1024
+    max_queued_requests: int = DEFAULT_MAX_QUEUED_REQUESTS
     max_logprobs: int = DEFAULT_MAX_LOGPROBS
     logprobs_mode: str = "raw_logprobs"
     logits_processors: tuple[str, ...] = ()
@@ -196,7 +198,7 @@ class SchedulerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_decode_slowdown: float = inf
-    max_queued_requests: int = 1024
+    max_queued_requests: int = DEFAULT_MAX_QUEUED_REQUESTS
     policy: str = "fcfs"
     async_scheduling: bool = True
     work: WorkModel = WorkModel()

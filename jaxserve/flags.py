@@ -144,7 +144,8 @@ ENGINE_FLAGS = (
         name="max-queued-requests",
         field="max_queued_requests",
         parse=number,
-        help="requests waiting before new ones are refused",
+        help="requests that may wait; choices beyond the first of each (n) are bounded by the same"
+        " number, at least 128",
     ),
     Flag(
         name="max-logprobs",

@@ -253,8 +253,9 @@ class Request:
     """One prompt, and how to continue it or, where it `pools`, that its vector is wanted.
 
     prompt_ids: token ids, at least one. bad_word_ids: `params.bad_words` as token sequences.
-    priority: lower runs first. cache_salt: prefixes are shared only between equal salts.
-    arrival_s: `time.monotonic()` when it came in.
+    priority: lower runs first. turn: choices of the same answer before this request; it waits as
+    if it had arrived so many answers later. cache_salt: prefixes are shared only between equal
+    salts. arrival_s: `time.monotonic()` when it came in.
     """
 
     id: str
@@ -263,6 +264,7 @@ class Request:
     pools: bool = False
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
+    turn: int = 0
     cache_salt: str = ""
     arrival_s: float = field(default_factory=time.monotonic)
 

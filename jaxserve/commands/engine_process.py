@@ -34,6 +34,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             pooling=planned.pooling,
             defaults=planned.generation,
             has_priorities=planned.scheduler.policy == "priority",
+            max_queued_requests=planned.scheduler.max_queued_requests,
             fingerprint=f"{planned.dtype} {options.tensor_parallel_size}",
             kernels={op: (choice.backend, dict(choice.refusals)) for op, choice in kernels.items()},
         )

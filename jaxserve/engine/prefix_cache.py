@@ -16,7 +16,7 @@ from hashlib import blake2b
 DIGEST_BYTES = 32
 
 # The precedence of a sequence, lower first; unique.
-type Order = tuple[int, int, int]
+type Order = tuple[int, int, int, int]
 
 
 def root_digest(salt: str) -> bytes:

@@ -6,7 +6,9 @@ may be planned, on tokens that are still on the device.
 
 A step computes one token of every sequence that is decoding, and chunks of prompts as far as time
 and tokens allow (prefills.py). Waiting sequences run as slots and pages allow, in order of
-precedence: by priority if the policy says so, then by arrival. Two things let others pass for a
+precedence: by priority if the policy says so, then by turn. The turn of a request is the number of
+answers that were asked for before it; each further choice or prompt of the same answer takes the
+next turn, as if it had arrived with a later request. Two things let others pass for a
 while: somebody ahead computes the prefix just now; or room is made for a sequence by forgetting
 what one close behind it could start from.
 
@@ -75,6 +77,8 @@ class Scheduler:
         # Whose the rows of each step are, None for a sequence that has left its slot since.
         self._in_flight: deque[tuple[StepPlan | DrawPlan, list[Sequence | None]]] = deque()
         self._num_requests = 0
+        # Answers asked for: the turn of the next one.
+        self._turn = 0
         self._totals = Totals()
 
     @property
@@ -93,13 +97,15 @@ class Scheduler:
                 f"request_id {request.id!r} is already in use", param="request_id"
             )
         max_length = self._max_length(request)
-        self._waiting.check_room()
+        self._waiting.check_room(request)
         self._num_requests += 1
+        self._turn += request.turn == 0
         has_priority = self.config.policy == "priority" or request.priority == LOWEST_PRIORITY
         priority = request.priority if has_priority else 0
         group = new_group(
             request,
-            order=(priority, self._num_requests),
+            number=self._num_requests,
+            order=(priority, self._turn + request.turn),
             draw_seed=lambda: self._random.getrandbits(64),
             eos_ids=self._eos_ids,
             max_length=max_length,

@@ -227,15 +227,18 @@ type Update = tuple[Sequence, int | None, PositionLogprobs | None]
 def new_group(
     request: Request,
     *,
+    number: int,
     order: tuple[int, int],
     draw_seed: Callable[[], int],
     eos_ids: frozenset[int],
     max_length: int,
     enable_prefix_caching: bool,
 ) -> SequenceGroup:
-    """Make the choices of a request, whose precedence is `order` and, among them, their index.
+    """Make the choices of a request.
 
-    order: its second number is the request's alone. draw_seed: asked if the request has no seed.
+    number: the request's alone. order: priority and turn of the first choice; each further choice
+    has a turn one later, as if it had arrived with a later request. draw_seed: asked if the
+    request has no seed.
     """
     group = SequenceGroup(request=request)
     params, num_prompt = request.params, len(request.prompt_ids)
@@ -245,14 +248,15 @@ def new_group(
     if enable_prefix_caching:
         root = root_digest(request.cache_salt)
     elif params.n > 1:
-        root = private_root_digest(order[1])
+        root = private_root_digest(number)
+    priority, turn = order
     for index in range(params.n):
         seed = draw_seed() if params.seed is None else choice_seed(params.seed, index)
         group.sequences.append(
             Sequence(
                 group=group,
                 index=index,
-                order=(*order, index),
+                order=(priority, turn + index, number, index),
                 seed=seed,
                 root_digest=root,
                 max_length=max_length,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from jaxserve.engine.sequence import Sequence, SequenceGroup, by_order
 from jaxserve.errors import OverloadedError
+from jaxserve.request import MAX_N, Request
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
@@ -15,14 +16,19 @@ INTERVAL_WEIGHT = 0.1
 class WaitingQueue:
     """A bounded queue of requests whose choices run one by one.
 
-    The bound counts requests that have never run; those that were preempted always find room.
+    One bound counts requests of which nothing has run. Another counts the further choices (beyond
+    the first) that have never run, so that requests for many choices leave room for others.
+    Sequences that were preempted always find room.
     A sequence whose prefix another one computes is held, outside the order, until it is there.
     """
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
+        # Any request that is valid fits an empty queue.
+        self._max_further = max(max_requests, MAX_N)
         self._sequences: list[Sequence] = []  # sorted by order
         self._num_requests = 0
+        self._num_further = 0
         self._held: dict[bytes, list[Sequence]] = {}  # by the page they await
         self._num_held = 0
         self._last_start_s: float | None = None
@@ -37,20 +43,28 @@ class WaitingQueue:
         """The next sequence to run."""
         return self._sequences[0] if self._sequences else None
 
-    def check_room(self) -> None:
-        """Raise OverloadedError if no further request may wait."""
+    def check_room(self, request: Request) -> None:
+        """Raise OverloadedError if a request may not wait."""
         if self._num_requests >= self._max_requests:
-            # The time this queue takes to drain at the pace of late.
-            drain_s = self._num_requests * self._start_interval_s
-            raise OverloadedError(
-                f"{self._num_requests} requests are waiting, and max_queued_requests is"
-                f" {self._max_requests}: try again later",
-                retry_after_s=min(max(drain_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S),
+            complaint = f"{self._num_requests} requests are waiting"
+        elif self._num_further + request.params.n - 1 > self._max_further:
+            complaint = (
+                f"{self._num_further} choices beyond the first of their requests are waiting,"
+                f" and n={request.params.n} is too many more"
             )
+        else:
+            return
+        # The time this queue takes to drain at the current pace.
+        drain_s = self._num_requests * self._start_interval_s
+        raise OverloadedError(
+            f"{complaint}; max_queued_requests is {self._max_requests}: try again later",
+            retry_after_s=min(max(drain_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S),
+        )
 
     def add(self, group: SequenceGroup) -> None:
         """Queue the choices of a new request."""
         self._num_requests += 1
+        self._num_further += len(group.sequences) - 1
         for sequence in group.sequences:
             self.push(sequence)
 
@@ -65,6 +79,7 @@ class WaitingQueue:
     def start(self, sequence: Sequence, now_s: float) -> None:
         """Take a sequence out of the order, because it runs now."""
         self._take(sequence)
+        self._num_further -= _is_further(sequence)
         if not sequence.group.has_started:
             sequence.group.has_started = True
             self._num_requests -= 1
@@ -93,6 +108,7 @@ class WaitingQueue:
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence that ends while it waits."""
+        self._num_further -= _is_further(sequence)
         digest = sequence.awaited_digest
         if digest is None:
             self._take(sequence)
@@ -120,6 +136,7 @@ class WaitingQueue:
         assert orders == sorted(set(orders)), "the queue is out of order"
         assert self._num_requests == sum(not group.has_started for group in groups)
         held = [sequence for sequences in self._held.values() for sequence in sequences]
+        assert self._num_further == sum(map(_is_further, self._sequences + held))
         assert len(held) == self._num_held
         for sequence in self._sequences + held:
             assert sequence.slot is None, sequence
@@ -127,3 +144,8 @@ class WaitingQueue:
         for digest, sequences in self._held.items():
             assert is_expected(digest), "held for a page that nobody computes"
             assert all(sequence.awaited_digest == digest for sequence in sequences)
+
+
+def _is_further(sequence: Sequence) -> bool:
+    """Whether it is not the first choice of its request and has never run."""
+    return sequence.index > 0 and sequence.num_cached_tokens is None

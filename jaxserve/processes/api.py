@@ -209,6 +209,7 @@ def served_model(
         pooling=hello.pooling,
         defaults=hello.defaults,
         has_priorities=hello.has_priorities,
+        max_queued_requests=hello.max_queued_requests,
         fingerprint=hello.fingerprint,
         kernels={
             op: KernelChoice(backend=backend, refusals=refusals)

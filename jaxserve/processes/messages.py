@@ -150,6 +150,7 @@ class Hello(Struct, frozen=True, kw_only=True):
     logprobs_mode: str
     defaults: GenerationDefaults
     has_priorities: bool
+    max_queued_requests: int
     fingerprint: str
     kernels: dict[str, tuple[str, dict[str, str]]]
     pooling: PoolingModel | None = None

@@ -21,6 +21,7 @@ async def search_beams(
     check_search(
         params.n, max_logprobs=model.max_logprobs, logprobs_mode=model.logprobs_mode, param="n"
     )
+    model.check_num_prompts(params.n, param="n")
     if params.structured_outputs is not None:
         raise InvalidRequestError(
             "use_beam_search cannot be given with what binds an answer: tools that are forced or"

@@ -12,7 +12,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.client.streams import merge
@@ -34,10 +34,7 @@ from jaxserve.server.protocol.answers import (
     Usage,
 )
 from jaxserve.server.protocol.parsing import renamed
-from jaxserve.server.state import ServedModel, ServerState
-
-# Requests of one answer that the engine has at once: its queue is for others, too.
-MAX_AT_ONCE = 256
+from jaxserve.server.state import MAX_AT_ONCE, ServedModel, ServerState
 
 type Run = Callable[[Request], AsyncGenerator[TokenEvent]]
 
@@ -261,7 +258,11 @@ async def at_intervals(
 
 
 async def merged(run: Run, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, TokenEvent]]:
-    """Yield the events of requests as they come."""
+    """Yield the events of requests as they come.
+
+    Each waits in the engine as if it had arrived after the one before it, so that an answer of many
+    prompts does not hold up others.
+    """
     if len(requests) == 1:
         async with aclosing(run(requests[0])) as events:
             async for event in events:
@@ -273,7 +274,8 @@ async def merged(run: Run, requests: Sequence[Request]) -> AsyncGenerator[tuple[
 
     async def feed(offset: int, request: Request) -> None:
         try:
-            async with turns, aclosing(run(request)) as events:
+            turn = request.params.n * min(offset // request.params.n, MAX_AT_ONCE - 1)
+            async with turns, aclosing(run(replace(request, turn=turn))) as events:
                 async for event in events:
                     await queue.put((offset + event.index, event))
         except Exception as error:  # noqa: BLE001 (raised again by the reader of the queue)

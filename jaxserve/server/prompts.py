@@ -81,6 +81,7 @@ class RequestMaker:
             with renamed(body.field_names):
                 prompt_ids = encode_chat(self.model, body, will_truncate=truncates)
                 return (self._make(prompt_ids, self._chat_params(body, prompt_ids)),)
+        self.model.check_num_prompts(len(body.prompt), param="prompt")
         with renamed(body.field_names):
             self._check_structured(self.params)
         special = body.add_special_tokens

@@ -15,7 +15,7 @@ from jaxserve import __version__
 from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client import EngineClient
-from jaxserve.config import DEFAULT_MAX_LOGPROBS
+from jaxserve.config import DEFAULT_MAX_LOGPROBS, DEFAULT_MAX_QUEUED_REQUESTS
 from jaxserve.errors import (
     CheckpointError,
     InvalidRequestError,
@@ -33,6 +33,8 @@ from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
 from jaxserve.server.response_store import ResponseStore
 
+# Requests of one answer that the engine has at once: its queue is for others, too.
+MAX_AT_ONCE = 256
 # Threads that render and tokenize; the tokenizer releases the GIL, templates do not.
 NUM_WORKERS = 4
 MAX_NAME_CHARS = 64
@@ -57,6 +59,7 @@ class ServedModel:
     grammars: refuses those that no answer can follow. max_logprobs: alternatives a request may
     ask for at each token; logprobs_mode: what they tell. pooling: how it pools prompts, None for a
     model that generates text. has_priorities: whether the scheduler looks at priorities.
+    max_queued_requests: that wait in the engine.
     fingerprint: changes whenever the same request could give another answer. answers: how it
     writes reasoning and tool calls.
     trusts_templates: whether requests may bring chat templates of their own. kernels: which
@@ -75,6 +78,7 @@ class ServedModel:
     pooling: PoolingModel | None = None
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     has_priorities: bool = False
+    max_queued_requests: int = DEFAULT_MAX_QUEUED_REQUESTS
     fingerprint: str = ""
     answers: AnswerFormat = field(default_factory=AnswerFormat)
     trusts_templates: bool = False
@@ -121,6 +125,18 @@ class ServedModel:
                 param="priority",
             )
         return priority
+
+    def check_num_prompts(self, count: int, *, param: str) -> None:
+        """Raise InvalidRequestError if the queue can never hold so many requests of one answer.
+
+        Of more than MAX_AT_ONCE only that many are in the queue at once.
+        """
+        if min(count, MAX_AT_ONCE) > self.max_queued_requests:
+            raise InvalidRequestError(
+                f"{param} must ask for at most {self.max_queued_requests} prompts or beams, which"
+                f" is max_queued_requests of this server, got {count}",
+                param=param,
+            )
 
     @property
     def system_fingerprint(self) -> str:

@@ -27,6 +27,7 @@ def prompt(length: int, done: int = 0, *, serial: int = 0) -> Sequence:
     """A running sequence that has computed `done` tokens of a prompt."""
     group = new_group(
         request(str(serial), (1,) * length),
+        number=serial,
         order=(0, serial),
         draw_seed=lambda: 0,
         eos_ids=frozenset(),

@@ -1,7 +1,10 @@
 """The scheduler: what runs in which step, who waits, what ends, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
+from jaxserve.engine import Scheduler
 from jaxserve.errors import InvalidRequestError, OverloadedError
 from jaxserve.request import FinishReason
 from tests.engine.steps import LONG, answer, make, scheduled, shape
@@ -203,6 +206,60 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     scheduler.schedule()
     scheduler.add(request("c"))
     scheduler.check_integrity()
+
+
+def test_many_choices_leave_room_for_the_requests_of_others() -> None:
+    scheduler = make(max_queued_requests=200, max_num_seqs=1)
+    scheduler.add(request("many", n=128))
+    with pytest.raises(OverloadedError, match="127 choices beyond the first"):
+        scheduler.add(request("as many", n=128))
+    for name in range(199):
+        scheduler.add(request(f"one {name}"))
+    with pytest.raises(OverloadedError, match="200 requests are waiting"):
+        scheduler.add(request("one more"))
+    scheduler.schedule()
+    scheduler.add(request("one more"))
+    scheduler.abort("many")
+    scheduler.abort("one 0")
+    scheduler.add(request("as many", n=128))
+    scheduler.check_integrity()
+
+
+def test_a_request_runs_before_most_choices_of_earlier_ones() -> None:
+    scheduler = make(max_num_seqs=1, max_num_batched_tokens=4, max_queued_requests=1100)
+    for name in range(8):
+        scheduler.add(request(f"many {name}", n=128, max_tokens=1))
+    scheduler.add(request("one", max_tokens=1))
+    # Of the first request 9 choices, of the second 8, and so on.
+    assert num_finished_before(scheduler, "one") == sum(range(2, 10))
+
+
+def test_a_request_runs_before_most_prompts_of_an_earlier_answer() -> None:
+    scheduler = make(max_num_seqs=1, max_num_batched_tokens=4)
+    for turn in range(50):
+        scheduler.add(replace(request(f"prompt {turn}", max_tokens=1), turn=turn))
+    scheduler.add(request("one", max_tokens=1))
+    assert num_finished_before(scheduler, "one") == 2
+
+
+def test_choices_are_not_passed_for_ever() -> None:
+    scheduler = make(max_num_seqs=1, max_num_batched_tokens=4)
+    two = scheduler.add(request("two", n=2, max_tokens=1))
+    for name in range(3):
+        scheduler.add(request(f"later {name}", max_tokens=1))
+    num_finished_before(scheduler, "later 1")
+    assert two.num_unfinished == 0
+
+
+def num_finished_before(scheduler: Scheduler, name: str) -> int:
+    """Run until a request has finished; return how many sequences finished before it."""
+    count = 0
+    while True:
+        plan = scheduled(scheduler)
+        for sequence, *_ in scheduler.commit(plan, answer(plan)):
+            if sequence.request.id == name:
+                return count
+            count += 1
 
 
 def test_the_hint_grows_with_the_time_between_starts() -> None:

@@ -12,7 +12,7 @@ def make(prompt_ids: tuple[int, ...] = (1, 2, 3), output_ids: tuple[int, ...] = 
     return Sequence(
         group=SequenceGroup(request=request(prompt_ids=prompt_ids)),
         index=0,
-        order=(0, 1, 0),
+        order=(0, 1, 1, 0),
         seed=0,
         root_digest=root_digest(""),
         max_length=20,

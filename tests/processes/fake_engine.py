@@ -78,6 +78,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             logprobs_mode="raw_logprobs",
             defaults=GenerationDefaults(),
             has_priorities=False,
+            max_queued_requests=64,
             fingerprint="fake",
             kernels={"paged_attention": ("fake", {"fast": "not here"})},
         )

@@ -63,3 +63,29 @@ def test_no_more_answers_are_made_at_once_than_the_config_says() -> None:
         again = {**BODY, "max_tokens": 1}
         wait_for(lambda: http.post("/v1/completions", json=again).status_code == 200)
         assert rejections(world, "concurrency") >= 1
+
+
+def test_more_prompts_than_the_queue_holds_are_no_reason_to_try_again() -> None:
+    with World(max_queued_requests=3) as world, world.http() as http:
+        answer = http.post("/v1/completions", json={"prompt": ["a", "b", "c", "d"]})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "prompt"
+        assert "at most 3" in answer.json()["error"]["message"]
+        beams = {"prompt": "a", "n": 4, "use_beam_search": True, "temperature": 0}
+        answer = http.post("/v1/completions", json=beams)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+        answer = http.post("/v1/completions", json={"prompt": ["a", "b", "c"], "max_tokens": 2})
+        assert answer.status_code == 200
+
+
+def test_an_answer_of_many_choices_does_not_hold_up_others() -> None:
+    many = {**BODY, "max_tokens": 2, "n": 128}
+    plain = {**BODY, "max_tokens": 2}
+    world = World(step_s=0.002, max_num_seqs=2, max_queued_requests=1024)
+    with world, world.listening() as address, ThreadPoolExecutor(9) as pool:
+        url = f"{address.url}/v1/completions"
+        answers = [pool.submit(httpx.post, url, json=many, timeout=120) for _ in range(8)]
+        wait_for(lambda: world.engine.stats().num_waiting > 1000)
+        assert httpx.post(url, json=plain, timeout=60).status_code == 200
+        assert not any(answer.done() for answer in answers)
+        assert world.engine.stats().num_waiting > 800

@@ -198,6 +198,7 @@ class World:
             answers=answers or AnswerFormat(),
             trusts_templates=trusts_templates,
             has_priorities=policy == "priority",
+            max_queued_requests=max_queued_requests,
             kernels={
                 "paged_attention": KernelChoice(backend="fake", refusals={"fast": "not here"})
             },

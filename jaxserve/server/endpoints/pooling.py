@@ -176,6 +176,7 @@ class Call:
     ) -> tuple[list[bytes], PoolingUsage]:
         """Return the vectors of requests, and the tokens they took."""
         requests = await unless_disconnected(self.http, in_worker(self.state, make))
+        self.model.check_num_prompts(len(requests), param=self.prompts.param)
         job = Job(state=self.state, model=self.model, requests=requests, record=self.record)
         tally = Tally(requests)
         choices = await unless_disconnected(self.http, job.collect(tally))
