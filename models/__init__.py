@@ -23,7 +23,10 @@ from jaxserve.models.config import ModelConfig as ModelConfig
 from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.decoder import Tap as Tap
 from jaxserve.models.encoder import Encoder as Encoder
-from jaxserve.models.hf_config import HfConfig, decoder_config
+from jaxserve.models.hf_config import decoder_config
+from jaxserve.models.hf_reader import HfConfig as HfConfig
+from jaxserve.models.hf_rope import stretched_rope as stretched_rope
+from jaxserve.models.hf_rope import with_overrides as with_overrides
 from jaxserve.models.params import Matrix as Matrix
 from jaxserve.models.params import Model as Model
 from jaxserve.models.params import Params as Params
@@ -39,7 +42,18 @@ from jaxserve.models.weights import Parts, llama_tensors
 
 # Files here that are not families.
 _SHARED = frozenset(
-    {"capture", "config", "declare", "decoder", "encoder", "hf_config", "params", "weights"}
+    {
+        "capture",
+        "config",
+        "declare",
+        "decoder",
+        "encoder",
+        "hf_config",
+        "hf_reader",
+        "hf_rope",
+        "params",
+        "weights",
+    }
 )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from jaxserve.models.config import EncoderConfig
-from jaxserve.models.hf_config import HfConfig, encoder_config
+from jaxserve.models.hf_config import encoder_config
+from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.params import Path
 from jaxserve.models.weights import HfTensor, encoder_tensors
 

@@ -16,7 +16,7 @@ _SPARE = (
     *(
         f"{base}{part}"
         for base in ("", "bert.", "roberta.")
-        for part in ("pooler.", "embeddings.position_ids")
+        for part in ("pooler.", "embeddings.position_ids", "embeddings.token_type_ids")
     ),
 )
 
@@ -81,7 +81,7 @@ class DecoderConfig:
 
     @property
     def longest_context(self) -> int:
-        """How many tokens a sequence may have; more than `max_position` with dynamic RoPE only."""
+        """How many tokens a sequence may have: `max_position`, stretched by the RoPE's factor."""
         return self.rope.longest_context(self.max_position)
 
 

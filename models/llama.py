@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from jaxserve.models.config import DecoderConfig
-from jaxserve.models.hf_config import HfConfig, decoder_config
+from jaxserve.models.hf_config import decoder_config
+from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.weights import llama_tensors as hf_tensors
 
 __all__ = ["config_from_hf", "hf_tensors"]

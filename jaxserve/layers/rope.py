@@ -30,7 +30,10 @@ class Rope:
         return 1.0
 
     def longest_context(self, max_position: int) -> int:
-        """Return how many tokens a model with `max_position` positions in its config can take."""
+        """Return how many tokens a model with `max_position` positions in its config can take.
+
+        As vLLM counts them: a variant that names a factor stretches the positions by it.
+        """
         return max_position
 
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
@@ -44,6 +47,10 @@ class LinearRope(Rope):
     """Position interpolation ("linear"): positions divided by `factor` (arXiv:2306.15595)."""
 
     factor: float
+
+    def longest_context(self, max_position: int) -> int:
+        """Return `factor` times the positions."""
+        return _stretched(max_position, self.factor)
 
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
         """Return radians per token, float64[head_dim / 2]."""
@@ -63,8 +70,8 @@ class DynamicRope(Rope):
     max_position: int
 
     def longest_context(self, max_position: int) -> int:
-        """Return `factor` times the trained positions; the other kinds' configs count it in."""
-        return int(self.factor * max_position)
+        """Return `factor` times the trained positions."""
+        return _stretched(max_position, self.factor)
 
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
         """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""
@@ -79,7 +86,7 @@ class Llama3Rope(Rope):
 
     In between, where original_max_position / wavelength runs from low_freq_factor to
     high_freq_factor, the two are blended linearly ("The Llama 3 Herd of Models", arXiv:2407.21783,
-    and Meta's reference code).
+    and Meta's reference code). The positions of its configs are stretched already.
     """
 
     factor: float
@@ -116,6 +123,11 @@ class YarnRope(Rope):
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+
+    def longest_context(self, max_position: int) -> int:
+        """Return `factor` times the original positions, whatever `max_position` says."""
+        del max_position
+        return _stretched(self.original_max_position, self.factor)
 
     @property
     def magnitude(self) -> float:
@@ -180,3 +192,8 @@ def _inverse_frequencies(base: float, head_dim: int) -> NDArray[np.float64]:
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     frequencies: NDArray[np.float64] = np.power(base, -exponents)
     return frequencies
+
+
+def _stretched(positions: int, factor: float) -> int:
+    # The factor may be a quotient, whose product with its divisor rounds to just below a whole.
+    return math.floor(positions * factor + 1e-6)

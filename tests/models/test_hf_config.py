@@ -70,7 +70,13 @@ def test_a_missing_size_is_refused_by_name(key: str) -> None:
         ({"rope_type": "llama3", "factor": 8.0}, "lacks low_freq_factor"),
         ({"rope_type": "yarn", "factor": 4.0, "truncate": 1}, "truncate = 1"),
         ({"rope_type": "default", "partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25"),
-        ({"full_attention": {"rope_type": "default"}}, "full_attention"),
+        (
+            {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "sliding_attention",
+        ),
     ],
 )
 def test_an_unsupported_rope_is_refused_by_name(rope: dict[str, object], fault: str) -> None:
@@ -99,13 +105,21 @@ def test_rope_is_read_in_both_spellings(changes: dict[str, object], expected: Ro
     assert config_from_hf(tiny_config("llama", **changes)).rope == expected
 
 
-def test_only_dynamic_rope_reaches_beyond_the_positions_of_the_config() -> None:
-    def longest(**rope: object) -> int:
-        return config_from_hf(tiny_config("llama", rope_parameters=rope)).longest_context
-
-    assert longest(rope_type="dynamic", factor=2.5) == 320
-    assert longest(rope_type="linear", factor=2.0) == 128
-    assert longest(rope_type="yarn", factor=4.0, original_max_position_embeddings=32) == 128
+@pytest.mark.parametrize(
+    ("keys", "num_labels"),
+    [
+        ({}, 2),
+        ({"num_labels": 5}, 5),
+        ({"num_labels": None}, 2),
+        ({"num_labels": 1, "id2label": None}, 1),
+        ({"num_labels": 7, "id2label": {"0": "a", "1": "b", "2": "c"}}, 3),
+    ],
+)
+def test_labels_may_be_counted_without_being_named(
+    keys: dict[str, object], num_labels: int
+) -> None:
+    labelled = {"architectures": ["LlamaForSequenceClassification"], **keys}
+    assert config_from_hf(tiny_config("llama", **labelled)).num_labels == num_labels
 
 
 def test_only_layers_from_max_window_layers_on_slide() -> None:

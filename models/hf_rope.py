@@ -1,0 +1,143 @@
+"""The rotation that a Hugging Face `config.json` asks for, and overrides of a configuration.
+
+Both of transformers' spellings are read: `rope_parameters`, and the older `rope_scaling` beside
+`rope_theta`, whose kind may be called `type`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxserve.errors import CheckpointError
+from jaxserve.layers.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
+from jaxserve.models.config import DecoderConfig
+from jaxserve.models.hf_reader import HfConfig
+
+# The newer spelling comes first: where a file has both, the older one counts, as in transformers.
+_SPELLINGS = ("rope_parameters", "rope_scaling")
+
+
+def with_overrides(hf: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration with some of its values replaced, objects merged key by key.
+
+    An override of the rotation may use either spelling, whichever the configuration uses; null
+    takes the scaling away and keeps `rope_theta`.
+    """
+    if any(key in overrides for key in _SPELLINGS):
+        hf, overrides = _one_spelling(hf), _one_spelling(overrides)
+        if overrides["rope_parameters"] is None:
+            found = hf.get("rope_parameters")
+            theta = found.get("rope_theta") if isinstance(found, dict) else None
+            kept = {} if theta is None else {"rope_theta": theta}
+            return _merged({**hf, "rope_parameters": kept}, {**overrides, "rope_parameters": {}})
+    return _merged(hf, overrides)
+
+
+def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
+    """Return the overrides by which a model's context reaches `num_tokens` tokens."""
+
+    def by(num_positions: int, **settings: object) -> dict[str, object]:
+        return {"rope_parameters": {**settings, "factor": math.ceil(num_tokens / num_positions)}}
+
+    match model.rope:
+        case Llama3Rope():  # its factor is no part of how long the context is
+            return {"max_position_embeddings": num_tokens}
+        case YarnRope(original_max_position=original):
+            return by(original)
+        case LinearRope() | DynamicRope():
+            return by(model.max_position)
+        case _:
+            original = model.max_position
+            return by(original, rope_type="yarn", original_max_position_embeddings=original)
+
+
+def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
+    """Return the rotation of a decoder with `max_position` positions; raises CheckpointError."""
+    outer_theta = reader.number("rope_theta", default=10000.0)
+    rope = _settings(reader)
+    if rope is None:
+        return Rope(theta=outer_theta)
+    theta = rope.number("rope_theta", default=outer_theta)
+    rope.only("partial_rotary_factor", 1.0, None)
+    kind = rope.word("rope_type") or "default"
+    # As in transformers, the configuration's own counts before the one among the settings.
+    original = reader.optional_integer("original_max_position_embeddings") or rope.integer(
+        "original_max_position_embeddings", default=max_position
+    )
+    match kind:
+        case "default":
+            return Rope(theta=theta)
+        case "linear":
+            return LinearRope(theta=theta, factor=rope.number("factor"))
+        case "dynamic":
+            return DynamicRope(theta=theta, factor=rope.number("factor"), max_position=max_position)
+        case "llama3":
+            return Llama3Rope(
+                theta=theta,
+                factor=rope.number("factor"),
+                low_freq_factor=rope.number("low_freq_factor"),
+                high_freq_factor=rope.number("high_freq_factor"),
+                original_max_position=original,
+            )
+        case "yarn":
+            return YarnRope(
+                theta=theta,
+                factor=rope.number("factor", default=max_position / original),
+                original_max_position=original,
+                beta_fast=rope.number("beta_fast", default=32.0),
+                beta_slow=rope.number("beta_slow", default=1.0),
+                attention_factor=rope.optional_number("attention_factor"),
+                mscale=rope.optional_number("mscale"),
+                mscale_all_dim=rope.optional_number("mscale_all_dim"),
+                truncate=rope.flag("truncate", default=True),
+            )
+        case _:
+            raise CheckpointError(
+                f"config.json has rope_type = {kind!r}; jaxserve supports default, linear,"
+                " dynamic, llama3, yarn"
+            )
+
+
+def _settings(reader: HfConfig) -> HfConfig | None:
+    """Return the settings of the rotation, under whichever name they are."""
+    sections = {key: reader.section(key) for key in _SPELLINGS}
+    named = [key for key, section in sections.items() if section is not None]
+    if not named:
+        return None
+    values: dict[str, Any] = {}
+    for key in named:
+        section = sections[key]
+        assert section is not None
+        values |= _with_rope_type(section.uniform())
+    return HfConfig(values, where=f"{' and '.join(named)} in config.json")
+
+
+def _one_spelling(values: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration whose rotation is under `rope_parameters` alone; None for null."""
+    found: dict[str, object] | None = None
+    for key in _SPELLINGS:
+        section = values.get(key)
+        if isinstance(section, dict):
+            found = {**(found or {}), **_with_rope_type(section)}
+        elif section is not None:
+            raise CheckpointError(f"{key} must be a JSON object, got {section!r}")
+    rest = {key: value for key, value in values.items() if key not in _SPELLINGS}
+    return {**rest, "rope_parameters": found}
+
+
+def _with_rope_type(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return settings whose kind is under its newer name."""
+    renamed = {key: value for key, value in settings.items() if key != "type"}
+    if "type" in settings:
+        renamed.setdefault("rope_type", settings["type"])
+    return renamed
+
+
+def _merged(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merged(below, value)
+        result[key] = value
+    return result
