@@ -130,14 +130,14 @@ def _load(
     report: Callable[[str], None],
 ) -> LoadedModel:
     """Put together an engine whose programs are being made."""
-    options, checkpoint = plan.options, plan.checkpoint
+    options = plan.options
     with _explaining_out_of_memory():
         with startup.stage("kernels"):
             check_attention(plan.context.attention)
         params = _load_params(plan, startup)
     with startup.stage("end tokens"):
         end_ids = read_end_ids(plan.tokenizer_folder)
-    eos_ids = {*end_ids, *checkpoint.generation.eos_token_ids}
+    eos_ids = {*end_ids, *plan.generation.eos_token_ids}
     if len(eos_ids) > MAX_EOS_IDS:
         raise CheckpointError(
             f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"

@@ -35,7 +35,8 @@ class EngineOptions:
     """What a user may ask of an engine; None means: choose for this model and device.
 
     Names and meanings are vLLM's where the thing is the same. model: a folder, a hub name, or
-    None for the embedded model. load_format: "dummy" draws weights at random, which is all that a
+    None for the embedded model. hf_overrides: values that replace those of the model's config.json,
+    objects merged key by key. load_format: "dummy" draws weights at random, which is all that a
     measurement needs. max_model_len: tokens of prompt and output together.
     memory_fraction: share of the device's memory that weights, workspace and KV cache may take
     (`--gpu-memory-utilization`). kv_cache_memory_bytes: bytes for KV pages, over all devices
@@ -66,6 +67,7 @@ class EngineOptions:
     runner: str = "auto"
     convert: str = "auto"
     pooler_config: dict[str, Any] | None = None
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     revision: str | None = None
     tokenizer: str | None = None
     download_dir: str | None = None
@@ -115,6 +117,9 @@ class EngineOptions:
         _one_of("convert", self.convert, CONVERSIONS)
         if not isinstance(self.pooler_config, dict | None):
             raise ConfigError(f"pooler_config must be a JSON object, got {self.pooler_config!r}")
+        for name in ("hf_overrides", "override_generation_config"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be a JSON object, got {getattr(self, name)!r}")
         fraction = self.memory_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")

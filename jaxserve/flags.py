@@ -57,6 +57,13 @@ ENGINE_FLAGS = (
         parse=json_object,
         help='how prompts are pooled: {"pooling_type": "MEAN", "use_activation": false}',
     ),
+    Flag(
+        name="hf-overrides",
+        field="hf_overrides",
+        parse=json_object,
+        help="values of the model's config.json to replace, as a JSON object; objects in it are"
+        " merged key by key",
+    ),
     Flag(name="revision", field="revision", help="branch, tag or commit on the hub"),
     Flag(name="tokenizer", field="tokenizer", help="folder of another tokenizer"),
     Flag(name="download-dir", field="download_dir", help="where models are downloaded to"),

@@ -1,5 +1,6 @@
 """From options to a plan: everything about an engine that is known before anything is loaded."""
 
+import json
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
-from jaxserve.errors import ConfigError
+from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.execution.attention import REFERENCE, plan_attention
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
@@ -29,7 +30,15 @@ from jaxserve.execution.step import SamplingSettings, StepContext
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.pooling import default_max_length, read_pooling
-from jaxserve.models import ModelConfig, Params, abstract_params, read_config
+from jaxserve.loading.weights import with_own_head
+from jaxserve.models import (
+    DecoderConfig,
+    ModelConfig,
+    Params,
+    abstract_params,
+    read_config,
+    stretched_rope,
+)
 from jaxserve.pooling import PoolingModel, PoolingType
 from jaxserve.sharding import make_mesh, named_sharding, partition_spec
 from jaxserve.startup import Startup
@@ -83,7 +92,8 @@ _ACCELERATOR = _Defaults(
 class EnginePlan:
     """Everything about an engine that is known before a byte of weights is loaded.
 
-    pooling: how the model pools, None if it generates. executables: the folder whose programs fit
+    generation: what requests get that name no value of their own. pooling: how the model pools,
+    None if it generates. executables: the folder whose programs fit
     this plan, if one does; misfit: why the folder that was asked for does not. is_absent: planned
     for hardware that is not there, and cannot be built. startup: where the time went so far.
     """
@@ -100,6 +110,7 @@ class EnginePlan:
     scheduler: SchedulerConfig
     cache: CacheConfig
     memory: MemoryPlan
+    generation: GenerationDefaults
     pooling: PoolingModel | None = None
     executables: ExecutableFolder | None = None
     misfit: str | None = None
@@ -116,20 +127,6 @@ class EnginePlan:
         """Where the tokenizer is."""
         own = self.options.tokenizer
         return Path(own) if own is not None else self.checkpoint.folder
-
-    @property
-    def generation(self) -> GenerationDefaults:
-        """What requests get that do not say what they want."""
-        own, asked = self.checkpoint.generation, self.options.generation_config
-        match asked:
-            case "auto":
-                found = own
-            case "vllm":
-                found = GenerationDefaults(eos_token_ids=own.eos_token_ids)
-            case _:
-                found = GenerationDefaults.of_folder(Path(asked))
-                found = replace(found, eos_token_ids=found.eos_token_ids or own.eos_token_ids)
-        return found.overridden(self.options.override_generation_config)
 
     @property
     def key(self) -> Key:
@@ -199,8 +196,9 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
             options.model if options.model is not None else EMBEDDED_FOLDER,
             revision=options.revision,
             download_dir=options.download_dir,
+            hf_overrides=options.hf_overrides,
         )
-        model = read_config(checkpoint.hf_config)
+        model = _read_model(checkpoint, options)
         pooling = read_pooling(checkpoint, model, options)
         if pooling is not None:
             model = model.pooled(len(pooling.labels))
@@ -232,13 +230,10 @@ def _plan(
     dtype = wanted if options.dtype == "auto" else options.dtype
 
     max_model_len = options.max_model_len or min(
-        default_max_length(checkpoint) or model.max_position, model.max_position
+        default_max_length(checkpoint) or model.longest_context, model.longest_context
     )
     if max_model_len > model.longest_context:
-        raise ConfigError(
-            f"max_model_len must be at most the model's own context ({model.longest_context}),"
-            f" got {max_model_len}"
-        )
+        raise ConfigError(_too_long(model, max_model_len))
     processors = LogitsProcessors.load(options.logits_processors, vocab_size=model.vocab_size)
     max_logprobs = model.vocab_size
     if options.max_logprobs != -1:
@@ -377,11 +372,46 @@ def _plan(
             and (pooling is None or pooling.type is PoolingType.LAST),
         ),
         memory=memory,
+        generation=GenerationDefaults.read(
+            checkpoint.folder,
+            checkpoint.hf_config,
+            source=options.generation_config,
+            overrides=options.override_generation_config,
+        ),
         is_absent=is_absent,
     )
     if options.executables is None:
         return plan
     return _with_executables(plan, ExecutableFolder.open(Path(options.executables)))
+
+
+def _read_model(checkpoint: Checkpoint, options: EngineOptions) -> ModelConfig:
+    """Return what the checkpoint's configuration and its files describe."""
+    try:
+        model = read_config(checkpoint.hf_config)
+    except CheckpointError as error:
+        if not options.hf_overrides:
+            raise
+        overrides = json.dumps(dict(options.hf_overrides))
+        raise CheckpointError(f"{error} (with --hf-overrides '{overrides}')") from error
+    if isinstance(model, DecoderConfig) and options.load_format != "dummy":
+        return with_own_head(checkpoint, model)
+    return model
+
+
+def _too_long(model: ModelConfig, max_model_len: int) -> str:
+    """Return why a context is refused, and how an operator may stretch the model's own."""
+    reason = (
+        f"max_model_len must be at most the model's own context ({model.longest_context}), got"
+        f" {max_model_len}"
+    )
+    if not isinstance(model, DecoderConfig):
+        return reason
+    override = json.dumps(stretched_rope(model, max_model_len))
+    return (
+        f"{reason}. To stretch that context, at some cost in quality, override the model's"
+        f" positions: --hf-overrides '{override}'"
+    )
 
 
 def _find_hardware(name: str | None, num_devices: int) -> tuple[Mesh, Target, bool]:

@@ -1,6 +1,7 @@
 """What planning and building an engine say to what cannot work."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,38 @@ def folder(path: Path, **fields: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("kind", "longest"), [("linear", 64), ("dynamic", 128)])
-def test_only_dynamic_rope_goes_beyond_the_trained_context(
-    tmp_path: Path, kind: str, longest: int
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        ({"type": "linear", "factor": 2.0}, 128),
+        ({"rope_type": "dynamic", "factor": 2.0}, 128),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "default"}, 64),
+    ],
+)
+def test_the_context_is_the_one_that_rope_reaches(
+    tmp_path: Path, settings: dict[str, object], longest: int
 ) -> None:
-    model = folder(tmp_path, rope_scaling={"rope_type": kind, "factor": 2.0})
-    assert plan_engine(EngineOptions(model=model)).scheduler.max_model_len == 64
-    options = EngineOptions(model=model, max_model_len=longest)
-    assert plan_engine(options).context.rope_length == longest
-    with pytest.raises(ConfigError, match=rf"at most the model's own context \({longest}\)"):
-        plan_engine(EngineOptions(model=model, max_model_len=longest + 1))
+    model = folder(tmp_path, rope_scaling=settings)
+    plan = plan_engine(EngineOptions(model=model))
+    assert plan.scheduler.max_model_len == plan.context.rope_length == longest
+    assert plan_engine(EngineOptions(model=model, max_model_len=32)).context.rope_length == 32
+
+
+def test_a_longer_context_is_refused_with_an_override_that_reaches_it(tmp_path: Path) -> None:
+    model = folder(tmp_path)
+    with pytest.raises(ConfigError, match=r"model's own context \(64\), got 200") as caught:
+        plan_engine(EngineOptions(model=model, max_model_len=200))
+    advised = re.search("--hf-overrides '(.*)'", str(caught.value))
+    assert advised is not None
+    options = EngineOptions(model=model, max_model_len=200, hf_overrides=json.loads(advised[1]))
+    assert plan_engine(options).scheduler.max_model_len == 200
+
+
+def test_an_error_in_an_overridden_configuration_tells_of_the_override(tmp_path: Path) -> None:
+    options = EngineOptions(model=folder(tmp_path), hf_overrides={"vocab_size": 0})
+    with pytest.raises(CheckpointError, match=r"""vocab_size = 0.*--hf-overrides '\{"vocab_size"""):
+        plan_engine(options)
 
 
 def test_virtual_devices_share_the_memory_of_their_host(tmp_path: Path) -> None:
@@ -66,7 +89,7 @@ def test_weights_are_drawn_at_random_for_a_model_that_has_none(tmp_path: Path) -
         max_num_batched_tokens=2,
         compilation_cache=False,
     )
-    with pytest.raises(CheckpointError, match="not run, unless load_format is dummy"):
+    with pytest.raises(CheckpointError, match="not run, unless --load-format is dummy"):
         build(plan_engine(options))
     engine = build(plan_engine(replace(options, load_format="dummy"))).engine
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)

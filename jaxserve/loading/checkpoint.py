@@ -4,21 +4,26 @@ Only safetensors are read. Pickled weights (`*.bin`, `*.pt`) can run code as the
 """
 
 import json
+import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 
 from jaxserve.errors import CheckpointError
-from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.loading.diagnosis import damage, no_weights, wrong_file, wrong_folder
 from jaxserve.loading.published import published
+
+logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# One shard of several, where no index names them.
+_SHARD = re.compile(r"model-([0-9]+)-of-([0-9]+)\.safetensors")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,47 +41,61 @@ class Checkpoint:
     """A model folder in Hugging Face's layout. `name` is what the user called it.
 
     `config` is the file that describes the model. A checkpoint may be that file alone: it can be
-    planned and compiled.
+    planned and compiled. hf_overrides: values that replace the configuration's, objects merged key
+    by key. left_out: weights of a hub repository in formats that were not downloaded.
     """
 
     folder: Path
     name: str
     config: str = _CONFIG
+    hf_overrides: Mapping[str, object] = field(default_factory=dict[str, object])
+    left_out: tuple[str, ...] = ()
 
     @staticmethod
     def open(
-        name: str | Path, *, revision: str | None = None, download_dir: str | Path | None = None
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        download_dir: str | Path | None = None,
+        hf_overrides: Mapping[str, object] | None = None,
     ) -> "Checkpoint":
         """Find a checkpoint: a local folder, or a hub name, downloaded once and cached.
 
         A file is a configuration, and so is the name of a published model (`published`).
 
         revision: branch, tag or commit on the hub. download_dir: the cache to use, by default the
-        hub client's own. HF_HUB_OFFLINE keeps to the cache. Raises CheckpointError.
+        hub client's own. HF_HUB_OFFLINE keeps to the cache. hf_overrides: see the class. Raises
+        CheckpointError.
         """
         folder = published().get(str(name), Path(name))
+        overrides = hf_overrides or {}
         if folder.is_file():
-            return Checkpoint(folder=folder.parent, name=str(name), config=folder.name)
+            reason = wrong_file(folder)
+            if reason is not None:
+                raise CheckpointError(reason)
+            return Checkpoint(folder.parent, str(name), folder.name, overrides)
+        left_out: tuple[str, ...] = ()
         if not folder.is_dir():
             # Imported here: the hub's client takes most of a second, which a folder needs not.
-            from jaxserve.loading.hub import download  # noqa: PLC0415
+            from jaxserve.loading import hub  # noqa: PLC0415
 
-            folder = download(str(name), revision=revision, cache_dir=download_dir)
+            folder = hub.download(str(name), revision=revision, cache_dir=download_dir)
+            if not any(folder.glob("*.safetensors")):
+                left_out = hub.list_files(str(name), revision=revision)
         if not (folder / _CONFIG).is_file():
-            raise CheckpointError(f"{name} has no config.json: it is not a Hugging Face model")
-        return Checkpoint(folder=folder, name=str(name))
+            raise CheckpointError(wrong_folder(folder, str(name), left_out=left_out))
+        return Checkpoint(folder, str(name), hf_overrides=overrides, left_out=left_out)
 
     @cached_property
     def hf_config(self) -> Mapping[str, object]:
-        """The parsed configuration."""
-        return self._json(self.config)
+        """The parsed configuration, with its overrides."""
+        found = self._json(self.config)
+        if not self.hf_overrides:
+            return found
+        # Imported here: models import JAX, which finding a checkpoint can do without.
+        from jaxserve.models import with_overrides  # noqa: PLC0415
 
-    @cached_property
-    def generation(self) -> GenerationDefaults:
-        """The sampling defaults of `generation_config.json`."""
-        name = "generation_config.json"
-        found = self._json(name) if (self.folder / name).is_file() else {}
-        return GenerationDefaults.read(found, self.hf_config)
+        return with_overrides(found, self.hf_overrides)
 
     @property
     def dtype(self) -> str:
@@ -84,26 +103,48 @@ class Checkpoint:
         asked = self.hf_config.get("dtype") or self.hf_config.get("torch_dtype")
         if asked is None:
             stored = {info.dtype for info in self.tensors.values()}
-            return {"BF16": "bfloat16", "F16": "float16"}.get(min(stored), "float32")
-        if asked not in _DTYPES:
+            return {"BF16": "bfloat16", "F16": "float16"}.get(min(stored, default=""), "float32")
+        named = str(asked).removeprefix("torch.")
+        if named not in _DTYPES:
             raise CheckpointError(
-                f"config.json has dtype = {asked!r}; jaxserve supports {', '.join(_DTYPES)}"
+                f"{self.config} has dtype = {asked!r}; jaxserve supports {', '.join(_DTYPES)}."
+                """ Read it as one of them by --hf-overrides '{"dtype": "float32"}'"""
             )
-        return str(asked)
+        return named
+
+    @cached_property
+    def has_weights(self) -> bool:
+        """Whether there are files of weights to read."""
+        return bool(self._files)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name, from the headers of the safetensors files."""
+        """Every tensor by name, from the headers of the safetensors files.
+
+        Of a tensor that several shards hold, the one counts that the index names.
+        """
+        if not self._files:
+            raise CheckpointError(no_weights(self.folder, self.name, left_out=self.left_out))
         tensors: dict[str, TensorInfo] = {}
-        for file in self._files():
+        for file in self._files:
             try:
                 with safe_open(file, framework="numpy") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                        if name in tensors and self._weight_map.get(name) != file.name:
+                            continue
                         part = opened.get_slice(name)
                         shape = tuple(part.get_shape())
                         tensors[name] = TensorInfo(file, part.get_dtype(), shape)
             except SafetensorError as error:
-                raise CheckpointError(f"{file.name} is not a readable safetensors file") from error
+                raise CheckpointError(
+                    f"{file.name} of {self.name} is not a readable safetensors file: {damage(file)}"
+                ) from error
+        for name, home in self._weight_map.items():
+            if name not in tensors:
+                raise CheckpointError(
+                    f"{_INDEX} of {self.name} says that {home} holds {name}, which it does not:"
+                    " one of the two is out of date. Download both again"
+                )
         return tensors
 
     @property
@@ -111,42 +152,76 @@ class Checkpoint:
         """Bytes of the files that hold tensors."""
         return sum(file.stat().st_size for file in {info.file for info in self.tensors.values()})
 
+    @cached_property
+    def _weight_map(self) -> Mapping[str, str]:
+        """The file of each tensor, as the index says; empty where no index counts."""
+        if not (self.folder / _INDEX).is_file():
+            return {}
+        is_single = (self.folder / _SINGLE).is_file()
+        try:
+            weight_map = self._read_index()
+        except CheckpointError:
+            if not is_single:
+                raise
+            weight_map = {}
+        if is_single and _SINGLE not in weight_map.values():
+            # As in transformers. Savers write one or the other, and leave the older one behind.
+            logger.warning(
+                "%s has both %s and %s: the single file is read, the index and its shards are not",
+                self.name,
+                _SINGLE,
+                _INDEX,
+            )
+            return {}
+        return weight_map
+
+    @cached_property
     def _files(self) -> list[Path]:
-        if (self.folder / _INDEX).is_file():
-            return self._indexed_files()
+        """The files that hold the weights; none where there are none that can be read."""
+        if self._weight_map:
+            names = sorted(set(self._weight_map.values()))
+            self._check_shards(names, by=f"{_INDEX} names")
+            return [self.folder / name for name in names]
         if (self.folder / _SINGLE).is_file():
             return [self.folder / _SINGLE]
-        pickled = sorted(p.name for p in self.folder.iterdir() if p.suffix in _PICKLED)
-        if pickled:
-            raise CheckpointError(
-                f"{self.name} holds only pickled weights ({', '.join(pickled[:3])}), which can run"
-                " code when opened; convert it to safetensors"
+        shards = {path.name: _SHARD.fullmatch(path.name) for path in self.folder.iterdir()}
+        if totals := {(match[2], len(match[1])) for match in shards.values() if match}:
+            total, width = max(totals)
+            names = [f"model-{i:0{width}}-of-{total}.safetensors" for i in range(1, int(total) + 1)]
+            self._check_shards(names, by="the names of its shards count")
+            logger.warning(
+                "%s has no %s: the tensors of all %s shards are read", self.name, _INDEX, total
             )
-        raise CheckpointError(
-            f"{self.name} has neither {_SINGLE} nor {_INDEX}: without weights a model can be"
-            " planned and compiled, but not run, unless load_format is dummy"
-        )
+            return [self.folder / name for name in names]
+        return []
 
-    def _indexed_files(self) -> list[Path]:
-        weight_map = self._json(_INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{_INDEX} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            # A download must not make us open files elsewhere.
-            is_plain = PurePosixPath(name).name == name and "\\" not in name
-            if not is_plain or not name.endswith(".safetensors"):
-                raise CheckpointError(f"{_INDEX} names {name!r}, not a safetensors file beside it")
+    def _check_shards(self, names: list[str], *, by: str) -> None:
         absent = [name for name in names if not (self.folder / name).is_file()]
         if absent:
-            raise CheckpointError(f"{self.name} lacks files its index names: {', '.join(absent)}")
-        return [self.folder / name for name in names]
+            raise CheckpointError(
+                f"{self.name} lacks files that {by}: {', '.join(absent)}. Download them again"
+            )
+
+    def _read_index(self) -> Mapping[str, str]:
+        weight_map = self._json(_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{_INDEX} of {self.name} has no weight_map")
+        for name in weight_map.values():
+            # A download must not make us open files elsewhere.
+            is_plain = isinstance(name, str) and PurePosixPath(name).name == name
+            if not is_plain or "\\" in name or not name.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{_INDEX} of {self.name} names {name!r}, not a safetensors file beside it"
+                )
+        return weight_map
 
     def _json(self, name: str) -> Mapping[str, object]:
         try:
             value = json.loads((self.folder / name).read_text("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{name} of {self.name} is not JSON") from error
+        except ValueError as error:
+            raise CheckpointError(f"{name} of {self.name} is not JSON: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{name} of {self.name} cannot be read: {error}") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"{name} of {self.name} is not a JSON object")
         return value

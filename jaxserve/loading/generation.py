@@ -1,16 +1,34 @@
-"""What a checkpoint's authors say about generating from it: `generation_config.json`."""
+"""What a checkpoint's authors say about generating from it: `generation_config.json`.
+
+A server must start with the file as it was published: a value that no request could use is left
+out with a warning. An operator's own values are held to their limits.
+"""
 
 import json
-import math
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
-from jaxserve.request import SamplingParams
+from jaxserve.limits import show
+from jaxserve.request import LIMITS
 
-# The fields that are also sampling parameters, of the same names and ranges.
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+logger = logging.getLogger(__name__)
+
+_FILE = "generation_config.json"
+_EOS = "eos_token_id"
+# By the name in the file, the request's parameter whose limits it has.
+_DEFAULTS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+_OVERRIDE = "--override-generation-config"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,92 +49,124 @@ class GenerationDefaults:
 
     @staticmethod
     def read(
-        generation: Mapping[str, object], config: Mapping[str, object]
+        folder: Path,
+        config: Mapping[str, object],
+        *,
+        source: str = "auto",
+        overrides: Mapping[str, object] | None = None,
     ) -> "GenerationDefaults":
-        """Read the parsed `generation_config.json`, or {} where there is none.
+        """Return the defaults of a model's folder whose parsed config.json is `config`.
 
-        The end tokens come from `config` (config.json) where `generation` names none.
-        Raises CheckpointError naming a value that cannot be used.
+        source: "auto" reads the folder's file, "vllm" takes from it the end tokens only, and
+        anything else is a folder whose file counts instead. overrides: values in place of the
+        file's, which are then not looked at; null stands for no default. The end tokens are those
+        of the first of the file, the model's own file, and `config` to name any.
+
+        Values that cannot be used are left out, or repaired where that is safe, with a warning
+        each. Raises ConfigError for such an override, CheckpointError for a `source` without a
+        readable file.
         """
-        eos = generation.get("eos_token_id")
-        if eos is None:
-            eos = config.get("eos_token_id")
-        found = GenerationDefaults(
-            temperature=_number(generation, "temperature", low=0.0),
-            top_p=_number(generation, "top_p", low=0.0, high=1.0),
-            top_k=_integer(generation, "top_k", low=-1),
-            min_p=_number(generation, "min_p", low=0.0, high=1.0),
-            repetition_penalty=_number(generation, "repetition_penalty", low=0.0),
-            max_new_tokens=_integer(generation, "max_new_tokens", low=1),
-            eos_token_ids=_token_ids("eos_token_id", eos),
-        )
-        found._check()
-        return found
+        over = _checked(overrides or {})
+        own = folder / _FILE
+        if source == "auto":
+            found, where = _published(own), own
+        elif source == "vllm":
+            found, where = {_EOS: _published(own).get(_EOS)}, own
+        else:
+            where = Path(source) / _FILE
+            found = _required(where)
+        values = {name: found[name] for name in _DEFAULTS if name in found and name not in over}
+        eos_token_ids = _end_tokens(found, where)
+        if not eos_token_ids and where != own:
+            eos_token_ids = _end_tokens(_published(own), own)
+        if not eos_token_ids:
+            eos_token_ids = _end_tokens(config, folder / "config.json")
+        # Any: each value has been held to the limits of its parameter, types included.
+        usable: dict[str, Any] = {**_usable(values, where), **over}
+        return GenerationDefaults(eos_token_ids=eos_token_ids, **usable)
 
-    @staticmethod
-    def of_folder(folder: Path) -> "GenerationDefaults":
-        """Read a folder's `generation_config.json`; raises CheckpointError where there is none."""
-        path = folder / "generation_config.json"
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} must be a readable JSON file") from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{path} must hold a JSON object")
-        return GenerationDefaults.read(found, {})
 
-    def overridden(self, values: Mapping[str, object]) -> "GenerationDefaults":
-        """Return these with some replaced; raises ConfigError for what is none of them."""
-        known = {*_SAMPLING, "max_new_tokens"}
-        for name in values:
-            if name not in known:
-                raise ConfigError(
-                    f"override_generation_config has {name!r}: there is {', '.join(sorted(known))}"
-                )
-        try:
-            read = GenerationDefaults.read(values, {})
-        except CheckpointError as error:
-            raise ConfigError(f"override_generation_config: {error}") from error
-        return replace(self, **{name: getattr(read, name) for name in values})
+def _published(path: Path) -> Mapping[str, object]:
+    """Return the object in a file; an empty one, with a warning, where it cannot be read."""
+    if not path.exists():
+        return {}
+    try:
+        return _required(path)
+    except CheckpointError as error:
+        logger.warning("%s: its defaults are not used", error)
+        return {}
 
-    def _check(self) -> None:
-        """Raise CheckpointError for what every request would be refused for."""
-        values = {name: getattr(self, name) for name in _SAMPLING}
+
+def _required(path: Path) -> Mapping[str, object]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} must be a readable JSON file ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return found
+
+
+def _checked(overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return an operator's values; raises ConfigError for one that is not of its parameter."""
+    checked: dict[str, object] = {}
+    for name, value in overrides.items():
+        if name not in _DEFAULTS:
+            raise ConfigError(
+                f"override_generation_config has {name!r}: there is {', '.join(sorted(_DEFAULTS))}"
+            )
         try:
-            SamplingParams(**{name: value for name, value in values.items() if value is not None})
+            checked[name] = None if value is None else _within_limits(name, value)
         except InvalidRequestError as error:
-            raise CheckpointError(f"generation_config.json: {error.message}") from error
+            raise ConfigError(f"override_generation_config: {error.message}") from error
+    return checked
 
 
-def _number(
-    values: Mapping[str, object], key: str, *, low: float, high: float = math.inf
-) -> float | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    # not (...): a NaN is in no range
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise _refusal(key, value, f"a number in [{low:g}, {high:g}]")
-    return float(value)
+def _usable(values: Mapping[str, object], where: Path) -> dict[str, object]:
+    """Return the values that requests can use, each in the type of its parameter."""
+    usable: dict[str, object] = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        repair = f"{_OVERRIDE} '{{\"{name}\": ...}}' sets it"
+        try:
+            usable[name] = _within_limits(name, value)
+        except InvalidRequestError as error:
+            reason = error.message.replace(_DEFAULTS[name], name, 1)
+            logger.warning("%s: %s. It is ignored; %s", where, reason, repair)
+            continue
+        if usable[name] != value or (isinstance(value, float) and type(usable[name]) is int):
+            message = "%s has %s = %s, which is read as %s; %s"
+            logger.warning(message, where, name, show(value), usable[name], repair)
+    return usable
 
 
-def _integer(values: Mapping[str, object], key: str, *, low: int) -> int | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise _refusal(key, value, f"an integer of at least {low}")
-    return value
+def _within_limits(name: str, value: object) -> float | int:
+    """Return a number in the type of its parameter; raises InvalidRequestError naming its limits.
+
+    A number may be written as a text, and a whole number as a float.
+    """
+    parameter = _DEFAULTS[name]
+    limits = LIMITS[parameter]
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = value
+    if isinstance(limits.low, int) and isinstance(number, float) and number.is_integer():
+        number = int(number)
+    limits.check(parameter, number)
+    assert isinstance(number, int | float)  # what the limits are of
+    return number if isinstance(limits.low, int) else float(number)
 
 
-def _token_ids(key: str, value: object) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise _refusal(key, value, "a token id or a list of them")
+def _end_tokens(values: Mapping[str, object], where: Path) -> tuple[int, ...]:
+    """Return the ids of the tokens that end a text; what is no id is left out with a warning."""
+    value = values.get(_EOS)
+    listed = value if isinstance(value, list) else [value]
+    ids = [each for each in listed if type(each) is int and each >= 0]
+    if value is not None and len(ids) < len(listed):
+        message = "%s has %s = %s; it must be a token id or a list of them: the rest is ignored"
+        logger.warning(message, where, _EOS, show(value))
     return tuple(ids)
-
-
-def _refusal(key: str, value: object, limit: str) -> CheckpointError:
-    return CheckpointError(f"generation_config.json has {key} = {value!r}; it must be {limit}")

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -50,3 +51,11 @@ def download(name: str, *, revision: str | None, cache_dir: str | Path | None) -
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"downloading {at} from the hub failed") from error
+
+
+def list_files(name: str, *, revision: str | None) -> tuple[str, ...]:
+    """Return the files of hub model `name`, downloaded or not; none where it cannot be asked."""
+    try:
+        return tuple(HfApi().list_repo_files(name, revision=revision))
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return ()

@@ -12,8 +12,7 @@ from typing import Any
 from jaxserve.config import EngineOptions
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
-from jaxserve.models import EncoderConfig, ModelConfig
-from jaxserve.models.hf_config import HfConfig
+from jaxserve.models import EncoderConfig, HfConfig, ModelConfig
 from jaxserve.pooling import Activation, PoolingModel, PoolingType
 
 _MODULES = "modules.json"

@@ -5,8 +5,10 @@ device puts it into our layout and dtype (ten times faster than numpy, even on a
 tensor is read when that is done, so the host holds one tensor beside what its devices hold.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -15,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -25,8 +28,10 @@ from tqdm import tqdm
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import Checkpoint, TensorInfo
+from jaxserve.loading.names import stored_names, usual_name
 from jaxserve.models import (
     Decoder,
+    DecoderConfig,
     HfTensor,
     Matrix,
     ModelConfig,
@@ -39,21 +44,37 @@ from jaxserve.models import (
     param_axes,
 )
 
+logger = logging.getLogger(__name__)
+
 _READABLE = frozenset({"F32", "BF16", "F16"})
 # Names of one kind in an error message: another model's folder would list thousands.
 _MOST_LISTED = 8
+# Tables and masks that older releases of transformers saved; they are computed here.
+_BUFFERS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    ".masked_bias",
+)
+_HEAD = "lm_head.weight"
+# Rows of a matrix that are compared at a time.
+_ROWS_AT_ONCE = 1024
 
 
 def load_model(
-    name: str | Path, *, dtype: DTypeLike | None = None, revision: str | None = None
+    name: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    revision: str | None = None,
+    hf_overrides: Mapping[str, object] | None = None,
 ) -> Decoder:
     """Load a checkpoint as a model to call, differentiate and take apart; no engine involved.
 
     name: a folder or a hub name. dtype: of the parameters, by default the checkpoint's.
-    Raises CheckpointError.
+    hf_overrides: values that replace those of its config.json. Raises CheckpointError.
     """
-    checkpoint = Checkpoint.open(name, revision=revision)
-    config = config_from_hf(checkpoint.hf_config)
+    checkpoint = Checkpoint.open(name, revision=revision, hf_overrides=hf_overrides)
+    config = with_own_head(checkpoint, config_from_hf(checkpoint.hf_config))
     return bind(config, load_params(checkpoint, config, dtype=dtype or checkpoint.dtype))
 
 
@@ -74,8 +95,9 @@ def load_params(
     that is missing, unexpected, misshapen or of a dtype that cannot be read.
     """
     stored, axes = checkpoint.tensors, param_axes(config)
+    names = stored_names(stored)
     tensors = {
-        path: tuple(_as_stored(tensor, stored) for tensor in parts)
+        path: tuple(_as_stored(tensor, names) for tensor in parts)
         for path, parts in hf_tensors(config).items()
     }
     wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
@@ -116,6 +138,35 @@ def load_params(
                     params[target.path] = whole if is_plain else finish[target.path](whole)
     loaded: Params = unflatten_dict(params)
     return loaded
+
+
+def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfig:
+    """Return a model's configuration, untied where its checkpoint has another head than it says.
+
+    A configuration may say that the head is the embedding, and the files hold both: where they
+    differ the file's head is used, as in transformers, with a warning.
+    """
+    if not (config.tied_embeddings and config.num_labels is None and checkpoint.has_weights):
+        return config
+    names = stored_names(checkpoint.tensors)
+    untied = replace(config, tied_embeddings=False)
+    wanted = hf_tensors(untied)
+    head, embedding = (
+        _as_stored(wanted[path][0], names).name for path in (("lm_head",), ("embedding",))
+    )
+    stored = checkpoint.tensors
+    if head not in stored or embedding not in stored:
+        return config
+    if _are_equal(stored[head], stored[embedding], names=(head, embedding)):
+        return config
+    logger.warning(
+        "config.json of %s has tie_word_embeddings = true, but %s differs from %s in its files:"
+        " the file's head is used",
+        checkpoint.name,
+        head,
+        embedding,
+    )
+    return untied
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,21 +275,41 @@ def _check(
         (f"of a dtype other than {', '.join(sorted(_READABLE))}", unreadable),
     )
     faults = [f"{len(each)} {kind}: {_listed(each)}" for kind, each in found if each]
+    if missing == [_HEAD]:
+        faults.append(
+            "a model whose head is its embedding needs tie_word_embeddings: true"
+            """ (--hf-overrides '{"tie_word_embeddings": true}')"""
+        )
     if faults:
         raise CheckpointError(f"tensors of {name} do not fit its config.json: {'; '.join(faults)}")
 
 
 def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
-    """Whether a stored tensor is of no use: an old rotary table, a head that is tied or unused."""
-    return tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(spare)
+    """Whether a stored tensor is of no use: a table or mask, a head that is tied or unused."""
+    return tensor.endswith(_BUFFERS) or usual_name(tensor).startswith(spare)
 
 
-def _as_stored(tensor: HfTensor, stored: Mapping[str, TensorInfo]) -> HfTensor:
+def _as_stored(tensor: HfTensor, names: Mapping[str, str]) -> HfTensor:
     """Return a tensor by its name in the checkpoint: a bare model's has no `model.` before it."""
     bare = tensor.name.partition(".")[2]
-    if tensor.name not in stored and bare in stored:
-        return replace(tensor, name=bare)
-    return tensor
+    stored = names.get(tensor.name) or names.get(bare)
+    return tensor if stored is None else replace(tensor, name=stored)
+
+
+def _are_equal(first: TensorInfo, second: TensorInfo, *, names: tuple[str, str]) -> bool:
+    """Whether two stored matrices are of the same numbers; reads up to the first difference."""
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    with ExitStack() as files:
+        rows = [
+            files.enter_context(safe_open(info.file, framework="numpy")).get_slice(name)
+            for info, name in zip((first, second), names, strict=True)
+        ]
+        num_rows = first.shape[0]
+        return all(
+            np.array_equal(*(each[at : min(at + _ROWS_AT_ONCE, num_rows)] for each in rows))
+            for at in range(0, num_rows, _ROWS_AT_ONCE)
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -114,7 +114,7 @@ def engine_for(
         Scheduler(
             replace(plan.scheduler, **scheduler),
             cache,
-            eos_ids=plan.checkpoint.generation.eos_token_ids,
+            eos_ids=plan.generation.eos_token_ids,
             seed=3,
         ),
         loaded.runner,

@@ -39,6 +39,66 @@ def write_shards(folder: Path, weight_map: dict[str, str]) -> None:
     index.write_text(json.dumps({"weight_map": weight_map}), "utf-8")
 
 
+def test_of_a_tensor_in_several_shards_the_one_counts_that_the_index_names(tmp_path: Path) -> None:
+    write_shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
+    for name in ("one", "two"):
+        both = {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)}
+        save_file(both, tmp_path / f"{name}.safetensors")
+    tensors = Checkpoint.open(tmp_path).tensors
+    assert {name: info.file.name for name, info in tensors.items()} == {
+        "a": "one.safetensors",
+        "b": "two.safetensors",
+    }
+
+
+def test_a_wrong_total_size_and_an_empty_shard_do_not_matter(tmp_path: Path) -> None:
+    write_shards(tmp_path, {"a": "one.safetensors"})
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {"a": "one.safetensors"}
+    index.write_text(json.dumps({"metadata": {"total_size": 7}, "weight_map": weight_map}))
+    save_file({}, tmp_path / "two.safetensors")
+    assert Checkpoint.open(tmp_path).tensors.keys() == {"a"}
+
+
+def test_an_index_that_promises_what_a_shard_lacks_is_blamed(tmp_path: Path) -> None:
+    write_shards(tmp_path, {"a": "one.safetensors"})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"index\.json of .* says that one\.s.* holds b"):
+        _ = Checkpoint.open(tmp_path).tensors
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": {"a": "gone.safetensors"}}', "{", "{}"])
+def test_a_single_file_counts_before_an_index_left_beside_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    write_checkpoint(tmp_path, CONFIG)
+    (tmp_path / "model.safetensors.index.json").write_text(content, "utf-8")
+    assert Checkpoint.open(tmp_path).tensors.keys() == tensor_shapes(CONFIG).keys()
+    assert "the single file is read" in caplog.text
+
+
+def test_an_index_of_the_single_file_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shards(tmp_path, {"a": "model.safetensors", "b": "more.safetensors"})
+    assert Checkpoint.open(tmp_path).tensors.keys() == {"a", "b"}
+    assert not caplog.records
+
+
+def test_shards_without_an_index_are_read_where_all_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    write_shards(tmp_path, dict(zip("ab", shards, strict=True)))
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert Checkpoint.open(tmp_path).tensors.keys() == {"a", "b"}
+    assert "the tensors of all 00002 shards are read" in caplog.text
+    (tmp_path / shards[0]).unlink()
+    with pytest.raises(CheckpointError, match=shards[0]):
+        _ = Checkpoint.open(tmp_path).tensors
+
+
 @pytest.mark.parametrize(
     "file", ["../a.safetensors", "/tmp/a.safetensors", "b/a.safetensors", "..", "a.bin"]
 )
@@ -53,34 +113,81 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path, file:
 def test_shards_that_are_absent_are_named(tmp_path: Path) -> None:
     write_shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"its index names: two\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"index\.json names: two\.safetensors"):
         _ = Checkpoint.open(tmp_path).tensors
 
 
-def test_pickled_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", "utf-8")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin\), which can run code"):
-        _ = Checkpoint.open(tmp_path).tensors
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["pytorch_model.bin"], r"pickled weights \(pytorch_model\.bin\), which can run code"),
+        (["pytorch_model.bin.index.json"], r"pickled weights .* writes safetensors"),
+        (["a.gguf"], r"GGUF only \(a\.gguf\)"),
+        (["adapter_config.json", "adapter_model.safetensors"], "is a LoRA adapter"),
+        (["consolidated.safetensors", "params.json"], "Mistral's or Meta's own format"),
+        (["tf_model.h5"], r"has neither model\.safetensors nor .*\(tf_model\.h5 are not read\)"),
+        ([], r"has neither model\.safetensors nor"),
+    ],
+)
+def test_a_model_without_safetensors_says_what_it_has_and_what_to_do(
+    tmp_path: Path, files: list[str], said: str
+) -> None:
+    for name in ("config.json", *files):
+        (tmp_path / name).write_text("{}", "utf-8")
+    checkpoint = Checkpoint.open(tmp_path)
+    assert not checkpoint.has_weights
+    with pytest.raises(CheckpointError, match=said):
+        _ = checkpoint.tensors
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", "utf-8")
-    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor"):
-        _ = Checkpoint.open(tmp_path).tensors
-
-
-def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cut short or damaged"),
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "git lfs pull"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
     write_checkpoint(tmp_path, CONFIG)
     file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a readable"):
+    file.write_bytes(file.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors of .* not a readable.*{said}"):
         _ = Checkpoint.open(tmp_path).tensors
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, r"has no config\.json: it is not a Hugging Face model"),
+        ({"adapter_config.json": '{"base_model_name_or_path": "a/b"}'}, "LoRA adapter of a/b"),
+        ({"adapter_config.json": "{"}, "is a LoRA adapter "),
+        ({"a-q4.gguf": ""}, r"holds only GGUF files \(a-q4\.gguf\)"),
+        ({"params.json": "{}", "consolidated.00.pth": ""}, "Mistral's or Meta's own format"),
+        ({"inner/config.json": "{}"}, "Did you mean .*inner?"),
+        ({"snapshots/0a/config.json": "{}"}, "Did you mean .*snapshots/0a?"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused_for_what_it_is(
+    tmp_path: Path, files: dict[str, str], said: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match=said):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.gguf", "is a GGUF file"), ("model.safetensors", "give its folder")],
+)
+def test_a_file_of_weights_is_no_configuration(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=said):
+        Checkpoint.open(tmp_path / name)
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"\xff\xfe"])
@@ -95,6 +202,7 @@ def test_a_config_that_is_not_a_json_object_is_refused(tmp_path: Path, text: byt
     [
         ({"torch_dtype": "bfloat16"}, "bfloat16"),
         ({"dtype": "float16", "torch_dtype": "bfloat16"}, "float16"),
+        ({"torch_dtype": "torch.float16"}, "float16"),
         ({"torch_dtype": None}, "float32"),
     ],
 )

@@ -39,8 +39,9 @@ class Hub:
             "from jaxserve.errors import CheckpointError\n"
             "from jaxserve.loading.checkpoint import Checkpoint\n"
             "try:\n"
-            "    print(Checkpoint.open(sys.argv[1], revision=sys.argv[2] or None,"
-            " download_dir=sys.argv[3]).folder)\n"
+            "    found = Checkpoint.open(sys.argv[1], revision=sys.argv[2] or None,"
+            " download_dir=sys.argv[3])\n"
+            "    found.tensors if sys.argv[1] == 'there/pickled' else print(found.folder)\n"
             "except CheckpointError as error: print(error)\n"
         )
         environment = os.environ | {
@@ -82,7 +83,16 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
                         for name, content in FILES.items()
                     ]
                     self.reply(json.dumps(tree).encode(), with_body=with_body)
-                case ["there", "model", "resolve", _, name] if name in FILES:
+                case ["api", "models", "there", "pickled", "revision", "main"]:
+                    body = {"id": "there/pickled", "sha": COMMIT}
+                    self.reply(json.dumps(body).encode(), with_body=with_body)
+                case ["api", "models", "there", "pickled", "tree", _]:
+                    tree = [
+                        {"type": "file", "path": name, "size": 1, "oid": etag(name.encode())}
+                        for name in ("config.json", "pytorch_model.bin")
+                    ]
+                    self.reply(json.dumps(tree).encode(), with_body=with_body)
+                case ["there", ("model" | "pickled"), "resolve", _, name] if name in FILES:
                     if with_body:
                         state.fetched.append(name)
                     self.reply(FILES[name], with_body=with_body)
@@ -165,3 +175,9 @@ def test_a_path_is_never_taken_for_a_hub_name(hub: Hub, name: str) -> None:
 
 def test_an_impossible_name_is_refused(hub: Hub) -> None:
     assert hub.open("no such name").endswith("is neither a folder nor a valid hub name")
+
+
+def test_a_repository_of_pickled_weights_says_so_although_none_is_downloaded(hub: Hub) -> None:
+    said = hub.open("there/pickled")
+    assert "holds only pickled weights (pytorch_model.bin), which can run code" in said
+    assert "pytorch_model.bin" not in hub.fetched

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,15 @@ from safetensors.numpy import save_file
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_model, load_params
-from jaxserve.models import abstract_params, bind, config_from_hf
+from jaxserve.models import abstract_params, bind, config_from_hf, read_config
 from jaxserve.sharding import make_mesh
-from tests.goldens.checkpoints import HfConfig, tensors, tiny_config, write_checkpoint
+from tests.goldens.checkpoints import (
+    ENCODER_CASES,
+    HfConfig,
+    tensors,
+    tiny_config,
+    write_checkpoint,
+)
 
 CONFIG = tiny_config("qwen3")
 MODEL = config_from_hf(CONFIG)
@@ -148,14 +154,104 @@ def test_a_long_list_of_faults_is_cut_short(tmp_path: Path) -> None:
     assert " and 28 more; 1 unexpected: transformer.wte.weight" in message
 
 
-def test_old_rotary_tables_and_a_tied_head_are_redundant(tmp_path: Path) -> None:
-    config = CONFIG | {"tie_word_embeddings": True}
+TIED = CONFIG | {"tie_word_embeddings": True}
+
+
+def test_old_tables_and_a_head_like_the_embedding_are_redundant(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = tensors(TIED)
     extra = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32),
-        "lm_head.weight": np.zeros((96, 32), np.float32),
+        "model.rotary_emb.inv_freq": np.zeros(8, np.float32),
+        "model.layers.0.self_attn.masked_bias": np.zeros(1, np.float32),
+        "lm_head.weight": stored["model.embed_tokens.weight"],
     }
-    folder = write(tmp_path, tensors(config) | extra, config)
-    assert load_model(folder).lm_head is None
+    assert load_model(write(tmp_path, stored | extra, TIED)).lm_head is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_head_that_differs_from_the_embedding_is_used_whatever_the_config_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    stored = tensors(TIED)
+    head = stored["model.embed_tokens.weight"].copy()
+    head[-1, -1] += 1
+    named = {prefix + name: value for name, value in {**stored, "lm_head.weight": head}.items()}
+    model = load_model(write(tmp_path, named, TIED))
+    assert model.lm_head is not None
+    np.testing.assert_array_equal(model.lm_head[...], head.T)
+    assert "the file's head is used" in caplog.text
+
+
+def test_a_head_that_is_missing_is_blamed_on_what_ties_it(tmp_path: Path) -> None:
+    stored = tensors(CONFIG)
+    del stored["lm_head.weight"]
+    folder = write(tmp_path, stored)
+    assert "1 missing: lm_head.weight" in faults(folder)
+    assert """--hf-overrides '{"tie_word_embeddings": true}'""" in faults(folder)
+    assert load_model(folder, hf_overrides={"tie_word_embeddings": True}).lm_head is None
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"language_model.{name}",
+        lambda name: f"model.{name}",
+        lambda name: name.removeprefix("model."),
+        lambda name: name.replace("model.", "model.language_model."),
+        lambda name: f"module._orig_mod.{name}",
+    ],
+)
+def test_what_tools_put_before_names_is_seen_through(
+    tmp_path: Path, rename: Callable[[str], str]
+) -> None:
+    stored = {rename(name): value for name, value in tensors(CONFIG).items()}
+    params = load_params(Checkpoint.open(write(tmp_path, stored)), MODEL, dtype="float32")
+    np.testing.assert_array_equal(params["embedding"], tensors(CONFIG)["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("case", ["bert", "bert-labels", "roberta", "xlm-roberta-labels"])
+def test_an_old_conversion_of_an_encoder_is_the_same_model(tmp_path: Path, case: str) -> None:
+    config = ENCODER_CASES[case]
+    model = read_config(config)
+    newer, older = tmp_path / "newer", tmp_path / "older"
+    newer.mkdir()
+    older.mkdir()
+    stored = dict(tensors(config))
+    write(newer, stored, config)
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): value
+        for name, value in stored.items()
+    }
+    renamed |= {
+        "cls.predictions.bias": np.zeros(96, np.float32),
+        "embeddings.position_ids": np.zeros((1, 66), np.int64),
+    }
+    write(older, renamed, config)
+    found, expected = (
+        load_params(Checkpoint.open(folder), model, dtype="float32") for folder in (older, newer)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_shards_of_several_dtypes_load_as_one(tmp_path: Path) -> None:
+    everything = tensors(CONFIG)
+    weight_map = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(sorted(everything))}
+    for file, dtype in (("part-0.safetensors", np.float32), ("part-1.safetensors", np.float16)):
+        part = {n: v.astype(dtype) for n, v in everything.items() if weight_map[n] == file}
+        save_file(part, tmp_path / file)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG), "utf-8")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), "utf-8")
+    params = load_params(Checkpoint.open(tmp_path), MODEL, dtype="float32")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 _MEASURE = """

@@ -1,0 +1,107 @@
+"""What a folder holds that is not a model jaxserve can load, and what its owner can do about it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".ot")
+_MOST_LISTED = 3
+
+_GGUF_ADVICE = (
+    "jaxserve does not read GGUF. Give the repository that these files were made from, in Hugging"
+    " Face's format (config.json and model*.safetensors)"
+)
+_ORIGINAL_ADVICE = (
+    "which is Mistral's or Meta's own format. Give the model in Hugging Face's format (config.json"
+    " and model*.safetensors)"
+)
+
+
+def wrong_file(path: Path) -> str | None:
+    """Return why a file is not a configuration, judged by its name; None where it may be one."""
+    if path.suffix == ".gguf":
+        return f"{path} is a GGUF file: {_GGUF_ADVICE}"
+    if path.suffix in {*PICKLED, ".safetensors"}:
+        return f"{path} holds weights alone: give its folder, which must have a config.json"
+    return None
+
+
+def wrong_folder(folder: Path, name: str, *, left_out: Iterable[str]) -> str:
+    """Return why a folder without a `config.json` is not a model; left_out: see `no_weights`."""
+    names = sorted({*left_out, *(path.name for path in folder.iterdir())})
+    if "adapter_config.json" in names:
+        return _adapter(folder, name)
+    gguf = [each for each in names if each.endswith(".gguf")]
+    if gguf:
+        return f"{name} holds only GGUF files ({_listed(gguf)}): {_GGUF_ADVICE}"
+    if "params.json" in names:
+        return f"{name} has params.json and no config.json, {_ORIGINAL_ADVICE}"
+    inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+    inside += sorted(str(path.parent) for path in folder.glob("snapshots/*/config.json"))
+    hint = f". Did you mean {_listed(inside)}?" if inside else ": it is not a Hugging Face model"
+    return f"{name} has no config.json{hint}"
+
+
+def no_weights(folder: Path, name: str, *, left_out: Iterable[str]) -> str:
+    """Return why a model's folder has no weights to load.
+
+    left_out: files of its repository on the hub that were not downloaded.
+    """
+    names = sorted({*left_out, *(path.name for path in folder.iterdir())})
+    if "adapter_config.json" in names:
+        return _adapter(folder, name)
+    pickled = [each for each in names if each.endswith((*PICKLED, ".bin.index.json"))]
+    if pickled:
+        return (
+            f"{name} holds only pickled weights ({_listed(pickled)}), which can run code when"
+            " opened: jaxserve does not load them. Convert them where you trust their author, with"
+            f' transformers and torch: AutoModelForCausalLM.from_pretrained("{name}")'
+            '.save_pretrained("FOLDER") writes safetensors, and'
+            f' AutoTokenizer.from_pretrained("{name}").save_pretrained("FOLDER") the tokenizer'
+            " beside them. Then serve FOLDER"
+        )
+    gguf = [each for each in names if each.endswith(".gguf")]
+    if gguf:
+        return f"{name} has weights as GGUF only ({_listed(gguf)}): {_GGUF_ADVICE}"
+    original = [each for each in names if each.startswith("consolidated")]
+    if original:
+        return f"{name} has weights as {_listed(original)} only, {_ORIGINAL_ADVICE}"
+    other = [each for each in names if each.endswith((".safetensors", *_OTHER_FRAMEWORKS))]
+    found = f" ({_listed(other)} are not read)" if other else ""
+    return (
+        f"{name} has neither model.safetensors nor model.safetensors.index.json{found}: without"
+        " weights a model can be planned and compiled, but not run, unless --load-format is dummy"
+    )
+
+
+def damage(file: Path) -> str:
+    """Return what is wrong with a safetensors file that cannot be read."""
+    with file.open("rb") as opened:
+        start = opened.read(len(_LFS))
+    if start == _LFS:
+        return "it is a Git LFS pointer in place of the weights. Run `git lfs pull` in its folder"
+    if not start:
+        return "it is empty. Download it again"
+    return "it is cut short or damaged. Download it again"
+
+
+_LFS = b"version https://git-lfs"
+
+
+def _adapter(folder: Path, name: str) -> str:
+    try:
+        found = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        base = found["base_model_name_or_path"]
+    except (OSError, ValueError, TypeError, KeyError):
+        base = None
+    of_base = f" of {base}" if isinstance(base, str) and base else ""
+    return (
+        f"{name} is a LoRA adapter{of_base} (adapter_config.json), not a model. Merge it into its"
+        " base with PEFT's merge_and_unload, save that, and give its folder"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
