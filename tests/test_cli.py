@@ -243,20 +243,69 @@ def test_generate_prints_json_lines(
     assert found["finish_reason"] == "length"
 
 
-def test_run_batch_answers_a_file(
+def batch_line(custom_id: str, **body: Any) -> str:
+    """Return a line of a batch's input file."""
+    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 8, **body}
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
+    return json.dumps(line) + "\n"
+
+
+def test_run_batch_answers_a_file_through_a_link_and_counts_what_failed(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    source, target, link = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "link"
+    link.symlink_to(target)
+    source.write_text(batch_line("a") + "\n" + batch_line("b", n=0), "utf-8")
+    parsers = ("--reasoning-parser", "none", "--tool-call-parser", "none")
+    files = ("-i", str(source), "-o", str(link))
+    assert main(["run-batch", *files, "--model", model, *SMALL, *parsers]) == 0
+    assert link.is_symlink()
+    results = {r["custom_id"]: r for r in map(json.loads, target.read_text("utf-8").splitlines())}
+    choice = results["a"]["response"]["body"]["choices"][0]
+    assert choice["text"] == ", there was a little girl"
+    assert results["b"]["response"]["status_code"] == 400
+    assert "answered 1 of 2 requests, 1 failed" in capsys.readouterr().err
+
+
+def test_run_batch_writes_to_standard_output(model: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(batch_line("a"), "utf-8")
+    found = run("run-batch", "-i", str(source), "-o", "/dev/stdout", "--model", model, *SMALL)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["custom_id"] == "a"
+
+
+def test_run_batch_has_no_model_to_load_for_an_empty_file(tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    wrong = {**line, "custom_id": "b", "body": {**body, "n": 0}}
-    source.write_text(f"{json.dumps(line)}\n{json.dumps(wrong)}\n", "utf-8")
-    files = ("-i", str(source), "-o", str(target))
-    assert main(["run-batch", *files, "--model", model, *SMALL]) == 1
-    good, bad = map(json.loads, target.read_text("utf-8").splitlines())
-    assert good["response"]["body"]["choices"][0]["text"] == ", there was a little girl"
-    assert (bad["custom_id"], bad["response"]["status_code"]) == ("b", 400)
-    assert "answered 1 of 2 requests" in capsys.readouterr().err
+    source.write_text("\n")
+    assert main(["run-batch", "-i", str(source), "-o", str(target), "--model", "/no/model"]) == 0
+    assert target.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "line 1 of .*: the body is not JSON"),
+        (batch_line("a") + "\n" + batch_line("a"), "line 3 of .*: custom_id 'a' is not unique"),
+        (batch_line("a").replace("POST", "GET"), "line 1 of .*: method must be"),
+    ],
+)
+def test_run_batch_refuses_a_file_that_is_no_batch(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(text)
+    assert main(["run-batch", "-i", str(source), "-o", str(target), "--model", "/no/model"]) == 1
+    assert re.search(said, capsys.readouterr().err)
+    assert not target.exists()
+
+
+def test_run_batch_does_not_overwrite_its_input(tmp_path: Path) -> None:
+    source, link = tmp_path / "in.jsonl", tmp_path / "link"
+    source.write_text(batch_line("a"), "utf-8")
+    link.symlink_to(source)
+    assert main(["run-batch", "-i", str(source), "-o", str(link), "--model", "/no/model"]) == 1
+    assert source.read_text("utf-8") == batch_line("a")
 
 
 def test_chat_answers_one_message(model: str, capsys: pytest.CaptureFixture[str]) -> None:

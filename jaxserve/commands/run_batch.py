@@ -1,23 +1,38 @@
 """`jaxserve run-batch`: a file of requests in, a file of answers out, without a server."""
 
 import argparse
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.errors import ConfigError
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS, engine_options
+from jaxserve.errors import ConfigError, InvalidRequestError
+from jaxserve.flag import add_flags, given
+from jaxserve.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
 
 if TYPE_CHECKING:
     from jaxserve.server.batch_runner import LineRunner, Numbered
-    from jaxserve.server.protocol.batches import Result
 
 HELP = "answer a file of requests"
 # Enough to fill the engine; those that find no room in its queue wait.
 CONCURRENCY = 512
+# The flags of the server that change answers.
+ANSWER_FLAGS = tuple(
+    flag
+    for flag in SERVER_FLAGS
+    if flag.name
+    in {
+        "default-chat-template-kwargs",
+        "enable-auto-tool-choice",
+        "enable-per-request-metrics",
+        "reasoning-parser",
+        "return-tokens-as-token-ids",
+        "tool-call-parser",
+        "trust-request-chat-template",
+    }
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="requests, a line of JSON each, as OpenAI's batches have them",
+        help="requests, one JSON object a line, in the format of OpenAI's batches",
     )
     parser.add_argument(
         "-o",
@@ -36,13 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="where the answers go, in the order of the requests",
+        help="file for the results, one JSON object a line, in the order they are finished",
     )
     add_engine_arguments(parser)
+    add_flags(parser, "answers", ANSWER_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write an answer for every request; return 1 if any could not be answered."""
+    """Write a result for every request; return 0 also where some of them are errors."""
     import asyncio
 
     from jaxserve.client.in_process import InProcessClient
@@ -50,55 +66,84 @@ def run(args: argparse.Namespace) -> int:
     from jaxserve.processes.api import load_tokenizer, served_model
     from jaxserve.processes.messages import Hello
     from jaxserve.server.app import create_app
-    from jaxserve.server.batch_runner import check_lines, read_lines
-    from jaxserve.server.config import ServerConfig
 
-    source: Path = args.input_file
+    options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
+    config = server_config(given(args, ANSWER_FLAGS))
     # Before the model is loaded, which takes a while.
+    lines = [*_read(args.input_file)]
+    with _open_output(args.output_file, source=args.input_file) as target:
+        if not lines:
+            say("the input has no requests")
+            return 0
+        hellos: list[Hello] = []
+        served = load(options, hellos.append)
+        tokenizer = load_tokenizer(hellos[0])
+        client = InProcessClient(served.engine, tokenizer.backend)
+
+        async def answer() -> None:
+            with TemporaryDirectory(prefix="jaxserve-") as folder:
+                app = create_app(
+                    [served_model(hellos[0], client, tokenizer, config)],
+                    metrics=served.metrics,
+                    config=config,
+                    folder=Path(folder),
+                )
+                try:
+                    await _answer_all(app.state.lines, lines, target)
+                finally:
+                    await client.shutdown(drain_timeout_s=0.0)
+
+        asyncio.run(answer())
+    return 0
+
+
+def _read(source: Path) -> Iterator["Numbered"]:
+    """Yield the requests of a file with their line numbers; raises ConfigError naming the line."""
+    from jaxserve.server.protocol.batches import Line
+    from jaxserve.server.protocol.parsing import decode, parse
+
+    seen: set[str] = set()
     try:
-        _, errors = check_lines(source, endpoint=None)
-        args.output_file.open("ab").close()
+        with source.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    line = parse(decode(text), Line)
+                except InvalidRequestError as error:
+                    raise ConfigError(f"line {number} of {source}: {error.message}") from error
+                if line.custom_id in seen:
+                    raise ConfigError(
+                        f"line {number} of {source}: custom_id {line.custom_id!r} is not unique"
+                    )
+                seen.add(line.custom_id)
+                yield number, line
     except OSError as error:
-        raise ConfigError(f"cannot open {error.filename}: {error.strerror}") from error
-    if errors:
-        raise ConfigError(f"line {errors[0].line} of {source}: {errors[0].message}")
-    lines = list(read_lines(source))
-    hellos: list[Hello] = []
-    served = load(engine_options(model_of(args), given(args, ENGINE_FLAGS)), hellos.append)
-    tokenizer = load_tokenizer(hellos[0])
-    client = InProcessClient(served.engine, tokenizer.backend)
-
-    async def answer() -> int:
-        with TemporaryDirectory(prefix="jaxserve-") as folder:
-            app = create_app(
-                [served_model(hellos[0], client, tokenizer, ServerConfig())],
-                metrics=served.metrics,
-                config=ServerConfig(),
-                folder=Path(folder),
-            )
-            try:
-                return await _answer_all(app.state.lines, lines, args.output_file)
-            finally:
-                await client.shutdown(drain_timeout_s=0.0)
-
-    return asyncio.run(answer())
+        raise ConfigError(f"cannot open {source}: {error.strerror}") from error
 
 
-async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: Path) -> int:
-    """Write the answers of lines to a file, whole or not at all; return the exit status."""
+def _open_output(target: Path, *, source: Path) -> IO[bytes]:
+    """Open the output, through a link or a device too; raises ConfigError."""
+    if target.exists() and target.samefile(source):
+        raise ConfigError(f"the output file {target} is the input file")
+    try:
+        return target.open("wb")
+    except OSError as error:
+        raise ConfigError(f"cannot open {target}: {error.strerror}") from error
+
+
+async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[bytes]) -> None:
+    """Write the result of each line to an open file as it comes."""
     import msgspec
     from tqdm import tqdm
 
-    results: dict[int, Result] = {}
+    num_failed = 0
     with tqdm(total=len(lines), unit="request", disable=None) as bar:
         async with aclosing(runner.answer_all(lines, concurrency=CONCURRENCY)) as answers:
             async for some in answers:
-                results |= some
+                target.writelines(msgspec.json.encode(result) + b"\n" for _, result in some)
+                target.flush()
+                num_failed += sum(result.is_error for _, result in some)
                 bar.update(len(some))
-    unfinished = target.with_name(f"{target.name}.part")
-    with unfinished.open("wb") as file:
-        file.writelines(msgspec.json.encode(results[number]) + b"\n" for number, _ in lines)
-    unfinished.replace(target)
-    num_failed = sum(result.is_error for result in results.values())
-    say(f"answered {len(lines) - num_failed} of {len(lines)} requests, see {target}")
-    return 1 if num_failed else 0
+    failed = f", {num_failed} failed" if num_failed else ""
+    say(f"answered {len(lines) - num_failed} of {len(lines)} requests{failed}")
