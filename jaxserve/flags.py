@@ -241,6 +241,24 @@ SERVER_FLAGS = (
         help="tell in answers how long they took",
     ),
     Flag(
+        name="return-tokens-as-token-ids",
+        field="return_tokens_as_token_ids",
+        switch=True,
+        help="write tokens as `token_id:ID` in log-probabilities, for requests that do not say",
+    ),
+    Flag(
+        name="enable-force-include-usage",
+        field="force_include_usage",
+        switch=True,
+        help="end every stream with its usage, as stream_options.include_usage does",
+    ),
+    Flag(
+        name="default-chat-template-kwargs",
+        field="chat_template_kwargs",
+        parse=json_object,
+        help="chat_template_kwargs, as a JSON object, for requests that do not set them",
+    ),
+    Flag(
         name="api-key",
         field="api_keys",
         many=True,

@@ -40,10 +40,11 @@ PROBE = "jaxserve-probe"
 class ChatTemplate:
     """How one model wants its chats; renders them, and says what the template can take.
 
-    Raises CheckpointError when the tokenizer has no template or it does not parse.
+    defaults: variables for chats that do not set them; those that the template does not read are
+    left out. Raises CheckpointError when the tokenizer has no template or it does not parse.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, defaults: Mapping[str, Any] | None = None) -> None:
         template = tokenizer.chat_template
         if template is None:
             raise CheckpointError("the model has no chat template")
@@ -51,6 +52,9 @@ class ChatTemplate:
         self._sources = [template] if isinstance(template, str) else list(template.values())
         self._trees = [_parse(source) for source in self._sources]
         self._reads = frozenset[str]().union(*map(meta.find_undeclared_variables, self._trees))
+        self._defaults = {
+            name: value for name, value in (defaults or {}).items() if name in self.variables
+        }
         self._forms = self._find_forms()
 
     @cached_property
@@ -103,7 +107,7 @@ class ChatTemplate:
                 documents=documents or None,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                variables=variables,
+                variables={**self._defaults, **(variables or {})},
             )
         except RENDER_ERRORS as error:
             raise InvalidRequestError(

@@ -193,7 +193,9 @@ def served_model(
     hello: Hello, client: EngineClient, tokenizer: Tokenizer, config: ServerConfig
 ) -> ServedModel:
     """Return the model that an engine serves."""
-    chat = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
+    chat = None
+    if tokenizer.chat_template is not None:
+        chat = ChatTemplate(tokenizer, defaults=config.chat_template_kwargs)
     return ServedModel(
         names=hello.names,
         client=client,

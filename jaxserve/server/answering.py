@@ -64,7 +64,9 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
         self.body = body
         self.logprobs = LogprobWriter(
             job.model.tokenizer,
-            as_ids=body.return_tokens_as_token_ids,
+            as_ids=job.state.config.return_tokens_as_token_ids
+            if body.return_tokens_as_token_ids is None
+            else body.return_tokens_as_token_ids,
             by_id=bool(body.logprob_token_ids),
         )
         self.id = f"{id_prefix}-{body.request_id or job.record.request_id}"
@@ -108,11 +110,12 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
         tokens of the event that it tells of.
         """
         options = self.body.stream_options or StreamOptions()
+        include_usage = options.include_usage or self.job.state.config.force_include_usage
         tally = self.tally()
         interval = self.body.stream_interval or self.job.state.config.stream_interval
 
         def told(chunks: list[Chunk], new: TokenEvent) -> list[Chunk]:
-            if options.include_usage:
+            if include_usage:
                 usage = tally.usage(new) if options.continuous_usage_stats else None
                 for chunk in chunks:
                     chunk.usage = usage
@@ -126,7 +129,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
                     opening = told(self.opening(index), new)
                     tally.add(new)
                     yield opening + told(self.chunks_of(index, new), new)
-            if options.include_usage:
+            if include_usage:
                 yield [self.last_chunk(tally.usage(), self._timing(tally))]
 
     @property

@@ -1,6 +1,8 @@
 """Settings of the HTTP server."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxserve.chat import AUTO, NONE
 from jaxserve.chat.reasoning_parsers import reasoning_format
@@ -28,7 +30,8 @@ class ServerConfig:
     header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
     pause within a body. send_timeout_s: how long a client may leave its answer unread.
     stream_interval: tokens of a choice per event of a stream, after its first. per_request_metrics:
-    whether answers tell how long they took.
+    whether answers tell how long they took. return_tokens_as_token_ids, force_include_usage,
+    chat_template_kwargs: what requests get that do not ask for anything else.
     shutdown_timeout_s: how long answers may still take once the server is told to stop.
 
     api_server_count: processes that speak HTTP; limits are those of each. engine_start_timeout_s:
@@ -62,6 +65,9 @@ class ServerConfig:
     max_concurrent_requests: int = 4096
     stream_interval: int = 1
     per_request_metrics: bool = False
+    return_tokens_as_token_ids: bool = False
+    force_include_usage: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     send_timeout_s: float = 60.0

@@ -131,6 +131,15 @@ def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
     assert refusal.value.param == "chat_template_kwargs"
 
 
+def test_defaults_fill_what_a_chat_does_not_set_and_the_template_reads(tmp_path: Path) -> None:
+    source = "{{ mood | default('calm') }}{{ messages[0].content }}"
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, template=source))
+    template = ChatTemplate(tokenizer, defaults={"mood": "merry ", "unread": 1, "messages": []})
+    chat = [{"role": "user", "content": "hi"}]
+    assert template.render(chat) == "merry hi"
+    assert template.render(chat, variables={"mood": "sad "}) == "sad hi"
+
+
 @pytest.mark.parametrize("field", ["tools", "documents"])
 def test_what_the_template_has_no_place_for_is_refused(tmp_path: Path, field: str) -> None:
     template = make(tmp_path, SIMPLE)

@@ -148,6 +148,31 @@ def test_answers_tell_nothing_of_time_otherwise(http: TestClient, path: str) -> 
 
 
 @both
+def test_streams_end_with_their_usage_where_the_operator_wants_it(path: str) -> None:
+    with World(config=ServerConfig(port=0, force_include_usage=True)) as world:
+        http = world.http()
+        assert stream(http, path)[-1]["usage"]["completion_tokens"] > 0
+        options = {"include_usage": False}
+        assert stream(http, path, stream_options=options)[-1]["usage"]["total_tokens"] > 0
+
+
+@both
+def test_tokens_are_told_as_ids_where_the_operator_wants_it_and_the_request_has_the_last_word(
+    path: str,
+) -> None:
+    def first_token(**fields: Any) -> str:
+        logprobs = ask(http, path, logprobs=True if path == CHAT else 0, **fields)["choices"][0][
+            "logprobs"
+        ]
+        return str(logprobs["content"][0]["token"] if path == CHAT else logprobs["tokens"][0])
+
+    with World(config=ServerConfig(port=0, return_tokens_as_token_ids=True)) as world:
+        http = world.http()
+        assert first_token().startswith("token_id:")
+        assert not first_token(return_tokens_as_token_ids=False).startswith("token_id:")
+
+
+@both
 def test_beams_are_told_the_best_first(http: TestClient, path: str) -> None:
     # To the fake device the likeliest tokens are 0, which ends a text, 1, 2, ..., always.
     fields = {"use_beam_search": True, "n": 2, "length_penalty": 0, "return_token_ids": True}

@@ -170,7 +170,7 @@ class GenerationBody(Body):
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     return_token_ids: bool = False
     return_prompt_text: bool = False
-    return_tokens_as_token_ids: bool = False
+    return_tokens_as_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | Text | None = None
