@@ -5,9 +5,9 @@ from collections.abc import Generator, Iterable
 
 from jaxserve.client.streams import merge
 from jaxserve.engine import TextEngine
-from jaxserve.errors import EngineDeadError, OverloadedError
+from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.interrupts import uninterrupted
-from jaxserve.request import Request, RequestOutputKind, TokenEvent
+from jaxserve.request import FinishReason, Request, RequestOutputKind, TokenEvent
 
 
 class OfflineEngine:
@@ -34,8 +34,8 @@ class OfflineEngine:
         """Run requests as they are, and yield the events of all of them as they come.
 
         max_in_flight: requests that the engine has at once, at most. Closing the iterator aborts
-        what is unfinished. Raises InvalidRequestError for a request the engine cannot run, and
-        EngineDeadError once a step has failed.
+        what is unfinished. A request that the engine cannot run ends with an error, and the others
+        go on. Raises EngineDeadError once a step has failed.
         """
         if self._has_priorities:
             # The engine's queue is bounded, so it may not see all of them at once.
@@ -74,6 +74,8 @@ class OfflineEngine:
                 self.engine.add(request)
             except OverloadedError:
                 return False
+            except InvalidRequestError as error:
+                inbox += _refused(request, error)
             self._inboxes[request.id] = inbox
         return True
 
@@ -90,6 +92,23 @@ class OfflineEngine:
                 inbox = self._inboxes.get(event.request_id)
                 if inbox is not None:
                     inbox.append(event)
+
+
+def _refused(request: Request, error: InvalidRequestError) -> list[TokenEvent]:
+    """Return the only events of a request that the engine cannot run, one for each choice."""
+    last = request.params.n - 1
+    return [
+        TokenEvent(
+            request_id=request.id,
+            index=index,
+            num_prompt_tokens=len(request.prompt_ids),
+            finish_reason=FinishReason.ERROR,
+            error=error.message,
+            error_param=error.param,
+            request_finished=index == last,
+        )
+        for index in range(request.params.n)
+    ]
 
 
 def of_kind(events: Iterable[TokenEvent], kind: RequestOutputKind) -> Generator[TokenEvent]:

@@ -104,6 +104,7 @@ class StepResult:
 
     token_ids: the token drawn by each row that samples, None for the others.
     invalid_rows: rows whose logits were not finite; their tokens mean nothing.
+    empty_rows: rows whose request allows no token at all; their tokens mean nothing.
     logprobs and prompt_logprobs: by row index, for the rows that asked.
     vectors: by row index, where prompts are pooled: float32 numbers for each row that samples,
     which then draws no token.
@@ -111,6 +112,7 @@ class StepResult:
 
     token_ids: tuple[int | None, ...]
     invalid_rows: frozenset[int] = frozenset()
+    empty_rows: frozenset[int] = frozenset()
     logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict[int, PositionLogprobs])
     prompt_logprobs: Mapping[int, tuple[PositionLogprobs, ...]] = field(
         default_factory=dict[int, tuple[PositionLogprobs, ...]]

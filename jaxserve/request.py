@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from functools import cache
@@ -35,7 +36,8 @@ LIMITS: Mapping[str, Limits] = {
     "min_p": Limits(0.0, 1.0),
     "presence_penalty": Limits(-2.0, 2.0),
     "frequency_penalty": Limits(-2.0, 2.0),
-    "repetition_penalty": Limits(0.0, 10.0, low_is_allowed=False),
+    # Below, logits divided by it overflow a float32.
+    "repetition_penalty": Limits(0.01, 10.0),
     "seed": Limits(-(2**63), 2**63 - 1),
     "max_tokens": Limits(1, MAX_COUNT),
     "min_tokens": Limits(0, MAX_COUNT),
@@ -85,7 +87,7 @@ class SamplingParams:
 
     temperature: 0 is greedy. top_k: 0 or -1 keeps the whole vocabulary. top_p in (0, 1],
     min_p in [0, 1], presence_penalty and frequency_penalty in [-2, 2] over generated tokens,
-    repetition_penalty in (0, 10] over prompt and generated tokens. logit_bias adds to single
+    repetition_penalty in [0.01, 10] over prompt and generated tokens. logit_bias adds to single
     logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
     logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
     the whole vocabulary. logprob_token_ids: tokens to report in place of the likeliest.
@@ -168,13 +170,6 @@ class SamplingParams:
                 "allowed_token_ids must name at least one token, got none",
                 param="allowed_token_ids",
             )
-        allowed = self.allowed_token_ids
-        if self.min_tokens and allowed is not None and set(allowed) <= set(self.stop_token_ids):
-            raise InvalidRequestError(
-                "allowed_token_ids must name a token that is not in stop_token_ids while"
-                f" min_tokens is {self.min_tokens}",
-                param="allowed_token_ids",
-            )
         for token, bias in self.logit_bias.items():
             Limits(0).check("logit_bias", token)
             BIAS_LIMITS.check("logit_bias", bias)
@@ -206,6 +201,19 @@ class SamplingParams:
             # Of what may not come too early there may be nothing.
             or (self.min_tokens and (self.stop_token_ids or not self.ignore_eos))
         )
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """The parameters by which this request forbids tokens."""
+        structured = self.structured_outputs
+        given = {
+            f"structured_outputs.{structured.kind}" if structured else "": structured is not None,
+            "allowed_token_ids": self.allowed_token_ids is not None,
+            "bad_words": bool(self.bad_words),
+            "min_tokens": self.min_tokens > 0,
+            "extra_args": bool(self.extra_args),
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise InvalidRequestError unless every token id is below `vocab_size`."""
@@ -310,6 +318,25 @@ class Request:
                     param="bad_words",
                 )
 
+    def check_allowed(self, eos_ids: AbstractSet[int]) -> None:
+        """Raise InvalidRequestError if the request forbids every token from the start.
+
+        eos_ids: tokens that end its answer, beside its own stop tokens.
+        """
+        params = self.params
+        if params.allowed_token_ids is None:
+            return
+        banned = {word[0] for word in self.bad_word_ids if len(word) == 1}
+        by = ["bad_words"] if banned else []
+        if params.min_tokens:
+            banned |= {*params.stop_token_ids, *eos_ids}
+            by.append(f"min_tokens={params.min_tokens}, before which no stop token may come")
+        if banned.issuperset(params.allowed_token_ids):
+            raise InvalidRequestError(
+                f"allowed_token_ids must name a token that is not forbidden by {' and '.join(by)}",
+                param="allowed_token_ids",
+            )
+
 
 class TokenLogprob(Struct, frozen=True, gc=False):
     """A token, the natural log of its probability, and its rank (1 is the most likely).
@@ -365,6 +392,8 @@ class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
     prompt_logprobs come once, with the first event of choice 0: one entry per prompt token after
     the first. finish_reason is set in exactly one event per choice, its last; request_finished
     in exactly one event per request. stop_reason: the stop string or stop token id that matched.
+    error: why a choice ended by FinishReason.ERROR. error_param: the request's own parameter that
+    made it impossible to go on; None where the request is not to blame.
     vector: of a request that pools, float32 numbers; in its only event.
     """
 
@@ -379,6 +408,7 @@ class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    error_param: str | None = None
     vector: bytes | None = None
     request_finished: bool = False
     metrics: RequestMetrics | None = None

@@ -31,6 +31,7 @@ class End(Struct, frozen=True, array_like=True, gc=False):
     times: RequestMetrics
     stop_reason: int | None = None
     error: str | None = None
+    error_param: str | None = None
     vector: bytes | None = None
     is_complete: bool = False
 

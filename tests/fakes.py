@@ -294,6 +294,7 @@ class FakeRunner:
         assert 0 < len(plan.rows) <= self.limits.num_draws
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is drawn twice"
         token_ids: list[int | None] = []
+        empty: set[int] = set()
         logprobs: dict[int, PositionLogprobs] = {}
         for index, (row, mask) in enumerate(zip(plan.rows, plan.masks, strict=True)):
             slot = self._slots[row.slot]
@@ -305,13 +306,25 @@ class FakeRunner:
             assert row.start + row.num_tokens == slot.num_written == len(slot.tokens)
             token_id = self._sample(row, slot, mask)
             token_ids.append(token_id)
+            if not self._allows(slot, mask):
+                empty.add(index)
             if slot.assignment.params.logprobs is not None:
                 logprobs[index] = reported(token_id, slot.assignment.params)
         self.num_draws += 1
-        result = StepResult(token_ids=tuple(token_ids), logprobs=logprobs)
+        result = StepResult(
+            token_ids=tuple(token_ids), empty_rows=frozenset(empty), logprobs=logprobs
+        )
         pending = FakePendingStep(self, len(plan.rows), result)
         self.pending.append(pending)
         return pending
+
+    def _allows(self, slot: Slot, mask: np.ndarray | None) -> bool:
+        """Whether a mask allows any of the tokens that the request does."""
+        allowed = slot.assignment.params.allowed_token_ids
+        if allowed is None or mask is None:
+            return True
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+        return bool(bits[list(allowed)].any())
 
     def _sample(self, row: RowPlan, slot: Slot, mask: np.ndarray | None = None) -> int:
         assignment = slot.assignment

@@ -3,10 +3,17 @@
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from jaxserve import LLM, RequestOutputKind, SamplingParams, TokenEvent
+from jaxserve import (
+    LLM,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+    TokenEvent,
+)
 from jaxserve.errors import EngineDeadError
 from tests.offline import GREEDY, assert_idle, text_of
 
@@ -20,6 +27,39 @@ def test_more_prompts_than_the_queue_holds_are_answered_in_their_order(llm: LLM)
     alone = [text_of(llm.generate(prompt, GREEDY)[0]) for prompt in prompts]
     assert [text_of(output) for output in together] == alone
     assert_idle(llm)
+
+
+def test_a_prompt_that_cannot_go_on_ends_with_an_error_and_the_others_go_on(llm: LLM) -> None:
+    never = replace(GREEDY, allowed_token_ids=(7,), stop_token_ids=(7,), min_tokens=1)
+    shaped = replace(
+        GREEDY,
+        allowed_token_ids=(7,),
+        structured_outputs=StructuredOutputsParams(choice=("yes", "no")),
+    )
+    fine, refused, stuck = llm.generate(["Tom", "Tom", "Tom"], [GREEDY, never, shaped])
+    assert text_of(fine) == text_of(llm.generate("Tom", GREEDY)[0])
+    assert [output.outputs[0].finish_reason for output in (refused, stuck)] == ["error", "error"]
+    assert_idle(llm)
+
+
+def test_extreme_parameters_give_tokens(llm: LLM) -> None:
+    """Values at the ends of their ranges overflow nothing."""
+    vocab_size = llm.plan.model.vocab_size
+    extremes: list[dict[str, Any]] = [
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 10.0},
+        {"temperature": 1e-40},
+        {"temperature": 100.0},
+        {"top_p": 1e-300},
+        {"min_p": 1e-300},
+        {"min_p": 1.0},
+        {"presence_penalty": -2.0, "frequency_penalty": -2.0, "temperature": 1e-40},
+        {"logit_bias": dict.fromkeys(range(vocab_size), -100.0)},
+        {"logit_bias": dict.fromkeys(range(vocab_size), 100), "repetition_penalty": 0.01},
+    ]
+    params = [SamplingParams(**{"seed": 1, "max_tokens": 8, **extreme}) for extreme in extremes]
+    outputs = llm.generate(["Tom"] * len(params), params)
+    assert {output.outputs[0].finish_reason for output in outputs} <= {"length", "stop"}
 
 
 def test_lower_priority_numbers_run_first(llm: LLM) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.limits import MAX_COUNT
-from jaxserve.request import UNSERVED, SamplingParams
+from jaxserve.request import UNSERVED, Request, SamplingParams
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_tokens", "min_tokens"])
@@ -63,9 +63,36 @@ def test_no_limit_is_lowered_below_what_was_asked_for() -> None:
         SamplingParams(max_tokens=16, min_tokens=3).within(2)
 
 
-def test_allowed_tokens_that_may_not_be_drawn_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="not in stop_token_ids while min_tokens is 1"):
-        SamplingParams(allowed_token_ids=(5,), stop_token_ids=(5, 6), min_tokens=1)
+@pytest.mark.parametrize(
+    ("params", "bad_word_ids", "words"),
+    [
+        ({"stop_token_ids": (5, 6), "min_tokens": 1}, (), "by min_tokens=1"),
+        ({"min_tokens": 1}, ((6,),), "by bad_words and min_tokens=1"),
+        ({}, ((5,), (6,)), "by bad_words"),
+    ],
+)
+def test_allowed_tokens_of_which_none_may_be_sampled_are_refused(
+    params: dict[str, Any], bad_word_ids: tuple[tuple[int, ...], ...], words: str
+) -> None:
+    params = {"allowed_token_ids": (5, 6), **params}
+    request = Request(
+        id="a", prompt_ids=(1,), params=SamplingParams(**params), bad_word_ids=bad_word_ids
+    )
+    with pytest.raises(InvalidRequestError, match=words) as raised:
+        request.check_allowed({5})
+    assert raised.value.param == "allowed_token_ids"
+
+
+def test_an_allowed_token_that_may_come_later_or_elsewhere_is_enough() -> None:
+    params = SamplingParams(allowed_token_ids=(5, 6), stop_token_ids=(6,), min_tokens=1)
+    request = Request(id="a", prompt_ids=(1,), params=params, bad_word_ids=((5, 5),))
+    request.check_allowed({6})
+
+
+@pytest.mark.parametrize("penalty", [1e-40, 1e-3, 0.0, 10.5])
+def test_a_repetition_penalty_that_would_overflow_is_refused(penalty: float) -> None:
+    with pytest.raises(InvalidRequestError, match=r"repetition_penalty must be in \[0.01, 10\]"):
+        SamplingParams(repetition_penalty=penalty)
 
 
 @pytest.mark.parametrize("name", UNSERVED)

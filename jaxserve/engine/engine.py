@@ -273,6 +273,7 @@ class Engine:
                 sequence.times,
                 stop_reason,
                 sequence.error,
+                sequence.error_param,
                 sequence.vector,
                 is_complete=reason is FinishReason.STOP and not sequence.has_stopped,
             )

@@ -15,11 +15,12 @@ those of a prompt are.
 
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
-from jaxserve.grammar.walks import Move, Walks
+from jaxserve.grammar.walks import Walks
 from jaxserve.plan import DrawPlan
 from jaxserve.request import FinishReason
 
@@ -74,13 +75,14 @@ class Grammars:
             if move is None:
                 continue
             if move.forced:
-                walk.move = Move((), move.mask, move.error)
+                walk.move = msgspec.structs.replace(move, forced=())
                 for token_id in self._scheduler.force(sequence, move.forced):
                     yield sequence, token_id, None
                 self._scheduler.finish_if_done(sequence, sequence.output_ids[-1])
             if not sequence.is_finished and move.mask is None:
                 reason = FinishReason.STOP if move.error is None else FinishReason.ERROR
-                self._scheduler.finish(sequence, reason, error=move.error)
+                param = f"structured_outputs.{walk.params.kind}" if move.is_refused else None
+                self._scheduler.finish(sequence, reason, error=move.error, error_param=param)
             if sequence.is_finished:
                 yield sequence, None, None
 

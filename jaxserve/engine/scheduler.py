@@ -36,10 +36,7 @@ from jaxserve.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.request import LOWEST_PRIORITY, FinishReason, Request
 from jaxserve.stats import StepStats, Totals
 
-NOT_FINITE = (
-    "there was no token to choose: the model computed logits that are not finite numbers, or the"
-    " request forbids every token"
-)
+NOT_FINITE = "the model computed logits that are not finite numbers"
 
 # So many sequences may be asked, and may run, before the first in the queue.
 MAX_PASSED = 64
@@ -96,6 +93,8 @@ class Scheduler:
             raise InvalidRequestError(
                 f"request_id {request.id!r} is already in use", param="request_id"
             )
+        eos_ids = frozenset[int]() if request.params.ignore_eos else self._eos_ids
+        request.check_allowed(eos_ids)
         max_length = self._max_length(request)
         self._waiting.check_room(request)
         self._num_requests += 1
@@ -107,7 +106,7 @@ class Scheduler:
             number=self._num_requests,
             order=(priority, self._turn + request.turn),
             draw_seed=lambda: self._random.getrandbits(64),
-            eos_ids=self._eos_ids,
+            eos_ids=eos_ids,
             max_length=max_length,
             enable_prefix_caching=self._cache.enable_prefix_caching,
         )
@@ -142,8 +141,12 @@ class Scheduler:
         *,
         stop_reason: int | None = None,
         error: str | None = None,
+        error_param: str | None = None,
     ) -> None:
-        """End a sequence now, wherever it is, and give back what it holds."""
+        """End a sequence now, wherever it is, and give back what it holds.
+
+        error_param: the parameter of its request that is to blame for the error, if one is.
+        """
         assert not sequence.is_finished, sequence
         if sequence.slot is None:
             self._waiting.remove(sequence)
@@ -152,6 +155,7 @@ class Scheduler:
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
         sequence.error = error
+        sequence.error_param = error_param
         sequence.finished_s = self._clock()
         group = sequence.group
         group.num_unfinished -= 1
@@ -248,6 +252,12 @@ class Scheduler:
                 # Whatever went wrong is in its pages too: nobody else shall start from them.
                 self._memory.distrust(sequence)
                 self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
+                sequences[index] = None
+                updates.append((sequence, None, None))
+        for index in result.empty_rows:
+            sequence = sequences[index]
+            if sequence is not None:
+                self._finish_empty(sequence)
                 sequences[index] = None
                 updates.append((sequence, None, None))
         # The hot loop of the host: once per sequence and step.
@@ -447,6 +457,18 @@ class Scheduler:
             self.finish(sequence, FinishReason.STOP, stop_reason=stop_reason)
         elif sequence.num_known == sequence.max_length:
             self.finish(sequence, FinishReason.LENGTH)
+
+    def _finish_empty(self, sequence: Sequence) -> None:
+        """End a sequence whose request allows no token at all."""
+        constraints = sequence.request.params.constraints
+        position = len(sequence.output_ids)
+        self.finish(
+            sequence,
+            FinishReason.ERROR,
+            error=f"{' and '.join(constraints) or 'the logits processors'} allow no token"
+            f" after {position} tokens of the answer",
+            error_param=next(iter(constraints), None),
+        )
 
     def _may_stop(self, sequence: Sequence) -> bool:
         return len(sequence.output_ids) >= sequence.request.params.min_tokens

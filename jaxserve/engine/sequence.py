@@ -99,6 +99,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None
+    error_param: str | None = None
     vector: bytes | None = None
     scheduled_s: float | None = None
     first_token_s: float | None = None
@@ -242,8 +243,6 @@ def new_group(
     """
     group = SequenceGroup(request=request)
     params, num_prompt = request.params, len(request.prompt_ids)
-    if params.ignore_eos:
-        eos_ids = frozenset()
     root: bytes | None = None
     if enable_prefix_caching:
         root = root_digest(request.cache_salt)

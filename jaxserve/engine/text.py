@@ -179,9 +179,10 @@ class Assembler:
         stop_reason: int | str | None = None
         times: RequestMetrics | None = None
         error: str | None = None
+        error_param: str | None = None
         if end is not None:
             reason, stop_reason, times = end.finish_reason, end.stop_reason, end.times
-            error = end.error
+            error, error_param = end.error, end.error_param
         token_ids = [batch.token_ids[position] for position in positions]
         detokenizer, detector = choice.detokenizer, choice.detector
         # A stop token is reported, but it is no text.
@@ -203,7 +204,8 @@ class Assembler:
         choice.num_tokens += len(token_ids)
         if stop_string is not None or is_stuck:
             # Also if the last token allowed completed it: that it stopped says more.
-            reason, stop_reason, error = FinishReason.STOP, stop_string, None
+            reason, stop_reason = FinishReason.STOP, stop_string
+            error = error_param = None
             if stop_string is None:
                 reason, stop_reason = FinishReason.REPETITION, "repetition_detected"
             if end is None:
@@ -226,6 +228,7 @@ class Assembler:
             reason=reason,
             stop_reason=stop_reason,
             error=error,
+            error_param=error_param,
             times=times,
             vector=None if end is None else end.vector,
         )
@@ -241,6 +244,7 @@ class Assembler:
         reason: FinishReason | None = None,
         stop_reason: int | str | None = None,
         error: str | None = None,
+        error_param: str | None = None,
         times: RequestMetrics | None = None,
         vector: bytes | None = None,
     ) -> TokenEvent:
@@ -264,6 +268,7 @@ class Assembler:
             finish_reason=reason,
             stop_reason=stop_reason,
             error=error,
+            error_param=error_param,
             vector=vector,
             request_finished=not answer.choices,
             metrics=times,

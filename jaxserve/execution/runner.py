@@ -15,7 +15,7 @@ from jaxserve.execution.programs import Helper, Output, State
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape, Variant
 from jaxserve.execution.state import slot_memory
-from jaxserve.execution.step import KVCache, StepContext, StepOutput
+from jaxserve.execution.step import DrawStatus, KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
     RUBBISH_SLOT,
@@ -246,7 +246,7 @@ class PendingResult:
     def wait(self) -> StepResult:
         """Block until the step is done; see plan.PendingStep."""
         output, rows = self._output, self._rows
-        tokens, is_valid = np.asarray(output.tokens)[:, : rows.num_rows]
+        tokens, status = np.asarray(output.tokens)[:, : rows.num_rows]
         token_ids: tuple[int | None, ...] = tuple(tokens.tolist())
         if rows.num_sampled < rows.num_rows:
             token_ids = tuple(
@@ -256,11 +256,14 @@ class PendingResult:
                 ]
             )
         invalid_rows: frozenset[int] = frozenset()
-        if not is_valid.all():
-            invalid_rows = frozenset(np.flatnonzero((is_valid == 0) & rows.samples).tolist())
+        empty_rows: frozenset[int] = frozenset()
+        if (status != DrawStatus.DRAWN).any():
+            invalid_rows = _where((status == DrawStatus.NOT_FINITE) & rows.samples)
+            empty_rows = _where((status == DrawStatus.NONE_ALLOWED) & rows.samples)
         return StepResult(
             token_ids=token_ids,
             invalid_rows=invalid_rows,
+            empty_rows=empty_rows,
             logprobs=self._read_logprobs(token_ids),
             prompt_logprobs=self._read_prompt_logprobs(),
         )
@@ -313,9 +316,14 @@ class PendingVectors:
         is_finite = np.isfinite(vectors).all(axis=1)
         return StepResult(
             token_ids=(None,) * self._rows.num_rows,
-            invalid_rows=frozenset(np.flatnonzero(samples & ~is_finite).tolist()),
+            invalid_rows=_where(samples & ~is_finite),
             vectors={i: vectors[i].tobytes() for i in np.flatnonzero(samples).tolist()},
         )
+
+
+def _where(rows: np.ndarray) -> frozenset[int]:
+    """Return the indices of the rows that are true."""
+    return frozenset(np.flatnonzero(rows).tolist())
 
 
 def _at[T](per_slot: list[T], rows: Rows) -> list[T]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import lru_cache, partial
 
 import jax
@@ -41,7 +42,7 @@ MUCH_ROOM = 32
 class StepOutput:
     """What a step hands back to the host."""
 
-    tokens: jax.Array  # int32[2, sequences]: the token drawn, and 1 if its logits were finite
+    tokens: jax.Array  # int32[2, sequences]: the token drawn, and a DrawStatus
     logprobs: Logprobs  # of the tokens drawn, in Variant.FULL; else zeros
     prompt_logprobs: Logprobs | None  # of the targets of every row, in Variant.SCORE
 
@@ -227,13 +228,21 @@ def _attend_sharded(
     return jax.jit(sharded)
 
 
+class DrawStatus(IntEnum):
+    """Whether the token of a row means anything, and if not, why."""
+
+    NOT_FINITE = 0
+    DRAWN = 1
+    NONE_ALLOWED = 2
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Drawn:
     """What was drawn, for each of some sequences."""
 
     tokens: jax.Array  # int32[rows]
-    is_valid: jax.Array  # int32[rows], 1 if the logits were fit to draw from
+    status: jax.Array  # int32[rows], a DrawStatus
     report: Logprobs
 
 
@@ -300,7 +309,7 @@ def _kept(
     if variant is Variant.FULL:
         adjusts = samples & (inputs.adjusts != 0)
         state = observe(state, slots=inputs.slots, tokens=drawn.tokens, adjusts=adjusts)
-    packed = jnp.stack([drawn.tokens, drawn.is_valid])
+    packed = jnp.stack([drawn.tokens, drawn.status])
     return StepOutput(tokens=packed, logprobs=drawn.report, prompt_logprobs=None), state
 
 
@@ -326,8 +335,20 @@ def _draw(
         tokens = sampling.greedy(adjusted)
     else:
         tokens = sampling.sample(adjusted, inputs)
-    # A NaN anywhere makes the maximum NaN; -inf means that every token is forbidden.
-    is_valid = jnp.isfinite(jnp.max(adjusted, axis=-1)).astype(jnp.int32)
+    # Where every logit is NaN, the maximum is NaN or, on CPUs, -inf.
+    is_drawn = jnp.isfinite(jnp.max(adjusted, axis=-1))
+    status = is_drawn.astype(jnp.int32)
+    if adjusted is not logits:
+        # Adjustments or masks have forbidden what the model computed: a pass that is seldom made.
+        status = lax.cond(
+            jnp.all(is_drawn),
+            lambda: status,
+            lambda: jnp.where(
+                jnp.all(adjusted == -jnp.inf, axis=-1) & jnp.any(jnp.isfinite(logits), axis=-1),
+                DrawStatus.NONE_ALLOWED,
+                status,
+            ),
+        )
     num_top = settings.max_logprobs
     report = _no_report(logits.shape[0], state, settings)
 
@@ -342,7 +363,7 @@ def _draw(
     if variant is Variant.FULL:
         # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
         report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
-    return _Drawn(tokens, is_valid, report)
+    return _Drawn(tokens, status, report)
 
 
 def _no_report(num_rows: int, state: SlotState[jax.Array], settings: SamplingSettings) -> Logprobs:

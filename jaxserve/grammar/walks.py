@@ -17,11 +17,12 @@ from msgspec import Struct
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.compiler import MAX_COMPILING, GrammarCompiler
-from jaxserve.structured_outputs import StructuredOutputsParams
+from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 logger = logging.getLogger(__name__)
 
 FAILED = "the grammar could not be followed any further"
+TOO_COMPLEX = "is too complex: what may come next has more possibilities than can be followed"
 # Where so few tokens are allowed, it is asked whether they only spell one text.
 MAX_FORKS = 64
 
@@ -30,12 +31,14 @@ class Move(Struct, frozen=True):
     """What a grammar says of the tokens that come next.
 
     forced: those that must come. mask: int32[words], a bit for each token that may come after
-    them; None where the answer is complete, or error is not None.
+    them; None where the answer is complete, or error is not None. is_refused: whether the request
+    is to blame for the error.
     """
 
     forced: tuple[int, ...] = ()
     mask: np.ndarray | None = None
     error: str | None = None
+    is_refused: bool = False
 
 
 class Walk:
@@ -89,7 +92,7 @@ class Walks:
         try:
             work()
         except InvalidRequestError as error:
-            _fail(walks, error.message)
+            _fail(walks, error.message, is_refused=True)
         except Exception:
             logger.exception("a grammar has failed")
             _fail(walks, FAILED)
@@ -164,11 +167,16 @@ def _has_ended(walk: Walk, forced: tuple[int, ...]) -> bool:
     matcher = _matcher(walk)
     if not matcher.is_stopped():
         return False
-    walk.move = Move(forced, error=FAILED if matcher.is_error() else None)
+    is_complex = matcher.stop_reason() in {"ParserTooComplex", "LexerTooComplex"}
+    if is_complex:
+        complaint = refusal(walk.params.kind, TOO_COMPLEX).message
+        walk.move = Move(forced, error=complaint, is_refused=True)
+    else:
+        walk.move = Move(forced, error=FAILED if matcher.is_error() else None)
     return True
 
 
-def _fail(walks: Sequence[Walk], error: str) -> None:
+def _fail(walks: Sequence[Walk], error: str, *, is_refused: bool = False) -> None:
     for walk in walks:
         if walk.move is None:
-            walk.move = Move(error=error)
+            walk.move = Move(error=error, is_refused=is_refused)

@@ -79,6 +79,7 @@ def _failed(event: TokenEvent, request: Request) -> TokenEvent:
         index=0,
         finish_reason=event.finish_reason,
         error=event.error,
+        error_param=event.error_param,
         request_finished=True,
     )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.client.streams import merge
-from jaxserve.errors import EngineDeadError, OverloadedError
+from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.request import (
     FinishReason,
     PositionLogprobs,
@@ -185,8 +185,8 @@ class Job:
         """Yield the events of all choices, each with its choice's index in the answer.
 
         Closing the generator aborts the requests. Raises what the engine refuses before the first
-        event; later GenerationError, EngineDeadError, or ShuttingDownError if the server could
-        not wait.
+        event; later InvalidRequestError if the request itself leaves nothing to generate,
+        GenerationError, EngineDeadError, or ShuttingDownError if the server could not wait.
         """
         record = self.record
         record.model = self.model.name
@@ -237,6 +237,8 @@ class Job:
         if event.finish_reason is FinishReason.ABORT:
             raise ShuttingDownError
         if event.finish_reason is FinishReason.ERROR:
+            if event.error is not None and event.error_param is not None:
+                raise InvalidRequestError(event.error, param=event.error_param)
             if not self.model.client.is_alive:
                 raise EngineDeadError(event.error or "the engine has stopped")
             raise GenerationError(event.error or "the engine gave no reason")

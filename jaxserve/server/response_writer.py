@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from msgspec.structs import replace
 
-from jaxserve.errors import JaxserveError
+from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.server.chat_pieces import Arguments, Call, ChatAnswer, End, Piece, Reasoning, Text
 from jaxserve.server.errors import describe
 from jaxserve.server.protocol.answers import TokenLogprob
@@ -74,10 +74,9 @@ class ResponseWriter:
         except JaxserveError as error:
             if self._num_events == 0:
                 raise
-            _, body, _ = describe(error)
             self.failure = error
             self.response.status = "failed"
-            self.response.error = ResponseError("server_error", body.message)
+            self.response.error = response_error(error)
             yield [self._count(ResponseFailed(response=self.response))]
             return
         yield [self._end()]
@@ -196,6 +195,12 @@ class ResponseWriter:
         event.sequence_number = self._num_events
         self._num_events += 1
         return event
+
+
+def response_error(error: Exception) -> ResponseError:
+    """Return what a response that has begun says of an error, by one of OpenAI's codes."""
+    code = "invalid_prompt" if isinstance(error, InvalidRequestError) else "server_error"
+    return ResponseError(code, describe(error)[1].message)
 
 
 def _part_of(item: ItemOut) -> OutputText | ReasoningText | None:

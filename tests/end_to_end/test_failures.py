@@ -81,9 +81,15 @@ def test_pages_and_slots_that_held_nan_do_no_harm_to_who_gets_them_next(
 
 
 def test_a_request_that_forbids_every_token_ends_with_an_error(broken: LoadedModel) -> None:
+    # After one of them, the only token that is allowed would complete the bad word.
     allowed_and_bad = request("none", (1, 403), allowed_token_ids=(7,), bad_words=["word"])
-    impossible = replace(allowed_and_bad, bad_word_ids=((7,),))
+    impossible = replace(allowed_and_bad, bad_word_ids=((7, 7),))
     (fine, *_) = fine_requests()
     answers = serve(engine_for(broken), [impossible, fine])
-    assert answers["none", 0].finish_reason is FinishReason.ERROR
+    answer = answers["none", 0]
+    assert answer.finish_reason is FinishReason.ERROR
+    assert answer.token_ids == [7]
+    assert answer.error is not None
+    assert "allowed_token_ids and bad_words allow no token after 1 tokens" in answer.error
+    assert answer.error_param == "allowed_token_ids"
     assert answers[fine.id, 0].finish_reason is FinishReason.LENGTH

@@ -141,6 +141,7 @@ class Answer:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    error_param: str | None = None
 
 
 type Answers = dict[tuple[str, int], Answer]
@@ -170,7 +171,7 @@ def serve(
             if event.finish_reason is not None:
                 assert answer.finish_reason is None, "a choice ended twice"
                 answer.finish_reason, answer.stop_reason = event.finish_reason, event.stop_reason
-                answer.error = event.error
+                answer.error, answer.error_param = event.error, event.error_param
                 assert event.metrics is not None
                 answer.num_preemptions = event.metrics.num_preemptions
     engine.engine.check_integrity()

@@ -196,6 +196,18 @@ def test_a_grammar_that_fails_ends_its_own_request_alone() -> None:
     assert world.answers["good", 0].finish_reason is FinishReason.STOP
 
 
+def test_a_grammar_that_allows_none_of_the_allowed_tokens_blames_the_request() -> None:
+    world = make()
+    world.run(ask("bad", allowed_token_ids=(5,)), ask("good"))
+    last = world.answers["bad", 0].last
+    assert last is not None
+    assert last.finish_reason is FinishReason.ERROR
+    assert last.error is not None
+    assert "structured_outputs.json and allowed_token_ids allow no token" in last.error
+    assert last.error_param == "structured_outputs.json"
+    assert world.answers["good", 0].finish_reason is FinishReason.STOP
+
+
 def test_an_aborted_answer_leaves_nothing_behind() -> None:
     world = make()
     world.add(ask("gone"), ask("stays"))

@@ -16,7 +16,7 @@ from jaxserve.execution.batch import (
 )
 from jaxserve.execution.sampling import greedy
 from jaxserve.execution.shapes import DrawShape, Variant
-from jaxserve.execution.step import SamplingSettings, _draw
+from jaxserve.execution.step import DrawStatus, SamplingSettings, _draw
 from jaxserve.plan import RowPlan, SlotAssignment
 from jaxserve.request import SamplingParams
 from tests.execution.test_choice import VOCAB_SIZE, empty_state, random_logits
@@ -78,7 +78,7 @@ def test_only_allowed_tokens_are_drawn(variant: Variant, temperature: float) -> 
         )
     )(logits)
     assert allowed[np.arange(8), drawn.tokens].all()
-    assert drawn.is_valid.all()
+    assert (drawn.status == DrawStatus.DRAWN).all()
     if temperature == 0.0:
         expected = greedy(jnp.where(allowed, logits, -jnp.inf))
         np.testing.assert_array_equal(drawn.tokens, expected)
@@ -90,4 +90,4 @@ def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
     inputs, masks = unpacked(packed(allowed))
     logits = jnp.asarray(random_logits(), jnp.float32)
     drawn = _draw(logits, inputs, empty_state(), Variant.GREEDY, SamplingSettings(), allowed=masks)
-    assert drawn.is_valid.tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert drawn.status.tolist() == [1, 1, 1, DrawStatus.NONE_ALLOWED, 1, 1, 1, 1]

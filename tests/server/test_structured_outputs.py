@@ -102,6 +102,34 @@ def test_completions_follow_schemas_too() -> None:
         assert [follows(choice["text"]) for choice in choices] == [True, True]
 
 
+CONTRADICTION: dict[str, Any] = {"allowed_token_ids": [5], "max_tokens": 20, "seed": 1}
+FORMATS: dict[str, dict[str, Any]] = {
+    "response_format": {"response_format": {"type": "json_object"}},
+    "guided_json": {"guided_json": SCHEMA},
+    "structured_outputs.choice": {"structured_outputs": {"choice": ["yes", "no"]}},
+}
+
+
+@pytest.mark.parametrize("param", FORMATS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_form_that_allows_none_of_the_allowed_tokens_is_the_clients_error(
+    path: str, param: str
+) -> None:
+    text = {"prompt": "fox"} if path == "/v1/completions" else {"messages": CHAT["messages"]}
+    body = {**text, **CONTRADICTION, **FORMATS[param]}
+    with World() as world, world.http() as http:
+        response = http.post(path, json=body)
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert f"{param} and allowed_token_ids allow no token" in error["message"]
+        # A stream has begun with 200; its last event is the same error.
+        lines = http.post(path, json={**body, "stream": True}).text.split("\n\n")
+        last = next(line for line in lines if "error" in line)
+        assert json.loads(last.removeprefix("data: "))["error"] == error
+        assert http.post(path, json={**text, "max_tokens": 3}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [

@@ -17,7 +17,6 @@ from jaxserve.logging import get_logger
 from jaxserve.server.answer import json_response
 from jaxserve.server.chat_pieces import ChatAnswer
 from jaxserve.server.disconnect import unless_disconnected
-from jaxserve.server.errors import describe
 from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import encode_chat, in_worker
 from jaxserve.server.protocol.chat import Chat
@@ -27,12 +26,11 @@ from jaxserve.server.protocol.response_answers import (
     ItemList,
     Response,
     ResponseDeleted,
-    ResponseError,
 )
 from jaxserve.server.protocol.response_items import ITEMS, Item, with_ids
 from jaxserve.server.protocol.responses import FIELD_NAMES, ResponsePrompt, ResponsesBody
 from jaxserve.server.response_store import BEAT_S, ResponseStore
-from jaxserve.server.response_writer import ResponseWriter
+from jaxserve.server.response_writer import ResponseWriter, response_error
 from jaxserve.server.sse import EventStream, tagged_event
 from jaxserve.server.state import ServerState, server_state
 
@@ -150,7 +148,7 @@ class Work:
             if not isinstance(error, JaxserveError):
                 log.exception("a response in the background failed")
             response.status = "failed"
-            response.error = ResponseError("server_error", describe(error)[1].message)
+            response.error = response_error(error)
         finally:
             task.cancel()
             await asyncio.wait({task})
