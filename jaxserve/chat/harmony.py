@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.pieces import Sink
 from jaxserve.chat.source import Emit, Reading, Source
-from jaxserve.chat.syntax.json_value import skip_space
+from jaxserve.chat.syntax.json_value import is_object, skip_space
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 ASSISTANT = f"{START}assistant"
@@ -80,8 +80,7 @@ def read_messages(
         if recipient:
             sink.call(recipient)
             yield from skip_space(source)
-            yield from _read_body(source, sink.arguments)
-            sink.end_call()
+            yield from _read_arguments(source, sink)
         elif header["channel"] == "analysis" and splits_reasoning:
             yield from _read_body(source, sink.reasoning)
         else:
@@ -89,7 +88,23 @@ def read_messages(
         sink.after_markup()
 
 
-def _read_body(source: Source, emit: Emit) -> Reading[None]:
-    """Read the text of a message, and its end; the next message ends one that has none."""
-    yield from source.until((*ENDS, START), emit, trims=True)
+def _read_arguments(source: Source, sink: Sink) -> Reading[None]:
+    """Read the arguments of a call, which are all there if their message ends or they are JSON.
+
+    The token that ends the message of a call ends the answer too, and such tokens have no text.
+    """
+    parts: list[str] = []
+
+    def emit(text: str) -> None:
+        parts.append(text)
+        sink.arguments(text)
+
+    if (yield from _read_body(source, emit)) or is_object("".join(parts)):
+        sink.end_call()
+
+
+def _read_body(source: Source, emit: Emit) -> Reading[str]:
+    """Read the text of a message, and return its end; the next message ends one that has none."""
+    end = yield from source.until((*ENDS, START), emit, trims=True)
     yield from source.accept(*ENDS)
+    return end

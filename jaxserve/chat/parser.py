@@ -68,9 +68,9 @@ class AnswerParser:
         self._reader = form.read(self._source, self._sink, schemas=schemas or {}, is_open=is_open)
 
     @property
-    def num_calls(self) -> int:
-        """Tool calls that have begun."""
-        return self._sink.num_calls
+    def num_whole_calls(self) -> int:
+        """Tool calls whose arguments are all there."""
+        return self._sink.num_whole_calls
 
     def feed(self, text: str) -> list[Piece]:
         """Return what is certain of the answer, now that `text` has come."""

@@ -31,6 +31,7 @@ class Sink:
         self._is_after_markup = False
         self._has_arguments = True
         self.num_calls = 0
+        self.num_whole_calls = 0
 
     def content(self, text: str) -> None:
         """Add text of the answer."""
@@ -52,9 +53,13 @@ class Sink:
         self._found.append(Piece(Kind.ARGUMENTS, text))
 
     def end_call(self) -> None:
-        """End a call; if it has said nothing of arguments, it has none."""
+        """End a call whose arguments are all there; if it had no place for any, they are empty.
+
+        A call that was cut is never ended: its arguments are as much as came.
+        """
         if not self._has_arguments:
             self.arguments("{}")
+        self.num_whole_calls += 1
         self._is_after_markup = True
 
     def after_markup(self) -> None:

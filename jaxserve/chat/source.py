@@ -129,10 +129,18 @@ class Source:
             yield
         return self._text[self._at : self._at + num_chars]
 
-    def until(self, texts: tuple[str, ...], emit: Emit, *, trims: bool = False) -> Reading[str]:
+    def until(
+        self,
+        texts: tuple[str, ...],
+        emit: Emit,
+        *,
+        trims: bool = False,
+        drops_begun: bool = False,
+    ) -> Reading[str]:
         """Pass text on up to the first of some markers, which is not read; "" if the text ends.
 
-        trims: white space before the marker is not read either.
+        trims: white space before the marker is not read either. drops_begun: where the text ends
+        in the middle of a marker, that is dropped.
         """
         wanted = markers(texts, self._dropped)
         while True:
@@ -143,10 +151,12 @@ class Source:
                 continue
             if trims and (marker or not self.is_whole):
                 place -= _num_trailing_spaces(self._text, self._at, place)
-            if not marker and self.is_whole:
+            if not marker and self.is_whole and not drops_begun:
                 place = len(self._text)
             self._emit_to(place, emit)
             if marker or self.is_whole:
+                if not marker:
+                    self.skip_rest()
                 return marker
             yield
 
@@ -165,6 +175,23 @@ class Source:
                     self._at = start + len(found)
                 return found
             yield
+
+    def is_cut_within(self, *texts: str) -> bool:
+        """Whether the text ends here, or in the middle of one of these texts.
+
+        Only after `accept` has found none of them, which tells the same whatever the pieces were.
+        """
+        space = SPACE.match(self._text, self._at)
+        rest = self._text[self._at if space is None else space.end() :]
+        return self.is_whole and (not rest or any(text.startswith(rest) for text in texts))
+
+    def skip_rest(self) -> str:
+        """Read all that is there."""
+        return self.skip(len(self._text) - self._at)
+
+    def is_cut_soon(self) -> bool:
+        """Whether the text ends here; only after `short_until` has found no marker."""
+        return self.is_whole and len(self._text) - self._at <= MAX_SHORT
 
     def short_until(self, texts: tuple[str, ...]) -> Reading[str | None]:
         """Read text up to a marker that comes soon, but not the marker; None if none does.

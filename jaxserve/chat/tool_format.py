@@ -47,8 +47,13 @@ class ToolFormat:
         while (yield from source.peek()):
             source.mark()
             may_call = self.is_bare
+            num_before = sink.num_calls
             while True:
                 found = yield from source.accept(*between)
+                if not found and sink.num_calls > num_before and source.is_cut_within(*between):
+                    # What was cut is markup.
+                    source.skip_rest()
+                    return
                 if found in self.ends:
                     sink.after_markup()
                     source.mark()

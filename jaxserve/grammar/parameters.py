@@ -118,20 +118,25 @@ class Written:
 
 STYLES: Mapping[str, Written] = {
     "qwen_xml": Written(
-        "<parameter={key}>\n{value}\n</parameter>\n", bare=without(ANY, ["</parameter>"])
+        "<parameter={key}>\n{value}\n</parameter>\n",
+        bare=without(ANY, ["</parameter>", "<parameter=", "</function>"]),
     ),
     # Line breaks around a value are no part of it where it is read.
     "seed_xml": Written(
         "<parameter={key}>{value}</parameter>\n",
-        bare=without(r"/(?s:(?:[^\n](?:.*[^\n])?)?)/", ["</parameter>"]),
+        bare=without(
+            r"/(?s:(?:[^\n](?:.*[^\n])?)?)/", ["</parameter>", "<parameter=", "</function>"]
+        ),
     ),
     "glm_xml": Written(
         "<arg_key>{key}</arg_key>{n}<arg_value>{value}</arg_value>{n}",
-        bare=without(ANY, ["</arg_value>"]),
+        bare=without(ANY, ["</arg_value>", "<arg_key>", "</tool_call>"]),
     ),
     "deepseek_xml": Written(
         '<｜DSML｜parameter name="{key}" string="{is_string}">{value}</｜DSML｜parameter>\n',
-        bare=without(ANY, ["</｜DSML｜parameter>"]),
+        bare=without(
+            ANY, ["</｜DSML｜parameter>", '<｜DSML｜parameter name="', "</｜DSML｜invoke>"]
+        ),
     ),
     "python": Written("{key}={value}", bare=None, between=", ", key=r"[A-Za-z_]\w{0,127}"),
 }

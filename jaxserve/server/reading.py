@@ -100,9 +100,9 @@ class ChatParser:
         self._num_calls = 0
 
     @property
-    def has_calls(self) -> bool:
-        """Whether a tool call has begun."""
-        return self._num_calls > 0
+    def has_whole_call(self) -> bool:
+        """Whether the arguments of a tool call are all there."""
+        return self._parser.num_whole_calls > 0
 
     def read(self, text: str, *, is_last: bool) -> list[Piece]:
         """Return the pieces that are certain, now that `text` has come."""

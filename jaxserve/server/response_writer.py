@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from msgspec.structs import replace
 
+from jaxserve.chat.syntax.json_value import is_object
 from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.server.chat_pieces import Arguments, Call, ChatAnswer, End, Piece, Reasoning, Text
 from jaxserve.server.errors import describe
@@ -115,11 +116,14 @@ class ResponseWriter:
                 return [*self._close("completed"), *self._open(call)]
             case Arguments(text):
                 return self._add(text)
-            case End("length", _):
-                self.response.incomplete_details = IncompleteDetails("max_output_tokens")
-                return self._close("incomplete")
-            case End():
-                return self._close("completed")
+            case End(reason, _):
+                if reason == "length":
+                    self.response.incomplete_details = IncompleteDetails("max_output_tokens")
+                is_whole = reason != "length"
+                if isinstance(self._item, FunctionCallOut):
+                    # An answer may end within a call by itself, and be cut behind one.
+                    is_whole = is_object("".join(self._texts))
+                return self._close("completed" if is_whole else "incomplete")
 
     def _open(self, item: ItemOut) -> list[Event]:
         """Begin an item, unless one of its kind grows already."""

@@ -56,7 +56,11 @@ def parse(form: AnswerFormat, pieces: list[str], **settings: Any) -> Found:
     found: list[Piece] = []
     for piece in pieces:
         found += parser.feed(piece)
-    found += parser.finish()
+    return found_in(found + parser.finish())
+
+
+def found_in(found: list[Piece]) -> Found:
+    """What the pieces of an answer come to."""
     texts = {Kind.CONTENT: "", Kind.REASONING: ""}
     calls: list[tuple[str, str]] = []
     ids: list[str] = []

@@ -6,6 +6,7 @@ import time
 from itertools import product
 from typing import Any
 
+import pydantic_core
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,10 +17,13 @@ from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.chat.pieces import Kind
 from jaxserve.chat.source import MAX_SPACE
 from jaxserve.chat.syntax.json_call import MAX_HELD
+from jaxserve.chat.syntax.json_value import is_object
 from jaxserve.errors import ConfigError
-from tests.chat.answers import ANSWERS, Found, form_of, parse
+from tests.chat.answers import ANSWERS, SCHEMAS, Found, form_of, found_in, parse
 
+DSML = "｜DSML｜"
 STRING = {"type": "string"}
+CODED = "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>"
 FORMS = {
     **{name: form_of(name) for name in tool_parsers.names()},
     **{f"{name} reasoning": form_of(None, name) for name in reasoning_parsers.names()},
@@ -242,3 +246,97 @@ def everything(found: Found) -> str:
 
 def words(text: str) -> list[str]:
     return sorted(re.findall(r"w\d+w", text))
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_call_cut_anywhere_has_as_much_of_its_arguments_as_came(name: str) -> None:
+    answer = ANSWERS[name]
+    form = form_of(answer.tools, answer.reasoning)
+    for stop in range(len(answer.text)):
+        text = answer.text[:stop]
+        parser = AnswerParser(form, schemas=SCHEMAS, is_open=answer.is_open)
+        pieces = parser.feed(text) + parser.finish()
+        assert parse(form, list(text), is_open=answer.is_open) == found_in(pieces)
+        calls = found_in(pieces).calls
+        whole = [call for call in calls if is_object(call[1])]
+        assert parser.num_whole_calls == len(whole)
+        assert len(whole) >= len(calls) - 1
+        for (_, arguments), (_, expected) in zip(calls, answer.calls, strict=False):
+            came = pydantic_core.from_json(arguments or "{}", allow_partial="trailing-strings")
+            assert is_beginning(came, expected), (text, arguments)
+            assert not is_object(arguments) or came == expected, (text, arguments)
+
+
+def is_beginning(came: Any, expected: Any) -> bool:
+    """Whether a value is another one as far as it came."""
+    match came, expected:
+        case dict(), dict():
+            return all(key in expected and is_beginning(came[key], expected[key]) for key in came)
+        case list(), list():
+            return all(map(is_beginning, came, expected))
+        case str(), _:
+            # Python's words come as text as long as they are not whole.
+            return str(expected).startswith(came)
+        case int() | float(), int() | float():
+            return True  # digits may be missing
+    return bool(came == expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "content"),
+    [
+        ("qwen3_coder", f"{CODED}\n</func", ""),
+        ("qwen3_coder", f"{CODED}\n</function>\n</tool_c", ""),
+        ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</to', ""),
+        ("hermes", "I use <to", "I use <to"),
+    ],
+)
+def test_markup_behind_a_call_is_no_content_where_it_is_cut(
+    name: str, text: str, content: str
+) -> None:
+    found = parse(form_of(name), [text])
+    assert (found.content, len(found.calls)) == (content, not content)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "qwen3_coder",
+            "<function=weather>\n<parameter=city>\nOslo\n<parameter=days>\n3\n</parameter>\n</function>",
+            {"city": "Oslo", "days": 3},
+        ),
+        (
+            "qwen3_coder",
+            "<function=weather>\n<parameter=days>\n3\n<parameter=city>\nOslo\n</function>\n</tool_call>",
+            {"city": "Oslo", "days": 3},
+        ),
+        (
+            "seed_oss",
+            "<function=weather>\n<parameter=city>Oslo<parameter=days>3</function>",
+            {"city": "Oslo", "days": 3},
+        ),
+        (
+            "glm",
+            "<tool_call>weather<arg_key>city</arg_key><arg_value>Oslo\n<arg_key>days<arg_value>3</tool_call>",
+            {"city": "Oslo", "days": 3},
+        ),
+        (
+            "glm",
+            "<tool_call>weather\n<arg_key>city<arg_value>Oslo</arg_value></tool_call>",
+            {"city": "Oslo"},
+        ),
+        (
+            "deepseek_v32",
+            f'<{DSML}invoke name="weather"><{DSML}parameter name="city">Oslo</{DSML}invoke>',
+            {"city": "Oslo"},
+        ),
+    ],
+)
+def test_a_value_whose_end_is_missing_does_not_swallow_what_follows(
+    name: str, text: str, expected: dict[str, Any]
+) -> None:
+    found = parse(form_of(name), [text + " Done."])
+    assert [json.loads(arguments) for _, arguments in found.calls] == [expected]
+    assert parse(form_of(name), list(text + " Done.")) == found
+    assert found.content.endswith("Done.")

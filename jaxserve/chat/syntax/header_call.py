@@ -35,6 +35,9 @@ class HeaderCall:
         yield from source.accept(self.end)
         sink.call(header["name"], header.groupdict().get("id") or "")
         source.mark()
-        yield from read_arguments(source, sink.arguments)
-        sink.end_call()
+        start = source.position
+        is_whole = yield from read_arguments(source, sink.arguments)
+        has_none = source.position == start and bool((yield from source.peek()))
+        if is_whole or has_none:
+            sink.end_call()
         return True

@@ -36,6 +36,7 @@ class JsonCall:
         num_calls = sink.num_calls
         name: str | None = None
         held: list[str] | None = None
+        has_all_arguments = True
         separator = ","
         while separator == ",":
             key = yield from _read_key(source)
@@ -54,7 +55,7 @@ class JsonCall:
                 if is_fine:
                     sink.call(name)
                     source.mark()
-                    is_fine = yield from read_arguments(source, sink.arguments)
+                    has_all_arguments = is_fine = yield from read_arguments(source, sink.arguments)
                     source.mark()
             else:
                 is_fine = key in ENVELOPE and (yield from read_short_string(source)) is not None
@@ -63,7 +64,8 @@ class JsonCall:
             sink.call(name)
         if sink.num_calls == num_calls:
             return False
-        sink.end_call()
+        if has_all_arguments:
+            sink.end_call()
         return bool(separator)
 
 

@@ -4,6 +4,8 @@ import json
 import re
 from contextlib import suppress
 
+import pydantic_core
+
 from jaxserve.chat.source import SPACE, Emit, Reading, Source
 
 IN_STRING = re.compile(r'[^"\\]+')
@@ -47,6 +49,14 @@ def read_value(source: Source, emit: Emit, *, limit: int | None = None) -> Readi
             return True
 
 
+def is_object(text: str) -> bool:
+    """Whether a text is the JSON of an object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def read_short_string(source: Source) -> Reading[str | None]:
     """Read a short JSON string, and white space before it; None if none comes next.
 
@@ -72,10 +82,11 @@ def read_arguments(source: Source, emit: Emit, *, limit: int | None = None) -> R
     text = "".join(parts)
     if is_whole and text == "null":
         return True
-    if is_whole and char == '"':
+    if char == '"':
         # If it is none after all, the client gets to see what it is.
         with suppress(ValueError):
-            text = json.loads(text)
+            text = pydantic_core.from_json(text, allow_partial="trailing-strings")
+        is_whole = is_whole or is_object(text)
     if text:
         emit(text)
     return is_whole

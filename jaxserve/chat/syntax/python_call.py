@@ -13,6 +13,7 @@ KEYWORD = re.compile(r"[A-Za-z_]\w{0,127}")
 IN_STRING = re.compile(r"""[^"'\\]+""")
 WORD = re.compile(r"[\w+\-.]+")
 NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+CUT_NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d*)?)?")
 WORDS = {"True": "true", "False": "false", "None": "null"}
 JSON_WORDS = frozenset(WORDS.values())
 BRACKETS = {"[": "[", "(": "[", "{": "{", "]": "]", ")": "]", "}": "}"}
@@ -47,6 +48,8 @@ class PythonCall:
         while True:
             yield from skip_space(source)
             key = yield from source.short_until(("=",))
+            if separator != "{" and key is None and source.is_cut_soon():
+                return False
             if key is None or not KEYWORD.fullmatch(key.strip()):
                 break
             source.skip(1)
@@ -57,9 +60,9 @@ class PythonCall:
             source.mark()
             is_whole = yield from _read_literal(source, sink.arguments)
             source.mark()
-            if not is_whole:
+            found = (yield from source.accept(",", ")")) if is_whole else ""
+            if not is_whole or (not found and source.is_cut_within()):
                 return False
-            found = yield from source.accept(",", ")")
             if found != "," or (yield from source.accept(")")):
                 sink.arguments("}")
                 sink.end_call()
@@ -111,8 +114,11 @@ def _read_literal(source: Source, emit: Emit) -> Reading[bool]:
                 return False
             word = WORDS.get(word, word)
             # JSON's keys are strings.
-            is_json = not is_key and (word in JSON_WORDS or NUMBER.fullmatch(word))
-            begin(word if is_json else json.dumps(word, ensure_ascii=False))
+            is_cut = not (yield from source.peek())
+            number = CUT_NUMBER if is_cut else NUMBER
+            is_json = not is_key and (word in JSON_WORDS or number.fullmatch(word))
+            text = json.dumps(word, ensure_ascii=False)
+            begin(word if is_json else text[:-1] if is_cut else text)
         if not brackets:
             return True
 
@@ -146,8 +152,13 @@ def _read_string(source: Source, emit: Emit) -> Reading[bool]:
 def _read_escape(source: Source) -> Reading[str]:
     """Read a backslash and what it stands for; Python leaves those it does not know as they are."""
     kind = (yield from source.peek(2))[1:]
+    num_digits = NUM_DIGITS.get(kind, 0)
+    digits = (yield from source.peek(2 + num_digits))[2:]
+    if not kind or len(digits) < num_digits:
+        # The text ends within it.
+        source.skip_rest()
+        return ""
     if kind in CODES:
-        digits = (yield from source.peek(2 + NUM_DIGITS[kind]))[2:]
         code = int(digits, 16) if CODES[kind].fullmatch(digits) else None
         # Half of a surrogate pair is no character that could be sent.
         if code is not None and not 0xD800 <= code < 0xE000:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic_core
+
 from jaxserve.chat.pieces import Sink
 from jaxserve.chat.source import Emit, Reading, Source
 from jaxserve.chat.syntax import Schemas
@@ -69,44 +71,62 @@ class TaggedCall:
         schema = schemas.get(name, {})
         properties = _mapping(schema.get("properties"))
         types = {key: types_of(value, schema) for key, value in properties.items()}
-        num_read = 0
+        separator = "{"
+        # A key whose end is missing ends where its value begins.
+        key_ends = tuple(filter(None, (self.key[1], self.value[0])))
         while tag == self.key[0]:
-            key = yield from source.short_until((self.key[1],))
+            key = yield from source.short_until(key_ends)
             if key is None:
+                if source.is_cut_soon():
+                    begun = re.split('[<"]', source.skip_rest().strip())[0]
+                    sink.arguments((separator + _json(begun)[:-1]) if begun else "")
+                    return True
                 break
             yield from source.accept(self.key[1])
             if self.value[0] and not (yield from source.accept(self.value[0])):
+                if source.is_cut_within(self.value[0]):
+                    source.skip_rest()
+                    sink.arguments(f"{separator}{_json(key.strip())}: ")
+                    return True
                 break
             key, _, attributes = key.strip().partition('"')
-            sink.arguments(f"{', ' if num_read else '{'}{_json(key)}: ")
-            num_read += 1
+            sink.arguments(f"{separator}{_json(key)}: ")
+            separator = ", "
             kinds = STRING if IS_STRING in attributes else types.get(key, frozenset())
             is_whole = yield from self._read_value(source, sink.arguments, kinds)
             source.mark()
             if not is_whole:
                 return True  # the text has ended within a value, and the JSON with it
             tag = yield from source.accept(self.key[0], self.end)
-        sink.arguments("}" if num_read else "{}")
+            if not tag and source.is_cut_within(self.key[0], self.end):
+                source.skip_rest()
+                return True
+        sink.arguments("{}" if separator == "{" else "}")
         sink.end_call()
         return tag == self.end
 
     def _read_value(self, source: Source, emit: Emit, types: frozenset[str]) -> Reading[bool]:
         end = self.value[1]
-        ends = ("\n" + end, end) if self.pads else (end,)
+        ends: tuple[str, ...] = ("\n" + end, end) if self.pads else (end,)
+        # As in vLLM, a value whose end is missing ends before the next key and the call's end.
+        others = (self.key[0], self.end)
+        ends += (*others, *("\n" + other for other in others))
         if self.pads and (yield from source.peek()) == "\n":
             source.skip(1)
-        if types == STRING:
+        # Which of the types it is shows only at its end, but a string can be nothing else.
+        parts: list[str] = []
+        is_string = types == STRING
+        take: Emit = (lambda text: emit(_json(text)[1:-1])) if is_string else parts.append
+        if is_string:
             emit('"')
-            found = yield from source.until(ends, lambda text: emit(_json(text)[1:-1]))
-            if found:
-                emit('"')
+        found = yield from source.until(ends, take, drops_begun=True)
+        text = "".join(parts)
+        if is_string:
+            emit('"' if found else "")
         else:
-            # Which of the types it is shows only at its end.
-            parts: list[str] = []
-            found = yield from source.until(ends, parts.append)
-            text = "".join(parts)
-            emit(_converted(text, types) if found else text)
-        source.skip(len(found))
+            emit(_converted(text, types) if found else _begun(text, types))
+        if found.strip() == end:
+            source.skip(len(found))
         return bool(found)
 
 
@@ -118,6 +138,17 @@ def _converted(text: str, types: frozenset[str]) -> str:
     except (ValueError, RecursionError):
         return _json(text)
     return value if not types or types & kinds else _json(text)
+
+
+def _begun(text: str, types: frozenset[str]) -> str:
+    """Return the beginning of the JSON of a value that was cut."""
+    if not text.strip():
+        return ""
+    try:
+        value = pydantic_core.from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
+    except ValueError:
+        return _json(text)[:-1]
+    return text.strip() if not types or types & KINDS[type(value)] else _json(text)[:-1]
 
 
 def _refuse(constant: str) -> None:

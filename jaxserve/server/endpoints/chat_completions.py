@@ -167,5 +167,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
 
 
 def _finish_reason(reason: FinishReason, parser: ChatParser) -> str:
-    """Return why an answer has ended, in OpenAI's words: calls are the client's turn."""
-    return "tool_calls" if parser.has_calls and reason is FinishReason.STOP else reason
+    """Return why an answer has ended, in OpenAI's words: whole calls are the client's turn.
+
+    An answer that was cut says so, whatever calls are in it.
+    """
+    return "tool_calls" if parser.has_whole_call and reason is FinishReason.STOP else reason

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from functools import partial
 
 import msgspec
+import pydantic_core
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -170,9 +171,12 @@ def prompt_fields(body: MessagesPrompt) -> dict[str, object]:
 
 
 def _object(text: str) -> dict[str, object]:
-    """Return the object that JSON text means; an empty one if the model did not finish it."""
+    """Return the object that JSON text means.
+
+    Of one that was cut it is what is whole, as Anthropic's own clients make it of a stream.
+    """
     try:
-        value = msgspec.json.decode(text)
-    except (ValueError, RecursionError):
+        value = pydantic_core.from_json(text, allow_inf_nan=False, allow_partial=True)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -21,7 +21,10 @@ class ThinkingOut(Struct, tag_field="type", tag="thinking"):
 
 
 class ToolUseOut(Struct, tag_field="type", tag="tool_use"):
-    """A call to be made. input: empty in a stream's start, and when the answer ended within it."""
+    """A call to be made.
+
+    input: empty in a stream's start; where the answer ended within it, what had come of it.
+    """
 
     id: str
     name: str
