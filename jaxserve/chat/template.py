@@ -2,28 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
 from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.ext import loopcontrols
 
+from jaxserve.chat.past_calls import RENDER_ERRORS, Message, render_calls
 from jaxserve.errors import CheckpointError, InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
 
-type Message = Mapping[str, Any]
-
-# What a template can raise on messages it was not written for.
-RENDER_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 MAX_REASON_CHARS = 200
 
 # Names a template reads that are no options of its caller: what the renderer itself supplies.
@@ -93,22 +82,25 @@ class ChatTemplate:
     ) -> str:
         """Return the prompt of a chat as text.
 
-        messages: as in OpenAI's API, `content` a string or a list of text parts; tool calls
-        carry their arguments as an object. Raises InvalidRequestError when the template cannot
+        messages: as in OpenAI's API, `content` a string or a list of text parts, and the arguments
+        of tool calls as text or as an object. Raises InvalidRequestError when the template cannot
         take what the request holds.
         """
         self._check_place("tools", tools, has_place=self.reads_tools)
         self._check_place("documents", documents, has_place=self.reads_documents)
         self._check_variables(variables or {})
+        apply = partial(
+            self._tokenizer.apply_chat_template,
+            tools=tools or None,
+            documents=documents or None,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={**self._defaults, **(variables or {})},
+        )
         try:
-            return self._tokenizer.apply_chat_template(
-                [self._adapt(message) for message in messages],
-                tools=tools or None,
-                documents=documents or None,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                variables={**self._defaults, **(variables or {})},
-            )
+            return render_calls([self._adapt(message) for message in messages], apply)
+        except InvalidRequestError:
+            raise
         except RENDER_ERRORS as error:
             raise InvalidRequestError(
                 f"the model's chat template cannot take these messages{_reason(error)}",

@@ -209,10 +209,10 @@ FIELDS: list[tuple[str, Any, str, str]] = [
         CHAT,
         with_message(
             role="assistant",
-            tool_calls=[{**CALL, "function": {"name": "f", "arguments": "{oops"}}],
+            tool_calls=[{**CALL, "function": {"name": "f", "arguments": {}}}],
         ),
         "messages[0].tool_calls[0].function.arguments",
-        "JSON, got '{oops'",
+        "a string, got {}",
     ),
     # Tools and templates
     (CHAT, chat(tools=[{"type": "custom"}]), "tools[0].type", "got 'custom'"),

@@ -8,7 +8,8 @@ import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from jaxserve.chat.template import RENDER_ERRORS, ChatTemplate
+from jaxserve.chat.past_calls import RENDER_ERRORS
+from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.server.protocol.chat import Chat
@@ -60,20 +61,26 @@ def outcomes(pretrained: Any, path: Path, **fields: Any) -> tuple[str, str]:
     template = ChatTemplate(Tokenizer(pretrained))
     if not template.reads_tools:
         fields["tools"] = []
-    try:
-        expected = pretrained.apply_chat_template(
-            chat(arguments=ARGUMENTS, content=""),
-            tools=fields["tools"] or None,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-    except RENDER_ERRORS as error:
-        expected = error.message if type(error) is TemplateError else "cannot take these"
+    # A template may take the arguments of calls only as an object, or only as text.
+    expected: str | None = None
+    for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
+        try:
+            expected = pretrained.apply_chat_template(
+                chat(arguments=arguments, content=""),
+                tools=fields["tools"] or None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            break
+        except RENDER_ERRORS as error:
+            expected = error.message if type(error) is TemplateError else "cannot take these"
     messages = chat(arguments=json.dumps(ARGUMENTS), content=None)
     try:
         got = parse({"messages": messages, **fields}, Chat).render(template)
     except InvalidRequestError as error:
+        assert expected is not None
         return expected, expected if str(expected) in error.message else error.message
+    assert expected is not None
     return expected, got
 
 

@@ -28,7 +28,7 @@ from jaxserve.server.protocol.response_answers import (
     ResponseDeleted,
 )
 from jaxserve.server.protocol.response_items import ITEMS, Item, with_ids
-from jaxserve.server.protocol.responses import FIELD_NAMES, ResponsePrompt, ResponsesBody
+from jaxserve.server.protocol.responses import ResponsePrompt, ResponsesBody
 from jaxserve.server.response_store import BEAT_S, ResponseStore
 from jaxserve.server.response_writer import ResponseWriter, response_error
 from jaxserve.server.sse import EventStream, tagged_event
@@ -44,8 +44,9 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     body = parse(fields, ResponsesBody)
     body.check()
     earlier = await _earlier_items(http, body)
-    with renamed(FIELD_NAMES):
-        answer = await ChatAnswer.begin(http, body.chat(earlier))
+    fields = body.chat(earlier)
+    with renamed(body.field_names(earlier, fields)):
+        answer = await ChatAnswer.begin(http, fields)
     writer = ResponseWriter(answer, _begin(answer, body))
     work = Work(state, writer, body, owner=owner_of(http.scope))
     if body.background:
@@ -85,8 +86,9 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
     body = parse(fields, ResponsePrompt)
     earlier = await _earlier_items(http, body)
-    with renamed(FIELD_NAMES):
-        chat = parse(body.chat(earlier), Chat)
+    fields = body.chat(earlier)
+    with renamed(body.field_names(earlier, fields)):
+        chat = parse(fields, Chat)
         tokens = await in_worker(state, partial(encode_chat, state.model(body.model), chat))
     return json_response(InputTokens(len(tokens)))
 

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, Tag
 
 from jaxserve.chat.template import ChatTemplate
@@ -140,26 +139,8 @@ class Message(Body):
         elif self.content is not None:
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
         if self.tool_calls:
-            message["tool_calls"] = [
-                _call_for_template(call, f"{place}.tool_calls[{index}].function.arguments")
-                for index, call in enumerate(self.tool_calls)
-            ]
+            message["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
         return message
-
-
-def _call_for_template(call: ToolCall, place: str) -> dict[str, Any]:
-    """Arguments go over the wire as JSON text; templates write the object in their own way."""
-    text = call.function.arguments
-    try:
-        arguments = msgspec.json.decode(text) if text else {}
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"{place} must be JSON, got {show(text)}", param=place) from error
-    if not isinstance(arguments, dict):
-        raise InvalidRequestError(
-            f"{place} must be the JSON of an object, got {show(text)}", param=place
-        )
-    function = {"name": call.function.name, "arguments": arguments}
-    return {"id": call.id, "type": call.type, "function": function}
 
 
 class Function(Body):

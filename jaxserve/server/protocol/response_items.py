@@ -139,10 +139,7 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     turn: dict[str, Any] | None = None
     for item in items:
-        is_assistants = isinstance(item, FunctionCallItem | ReasoningItem) or (
-            isinstance(item, MessageItem) and item.role == "assistant"
-        )
-        if not is_assistants:
+        if not _is_assistants(item):
             turn = None
         elif turn is None:
             turn = {"role": "assistant", "content": ""}
@@ -163,6 +160,13 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
                 content = _chat_parts(item.output) or ""
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
     return messages
+
+
+def _is_assistants(item: Item) -> bool:
+    """Whether an item is part of an assistant's turn."""
+    if isinstance(item, MessageItem):
+        return item.role == "assistant"
+    return isinstance(item, FunctionCallItem | ReasoningItem)
 
 
 def _chat_parts(parts: Sequence[Part]) -> list[dict[str, str]]:

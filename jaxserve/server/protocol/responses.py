@@ -1,16 +1,17 @@
 """The body of POST /v1/responses, and the chat it asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, Tag
 
+from jaxserve.chat.past_calls import ARGUMENTS
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import CACHE_SALT, Body, Int32, Stop, by_type, told, wanted
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_TOOLS, ReasoningEffort
 from jaxserve.server.protocol.fields import Unread
 from jaxserve.server.protocol.parsing import show
-from jaxserve.server.protocol.response_items import Item, Items, chat_messages
+from jaxserve.server.protocol.response_items import FunctionCallItem, Item, Items, chat_messages
 from jaxserve.server.protocol.structured import JsonObjectFormat, TextFormat
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
@@ -149,6 +150,21 @@ class ResponsePrompt(Body):
     text: TextConfig | None = None
     truncation: Literal["disabled"] = "disabled"
     parallel_tool_calls: bool = True
+
+    def field_names(self, earlier: Sequence[Item], chat: Mapping[str, Any]) -> dict[str, str]:
+        """Return what the fields of the chat are called here, and the arguments of its calls."""
+        in_chat = [
+            ARGUMENTS.format(index, number)
+            for index, message in enumerate(chat["messages"])
+            for number in range(len(message.get("tool_calls", ())))
+        ]
+        places = ["previous_response_id" for item in earlier if isinstance(item, FunctionCallItem)]
+        places += [
+            f"input[{index}].arguments"
+            for index, item in enumerate(self.input)
+            if isinstance(item, FunctionCallItem)
+        ]
+        return FIELD_NAMES | dict(zip(in_chat, places, strict=True))
 
     def chat(self, earlier: Sequence[Item]) -> dict[str, Any]:
         """Return the fields of the chat that makes the same prompt.
