@@ -23,7 +23,7 @@ compile = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 -
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bench lock clean client-tests compile-check compile-tests
+.PHONY: help setup serve test lint format docs bench lock clean client-tests compile-check compile-tests
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: $(DEV)  ## check style, format and types
 format: $(DEV)  ## rewrite the code in the project's format
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
+
+docs: $(RUNTIME)  ## rewrite the generated tables in docs/
+	@$(PY) docs/generate.py
 
 bench: ARGS = throughput
 bench: $(DEV)  ## measure throughput, or ARGS="throughput MODEL --num-prompts 100"

@@ -1,0 +1,131 @@
+"""Write the tables of the documents that are generated from the code: `make docs`.
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of
+PARTS. A test compares every part with the code, so that no table falls behind.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jaxserve.config import EngineOptions
+from jaxserve.flag import Flag
+from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
+from jaxserve.request import SamplingParams
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.protocol.fields import IGNORED, REFUSED
+from jaxserve.vllm_flags import INERT_FLAGS
+
+DOCS = Path(__file__).resolve().parent
+PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as a table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in lines
+    )
+
+
+def flags(listed: Sequence[Flag], settings: type[Any]) -> str:
+    """Return a table of flags, with the defaults of the settings that they fill."""
+    defaults = {field.name: field.default for field in fields(settings)}
+    return table(
+        ("flag", "meaning", "default"),
+        (
+            (_spelling(flag), _sentence(flag.help), _default(defaults[flag.field]))
+            for flag in listed
+        ),
+    )
+
+
+def inert() -> str:
+    """Return a table of vLLM's flags that have no effect, and of those with few allowed values."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for flag in INERT_FLAGS:
+        if flag.allowed is None:
+            accepted = "any value"
+        elif flag.switch:
+            accepted = "only `--no-` forms"
+        else:
+            accepted = " or ".join(f"`{value}`" for value in flag.allowed) or "none"
+        by_reason.setdefault((flag.reason, accepted), []).append(f"`--{flag.name}`")
+    rows = sorted(
+        (", ".join(sorted(names)), accepted, reason)
+        for (reason, accepted), names in by_reason.items()
+    )
+    return table(("flag of vLLM", "accepted", "why it has no effect"), rows)
+
+
+def refused_fields() -> str:
+    """Return a table of request fields that are refused, and of the values that are not."""
+    return table(
+        ("field", "accepted", "why others are refused"),
+        (
+            (
+                f"`{name}`",
+                ", ".join(f"`{json.dumps(value)}`" for value in allowed) or "null only",
+                reason,
+            )
+            for name, (reason, allowed) in sorted(REFUSED.items())
+        ),
+    )
+
+
+def ignored_fields() -> str:
+    """Return the request fields that have no effect."""
+    return ", ".join(f"`{name}`" for name in sorted(IGNORED)) + "\n"
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "engine-flags": lambda: flags(ENGINE_FLAGS, EngineOptions),
+    "server-flags": lambda: flags(SERVER_FLAGS, ServerConfig),
+    "sampling-flags": lambda: flags(SAMPLING_FLAGS, SamplingParams),
+    "inert-flags": inert,
+    "refused-fields": refused_fields,
+    "ignored-fields": ignored_fields,
+}
+
+
+def generated(text: str) -> str:
+    """Return a document with its generated parts as the code has them now."""
+    return PART.sub(lambda part: part[1] + PARTS[part[2]]() + part[3], text)
+
+
+def main() -> None:
+    """Rewrite every document that has generated parts."""
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text("utf-8")
+        new = generated(text)
+        if new != text:
+            path.write_text(new, "utf-8")
+            print(f"rewrote {path.name}", file=sys.stderr)
+
+
+def _spelling(flag: Flag) -> str:
+    names = [f"`--{flag.name}`", *(f"`{alias}`" for alias in flag.aliases)]
+    if flag.switch:
+        names.insert(1, f"`--no-{flag.name}`")
+    return ", ".join(names) + (f" {', '.join(flag.choices)}" if flag.choices else "")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _default(value: object) -> str:
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case int() | float() | str() if value != "":
+            return f"`{value}`"
+    return ""
+
+
+if __name__ == "__main__":
+    main()
