@@ -158,6 +158,9 @@ def _tests() -> dict[str, Case]:
     fp8 = replace(nemotron, cache_dtype="float8_e4m3fn", page_size=32)
     int8 = replace(qwen, cache_dtype="int8", page_size=128)
     mixed = ((1, 9), (1, 50), (17, 60), (0, 0), (33, 33), (0, 40), (5, 5))
+    # The window ends inside a tile of keys, whatever its size. The last two rows of the chunk see
+    # nothing in the tile that its first row starts in: they start at key 128, and it at key 127.
+    past_window, window = ((3, 196), (1, 150)), 67
     return {
         "decode": decode(llama, (1, 16, 17, 90), padding=2),
         "decode_of_one": decode(qwen, (100,)),
@@ -197,6 +200,17 @@ def _tests() -> dict[str, Case]:
         ),
         "mixed_of_padding_only": ragged(qwen),
         "odd_table_width": ragged(llama, (30, 150), width=19),
+        **{
+            f"past_the_window_of_head_dim_{head_dim}_and_group_{group}": ragged(
+                replace(_layer(group, 1, head_dim, sliding_window=window), page_size=32),
+                *past_window,
+            )
+            for head_dim, group in ((64, 1), (96, 2), (128, 4), (192, 12), (224, 1), (256, 64))
+        },
+        # As above at key 64, of rows that are few enough to be decoded together.
+        "few_rows_past_the_window": ragged(
+            replace(qwen, head_dim=64, sliding_window=9), (4, 75), (2, 150), (1, 1)
+        ),
     }
 
 

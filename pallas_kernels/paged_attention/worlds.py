@@ -24,6 +24,9 @@ _LIMITS = {"float8_e4m3fn": 448.0, "int8": 127.0}
 # Pages that no sequence owns.
 SPARE_PAGES = 2
 
+# Numbers that are no page's.
+_NO_PAGES = (-1, -(2**31), 2**31 - 1, 1 << 20)
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -99,8 +102,10 @@ def lay_out(case: Case, seed: int) -> tuple[PagedBatch, np.ndarray]:
     num_pages = 1 + sum(owned) + SPARE_PAGES
     pages_of = np.split(1 + rng.permutation(num_pages - 1), np.cumsum(owned))
     num_written = np.zeros(num_pages, np.int32)
-    # Behind a sequence's pages may stand any page, also one of another sequence.
+    # Anything may follow a sequence's pages: pages of others, and numbers that are no page's.
     page_table = rng.integers(0, num_pages, (case.num_sequences, case.max_pages), np.int32)
+    no_page = rng.choice(np.array(_NO_PAGES, np.int32), page_table.shape)
+    page_table = np.where(rng.integers(0, 2, page_table.shape, bool), no_page, page_table)
     row_sequences = rng.integers(0, max(case.num_sequences, 1), case.num_tokens, np.int32)
     positions = rng.integers(0, case.max_pages * page_size, case.num_tokens, np.int32)
     starts = np.full(case.num_sequences + 1, case.num_rows, np.int32)

@@ -12,6 +12,7 @@ from pallas_kernels.paged_attention.cases import LAYERS, Case, ragged
 from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
 from pallas_kernels.paged_attention.mosaic_gpu import sm90
 from pallas_kernels.paged_attention.mosaic_gpu.combine import combine
+from pallas_kernels.paged_attention.mosaic_gpu.tile import UNSEEN
 from pallas_kernels.paged_attention.worlds import draw, relative_error
 from pallas_kernels.targets import CPU, find_target
 from tests.kernels.oracle import attended
@@ -62,7 +63,10 @@ def test_parts_are_averaged_by_their_sums() -> None:
     rng = np.random.default_rng(0)
     parts = rng.normal(size=(30, 2, 4, 64)).astype(np.float32)
     sums = rng.normal(scale=5, size=(30, 2, 4)).astype(np.float32)
-    sinks = rng.normal(size=4).astype(np.float32)
+    # Parts in which a head sees nothing, the first one included; a head without a sink; one whose
+    # sink takes all.
+    sums[3:6, 0, 1] = sums[20, 0] = UNSEEN
+    sinks = np.array([0.5, -np.inf, 1e30, -1.0], np.float32)
     # First item, end and query of each row: of many parts, of one, of none.
     rows = [(3, 29, 0), (29, 30, 1), (0, 3, 1), (0, 0, 0)]
     for sink in (None, sinks):
@@ -77,7 +81,8 @@ def test_parts_are_averaged_by_their_sums() -> None:
         wanted = np.zeros((4, 4, 64))
         for row, (first, end, query) in enumerate(rows):
             weights = np.exp2(sums[first:end, query].astype(np.float64))
-            total = weights.sum(axis=0) + (0 if sink is None else np.exp(sink))
+            with np.errstate(over="ignore"):
+                total = weights.sum(axis=0) + (0 if sink is None else np.exp(sink))
             weighted = np.einsum("ih,ihk->hk", weights, parts[first:end, query])
             wanted[row] = weighted / np.where(total > 0, total, 1)[:, None]
         np.testing.assert_allclose(np.asarray(out), wanted, atol=1e-5)

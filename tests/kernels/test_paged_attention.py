@@ -58,6 +58,7 @@ SIMULATED = (
     "mixed_under_a_soft_cap_in_a_window",
     "mixed_from_int8",
     "mixed_of_few_rows",
+    *(name for name in TESTS if "past_the_window" in name),
 )
 
 
@@ -200,6 +201,30 @@ def test_second_run_is_bit_equal(name: str, backend: str, place: str) -> None:
     world, out, _ = outcome(name, backend, place)
     again, _ = run(world, backend, place)
     np.testing.assert_array_equal(again, out)
+
+
+@pytest.mark.parametrize(("backend", "place"), PLACES)
+def test_a_sequence_of_nan_spoils_no_other(backend: str, place: str) -> None:
+    case = TESTS["mixed_with_sinks_in_a_window"]
+    world = draw(case, seed=1)
+    spoiled, (rows, total) = 2, case.sequences[2]
+    first_row = sum(rows for rows, _ in case.sequences[:spoiled])
+    of_others = np.delete(np.arange(case.num_rows), np.s_[first_row : first_row + rows])
+    k, v, cache = world.k.copy(), world.v.copy(), world.cache.copy()
+    k[first_row : first_row + rows] = v[first_row : first_row + rows] = np.nan
+    cache[:, np.asarray(world.batch.page_table)[spoiled, : case.pages_for(total)]] = np.nan
+    out, _ = run(replace(world, k=k, v=v, cache=cache), backend, place)
+    wanted = attended(world)
+    assert relative_error(out[of_others], wanted[of_others]) < TOLERANCE[case.config.dtype]
+
+
+@pytest.mark.parametrize(("backend", "place"), PLACES)
+def test_a_sink_of_minus_infinity_takes_no_part(backend: str, place: str) -> None:
+    world = draw(TESTS["mixed_with_sinks_in_a_window"], seed=1)
+    world = replace(world, sinks=np.full_like(world.sinks, -np.inf))
+    out, _ = run(world, backend, place)
+    assert error_of(world, out) < TOLERANCE[world.case.config.dtype]
+    np.testing.assert_array_equal(out[world.case.num_rows :], 0)
 
 
 @pytest.mark.parametrize(("name", "backend", "place"), RACES)

@@ -58,8 +58,8 @@ class Kernels(Protocol):
 
         Returns, as float32, each query's result over the item's keys and the base-2 logarithm of
         the sum that it was divided by: log2(sum(exp(score))). A query that sees none of the keys
-        gets any finite result and a sum below 2**-1000 of any other (`MASKED` of the reference is
-        a good score for it). What the item has no rows for may hold anything.
+        gets any finite result and, for its sum, a finite number below every score: UNSEEN of
+        tile.py. What the item has no rows for may hold anything.
         """
 
     def prefill(

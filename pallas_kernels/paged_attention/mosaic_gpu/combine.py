@@ -88,7 +88,7 @@ def combine(
 
         if sinks_ref:
             sink = plgpu.load(sinks_ref[0].at[which], layout=per_head, optimized=False)
-            maximum, total = sink * math.log2(math.e), jnp.ones((block,), jnp.float32)
+            maximum, total = sink, jnp.ones((block,), jnp.float32)
         else:
             maximum = jnp.full((block,), MASKED, jnp.float32)
             total = jnp.zeros((block,), jnp.float32)
@@ -116,7 +116,10 @@ def combine(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpreter(target),
     )
-    out: jax.Array = kernel(parts, sums, row_items, *(() if sinks is None else (sinks,)))
+    # To the base 2 already here: in the kernel, LLVM would contract the product and `maximum -
+    # new_maximum` into one FMA, and a large sink would leave a rounding error in the exponent.
+    base_2 = () if sinks is None else (sinks * math.log2(math.e),)
+    out: jax.Array = kernel(parts, sums, row_items, *base_2)
     return out
 
 

@@ -17,8 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
-from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, spread
-from pallas_kernels.paged_attention.reference import MASKED
+from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, UNSEEN, spread
 
 # Rows of a warpgroup's tile: as many as tensor memory has lanes.
 ROWS = 128
@@ -160,7 +159,7 @@ class _Block:
         self.num_queries = jnp.clip(self.item.num_rows - first_query, 0, self.how.tokens)
         plgpu.barrier_wait(self.barriers["queries"].at[self.warpgroup])
         pl.when(num_tiles > 0)(partial(self.multiply_keys, jnp.int32(0)))
-        maximum = jnp.full((ROWS,), MASKED, jnp.float32)
+        maximum = jnp.full((ROWS,), UNSEEN, jnp.float32)
         total = jnp.zeros((ROWS,), jnp.float32)
         if not self.how.is_decode and len(self.rest) > 1:
             # A sink is a key that was seen before all others, and whose value is 0.

@@ -13,8 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
-from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, spread
-from pallas_kernels.paged_attention.reference import MASKED
+from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, UNSEEN, spread
 
 # Rows of a tile: 16 for each of four warps, which is what mma multiplies.
 ROWS = 64
@@ -94,7 +93,7 @@ class _Block:
                 self.rest[0].at[self.kv_head], layout=self.per_row, optimized=False
             )
         else:
-            maximum = _full((ROWS,), MASKED, self.per_row)
+            maximum = _full((ROWS,), UNSEEN, self.per_row)
         total = _full((ROWS,), float(has_sinks), self.per_row)
         shape = (ROWS, self.how.swizzle // 2)
         return maximum, total, tuple(_full(shape, 0.0, self.product) for _ in self.how.chunks)

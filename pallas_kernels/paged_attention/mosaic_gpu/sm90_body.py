@@ -15,9 +15,8 @@ from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
 from pallas_kernels.paged_attention.mosaic_gpu.combine import row_layout
 from pallas_kernels.paged_attention.mosaic_gpu.sm90_ring import KEYS, VALUES, Pages, Plan, Ring
-from pallas_kernels.paged_attention.mosaic_gpu.tile import spread
+from pallas_kernels.paged_attention.mosaic_gpu.tile import UNSEEN, spread
 from pallas_kernels.paged_attention.mosaic_gpu.work import NUM_ROWS
-from pallas_kernels.paged_attention.reference import MASKED
 
 # Rows of a warpgroup's tiles: what wgmma has.
 ROWS = 64
@@ -124,7 +123,7 @@ class _Block:
         if self.plan.is_split:
             self.ring.fetch_first()
         self.arrange_queries()
-        maximum = jnp.full((ROWS,), MASKED, jnp.float32)
+        maximum = jnp.full((ROWS,), UNSEEN, jnp.float32)
         total = jnp.zeros((ROWS,), jnp.float32)
         if self.config.sinks and not self.plan.is_split:
             # A sink is a key that was seen before all others, and whose value is 0.

@@ -28,9 +28,20 @@ from pallas_kernels.paged_attention.mosaic_gpu.work import (
     NUM_ROWS,
     SEQUENCE,
 )
-from pallas_kernels.paged_attention.reference import MASKED
 
 KEYS = 64
+
+# The maximum that a row starts with is UNSEEN, and a masked score is MASKED. So a tile in which a
+# row sees nothing adds exactly nothing to it, for any positive factor:
+#   max(UNSEEN, MASKED * factor) = UNSEEN      the maximum stays, and the decay is exp2(0) = 1
+#   MASKED * factor - UNSEEN = -inf            the weights are exp2(-inf) = 0
+# This holds however the compiler rounds. Mosaic lets LLVM contract `score * factor - maximum` into
+# one FMA, which subtracts the rounded maximum from the exact product. With a finite MASKED the
+# rounding error of the product remains: at -1e30 it is up to 2**73, whose exp2 is infinite.
+# UNSEEN is finite because -inf - -inf is NaN. Every score of a model is above it, and replaces it
+# with a decay of 0.
+MASKED = -math.inf
+UNSEEN = -1e30
 
 _LOG2E = math.log2(math.e)
 
@@ -77,8 +88,11 @@ def fold(
 def fold_sinks(
     sinks: Float[Array, " heads"], kv_heads: int, rows: int
 ) -> Float[Array, "kv_heads rows"]:
-    """Return the sink of every row of a tile, to the base 2."""
-    by_kv_head = sinks.reshape(kv_heads, -1) * _LOG2E
+    """Return the sink of every row of a tile, to the base 2: the maximum that the row starts with.
+
+    A sink of -inf is one that no row has: it starts with UNSEEN.
+    """
+    by_kv_head = jnp.maximum(sinks.reshape(kv_heads, -1) * _LOG2E, UNSEEN)
     return jnp.tile(by_kv_head, (1, -(-rows // by_kv_head.shape[1])))[:, :rows]
 
 

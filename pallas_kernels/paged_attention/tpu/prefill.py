@@ -180,10 +180,15 @@ def _kernel(
 
     def attend(item: jax.Array, carry: None) -> None:
         del carry
-        row = row_block * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
-        is_ours = (row >= work.begins[item]) & (row < work.ends[item])
+        first_row = row_block * rows
+
+        def is_ours(row: jax.Array) -> jax.Array:
+            return (row >= work.begins[item]) & (row < work.ends[item])
+
+        row = first_row + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
         # Rows of others see nothing.
-        positions = jnp.where(is_ours, row + work.shifts[item], -1)
+        positions = jnp.where(is_ours(row), row + work.shifts[item], -1)
+        whole_rows = lax.broadcasted_iota(jnp.int32, (rows, layout.value_lanes), 0)
 
         def visit(slot: jax.Array, offset: jax.Array, position: jax.Array) -> None:
             chunk = (1, sizes.stream.chunk)
@@ -191,7 +196,7 @@ def _kernel(
             is_visible = key_positions <= positions
             if scoring.sliding_window is not None:
                 is_visible &= key_positions > positions - scoring.sliding_window
-            products.add(slot, offset, is_visible)
+            products.add(slot, offset, is_visible, is_ours(first_row + whole_rows))
 
         # Behind the last of its rows, an item sees nothing.
         stream.for_each_chunk(item, work.ends[item] + work.shifts[item], visit)
@@ -225,8 +230,14 @@ class _Products:
 
         self._each(begin)
 
-    def add(self, slot: jax.Array, offset: jax.Array, is_visible: jax.Array) -> None:
-        """Attend to a chunk of the pages in buffer `slot`; is_visible is bool[rows, chunk]."""
+    def add(
+        self, slot: jax.Array, offset: jax.Array, is_visible: jax.Array, is_ours: jax.Array
+    ) -> None:
+        """Attend to a chunk of the pages in buffer `slot`.
+
+        is_visible: bool[rows, chunk]. is_ours: bool[rows, value_lanes], rows of the sequence that
+        the pages belong to.
+        """
         layout, heads, chunk = self.layout, self.sizes.heads, self.sizes.stream.chunk
 
         def multiply(nth: jax.Array, carry: None) -> None:
@@ -238,7 +249,7 @@ class _Products:
             scores = self.scoring.score(queries, keys[:, : layout.key_lanes])
             scores = jnp.where(is_visible, scores.reshape(heads, -1, chunk), MASKED)
             values = keys[:, layout.value_start :]
-            self.scratch.softmax.add(nth, scores.reshape(-1, chunk), values)
+            self.scratch.softmax.add(nth, scores.reshape(-1, chunk), values, is_ours=is_ours)
 
         self._each(multiply)
 

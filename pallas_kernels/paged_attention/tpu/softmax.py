@@ -34,12 +34,26 @@ class Softmax(NamedTuple):
         """Forget all keys, but for a sink of each row, if there are any: float32[rows, LANES]."""
         # A sink is a key that was seen before all others, and whose value is 0.
         shape = self.total.shape[1:]
-        self.maximum[nth] = jnp.full(shape, _UNSEEN, jnp.float32) if sinks is None else sinks
+        maximum = jnp.full(shape, _UNSEEN, jnp.float32)
+        # A sink of -inf is one that no row has. It must not take the maximum below what is masked.
+        self.maximum[nth] = maximum if sinks is None else jnp.maximum(sinks, maximum)
         self.total[nth] = jnp.full(shape, 0.0 if sinks is None else 1.0, jnp.float32)
         self.weighted[nth] = jnp.zeros(self.weighted.shape[1:], jnp.float32)
 
-    def add(self, nth: jax.Array | int, scores: jax.Array, values: jax.Array) -> None:
-        """Take in float32[rows, keys] scores, MASKED where unseen, and [keys, value_lanes]."""
+    def add(
+        self,
+        nth: jax.Array | int,
+        scores: jax.Array,
+        values: jax.Array,
+        *,
+        is_ours: jax.Array | None = None,
+    ) -> None:
+        """Take in float32[rows, keys] scores, MASKED where unseen, and [keys, value_lanes].
+
+        is_ours: rows of the sequence that the values belong to, bool[part, value_lanes] for each
+        part of the rows, which are alike; None for all. Other rows keep their sums whatever the
+        values are: a weight of 0 does not make up for a NaN.
+        """
         maximum = self.maximum[nth]
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1, keepdims=True))
         weights = jnp.exp(scores - new_maximum[:, :1])
@@ -53,7 +67,12 @@ class Softmax(NamedTuple):
             precision=precision(values.dtype),
             preferred_element_type=jnp.float32,
         )
-        self.weighted[nth] = self.weighted[nth] * decay[:, :1] + partial
+        before = self.weighted[nth]
+        weighted = before * decay[:, :1] + partial
+        if is_ours is not None:
+            parts = (-1, *is_ours.shape)
+            weighted = jnp.where(is_ours, weighted.reshape(parts), before.reshape(parts))
+        self.weighted[nth] = weighted.reshape(before.shape)
 
     def result(self, nth: jax.Array | int) -> jax.Array:
         """Return float32[rows, value_lanes]: zeros for queries that saw no key."""
