@@ -271,6 +271,14 @@ SERVER_FLAGS = (
         help="web origins whose pages may call the server",
     ),
     Flag(
+        name="allowed-hosts",
+        field="allowed_hosts",
+        many=True,
+        help="names that clients may call the server by, as in the Host header: llm.example.com,"
+        " *.example.com, or * for any (default: any, but on a loopback address without a key only"
+        " names of this machine)",
+    ),
+    Flag(
         name="disable-playground",
         field="disable_playground",
         switch=True,
@@ -311,7 +319,20 @@ SERVER_FLAGS = (
         name="max-connections",
         field="max_connections",
         parse=number,
-        help="connections at once",
+        help="connections at once, of each API process; beyond it only probes are answered",
+    ),
+    Flag(
+        name="min-body-rate",
+        field="min_body_rate",
+        parse=number,
+        help="bytes a second at which request bodies must come, after the first minute"
+        + SUFFIX_HELP,
+    ),
+    Flag(
+        name="max-buffered-body-bytes",
+        field="max_buffered_body_bytes",
+        parse=number,
+        help="size of all request bodies being received at once, of each API process" + SUFFIX_HELP,
     ),
     Flag(
         name="batch-dir",

@@ -53,6 +53,14 @@ class Metrics:
             {"model_name": model_name, "reason": reason},
         ).inc()
 
+    def observe_refusal(self, reason: str) -> None:
+        """A connection or a request was refused before its endpoint; `reason` is a word of ours."""
+        self._series.counter(
+            "jaxserve:http_refusals",
+            "Connections and requests that were refused or cut before they reached an endpoint.",
+            {"reason": reason},
+        ).inc()
+
     def observe_http(self, method: str, handler: str, status: int) -> None:
         """A request was answered; `method` and `handler` come from closed sets."""
         self._series.counter(

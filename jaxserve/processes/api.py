@@ -47,7 +47,7 @@ from jaxserve.series import Family
 from jaxserve.server.app import create_app
 from jaxserve.server.batch_runner import BatchRunner
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.run import Server, uvicorn_config
+from jaxserve.server.run import Server
 from jaxserve.server.state import KernelChoice, ServedModel, ServerState
 
 log = get_logger(__name__)
@@ -98,7 +98,7 @@ class ApiProcess:
         )
         self._state: ServerState = app.state.server
         self._batches: BatchRunner | None = app.state.batches if first.runs_batches else None
-        self.server = Server(uvicorn_config(app, first.config), self._state, self._batches)
+        self.server = Server(app, first.config, batches=self._batches)
         self._client = RemoteClient()
         self._tokenizer: asyncio.Task[Tokenizer] | None = None
         self._coming_up: asyncio.Task[None] | None = None

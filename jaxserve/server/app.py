@@ -45,7 +45,13 @@ from jaxserve.server.endpoints.responses import (
 from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
-from jaxserve.server.middleware import OPEN_PATHS, AuthorizeMiddleware, ObserveMiddleware
+from jaxserve.server.hosts import HostMiddleware
+from jaxserve.server.middleware import (
+    OPEN_PATHS,
+    AuthorizeMiddleware,
+    ObserveMiddleware,
+    SurplusMiddleware,
+)
 from jaxserve.server.openapi import describe_api
 from jaxserve.server.operations import OPERATIONS
 from jaxserve.server.state import Scrape, ServedModel, ServerState
@@ -103,7 +109,11 @@ def create_app(
     is told to `start`.
     """
     observe = Middleware(ObserveMiddleware, metrics=metrics)
-    middleware = [observe]
+    middleware = [
+        observe,
+        Middleware(SurplusMiddleware),
+        Middleware(HostMiddleware, config=config, metrics=metrics),
+    ]
     if config.allowed_origins:
         middleware.append(
             Middleware(

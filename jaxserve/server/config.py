@@ -1,5 +1,6 @@
 """Settings of the HTTP server."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from jaxserve.chat.tool_parsers import tool_format
 from jaxserve.errors import ConfigError
 
 MIB = 2**20
+ALLOWED_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +21,11 @@ class ServerConfig:
     api_keys: when there are any, every route but /health, /ready and the files of the playground
     asks for one of them.
     allowed_origins: web origins whose pages may call the server; none by default.
+    allowed_hosts: names that requests may have in their Host header, besides addresses and those of
+    this machine; see `jaxserve.server.hosts`.
     disable_playground: whether / has no page to talk to the model.
-    max_body_bytes: longest request body. max_connections: open at once. max_concurrent_requests:
+    max_body_bytes: longest request body. max_connections: open at once; on
+    further ones probes are answered and other requests refused. max_concurrent_requests:
     answers being made at once, before the engine's own queue; more are refused with 503.
     batch_dir: where files and batches are kept for the next server; without it they go with this
     one. max_batch_bytes, of all files together, and max_batches: that are kept. max_batch_requests:
@@ -28,7 +33,10 @@ class ServerConfig:
     max_stored_responses and max_stored_response_bytes: of /v1/responses, kept for later requests
     while the server runs; then the least recently used go.
     header_timeout_s and body_timeout_s: how long a client may take to send its headers, and may
-    pause within a body. send_timeout_s: how long a client may leave its answer unread.
+    pause within a body. min_body_rate: bytes a second at which a body must come, after twice
+    body_timeout_s. max_buffered_body_bytes: of all bodies that are received or parsed at once; the
+    first 64 KiB of each are not counted. send_timeout_s: how long a client may leave its answer
+    unread.
     stream_interval: tokens of a choice per event of a stream, after its first. per_request_metrics:
     whether answers tell how long they took. return_tokens_as_token_ids, force_include_usage,
     chat_template_kwargs: what requests get that do not ask for anything else.
@@ -51,6 +59,7 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     disable_playground: bool = False
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
@@ -70,6 +79,8 @@ class ServerConfig:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+    min_body_rate: int = 8 * 2**10
+    max_buffered_body_bytes: int = 256 * MIB
     send_timeout_s: float = 60.0
     keep_alive_timeout_s: float = 75.0
     shutdown_timeout_s: float = 30.0
@@ -94,11 +105,19 @@ class ServerConfig:
             reasoning_format(self.reasoning_parser)
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys must not be empty strings")
+        for name in self.allowed_hosts:
+            if not ALLOWED_HOST.fullmatch(name):
+                raise ConfigError(
+                    "allowed_hosts must be names without scheme and port, such as llm.example.com,"
+                    f" *.example.com or *, got {name!r}"
+                )
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("ssl_certfile and ssl_keyfile must be given together")
         for name in (
             "max_body_bytes",
             "max_connections",
+            "min_body_rate",
+            "max_buffered_body_bytes",
             "max_concurrent_requests",
             "stream_interval",
             "max_batch_bytes",

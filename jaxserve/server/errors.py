@@ -55,6 +55,23 @@ class BodyTooLargeError(InvalidRequestError):
         )
 
 
+class BodiesFullError(OverloadedError):
+    """The bodies of other requests take all the memory that there is for bodies."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the bodies of the requests being received may have {limit} bytes together, and this"
+            " one would exceed that: try again",
+            retry_after_s=2.0,
+        )
+
+
+class ForbiddenError(InvalidRequestError):
+    """The request names a host, or comes from a web page, that the server does not know."""
+
+    status = 403
+
+
 class MediaTypeError(InvalidRequestError):
     """The body is not sent as JSON.
 
@@ -135,7 +152,7 @@ def error_response(error: Exception, scope: Scope) -> Response:
     status, body, headers = describe(error)
     if status == 401:
         headers = {"www-authenticate": "Bearer", **headers}
-    if status == 413:
+    if status == 413 or isinstance(error, BodiesFullError):
         # The rest of the body is not worth reading.
         headers = {"connection": "close", **headers}
     return _json(status, body, headers, scope)

@@ -17,9 +17,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxserve.errors import OverloadedError
 from jaxserve.logging import get_logger
 from jaxserve.metrics import Metrics
 from jaxserve.server.errors import UnauthorizedError, error_response
+from jaxserve.server.http11 import IS_SURPLUS
 
 log = get_logger(__name__)
 
@@ -104,6 +106,30 @@ class ObserveMiddleware:
         write = log.debug if handler in PROBED_PATHS and status < 400 else log.info
         known = {name: value for name, value in asdict(record).items() if value is not None}
         write("request", method=method, path=handler, status=status, seconds=seconds, **known)
+
+
+class SurplusMiddleware:
+    """Answers probes on connections beyond the limit, refuses all else, and closes them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if not scope.get("state", {}).get(IS_SURPLUS):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        app = self._app
+        if scope["path"] not in PROBED_PATHS:
+            error = OverloadedError("the server has as many connections as it may", retry_after_s=1)
+            app = error_response(error, scope)
+        await app(scope, receive, send_closing)
 
 
 class AuthorizeMiddleware:

@@ -8,28 +8,31 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
+from jaxserve.server.acceptor import Acceptor, affordable_connections
 from jaxserve.server.batch_runner import BatchRunner
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.http11 import MAX_HEADER_BYTES, protocol_class
+from jaxserve.server.connections import Connections
+from jaxserve.server.http11 import protocol_class
 from jaxserve.server.state import ServerState
 
 # After the engines have ended every answer, this much for what is left of them to be read.
 LAST_WORDS_S = 2.0
 
 
-def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
+def uvicorn_config(
+    app: Starlette, config: ServerConfig, connections: Connections
+) -> uvicorn.Config:
     """Return uvicorn's settings: its own protocol, log and header guesses replaced or off."""
+    state: ServerState = app.state.server
     return uvicorn.Config(
         app,
-        http=protocol_class(config),
+        http=protocol_class(config, connections, state.metrics),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        limit_concurrency=config.max_connections,
         timeout_keep_alive=config.keep_alive_timeout_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=LAST_WORDS_S,  # type: ignore[arg-type]
         ssl_certfile=config.ssl_certfile,
@@ -44,17 +47,50 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, batches: BatchRunner | None = None
+        self, app: Starlette, config: ServerConfig, *, batches: BatchRunner | None = None
     ) -> None:
-        super().__init__(config)
-        self._state = state
+        self._state: ServerState = app.state.server
+        self._connections = Connections(affordable_connections(config.max_connections))
+        super().__init__(uvicorn_config(app, config, self._connections))
         self._batches = batches
+        self._acceptors: list[Acceptor] = []
+        self._is_open = True
+
+    def wait(self) -> None:
+        """Accept no connections before `open` is called."""
+        self._is_open = False
+
+    def open(self) -> None:
+        """Accept connections from now on."""
+        self._is_open = True
+        for acceptor in self._acceptors:
+            acceptor.open()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on `sockets`."""
+        await self.lifespan.startup()
+        self.servers = []  # uvicorn's own, which cannot wait
+        self._acceptors = [
+            Acceptor(
+                each,
+                self._protocol,
+                connections=self._connections,
+                metrics=self._state.metrics,
+                backlog=self.config.backlog,
+                tls=self.config.ssl,
+                handshake_timeout_s=self._state.config.header_timeout_s,
+            )
+            for each in sockets or []
+        ]
+        if self._is_open:
+            self.open()
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, let the engines finish or end what they have, close what is left."""
         self._state.is_draining = True
-        for server in self.servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         if self._batches is not None:
             await self._batches.stop()
         models = () if self._state.is_loading else self._state.models
@@ -68,3 +104,9 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         """Capture none: who started this process says when to stop, by `should_exit`."""
         yield
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made

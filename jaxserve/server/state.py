@@ -29,6 +29,7 @@ from jaxserve.metrics import Metrics
 from jaxserve.pooling import PoolingModel
 from jaxserve.series import Family
 from jaxserve.server.batch_store import BatchStore
+from jaxserve.server.body_budget import BodyBudget
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
 from jaxserve.server.response_store import ResponseStore
@@ -38,6 +39,12 @@ MAX_AT_ONCE = 256
 # Threads that render and tokenize; the tokenizer releases the GIL, templates do not.
 NUM_WORKERS = 4
 MAX_NAME_CHARS = 64
+# Of each body, and of each upload, that are not counted: what is kept of them before the endpoint
+# reads it, and what a form keeps in memory.
+FREE_BODY_BYTES = 2**16
+FREE_UPLOAD_BYTES = 2**20
+# Of all files that are being uploaded, in temporary files: five of the longest.
+MAX_UPLOADING_BYTES = 1000 * 2**20
 
 type Scrape = Callable[[], Awaitable[Sequence[Family]]]
 
@@ -178,6 +185,8 @@ class ServerState:
             max_bytes=config.max_batch_bytes,
             max_batches=config.max_batches,
         )
+        self.body_budget = BodyBudget(config.max_buffered_body_bytes, free_bytes=FREE_BODY_BYTES)
+        self.upload_budget = BodyBudget(MAX_UPLOADING_BYTES, free_bytes=FREE_UPLOAD_BYTES)
         # Responses that are being made while nobody waits for them.
         self.background: set[asyncio.Task[None]] = set()
         self.scrape = scrape or self._own_series

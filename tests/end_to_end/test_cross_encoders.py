@@ -65,7 +65,7 @@ def http(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tes
         config=config,
         folder=tmp_path_factory.mktemp("kept"),
     )
-    with TestClient(app, base_url="http://server") as http:
+    with TestClient(app, base_url="http://localhost") as http:
         yield http
     asyncio.run(client.shutdown(drain_timeout_s=5.0))
 

@@ -58,7 +58,7 @@ def http(
     metrics = Metrics(max_model_len=plan.scheduler.max_model_len)
     folder = tmp_path_factory.mktemp("kept")
     app = create_app([model], metrics=metrics, config=ServerConfig(port=0), folder=folder)
-    with TestClient(app, base_url="http://server") as http:
+    with TestClient(app, base_url="http://localhost") as http:
         yield http
     asyncio.run(client.shutdown(drain_timeout_s=5.0))
 

@@ -19,7 +19,7 @@ from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.metrics import Metrics
 from jaxserve.planning import plan_engine
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
-from jaxserve.server.run import Server, uvicorn_config
+from jaxserve.server.run import Server
 from tests.server.world import wait_for
 
 SCHEMA = {
@@ -71,7 +71,7 @@ def client(
     folder = tmp_path_factory.mktemp("kept")
     app = create_app([model], metrics=Metrics(max_model_len=512), config=config, folder=folder)
     listener = bind(config)
-    server = Server(uvicorn_config(app, config), app.state.server)
+    server = Server(app, config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     wait_for(lambda: server.started)

@@ -28,7 +28,7 @@ def guarded() -> Iterator[TestClient]:
 def test_every_path_but_the_probes_asks_for_a_key(guarded: TestClient, path: str) -> None:
     for method in ("GET", "POST"):
         # In full: by itself, //health would be a host.
-        status = guarded.request(method, f"http://server{path}").status_code
+        status = guarded.request(method, f"http://localhost{path}").status_code
         assert (status == 401) == (path not in OPEN)
 
 

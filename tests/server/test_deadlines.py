@@ -12,7 +12,7 @@ from tests.server.world import Address, World
 
 TIMEOUT_S = 0.4
 DEFAULT_S = ServerConfig(port=0).header_timeout_s  # the shortest of the three
-HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 BODY = b'{"prompt": "hello", "max_tokens": 1}'
 
 

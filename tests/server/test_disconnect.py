@@ -80,7 +80,7 @@ def test_leaving_while_waiting_in_the_queue_aborts_too(
 def test_a_stream_that_is_not_read_is_cut_and_aborted() -> None:
     world = World(config=ServerConfig(port=0, send_timeout_s=0.3), step_s=0.001)
     body = json.dumps({**TEXT[1], "n": 8, "stream": True, "logprobs": 5}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += b"content-length: %d\r\n\r\n" % len(body)
     # The system must not hold the whole answer for the client, or nobody would have to wait.
     with world, world.listening(send_buffer=4096) as address, socket.socket() as client:

@@ -25,7 +25,7 @@ def test_while_nothing_is_loaded_probes_say_so_and_requests_are_told_to_come_bac
     tmp_path: Path,
 ) -> None:
     app = create_app((), metrics=Metrics(max_model_len=1), config=ServerConfig(), folder=tmp_path)
-    with TestClient(app) as http:
+    with TestClient(app, base_url="http://localhost") as http:
         assert (http.get("/health").status_code, http.get("/health").json()) == (
             200,
             {"status": "loading"},

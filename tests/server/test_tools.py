@@ -112,7 +112,7 @@ def test_a_call_begins_with_its_id_and_name_and_arguments_come_in_pieces(calls: 
 
 
 def test_openai_client_puts_a_streamed_call_together(calls: TestClient) -> None:
-    client = OpenAI(base_url="http://server/v1", api_key="none", http_client=calls)
+    client = OpenAI(base_url="http://localhost/v1", api_key="none", http_client=calls)
     tools: Any = [WEATHER, NOW]
     messages: Any = ASK
     with client.chat.completions.stream(

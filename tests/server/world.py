@@ -31,7 +31,7 @@ from jaxserve.plan import RowPlan, StepPlan
 from jaxserve.pooling import PoolingModel
 from jaxserve.request import SamplingParams
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
-from jaxserve.server.run import Server, uvicorn_config
+from jaxserve.server.run import Server
 from jaxserve.server.state import KernelChoice
 from tests.fakes import FakePendingStep, FakeRunner, Slot, solo_run
 
@@ -221,7 +221,7 @@ class World:
 
     def http(self) -> TestClient:
         """A client that talks to the application without a socket."""
-        return TestClient(self.app, base_url="http://server")
+        return TestClient(self.app, base_url="http://localhost")
 
     def expected_ids(
         self, prompt_ids: tuple[int, ...], *, index: int = 0, **params: Any
@@ -253,7 +253,7 @@ class World:
         listener = bind(self.config)
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        server = Server(uvicorn_config(self.app, self.config), self.app.state.server)
+        server = Server(self.app, self.config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -13,6 +13,7 @@ from starlette.types import Message, Receive
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.answer import json_response
+from jaxserve.server.body_budget import Lease
 from jaxserve.server.errors import BodyTooLargeError
 from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import in_worker
@@ -103,7 +104,13 @@ async def _form(http: Request) -> AsyncIterator[FormData]:
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLargeError(limit)
-    limited = Request(http.scope, _limited(http.receive, limit))
+    with server_state(http).upload_budget.lease() as lease:
+        async with _read_form(Request(http.scope, _limited(http.receive, limit, lease))) as form:
+            yield form
+
+
+@asynccontextmanager
+async def _read_form(limited: Request) -> AsyncIterator[FormData]:
     try:
         form = await limited.form(max_files=1, max_fields=8, max_part_size=MAX_FORM_BYTES)
     except HTTPException as error:
@@ -118,7 +125,7 @@ async def _form(http: Request) -> AsyncIterator[FormData]:
         await form.close()
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
+def _limited(receive: Receive, limit: int, lease: Lease) -> Receive:
     num_bytes = 0
 
     async def limited() -> Message:
@@ -127,6 +134,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
         num_bytes += len(message.get("body", b""))
         if num_bytes > limit:
             raise BodyTooLargeError(limit)
+        lease.hold(num_bytes)
         return message
 
     return limited

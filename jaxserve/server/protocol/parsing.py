@@ -11,6 +11,7 @@ import pydantic_core
 from starlette.requests import Request
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.server.body_budget import BodyBudget, Lease
 from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
 from jaxserve.server.protocol.body import Body
 
@@ -43,9 +44,10 @@ WANTED: Mapping[str, str] = {
 }
 
 
-async def read_body(request: Request, *, max_bytes: int) -> bytes:
+async def read_body(request: Request, *, max_bytes: int, lease: Lease) -> bytes:
     """Return the body, refusing one that is too long before reading it where it says so.
 
+    lease: for as long as the caller keeps the body. Raises BodyTooLargeError, BodiesFullError.
     Starlette's own limit answers in plain text, which OpenAI's clients cannot read.
     """
     declared = request.headers.get("content-length", "")
@@ -56,6 +58,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
         body += chunk
         if len(body) > max_bytes:
             raise BodyTooLargeError(max_bytes)
+        lease.hold(len(body))
     return bytes(body)
 
 
@@ -64,7 +67,9 @@ async def read_object(request: Request, *, max_bytes: int) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeError
-    return decode(await read_body(request, max_bytes=max_bytes))
+    budget: BodyBudget = request.app.state.server.body_budget
+    with budget.lease() as lease:
+        return decode(await read_body(request, max_bytes=max_bytes, lease=lease))
 
 
 def decode(body: bytes) -> dict[str, Any]:
