@@ -19,6 +19,7 @@ from jaxserve.engine.beam_search import (
     check_search,
     run_searches,
 )
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.errors import (
     ConfigError,
 )
@@ -30,7 +31,7 @@ from jaxserve.metrics import Metrics
 from jaxserve.offline_engine import OfflineEngine, of_kind
 from jaxserve.offline_pooling import OfflinePooler, PoolingMethods
 from jaxserve.outputs import BeamSearchOutput, OutputBuilder, RequestOutput, beam_output
-from jaxserve.planning import EnginePlan, plan_engine
+from jaxserve.planning import plan_engine
 from jaxserve.prompts import (
     ChatOptions,
     Conversation,
@@ -119,8 +120,10 @@ class LLM(PoolingMethods):
         `get_default_sampling_params()`. priority: one for each; lower runs first, if
         scheduling_policy is "priority". use_tqdm: show progress, on a terminal.
 
-        Raises InvalidRequestError before anything runs. Ctrl-C ends what runs; the LLM stays
-        usable.
+        An answer that reaches the model's context ends there, with finish_reason "length".
+
+        Raises InvalidRequestError before anything runs: a prompt that leaves no room for an answer
+        is named by its place in the list. Ctrl-C ends what runs; the LLM stays usable.
         """
         prepared = self._prepare(listed(prompts), self._reader.read)
         requests = self._requests(prepared, sampling_params, priority=priority)
@@ -179,7 +182,14 @@ class LLM(PoolingMethods):
         prepared = self._prepare(listed(prompts), self._reader.read)
         requests = self._requests(prepared, SamplingParams(max_tokens=params.max_tokens))
         eos_ids = {*self._tokenizer.eos_ids, *self._generation.eos_token_ids}
-        searches = [BeamSearch(request, params, eos_ids=eos_ids) for request in requests]
+        searches = [
+            BeamSearch(
+                request,
+                replace(params, max_tokens=request.params.max_tokens or params.max_tokens),
+                eos_ids=eos_ids,
+            )
+            for request in requests
+        ]
         run_searches(searches, partial(self.run, max_in_flight=concurrency_limit))
         return [
             beam_output(search, params, request, self._tokenizer)
@@ -323,7 +333,12 @@ class LLM(PoolingMethods):
             priorities = one_each("priority", priority, int, num_prompts)
         requests = []
         for position, prompt in enumerate(prepared):
-            chosen = params[position] or self._defaults_for(prompt, is_chat=is_chat)
+            chosen = params[position] or self._default_params(is_chat=is_chat)
+            # An answer that reaches the context ends by "length", alone among the others.
+            room = self._max_model_len - len(prompt.token_ids)
+            if 0 < room < chosen.min_tokens:
+                chosen = replace(chosen, min_tokens=room)
+            chosen = chosen.within(room)
             request = Request(
                 id=str(next(self._ids)),
                 prompt_ids=prompt.token_ids,
@@ -344,12 +359,12 @@ class LLM(PoolingMethods):
             requests.append(request)
         return requests
 
-    def _defaults_for(self, prompt: PreparedPrompt, *, is_chat: bool) -> SamplingParams:
-        """The default parameters, with a limit that the prompt leaves room for."""
+    def _default_params(self, *, is_chat: bool) -> SamplingParams:
+        """Return the default parameters; a chat's answer may fill the context."""
         params = self.get_default_sampling_params()
-        if params.max_tokens is None or (is_chat and self._generation.max_new_tokens is None):
+        if is_chat and self._generation.max_new_tokens is None:
             return replace(params, max_tokens=None)
-        return params.within(self._max_model_len - len(prompt.token_ids))
+        return params
 
     def _generate(
         self, requests: Sequence[Request], prepared: Sequence[PreparedPrompt], *, use_tqdm: bool

@@ -7,11 +7,11 @@ from functools import partial
 from tqdm import tqdm
 
 from jaxserve.engine.engine import GENERATES
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.planning import EnginePlan
 from jaxserve.pooling import PoolingModel, PoolingParams
-from jaxserve.prompts import Prompt, PromptReader, listed
+from jaxserve.prompts import Prompt, PromptReader, listed, naming
 from jaxserve.request import Request, TokenEvent
 from jaxserve.server.pooling import Pairs, PoolingPrompts, Vector, answer
 
@@ -148,10 +148,12 @@ class OfflinePooler:
         make = self._prompts(pooling, truncate)
         max_model_len = self._plan.scheduler.max_model_len
         reader = PromptReader(self._tokenizer, max_model_len=max_model_len)
-        return [
-            make.of(prompt if isinstance(prompt, str) else reader.read(prompt).token_ids)
-            for prompt in prompts
-        ]
+        requests = []
+        for position, prompt in enumerate(prompts):
+            with naming(position, len(prompts)):
+                text_or_ids = prompt if isinstance(prompt, str) else reader.read(prompt).token_ids
+                requests.append(make.of(text_or_ids))
+        return requests
 
     def _vectors(self, requests: Sequence[Request], *, use_tqdm: bool) -> list[bytes]:
         """Return the vectors of requests, in their order."""

@@ -7,6 +7,7 @@ import pytest
 
 from jaxserve import (
     LLM,
+    BeamSearchParams,
     RepetitionDetectionParams,
     SamplingParams,
 )
@@ -135,6 +136,42 @@ def test_defaults_come_from_the_model_and_leave_room_for_them(llm: LLM) -> None:
     assert llm.get_default_sampling_params() == SamplingParams()
     (output,) = llm.generate([3] * 510)
     assert len(output.outputs[0].token_ids) <= 2
+
+
+def test_an_answer_that_reaches_the_context_ends_alone(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, min_tokens=20, ignore_eos=True)
+    prompts: list[Prompt] = ["Once upon a time", [3] * 505, [3] * 511]
+    outputs = llm.generate(prompts, params)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [20, 7, 1]
+    assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+    llm.enqueue(prompts, params)
+    again = llm.wait_for_completion()
+    assert [each.outputs[0].token_ids for each in again] == [
+        each.outputs[0].token_ids for each in outputs
+    ]
+
+
+def test_a_chat_and_a_stream_that_reach_the_context_end_there(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True)
+    conversation = [{"role": "user", "content": "Once upon a time " * 20}]
+    (output,) = llm.chat(conversation, params, chat_template=TEMPLATE)
+    assert output.prompt_token_ids is not None
+    num_tokens = len(output.prompt_token_ids) + len(output.outputs[0].token_ids)
+    assert (num_tokens, output.outputs[0].finish_reason) == (512, "length")
+    *_, last = llm.stream([3] * 500, params)
+    assert last.finish_reason == "length"
+
+
+def test_beams_that_reach_the_context_end_there(llm: LLM) -> None:
+    params = BeamSearchParams(beam_width=2, max_tokens=20, ignore_eos=True)
+    prompts: list[Prompt] = [[3] * 10, [3] * 508]
+    found = llm.beam_search(prompts, params)
+    lengths = [
+        len(sequence.tokens) - len(prompt)
+        for output, prompt in zip(found, (range(10), range(508)), strict=True)
+        for sequence in output.sequences
+    ]
+    assert lengths == [20, 20, 4, 4]
 
 
 def test_chat_renders_the_template_and_may_fill_the_context(llm: LLM) -> None:

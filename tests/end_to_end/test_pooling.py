@@ -9,7 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from jaxserve import LLM, PoolingParams
-from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
+from jaxserve.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    InvalidRequestError,
+)
 from tests.goldens.checkpoints import (
     POOLED_CASES,
     encoder_config,
@@ -101,6 +106,9 @@ def test_sentence_transformers_files_say_how_to_pool(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.outputs.embedding, golden("bert").mean(0), atol=1e-5)
     with pytest.raises(InvalidRequestError, match="50"):
         llm.embed([[5] * 51], use_tqdm=False)
+    with pytest.raises(ContextLengthError) as caught:
+        llm.embed([[5], [5] * 51], use_tqdm=False)
+    assert caught.value.__notes__ == ["in prompt 1 of 2, counted from 0"]
 
 
 @pytest.mark.parametrize("kind", ["LAST", "MEAN", "CLS"])
