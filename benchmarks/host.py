@@ -29,6 +29,7 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.config import DEFAULT_MAX_LOGPROBS, EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Program, all_programs
 from jaxserve.execution.runner import ModelRunner
@@ -36,7 +37,7 @@ from jaxserve.execution.sampling import no_report
 from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.step import StepOutput
 from jaxserve.metrics import Metrics
-from jaxserve.planning import EnginePlan, plan_engine
+from jaxserve.planning import plan_engine
 from jaxserve.request import Request, SamplingParams
 from jaxserve.timeline import PHASES, StepRecord
 

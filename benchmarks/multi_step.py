@@ -25,6 +25,7 @@ from jax import lax
 
 from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.workload import Job
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.execution.batch import Rows, SlotTable, pack
 from jaxserve.execution.programs import Helper
 from jaxserve.execution.shapes import StepShape, Variant
@@ -32,7 +33,6 @@ from jaxserve.execution.step import step
 from jaxserve.llm import LLM
 from jaxserve.models import random_params
 from jaxserve.plan import RowPlan, SlotAssignment
-from jaxserve.planning import EnginePlan
 from jaxserve.request import SamplingParams
 
 CONTEXT = 64

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from jaxserve.bench.ceilings import Ceilings, measure_ceilings
 from jaxserve.bench.machine import describe_machine
 from jaxserve.config import EngineOptions
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter
 from jaxserve.execution.memory import tree_bytes
@@ -34,7 +35,7 @@ from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.models import abstract_params, random_params
 from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
-from jaxserve.planning import EnginePlan, plan_engine
+from jaxserve.planning import plan_engine
 from jaxserve.request import SamplingParams
 
 

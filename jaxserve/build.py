@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
@@ -28,7 +29,6 @@ from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.tokenizer import Tokenizer, load_backend
 from jaxserve.loading.weights import load_params
 from jaxserve.models import Params, random_params
-from jaxserve.planning import EnginePlan
 from jaxserve.request import MAX_EOS_IDS
 from jaxserve.startup import Startup
 from jaxserve.stats import EngineMetrics
@@ -285,8 +285,8 @@ def _explaining_out_of_memory() -> Iterator[None]:
             raise
         raise MemoryPlanError(
             "The device ran out of memory while the model was loaded and warmed up: something else"
-            " uses it, or a step needs more than was estimated. Lower gpu_memory_utilization or"
-            " max_num_batched_tokens"
+            " uses it, or a step needs more than was estimated. Lower --gpu-memory-utilization or"
+            " --max-num-batched-tokens"
         ) from error
 
 

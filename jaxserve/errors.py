@@ -15,6 +15,8 @@ Messages name the parameter, the value found and the limit. They are written her
 from an exception of another library, so that they carry no addresses, paths or secrets of the host.
 """
 
+from math import inf
+
 
 class JaxserveError(Exception):
     """Base of all errors raised on purpose."""
@@ -70,7 +72,14 @@ class ConfigError(JaxserveError, ValueError):
 
 
 class MemoryPlanError(ConfigError):
-    """The device cannot hold weights, workspace and a useful KV cache; says what to change."""
+    """The device cannot hold weights, workspace and a useful KV cache; says what to change.
+
+    needed: the least memory that would do, as a multiple of what is usable; infinite if unknown.
+    """
+
+    def __init__(self, message: str, *, needed: float = inf) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 class KernelError(JaxserveError):

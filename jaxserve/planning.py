@@ -1,32 +1,33 @@
 """From options to a plan: everything about an engine that is known before anything is loaded."""
 
 import json
+import logging
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, SchedulerConfig
-from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.engine_plan import EnginePlan, capped_line
+from jaxserve.errors import CheckpointError, ConfigError, JaxserveError, MemoryPlanError
 from jaxserve.execution.attention import REFERENCE, plan_attention
 from jaxserve.execution.cost import StepCosts
-from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
-from jaxserve.execution.linear import LinearPlan, plan_linear
+from jaxserve.execution.executables import ExecutableFolder
+from jaxserve.execution.linear import plan_linear
 from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
-    MemoryPlan,
+    ContextMemoryError,
     plan_memory,
     tree_bytes,
-    usable_bytes,
     workspace_bytes,
 )
-from jaxserve.execution.programs import ProgramSet, described_state
+from jaxserve.execution.programs import described_state
 from jaxserve.execution.shapes import ShapeTable
 from jaxserve.execution.step import SamplingSettings, StepContext
+from jaxserve.hardware import Hardware, find_hardware
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.loading.pooling import default_max_length, read_pooling
@@ -34,17 +35,16 @@ from jaxserve.loading.weights import with_own_head
 from jaxserve.models import (
     DecoderConfig,
     ModelConfig,
-    Params,
     abstract_params,
     read_config,
     stretched_rope,
 )
 from jaxserve.pooling import PoolingModel, PoolingType
-from jaxserve.sharding import make_mesh, named_sharding, partition_spec
+from jaxserve.remedies import remedies
+from jaxserve.sharding import named_sharding, partition_spec
 from jaxserve.startup import Startup
-from pallas_kernels.paged_attention import CacheSpec
-from pallas_kernels.targets import CPU, Target, current_target, find_target
-from pallas_kernels.topology import TopologyError, absent_devices
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = "jaxserve-tiny"
 EMBEDDED_FOLDER = Path(__file__).parent / "assets" / EMBEDDED_MODEL
@@ -88,99 +88,18 @@ _ACCELERATOR = _Defaults(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnginePlan:
-    """Everything about an engine that is known before a byte of weights is loaded.
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is planned for, whatever the options: the model and what its files say.
 
-    generation: what requests get that name no value of their own. pooling: how the model pools,
-    None if it generates. executables: the folder whose programs fit
-    this plan, if one does; misfit: why the folder that was asked for does not. is_absent: planned
-    for hardware that is not there, and cannot be built. startup: where the time went so far.
+    pool_fraction: the share of a GPU's memory that JAX's pool takes in this process.
     """
 
-    options: EngineOptions
-    name: str
     checkpoint: Checkpoint
     model: ModelConfig
-    dtype: str
-    linear: LinearPlan
-    context: StepContext
-    cache_spec: CacheSpec
-    shapes: ShapeTable
-    scheduler: SchedulerConfig
-    cache: CacheConfig
-    memory: MemoryPlan
+    pooling: PoolingModel | None
     generation: GenerationDefaults
-    pooling: PoolingModel | None = None
-    executables: ExecutableFolder | None = None
-    misfit: str | None = None
-    is_absent: bool = False
-    startup: Startup = field(default_factory=Startup, compare=False)
-
-    @property
-    def num_slots(self) -> int:
-        """Rows of the slot state: one per sequence, and the rubbish slot."""
-        return self.scheduler.max_num_seqs + 1
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """Where the tokenizer is."""
-        own = self.options.tokenizer
-        return Path(own) if own is not None else self.checkpoint.folder
-
-    @property
-    def key(self) -> Key:
-        """Everything that the compiled programs of this engine depend on."""
-        return executable_key(
-            self.context,
-            self.cache_spec,
-            num_pages=self.memory.num_pages,
-            num_slots=self.num_slots,
-            quantization=self.options.quantization,
-            packed=self.linear.packed,
-        )
-
-    def abstract_params(self) -> Params:
-        """Describe the parameters that the programs take: shapes, dtypes and shardings."""
-        return abstract_params(
-            self.model,
-            dtype=self.dtype,
-            mesh=self.context.mesh,
-            quantization=self.options.quantization,
-            packed=self.linear.packed,
-        )
-
-    @property
-    def programs(self) -> ProgramSet:
-        """The programs of this engine, to be compiled."""
-        return ProgramSet(self.context, cache_spec=self.cache_spec, num_slots=self.num_slots)
-
-    def with_num_pages(self, num_pages: int) -> "EnginePlan":
-        """Return this plan with another number of KV pages."""
-        return replace(
-            self,
-            memory=replace(self.memory, num_pages=num_pages),
-            cache=replace(self.cache, num_pages=num_pages),
-            cache_spec=self.context.attention.cache_spec(num_pages),
-        )
-
-    def lines(self) -> list[str]:
-        """Return a description for people, a line each."""
-        model, devices = self.model, self.context.mesh.devices
-        kind = devices.flat[0].device_kind
-        kept = self.linear.packed or self.options.quantization or self.dtype
-        weights = self.dtype if kept == self.dtype else f"{kept} for {self.dtype}"
-        return [
-            (
-                f"{self.name}: {model.model_type}, {model.num_layers} layers, {weights}, context"
-                f" {self.scheduler.max_model_len}, on {devices.size} x {kind}"
-            ),
-            *self.memory.lines(),
-            (
-                f"a step computes up to {self.scheduler.max_num_batched_tokens} tokens of"
-                f" {self.scheduler.max_num_seqs} sequences"
-            ),
-        ]
+    pool_fraction: float
 
 
 def plan_engine(options: EngineOptions, *, target: str | None = None) -> EnginePlan:
@@ -202,38 +121,69 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         pooling = read_pooling(checkpoint, model, options)
         if pooling is not None:
             model = model.pooled(len(pooling.labels))
+        generation = GenerationDefaults.read(
+            checkpoint.folder,
+            checkpoint.hf_config,
+            source=options.generation_config,
+            overrides=options.override_generation_config,
+        )
     # Before JAX starts: the share of a GPU that its pool takes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
+    subject = _Subject(
+        checkpoint, model, pooling, generation, pool_fraction=options.memory_fraction
+    )
     with startup.stage("devices"):
-        mesh, hardware, is_absent = _find_hardware(target, options.tensor_parallel_size)
+        hardware = find_hardware(target, options.tensor_parallel_size)
     with startup.stage("plan"):
-        plan = _plan(
-            options, checkpoint, model, mesh, hardware, pooling=pooling, is_absent=is_absent
-        )
+        try:
+            plan = _plan_within_memory(options, subject, hardware)
+        except MemoryPlanError as error:
+
+            def fits(changed: EngineOptions) -> bool:
+                try:
+                    found = find_hardware(target, changed.tensor_parallel_size)
+                    _plan_within_memory(changed, subject, found)
+                except JaxserveError:
+                    return False
+                return True
+
+            raise MemoryPlanError(f"{error}. {remedies(options, error, fits)}") from error
+    if plan.full_context is not None:
+        logger.warning("%s", capped_line(plan))
     return replace(plan, startup=startup)
 
 
-def _plan(
-    options: EngineOptions,
-    checkpoint: Checkpoint,
-    model: ModelConfig,
-    mesh: Mesh,
-    hardware: Target,
-    *,
-    pooling: PoolingModel | None,
-    is_absent: bool,
+def _plan_within_memory(
+    options: EngineOptions, subject: _Subject, hardware: Hardware
 ) -> EnginePlan:
+    """Plan for the context asked for or, where nobody asked for one, for as much as fits."""
+    model = subject.model
+    own = min(
+        default_max_length(subject.checkpoint) or model.longest_context, model.longest_context
+    )
+    wanted = options.max_model_len or own
+    if wanted > own:
+        raise ConfigError(_too_long(model, wanted))
+    try:
+        return _plan(options, subject, hardware, max_model_len=wanted)
+    except ContextMemoryError as error:
+        if options.max_model_len is not None or error.num_tokens < 1:
+            raise
+        plan = _plan(options, subject, hardware, max_model_len=error.num_tokens)
+        return replace(plan, full_context=wanted)
+
+
+def _plan(
+    options: EngineOptions, subject: _Subject, hardware: Hardware, *, max_model_len: int
+) -> EnginePlan:
+    checkpoint, model, pooling = subject.checkpoint, subject.model, subject.pooling
+    mesh = hardware.mesh
     device = mesh.devices.flat[0]
     defaults = _CPU if device.platform == "cpu" else _ACCELERATOR
     # bfloat16 is emulated on most CPUs, and many times slower there.
     wanted = "float32" if device.platform == "cpu" else checkpoint.dtype
     dtype = wanted if options.dtype == "auto" else options.dtype
 
-    max_model_len = options.max_model_len or min(
-        default_max_length(checkpoint) or model.longest_context, model.longest_context
-    )
-    if max_model_len > model.longest_context:
-        raise ConfigError(_too_long(model, max_model_len))
     processors = LogitsProcessors.load(options.logits_processors, vocab_size=model.vocab_size)
     max_logprobs = model.vocab_size
     if options.max_logprobs != -1:
@@ -273,7 +223,7 @@ def _plan(
         dtype=dtype,
         cache_dtype=KV_CACHE_DTYPES[options.kv_cache_dtype] or dtype,
         page_size=page_size,
-        target=hardware,
+        target=hardware.target,
         devices=options.tensor_parallel_size,
         backend=options.attention_backend if model.is_causal else REFERENCE,
     )
@@ -282,7 +232,7 @@ def _plan(
         stored_dtype=checkpoint.dtype,
         quantization=options.quantization,
         mesh=mesh,
-        target=hardware,
+        target=hardware.target,
         backend=options.linear_backend,
     )
     params = abstract_params(
@@ -290,17 +240,14 @@ def _plan(
     )
     page = attention.cache_spec(1)
     page_sharding = named_sharding(page.axes, page.shape, mesh)
-    useful_pages, cache_bytes = None, options.kv_cache_memory_bytes
+    useful_pages, usual_bytes = None, None
     if device.platform == "cpu":
         # Twice what the running sequences can fill: the rest keeps prefixes.
         useful_pages = 2 * scheduler.max_num_seqs * pages_per_sequence + 1
-        cache_bytes = cache_bytes or CPU_CACHE_BYTES
+        usual_bytes = CPU_CACHE_BYTES // options.tensor_parallel_size
+    cache_bytes = options.kv_cache_memory_bytes
     memory = plan_memory(
-        limit=usable_bytes(
-            list(mesh.devices.flat),
-            options.memory_fraction,
-            memory_bytes=hardware.memory_bytes if is_absent else None,
-        ),
+        limit=hardware.usable_bytes(options, pool_fraction=subject.pool_fraction),
         weights=tree_bytes(params),
         state=tree_bytes(
             described_state(
@@ -324,14 +271,15 @@ def _plan(
         pages_per_sequence=pages_per_sequence,
         cache_bytes=None if cache_bytes is None else cache_bytes // options.tensor_parallel_size,
         num_pages=options.num_pages if model.is_causal else scheduler.max_num_seqs + 1,
+        usual_bytes=usual_bytes,
         useful_pages=useful_pages,
     )
     cache_spec = attention.cache_spec(memory.num_pages)
     scheduler = replace(
         scheduler,
         work=StepCosts(model, params=params, attention=attention).work(
-            flops_per_byte=hardware.flops / hardware.bandwidth
-            if hardware.bandwidth
+            flops_per_byte=hardware.target.flops / hardware.target.bandwidth
+            if hardware.target.bandwidth
             else defaults.flops_per_byte,
             attention_efficiency=defaults.attention_efficiency,
             product_speed=defaults.int8_speed if options.quantization == "int8" else 1.0,
@@ -372,13 +320,8 @@ def _plan(
             and (pooling is None or pooling.type is PoolingType.LAST),
         ),
         memory=memory,
-        generation=GenerationDefaults.read(
-            checkpoint.folder,
-            checkpoint.hf_config,
-            source=options.generation_config,
-            overrides=options.override_generation_config,
-        ),
-        is_absent=is_absent,
+        generation=subject.generation,
+        is_absent=hardware.is_absent,
     )
     if options.executables is None:
         return plan
@@ -412,21 +355,6 @@ def _too_long(model: ModelConfig, max_model_len: int) -> str:
         f"{reason}. To stretch that context, at some cost in quality, override the model's"
         f" positions: --hf-overrides '{override}'"
     )
-
-
-def _find_hardware(name: str | None, num_devices: int) -> tuple[Mesh, Target, bool]:
-    """Return devices to plan for, what they are, and whether they are absent."""
-    if name is not None and jax.config.jax_platforms is None:
-        # Nobody needs the hardware of this machine now, and looking for some takes time.
-        jax.config.update("jax_platforms", "cpu")
-    if name is None or name == CPU.name:
-        mesh = make_mesh(num_devices)
-        return mesh, current_target(), False
-    try:
-        target = find_target(name)
-        return make_mesh(num_devices, devices=absent_devices(target, num_devices)), target, True
-    except (ValueError, TopologyError) as error:
-        raise ConfigError(str(error)) from error
 
 
 def _with_executables(plan: EnginePlan, folder: ExecutableFolder) -> EnginePlan:

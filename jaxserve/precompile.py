@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.errors import ConfigError
 from jaxserve.execution.compilation import without_compilation_cache
 from jaxserve.execution.cost import Cost, draw_cost, helper_cost, step_cost
@@ -18,7 +19,6 @@ from jaxserve.execution.executables import ExecutableWriter
 from jaxserve.execution.programs import Helper, Program, all_programs, name_of
 from jaxserve.execution.shapes import DrawShape
 from jaxserve.models import Params
-from jaxserve.planning import EnginePlan
 
 # What was measured on a device, for those who compile without one: a file per target.
 _RECORDED = Path(__file__).parent / "assets" / "autotuning"

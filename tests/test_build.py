@@ -101,7 +101,7 @@ def test_weights_are_drawn_at_random_for_a_model_that_has_none(tmp_path: Path) -
 
 
 def test_running_out_of_memory_says_what_to_change() -> None:
-    wanted = pytest.raises(MemoryPlanError, match="Lower gpu_memory_utilization")
+    wanted = pytest.raises(MemoryPlanError, match="Lower --gpu-memory-utilization")
     with wanted, _explaining_out_of_memory():
         jnp.zeros(1 << 50, jnp.uint8).block_until_ready()
 

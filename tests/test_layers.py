@@ -41,6 +41,9 @@ LAYERS = (
     {"server"},
     {"processes"},
     {
+        "engine_plan",
+        "hardware",
+        "remedies",
         "planning",
         "precompile",
         "build",

@@ -12,7 +12,7 @@ from jaxserve.flag import given, number
 from jaxserve.flags import ENGINE_FLAGS, engine_options
 
 if TYPE_CHECKING:
-    from jaxserve.planning import EnginePlan
+    from jaxserve.engine_plan import EnginePlan
     from jaxserve.precompile import ProgramReport
 
 HELP = "compile a model's programs for hardware that need not be there"

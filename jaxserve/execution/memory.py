@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.typing import DTypeLike
 
 from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.attention import AttentionPlan
+from jaxserve.execution.host_memory import free_bytes
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import SCORED_ROWS
 from jaxserve.layers.attention import PACKED_QUERIES
@@ -20,7 +20,8 @@ from jaxserve.models import ModelConfig
 
 GIB = 1 << 30
 
-# Without a device's own limit to fill, on a CPU, the cache takes at most this.
+# Without a device's own limit to fill, on a CPU, the cache takes this, and more only where one
+# sequence of full length needs more.
 CPU_CACHE_BYTES = 4 * GIB
 
 
@@ -119,7 +120,7 @@ def usable_bytes(
     """
     platform = devices[0].platform
     if platform == "cpu":
-        return int(psutil.virtual_memory().available * fraction) // len(devices)
+        return int(free_bytes() * fraction) // len(devices)
     if memory_bytes is not None:
         limit = int(memory_bytes * fraction)
     else:
@@ -171,6 +172,17 @@ def workspace_bytes(
     return int(largest * _MARGIN)
 
 
+class ContextMemoryError(MemoryPlanError):
+    """The model fits, but not the KV cache of one sequence of full length.
+
+    num_tokens: the longest sequence that fits; 0 where none does.
+    """
+
+    def __init__(self, message: str, *, num_tokens: int, needed: float) -> None:
+        super().__init__(message, needed=needed)
+        self.num_tokens = num_tokens
+
+
 def plan_memory(
     *,
     limit: int,
@@ -182,39 +194,57 @@ def plan_memory(
     pages_per_sequence: int,
     cache_bytes: int | None,
     num_pages: int | None,
+    usual_bytes: int | None,
     useful_pages: int | None,
 ) -> MemoryPlan:
     """Decide how many pages the cache gets, all sizes in bytes per device.
 
-    The number of pages is `num_pages`, or what `cache_bytes` hold, or what is left within
-    `limit`, but no more than `useful_pages`. Raises MemoryPlanError, saying what to
-    change, unless weights and workspace fit and one sequence of full length can run.
+    The number of pages is `num_pages`, or what `cache_bytes` hold and the null page, or else what
+    is left within `limit`: of that no more than `usual_bytes` hold, unless one sequence of full
+    length needs more, and no more than `useful_pages`. Raises MemoryPlanError unless weights and
+    workspace fit, ContextMemoryError unless one sequence of full length can run.
     """
     fixed = weights + state + workspace
-    if fixed > limit:
-        raise MemoryPlanError(
-            f"The model does not fit: weights {show_bytes(weights)}, slot state"
-            f" {show_bytes(state)} and workspace {show_bytes(workspace)} need {show_bytes(fixed)}"
-            f" of {show_bytes(limit)} usable. Raise tensor_parallel_size or"
-            " gpu_memory_utilization, or lower max_num_seqs or max_num_batched_tokens"
-        )
+    needed_pages = pages_per_sequence + 1  # the null page holds no tokens
+    needed = (fixed + needed_pages * page) / limit if limit > 0 else inf
     room = limit - fixed
-    if num_pages is None:
-        num_pages = (room if cache_bytes is None else cache_bytes) // page
+    parts = (
+        f"weights {show_bytes(weights)}, slot state {show_bytes(state)} and workspace"
+        f" {show_bytes(workspace)}"
+    )
+    if room < 0:
+        raise MemoryPlanError(
+            f"The model does not fit: {parts} need {show_bytes(fixed)} of {show_bytes(limit)}"
+            " usable",
+            needed=needed,
+        )
+    asked = ""
+    if num_pages is not None:
+        asked = f"{num_pages} pages (--num-gpu-blocks-override)"
+    else:
+        num_pages = room // page
+        if cache_bytes is not None:
+            num_pages = cache_bytes // page + 1
+            asked = f"{show_bytes(cache_bytes)} (--kv-cache-memory-bytes)"
+        elif usual_bytes is not None:
+            num_pages = min(num_pages, max(usual_bytes // page + 1, needed_pages))
         if useful_pages is not None:
             num_pages = min(num_pages, useful_pages)
     if num_pages * page > room:
         raise MemoryPlanError(
-            f"The KV cache does not fit: {num_pages} pages need {show_bytes(num_pages * page)},"
-            f" {show_bytes(room)} are left beside weights, slot state and workspace. Lower"
-            " kv_cache_memory_bytes or num_pages, or raise gpu_memory_utilization"
+            f"The KV cache does not fit: {asked} need {show_bytes(num_pages * page)}, and"
+            f" {show_bytes(room)} are left beside {parts}",
+            needed=(fixed + num_pages * page) / limit,
         )
-    if num_pages < pages_per_sequence + 1:
-        needed = (pages_per_sequence + 1) * page
-        raise MemoryPlanError(
-            f"The KV cache is too small for one sequence of full length: {num_pages} pages of"
-            f" {page_size} tokens, and {pages_per_sequence + 1} ({show_bytes(needed)}) are needed."
-            " Lower max_model_len, or raise gpu_memory_utilization or kv_cache_memory_bytes"
+    if num_pages < needed_pages:
+        num_tokens = max(num_pages - 1, 0) * page_size
+        held = f"{asked} hold {num_tokens}" if asked else f"there is room for {num_tokens}"
+        raise ContextMemoryError(
+            f"The KV cache of one sequence of {pages_per_sequence * page_size} tokens does not fit:"
+            f" it needs {show_bytes(needed_pages * page)}, and {held} beside {parts}, of"
+            f" {show_bytes(limit)} usable",
+            num_tokens=num_tokens,
+            needed=needed,
         )
     return MemoryPlan(
         limit=limit,

@@ -14,11 +14,12 @@ import pytest
 from jaxserve.build import LoadedModel, build
 from jaxserve.config import EngineOptions
 from jaxserve.engine import TextEngine
+from jaxserve.engine_plan import EnginePlan
 from jaxserve.errors import ConfigError
 from jaxserve.execution.compilation import use_compilation_cache
 from jaxserve.execution.executables import MANIFEST, ExecutableFolder, ExecutableWriter
 from jaxserve.execution.programs import Helper, all_programs, name_of
-from jaxserve.planning import EnginePlan, plan_engine
+from jaxserve.planning import plan_engine
 from jaxserve.precompile import precompile
 from tests.end_to_end.world import request, serve, write_one_layer
 

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.errors import MemoryPlanError
-from jaxserve.execution.memory import MemoryPlan, plan_memory, tree_bytes, workspace_bytes
+from jaxserve.execution.memory import (
+    ContextMemoryError,
+    MemoryPlan,
+    plan_memory,
+    tree_bytes,
+    workspace_bytes,
+)
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import FEW_SAMPLED
 from tests.execution.programs import MEDIUM, PAGES, SMALL, Case, compile_case
@@ -104,6 +110,7 @@ def plan(
     weights: int = 300 * MB,
     cache_bytes: int | None = None,
     num_pages: int | None = None,
+    usual_bytes: int | None = None,
     useful_pages: int | None = None,
 ) -> MemoryPlan:
     return plan_memory(
@@ -116,6 +123,7 @@ def plan(
         pages_per_sequence=32,
         cache_bytes=cache_bytes,
         num_pages=num_pages,
+        usual_bytes=usual_bytes,
         useful_pages=useful_pages,
     )
 
@@ -131,9 +139,20 @@ def test_pages_are_no_more_than_are_of_use() -> None:
     assert plan(useful_pages=65).free == 585 * MB
 
 
-def test_pages_are_what_their_bytes_hold_or_the_number_asked_for() -> None:
-    assert plan(cache_bytes=100 * MB + 1).num_pages == 100
+def test_pages_are_what_their_bytes_hold_beside_the_null_page_or_the_number_asked_for() -> None:
+    assert plan(cache_bytes=100 * MB + 1).num_pages == 101
     assert plan(num_pages=77).num_pages == 77
+
+
+def test_a_usual_size_grows_to_one_sequence_and_shrinks_to_what_is_left() -> None:
+    assert plan(usual_bytes=100 * MB).num_pages == 101
+    assert plan(usual_bytes=10 * MB).num_pages == 33
+    assert plan(usual_bytes=900 * MB).num_pages == 650
+
+
+def test_a_cache_of_one_sequence_to_the_byte_holds_it() -> None:
+    """As Llama 2 7B in float32, whose context takes 4 GiB: the null page comes on top."""
+    assert plan(cache_bytes=32 * MB).num_pages == plan(usual_bytes=32 * MB).num_pages == 33
 
 
 def test_every_part_of_the_plan_is_printed() -> None:
@@ -150,24 +169,34 @@ def test_every_part_of_the_plan_is_printed() -> None:
     assert "585.0 MiB  of 1000.0 MiB usable" in lines[4]
 
 
-def test_a_model_that_does_not_fit_is_refused_with_what_to_change() -> None:
-    with pytest.raises(MemoryPlanError) as error:
+def test_a_model_that_does_not_fit_is_refused_with_what_it_needs() -> None:
+    with pytest.raises(MemoryPlanError, match=r"300\.0 MiB.*350\.0 MiB of 349\.0 MiB") as error:
         plan(limit=349 * MB)
-    message = str(error.value)
-    for part in ("300.0 MiB", "350.0 MiB", "349.0 MiB"):
-        assert part in message
-    for option in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
-        assert option in message
+    assert error.value.needed == pytest.approx((350 + 33) / 349)
 
 
-def test_a_cache_that_does_not_fit_is_refused_with_what_to_change() -> None:
-    with pytest.raises(MemoryPlanError, match=r"651 pages need 651.0 MiB, 650.0 MiB are left") as e:
+def test_a_cache_that_does_not_fit_is_refused_by_the_flag_that_asked_for_it() -> None:
+    with pytest.raises(MemoryPlanError, match=r"651 pages \(--num-gpu-blocks-override\) need"):
         plan(num_pages=651)
-    assert "kv_cache_memory_bytes or num_pages" in str(e.value)
+    with pytest.raises(MemoryPlanError, match=r"700.0 MiB \(--kv-cache-memory-bytes\) need"):
+        plan(cache_bytes=700 * MB)
 
 
-def test_a_cache_too_small_for_one_sequence_is_refused_with_what_to_change() -> None:
-    with pytest.raises(MemoryPlanError, match=r"32 pages of 16 tokens, and 33 .* are needed") as e:
-        plan(num_pages=32)
-    assert "max_model_len" in str(e.value)
+@pytest.mark.parametrize(
+    ("given", "num_tokens"),
+    [
+        ({"num_pages": 32}, 31 * 16),
+        ({"num_pages": 1}, 0),
+        ({"cache_bytes": 31 * MB}, 31 * 16),
+        ({"cache_bytes": 1}, 0),
+        ({"limit": 382 * MB}, 31 * 16),
+        ({"limit": 350 * MB, "usual_bytes": 5 * MB}, 0),
+    ],
+)
+def test_a_cache_too_small_for_one_sequence_says_how_long_one_may_be(
+    given: dict[str, int], num_tokens: int
+) -> None:
+    with pytest.raises(ContextMemoryError, match=r"one sequence of 512 tokens .*33\.0 MiB") as e:
+        plan(**given)
+    assert e.value.num_tokens == num_tokens
     assert plan(num_pages=33).num_pages == 33
