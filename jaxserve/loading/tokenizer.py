@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer as Backend
 
@@ -90,6 +90,12 @@ class Tokenizer:
         return () if eos is None else (eos,)
 
     @cached_property
+    def pad_id(self) -> int | None:
+        """The id of the padding token, None where there is none."""
+        pad_id: int | None = self.pretrained.pad_token_id
+        return pad_id
+
+    @cached_property
     def special_texts(self) -> frozenset[str]:
         """The texts of all special tokens, which are left out of texts where they are skipped."""
         added = self.backend.get_added_tokens_decoder().values()
@@ -139,18 +145,24 @@ class Tokenizer:
         *,
         add_special_tokens: bool = True,
         max_tokens: int | None = None,
+        part_limits: Sequence[int | None] = (),
+        side: Literal["left", "right"] = "right",
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids of a text, or of a pair of them, and of which of the two each id is.
 
-        max_tokens: of all together; the last text is cut at its end to leave no more, if it can.
+        part_limits: tokens kept of each text. max_tokens: of all together; the last text is cut to
+        leave no more, if it can. side: where texts are cut.
         """
         texts = [text] if second is None else [text, second]
         parts = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for part, limit in zip(parts, part_limits, strict=False):
+            if limit is not None:
+                part.truncate(limit, direction=side)
         if max_tokens is not None:
             num_others = sum(len(part) for part in parts[:-1])
             if add_special_tokens:
                 num_others += self.backend.num_special_tokens_to_add(second is not None)
-            parts[-1].truncate(max(max_tokens - num_others, 0))
+            parts[-1].truncate(max(max_tokens - num_others, 0), direction=side)
         join: Any = self.backend.post_process  # its stub is wrong
         whole = join(parts[0], None if second is None else parts[1], add_special_tokens)
         return tuple(whole.ids), tuple(whole.type_ids)

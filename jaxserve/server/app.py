@@ -33,7 +33,14 @@ from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
 from jaxserve.server.endpoints.models import get_model, list_models
 from jaxserve.server.endpoints.playground import playground_routes
-from jaxserve.server.endpoints.pooling import classify, create_embeddings, rerank, score
+from jaxserve.server.endpoints.pooling import (
+    classify,
+    create_embeddings,
+    embed_cohere,
+    pool,
+    rerank,
+    score,
+)
 from jaxserve.server.endpoints.responses import (
     cancel_response,
     count_input_tokens,
@@ -79,6 +86,8 @@ ROUTES = (
     Route("/v1/messages", create_message, methods=["POST"]),
     Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     Route("/v1/embeddings", create_embeddings, methods=["POST"]),
+    Route("/v2/embed", embed_cohere, methods=["POST"]),
+    Route("/pooling", pool, methods=["POST"]),
     *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
     Route("/classify", classify, methods=["POST"]),

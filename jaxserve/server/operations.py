@@ -22,6 +22,7 @@ from jaxserve.server.openapi import Operation
 from jaxserve.server.protocol import (
     answers,
     message_answers,
+    pooling_answers,
     response_answers,
 )
 from jaxserve.server.protocol import (
@@ -100,14 +101,23 @@ OPERATIONS: Mapping[Callable[..., Any], Operation] = {
     models.list_models: Operation(answer=answers.ModelList),
     models.get_model: Operation(answer=answers.Model),
     pooling.create_embeddings: Operation(
-        bodies=(pooling_protocol.EmbeddingBody,), answer=pooling_protocol.Embeddings
+        bodies=(pooling_protocol.EmbeddingBody, pooling_protocol.EmbeddingChatBody),
+        answer=pooling_answers.Embeddings,
     ),
-    pooling.score: Operation(bodies=(pooling_protocol.ScoreBody,), answer=pooling_protocol.Scores),
+    pooling.embed_cohere: Operation(
+        bodies=(pooling_protocol.CohereBody,), answer=pooling_answers.CohereEmbeddings
+    ),
+    pooling.pool: Operation(
+        bodies=(pooling_protocol.VectorsBody, pooling_protocol.VectorsChatBody),
+        answer=pooling_answers.Pooling,
+    ),
+    pooling.score: Operation(bodies=(pooling_protocol.ScoreBody,), answer=pooling_answers.Scores),
     pooling.rerank: Operation(
-        bodies=(pooling_protocol.RerankBody,), answer=pooling_protocol.Ranking
+        bodies=(pooling_protocol.RerankBody,), answer=pooling_answers.Ranking
     ),
     pooling.classify: Operation(
-        bodies=(pooling_protocol.ClassifyBody,), answer=pooling_protocol.Classification
+        bodies=(pooling_protocol.ClassifyBody, pooling_protocol.ClassifyChatBody),
+        answer=pooling_answers.Classification,
     ),
     tokenize.tokenize: Operation(bodies=(TokenizeBody, TokenizeChatBody), answer=TokenizeAnswer),
     tokenize.detokenize: Operation(bodies=(DetokenizeBody,), answer=DetokenizeAnswer),

@@ -4,12 +4,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.loading.tokenizer import Tokenizer, truncated
 from jaxserve.pooling import Activation, PoolingModel, PoolingParams
 from jaxserve.request import Request
 from jaxserve.server.protocol.pooling import check_pairs
@@ -30,8 +31,10 @@ def answer(pooling: PoolingModel, raw: bytes, params: PoolingParams) -> Vector:
 class PoolingPrompts:
     """Makes requests of the prompts of one call.
 
-    truncate: how many tokens to keep of a longer prompt, from its beginning; -1 is as many as the
-    model takes, None refuses prompts that are longer. param: the call's name for them.
+    truncate: how many tokens to keep of a longer prompt; -1 is as many as the model takes, None
+    refuses prompts that are longer. truncation_side: where tokens are dropped. pads: whether a
+    shorter prompt is filled up to as many, or to the model's context, with padding tokens. param:
+    the call's name for the prompts.
     """
 
     tokenizer: Tokenizer
@@ -40,6 +43,8 @@ class PoolingPrompts:
     vocab_size: int
     param: str
     truncate: int | None = None
+    truncation_side: Literal["left", "right"] = "right"
+    pads: bool = False
     add_special_tokens: bool = True
     cache_salt: str = ""
     priority: int = 0
@@ -53,16 +58,26 @@ class PoolingPrompts:
                 param="truncate_prompt_tokens",
             )
 
-    def of(self, prompt: str | tuple[int, ...], second: str | None = None) -> Request:
+    def of(
+        self,
+        prompt: str | tuple[int, ...],
+        second: str | None = None,
+        *,
+        part_limits: tuple[int | None, ...] = (),
+    ) -> Request:
         """Return the request of a prompt, or of a pair of texts. Slow: encodes.
 
-        Raises InvalidRequestError.
+        part_limits: tokens to keep of each text by itself. Raises InvalidRequestError.
         """
         limit = self.max_model_len if self.truncate == -1 else self.truncate
         if isinstance(prompt, str):
-            token_ids = self._encode(prompt, second, limit)
+            token_ids = self._encode(prompt, second, limit, part_limits)
+        elif limit is None:
+            token_ids = prompt
         else:
-            token_ids = prompt[:limit]
+            token_ids = truncated(prompt, limit, side=self.truncation_side)
+        if self.pads:
+            token_ids = self._padded(token_ids, limit or self.max_model_len)
         request = Request(
             id=uuid.uuid4().hex,
             prompt_ids=token_ids,
@@ -81,19 +96,43 @@ class PoolingPrompts:
             raise
         return request
 
-    def _encode(self, text: str, second: str | None, limit: int | None) -> tuple[int, ...]:
+    def _padded(self, token_ids: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
+        pad_id = self.tokenizer.pad_id
+        if pad_id is None:
+            raise InvalidRequestError(
+                "padding must be do_not_pad: this model's tokenizer has no padding token",
+                param="padding",
+            )
+        return token_ids + (pad_id,) * (num_tokens - len(token_ids))
+
+    def _encode(
+        self,
+        text: str,
+        second: str | None,
+        limit: int | None,
+        part_limits: tuple[int | None, ...],
+    ) -> tuple[int, ...]:
         tokenizer = self.tokenizer
-        if limit is None:
-            for part in (text, second or ""):
+        texts: list[str] = []
+        for part, part_limit in zip_longest(
+            [text] if second is None else [text, second], part_limits
+        ):
+            limits = [each for each in (limit, part_limit) if each is not None]
+            if limits:
+                # No more than could be kept of it is worth encoding.
+                most = min(limits) * tokenizer.max_token_bytes
+                texts.append(part[-most:] if self.truncation_side == "left" else part[:most])
+            else:
                 tokenizer.check_num_chars(
                     len(part), max_model_len=self.max_model_len, param=self.param
                 )
-        else:
-            # No more than could be kept of it is worth encoding.
-            most = limit * tokenizer.max_token_bytes
-            text, second = text[:most], None if second is None else second[:most]
+                texts.append(part)
         token_ids, segments = tokenizer.encode_parts(
-            text, second, add_special_tokens=self.add_special_tokens, max_tokens=limit
+            *texts,
+            add_special_tokens=self.add_special_tokens,
+            max_tokens=limit,
+            part_limits=part_limits,
+            side=self.truncation_side,
         )
         stride = self.pooling.segment_stride
         if second is None or not stride:
@@ -109,11 +148,14 @@ class Pairs:
     """Texts to be scored against each other: one with each of many, or each with its own.
 
     A cross-encoder reads a pair as one prompt; of a model of embeddings the score is the cosine.
+    max_first_tokens, max_second_tokens: kept of each text; 0 keeps all.
     """
 
     pooling: PoolingModel
     firsts: Sequence[str]
     seconds: Sequence[str]
+    max_first_tokens: int = 0
+    max_second_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.pooling.labels and not self.pooling.is_cross_encoder:
@@ -126,10 +168,17 @@ class Pairs:
     def requests(self, prompts: PoolingPrompts) -> tuple[Request, ...]:
         """Return the requests whose vectors `scores` wants. Slow: encodes."""
         check_pairs(len(self.firsts), len(self.seconds), param=prompts.param)
+        limits = self.max_first_tokens or None, self.max_second_tokens or None
         if not self.pooling.is_cross_encoder:
-            return tuple(prompts.of(text) for text in (*self.firsts, *self.seconds))
+            return tuple(
+                prompts.of(text, part_limits=(limit,))
+                for texts, limit in zip((self.firsts, self.seconds), limits, strict=True)
+                for text in texts
+            )
         firsts = self.firsts if len(self.firsts) > 1 else [*self.firsts] * len(self.seconds)
-        return tuple(prompts.of(*pair) for pair in zip(firsts, self.seconds, strict=True))
+        return tuple(
+            prompts.of(*pair, part_limits=limits) for pair in zip(firsts, self.seconds, strict=True)
+        )
 
     def scores(self, vectors: Sequence[bytes], params: PoolingParams) -> list[float]:
         """Return the score of each pair, of the vectors of the requests."""

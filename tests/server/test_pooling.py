@@ -1,6 +1,8 @@
 """Embeddings, scores, rankings and labels: what the server makes of the vectors of prompts."""
 
 import base64
+import json
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from jaxserve.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.server.vector_formats import DTYPES
 from tests.data import needs_data
 from tests.fakes import solo_vector
 from tests.server.test_openai_spec import check
@@ -276,3 +279,156 @@ def test_openais_client_embeds() -> None:
         with pytest.raises(openai.BadRequestError) as wrong:
             client.embeddings.create(model="tiny/model", input="a", dimensions=99)
         assert wrong.value.param == "dimensions"
+
+
+def test_a_chat_is_embedded_as_its_template_renders_it(embedder: TestClient) -> None:
+    chat = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": TEXTS[1]}]
+    answer = post(embedder, "/v1/embeddings", messages=chat)
+    prompt = f"<|im_start|>user:{TEXTS[0]}<|im_end|><|im_start|>assistant:{TEXTS[1]}<|im_end|>"
+    ids = tokenizer().encode(prompt, add_special_tokens=False)
+    expected = unit(np.frombuffer(solo_vector(ids), np.float32))
+    np.testing.assert_allclose(embeddings(answer)[0], expected, atol=1e-6)
+    longer = post(embedder, "/v1/embeddings", messages=chat[:1], add_generation_prompt=True)
+    assert longer["usage"]["prompt_tokens"] > len(tokenizer().encode(TEXTS[0]))
+    error = refusal(embedder, "/v1/embeddings", messages=chat, input="both")
+    assert error["param"] == "input"
+
+
+def test_a_chat_is_classified(classifier: TestClient) -> None:
+    chat = [{"role": "user", "content": TEXTS[0]}]
+    (found,) = post(classifier, "/classify", messages=chat)["data"]
+    assert found["num_classes"] == WIDTH
+    assert sum(found["probs"]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("embed_dtype", sorted(DTYPES))
+@pytest.mark.parametrize("endianness", ["native", "little", "big"])
+def test_numbers_are_written_in_the_type_and_order_that_is_asked_for(
+    embedder: TestClient, embed_dtype: str, endianness: str
+) -> None:
+    form = {"embed_dtype": embed_dtype, "endianness": endianness}
+    plain = embeddings(post(embedder, "/v1/embeddings", input=TEXTS))
+    coded = post(embedder, "/v1/embeddings", input=TEXTS, encoding_format="base64", **form)
+    blobs = [base64.b64decode(each["embedding"]) for each in coded["data"]]
+    body = {"input": TEXTS, "encoding_format": "bytes", **form}
+    response = embedder.post("/v1/embeddings", json=body)
+    metadata = json.loads(response.headers["metadata"])
+    assert metadata["usage"]["prompt_tokens"] == coded["usage"]["prompt_tokens"]
+    bare = embedder.post("/v1/embeddings", json={**body, "encoding_format": "bytes_only"})
+    assert "metadata" not in bare.headers
+    assert bare.content == response.content
+    dtype = np.dtype(DTYPES[embed_dtype])
+    swaps = endianness not in {"native", sys.byteorder}
+    for place, blob, expected in zip(metadata["data"], blobs, plain, strict=True):
+        assert response.content[place["start"] : place["end"]] == blob
+        words = np.frombuffer(blob, f"u{dtype.itemsize}")
+        numbers = (words.byteswap() if swaps else words).view(dtype).astype(np.float32)
+        assert place["shape"] == [len(numbers)]
+        np.testing.assert_allclose(numbers, expected, atol=0.07)
+
+
+def test_a_prompt_is_padded_to_the_context_or_to_where_it_would_be_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = PoolingModel(type=PoolingType.LAST, width=WIDTH)
+    with World(pooling=model) as world, world.http() as http:
+        monkeypatch.setattr(type(world.tokenizer), "pad_id", 3)
+
+        def num_tokens(**fields: Any) -> int:
+            answer = post(http, "/v1/embeddings", input="once", **fields)
+            return int(answer["usage"]["prompt_tokens"])
+
+        assert num_tokens(padding="max_length") == MAX_MODEL_LEN
+        assert num_tokens(padding="max_length", truncate_prompt_tokens=9) == 9
+        assert num_tokens(padding="do_not_pad") == len(tokenizer().encode("once"))
+        assert (
+            refusal(http, "/v1/embeddings", input="once", padding="longest")["param"] == "padding"
+        )
+
+
+def test_padding_needs_a_padding_token(embedder: TestClient) -> None:
+    error = refusal(embedder, "/v1/embeddings", input="once", padding="max_length")
+    assert error["param"] == "padding"
+
+
+def test_the_side_of_truncation_says_what_is_dropped(embedder: TestClient) -> None:
+    ids = tokenizer().encode(TEXTS[0])
+    for prompt in (TEXTS[0], list(ids)):
+        for side, kept in (("left", ids[-2:]), ("right", ids[:2])):
+            fields = {"truncate_prompt_tokens": 2, "truncation_side": side}
+            answer = post(embedder, "/v1/embeddings", input=prompt, **fields)
+            expected = unit(np.frombuffer(solo_vector(kept), np.float32))
+            np.testing.assert_allclose(embeddings(answer)[0], expected, atol=1e-6)
+
+
+def test_pooling_gives_vectors_whatever_the_model_is_for(
+    embedder: TestClient, classifier: TestClient
+) -> None:
+    for http, task, other in ((embedder, "embed", "classify"), (classifier, "classify", "embed")):
+        answer = post(http, "/pooling", input=TEXTS, task=task)
+        assert answer["id"].startswith("pool-")
+        assert [each["object"] for each in answer["data"]] == ["pooling"] * 3
+        assert {len(each["data"]) for each in answer["data"]} == {WIDTH}
+        error = refusal(http, "/pooling", input=TEXTS, task=other)
+        assert error["message"].startswith(f"Unsupported task: '{other}'")
+
+
+def test_coheres_embeddings_are_openais_in_other_types(embedder: TestClient) -> None:
+    types = ["float", "binary", "ubinary", "base64"]
+    answer = post(embedder, "/v2/embed", texts=TEXTS, embedding_types=types)
+    expected = embeddings(post(embedder, "/v1/embeddings", input=TEXTS))
+    found = answer["embeddings"]
+    np.testing.assert_array_equal(np.array(found["float"], np.float32), expected)
+    decoded = [np.frombuffer(base64.b64decode(each), "<f4") for each in found["base64"]]
+    np.testing.assert_array_equal(decoded, expected)
+    bits = np.packbits(np.array(expected) >= 0, axis=1)
+    assert found["ubinary"] == bits.tolist()
+    assert found["binary"] == (bits.astype(int) - 128).tolist()
+    assert answer["texts"] == TEXTS
+    assert answer["meta"]["api_version"] == {"version": "2"}
+    assert answer["meta"]["billed_units"]["input_tokens"] > 0
+    assert answer["response_type"] == "embeddings_by_type"
+
+
+def test_coheres_texts_are_cut_on_the_side_that_is_asked_for(embedder: TestClient) -> None:
+    ids = tokenizer().encode(TEXTS[0])
+    for truncate, kept in (("START", ids[-3:]), ("END", ids[:3])):
+        fields = {"texts": TEXTS[:1], "max_tokens": 3, "truncate": truncate}
+        (found,) = post(embedder, "/v2/embed", **fields)["embeddings"]["float"]
+        expected = unit(np.frombuffer(solo_vector(kept), np.float32))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    long = "once upon a time " * MAX_MODEL_LEN
+    assert post(embedder, "/v2/embed", texts=[long])
+    assert refusal(embedder, "/v2/embed", texts=[long], truncate="NONE")["param"] == "texts"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"texts": TEXTS, "inputs": [{"content": [{"type": "text", "text": "a"}]}]}, "texts"),
+        ({}, "texts"),
+        ({"texts": TEXTS, "input_type": "nonexistent"}, "input_type"),
+        ({"texts": TEXTS, "images": ["data:"]}, "images"),
+        ({"texts": TEXTS, "embedding_types": ["int4"]}, "embedding_types[0]"),
+        ({"texts": TEXTS, "output_dimension": 4, "embedding_types": ["binary"]}, "embedding_types"),
+    ],
+)
+def test_what_cohere_would_not_take_is_refused(
+    embedder: TestClient, fields: dict[str, Any], param: str
+) -> None:
+    assert refusal(embedder, "/v2/embed", **fields)["param"] == param
+
+
+def test_each_text_of_a_pair_can_be_cut(cross_encoder: TestClient, embedder: TestClient) -> None:
+    for http in (cross_encoder, embedder):
+        pair = {"query": TEXTS[0], "documents": [TEXTS[1] * 3]}
+        whole = post(http, "/rerank", **pair)["usage"]["prompt_tokens"]
+        cut = post(http, "/rerank", **pair, max_tokens_per_doc=2)["usage"]["prompt_tokens"]
+        assert whole - cut == len(tokenizer().encode(TEXTS[1] * 3)) - 2
+        both = post(http, "/rerank", **pair, max_tokens_per_doc=2, max_tokens_per_query=1)
+        assert both["usage"]["prompt_tokens"] == 3
+        assert refusal(http, "/rerank", **pair, max_tokens_per_doc=-5)["param"]
+
+
+def test_an_answer_is_known_by_the_requests_id(embedder: TestClient) -> None:
+    assert post(embedder, "/v1/embeddings", input="once", request_id="mine")["id"] == "embd-mine"

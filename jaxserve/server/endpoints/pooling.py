@@ -1,13 +1,13 @@
-"""POST /v1/embeddings, /score, /rerank and /classify: what is made of the vectors of prompts."""
+"""POST /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify."""
 
-import base64
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
+import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -20,55 +20,107 @@ from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.generation import Job, Tally
 from jaxserve.server.middleware import AccessRecord, access_record
 from jaxserve.server.pooling import Pairs, PoolingPrompts, Vector, answer
-from jaxserve.server.prompts import cache_salt, in_worker
-from jaxserve.server.protocol.parsing import parse, read_object
+from jaxserve.server.prompts import cache_salt, encode_chat, in_worker
+from jaxserve.server.protocol.parsing import parse, read_object, show
 from jaxserve.server.protocol.pooling import (
+    ClassifyBody,
+    ClassifyChatBody,
+    CohereBody,
+    ConversationBody,
+    EmbeddingBody,
+    EmbeddingChatBody,
+    InputBody,
+    PairBody,
+    PoolingBody,
+    RerankBody,
+    ScoreBody,
+    VectorBody,
+    VectorsBody,
+    VectorsChatBody,
+)
+from jaxserve.server.protocol.pooling_answers import (
+    BilledUnits,
     Classification,
     Classified,
-    ClassifyBody,
+    CohereEmbeddings,
     Document,
     Embedding,
-    EmbeddingBody,
     Embeddings,
-    PoolingBody,
+    EmbedMeta,
+    Pooled,
+    Pooling,
+    PoolingMetadata,
     PoolingUsage,
     Ranked,
     Ranking,
-    RerankBody,
     Score,
-    ScoreBody,
     Scores,
 )
 from jaxserve.server.state import ServedModel, ServerState, server_state
+from jaxserve.server.vector_formats import by_type, join_bytes, to_json
 
 
 async def create_embeddings(http: HttpRequest) -> Response:
-    """Answer with the embeddings of prompts."""
-    body = parse(await _fields(http), EmbeddingBody)
-    call = Call.of(http, body, param="input")
+    """Answer with the embeddings of prompts, or of a chat."""
+    body = _input_or_chat(await _fields(http), EmbeddingBody, EmbeddingChatBody)
+    call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("embed")
-    vectors, usage = await call.vectors(call.each_of(body.input))
-    data = [
-        Embedding(index, _encoded(vector) if body.encoding_format == "base64" else vector.tolist())
-        for index, vector in enumerate(call.answers(vectors))
-    ]
+    vectors, usage = await call.vectors(call.each_of(body))
+    return call.vectors_answer(
+        body,
+        vectors,
+        usage,
+        id_prefix="embd",
+        whole=lambda data, **shared: Embeddings(
+            data=[Embedding(index, numbers) for index, numbers in enumerate(data)], **shared
+        ),
+    )
+
+
+async def pool(http: HttpRequest) -> Response:
+    """Answer with the vectors of prompts, or of a chat, whatever the model makes of them."""
+    body = _input_or_chat(await _fields(http), VectorsBody, VectorsChatBody)
+    call = Call.of(http, body, param=_prompt_field(body))
+    if body.task not in {None, call.pooling.task}:
+        raise InvalidRequestError(
+            f"Unsupported task: {show(body.task)}: this model's is {call.pooling.task}",
+            param="task",
+        )
+    vectors, usage = await call.vectors(call.each_of(body))
+    return call.vectors_answer(
+        body,
+        vectors,
+        usage,
+        id_prefix="pool",
+        whole=lambda data, **shared: Pooling(
+            data=[Pooled(index, numbers) for index, numbers in enumerate(data)], **shared
+        ),
+    )
+
+
+async def embed_cohere(http: HttpRequest) -> Response:
+    """Answer with the embeddings of texts, in Cohere's form."""
+    asked = parse(await _fields(http), CohereBody)
+    body = asked.embedding()
+    call = Call.of(http, body, param="texts")
+    call.pooling.check_task("embed")
+    vectors, usage = await call.vectors(call.each_of(body))
     return json_response(
-        Embeddings(
-            id=f"embd-{call.record.request_id}",
-            created=int(time.time()),
-            model=call.name,
-            data=data,
-            usage=usage,
+        CohereEmbeddings(
+            id=call.id_of("embd"),
+            embeddings=by_type(call.answers(vectors), asked.embedding_types),
+            texts=[text for text in body.input if isinstance(text, str)],
+            meta=EmbedMeta(BilledUnits(usage.prompt_tokens)),
         )
     )
 
 
 async def classify(http: HttpRequest) -> Response:
-    """Answer with the labels of prompts."""
-    body = parse(await _fields(http), ClassifyBody)
-    call = Call.of(http, body, param="input")
+    """Answer with the labels of prompts, or of a chat."""
+    body = _input_or_chat(await _fields(http), ClassifyBody, ClassifyChatBody)
+    call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("classify")
-    vectors, usage = await call.vectors(call.each_of(body.input))
+    vectors, usage = await call.vectors(call.each_of(body))
     labels = call.pooling.labels
     data = [
         Classified(index, labels[int(probs.argmax())], probs.tolist(), len(labels))
@@ -76,7 +128,7 @@ async def classify(http: HttpRequest) -> Response:
     ]
     return json_response(
         Classification(
-            id=f"classify-{call.record.request_id}",
+            id=call.id_of("classify"),
             created=int(time.time()),
             model=call.name,
             data=data,
@@ -89,10 +141,10 @@ async def score(http: HttpRequest) -> Response:
     """Answer with the scores of pairs of texts."""
     body = parse(await _fields(http), ScoreBody)
     call = Call.of(http, body, param="text_1")
-    scores, usage = await call.scores(body.text_1, body.text_2)
+    scores, usage = await call.scores(body, body.text_1, body.text_2)
     return json_response(
         Scores(
-            id=f"score-{call.record.request_id}",
+            id=call.id_of("score"),
             created=int(time.time()),
             model=call.name,
             data=[Score(index, value) for index, value in enumerate(scores)],
@@ -105,7 +157,7 @@ async def rerank(http: HttpRequest) -> Response:
     """Answer with documents in the order of their relevance to a query."""
     body = parse(await _fields(http), RerankBody)
     call = Call.of(http, body, param="documents")
-    scores, usage = await call.scores([body.query], body.texts)
+    scores, usage = await call.scores(body, [body.query], body.texts)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     results = [
         Ranked(index, scores[index], Document(body.texts[index]) if kept else None)
@@ -113,7 +165,7 @@ async def rerank(http: HttpRequest) -> Response:
     ]
     return json_response(
         Ranking(
-            id=f"rerank-{call.record.request_id}",
+            id=call.id_of("rerank"),
             model=call.name,
             usage=usage,
             results=results[: body.top_n or None],
@@ -133,6 +185,7 @@ class Call:
     params: PoolingParams
     prompts: PoolingPrompts
     name: str
+    request_id: str
 
     @classmethod
     def of(cls, http: HttpRequest, body: PoolingBody, *, param: str) -> Self:
@@ -150,6 +203,8 @@ class Call:
             vocab_size=model.vocab_size,
             param=param,
             truncate=body.truncate_prompt_tokens,
+            truncation_side=body.truncation_side,
+            pads=body.padding == "max_length",
             add_special_tokens=body.add_special_tokens,
             cache_salt=cache_salt(state, record, body.cache_salt),
             priority=model.checked_priority(body.priority)
@@ -165,11 +220,46 @@ class Call:
             params=params,
             prompts=prompts,
             name=body.model or model.name,
+            request_id=body.request_id or record.request_id,
         )
 
-    def each_of(self, inputs: Sequence[str | tuple[int, ...]]) -> Callable[[], tuple[Request, ...]]:
-        """Return what makes a request of each input."""
-        return lambda: tuple(self.prompts.of(prompt) for prompt in inputs)
+    def id_of(self, prefix: str) -> str:
+        """Return the id of the answer."""
+        return f"{prefix}-{self.request_id}"
+
+    def each_of(self, body: InputBody | ConversationBody) -> Callable[[], tuple[Request, ...]]:
+        """Return what makes a request of each input, or of the chat."""
+        if isinstance(body, InputBody):
+            return lambda: tuple(self.prompts.of(prompt) for prompt in body.input)
+        truncates = body.truncate_prompt_tokens is not None
+        return lambda: (self.prompts.of(encode_chat(self.model, body, will_truncate=truncates)),)
+
+    def vectors_answer(
+        self,
+        body: VectorBody,
+        vectors: Sequence[bytes],
+        usage: PoolingUsage,
+        *,
+        id_prefix: str,
+        whole: Callable[..., msgspec.Struct],
+    ) -> Response:
+        """Return an answer of vectors in the form that a body wants; `whole` makes it of JSON."""
+        shared: dict[str, Any] = {
+            "id": self.id_of(id_prefix),
+            "created": int(time.time()),
+            "model": self.name,
+            "usage": usage,
+        }
+        answers = self.answers(vectors)
+        if not body.encoding_format.startswith("bytes"):
+            return json_response(whole([to_json(each, body) for each in answers], **shared))
+        data, places = join_bytes(answers, body)
+        headers = {}
+        if body.encoding_format == "bytes":
+            metadata = PoolingMetadata(data=places, **shared)
+            # A header is ASCII, which msgspec's JSON is not.
+            headers["metadata"] = json.dumps(msgspec.to_builtins(metadata))
+        return Response(data, headers=headers, media_type="application/octet-stream")
 
     async def vectors(
         self, make: Callable[[], tuple[Request, ...]]
@@ -189,17 +279,29 @@ class Call:
         return [answer(self.pooling, vector, self.params) for vector in vectors]
 
     async def scores(
-        self, firsts: Sequence[str], seconds: Sequence[str]
+        self, body: PairBody, firsts: Sequence[str], seconds: Sequence[str]
     ) -> tuple[list[float], PoolingUsage]:
         """Return the scores of pairs of texts, and the tokens they took."""
-        pairs = Pairs(pooling=self.pooling, firsts=firsts, seconds=seconds)
+        pairs = Pairs(
+            pooling=self.pooling,
+            firsts=firsts,
+            seconds=seconds,
+            max_first_tokens=body.max_tokens_per_query,
+            max_second_tokens=body.max_tokens_per_doc,
+        )
         vectors, usage = await self.vectors(partial(pairs.requests, self.prompts))
         return pairs.scores(vectors, self.params), usage
 
 
-async def _fields(http: HttpRequest) -> dict[str, object]:
+async def _fields(http: HttpRequest) -> dict[str, Any]:
     return await read_object(http, max_bytes=server_state(http).config.max_body_bytes)
 
 
-def _encoded(vector: Vector) -> str:
-    return base64.b64encode(vector.astype(np.dtype("<f4")).tobytes()).decode()
+def _input_or_chat[Plain: InputBody, Conversation: ConversationBody](
+    fields: dict[str, Any], plain: type[Plain], conversation: type[Conversation]
+) -> Plain | Conversation:
+    return parse(fields, conversation) if "messages" in fields else parse(fields, plain)
+
+
+def _prompt_field(body: InputBody | ConversationBody) -> str:
+    return "input" if isinstance(body, InputBody) else "messages"

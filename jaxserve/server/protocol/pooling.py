@@ -1,26 +1,34 @@
-"""The bodies of /v1/embeddings, /score, /rerank and /classify, and their answers.
+"""The bodies of /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify.
 
-Embeddings are OpenAI's; the others are vLLM's, which are Jina's and Cohere's.
+Embeddings are OpenAI's, /v2/embed is Cohere's; the others are vLLM's, which are Jina's and
+Cohere's.
 """
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import AliasChoices, BeforeValidator, FailFast, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.pooling import PoolingParams
-from jaxserve.server.protocol.answers import PromptTokensDetails
 from jaxserve.server.protocol.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
+from jaxserve.server.protocol.chat import Chat, TextPart
 from jaxserve.server.protocol.completions import Prompt, SomeIds, read_prompts
-from jaxserve.server.protocol.fields import IGNORED, Unread
+from jaxserve.server.protocol.fields import IGNORED, TEXT_ONLY, Unread
+from jaxserve.server.protocol.generation import REQUEST_ID
+from jaxserve.server.protocol.parsing import show
 
 # OpenAI's own limit.
 MAX_INPUTS = 2048
 # What the fields of a score's texts are called.
 FIRSTS = ("text_1", "data_1", "queries")
-SECONDS = ("text_2", "data_2", "documents")
+SECONDS = ("text_2", "data_2", "documents", "items")
+# Cohere's.
+INPUT_TYPES = (None, "search_document", "search_query", "classification", "clustering")
+MAX_TOKENS = 2**31 - 1
+
+type EmbedDtype = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
+type Endianness = Literal["native", "big", "little"]
 
 
 def _inputs(value: Any) -> list[Prompt]:
@@ -53,15 +61,22 @@ type Texts = Annotated[SomeTexts, BeforeValidator(_listed, json_schema_input_typ
 
 
 class PoolingBody(Body):
-    """What all share. truncate_prompt_tokens: -1 is as many as the model takes."""
+    """What all share.
+
+    truncate_prompt_tokens: -1 is as many as the model takes. truncation_side: drops the first
+    tokens (left) or the last (right).
+    """
 
     unread = Unread(ignored=IGNORED)
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None
+    truncation_side: Literal["left", "right"] = "right"
+    padding: Literal["max_length", "do_not_pad"] = "do_not_pad"
     add_special_tokens: bool = True
     use_activation: bool | None = None
     cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
+    request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     priority: Int32 = 0
 
     def params(self) -> PoolingParams:
@@ -69,11 +84,17 @@ class PoolingBody(Body):
         return PoolingParams(use_activation=self.use_activation)
 
 
-class EmbeddingBody(PoolingBody):
-    """Prompts to embed, each by itself. normalize: vLLM's older word for use_activation."""
+class VectorBody(PoolingBody):
+    """What asks for vectors, and how their numbers are written.
 
-    input: Inputs
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: numbers in JSON, base64, or bytes alone, with or without a header that tells
+    where each vector lies. embed_dtype, endianness: of base64 and bytes. normalize: vLLM's older
+    word for use_activation.
+    """
+
+    encoding_format: Literal["float", "base64", "bytes", "bytes_only"] = "float"
+    embed_dtype: EmbedDtype = "float32"
+    endianness: Endianness = "native"
     dimensions: int | None = None
     normalize: bool | None = None
 
@@ -83,13 +104,122 @@ class EmbeddingBody(PoolingBody):
         return PoolingParams(dimensions=self.dimensions, use_activation=activates)
 
 
-class ClassifyBody(PoolingBody):
-    """Prompts to classify, each by itself."""
+class InputBody(PoolingBody):
+    """Prompts to pool, each by itself."""
 
     input: Inputs
 
 
-class ScoreBody(PoolingBody):
+class ConversationBody(PoolingBody, Chat):
+    """A chat to pool, rendered by the model's template."""
+
+    add_special_tokens: bool = False
+    add_generation_prompt: bool | None = False
+
+
+class EmbeddingBody(VectorBody, InputBody):
+    """Prompts to embed, each by itself."""
+
+
+class EmbeddingChatBody(VectorBody, ConversationBody):
+    """A chat to embed."""
+
+
+class VectorsBody(VectorBody, InputBody):
+    """Prompts to pool into vectors, as the model has them."""
+
+    task: str | None = None
+
+
+class VectorsChatBody(VectorBody, ConversationBody):
+    """A chat to pool into a vector, as the model has it."""
+
+    task: str | None = None
+
+
+class ClassifyBody(InputBody):
+    """Prompts to classify, each by itself."""
+
+
+class ClassifyChatBody(ConversationBody):
+    """A chat to classify."""
+
+
+class TextInput(Body):
+    """Text parts that are one text to embed."""
+
+    content: Annotated[list[TextPart], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+type TextInputs = Annotated[list[TextInput], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class CohereBody(Body):
+    """Texts to embed by Cohere's API.
+
+    truncate: what of a text that is too long is dropped; NONE refuses it. input_type: of no effect,
+    as no model here has a prompt of its own for it.
+    """
+
+    unread = Unread(
+        ignored=IGNORED,
+        refused={
+            "images": (TEXT_ONLY, ([],)),
+        },
+    )
+
+    model: str | None = None
+    input_type: str | None = None
+    texts: SomeTexts | None = None
+    inputs: TextInputs | None = None
+    output_dimension: int | None = None
+    embedding_types: Annotated[
+        tuple[Literal["float", "binary", "ubinary", "base64"], ...],
+        Field(strict=False, min_length=1, max_length=4),
+    ] = ("float",)
+    truncate: Literal["NONE", "START", "END"] = "END"
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    priority: Int32 = 0
+
+    def embedding(self) -> EmbeddingBody:
+        """Return what OpenAI's API would be asked; raises InvalidRequestError without one input."""
+        if self.input_type not in INPUT_TYPES:
+            raise InvalidRequestError(
+                f"Unsupported input_type {show(self.input_type)}: it must be one of"
+                f" {', '.join(filter(None, INPUT_TYPES))}",
+                param="input_type",
+            )
+        if (self.texts is None) == (self.inputs is None):
+            raise InvalidRequestError("texts or inputs is required, and not both", param="texts")
+        texts: list[Prompt] = (
+            [*self.texts]
+            if self.texts
+            else ["".join(part.text for part in each.content) for each in self.inputs or ()]
+        )
+        limit = self.max_tokens
+        if limit is None and self.truncate != "NONE":
+            limit = -1
+        return EmbeddingBody(
+            model=self.model,
+            input=texts,
+            dimensions=self.output_dimension,
+            truncate_prompt_tokens=limit,
+            truncation_side="left" if self.truncate == "START" else "right",
+            priority=self.priority,
+        )
+
+
+class PairBody(PoolingBody):
+    """What scores pairs of texts.
+
+    max_tokens_per_query, max_tokens_per_doc: tokens kept of each text; 0 keeps all.
+    """
+
+    max_tokens_per_query: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
+    max_tokens_per_doc: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
+
+
+class ScoreBody(PairBody):
     """Pairs of texts: one with each of many, or each with the one at its place."""
 
     text_1: Annotated[Texts, Field(validation_alias=AliasChoices(*FIRSTS))]
@@ -118,7 +248,7 @@ class TextDocument(Body):
     text: str
 
 
-class RerankBody(PoolingBody):
+class RerankBody(PairBody):
     """Documents to put into the order of their relevance to a query; top_n: 0 is all of them."""
 
     query: str
@@ -142,93 +272,3 @@ def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:
             f" got {num_firsts}",
             param=param,
         )
-
-
-class PoolingUsage(msgspec.Struct):
-    """Tokens read; none are generated."""
-
-    prompt_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens: int = 0
-
-
-class Embedding(msgspec.Struct):
-    """An embedding: numbers, or float32 little-endian as base64."""
-
-    index: int
-    embedding: list[float] | str
-    object: str = "embedding"
-
-
-class Embeddings(msgspec.Struct, kw_only=True):
-    """The answer to /v1/embeddings. id, created: vLLM's."""
-
-    id: str
-    created: int
-    data: list[Embedding]
-    model: str
-    usage: PoolingUsage
-    object: str = "list"
-
-
-class Score(msgspec.Struct):
-    """The score of a pair."""
-
-    index: int
-    score: float
-    object: str = "score"
-
-
-class Scores(msgspec.Struct, kw_only=True):
-    """The answer to /score."""
-
-    id: str
-    object: str = "list"
-    created: int
-    model: str
-    data: list[Score]
-    usage: PoolingUsage
-
-
-class Document(msgspec.Struct):
-    """A document as it came."""
-
-    text: str
-
-
-class Ranked(msgspec.Struct, omit_defaults=True):
-    """A document's place among those of the query, and how relevant it is."""
-
-    index: int
-    relevance_score: float
-    document: Document | None = None
-
-
-class Ranking(msgspec.Struct):
-    """The answer to /rerank, the most relevant first."""
-
-    id: str
-    model: str
-    usage: PoolingUsage
-    results: list[Ranked]
-
-
-class Classified(msgspec.Struct):
-    """The most likely label of a prompt, and the probabilities of all."""
-
-    index: int
-    label: str
-    probs: list[float]
-    num_classes: int
-
-
-class Classification(msgspec.Struct, kw_only=True):
-    """The answer to /classify."""
-
-    id: str
-    object: str = "list"
-    created: int
-    model: str
-    data: list[Classified]
-    usage: PoolingUsage
