@@ -6,6 +6,7 @@
     │   └── ModelNotFoundError       no such model here                       404
     ├── OverloadedError              the queue is full, try again later       503
     ├── EngineDeadError              the engine stopped; nothing can run      503
+    ├── StorageError                 the disk is full, or cannot be used      507, 503
     ├── ConfigError                  the operator's settings cannot work
     │   └── MemoryPlanError          weights, cache and workspace do not fit
     ├── KernelError                  a kernel computes wrong numbers on this machine
@@ -15,6 +16,7 @@ Messages name the parameter, the value found and the limit. They are written her
 from an exception of another library, so that they carry no addresses, paths or secrets of the host.
 """
 
+from enum import StrEnum
 from math import inf
 
 
@@ -65,6 +67,28 @@ class OverloadedError(JaxserveError):
 
 class EngineDeadError(JaxserveError):
     """The engine loop has stopped: what was in flight has failed and nothing new can start."""
+
+
+class StorageFault(StrEnum):
+    """Why what the server keeps cannot be read or written."""
+
+    FULL = "full"
+    LOCKED = "locked"
+    CORRUPT = "corrupt"
+    READ_ONLY = "read_only"
+    UNAVAILABLE = "unavailable"
+
+
+class StorageError(JaxserveError):
+    """Files or databases of the server cannot be read or written.
+
+    `message` is for clients; the error's text is for the operator, and names the file.
+    """
+
+    def __init__(self, fault: StorageFault, message: str, *, detail: str | None = None) -> None:
+        super().__init__(detail or message)
+        self.fault = fault
+        self.message = message
 
 
 class ConfigError(JaxserveError, ValueError):

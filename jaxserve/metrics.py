@@ -69,6 +69,20 @@ class Metrics:
             {"method": method, "handler": handler, "status": str(status)},
         ).inc()
 
+    def observe_batch_failure(self, kind: str) -> None:
+        """A step of running batches failed, and will be tried again; `kind` is of a closed set."""
+        self._series.counter(
+            "jaxserve:batch_failures",
+            "Failures to read or write what batches need, each tried again.",
+            {"kind": kind},
+        ).inc()
+
+    def set_batches_delayed(self, is_delayed: bool) -> None:
+        """Publish whether such failures keep batches from going on."""
+        self._series.gauge(
+            "jaxserve:batches_delayed", "1 while batches cannot go on, else 0.", {}
+        ).set(float(is_delayed))
+
     def snapshot(self) -> tuple[Family, ...]:
         """Return all series, as they are now, as values that can go to another process."""
         for model_name, count in self._compilations.items():

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
@@ -133,7 +133,7 @@ def _open_output(target: Path, *, source: Path) -> IO[bytes]:
 
 
 async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[bytes]) -> None:
-    """Write the result of each line to an open file as it comes."""
+    """Write the result of each line to an open file as it comes; raises ConfigError."""
     import msgspec
     from tqdm import tqdm
 
@@ -141,8 +141,14 @@ async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[
     with tqdm(total=len(lines), unit="request", disable=None) as bar:
         async with aclosing(runner.answer_all(lines, concurrency=CONCURRENCY)) as answers:
             async for some in answers:
-                target.writelines(msgspec.json.encode(result) + b"\n" for _, result in some)
-                target.flush()
+                try:
+                    target.writelines(msgspec.json.encode(result) + b"\n" for _, result in some)
+                    target.flush()
+                except OSError as error:
+                    # Closing tries to write the rest, and must not raise in place of this.
+                    with suppress(OSError):
+                        target.close()
+                    raise ConfigError(f"cannot write {target.name}: {error.strerror}") from error
                 num_failed += sum(result.is_error for _, result in some)
                 bar.update(len(some))
     failed = f", {num_failed} failed" if num_failed else ""

@@ -29,6 +29,7 @@ from jaxserve.metrics import Metrics
 from jaxserve.processes.line import ChildLine, freeze_garbage, ignore_signals
 from jaxserve.processes.messages import (
     AllSeries,
+    Batches,
     Beat,
     Drain,
     EngineDown,
@@ -74,7 +75,13 @@ def main(fd: int, load: TokenizerLoader = load_tokenizer) -> int:
     configure_logging(first.log_level, process=first.name)
     with socket.socket(fileno=first.fd) as listener:
         listener.set_inheritable(False)
-        api = ApiProcess(line, first, load)
+        try:
+            api = ApiProcess(line, first, load)
+        except JaxserveError as error:
+            # Such as a database that is corrupt: one line here, and another of the supervisor.
+            log.error("the API process cannot start", reason=str(error))
+            line.send(Failed(str(error)))
+            return 1
         with asyncio.Runner(loop_factory=api.server.config.get_loop_factory()) as runner:
             runner.run(api.run(listener))
     return 0
@@ -95,6 +102,7 @@ class ApiProcess:
             config=first.config,
             folder=Path(first.folder),
             scrape=self._scrape,
+            report_batches=lambda trouble: line.send(Batches(trouble)),
         )
         self._state: ServerState = app.state.server
         self._batches: BatchRunner | None = app.state.batches if first.runs_batches else None
@@ -137,6 +145,8 @@ class ApiProcess:
                 if self._coming_up is not None:
                     self._coming_up.cancel()
                 self._client.disconnect(message.reason)
+            case Batches():
+                self._state.note_batches(message.trouble)
             case Drain():
                 self.server.should_exit = True
             case TakeSeries():

@@ -6,6 +6,7 @@ from jaxserve.config import EngineOptions
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.pooling import PoolingModel
 from jaxserve.series import Family
+from jaxserve.server.batch_trouble import BatchTrouble
 from jaxserve.server.config import ServerConfig
 
 
@@ -92,6 +93,15 @@ class AllSeries(Message, frozen=True):
     families: tuple[Family, ...]
 
 
+# From the API process that runs batches, and to all of them.
+
+
+class Batches(Message, frozen=True):
+    """What delays batches, None when they go on."""
+
+    trouble: BatchTrouble | None
+
+
 # From any child.
 
 
@@ -157,6 +167,8 @@ class Hello(Struct, frozen=True, kw_only=True):
 
 
 type ToEngine = ServeEngine | TakeSeries | ClientGone | Stop
-type ToApi = ServeHttp | TakeSeries | EngineLoads | EngineUp | EngineDown | Drain | AllSeries
+type ToApi = (
+    ServeHttp | TakeSeries | EngineLoads | EngineUp | EngineDown | Drain | AllSeries | Batches
+)
 type FromEngine = Planned | Ready | Beat | Failed | Series
-type FromApi = Ready | Beat | Failed | Series | Scrape
+type FromApi = Ready | Beat | Failed | Series | Scrape | Batches

@@ -21,6 +21,7 @@ from jaxserve.processes.backoff import Backoff
 from jaxserve.processes.line import Child
 from jaxserve.processes.messages import (
     AllSeries,
+    Batches,
     ClientGone,
     Drain,
     EngineDown,
@@ -92,6 +93,7 @@ class Supervisor:
         self._up: _Up | None = None
         self._apis: dict[int, Child] = {}
         self._ready_apis: set[int] = set()
+        self._batches = Batches(None)
         self._clients = itertools.count()
         # Of processes that have ended: a sum over processes must never fall.
         self._retired: tuple[Family, ...] = ()
@@ -262,6 +264,7 @@ class Supervisor:
                 runs_batches=runs_batches,
             )
         )
+        api.tell(self._batches)
         if self._up is not None:
             self._introduce(client)
         elif self._planned is not None:
@@ -277,6 +280,10 @@ class Supervisor:
                         task = asyncio.create_task(self._scrape(api, message.number))
                         self._scrapes.add(task)
                         task.add_done_callback(self._scrapes.discard)
+                    case Batches():
+                        self._batches = message
+                        for each in self._apis.values():
+                            each.tell(message)
                     case Failed():
                         raise JaxserveError(message.reason)
         except TimeoutError:

@@ -1,6 +1,6 @@
 """The ASGI application: routes, and what stands around them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from jaxserve.metrics import Metrics
 from jaxserve.server.batch_runner import AsBatch, BatchRunner, LineRunner
+from jaxserve.server.batch_trouble import BatchTrouble
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.endpoints.batches import (
     cancel_batch,
@@ -109,11 +110,13 @@ def create_app(
     config: ServerConfig,
     folder: Path,
     scrape: Scrape | None = None,
+    report_batches: Callable[[BatchTrouble | None], None] | None = None,
 ) -> Starlette:
     """Return the application that serves `models`, the first of them to requests that name none.
 
     Without models it says that it loads, until its state is told to `welcome` some. The models'
     engines run; the application does not stop them, `Server` does. folder, scrape: see ServerState.
+    report_batches: called in place of telling the state what delays batches.
     What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
     is told to `start`.
     """
@@ -155,6 +158,10 @@ def create_app(
     app.state.openapi = cache(partial(describe_api, ROUTES, OPERATIONS))
     app.state.lines = LineRunner(inner)
     app.state.batches = BatchRunner(
-        state.batches, app.state.lines, concurrency=config.max_batch_requests
+        state.batches,
+        app.state.lines,
+        concurrency=config.max_batch_requests,
+        metrics=metrics,
+        report=report_batches or state.note_batches,
     )
     return app

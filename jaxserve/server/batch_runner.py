@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import InvalidRequestError, StorageError
 from jaxserve.logging import get_logger
+from jaxserve.metrics import Metrics
 from jaxserve.server.batch_store import BatchStore
+from jaxserve.server.batch_trouble import BatchTrouble
+from jaxserve.server.database import storage_faults
 from jaxserve.server.middleware import access_record
 from jaxserve.server.protocol.batches import (
     Batch,
@@ -37,6 +41,7 @@ POLL_S = 0.5
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
 OVERLOADED = 503
+INTERNAL = "internal"
 
 type Numbered = tuple[int, Line]
 
@@ -107,19 +112,36 @@ class BatchRunner:
     """Runs the batches of a store, one after the other, in the order they came.
 
     One process of a server does so. What it has not finished when it ends, the next one does; of
-    each line there is one result.
+    each line there is one result. While the storage fails, each step is tried again and again with
+    delays that grow: no batch fails for it, and no result is lost. report: called with the trouble
+    when that begins or changes, and with None when it is over.
 
     concurrency: lines under way at once; few enough that others find room in the engine.
     """
 
-    def __init__(self, store: BatchStore, lines: LineRunner, *, concurrency: int) -> None:
+    def __init__(
+        self,
+        store: BatchStore,
+        lines: LineRunner,
+        *,
+        concurrency: int,
+        metrics: Metrics,
+        report: Callable[[BatchTrouble | None], None],
+    ) -> None:
         self._store = store
         self._lines = lines
         self._concurrency = concurrency
+        self._metrics = metrics
+        self._report = report
+        # The kind of failure that delays batches.
+        self._trouble: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Run batches from now on, in the running event loop."""
+        self._metrics.set_batches_delayed(False)
+        # The process that ran them before may have ended in trouble.
+        self._report(None)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -129,19 +151,74 @@ class BatchRunner:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        await asyncio.to_thread(self._store.sweep)
+        delay_s = MIN_RETRY_S
+        is_swept = False
         while True:
-            found = await asyncio.to_thread(self._store.next_batch)
-            if found is None:
-                await asyncio.sleep(POLL_S)
-                continue
-            owner, batch = found
             try:
-                await self._run_batch(owner, batch)
-            except Exception:
+                if not is_swept:
+                    await self._do(self._store.files.sweep)
+                    is_swept = True
+                await self._run_next()
+            except Exception as error:  # noqa: BLE001 (to end here is to run no batch any more)
+                self._note(error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_RETRY_S)
+            else:
+                delay_s = MIN_RETRY_S
+
+    async def _run_next(self) -> None:
+        """Run the oldest batch that is not finished, or wait for one."""
+        found = await self._do(self._store.next_batch)
+        if found is None:
+            await asyncio.sleep(POLL_S)
+            return
+        owner, batch = found
+        try:
+            await self._run_batch(owner, batch)
+        except StorageError:
+            raise
+        except Exception as error:
+            if isinstance(error, InvalidRequestError):
+                reason = BatchError(error.code or "invalid_request", error.message, None, None)
+            else:
                 log.exception("a batch failed", batch=batch.id)
-                error = BatchError("server_error", "the server could not run it", None, None)
-                await self._change(batch, partial(_fail, errors=[error]))
+                reason = BatchError("server_error", "the server could not run it", None, None)
+            await self._change(batch, partial(_fail, errors=[reason]))
+
+    async def _do[T](self, work: Callable[[], T]) -> T:
+        """Do something in the store, and until the storage works if it does not."""
+        delay_s = MIN_RETRY_S
+        while True:
+            try:
+                done = await asyncio.to_thread(work)
+            except StorageError as error:
+                self._note(error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_RETRY_S)
+            else:
+                self._note(None)
+                return done
+
+    def _note(self, error: Exception | None) -> None:
+        """Count a failure; log and report when trouble begins, changes its kind, or is over."""
+        kind, reason = None, ""
+        if isinstance(error, StorageError):
+            kind, reason = error.fault.value, error.message
+        elif error is not None:
+            kind, reason = INTERNAL, "an internal error; the log has it"
+        if kind is not None:
+            self._metrics.observe_batch_failure(kind)
+        if kind == self._trouble:
+            return
+        self._trouble = kind
+        self._metrics.set_batches_delayed(kind is not None)
+        if kind is None:
+            log.info("batches go on")
+            self._report(None)
+        else:
+            traceback = error if kind == INTERNAL else None
+            log.error("batches are delayed", reason=str(error), exc_info=traceback)
+            self._report(BatchTrouble(reason, int(time.time())))
 
     async def _run_batch(self, owner: str, batch: Batch) -> None:
         if batch.status == "validating":
@@ -149,41 +226,48 @@ class BatchRunner:
         if batch.status == "in_progress":
             batch = await self._answer_all(owner, batch)
         if batch.status in {"in_progress", "finalizing", "cancelling"}:
-            await asyncio.to_thread(self._store.finish, owner, batch.id, _end)
+            await self._do(partial(self._store.finish, owner, batch.id, _end))
 
     async def _validate(self, owner: str, batch: Batch) -> Batch:
         """Look at every line before the first is answered."""
         try:
-            path = self._store.path(self._store.file(owner, batch.input_file_id).id)
-            total, errors = await asyncio.to_thread(check_lines, path, batch.endpoint)
-        except (InvalidRequestError, OSError):
+            total, errors = await self._do(partial(self._checked_lines, owner, batch))
+        except InvalidRequestError:
             total = 0
             errors = [BatchError("not_found", "the input file is not there", None, None)]
         if errors:
             return await self._change(batch, partial(_fail, errors=errors))
         return await self._change(batch, partial(_begin, total=total))
 
+    def _checked_lines(self, owner: str, batch: Batch) -> tuple[int, list[BatchError]]:
+        file = self._store.files.get(owner, batch.input_file_id)
+        return check_lines(self._store.files.content(file.id), batch.endpoint)
+
     async def _answer_all(self, owner: str, batch: Batch) -> Batch:
         """Answer the lines that have no result, until all have or the batch is to end."""
+        lines = await self._do(partial(self._lines_to_do, batch))
+        zero_s = await self._do(partial(self._store.zero_s, batch))
+
+        def is_late() -> bool:
+            # Not by the wall clock, a step of which would end the batch.
+            return zero_s + time.monotonic() > batch.expires_at
+
         answers = self._lines.answer_all(
-            await asyncio.to_thread(self._lines_to_do, batch),
-            concurrency=self._concurrency,
-            owner=owner,
-            batch=batch.id,
+            () if is_late() else lines, concurrency=self._concurrency, owner=owner, batch=batch.id
         )
         async with aclosing(answers):
             async for results in answers:
                 # Also when there are none: it may have been cancelled.
-                batch = await asyncio.to_thread(self._store.add_results, batch.id, results)
-                if batch.status != "in_progress" or time.time() > batch.expires_at:
+                batch = await self._do(partial(self._store.add_results, batch.id, results))
+                if batch.status != "in_progress" or is_late():
                     break
-        if batch.status == "in_progress" and time.time() > batch.expires_at:
-            batch = await asyncio.to_thread(self._expire, batch)
+        if batch.status == "in_progress" and is_late():
+            batch = await self._do(partial(self._expire, batch))
         return batch
 
     def _lines_to_do(self, batch: Batch) -> Iterator[Numbered]:
         done = self._store.lines_done(batch.id)
-        lines = read_lines(self._store.path(batch.input_file_id))
+        lines = read_lines(self._store.files.content(batch.input_file_id))
         return (entry for entry in lines if entry[0] not in done)
 
     def _expire(self, batch: Batch) -> Batch:
@@ -193,15 +277,18 @@ class BatchRunner:
             (number, Result(id=_line_id(), custom_id=line.custom_id, response=None, error=late))
             for number, line in self._lines_to_do(batch)
         ]
-        return self._store.add_results(batch.id, results)
+        return self._store.add_results(batch.id, results, _expired if results else None)
 
     async def _change(self, batch: Batch, change: Callable[[Batch], None]) -> Batch:
-        return await asyncio.to_thread(self._store.change, batch.id, change)
+        return await self._do(partial(self._store.change, batch.id, change))
 
 
 def read_lines(path: Path) -> Iterator[Numbered]:
-    """Yield the requests of an input file and their line numbers; raises InvalidRequestError."""
-    with path.open("rb") as file:
+    """Yield the requests of an input file and their line numbers.
+
+    Raises InvalidRequestError for a line that is none, StorageError where it cannot be read.
+    """
+    with storage_faults(path), path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
                 yield number, parse(decode(text), Line)
@@ -210,11 +297,11 @@ def read_lines(path: Path) -> Iterator[Numbered]:
 def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]]:
     """Return how many requests a file has, and what is wrong with it.
 
-    endpoint: to which all must go, if to one.
+    endpoint: to which all must go, if to one. Raises StorageError where it cannot be read.
     """
     errors: list[BatchError] = []
     seen: set[str] = set()
-    with path.open("rb") as file:
+    with storage_faults(path), path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if not text.strip() or len(errors) == MAX_ERRORS:
                 continue
@@ -253,14 +340,20 @@ def _fail(batch: Batch, *, errors: list[BatchError]) -> None:
     batch.errors = BatchErrors(errors)
 
 
+def _expired(batch: Batch) -> None:
+    if batch.status == "in_progress":
+        batch.status = "finalizing"
+        batch.expired_at = int(time.time())
+
+
 def _end(batch: Batch) -> None:
     """Give a batch whose results are in their files the state that it ends in."""
     now = int(time.time())
     batch.finalizing_at = now
     if batch.status == "cancelling":
         batch.status, batch.cancelled_at = "cancelled", now
-    elif time.time() > batch.expires_at and batch.request_counts.failed:
-        batch.status, batch.expired_at = "expired", now
+    elif batch.expired_at is not UNSET:
+        batch.status = "expired"
     else:
         batch.status, batch.completed_at = "completed", now
 

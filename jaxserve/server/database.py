@@ -1,38 +1,134 @@
-"""SQLite databases that the processes of a server share."""
+"""SQLite databases that the processes of a server share, and what can go wrong with storage."""
 
+import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
-# Transactions take milliseconds; who waits so long waits for a process that is stuck.
+from jaxserve.errors import StorageError, StorageFault
+
+# Transactions take milliseconds; one that waits so long waits for a process that is stuck.
 LOCK_TIMEOUT_S = 10.0
+# What clients are told of a fault, and what the operator can do about it.
+MESSAGES: Mapping[StorageFault, tuple[str, str]] = {
+    StorageFault.FULL: ("the server's storage is full", "make room on its disk"),
+    StorageFault.LOCKED: (
+        "the server's storage is locked by another process",
+        "end the process that holds the lock",
+    ),
+    StorageFault.CORRUPT: (
+        "the server's database is corrupt",
+        "move it away to begin with an empty one, or restore a copy",
+    ),
+    StorageFault.READ_ONLY: (
+        "the server's storage is read-only",
+        "let the server's user write it",
+    ),
+    StorageFault.UNAVAILABLE: (
+        "the server's storage cannot be read or written",
+        "check that it is there and that the server's user may use it",
+    ),
+}
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+READ_ONLY_ERRNOS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+# By SQLite's primary result code.
+FAULTS: Mapping[int, StorageFault] = {
+    sqlite3.SQLITE_FULL: StorageFault.FULL,
+    sqlite3.SQLITE_BUSY: StorageFault.LOCKED,
+    sqlite3.SQLITE_LOCKED: StorageFault.LOCKED,
+    sqlite3.SQLITE_PROTOCOL: StorageFault.LOCKED,
+    sqlite3.SQLITE_CORRUPT: StorageFault.CORRUPT,
+    sqlite3.SQLITE_NOTADB: StorageFault.CORRUPT,
+    sqlite3.SQLITE_READONLY: StorageFault.READ_ONLY,
+}
+# SQLite says only "disk I/O error" when a file cannot grow.
+FULL_CODES = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+    }
+)
+
+
+def storage_error(error: OSError | sqlite3.DatabaseError, path: Path) -> StorageError:
+    """Return the error to raise for one that the file at `path` has met."""
+    fault = StorageFault.UNAVAILABLE
+    if isinstance(error, OSError):
+        words = error.strerror or type(error).__name__
+        if error.errno in FULL_ERRNOS:
+            fault = StorageFault.FULL
+        elif error.errno in READ_ONLY_ERRNOS:
+            fault = StorageFault.READ_ONLY
+    else:
+        words = str(error)
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        fault = StorageFault.FULL if code in FULL_CODES else FAULTS.get(code & 0xFF, fault)
+    message, advice = MESSAGES[fault]
+    return StorageError(fault, message, detail=f"{path} cannot be used ({words}): {advice}")
+
+
+@contextmanager
+def storage_faults(path: Path) -> Iterator[None]:
+    """Raise StorageError for what the operating system refuses inside; path: what to name."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 class Database:
-    """One database file. Calls block for milliseconds: they are for worker threads."""
+    """One database file. Calls block for milliseconds: they are for worker threads.
+
+    Raises StorageError when the file cannot be used, from the constructor on.
+    """
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path = path
-        with closing(self._connect()) as connection:
+        with self._connection(mode="rwc") as connection:
             # Readers do not wait for writers. A process that dies loses nothing it had committed.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(schema)
 
+    def check(self) -> None:
+        """Read the whole file; raises StorageError if any page of it is corrupt."""
+        with self._connection() as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                error = sqlite3.DatabaseError(found.splitlines()[-1])
+                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise error
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run statements as one, alone among all processes; an exception undoes them."""
-        with closing(self._connect()) as connection:
+        with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                # SQLite itself has undone what found no room.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA synchronous = NORMAL")
-        return connection
+    @contextmanager
+    def _connection(self, *, mode: str = "rw") -> Iterator[sqlite3.Connection]:
+        """Open the file; with mode "rw" one that has been deleted is not made again, empty."""
+        url = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        try:
+            with closing(
+                sqlite3.connect(url, timeout=LOCK_TIMEOUT_S, isolation_level=None, uri=True)
+            ) as connection:
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA synchronous = NORMAL")
+                yield connection
+        except sqlite3.DatabaseError as error:
+            # Others, such as IntegrityError, are faults of ours.
+            if type(error) not in {sqlite3.DatabaseError, sqlite3.OperationalError}:
+                raise
+            raise storage_error(error, self._path) from error

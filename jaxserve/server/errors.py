@@ -15,6 +15,8 @@ from jaxserve.errors import (
     InvalidRequestError,
     JaxserveError,
     OverloadedError,
+    StorageError,
+    StorageFault,
 )
 
 INVALID = "invalid_request_error"
@@ -33,6 +35,7 @@ ANTHROPIC_TYPES: Mapping[int, str] = {
 }
 # An engine that has died is started again, which takes at least as long.
 ENGINE_RETRY_S = 10
+STORAGE_RETRY_S = 10
 
 
 class UnauthorizedError(InvalidRequestError):
@@ -130,6 +133,13 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
         case EngineDeadError():
             body = ErrorBody(str(error), SERVER, code="engine_dead")
             return 503, body, {"retry-after": str(ENGINE_RETRY_S)}
+        case StorageError(fault=StorageFault.FULL):
+            body = ErrorBody(error.message, SERVER, code="storage_full")
+            # OpenAI's and Anthropic's clients would send the same bytes again.
+            return 507, body, {"x-should-retry": "false"}
+        case StorageError():
+            body = ErrorBody(error.message, SERVER, code="storage_unavailable")
+            return 503, body, {"retry-after": str(STORAGE_RETRY_S)}
         case _:
             message = "the server could not complete the request"
             return 500, ErrorBody(message, SERVER, code="internal_error"), {}
@@ -161,6 +171,9 @@ def error_response(error: Exception, scope: Scope) -> Response:
 async def on_jaxserve_error(request: Request, error: Exception) -> Response:
     """Answer an error that jaxserve raised on purpose."""
     assert isinstance(error, JaxserveError)
+    if isinstance(error, StorageError):
+        # The operator's words, for the log.
+        request.scope["state"]["access"].error = str(error)
     return error_response(error, request.scope)
 
 

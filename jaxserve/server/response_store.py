@@ -75,7 +75,7 @@ class ResponseStore:
         """Keep a response, which may be unfinished. One that was deleted or cancelled stays so."""
         body, items = msgspec.json.encode(response), msgspec.json.encode(input_items)
         with self._database.transaction() as connection:
-            now_ns = time.time_ns()
+            now_ns = time.monotonic_ns()
             connection.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -109,7 +109,7 @@ class ResponseStore:
             cursor = connection.execute(
                 "UPDATE responses SET beat_s = ?"
                 " WHERE id = ? AND status IN ('queued', 'in_progress')",
-                (time.time(), response_id),
+                (time.monotonic(), response_id),
             )
             return cursor.rowcount == 1
 
@@ -119,12 +119,12 @@ class ResponseStore:
             row = connection.execute(
                 "UPDATE responses SET used_ns = ? WHERE id = ? AND owner = ?"
                 " RETURNING response, input, status, beat_s",
-                (time.time_ns(), response_id, owner),
+                (time.monotonic_ns(), response_id, owner),
             ).fetchone()
         if row is None:
             raise not_found(response_id, param="response_id")
         body = msgspec.json.decode(row["response"])
-        if row["status"] in UNFINISHED and time.time() - row["beat_s"] > SILENCE_S:
+        if row["status"] in UNFINISHED and time.monotonic() - row["beat_s"] > SILENCE_S:
             error = ResponseError("server_error", "the process that made this response has ended")
             body |= {"status": "failed", "error": msgspec.to_builtins(error)}
         return Stored(body, msgspec.json.decode(row["input"]))
@@ -164,7 +164,7 @@ class ResponseStore:
             # All at once: of a conversation that is used, no part is older than another.
             connection.executemany(
                 "UPDATE responses SET used_ns = ? WHERE id = ?",
-                [(time.time_ns(), row["id"]) for row in rows],
+                [(time.monotonic_ns(), row["id"]) for row in rows],
             )
         items: list[dict[str, Any]] = []
         for row in rows:

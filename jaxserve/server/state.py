@@ -29,6 +29,7 @@ from jaxserve.metrics import Metrics
 from jaxserve.pooling import PoolingModel
 from jaxserve.series import Family
 from jaxserve.server.batch_store import BatchStore
+from jaxserve.server.batch_trouble import BatchTrouble
 from jaxserve.server.body_budget import BodyBudget
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
@@ -162,7 +163,8 @@ class ServerState:
     """One server's models, metrics and load.
 
     folder: for what the server keeps, shared by its processes. scrape: returns the series to show,
-    which may be more than the server's own `metrics`.
+    which may be more than the server's own `metrics`. batch_trouble: what delays batches, in
+    whichever process runs them.
     """
 
     def __init__(
@@ -187,6 +189,8 @@ class ServerState:
         )
         self.body_budget = BodyBudget(config.max_buffered_body_bytes, free_bytes=FREE_BODY_BYTES)
         self.upload_budget = BodyBudget(MAX_UPLOADING_BYTES, free_bytes=FREE_UPLOAD_BYTES)
+        self.files = self.batches.files
+        self.batch_trouble: BatchTrouble | None = None
         # Responses that are being made while nobody waits for them.
         self.background: set[asyncio.Task[None]] = set()
         self.scrape = scrape or self._own_series
@@ -227,6 +231,10 @@ class ServerState:
                 f" there is {', '.join(self._by_name)}"
             )
         return self._by_name[name]
+
+    def note_batches(self, trouble: BatchTrouble | None) -> None:
+        """Remember what delays batches, None when they go on."""
+        self.batch_trouble = trouble
 
     @contextmanager
     def admitted(self, model: ServedModel) -> Iterator[None]:

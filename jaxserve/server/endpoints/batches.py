@@ -28,7 +28,7 @@ async def create_batch(http: Request) -> Response:
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
     body = parse(fields, BatchBody)
     # Raises if it is not there.
-    find = partial(state.batches.file, owner, body.input_file_id, param="input_file_id")
+    find = partial(state.files.get, owner, body.input_file_id, param="input_file_id")
     file = await in_worker(state, find)
     if file.purpose != "batch":
         raise InvalidRequestError(

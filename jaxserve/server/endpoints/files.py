@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import IO, Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -14,6 +16,7 @@ from starlette.types import Message, Receive
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.answer import json_response
 from jaxserve.server.body_budget import Lease
+from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import BodyTooLargeError
 from jaxserve.server.middleware import owner_of
 from jaxserve.server.prompts import in_worker
@@ -48,7 +51,7 @@ async def upload_file(http: Request) -> Response:
                 param="purpose",
             )
         work = partial(
-            state.batches.add_file,
+            state.files.add,
             owner_of(http.scope),
             _pieces(upload.file),
             filename=(upload.filename or "")[:MAX_FILENAME_CHARS],
@@ -62,7 +65,7 @@ async def list_files(http: Request) -> Response:
     """Answer with a page of the files there are."""
     state = server_state(http)
     work = partial(
-        state.batches.files, owner_of(http.scope), purpose=http.query_params.get("purpose")
+        state.files.all_of, owner_of(http.scope), purpose=http.query_params.get("purpose")
     )
     files = await in_worker(state, work)
     if http.query_params.get("order", "desc") == "desc":
@@ -78,7 +81,8 @@ async def get_file(http: Request) -> Response:
 
 async def get_file_content(http: Request) -> Response:
     """Answer with what is in a file."""
-    path = server_state(http).batches.path((await _found(http)).id)
+    state, file = server_state(http), await _found(http)
+    path = await in_worker(state, partial(state.files.content, file.id))
     return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -86,25 +90,31 @@ async def delete_file(http: Request) -> Response:
     """Delete a file."""
     state = server_state(http)
     file_id = http.path_params["file_id"]
-    await in_worker(state, partial(state.batches.delete_file, owner_of(http.scope), file_id))
+    await in_worker(state, partial(state.files.delete, owner_of(http.scope), file_id))
     return json_response(FileDeleted(file_id))
 
 
 async def _found(http: Request) -> File:
     """Return the file that a path names, if it belongs to who asks."""
     state = server_state(http)
-    work = partial(state.batches.file, owner_of(http.scope), http.path_params["file_id"])
+    work = partial(state.files.get, owner_of(http.scope), http.path_params["file_id"])
     return await in_worker(state, work)
 
 
 @asynccontextmanager
 async def _form(http: Request) -> AsyncIterator[FormData]:
-    """Give the form of a request; what is long of it lies in a temporary file."""
+    """Give the form of a request; what is long of it lies in a temporary file.
+
+    A file for which there is no room is refused before it is read, if its length is declared.
+    """
     limit = MAX_FILE_BYTES + MAX_FORM_BYTES
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLargeError(limit)
-    with server_state(http).upload_budget.lease() as lease:
+    state = server_state(http)
+    least = max(1, int(declared) - MAX_FORM_BYTES) if declared.isdecimal() else 1
+    await in_worker(state, partial(state.files.check_room, least))
+    with state.upload_budget.lease() as lease:
         async with _read_form(Request(http.scope, _limited(http.receive, limit, lease))) as form:
             yield form
 
@@ -112,7 +122,8 @@ async def _form(http: Request) -> AsyncIterator[FormData]:
 @asynccontextmanager
 async def _read_form(limited: Request) -> AsyncIterator[FormData]:
     try:
-        form = await limited.form(max_files=1, max_fields=8, max_part_size=MAX_FORM_BYTES)
+        with storage_faults(Path(gettempdir())):
+            form = await limited.form(max_files=1, max_fields=8, max_part_size=MAX_FORM_BYTES)
     except HTTPException as error:
         raise InvalidRequestError(
             "the body must be a multipart form of one file and few short fields",

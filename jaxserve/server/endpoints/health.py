@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.server.answer import json_response
+from jaxserve.server.batch_trouble import BatchTrouble
 from jaxserve.server.errors import ShuttingDownError
 from jaxserve.server.state import KernelChoice, server_state
 
@@ -22,6 +23,7 @@ class Status(msgspec.Struct, omit_defaults=True):
 
     status: str
     models: dict[str, ModelHealth] = {}
+    batches: BatchTrouble | None = None
 
 
 async def health(http: Request) -> Response:
@@ -35,7 +37,8 @@ async def health(http: Request) -> Response:
     for model in state.models:
         model.client.check_health()
     details = {model.name: ModelHealth(model.kernels) for model in state.models}
-    return json_response(Status("ok", details))
+    # Batches that are delayed are no reason to restart a server that answers.
+    return json_response(Status("ok", details, state.batch_trouble))
 
 
 async def ready(http: Request) -> Response:

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
-from jaxserve.errors import JaxserveError
+from jaxserve.errors import JaxserveError, StorageError
 from jaxserve.logging import get_logger
 from jaxserve.server.answer import json_response
 from jaxserve.server.chat_pieces import ChatAnswer
@@ -35,6 +35,9 @@ from jaxserve.server.sse import EventStream, tagged_event
 from jaxserve.server.state import ServerState, server_state
 
 log = get_logger(__name__)
+
+# How long storage that fails is waited for, try after try, with what was made in the background.
+FINISH_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 
 
 async def create_response(http: HttpRequest) -> HttpResponse:
@@ -138,12 +141,12 @@ class Work:
 
     async def _run_and_finish(self) -> None:
         """Make the response, for as long as it is wanted."""
-        store, response = self._state.responses, self._writer.response
+        response = self._writer.response
         task = asyncio.create_task(self._run())
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=BEAT_S)
-                if not await in_worker(self._state, partial(store.beat, response.id)):
+                if not await self._is_wanted():
                     return
             task.result()
         except Exception as error:
@@ -154,15 +157,42 @@ class Work:
         finally:
             task.cancel()
             await asyncio.wait({task})
-        await in_worker(self._state, partial(store.finish, response))
+        await self._finish()
+
+    async def _is_wanted(self) -> bool:
+        beat = partial(self._state.responses.beat, self._writer.response.id)
+        try:
+            return await in_worker(self._state, beat)
+        except StorageError:
+            # It may work again before the answer is there.
+            return True
+
+    async def _finish(self) -> None:
+        """Keep what was made in the background, for which there is no other way to be told."""
+        finish = partial(self._state.responses.finish, self._writer.response)
+        for delay_s in FINISH_DELAYS_S:
+            try:
+                await in_worker(self._state, finish)
+            except StorageError as error:
+                log.error("a response in the background is not kept yet", reason=str(error))
+                await asyncio.sleep(delay_s)
+            else:
+                return
+        log.error("a response in the background is lost", response=self._writer.response.id)
 
     async def _keep(self) -> None:
-        if self._body.store:
-            items = with_ids(self._body.input)
-            store = self._state.responses
-            await in_worker(
-                self._state, partial(store.put, self._owner, self._writer.response, items)
-            )
+        """Keep the response if that was asked for; raises StorageError."""
+        if not self._body.store:
+            return
+        items = with_ids(self._body.input)
+        store = self._state.responses
+        work = partial(store.put, self._owner, self._writer.response, items)
+        try:
+            await in_worker(self._state, work)
+        except StorageError as error:
+            # A stream that has begun is not logged with its error.
+            log.error("a response could not be kept", reason=str(error))
+            raise
 
 
 def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:

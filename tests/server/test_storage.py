@@ -1,0 +1,446 @@
+"""Disks that are full, databases that are locked or corrupt, and clocks that jump."""
+
+import errno
+import fcntl
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from jaxserve.errors import StorageError, StorageFault
+from jaxserve.server import ServerConfig
+from jaxserve.server.batch_store import BatchStore, claimed
+from jaxserve.server.database import Database
+from jaxserve.server.response_store import ResponseStore
+from tests.server.test_batches import begin, ended, line, serving, upload
+from tests.server.world import World, wait_for
+
+FOREVER = 10 * 365 * 24 * 3600
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxserve.server.database.LOCK_TIMEOUT_S", 0.05)
+    for name in ("POLL_S", "MIN_RETRY_S", "MAX_RETRY_S"):
+        monkeypatch.setattr(f"jaxserve.server.batch_runner.{name}", 0.02)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a database's write lock, as another process would."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def full(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
+    """Let a database have no room for another row, as on a disk that is full."""
+    connect = sqlite3.connect
+
+    def limited(*args: Any, **settings: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **settings)
+        connection.execute(f"PRAGMA max_page_count = {count}")
+        return connection
+
+    with closing(connect(path, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS filler (x BLOB)")
+        (count,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {count}")
+        for size in (2000, 100, 10):
+            with suppress(sqlite3.OperationalError):
+                while True:
+                    connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (size,))
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlite3.connect", limited)
+        yield
+
+
+def trouble(http: TestClient) -> Any:
+    response = http.get("/health")
+    assert response.status_code == 200
+    return response.json().get("batches")
+
+
+def sample(http: TestClient, name: str) -> float:
+    rows = http.get("/metrics").text.splitlines()
+    return sum(float(row.split()[-1]) for row in rows if row.startswith(name))
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "files").iterdir())
+
+
+def config(folder: Path, **fields: Any) -> ServerConfig:
+    return ServerConfig(port=0, batch_dir=str(folder), **fields)
+
+
+# The runner
+
+
+def test_batches_go_on_after_a_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with World(config=config(tmp_path), step_s=0.005) as world, serving(world) as http:
+        batch_id = begin(http, *(line(str(n), max_tokens=20) for n in range(40)))
+        with locked(tmp_path / "batches.sqlite"):
+            wait_for(lambda: trouble(http) is not None)
+            assert "locked" in trouble(http)["reason"]
+            assert abs(trouble(http)["since"] - time.time()) < 60
+            assert sample(http, "jaxserve:batches_delayed") == 1
+            wait_for(lambda: sample(http, "jaxserve:batch_failures_total") > 2)
+            assert http.get("/ready").status_code == 200
+        batch = ended(http, batch_id)
+        assert batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+        assert trouble(http) is None
+        assert sample(http, "jaxserve:batches_delayed") == 0
+
+
+def test_no_answer_is_lost_to_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with World(config=config(tmp_path), step_s=0.002) as world, serving(world) as http:
+        batch_id = begin(http, *(line(str(n), max_tokens=30, ignore_eos=True) for n in range(40)))
+        with full(monkeypatch, tmp_path / "batches.sqlite"):
+            wait_for(lambda: trouble(http) is not None)
+            assert trouble(http)["reason"] == "the server's storage is full"
+            failed = 'jaxserve:batch_failures_total{kind="full"}'
+            wait_for(lambda: sample(http, failed) > 3)
+        batch = ended(http, batch_id)
+        assert batch["request_counts"]["completed"] == 40
+        # Each line was answered once.
+        count = 'jaxserve:http_requests_total{handler="/v1/chat/completions",method="POST"'
+        assert sample(http, count) == 40
+
+
+def test_a_failure_is_logged_once_per_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(
+        "jaxserve.server.batch_runner.log.error", lambda *_, **fields: logged.append(str(fields))
+    )
+    with World(config=config(tmp_path)) as world, serving(world) as http:
+        with locked(tmp_path / "batches.sqlite"):
+            wait_for(lambda: sample(http, "jaxserve:batch_failures_total") > 3)
+        wait_for(lambda: trouble(http) is None)
+    assert len(logged) == 1
+    assert str(tmp_path / "batches.sqlite") in logged[0]
+
+
+def test_a_fault_of_ours_does_not_end_the_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with World(config=config(tmp_path)) as world, serving(world) as http:
+        with monkeypatch.context() as patch:
+            patch.setattr(world.app.state.server.batches, "next_batch", lambda: 1 / 0)
+            wait_for(lambda: sample(http, 'jaxserve:batch_failures_total{kind="internal"}') > 2)
+            assert "internal error" in trouble(http)["reason"]
+            assert "ZeroDivision" not in trouble(http)["reason"]
+        assert ended(http, begin(http, line()))["status"] == "completed"
+
+
+def test_a_deleted_folder_is_told_and_nothing_is_made_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / "batches"
+    with World(config=config(folder)) as world, serving(world) as http:
+        folder.rename(tmp_path / "away")
+        wait_for(lambda: trouble(http) is not None)
+        response = send(http, b"x")
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "storage_unavailable"
+        assert not folder.exists()
+        (tmp_path / "away").rename(folder)
+        wait_for(lambda: trouble(http) is None)
+        assert ended(http, begin(http, line()))["status"] == "completed"
+
+
+def test_a_batch_whose_input_is_gone_fails_and_others_go_on(tmp_path: Path) -> None:
+    with World(config=config(tmp_path)) as world, world.http() as http:
+        first, second = begin(http, line()), begin(http, line())
+        file_id = http.get(f"/v1/batches/{first}").json()["input_file_id"]
+        (tmp_path / "files" / file_id).unlink()
+        assert http.get(f"/v1/files/{file_id}/content").status_code == 404
+    with World(config=config(tmp_path)) as world, serving(world) as http:
+        assert ended(http, first)["errors"]["data"][0]["code"] == "not_found"
+        assert ended(http, second)["status"] == "completed"
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("step_s", [FOREVER, -FOREVER])
+def test_a_step_of_the_clock_expires_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    now = time.time
+    with World(config=config(tmp_path), step_s=0.005) as world, serving(world) as http:
+        running, waiting = (
+            begin(http, *(line(str(n), max_tokens=20, ignore_eos=True) for n in range(20)))
+            for _ in range(2)
+        )
+        kept = http.post(
+            "/v1/files",
+            files={"file": ("a", BytesIO(b"x"))},
+            data={
+                "purpose": "batch",
+                "expires_after[anchor]": "created_at",
+                "expires_after[seconds]": "3600",
+            },
+        ).json()
+        wait_for(
+            lambda: http.get(f"/v1/batches/{running}").json()["request_counts"]["completed"] > 1
+        )
+        monkeypatch.setattr("time.time", lambda: now() + step_s)
+        for batch_id in (running, waiting):
+            batch = ended(http, batch_id)
+            assert batch["status"] == "completed"
+            assert batch["request_counts"] == {"total": 20, "completed": 20, "failed": 0}
+        assert http.get(f"/v1/files/{kept['id']}").status_code == 200
+
+
+def test_after_a_reboot_the_wall_clock_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    with World(config=config(tmp_path)) as world, world.http() as http:
+        batch_id = begin(http, line())
+    monkeypatch.setattr("time.time", lambda: now() + FOREVER)
+    monkeypatch.setattr("jaxserve.server.batch_store.boot_id", lambda: "another")
+    with World(config=config(tmp_path)) as world, serving(world) as http:
+        assert ended(http, batch_id)["status"] == "expired"
+
+
+def test_a_response_in_the_making_survives_a_step_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.time
+    with World(step_s=0.01) as world, world.http() as http:
+        body = {"input": "hello", "max_output_tokens": 100, "ignore_eos": True, "background": True}
+        path = f"/v1/responses/{http.post('/v1/responses', json=body).json()['id']}"
+        monkeypatch.setattr("time.time", lambda: now() + FOREVER)
+        assert http.get(path).json()["status"] in {"queued", "in_progress"}
+        wait_for(lambda: http.get(path).json()["status"] == "incomplete")
+
+
+# Uploads
+
+
+def send(http: TestClient, content: bytes) -> Any:
+    files = {"file": ("a", BytesIO(content))}
+    return http.post("/v1/files", files=files, data={"purpose": "batch"})
+
+
+def error_of(response: Any) -> Any:
+    assert response.status_code == 507, response.text
+    assert response.headers["x-should-retry"] == "false"
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "storage_full")
+    return error
+
+
+def test_an_upload_that_finds_no_room_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    with (
+        World(config=config(tmp_path)) as world,
+        world.http() as http,
+        full(monkeypatch, tmp_path / "batches.sqlite"),
+    ):
+        # A page of the database has room for a few.
+        while (response := send(http, b"x" * 5000)).status_code == 200:
+            kept.append(response.json()["id"])
+            assert len(kept) < 100
+        assert error_of(response)["message"] == "the server's storage is full"
+        assert contents(tmp_path) == sorted(kept)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_fills_up_while_a_file_is_written_is_told(tmp_path: Path, number: int) -> None:
+    store = BatchStore(tmp_path, max_bytes=10**9, max_batches=9).files
+
+    def content() -> Iterator[bytes]:
+        yield b"a"
+        raise OSError(number, "the disk says no")
+
+    with pytest.raises(StorageError) as caught:
+        store.add("", content(), filename="", purpose="batch", lifetime_s=None)
+    assert caught.value.fault is StorageFault.FULL
+    assert contents(tmp_path) == []
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from jaxserve.errors import StorageError
+from jaxserve.server.batch_store import BatchStore
+
+store = BatchStore(Path(sys.argv[1]), max_bytes=10**9, max_batches=9).files
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+try:
+    store.add("", [bytes(2**18)] * 8, filename="", purpose="batch", lifetime_s=None)
+except StorageError as error:
+    print(error.fault, error.message)
+"""
+
+
+def test_the_kernel_refuses_a_file_and_nothing_is_left(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "full the server's storage is full\n"
+    assert contents(tmp_path) == []
+
+
+def test_the_quota_is_looked_at_before_and_while_a_file_comes(tmp_path: Path) -> None:
+    limit = 2**21
+    with World(config=config(tmp_path, max_batch_bytes=limit)) as world, world.http() as http:
+        error = error_of(send(http, b"x" * (limit + 2**20)))
+        assert f"{limit} bytes at most" in error["message"]
+        assert contents(tmp_path) == []
+        store = world.app.state.server.files
+        read: list[int] = []
+
+        def endless() -> Iterator[bytes]:
+            while True:
+                read.append(2**20)
+                yield bytes(2**20)
+
+        with pytest.raises(StorageError, match="bytes at most"):
+            store.add("", endless(), filename="", purpose="batch", lifetime_s=None)
+        assert len(read) == 3
+        assert contents(tmp_path) == []
+
+
+def test_what_killed_processes_left_is_swept_at_once_and_nothing_else(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path, max_bytes=10**9, max_batches=9).files
+    fields: dict[str, Any] = {"filename": "", "purpose": "batch", "lifetime_s": None}
+    kept = store.add("", [b"kept"], **fields)
+    (tmp_path / "files" / "file-1.part").write_bytes(b"left by an older version")
+    (tmp_path / "files" / "file-2").write_bytes(b"left")
+    with (tmp_path / "files" / "file-3").open("wb") as written:
+        fcntl.flock(written, fcntl.LOCK_EX)
+        store.sweep()
+        assert contents(tmp_path) == sorted([kept.id, "file-3"])
+    store.sweep()
+    assert contents(tmp_path) == [kept.id]
+
+
+# Requests that need the disk
+
+
+def test_a_response_that_cannot_be_kept_is_an_error_with_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {"input": "hello", "max_output_tokens": 4}
+    with World() as world, world.http() as http:
+        kept = http.post("/v1/responses", json=body).json()["id"]
+        with full(monkeypatch, world.folder / "responses.sqlite"):
+            large = {str(n): "x" * 500 for n in range(16)}
+            response = http.post("/v1/responses", json={**body, "metadata": large})
+            assert response.status_code == 507
+            assert response.json()["error"]["code"] == "storage_full"
+            assert http.post("/v1/responses", json={**body, "store": False}).status_code == 200
+        with locked(world.folder / "responses.sqlite"):
+            for method, path, fields in (
+                ("POST", "/v1/responses", {"json": body}),
+                ("POST", "/v1/responses", {"json": {**body, "previous_response_id": kept}}),
+                ("GET", f"/v1/responses/{kept}", {}),
+                ("DELETE", f"/v1/responses/{kept}", {}),
+            ):
+                response = http.request(method, path, **fields)
+                assert response.status_code == 503, (method, path)
+                assert response.json()["error"]["code"] == "storage_unavailable"
+                assert int(response.headers["retry-after"]) > 0
+            stream = http.post("/v1/responses", json={**body, "stream": True}).text
+            assert stream.strip().split("\n\n")[-1].startswith("event: error")
+        assert http.get(f"/v1/responses/{kept}").status_code == 200
+
+
+def test_a_response_in_the_background_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxserve.server.endpoints.responses.FINISH_DELAYS_S", (0.05,) * 100)
+    body = {"input": "hello", "max_output_tokens": 20, "ignore_eos": True, "background": True}
+    with World(step_s=0.01) as world, world.http() as http:
+        path = f"/v1/responses/{http.post('/v1/responses', json=body).json()['id']}"
+        with locked(world.folder / "responses.sqlite"):
+            wait_for(world.is_idle)
+        wait_for(lambda: http.get(path).json()["status"] == "incomplete")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_files_and_batches_of_a_locked_database_are_errors_with_words(
+    tmp_path: Path, method: str
+) -> None:
+    with World(config=config(tmp_path)) as world, world.http() as http:
+        file = upload(http, b"x")["id"]
+        body = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+        with locked(tmp_path / "batches.sqlite"):
+            fields: dict[str, Any] = {"json": body} if method == "POST" else {}
+            assert http.request(method, "/v1/batches", **fields).status_code == 503
+            assert http.get(f"/v1/files/{file}").status_code == 503
+            assert http.get(f"/v1/files/{file}/content").status_code == 503
+
+
+# Starts
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(b"not a database at all" * 500)
+
+
+def break_a_page(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("CREATE TABLE more (x)")
+        connection.executemany("INSERT INTO more VALUES (?)", [("x" * 500,)] * 100)
+        connection.commit()
+    with path.open("r+b") as file:
+        file.seek(-4096, 2)
+        file.write(b"\xff" * 4096)
+
+
+@pytest.mark.parametrize("damage", [corrupt, break_a_page])
+def test_a_corrupt_database_is_one_line_before_anything_starts(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    with claimed(tmp_path):
+        pass
+    damage(tmp_path / "batches.sqlite")
+    with pytest.raises(StorageError) as caught, claimed(tmp_path):
+        pass
+    assert caught.value.fault is StorageFault.CORRUPT
+    assert str(tmp_path / "batches.sqlite") in str(caught.value)
+    assert "move it away" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("batches.sqlite", lambda folder: BatchStore(folder, max_bytes=1, max_batches=1)),
+        ("responses.sqlite", lambda folder: ResponseStore(folder, max_responses=1, max_bytes=1)),
+    ],
+)
+def test_every_store_names_its_corrupt_database(
+    tmp_path: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    corrupt(tmp_path / name)
+    with pytest.raises(StorageError, match=name):
+        make(tmp_path)
+
+
+def test_a_transaction_that_fails_in_the_middle_is_undone(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a.sqlite", "CREATE TABLE IF NOT EXISTS t (x)")
+
+    def fail() -> None:
+        with database.transaction() as connection:
+            connection.execute("INSERT INTO t VALUES (1)")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with database.transaction() as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone()[0] == 0
