@@ -28,7 +28,9 @@ class StructuredOutputsParams:
     may stand there. disable_additional_properties: objects have only the properties that their
     schema names. reasoning_end: the answer begins behind this text; before it anything may stand.
     reasoning_begin: reasoning stands only behind this text; without it, the answer begins at once.
-    max_reasoning_tokens: after so many, reasoning must end.
+    max_reasoning_tokens: after so many, reasoning must end. frame: a structural tag in which what
+    is asked for has its place, as a format of type `answer`: what else an answer may be, such as
+    calls of tools.
 
     Raises InvalidRequestError for what is of the wrong kind, or too large.
     """
@@ -45,6 +47,7 @@ class StructuredOutputsParams:
     reasoning_end: str | None = None
     reasoning_begin: str | None = None
     max_reasoning_tokens: int | None = None
+    frame: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]

@@ -1,7 +1,8 @@
 """How models of one kind write calls, for grammars that make them write no others."""
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 # Of arguments: JSON, or each in a place of its own; what they are, grammar/parameters.py tells.
 type Style = Literal["json", "qwen_xml", "glm_xml", "deepseek_xml", "seed_xml", "python"]
@@ -26,3 +27,14 @@ class CallForm:
     name: str = r"[\w.-]{1,64}"
     is_single: bool = False
     after_reasoning: str = ""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether a call is a JSON object and nothing else."""
+        return self.style == "json" and not self.begin and self.call.startswith("{")
+
+    def json_call(self, name: str) -> dict[str, Any]:
+        """Return the object that a call is, with None for its arguments."""
+        text = self.call.replace("{name}", name).replace("{arguments}", "null")
+        call: dict[str, Any] = json.loads(text)
+        return call

@@ -1,6 +1,7 @@
 """Structured outputs: what an answer must look like, as a grammar that allows or forbids tokens."""
 
 from jaxserve.grammar.calls import Function as Function
+from jaxserve.grammar.calls import calls_or as calls_or
 from jaxserve.grammar.calls import can_bind as can_bind
 from jaxserve.grammar.calls import forced_calls as forced_calls
 from jaxserve.grammar.calls import strict_calls as strict_calls

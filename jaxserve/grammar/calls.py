@@ -11,7 +11,9 @@ from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.harmony import ASSISTANT, CHANNEL, MESSAGE, Harmony
 from jaxserve.chat.tool_format import ToolFormat
 from jaxserve.errors import InvalidRequestError
+from jaxserve.grammar.alternatives import schema_or_calls
 from jaxserve.grammar.formats import (
+    Answer,
     AnyText,
     ConstString,
     Format,
@@ -117,7 +119,8 @@ def strict_calls(
     ]
     max_calls = None if parallel else 1
     if isinstance(tools, Harmony):
-        return _bound(_messages(_calls(functions, form, max_calls=max_calls)))
+        calls = _calls(functions, form, max_calls=max_calls)
+        return _bound(_messages([calls], answer=AnyText()))
     if tools.is_bare:
         # What does not begin as a call does is text.
         before_name = form.begin + form.call.partition("{name}")[0]
@@ -132,6 +135,44 @@ def strict_calls(
     return _bound(
         TriggeredTags(triggers=[trigger], tags=tags, stop_after_first=not parallel, excludes=others)
     )
+
+
+def calls_or(
+    asked: StructuredOutputsParams,
+    functions: Sequence[Function],
+    tools: ToolFormat | Harmony | None,
+    *,
+    parallel: bool,
+) -> StructuredOutputsParams:
+    """Return what lets a model call functions, or else binds its answer to what is asked.
+
+    An answer is calls or text, and its text is what is asked for and nothing around it. Arguments
+    follow the schemas of strict functions; those of the others are any object. Functions that are
+    not strict and have no place in the model's form, such as for their names, cannot be called.
+    tools: None where calls are not found.
+    """
+    if tools is None:
+        return asked
+    form = tools.written
+    functions = [
+        function if function.strict else Function(name=function.name) for function in functions
+    ]
+    functions = [each for each in functions if each.strict or can_bind([each], form)]
+    max_calls = None if parallel else 1
+    if isinstance(tools, Harmony):
+        some = [_calls(functions, form, max_calls=max_calls)] if functions else []
+        return replace(asked, frame=_text(_messages(some, answer=Answer())))
+    if not functions:
+        return asked
+    if form.is_json and asked.kind in {"json", "json_object"}:
+        # Calls and answers begin alike, which no two grammars may; one schema can have both.
+        schema = schema_or_calls(
+            msgspec.json.decode(asked.json) if isinstance(asked.json, str) else {"type": "object"},
+            [(form.json_call(function.name), function.schema) for function in functions],
+        )
+        return replace(asked, json=schema, json_object=None)
+    calls = _calls(functions, form, max_calls=max_calls)
+    return replace(asked, frame=_text(Or(elements=[calls, Answer()])))
 
 
 def _calls(functions: Sequence[Function], form: CallForm, *, max_calls: int | None) -> Row:
@@ -156,13 +197,17 @@ def _call(function: Function, form: CallForm) -> Tag:
     return Tag(begin=first.value, content=Row(elements=rest), end="")
 
 
-def _messages(call: Format) -> Format:
-    """Return messages of harmony, the last of which is an answer or a call."""
-    channel = Or(elements=[ConstString(value="analysis"), ConstString(value="commentary")])
+def _messages(calls: Sequence[Format], *, answer: Format) -> Format:
+    """Return messages of harmony, the last of which is an answer or calls.
+
+    What is said before a call is content, so only an answer of any text may have it before it.
+    """
+    names = ["analysis", "commentary"] if isinstance(answer, AnyText) else ["analysis"]
+    channel = Or(elements=[ConstString(value=name) for name in names])
     body = Row(elements=[channel, ConstString(value=MESSAGE), AnyText()])
     before = Tag(begin=CHANNEL, content=body, end=f"<|end|>{ASSISTANT}")
-    final = Tag(begin=f"{CHANNEL}final{MESSAGE}", content=AnyText(), end="")
-    return Row(elements=[_perhaps(ASSISTANT), Star(content=before), Or(elements=[final, call])])
+    final = Tag(begin=f"{CHANNEL}final{MESSAGE}", content=answer, end="")
+    return Row(elements=[_perhaps(ASSISTANT), Star(content=before), Or(elements=[final, *calls])])
 
 
 def _perhaps(text: str) -> Format:
@@ -170,8 +215,11 @@ def _perhaps(text: str) -> Format:
 
 
 def _bound(form: Format) -> StructuredOutputsParams:
+    return StructuredOutputsParams(structural_tag=_text(form))
+
+
+def _text(form: Format) -> str:
     try:
-        text = msgspec.json.encode(StructuralTag(format=form)).decode()
+        return msgspec.json.encode(StructuralTag(format=form)).decode()
     except RecursionError as error:
         raise refusal("structural_tag", "has too deep a schema") from error
-    return StructuredOutputsParams(structural_tag=text)

@@ -60,6 +60,10 @@ class Terminal(_Format, frozen=True, tag="terminal"):
     terminal: str
 
 
+class Answer(_Format, frozen=True, tag="answer"):
+    """What a request says of the form of its answer. It is a format of ours, and not a client's."""
+
+
 class Sequence(_Format, frozen=True, tag="sequence"):
     """One after another."""
 
@@ -146,6 +150,7 @@ type Format = (
     | Regex
     | AnyText
     | Terminal
+    | Answer
     | Sequence
     | Or
     | Optional

@@ -6,6 +6,7 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.tags import WHITESPACE, Markup, literals, tags_grammar, with_options
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
@@ -16,6 +17,13 @@ GAP = r"[\x20\x0A\x0D\x09]{0,8}"
 def grammar_source(params: StructuredOutputsParams, *, markup: Markup) -> str:
     """Return the grammar of an answer; raises InvalidRequestError for what cannot be read."""
     grammar = _answer(params, markup)
+    if params.frame is not None:
+        try:
+            lark = tags_grammar(params.frame, markup=markup, answer="@form")
+        except InvalidRequestError as error:
+            name = "structured_outputs.structural_tag"
+            raise refusal("frame", error.message.removeprefix(name).strip()) from error
+        grammar = _within(lark, grammar, name="form")
     if params.reasoning_end is None:
         return grammar
     end, limit = params.reasoning_end, params.max_reasoning_tokens
@@ -33,16 +41,19 @@ def grammar_source(params: StructuredOutputsParams, *, markup: Markup) -> str:
     reasoning = "thought"
     if params.reasoning_begin is not None:
         reasoning = f"(GAP {literals(params.reasoning_begin, markup)} thought)?"
-    first, *rest = json.loads(grammar)["grammars"]
     start = f"%llguidance {{}}\nstart: {reasoning} GAP @answer\n{thought}\nGAP: /{GAP}/\n"
-    return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "answer"}, *rest]})
+    return _within(start, grammar, name="answer")
 
 
 def unspelled(source: str) -> str:
     """Return a grammar of the same texts that leaves open how they are cut into tokens."""
+    return _within('%llguidance {"no_forcing": true}\nstart: @whole\n', source, name="whole")
+
+
+def _within(lark: str, source: str, *, name: str) -> str:
+    """Return a grammar in Lark, in which another has its place by its name."""
     first, *rest = json.loads(source)["grammars"]
-    start = '%llguidance {"no_forcing": true}\nstart: @whole\n'
-    return json.dumps({"grammars": [{"lark_grammar": start}, {**first, "name": "whole"}, *rest]})
+    return json.dumps({"grammars": [{"lark_grammar": lark}, {**first, "name": name}, *rest]})
 
 
 def _answer(params: StructuredOutputsParams, markup: Markup) -> str:

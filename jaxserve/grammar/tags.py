@@ -34,9 +34,12 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 type Markup = Mapping[str, int]
 
 
-def tags_grammar(text: str, *, markup: Markup) -> str:
-    """Return the Lark grammar of a structural tag; raises InvalidRequestError."""
-    writer = _Writer(markup)
+def tags_grammar(text: str, *, markup: Markup, answer: str | None = None) -> str:
+    """Return the Lark grammar of a structural tag; raises InvalidRequestError.
+
+    answer: what stands for an `Answer` in it, in Lark; None if it has no place for one.
+    """
+    writer = _Writer(markup, answer)
     try:
         start = writer.written(_read(text).format)
     except RecursionError as error:
@@ -104,8 +107,9 @@ class _Writer:
     texts of which one comes `then`; without any, the whole ends with them.
     """
 
-    def __init__(self, markup: Markup) -> None:
+    def __init__(self, markup: Markup, answer: str | None) -> None:
         self._markup = markup
+        self._answer = answer
         self.rules: list[str] = []
         self._names: dict[str, str] = {}
 
@@ -139,12 +143,16 @@ class _Writer:
                 return self._rule(slashed(pattern), name="R")
             case formats.GrammarText(grammar=grammar):
                 return self._grammar(grammar)
+            case formats.Answer() if self._answer is not None:
+                return self._answer
             case Tag():
                 return f"{self._literals(form.begin)} {self.written(form.content, form.ends)}"
             case formats.TagsWithSeparator():
                 return self._separated(form)
             case formats.Optional() | formats.Plus() | formats.Star() | formats.Repeat():
                 return self._repeated(form)
+            case formats.Answer():
+                raise refusal("structural_tag", "must have no format of type answer")
         raise refusal("structural_tag", "must have elements in each or")
 
     def _repeated(

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 from jaxserve.chat.harmony import Harmony
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar import forced_calls, strict_calls
+from jaxserve.grammar import calls_or, forced_calls, strict_calls
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.reading import ChatReading, functions_of
 from jaxserve.structured_outputs import StructuredOutputsParams
 
-# What errors of grammars are about, where the chat has asked for none by itself.
+# What errors of grammars are about that are not those of the form that a chat asked for.
+BUDGET_NAMES = {"structured_outputs.max_reasoning_tokens": "thinking_token_budget"}
 FIELD_NAMES = {
+    **BUDGET_NAMES,
     "structured_outputs.json": "tools",
     "structured_outputs.structural_tag": "tools",
-    "structured_outputs.max_reasoning_tokens": "thinking_token_budget",
+    "structured_outputs.frame": "tools",
 }
 # Any answer, special tokens and all.
 ANYTHING = "start: <[*]>*"
@@ -24,16 +26,10 @@ def bound_to(
 ) -> StructuredOutputsParams | None:
     """Return what the answers to a chat must look like, reasoning and all; None if they are free.
 
-    asked: what `response_format` and its like say. Raises InvalidRequestError for what cannot be
-    had together, or not of this model.
+    asked: what `response_format` and its like say of the answer's text: calls that are forced come
+    instead of it, and others may. Raises InvalidRequestError for what cannot be had of this model.
     """
-    answer = _calls(body, reading)
-    if asked is not None and answer is not None and body.must_call:
-        raise InvalidRequestError(
-            "tool_choice cannot force a call in an answer that has another form",
-            param="tool_choice",
-        )
-    answer = asked or answer
+    answer = _answer(body, reading, asked)
     budget, reasoning = body.thinking_token_budget, reading.form.reasoning
     if budget is not None:
         if reasoning is None:
@@ -44,9 +40,6 @@ def bound_to(
         answer = answer or StructuredOutputsParams(grammar=ANYTHING)
     if answer is None or reasoning is None or reading.is_open is False:
         return answer
-    if isinstance(reasoning, Harmony) and answer is asked:
-        # What follows reasoning there is another message, and no answer yet.
-        return answer
     is_open = reading.is_open or reasoning.is_assumed
     return replace(
         answer,
@@ -56,11 +49,20 @@ def bound_to(
     )
 
 
-def _calls(body: ChatBody, reading: ChatReading) -> StructuredOutputsParams | None:
-    tools = reading.form.tools
+def _answer(
+    body: ChatBody, reading: ChatReading, asked: StructuredOutputsParams | None
+) -> StructuredOutputsParams | None:
+    tools, functions, parallel = reading.form.tools, functions_of(body), body.parallel_tool_calls
+    if asked is not None and not body.must_call:
+        # An answer is a message in harmony, whether there are tools or not.
+        form = tools or reading.form.reasoning
+        if isinstance(form, Harmony) and body.continue_final_message and not reading.is_open:
+            # The message that is continued is the answer.
+            return asked
+        tools = form if isinstance(form, Harmony) else tools
+        return calls_or(asked, functions, tools, parallel=parallel)
     if tools is None:
         return None
-    functions, parallel = functions_of(body), body.parallel_tool_calls
     if not body.must_call:
         return strict_calls(functions, tools, parallel=parallel)
     parallel = parallel and not body.must_call_once

@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from jaxserve.loading.tokenizer import truncated
 from jaxserve.request import LOWEST_PRIORITY, Request, SamplingParams
-from jaxserve.server.binding import FIELD_NAMES, bound_to
+from jaxserve.server.binding import BUDGET_NAMES, FIELD_NAMES, bound_to
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
@@ -104,10 +104,16 @@ class RequestMaker:
     def _chat_params(self, body: ChatBody, prompt_ids: tuple[int, ...]) -> SamplingParams:
         """Return the engine's parameters with what a chat adds: how its answers are read."""
         reading = ChatReading.of(body, self.model, prompt_ids)
-        with renamed(FIELD_NAMES if self.params.structured_outputs is None else {}):
+        asked, names = self.params.structured_outputs, FIELD_NAMES
+        if asked is not None and not body.must_call:
+            if body.offered_functions:
+                # Alone: what is wrong afterwards is wrong with the tools.
+                self._check_structured(self.params)
+            else:
+                names = BUDGET_NAMES
+        with renamed(names):
             params = replace(
-                reading.params(self.params),
-                structured_outputs=bound_to(body, reading, self.params.structured_outputs),
+                reading.params(self.params), structured_outputs=bound_to(body, reading, asked)
             )
             self._check_structured(params)
         return params

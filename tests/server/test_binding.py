@@ -1,17 +1,21 @@
 """What a chat's answer is bound to, tried on answers by the grammar that it comes to."""
 
+import json
+import random
 from typing import Any
 
+import jsonschema
 import pytest
 
-from jaxserve.chat.parser import AnswerFormat
+from jaxserve.chat import tool_parsers
+from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.binding import bound_to
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.reading import ChatReading
 from jaxserve.structured_outputs import StructuredOutputsParams
-from tests.chat.answers import form_of
+from tests.chat.answers import form_of, found_in
 from tests.grammar.world import Model, accepts
 from tests.server.world import World
 
@@ -164,14 +168,119 @@ def test_strict_tools_are_called_as_they_are_declared(text: str, is_good: bool) 
     assert allows(text, HERMES, tools=[STRICT]) is is_good
 
 
-def test_a_forced_call_cannot_have_another_form() -> None:
-    with pytest.raises(InvalidRequestError, match="another form"):
-        bound(
-            PLAIN,
-            tools=[COUNT],
-            tool_choice="required",
-            asked=StructuredOutputsParams(regex="a"),
-        )
+@pytest.mark.parametrize("choice", ["required", ONLY_NOW])
+def test_a_forced_call_comes_instead_of_an_answer_of_some_form(choice: Any) -> None:
+    fields: dict[str, Any] = {"tools": [COUNT, NOW], "tool_choice": choice}
+    asked = StructuredOutputsParams(json=NUMBER)
+    assert bound(HERMES, asked=asked, **fields) == bound(HERMES, **fields)
+
+
+# Each holds JSON of NUMBER, and no text beside it.
+FORMS = [
+    StructuredOutputsParams(json=NUMBER | {"additionalProperties": False}),
+    StructuredOutputsParams(json_object=True),
+    StructuredOutputsParams(regex=r'\{"n": [0-9]{1,3}\}'),
+    StructuredOutputsParams(choice=('{"n": 1}', '{"n": 2}')),
+]
+
+
+@pytest.mark.parametrize("asked", FORMS, ids=lambda asked: asked.kind)
+def test_a_model_that_may_call_calls_or_answers_in_the_form_that_was_asked_for(
+    asked: StructuredOutputsParams,
+) -> None:
+    fields: dict[str, Any] = {"tools": [COUNT, NOW], "asked": asked}
+    for thought in ("", "<think>hm</think>\n"):
+        for text in (OWN, f"{OWN}\n{OWN}", '{"n": 1}'):
+            assert allows(thought + text, QWEN3, **fields)
+        for text in ("Hello", f"I count. {OWN}", f'{OWN}{{"n": 1}}', OWN.replace("count", "add")):
+            assert not allows(thought + text, QWEN3, **fields)
+    assert not allows(f"{OWN}\n{OWN}", QWEN3, parallel_tool_calls=False, **fields)
+    assert not allows(OWN, QWEN3, tool_choice="none", **fields)
+    assert allows('{"n": 1}', QWEN3, tool_choice="none", **fields)
+
+
+def test_arguments_of_strict_functions_follow_their_schemas_beside_a_form() -> None:
+    fields: dict[str, Any] = {"tools": [STRICT, NOW], "asked": FORMS[0]}
+    assert allows(OWN, HERMES, **fields)
+    assert not allows(OWN.replace("1", "true"), HERMES, **fields)
+    assert allows(OWN.replace("count", "now"), HERMES, **fields)
+
+
+LLAMA = form_of("llama3_json")
+OTHER_TEXT = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#/$defs/Text"}},
+    "$defs": {"Text": {"type": "integer"}},
+}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"$ref": "#/$defs/Text"}, "of": {"$ref": "#"}},
+    "required": ["name"],
+    "additionalProperties": False,
+    "$defs": {"Text": {"type": "string"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        ('{"name": "count", "parameters": {"n": 1}}', True),
+        ('{"name": "count", "parameters": {"n": true}}', False),
+        ('{"name": "Ann"}', True),
+        ('{"name": "count", "of": {"name": "Ann"}}', True),
+        ('{"name": "count", "of": {"n": 1}}', False),
+        ('{"name": 1}', False),
+    ],
+)
+def test_calls_that_are_json_are_told_from_answers_that_are(text: str, is_good: bool) -> None:
+    asked = StructuredOutputsParams(json=PERSON)
+    function = {"name": "other", "parameters": OTHER_TEXT, "strict": True}
+    for tools in ([STRICT], [STRICT, {"type": "function", "function": function}]):
+        assert allows(text, LLAMA, tools=tools, asked=asked) is is_good
+
+
+@pytest.mark.parametrize("name", tool_parsers.names())
+def test_whatever_a_model_writes_is_calls_or_an_answer_of_the_form(name: str) -> None:
+    form = form_of(name, "gpt_oss" if name == "gpt_oss" else None)
+    schema = NUMBER | {"additionalProperties": False}
+    asked = StructuredOutputsParams(json=schema, disable_any_whitespace=True)
+    params = bound(form, tools=[STRICT, NOW], asked=asked)
+    assert params is not None
+    model, chance = Model(form.markers if name == "gpt_oss" else ()), random.Random(1)
+    hints = ['{"n": 1}', *(form.tools.markers if form.tools else ())]
+    kinds = set()
+    for _ in range(30):
+        text = model.writes(params, chance, hints=hints, max_tokens=300)
+        if text is None:
+            continue
+        parser = AnswerParser(form, schemas={"count": NUMBER, "now": {}})
+        found = found_in(parser.feed(text) + parser.finish())
+        kinds.add(bool(found.calls))
+        if found.calls:
+            assert found.content == ""
+            assert all(isinstance(json.loads(arguments), dict) for _, arguments in found.calls)
+        else:
+            jsonschema.validate(json.loads(found.content), schema)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [
+        ('<|channel|>final<|message|>{"n": 1}', True),
+        (f'{THOUGHT}<|start|>assistant<|channel|>final<|message|>{{"n": 1}}', True),
+        (f'{THOUGHT}{PREAMBLE}<|start|>assistant<|channel|>final<|message|>{{"n": 1}}', False),
+        (f"{THOUGHT}<|start|>assistant<|channel|>final<|message|>one", False),
+        ('{"n": 1}', False),
+    ],
+)
+def test_a_form_holds_for_the_final_message_of_harmony(text: str, is_good: bool) -> None:
+    model = Model(HARMONY.markers)
+    for tools in ([], [COUNT]):
+        params = bound(HARMONY, tools=tools, asked=FORMS[0])
+        assert params is not None
+        assert model.accepts(params, text) is is_good
+        assert model.accepts(params, f"{THOUGHT}<|start|>assistant{MESSAGE}") is bool(tools)
 
 
 def test_a_budget_bounds_reasoning_and_leaves_the_answer_free() -> None:

@@ -35,7 +35,7 @@ from jaxserve.server.protocol.message_answers import (
     TokenCount,
     ToolUseOut,
 )
-from jaxserve.server.protocol.messages import FIELD_NAMES, MessagesBody, MessagesPrompt
+from jaxserve.server.protocol.messages import MessagesBody, MessagesPrompt
 from jaxserve.server.protocol.parsing import parse, read_object, renamed
 from jaxserve.server.sse import EventStream, tagged_event
 from jaxserve.server.state import server_state
@@ -47,7 +47,7 @@ async def create_message(http: HttpRequest) -> Response:
     """Answer a chat in Anthropic's form, whole or as a stream."""
     fields = await read_object(http, max_bytes=server_state(http).config.max_body_bytes)
     body = parse(fields, MessagesBody)
-    with renamed(FIELD_NAMES):
+    with renamed(body.field_names):
         answer = await ChatAnswer.begin(http, body.chat())
     writer = MessageWriter(answer, model=body.model)
     if body.stream:
@@ -60,7 +60,7 @@ async def count_tokens(http: HttpRequest) -> Response:
     state = server_state(http)
     fields = await read_object(http, max_bytes=state.config.max_body_bytes)
     body = parse(fields, MessagesPrompt)
-    with renamed(FIELD_NAMES):
+    with renamed(body.field_names):
         chat = parse(prompt_fields(body), Chat)
         tokens = await in_worker(state, partial(encode_chat, state.model(body.model), chat))
     return json_response(TokenCount(len(tokens)))

@@ -206,6 +206,13 @@ class MessagesPrompt(Body):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """Return what the fields of the chat are called here."""
+        is_older = self.output_format is not None
+        return FIELD_NAMES | ({"response_format": "output_format"} if is_older else {})
 
     def chat(self) -> dict[str, Any]:
         """Return the fields of the chat that makes the same prompt.
@@ -228,14 +235,18 @@ class MessagesPrompt(Body):
                 fields["thinking_token_budget"] = budget
             case Thoughts(type="disabled"):
                 fields["reasoning_effort"] = "none"
+        form = self.output_format
         if self.output_config is not None:
             fields.setdefault("reasoning_effort", self.output_config.effort)
-            if self.output_config.format is not None:
-                schema = {"name": "answer", "schema": self.output_config.format.json_schema}
-                fields["response_format"] = {
-                    "type": "json_schema",
-                    "json_schema": {**schema, "strict": True},
-                }
+            if form is not None and self.output_config.format is not None:
+                raise InvalidRequestError(
+                    "output_format cannot be given with output_config.format: they are the same",
+                    param="output_format",
+                )
+            form = form or self.output_config.format
+        if form is not None:
+            schema = {"name": "answer", "schema": form.json_schema, "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
 
 
