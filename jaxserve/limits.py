@@ -1,5 +1,6 @@
 """The limits of numbers that requests give: checked here, and told by the API's document."""
 
+from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -25,11 +26,21 @@ class Limits:
             raise InvalidRequestError(
                 f"{name} must be {kind} {self._text}, got {show(value)}", param=name
             )
-        # By comparing only: an integer may be too large for a float.
-        is_above = value >= self.low if self.low_is_allowed else value > self.low
-        if not (is_above and (self.high is None or value <= self.high)):  # not: a NaN is nowhere
+        if not self._is_within(value):
             shown = f"{value:g}" if isinstance(value, float) else show(value)
             raise InvalidRequestError(f"{name} must be {self._text}, got {shown}", param=name)
+
+    def check_all(self, name: str, values: Collection[object]) -> None:
+        """Raise InvalidRequestError naming the first of many values that is not within."""
+        kinds = {int} if self._is_whole else {int, float}
+        if not set(map(type, values)) <= kinds or not all(map(self._is_within, values)):
+            for value in values:
+                self.check(name, value)
+
+    def _is_within(self, value: Any) -> bool:
+        # By comparing only: an integer may be too large for a float. A NaN is nowhere.
+        is_above = value >= self.low if self.low_is_allowed else value > self.low
+        return bool(is_above and (self.high is None or value <= self.high))
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of such a number."""

@@ -1,7 +1,7 @@
 """What is asked of the engine and what comes back: plain, frozen, validated host types."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
@@ -19,6 +19,9 @@ MAX_N = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
+MAX_LOGIT_BIAS = 2**16
+# As sent: each counts once however often it is named.
+MAX_ALLOWED_TOKEN_IDS = 2**18
 MAX_EOS_IDS = 16
 MAX_BAD_WORDS = 32
 # A word is banned as it stands at the start of a text and as it stands after a space.
@@ -170,9 +173,9 @@ class SamplingParams:
                 "allowed_token_ids must name at least one token, got none",
                 param="allowed_token_ids",
             )
-        for token, bias in self.logit_bias.items():
-            Limits(0).check("logit_bias", token)
-            BIAS_LIMITS.check("logit_bias", bias)
+        _check_count("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
+        Limits(0).check_all("logit_bias", self.logit_bias.keys())
+        BIAS_LIMITS.check_all("logit_bias", self.logit_bias.values())
         _check_count("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
         if self.logprob_token_ids:
             object.__setattr__(self, "logprobs", 0)
@@ -224,8 +227,7 @@ class SamplingParams:
             ("logprob_token_ids", self.logprob_token_ids),
         )
         for name, ids in named:
-            for token in ids:
-                Limits(0, vocab_size - 1).check(name, token)
+            Limits(0, vocab_size - 1).check_all(name, ids)
 
     def _settle_kinds(self) -> None:
         """Take one string for a list of it, any iterable for a tuple, and None for nothing."""
@@ -237,6 +239,9 @@ class SamplingParams:
             object.__setattr__(self, name, _entries(name, getattr(self, name) or ()))
         if self.allowed_token_ids is not None:
             allowed = _entries("allowed_token_ids", self.allowed_token_ids)
+            _check_count("allowed_token_ids", allowed, MAX_ALLOWED_TOKEN_IDS)
+            if len(allowed) > 1 and set(map(type, allowed)) == {int}:
+                allowed = (*dict.fromkeys(allowed),)
             object.__setattr__(self, "allowed_token_ids", allowed)
         for name, kinds in (
             ("logit_bias", "token ids to numbers"),
@@ -280,11 +285,6 @@ class Request:
         """Raise InvalidRequestError unless a model of these limits can run the request."""
         if not self.prompt_ids:
             raise InvalidRequestError("prompt must have at least one token, got 0", param="prompt")
-        # Looked at one by one only to name the wrong one: a prompt may have 100,000.
-        is_fine = set(map(type, self.prompt_ids)) == {int}
-        if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
-            for token in self.prompt_ids:
-                Limits(0, vocab_size - 1).check("prompt", token)
         if len(self.prompt_ids) + (not self.pools) > max_model_len:
             rest = "" if self.pools else " and at least one must be left for the answer"
             raise ContextLengthError(
@@ -292,6 +292,10 @@ class Request:
                 f" has {len(self.prompt_ids)}{rest}",
                 param="prompt",
             )
+        # Looked at one by one only to name the wrong one: a prompt may have 100,000.
+        is_fine = set(map(type, self.prompt_ids)) == {int}
+        if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
+            Limits(0, vocab_size - 1).check_all("prompt", self.prompt_ids)
         if self.pools:
             return
         for name in ("max_tokens", "min_tokens"):
@@ -420,7 +424,7 @@ def _entries(name: str, values: object) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _check_count(name: str, values: tuple[object, ...], limit: int) -> None:
+def _check_count(name: str, values: Sized, limit: int) -> None:
     if len(values) > limit:
         raise InvalidRequestError(
             f"{name} must have at most {limit} entries, got {len(values)}", param=name

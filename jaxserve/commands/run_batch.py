@@ -99,17 +99,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(source: Path) -> Iterator["Numbered"]:
     """Yield the requests of a file with their line numbers; raises ConfigError naming the line."""
-    from jaxserve.server.protocol.batches import Line
-    from jaxserve.server.protocol.parsing import decode, parse
+    from jaxserve.server.protocol.batches import lines_of, parse_line
 
     seen: set[str] = set()
     try:
         with source.open("rb") as file:
-            for number, text in enumerate(file, 1):
+            for number, text in lines_of(file):
                 if not text.strip():
                     continue
                 try:
-                    line = parse(decode(text), Line)
+                    line = parse_line(text)
                 except InvalidRequestError as error:
                     raise ConfigError(f"line {number} of {source}: {error.message}") from error
                 if line.custom_id in seen:

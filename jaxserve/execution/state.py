@@ -99,9 +99,11 @@ def slot_memory(
     bias = np.zeros(vocab_size, np.float32)
     if params.allowed_token_ids is not None:
         bias[:] = -np.inf
-        bias[list(params.allowed_token_ids)] = 0.0
-    for token, value in params.logit_bias.items():
-        bias[token] += value
+        bias[np.asarray(params.allowed_token_ids, np.int32)] = 0.0
+    if params.logit_bias:
+        num_biases = len(params.logit_bias)
+        tokens = np.fromiter(params.logit_bias, np.int32, num_biases)
+        bias[tokens] += np.fromiter(params.logit_bias.values(), np.float32, num_biases)
     stop_ids = np.full(MAX_STOP_IDS, vocab_size, np.int32)
     stop_ids[: len(assignment.stop_ids)] = assignment.stop_ids
     bad_words = np.zeros((MAX_BAD_WORD_SEQUENCES, MAX_BAD_WORD_TOKENS), np.int32)

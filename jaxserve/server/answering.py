@@ -14,16 +14,17 @@ from starlette.responses import Response
 from jaxserve.request import TokenEvent
 from jaxserve.server.answer import json_response
 from jaxserve.server.beam_search import search_beams
+from jaxserve.server.bodies import read_as
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.generation import Collected, Job, Tally, at_intervals
+from jaxserve.server.lanes import run_in
 from jaxserve.server.logprobs import LogprobWriter
 from jaxserve.server.middleware import access_record
-from jaxserve.server.prompts import RequestMaker, cache_salt, in_worker
+from jaxserve.server.prompts import RequestMaker, cache_salt
 from jaxserve.server.protocol.answers import ChatChunk, Completion, Maybe, Timing, Usage
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
 from jaxserve.server.protocol.generation import StreamOptions
-from jaxserve.server.protocol.parsing import parse, read_object
 from jaxserve.server.sse import DONE, EventStream, event
 from jaxserve.server.state import server_state
 
@@ -35,15 +36,15 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
     """
     state, record = server_state(http), access_record(http.scope)
     model = state.model(body.model)
-    body.check()
     maker = RequestMaker(
         model=model,
         body=body,
-        params=body.params(model.defaults),
         cache_salt=cache_salt(state, record, body.cache_salt),
         is_batch=record.batch is not None,
     )
-    requests = await unless_disconnected(http, in_worker(state, maker.requests))
+    requests = await unless_disconnected(http, run_in(state.lanes.prompts, maker.requests))
+    if maker.grammars:
+        await unless_disconnected(http, run_in(state.lanes.grammars, maker.check_grammars))
     return Job(
         state=state,
         model=model,
@@ -152,8 +153,7 @@ async def respond[Body: ChatBody | CompletionBody](
     writer: Callable[[Job, Body], AnswerWriter[Body, Any, Any]],
 ) -> Response:
     """Answer a request whose body is of a kind, in the way of a writer."""
-    max_bytes = server_state(http).config.max_body_bytes
-    body = parse(await read_object(http, max_bytes=max_bytes), kind)
+    body = await read_as(http, kind)
     answer = writer(await make_job(http, body), body)
     if body.stream:
         return EventStream(answer.stream())

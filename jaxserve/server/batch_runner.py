@@ -29,8 +29,9 @@ from jaxserve.server.protocol.batches import (
     LineError,
     LineResponse,
     Result,
+    lines_of,
+    parse_line,
 )
-from jaxserve.server.protocol.parsing import decode, parse
 
 log = get_logger(__name__)
 
@@ -289,9 +290,9 @@ def read_lines(path: Path) -> Iterator[Numbered]:
     Raises InvalidRequestError for a line that is none, StorageError where it cannot be read.
     """
     with storage_faults(path), path.open("rb") as file:
-        for number, text in enumerate(file, 1):
+        for number, text in lines_of(file):
             if text.strip():
-                yield number, parse(decode(text), Line)
+                yield number, parse_line(text)
 
 
 def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]]:
@@ -302,11 +303,11 @@ def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]
     errors: list[BatchError] = []
     seen: set[str] = set()
     with storage_faults(path), path.open("rb") as file:
-        for number, text in enumerate(file, 1):
+        for number, text in lines_of(file):
             if not text.strip() or len(errors) == MAX_ERRORS:
                 continue
             try:
-                line = parse(decode(text), Line)
+                line = parse_line(text)
             except InvalidRequestError as error:
                 errors.append(
                     BatchError(error.code or "invalid_line", error.message, error.param, number)

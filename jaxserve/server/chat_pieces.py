@@ -66,6 +66,14 @@ class End(Struct, frozen=True):
 type Piece = Text | Reasoning | Call | Arguments | End
 
 
+def chat_body(fields: Mapping[str, Any]) -> ChatBody:
+    """Return the body of a chat that is answered in pieces, given the other fields of it.
+
+    Raises InvalidRequestError, which speaks of the chat's fields.
+    """
+    return parse({**fields, "stream": True, "stream_options": STREAM_OPTIONS}, ChatBody)
+
+
 class ChatAnswer:
     """One answer as it comes. usage: of what has come so far."""
 
@@ -92,13 +100,12 @@ class ChatAnswer:
         return 0 if details is UNSET else details.reasoning_tokens
 
     @classmethod
-    async def begin(cls, http: HttpRequest, fields: Mapping[str, Any]) -> "ChatAnswer":
-        """Return the answer to a chat, given the fields of its request.
+    async def begin(cls, http: HttpRequest, body: ChatBody) -> "ChatAnswer":
+        """Return the answer to a chat, given its body as `chat_body` makes it.
 
         Raises InvalidRequestError, which speaks of the chat's fields.
         """
-        streamed = {**fields, "stream": True, "stream_options": STREAM_OPTIONS}
-        return cls(await chat_writer(http, parse(streamed, ChatBody)))
+        return cls(await chat_writer(http, body))
 
     async def pieces(self) -> AsyncGenerator[list[Piece]]:
         """Yield the pieces of each step; the first step may have none. See `Job.events`."""

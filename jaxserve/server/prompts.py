@@ -2,10 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-import anyio.to_thread
 
 from jaxserve.loading.tokenizer import truncated
 from jaxserve.request import LOWEST_PRIORITY, Request, SamplingParams
@@ -16,11 +14,7 @@ from jaxserve.server.protocol.completions import CompletionBody
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.reading import ChatReading
 from jaxserve.server.state import ServedModel, ServerState
-
-
-async def in_worker[T](state: ServerState, work: Callable[[], T]) -> T:
-    """Run `work` on a worker thread; a caller that is cancelled does not wait for its end."""
-    return await anyio.to_thread.run_sync(work, limiter=state.workers, abandon_on_cancel=True)
+from jaxserve.structured_outputs import StructuredOutputsParams
 
 
 def encode(
@@ -56,34 +50,42 @@ def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) 
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RequestMaker:
     """Makes requests of one body; `arrival_s` is when the server began to look at it.
 
-    is_batch: whether nobody waits for the answer.
+    is_batch: whether nobody waits for the answer. grammars: those that `requests` has made, in the
+    order in which to check them, and what the body calls their fields.
     """
 
     model: ServedModel
     body: ChatBody | CompletionBody
-    params: SamplingParams
     cache_salt: str
     is_batch: bool = False
     arrival_s: float = field(default_factory=time.monotonic)
+    grammars: list[tuple[StructuredOutputsParams, Mapping[str, str]]] = field(
+        init=False, default_factory=list[tuple[StructuredOutputsParams, Mapping[str, str]]]
+    )
 
     def __post_init__(self) -> None:
         self.model.checked_priority(self.body.priority)
 
     def requests(self) -> tuple[Request, ...]:
-        """Return a request for each prompt of the body. Slow: for a worker."""
+        """Return a request for each prompt of the body. Slow: for a worker.
+
+        Raises InvalidRequestError. Their grammars are left to `check_grammars`.
+        """
         body = self.body
+        body.check()
+        params = body.params(self.model.defaults)
         truncates = body.truncate_prompt_tokens is not None
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
                 prompt_ids = encode_chat(self.model, body, will_truncate=truncates)
-                return (self._make(prompt_ids, self._chat_params(body, prompt_ids)),)
+                return (self._make(prompt_ids, self._chat_params(body, params, prompt_ids)),)
         self.model.check_num_prompts(len(body.prompt), param="prompt")
-        with renamed(body.field_names):
-            self._check_structured(self.params)
+        if params.structured_outputs is not None:
+            self.grammars.append((params.structured_outputs, {}))
         special = body.add_special_tokens
         return tuple(
             self._make(
@@ -96,31 +98,34 @@ class RequestMaker:
                     param="prompt",
                     will_truncate=truncates,
                 ),
-                self.params,
+                params,
             )
             for prompt in body.prompt
         )
 
-    def _chat_params(self, body: ChatBody, prompt_ids: tuple[int, ...]) -> SamplingParams:
+    def check_grammars(self) -> None:
+        """Raise InvalidRequestError if no answer can follow a grammar. Slow: it compiles."""
+        for params, names in self.grammars:
+            with renamed(self.body.field_names), renamed(names):
+                self.model.grammars.check(params)
+
+    def _chat_params(
+        self, body: ChatBody, params: SamplingParams, prompt_ids: tuple[int, ...]
+    ) -> SamplingParams:
         """Return the engine's parameters with what a chat adds: how its answers are read."""
         reading = ChatReading.of(body, self.model, prompt_ids)
-        asked, names = self.params.structured_outputs, FIELD_NAMES
+        asked, names = params.structured_outputs, FIELD_NAMES
         if asked is not None and not body.must_call:
             if body.offered_functions:
                 # Alone: what is wrong afterwards is wrong with the tools.
-                self._check_structured(self.params)
+                self.grammars.append((asked, {}))
             else:
                 names = BUDGET_NAMES
         with renamed(names):
-            params = replace(
-                reading.params(self.params), structured_outputs=bound_to(body, reading, asked)
-            )
-            self._check_structured(params)
-        return params
-
-    def _check_structured(self, params: SamplingParams) -> None:
-        if params.structured_outputs is not None:
-            self.model.grammars.check(params.structured_outputs)
+            bound = bound_to(body, reading, asked)
+        if bound is not None:
+            self.grammars.append((bound, names))
+        return replace(reading.params(params), structured_outputs=bound)
 
     def _make(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> Request:
         limit = self.body.truncate_prompt_tokens

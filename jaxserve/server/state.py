@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anyio
 from starlette.requests import Request
 
 from jaxserve import __version__
@@ -33,12 +32,11 @@ from jaxserve.server.batch_trouble import BatchTrouble
 from jaxserve.server.body_budget import BodyBudget
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.errors import LoadingError, ShuttingDownError
+from jaxserve.server.lanes import Lanes
 from jaxserve.server.response_store import ResponseStore
 
 # Requests of one answer that the engine has at once: its queue is for others, too.
 MAX_AT_ONCE = 256
-# Threads that render and tokenize; the tokenizer releases the GIL, templates do not.
-NUM_WORKERS = 4
 MAX_NAME_CHARS = 64
 # Of each body, and of each upload, that are not counted: what is kept of them before the endpoint
 # reads it, and what a form keeps in memory.
@@ -196,7 +194,7 @@ class ServerState:
         self.scrape = scrape or self._own_series
         self.config = config
         self.is_draining = False
-        self.workers = anyio.CapacityLimiter(NUM_WORKERS)
+        self.lanes = Lanes()
         self._models: tuple[ServedModel, ...] = ()
         self._by_name: dict[str, ServedModel] = {}
         self._num_active = 0

@@ -297,3 +297,48 @@ def test_a_wrong_form(http: TestClient, fields: dict[str, str]) -> None:
 def test_a_form_that_breaks_off(http: TestClient) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     check_error(http.post(FILES, content=b"--x\r\nContent-Dis", headers=headers), FILES, 400)
+
+
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TEXT = {"type": "text", "text": ""}
+
+# path, body, field at fault, its limit
+WIDE: list[tuple[str, dict[str, Any], str, str]] = [
+    (COMPLETIONS, {"prompt": [[1]] * 3000}, "prompt", "2048 prompts"),
+    (COMPLETIONS, {"prompt": ["a"] * 300}, "n", "256"),
+    (COMPLETIONS, {"prompt": "a", "allowed_token_ids": [1] * 300_000}, "allowed_token_ids", "2621"),
+    (COMPLETIONS, {"prompt": "a", "stop": ["a"] * 20_000}, "stop", "16"),
+    (COMPLETIONS, {"prompt": "a", "stop_token_ids": [1] * 9000}, "stop_token_ids", "64"),
+    (COMPLETIONS, {"prompt": "a", "bad_words": ["a"] * 9000}, "bad_words", "32"),
+    (COMPLETIONS, {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(70_000)), 1)},
+     "logit_bias", "65536"),
+    (COMPLETIONS, {"prompt": "a", "vllm_xargs": {"a": "x" * 2**17}}, "vllm_xargs", "65536 bytes"),
+    (COMPLETIONS, {"prompt": "a", **dict.fromkeys(map(str, range(9000)), 1)}, "", "256 fields"),
+    (CHATS, {"messages": HELLO * 5000}, "messages", "4096"),
+    (CHATS, {"messages": [{"role": "user", "content": [TEXT] * 5000}]}, "messages[0].content",
+     "4096"),
+    (CHATS, {"messages": [{"role": "assistant", "tool_calls": [CALL] * 5000}]},
+     "messages[0].tool_calls", "4096"),
+    (CHATS, {"messages": HELLO, "structured_outputs": {"choice": ["a"] * 70_000}},
+     "structured_outputs.choice", "65536"),
+    (MESSAGES, message(messages=[{"role": "user", "content": [TEXT] * 5000}]),
+     "messages[0].content", "4096"),
+    (MESSAGES, message(system=[TEXT] * 5000), "system", "4096"),
+    (RESPONSES, item(role="user", content=[{"type": "input_text", "text": ""}] * 5000),
+     "input[0].content", "4096"),
+    (RESPONSES, response(metadata=dict.fromkeys(map(str, range(9000)), "a")), "metadata", "16"),
+    ("/tokenize", {"messages": HELLO * 5000}, "messages", "4096"),
+    ("/detokenize", {"tokens": [1] * 1_100_000}, "tokens", "1048576"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param", "limit"), WIDE)
+def test_too_many_entries_are_refused_by_name(
+    http: TestClient, path: str, body: dict[str, Any], param: str, limit: str
+) -> None:
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert limit in error["message"]
+    assert path == MESSAGES or error["param"] == (param or None)

@@ -281,7 +281,7 @@ def test_parallel_calls_that_are_not_wanted_are_not_forced() -> None:
 def test_a_schema_that_no_grammar_can_follow_is_refused_by_its_tool() -> None:
     function = {"name": "f", "parameters": {"type": "object", "not": {"type": "object"}}}
     tools = [{"type": "function", "function": function}]
-    with World() as it:
+    with World(max_model_len=LENGTH) as it:
         error = refused(it.http(), tools=tools, tool_choice="required")
     assert error["param"] == "tools"
     assert "not" in error["message"]
@@ -511,7 +511,7 @@ def kind_of(said: Said) -> str:
 def test_a_tool_that_no_grammar_can_follow_is_not_blamed_on_the_form() -> None:
     function = {"name": "f", "parameters": {"not": {"type": "object"}}, "strict": True}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": ENVELOPE}}
-    with World(answers=form_of("hermes")) as it:
+    with World(answers=form_of("hermes"), max_model_len=LENGTH) as it:
         tools = [{"type": "function", "function": function}]
         assert refused(it.http(), tools=tools, response_format=form)["param"] == "tools"
         bad = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}

@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.answer import json_response
+from jaxserve.server.bodies import read_as
+from jaxserve.server.lanes import run_in
 from jaxserve.server.middleware import owner_of
-from jaxserve.server.prompts import in_worker
 from jaxserve.server.protocol.batches import WINDOW_S, Batch, BatchBody, BatchList, Counts
 from jaxserve.server.protocol.pages import page_of
-from jaxserve.server.protocol.parsing import parse, read_object, show
+from jaxserve.server.protocol.parsing import show
 from jaxserve.server.state import server_state
 
 MAX_LISTED = 100
@@ -25,11 +26,10 @@ async def create_batch(http: Request) -> Response:
     """Keep a batch, to be run."""
     state = server_state(http)
     owner = owner_of(http.scope)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = parse(fields, BatchBody)
+    body = await read_as(http, BatchBody)
     # Raises if it is not there.
     find = partial(state.files.get, owner, body.input_file_id, param="input_file_id")
-    file = await in_worker(state, find)
+    file = await run_in(state.lanes.storage, find)
     if file.purpose != "batch":
         raise InvalidRequestError(
             f"input_file_id must be a file of purpose batch, got one of {show(file.purpose)}",
@@ -48,14 +48,16 @@ async def create_batch(http: Request) -> Response:
         metadata=body.metadata,
         output_expires_after_s=UNSET if lifetime is None else lifetime.seconds,
     )
-    await in_worker(state, partial(state.batches.add_batch, owner, batch))
+    await run_in(state.lanes.storage, partial(state.batches.add_batch, owner, batch))
     return json_response(batch)
 
 
 async def list_batches(http: Request) -> Response:
     """Answer with a page of the batches there are, newest first."""
     state = server_state(http)
-    batches = await in_worker(state, partial(state.batches.batches, owner_of(http.scope)))
+    batches = await run_in(
+        state.lanes.storage, partial(state.batches.batches, owner_of(http.scope))
+    )
     page = page_of(batches, http.query_params, max_limit=MAX_LISTED, default=DEFAULT_LISTED)
     return json_response(BatchList(**page))
 
@@ -68,14 +70,16 @@ async def get_batch(http: Request) -> Response:
 async def cancel_batch(http: Request) -> Response:
     """End a batch early; what was answered of it is put into its files."""
     state, batch = server_state(http), await _found(http)
-    return json_response(await in_worker(state, partial(state.batches.change, batch.id, _cancel)))
+    return json_response(
+        await run_in(state.lanes.storage, partial(state.batches.change, batch.id, _cancel))
+    )
 
 
 async def _found(http: Request) -> Batch:
     """Return the batch that a path names, if it belongs to who asks."""
     state = server_state(http)
     work = partial(state.batches.batch, owner_of(http.scope), http.path_params["batch_id"])
-    return await in_worker(state, work)
+    return await run_in(state.lanes.storage, work)
 
 
 def _cancel(batch: Batch) -> None:

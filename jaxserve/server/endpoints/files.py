@@ -18,8 +18,8 @@ from jaxserve.server.answer import json_response
 from jaxserve.server.body_budget import Lease
 from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import BodyTooLargeError
+from jaxserve.server.lanes import run_in
 from jaxserve.server.middleware import owner_of
-from jaxserve.server.prompts import in_worker
 from jaxserve.server.protocol.batches import ExpiresAfter, File, FileDeleted, FileList
 from jaxserve.server.protocol.pages import page_of
 from jaxserve.server.protocol.parsing import parse, show
@@ -58,7 +58,7 @@ async def upload_file(http: Request) -> Response:
             purpose=purpose,
             lifetime_s=_lifetime_s(form),
         )
-        return json_response(await in_worker(state, work))
+        return json_response(await run_in(state.lanes.storage, work))
 
 
 async def list_files(http: Request) -> Response:
@@ -67,7 +67,7 @@ async def list_files(http: Request) -> Response:
     work = partial(
         state.files.all_of, owner_of(http.scope), purpose=http.query_params.get("purpose")
     )
-    files = await in_worker(state, work)
+    files = await run_in(state.lanes.storage, work)
     if http.query_params.get("order", "desc") == "desc":
         files.reverse()
     page = page_of(files, http.query_params, max_limit=MAX_LISTED, default=MAX_LISTED)
@@ -82,7 +82,7 @@ async def get_file(http: Request) -> Response:
 async def get_file_content(http: Request) -> Response:
     """Answer with what is in a file."""
     state, file = server_state(http), await _found(http)
-    path = await in_worker(state, partial(state.files.content, file.id))
+    path = await run_in(state.lanes.storage, partial(state.files.content, file.id))
     return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -90,7 +90,7 @@ async def delete_file(http: Request) -> Response:
     """Delete a file."""
     state = server_state(http)
     file_id = http.path_params["file_id"]
-    await in_worker(state, partial(state.files.delete, owner_of(http.scope), file_id))
+    await run_in(state.lanes.storage, partial(state.files.delete, owner_of(http.scope), file_id))
     return json_response(FileDeleted(file_id))
 
 
@@ -98,7 +98,7 @@ async def _found(http: Request) -> File:
     """Return the file that a path names, if it belongs to who asks."""
     state = server_state(http)
     work = partial(state.files.get, owner_of(http.scope), http.path_params["file_id"])
-    return await in_worker(state, work)
+    return await run_in(state.lanes.storage, work)
 
 
 @asynccontextmanager
@@ -113,7 +113,7 @@ async def _form(http: Request) -> AsyncIterator[FormData]:
         raise BodyTooLargeError(limit)
     state = server_state(http)
     least = max(1, int(declared) - MAX_FORM_BYTES) if declared.isdecimal() else 1
-    await in_worker(state, partial(state.files.check_room, least))
+    await run_in(state.lanes.storage, partial(state.files.check_room, least))
     with state.upload_budget.lease() as lease:
         async with _read_form(Request(http.scope, _limited(http.receive, limit, lease))) as form:
             yield form

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 import msgspec
 import pydantic_core
@@ -11,10 +12,21 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from jaxserve.server.answer import json_response
-from jaxserve.server.chat_pieces import Arguments, Call, ChatAnswer, End, Piece, Reasoning, Text
+from jaxserve.server.bodies import read
+from jaxserve.server.chat_pieces import (
+    Arguments,
+    Call,
+    ChatAnswer,
+    End,
+    Piece,
+    Reasoning,
+    Text,
+    chat_body,
+)
 from jaxserve.server.disconnect import unless_disconnected
-from jaxserve.server.prompts import encode_chat, in_worker
-from jaxserve.server.protocol.chat import Chat
+from jaxserve.server.lanes import run_in
+from jaxserve.server.prompts import encode_chat
+from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.message_answers import (
     BlockDelta,
     BlockOut,
@@ -36,7 +48,7 @@ from jaxserve.server.protocol.message_answers import (
     ToolUseOut,
 )
 from jaxserve.server.protocol.messages import MessagesBody, MessagesPrompt
-from jaxserve.server.protocol.parsing import parse, read_object, renamed
+from jaxserve.server.protocol.parsing import parse, renamed
 from jaxserve.server.sse import EventStream, tagged_event
 from jaxserve.server.state import server_state
 
@@ -45,10 +57,9 @@ STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 async def create_message(http: HttpRequest) -> Response:
     """Answer a chat in Anthropic's form, whole or as a stream."""
-    fields = await read_object(http, max_bytes=server_state(http).config.max_body_bytes)
-    body = parse(fields, MessagesBody)
+    body, chat = await read(http, _asked)
     with renamed(body.field_names):
-        answer = await ChatAnswer.begin(http, body.chat())
+        answer = await ChatAnswer.begin(http, chat)
     writer = MessageWriter(answer, model=body.model)
     if body.stream:
         return EventStream(writer.stream(), error_name="error")
@@ -58,12 +69,25 @@ async def create_message(http: HttpRequest) -> Response:
 async def count_tokens(http: HttpRequest) -> Response:
     """Answer with the length of a chat's prompt."""
     state = server_state(http)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
+    body, chat = await read(http, _counted)
+    with renamed(body.field_names):
+        work = partial(encode_chat, state.model(body.model), chat)
+        tokens = await run_in(state.lanes.prompts, work)
+    return json_response(TokenCount(len(tokens)))
+
+
+def _asked(fields: dict[str, Any]) -> tuple[MessagesBody, ChatBody]:
+    """Return what is asked for, and the chat that it is."""
+    body = parse(fields, MessagesBody)
+    with renamed(body.field_names):
+        return body, chat_body(body.chat())
+
+
+def _counted(fields: dict[str, Any]) -> tuple[MessagesPrompt, Chat]:
+    """Return what is asked for, and the chat whose prompt is to be counted."""
     body = parse(fields, MessagesPrompt)
     with renamed(body.field_names):
-        chat = parse(prompt_fields(body), Chat)
-        tokens = await in_worker(state, partial(encode_chat, state.model(body.model), chat))
-    return json_response(TokenCount(len(tokens)))
+        return body, parse(prompt_fields(body), Chat)
 
 
 class MessageWriter:

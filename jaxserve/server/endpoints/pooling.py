@@ -16,12 +16,14 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.pooling import PoolingModel, PoolingParams
 from jaxserve.request import LOWEST_PRIORITY, Request
 from jaxserve.server.answer import json_response
+from jaxserve.server.bodies import read, read_as
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.generation import Job, Tally
+from jaxserve.server.lanes import run_in
 from jaxserve.server.middleware import AccessRecord, access_record
 from jaxserve.server.pooling import Pairs, PoolingPrompts, Vector, answer
-from jaxserve.server.prompts import cache_salt, encode_chat, in_worker
-from jaxserve.server.protocol.parsing import parse, read_object, show
+from jaxserve.server.prompts import cache_salt, encode_chat
+from jaxserve.server.protocol.parsing import parse, show
 from jaxserve.server.protocol.pooling import (
     ClassifyBody,
     ClassifyChatBody,
@@ -62,7 +64,7 @@ from jaxserve.server.vector_formats import by_type, join_bytes, to_json
 
 async def create_embeddings(http: HttpRequest) -> Response:
     """Answer with the embeddings of prompts, or of a chat."""
-    body = _input_or_chat(await _fields(http), EmbeddingBody, EmbeddingChatBody)
+    body = await read(http, lambda fields: _input_or_chat(fields, EmbeddingBody, EmbeddingChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("embed")
     vectors, usage = await call.vectors(call.each_of(body))
@@ -79,7 +81,7 @@ async def create_embeddings(http: HttpRequest) -> Response:
 
 async def pool(http: HttpRequest) -> Response:
     """Answer with the vectors of prompts, or of a chat, whatever the model makes of them."""
-    body = _input_or_chat(await _fields(http), VectorsBody, VectorsChatBody)
+    body = await read(http, lambda fields: _input_or_chat(fields, VectorsBody, VectorsChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     if body.task not in {None, call.pooling.task}:
         raise InvalidRequestError(
@@ -100,7 +102,7 @@ async def pool(http: HttpRequest) -> Response:
 
 async def embed_cohere(http: HttpRequest) -> Response:
     """Answer with the embeddings of texts, in Cohere's form."""
-    asked = parse(await _fields(http), CohereBody)
+    asked = await read_as(http, CohereBody)
     body = asked.embedding()
     call = Call.of(http, body, param="texts")
     call.pooling.check_task("embed")
@@ -117,7 +119,7 @@ async def embed_cohere(http: HttpRequest) -> Response:
 
 async def classify(http: HttpRequest) -> Response:
     """Answer with the labels of prompts, or of a chat."""
-    body = _input_or_chat(await _fields(http), ClassifyBody, ClassifyChatBody)
+    body = await read(http, lambda fields: _input_or_chat(fields, ClassifyBody, ClassifyChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("classify")
     vectors, usage = await call.vectors(call.each_of(body))
@@ -139,7 +141,7 @@ async def classify(http: HttpRequest) -> Response:
 
 async def score(http: HttpRequest) -> Response:
     """Answer with the scores of pairs of texts."""
-    body = parse(await _fields(http), ScoreBody)
+    body = await read_as(http, ScoreBody)
     call = Call.of(http, body, param="text_1")
     scores, usage = await call.scores(body, body.text_1, body.text_2)
     return json_response(
@@ -155,7 +157,7 @@ async def score(http: HttpRequest) -> Response:
 
 async def rerank(http: HttpRequest) -> Response:
     """Answer with documents in the order of their relevance to a query."""
-    body = parse(await _fields(http), RerankBody)
+    body = await read_as(http, RerankBody)
     call = Call.of(http, body, param="documents")
     scores, usage = await call.scores(body, [body.query], body.texts)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
@@ -265,7 +267,7 @@ class Call:
         self, make: Callable[[], tuple[Request, ...]]
     ) -> tuple[list[bytes], PoolingUsage]:
         """Return the vectors of requests, and the tokens they took."""
-        requests = await unless_disconnected(self.http, in_worker(self.state, make))
+        requests = await unless_disconnected(self.http, run_in(self.state.lanes.prompts, make))
         self.model.check_num_prompts(len(requests), param=self.prompts.param)
         job = Job(state=self.state, model=self.model, requests=requests, record=self.record)
         tally = Tally(requests)
@@ -291,10 +293,6 @@ class Call:
         )
         vectors, usage = await self.vectors(partial(pairs.requests, self.prompts))
         return pairs.scores(vectors, self.params), usage
-
-
-async def _fields(http: HttpRequest) -> dict[str, Any]:
-    return await read_object(http, max_bytes=server_state(http).config.max_body_bytes)
 
 
 def _input_or_chat[Plain: InputBody, Conversation: ConversationBody](

@@ -15,12 +15,14 @@ from starlette.responses import Response as HttpResponse
 from jaxserve.errors import JaxserveError, StorageError
 from jaxserve.logging import get_logger
 from jaxserve.server.answer import json_response
-from jaxserve.server.chat_pieces import ChatAnswer
+from jaxserve.server.bodies import read_as
+from jaxserve.server.chat_pieces import ChatAnswer, chat_body
 from jaxserve.server.disconnect import unless_disconnected
+from jaxserve.server.lanes import run_in
 from jaxserve.server.middleware import owner_of
-from jaxserve.server.prompts import encode_chat, in_worker
-from jaxserve.server.protocol.chat import Chat
-from jaxserve.server.protocol.parsing import parse, read_object, renamed
+from jaxserve.server.prompts import encode_chat
+from jaxserve.server.protocol.chat import Chat, ChatBody
+from jaxserve.server.protocol.parsing import parse, renamed
 from jaxserve.server.protocol.response_answers import (
     InputTokens,
     ItemList,
@@ -43,13 +45,19 @@ FINISH_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 async def create_response(http: HttpRequest) -> HttpResponse:
     """Answer items with items: whole, as a stream, or later, in the background."""
     state = server_state(http)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = parse(fields, ResponsesBody)
+    body = await read_as(http, ResponsesBody)
     body.check()
     earlier = await _earlier_items(http, body)
-    fields = body.chat(earlier)
-    with renamed(body.field_names(earlier, fields)):
-        answer = await ChatAnswer.begin(http, fields)
+
+    def make() -> tuple[dict[str, str], ChatBody]:
+        fields = body.chat(earlier)
+        names = body.field_names(earlier, fields)
+        with renamed(names):
+            return names, chat_body(fields)
+
+    names, chat = await run_in(state.lanes.prompts, make)
+    with renamed(names):
+        answer = await ChatAnswer.begin(http, chat)
     writer = ResponseWriter(answer, _begin(answer, body))
     work = Work(state, writer, body, owner=owner_of(http.scope))
     if body.background:
@@ -86,14 +94,16 @@ async def list_input_items(http: HttpRequest) -> HttpResponse:
 async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     """Answer with the length of the prompt that a response would be made from."""
     state = server_state(http)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = parse(fields, ResponsePrompt)
+    body = await read_as(http, ResponsePrompt)
     earlier = await _earlier_items(http, body)
-    fields = body.chat(earlier)
-    with renamed(body.field_names(earlier, fields)):
-        chat = parse(fields, Chat)
-        tokens = await in_worker(state, partial(encode_chat, state.model(body.model), chat))
-    return json_response(InputTokens(len(tokens)))
+    model = state.model(body.model)
+
+    def work() -> int:
+        fields = body.chat(earlier)
+        with renamed(body.field_names(earlier, fields)):
+            return len(encode_chat(model, parse(fields, Chat)))
+
+    return json_response(InputTokens(await run_in(state.lanes.prompts, work)))
 
 
 class Work:
@@ -162,7 +172,7 @@ class Work:
     async def _is_wanted(self) -> bool:
         beat = partial(self._state.responses.beat, self._writer.response.id)
         try:
-            return await in_worker(self._state, beat)
+            return await run_in(self._state.lanes.storage, beat)
         except StorageError:
             # It may work again before the answer is there.
             return True
@@ -172,7 +182,7 @@ class Work:
         finish = partial(self._state.responses.finish, self._writer.response)
         for delay_s in FINISH_DELAYS_S:
             try:
-                await in_worker(self._state, finish)
+                await run_in(self._state.lanes.storage, finish)
             except StorageError as error:
                 log.error("a response in the background is not kept yet", reason=str(error))
                 await asyncio.sleep(delay_s)
@@ -184,11 +194,13 @@ class Work:
         """Keep the response if that was asked for; raises StorageError."""
         if not self._body.store:
             return
-        items = with_ids(self._body.input)
-        store = self._state.responses
-        work = partial(store.put, self._owner, self._writer.response, items)
+
+        def work() -> None:
+            items = with_ids(self._body.input)
+            self._state.responses.put(self._owner, self._writer.response, items)
+
         try:
-            await in_worker(self._state, work)
+            await run_in(self._state.lanes.storage, work)
         except StorageError as error:
             # A stream that has begun is not logged with its error.
             log.error("a response could not be kept", reason=str(error))
@@ -233,12 +245,18 @@ async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
     if body.previous_response_id is None:
         return []
     state = server_state(http)
-    work = partial(state.responses.conversation, owner_of(http.scope), body.previous_response_id)
-    return ITEMS.validate_python(await in_worker(state, work))
+    owner, response_id = owner_of(http.scope), body.previous_response_id
+
+    def work() -> list[Item]:
+        return ITEMS.validate_python(state.responses.conversation(owner, response_id))
+
+    return await run_in(state.lanes.storage, work)
 
 
 async def _in_store(http: HttpRequest, work: Any) -> Any:
     """Do something to the response that a path names."""
     state = server_state(http)
     response_id = http.path_params["response_id"]
-    return await in_worker(state, partial(work, state.responses, owner_of(http.scope), response_id))
+    return await run_in(
+        state.lanes.storage, partial(work, state.responses, owner_of(http.scope), response_id)
+    )

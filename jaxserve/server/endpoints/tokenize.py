@@ -1,14 +1,17 @@
 """POST /tokenize and /detokenize: between text and ids, without the model."""
 
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.limits import Limits
 from jaxserve.server.answer import json_response
-from jaxserve.server.prompts import encode, encode_chat, in_worker
-from jaxserve.server.protocol.parsing import parse, read_object, show
+from jaxserve.server.bodies import read, read_as
+from jaxserve.server.lanes import run_in
+from jaxserve.server.prompts import encode, encode_chat
+from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeBody,
@@ -16,46 +19,45 @@ from jaxserve.server.protocol.tokens import (
     TokenizeBody,
     TokenizeChatBody,
 )
-from jaxserve.server.state import server_state
+from jaxserve.server.state import ServedModel, server_state
 
 
 async def tokenize(http: Request) -> Response:
     """Answer with the ids of a text or a chat, and how many there are."""
     state = server_state(http)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body: TokenizeBody | TokenizeChatBody
-    if "messages" in fields:
-        body = parse(fields, TokenizeChatBody)
-        model = state.model(body.model)
-        work = partial(encode_chat, model, body)
-    else:
-        body = parse(fields, TokenizeBody)
-        model = state.model(body.model)
-        special = body.add_special_tokens
-        work = partial(encode, model, body.prompt, add_special_tokens=special, param="prompt")
-    tokens = await in_worker(state, work)
-    strings = [model.tokenizer.token_string(token) for token in tokens]
-    return json_response(
-        TokenizeAnswer(
-            count=len(tokens),
-            max_model_len=model.max_model_len,
-            tokens=tokens,
-            token_strs=strings if body.return_token_strs else None,
-        )
-    )
+    body = await read(http, _text_or_chat)
+    work = partial(_tokenized, state.model(body.model), body)
+    return json_response(await run_in(state.lanes.prompts, work))
 
 
 async def detokenize(http: Request) -> Response:
     """Answer with the text of ids."""
     state = server_state(http)
-    fields = await read_object(http, max_bytes=state.config.max_body_bytes)
-    body = parse(fields, DetokenizeBody)
+    body = await read_as(http, DetokenizeBody)
     model = state.model(body.model)
-    for token in body.tokens:
-        if not 0 <= token < model.vocab_size:
-            raise InvalidRequestError(
-                f"tokens must be in [0, {model.vocab_size - 1}], got {show(token)}",
-                param="tokens",
-            )
-    text = await in_worker(state, partial(model.tokenizer.decode, body.tokens))
-    return json_response(DetokenizeAnswer(text))
+
+    def work() -> str:
+        Limits(0, model.vocab_size - 1).check_all("tokens", body.tokens)
+        return model.tokenizer.decode(body.tokens)
+
+    return json_response(DetokenizeAnswer(await run_in(state.lanes.prompts, work)))
+
+
+def _text_or_chat(fields: dict[str, Any]) -> TokenizeBody | TokenizeChatBody:
+    if "messages" in fields:
+        return parse(fields, TokenizeChatBody)
+    return parse(fields, TokenizeBody)
+
+
+def _tokenized(model: ServedModel, body: TokenizeBody | TokenizeChatBody) -> TokenizeAnswer:
+    if isinstance(body, TokenizeChatBody):
+        tokens = encode_chat(model, body)
+    else:
+        special = body.add_special_tokens
+        tokens = encode(model, body.prompt, add_special_tokens=special, param="prompt")
+    strings = None
+    if body.return_token_strs:
+        strings = [model.tokenizer.token_string(token) for token in tokens]
+    return TokenizeAnswer(
+        count=len(tokens), max_model_len=model.max_model_len, tokens=tokens, token_strs=strings
+    )

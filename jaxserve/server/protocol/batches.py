@@ -1,15 +1,19 @@
 """The bodies and answers of /v1/files and /v1/batches, and the lines of their files."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, BinaryIO, Literal
 
 from msgspec import UNSET, Struct
 from pydantic import Field
 
+from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.answers import Maybe
-from jaxserve.server.protocol.body import Body
+from jaxserve.server.protocol.body import Body, Metadata
+from jaxserve.server.protocol.parsing import decode, parse
 
 MAX_CUSTOM_ID_CHARS = 512
-MAX_METADATA = 16
+# A line is a body and little else.
+MAX_LINE_BYTES = 2**24
 WINDOW_S = 24 * 3600
 
 
@@ -26,7 +30,7 @@ class BatchBody(Body):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 
@@ -37,6 +41,28 @@ class Line(Body):
     method: Literal["POST"]
     url: str
     body: dict[str, Any]
+
+
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file and their numbers, from 1.
+
+    Of a line that is too long only so much is read as shows it.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        yield number, line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES + 1)
+
+
+def parse_line(text: bytes) -> Line:
+    """Return the request of a line; raises InvalidRequestError."""
+    if len(text) > MAX_LINE_BYTES:
+        raise InvalidRequestError(
+            f"a line must have at most {MAX_LINE_BYTES} bytes, got more", param=None
+        )
+    return parse(decode(text), Line)
 
 
 class LineResponse(Struct):

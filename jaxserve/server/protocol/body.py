@@ -22,6 +22,13 @@ from jaxserve.server.protocol.fields import Unread
 INT32_MAX = 2**31 - 1
 # A salt becomes part of a cache key: vLLM's rule, no character that could split one.
 CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
+# Of an object whose fields have names of ours; the largest has 60.
+MAX_FIELDS = 256
+MAX_METADATA = 16
+# Parts of a message, and calls that it makes.
+MAX_PARTS = 4096
+# Token ids that a field lists, unless it has a limit of its own.
+MAX_TOKEN_IDS = 2**20
 NULL = {"type": "null"}
 
 
@@ -39,6 +46,9 @@ class Body(BaseModel):
     def _without_nulls(cls, fields: object) -> object:
         if not isinstance(fields, dict):
             return fields
+        if len(fields) > MAX_FIELDS:
+            # Each field that there is not would be a complaint.
+            raise wanted(f"an object of at most {MAX_FIELDS} fields")
         return {name: value for name, value in fields.items() if value is not None}
 
     @classmethod
@@ -75,6 +85,20 @@ def given(name: str, *, otherwise: Sequence[object] = (None,)) -> dict[str, Any]
 def wanted(what: str) -> PydanticCustomError:
     """Return the error that a field's own check raises when the value is not `what`."""
     return PydanticCustomError("wanted", "wanted", {"wanted": what})
+
+
+def at_most(limit: int) -> BeforeValidator:
+    """Return the check of how many entries an object has, made before they are looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > limit:
+            raise PydanticCustomError("too_long", "too_long", {"max_length": limit})
+        return value
+
+    return BeforeValidator(check)
+
+
+type Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), Field(max_length=MAX_METADATA)]
 
 
 def by_type(what: str, *, default: str | None = None) -> Discriminator:
@@ -130,7 +154,9 @@ def _told_strings(max_count: int, max_chars: int | None = None) -> WithJsonSchem
 
 
 Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
-type TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], FailFast()]
+type TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0)]], FailFast(), Field(max_length=MAX_TOKEN_IDS)
+]
 # -1: as many as leave room for the answer.
 type Truncation = Literal[-1] | Annotated[Int32, Field(ge=1)]
 type Stop = Annotated[

@@ -8,7 +8,16 @@ from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
-from jaxserve.server.protocol.body import INT32_MAX, Body, Int32, by_type, given, told, wanted
+from jaxserve.server.protocol.body import (
+    INT32_MAX,
+    MAX_PARTS,
+    Body,
+    Int32,
+    by_type,
+    given,
+    told,
+    wanted,
+)
 from jaxserve.server.protocol.fields import UNREAD
 from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.server.protocol.parsing import renamed, show
@@ -42,7 +51,7 @@ def _only_text(value: object) -> object:
 type Parts = Annotated[
     list[Annotated[TextPart, BeforeValidator(_only_text, json_schema_input_type=TextPart)]],
     FailFast(),
-    Field(min_length=1),
+    Field(min_length=1, max_length=MAX_PARTS),
 ]
 type Content = str | Parts
 
@@ -98,6 +107,9 @@ class ToolCall(Body):
     index: int | None = None
 
 
+type ToolCalls = Annotated[list[ToolCall], FailFast(), Field(max_length=MAX_PARTS)]
+
+
 class Message(Body):
     """One message of a chat; `annotations`, of an answer sent back, have no effect."""
 
@@ -115,7 +127,7 @@ class Message(Body):
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
+    tool_calls: ToolCalls = Field(default_factory=list)
     tool_call_id: str | None = None
     annotations: list[Any] | None = None
 

@@ -7,11 +7,13 @@ from pydantic import BeforeValidator, Field
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.request import SamplingParams
-from jaxserve.server.protocol.body import Int32, TokenIds, told, wanted
+from jaxserve.server.protocol.body import MAX_TOKEN_IDS, Int32, TokenIds, told, wanted
 from jaxserve.server.protocol.generation import GenerationBody
 from jaxserve.server.protocol.parsing import show
 
 MAX_CHOICES = 256
+# OpenAI's limit for inputs of embeddings; completions have that of choices, too.
+MAX_PROMPTS = 2048
 DEFAULT_MAX_TOKENS = 16
 
 type Prompt = str | tuple[int, ...]
@@ -31,8 +33,12 @@ def read_prompts(value: Any) -> list[Prompt]:
         return [value]
     if not isinstance(value, list):
         raise wanted("a string, strings, token ids, or lists of token ids")
+    if len(value) > MAX_TOKEN_IDS:
+        raise wanted(f"at most {MAX_TOKEN_IDS} token ids")
     # By exact kind (True is no int here), in one pass that is fast on long prompts.
     kinds = set(map(type, value))
+    if kinds != {int} and len(value) > MAX_PROMPTS:
+        raise wanted(f"at most {MAX_PROMPTS} prompts")
     if kinds == {str}:
         return [*value]
     if kinds == {int}:

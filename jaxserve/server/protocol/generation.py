@@ -8,14 +8,22 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+import msgspec
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, WithJsonSchema
 
 from jaxserve.engine.beam_search import LENGTH_PENALTY_LIMITS, TEMPERATURES, BeamSearchParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.limits import show
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.repetition_detection import MAX_PATTERN_SIZE, RepetitionDetectionParams
-from jaxserve.request import BIAS_LIMITS, MAX_LOGPROB_TOKEN_IDS, MAX_STOP_TOKEN_IDS, SamplingParams
+from jaxserve.request import (
+    BIAS_LIMITS,
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROB_TOKEN_IDS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 from jaxserve.server.protocol.body import (
     CACHE_SALT,
     INT32_MAX,
@@ -42,6 +50,7 @@ from jaxserve.server.protocol.structured import (
 )
 
 DIGITS = "[0-9]{1,9}"
+MAX_EXTRA_ARGS_BYTES = 2**16
 REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
 # What beam search has no use for: it draws nothing, and looks at the model's log-probabilities
 # alone. With what else than the defaults may be said all the same.
@@ -77,6 +86,8 @@ def _logit_bias(value: object) -> dict[int, float]:
     """An object from token ids, which JSON spells as strings, to numbers."""
     if not isinstance(value, dict):
         raise wanted("an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise wanted(f"an object of at most {MAX_LOGIT_BIAS} entries")
     biases: dict[int, float] = {}
     for token, bias in value.items():
         if not re.fullmatch(DIGITS, token):
@@ -96,11 +107,30 @@ type LogitBias = Annotated[
     WithJsonSchema(
         {
             "type": "object",
+            "maxProperties": MAX_LOGIT_BIAS,
             "propertyNames": {"pattern": f"^{DIGITS}$"},
             "additionalProperties": BIAS_LIMITS.schema(),
         }
     ),
 ]
+
+
+type AllowedTokenIds = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    FailFast(),
+    Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS),
+]
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object that the engine's logits processors get; it is sent to the engine whole."""
+    num_bytes = len(msgspec.json.encode(value))
+    if num_bytes > MAX_EXTRA_ARGS_BYTES:
+        raise wanted(f"at most {MAX_EXTRA_ARGS_BYTES} bytes of JSON")
+    return value
+
+
+type ExtraArgs = Annotated[dict[str, Any], AfterValidator(_small)]
 
 
 class StreamOptions(Body):
@@ -138,7 +168,7 @@ class GenerationBody(Body):
     frequency_penalty: Annotated[float, told("frequency_penalty")] = 0.0
     repetition_penalty: Annotated[float, told("repetition_penalty")] | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
-    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    allowed_token_ids: AllowedTokenIds | None = None
     bad_words: BadWords = ()
     seed: Annotated[int, told("seed")] | None = None
     use_beam_search: bool = False
@@ -154,7 +184,7 @@ class GenerationBody(Body):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     repetition_detection: RepetitionDetection | None = None
-    vllm_xargs: dict[str, Any] = Field(default_factory=dict)
+    vllm_xargs: ExtraArgs = Field(default_factory=dict)
     prompt_logprobs: Annotated[int, told("prompt_logprobs")] | None = None
     logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = Field(
         default_factory=list

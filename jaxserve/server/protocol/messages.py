@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
-from jaxserve.server.protocol.body import Body, Int32, by_type, told, told_texts, wanted
+from jaxserve.server.protocol.body import MAX_PARTS, Body, Int32, by_type, told, told_texts, wanted
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
 from jaxserve.server.protocol.fields import Unread
 
@@ -85,6 +85,7 @@ class ToolResultBlock(Block):
 type Texts = Annotated[
     list[TextBlock],
     FailFast(),
+    Field(max_length=MAX_PARTS),
     BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock]),
 ]
 type AnyBlock = Annotated[
@@ -108,6 +109,7 @@ class Message(Body):
     content: Annotated[
         list[AnyBlock],
         FailFast(),
+        Field(max_length=MAX_PARTS),
         BeforeValidator(_blocks, json_schema_input_type=str | list[AnyBlock]),
     ]
 
@@ -250,7 +252,11 @@ class MessagesPrompt(Body):
         return fields
 
 
-type StopSequences = Annotated[list[str], told_texts(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)]
+type StopSequences = Annotated[
+    list[str],
+    FailFast(),
+    told_texts(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
+]
 
 
 class MessagesBody(MessagesPrompt):

@@ -3,22 +3,33 @@
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
-import msgspec
 import pydantic
 import pydantic_core
 from starlette.requests import Request
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.body_budget import BodyBudget, Lease
+from jaxserve.server.body_budget import Lease
 from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
 from jaxserve.server.protocol.body import Body
+from jaxserve.server.protocol.decoding import decode_json
 
 MAX_SHOWN_CHARS = 60
 MAX_COMPLAINTS = 8
-# Bounded in depth and breadth, not only in the end: values come from anybody.
-SHORT = reprlib.Repr(maxlevel=2, maxlist=3, maxdict=3, maxstring=MAX_SHOWN_CHARS, maxlong=25)
+
+
+class _Short(reprlib.Repr):
+    """Bounded in depth and breadth, not only in the end: values come from anybody."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Show the first few fields; reprlib would sort all of them."""
+        few = dict(islice(x.items(), self.maxdict + 1))
+        return super().repr_dict(few, level)
+
+
+SHORT = _Short(maxlevel=2, maxlist=3, maxdict=3, maxstring=MAX_SHOWN_CHARS, maxlong=25)
 
 # What a field wants, by the kind of pydantic's complaint, with the words of its context.
 WANTED: Mapping[str, str] = {
@@ -62,20 +73,22 @@ async def read_body(request: Request, *, max_bytes: int, lease: Lease) -> bytes:
     return bytes(body)
 
 
-async def read_object(request: Request, *, max_bytes: int) -> dict[str, Any]:
-    """Return the body as a JSON object; raises InvalidRequestError when it is none."""
+def check_media_type(request: Request) -> None:
+    """Raise MediaTypeError unless the body is said to be JSON."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeError
-    budget: BodyBudget = request.app.state.server.body_budget
-    with budget.lease() as lease:
-        return decode(await read_body(request, max_bytes=max_bytes, lease=lease))
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """Return a JSON object, refusing NaN, infinities, lone surrogates and bad UTF-8."""
+    """Return a JSON object, refusing NaN, infinities, lone surrogates and bad UTF-8.
+
+    Raises InvalidRequestError, also for more than the limits of decoding.py.
+    """
     try:
-        fields = msgspec.json.decode(body)
+        fields = decode_json(body)
+    except InvalidRequestError:  # a ValueError too
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(
             "the body is not JSON: it must be UTF-8, of finite numbers, and not nested too deep",
@@ -125,7 +138,9 @@ def _refusal(error: pydantic.ValidationError, body: Mapping[str, Any]) -> Invali
             return InvalidRequestError(f"{param} is required", param=param, code="missing_field")
     wanted = " or ".join(dict.fromkeys(_wanted(complaint) for complaint in found))
     shown = show(found[0]["input"])
-    return InvalidRequestError(f"{param} must be {wanted}, got {shown}", param=param)
+    return InvalidRequestError(
+        f"{param or 'the body'} must be {wanted}, got {shown}", param=param or None
+    )
 
 
 def _wanted(complaint: pydantic_core.ErrorDetails) -> str:
@@ -136,14 +151,14 @@ def _wanted(complaint: pydantic_core.ErrorDetails) -> str:
 
 def _place(complaint: pydantic_core.ErrorDetails, body: object) -> tuple[int | str, ...]:
     """Return the place in the body: pydantic has names of its own between, of kinds of values."""
-    *_, last = location = complaint["loc"]
+    location = complaint["loc"]
     place: list[int | str] = []
     for step in location:
         is_inner = step in body if isinstance(body, dict) else False
         if is_inner or (isinstance(body, list) and isinstance(step, int)):
             place.append(step)
             body = body[step]  # type: ignore[index]
-    return (*place, last) if complaint["type"] == "missing" else (*place,)
+    return (*place, location[-1]) if complaint["type"] == "missing" else (*place,)
 
 
 def _show_place(place: Sequence[int | str]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 
-from jaxserve.server.protocol.body import Body, by_type
+from jaxserve.server.protocol.body import MAX_PARTS, Body, by_type
 from jaxserve.server.protocol.chat import MAX_MESSAGES
 
 type Status = Literal["in_progress", "completed", "incomplete"]
@@ -40,7 +40,10 @@ type Part = Annotated[
     by_type("a part of type input_text, output_text or refusal: others are not supported"),
 ]
 type Parts = Annotated[
-    list[Part], FailFast(), BeforeValidator(_parts, json_schema_input_type=str | list[Part])
+    list[Part],
+    FailFast(),
+    Field(max_length=MAX_PARTS),
+    BeforeValidator(_parts, json_schema_input_type=str | list[Part]),
 ]
 
 
@@ -83,13 +86,16 @@ class ReasoningText(Body):
     text: str
 
 
+type ReasoningTexts = Annotated[list[ReasoningText], FailFast(), Field(max_length=MAX_PARTS)]
+
+
 class ReasoningItem(Body):
     """What the model thought; of an answer sent back. Summaries have no effect."""
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] = Field(default_factory=list)
+    summary: ReasoningTexts = Field(default_factory=list)
+    content: ReasoningTexts = Field(default_factory=list)
     encrypted_content: None = None
     status: Status | None = None
 

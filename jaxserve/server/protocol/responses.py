@@ -7,7 +7,16 @@ from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.chat.past_calls import ARGUMENTS
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.protocol.body import CACHE_SALT, Body, Int32, Stop, by_type, told, wanted
+from jaxserve.server.protocol.body import (
+    CACHE_SALT,
+    Body,
+    Int32,
+    Metadata,
+    Stop,
+    by_type,
+    told,
+    wanted,
+)
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_TOOLS, ReasoningEffort
 from jaxserve.server.protocol.fields import Unread
 from jaxserve.server.protocol.parsing import show
@@ -55,7 +64,6 @@ PASSED = (
     "cache_salt",
     "chat_template_kwargs",
 )
-MAX_METADATA = 16
 
 
 class FunctionTool(Body):
@@ -197,9 +205,7 @@ class ResponsesBody(ResponsePrompt):
     store: bool = True
     stream: bool = False
     background: bool = False
-    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] = Field(
-        default_factory=dict
-    )
+    metadata: Metadata = Field(default_factory=dict)
     top_k: Annotated[Int32, told("top_k")] | None = None
     min_p: Annotated[float, told("min_p")] | None = None
     seed: Annotated[int, told("seed")] | None = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import ConfigDict, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import Body, by_type, given
@@ -21,8 +21,11 @@ GUIDED: Mapping[str, str] = {
 }
 
 # MAX_BYTES is the limit, which a text of more characters is above in any case.
+MAX_CHOICES = 2**16
+MAX_TAGS = 1024
+
 type Text = Annotated[str, Field(min_length=1, max_length=MAX_BYTES)]
-type Choice = Annotated[list[Text], Field(min_length=1)]
+type Choice = Annotated[list[Text], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
 type Schema = dict[str, Any] | bool
 
 
@@ -73,8 +76,8 @@ class OlderStructuralTagFormat(Body):
     """Free text with tagged parts: behind a trigger, a part that begins with it."""
 
     type: Literal["structural_tag"]
-    structures: list[TaggedPart]
-    triggers: list[str]
+    structures: Annotated[list[TaggedPart], FailFast(), Field(max_length=MAX_TAGS)]
+    triggers: Annotated[list[str], FailFast(), Field(max_length=MAX_TAGS)]
     at_least_one: bool = False
     stop_after_first: bool = False
 
