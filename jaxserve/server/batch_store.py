@@ -106,7 +106,7 @@ class BatchStore:
 
     def batch(self, owner: str, batch_id: str) -> Batch:
         """Return a batch."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT batch FROM batches WHERE id = ? AND owner = ?", (batch_id, owner)
             ).fetchone()
@@ -116,7 +116,7 @@ class BatchStore:
 
     def batches(self, owner: str) -> list[Batch]:
         """Return the batches of an owner, newest first."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT batch FROM batches WHERE owner = ? ORDER BY rowid DESC", (owner,)
             ).fetchall()
@@ -124,7 +124,7 @@ class BatchStore:
 
     def next_batch(self) -> tuple[str, Batch] | None:
         """Return the oldest batch that is not finished, and its owner."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT owner, batch FROM batches WHERE status IN (?, ?, ?, ?) ORDER BY rowid",
                 UNFINISHED,
@@ -209,7 +209,7 @@ class BatchStore:
 
     def lines_done(self, batch_id: str) -> set[int]:
         """Return the lines that have a result."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT line FROM results WHERE batch_id = ?", (batch_id,)
             ).fetchall()
@@ -218,7 +218,7 @@ class BatchStore:
     @contextlib.contextmanager
     def _results_file(self, batch_id: str, kind: str, *, is_error: bool) -> Iterator[File | None]:
         """Give a file of results, in the order of their lines; None if there are none."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             lifetime_s = _batch(connection, batch_id).output_expires_after_s
         lines = self._results(batch_id, is_error=is_error)
         first = next(lines, None)
@@ -238,7 +238,7 @@ class BatchStore:
     def _results(self, batch_id: str, *, is_error: bool) -> Iterator[bytes]:
         last = 0
         while True:
-            with self._database.transaction() as connection:
+            with self._database.reading() as connection:
                 rows = connection.execute(
                     "SELECT line, result FROM results"
                     " WHERE batch_id = ? AND is_error = ? AND line > ? ORDER BY line LIMIT ?",

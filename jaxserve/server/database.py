@@ -88,14 +88,14 @@ class Database:
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path = path
-        with self._connection(mode="rwc") as connection:
+        with self._faults(), closing(self._connect(mode="rwc")) as connection:
             # Readers do not wait for writers. A process that dies loses nothing it had committed.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(schema)
 
     def check(self) -> None:
         """Read the whole file; raises StorageError if any page of it is corrupt."""
-        with self._connection() as connection:
+        with self._faults(), closing(self._connect()) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 error = sqlite3.DatabaseError(found.splitlines()[-1])
@@ -103,9 +103,19 @@ class Database:
                 raise error
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run statements as one, alone among all processes; an exception undoes them."""
-        with self._connection() as connection:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Run statements that only read, all of one state; they wait for no writer."""
+        with self._faults(), closing(self._connect()) as connection:
+            connection.execute("BEGIN")
+            yield connection
+
+    @contextmanager
+    def transaction(self, *, timeout_s: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Run statements as one, alone among all processes; an exception undoes them.
+
+        timeout_s: how long to wait for the others, LOCK_TIMEOUT_S by default.
+        """
+        with self._faults(), closing(self._connect(timeout_s=timeout_s)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -116,17 +126,23 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
-    @contextmanager
-    def _connection(self, *, mode: str = "rw") -> Iterator[sqlite3.Connection]:
+    def _connect(self, *, mode: str = "rw", timeout_s: float | None = None) -> sqlite3.Connection:
         """Open the file; with mode "rw" one that has been deleted is not made again, empty."""
         url = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        connection = sqlite3.connect(
+            url,
+            timeout=LOCK_TIMEOUT_S if timeout_s is None else timeout_s,
+            isolation_level=None,
+            uri=True,
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
         try:
-            with closing(
-                sqlite3.connect(url, timeout=LOCK_TIMEOUT_S, isolation_level=None, uri=True)
-            ) as connection:
-                connection.row_factory = sqlite3.Row
-                connection.execute("PRAGMA synchronous = NORMAL")
-                yield connection
+            yield
         except sqlite3.DatabaseError as error:
             # Others, such as IntegrityError, are faults of ours.
             if type(error) not in {sqlite3.DatabaseError, sqlite3.OperationalError}:

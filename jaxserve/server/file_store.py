@@ -35,6 +35,12 @@ CREATE TABLE IF NOT EXISTS clocks (
 ) WITHOUT ROWID;
 """
 
+# By the clock of this boot, or the wall clock of what is older.
+EXPIRED = """
+SELECT files.id FROM files LEFT JOIN clocks USING (id)
+WHERE expires_at < CASE WHEN boot = ? THEN zero_s + ? ELSE ? END
+"""
+
 
 @cache
 def boot_id() -> str | None:
@@ -70,7 +76,7 @@ class FileStore:
     def check_room(self, num_bytes: int) -> None:
         """Raise StorageError unless there is room for a file of so many bytes."""
         self._forget_expired()
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             self._check_room(connection, num_bytes)
 
     def add(
@@ -88,7 +94,7 @@ class FileStore:
             num_bytes = 0
             for piece in content:
                 num_bytes += len(piece)
-                with self._database.transaction() as connection:
+                with self._database.reading() as connection:
                     self._check_room(connection, num_bytes)
                 target.write(piece)
             file = described(
@@ -102,7 +108,7 @@ class FileStore:
     def get(self, owner: str, file_id: str, *, param: str | None = None) -> File:
         """Return a file. param: the field that names it, if it is not the path."""
         self._forget_expired()
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT file FROM files WHERE id = ? AND owner = ?", (file_id, owner)
             ).fetchone()
@@ -126,7 +132,7 @@ class FileStore:
     def all_of(self, owner: str, *, purpose: str | None) -> list[File]:
         """Return the files of an owner, oldest first."""
         self._forget_expired()
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT file FROM files WHERE owner = ? AND purpose = coalesce(?, purpose)"
                 " ORDER BY rowid",
@@ -186,19 +192,16 @@ class FileStore:
             )
 
     def _forget_expired(self) -> None:
+        now = (boot_id(), time.monotonic(), time.time())
+        with self._database.reading() as connection:
+            if connection.execute(EXPIRED, now).fetchone() is None:
+                return
         with self._database.transaction() as connection:
-            rows = connection.execute(
-                "DELETE FROM files WHERE id IN ("
-                "SELECT files.id FROM files LEFT JOIN clocks USING (id)"
-                " WHERE expires_at < CASE WHEN boot = ? THEN zero_s + ? ELSE ? END"
-                ") RETURNING id",
-                (boot_id(), time.monotonic(), time.time()),
-            ).fetchall()
-            connection.executemany(
-                "DELETE FROM clocks WHERE id = ?", [(row["id"],) for row in rows]
-            )
-        for row in rows:
-            self._remove_content(row["id"])
+            names = [(row["id"],) for row in connection.execute(EXPIRED, now).fetchall()]
+            for table in ("files", "clocks"):
+                connection.executemany(f"DELETE FROM {table} WHERE id = ?", names)  # noqa: S608
+        for (name,) in names:
+            self._remove_content(name)
 
     def _remove_content(self, file_id: str) -> None:
         path = self.path(file_id)

@@ -1,13 +1,15 @@
 """The responses that a server keeps, for clients to come back to."""
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import InvalidRequestError, StorageError
 from jaxserve.server.database import Database
 from jaxserve.server.protocol.parsing import show
 from jaxserve.server.protocol.response_answers import Response, ResponseError
@@ -16,6 +18,8 @@ from jaxserve.server.protocol.response_answers import Response, ResponseError
 BEAT_S = 0.5
 SILENCE_S = 30.0
 UNFINISHED = {"queued", "in_progress"}
+# How long a reader waits to take note of what it has read.
+USE_TIMEOUT_S = 0.2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
@@ -115,14 +119,14 @@ class ResponseStore:
 
     def get(self, owner: str, response_id: str) -> Stored:
         """Return a response. One whose process has died in the making has failed."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(
-                "UPDATE responses SET used_ns = ? WHERE id = ? AND owner = ?"
-                " RETURNING response, input, status, beat_s",
-                (time.monotonic_ns(), response_id, owner),
+                "SELECT response, input, status, beat_s FROM responses WHERE id = ? AND owner = ?",
+                (response_id, owner),
             ).fetchone()
         if row is None:
             raise not_found(response_id, param="response_id")
+        self._use([response_id])
         body = msgspec.json.decode(row["response"])
         if row["status"] in UNFINISHED and time.monotonic() - row["beat_s"] > SILENCE_S:
             error = ResponseError("server_error", "the process that made this response has ended")
@@ -159,13 +163,9 @@ class ResponseStore:
 
     def conversation(self, owner: str, response_id: str) -> list[dict[str, Any]]:
         """Return the items of a response and of all before it: what each was sent and answered."""
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(CHAIN, (response_id, owner, owner)).fetchall()
-            # All at once: of a conversation that is used, no part is older than another.
-            connection.executemany(
-                "UPDATE responses SET used_ns = ? WHERE id = ?",
-                [(time.monotonic_ns(), row["id"]) for row in rows],
-            )
+        self._use([row["id"] for row in rows])
         items: list[dict[str, Any]] = []
         for row in rows:
             if row["response"] is None:
@@ -178,6 +178,19 @@ class ResponseStore:
             items += msgspec.json.decode(row["input"])
             items += msgspec.json.decode(row["response"])["output"]
         return items
+
+    def _use(self, response_ids: Sequence[str]) -> None:
+        """Take note that responses were read, if the storage can: it is no reason to refuse them.
+
+        All at once: of a conversation that is used, no part is older than another.
+        """
+        now_ns = time.monotonic_ns()
+        transaction = self._database.transaction(timeout_s=USE_TIMEOUT_S)
+        with suppress(StorageError), transaction as connection:
+            connection.executemany(
+                "UPDATE responses SET used_ns = ? WHERE id = ?",
+                [(now_ns, response_id) for response_id in response_ids],
+            )
 
 
 def not_found(response_id: str, *, param: str) -> InvalidRequestError:

@@ -48,8 +48,8 @@ def test_a_batch_outlives_the_processes_that_run_it(tmp_path: Path) -> None:
 
 def test_every_process_tells_what_delays_batches(tmp_path: Path) -> None:
     folder = tmp_path / "batches"
-    config = {"api_server_count": 2, "batch_dir": str(folder)}
-    with server(tmp_path, config=config) as made:
+    config = {"api_server_count": 2, "batch_dir": str(folder), "max_batch_requests": 1}
+    with server(tmp_path, config=config, step_s=0.005) as made:
 
         def health() -> list[dict[str, Any]]:
             # As many new connections as reach both processes.
@@ -57,6 +57,8 @@ def test_every_process_tells_what_delays_batches(tmp_path: Path) -> None:
 
         assert not any("batches" in found for found in health())
         with closing(sqlite3.connect(folder / "batches.sqlite", isolation_level=None)) as other:
+            url = begin(made, 20, prompt=[1, 2, 3], max_tokens=500, ignore_eos=True)
+            wait_for(lambda: httpx.get(url, timeout=TIMEOUT_S).json()["status"] == "in_progress")
             other.execute("BEGIN IMMEDIATE")
             wait_for(lambda: all("locked" in str(found.get("batches")) for found in health()))
             assert made.is_ready()
@@ -65,6 +67,7 @@ def test_every_process_tells_what_delays_batches(tmp_path: Path) -> None:
             other.execute("ROLLBACK")
         wait_for(lambda: not any("batches" in found for found in health()))
         wait_for(lambda: made.samples().get("jaxserve:batches_delayed") == 0)
+        httpx.post(f"{url}/cancel", timeout=TIMEOUT_S)
 
 
 def test_a_corrupt_database_ends_a_start_with_one_line(tmp_path: Path) -> None:

@@ -348,13 +348,16 @@ def test_a_response_that_cannot_be_kept_is_an_error_with_words(
             for method, path, fields in (
                 ("POST", "/v1/responses", {"json": body}),
                 ("POST", "/v1/responses", {"json": {**body, "previous_response_id": kept}}),
-                ("GET", f"/v1/responses/{kept}", {}),
                 ("DELETE", f"/v1/responses/{kept}", {}),
             ):
                 response = http.request(method, path, **fields)
                 assert response.status_code == 503, (method, path)
                 assert response.json()["error"]["code"] == "storage_unavailable"
                 assert int(response.headers["retry-after"]) > 0
+            # To read needs no lock.
+            assert http.get(f"/v1/responses/{kept}").status_code == 200
+            goes_on = {**body, "previous_response_id": kept, "store": False}
+            assert http.post("/v1/responses", json=goes_on).status_code == 200
             stream = http.post("/v1/responses", json={**body, "stream": True}).text
             assert stream.strip().split("\n\n")[-1].startswith("event: error")
         assert http.get(f"/v1/responses/{kept}").status_code == 200
@@ -370,18 +373,24 @@ def test_a_response_in_the_background_waits_for_the_disk(monkeypatch: pytest.Mon
         wait_for(lambda: http.get(path).json()["status"] == "incomplete")
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_files_and_batches_of_a_locked_database_are_errors_with_words(
-    tmp_path: Path, method: str
-) -> None:
+def test_a_locked_database_can_be_read_and_not_written(tmp_path: Path) -> None:
     with World(config=config(tmp_path)) as world, world.http() as http:
-        file = upload(http, b"x")["id"]
+        batch_id, file = begin(http, line()), upload(http, b"x")["id"]
         body = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
         with locked(tmp_path / "batches.sqlite"):
-            fields: dict[str, Any] = {"json": body} if method == "POST" else {}
-            assert http.request(method, "/v1/batches", **fields).status_code == 503
-            assert http.get(f"/v1/files/{file}").status_code == 503
-            assert http.get(f"/v1/files/{file}/content").status_code == 503
+            for path in ("/v1/files", "/v1/batches", f"/v1/batches/{batch_id}"):
+                assert http.get(path).status_code == 200
+            assert http.get(f"/v1/files/{file}/content").content == b"x"
+            for response in (
+                http.post("/v1/batches", json=body),
+                http.post(f"/v1/batches/{batch_id}/cancel"),
+                http.delete(f"/v1/files/{file}"),
+                send(http, b"x"),
+            ):
+                assert response.status_code == 503
+                assert response.json()["error"]["code"] == "storage_unavailable"
+                assert int(response.headers["retry-after"]) > 0
+        assert http.get(f"/v1/files/{file}").status_code == 200
 
 
 # Starts
