@@ -180,6 +180,7 @@ def _load(
         ),
         runner,
         vocab_size=plan.model.num_token_ids,
+        can_generate=plan.pooling is None or plan.pooling.can_generate,
         max_logprobs=plan.context.sampling.max_logprobs,
         check=plan.context.sampling.processors.check,
         walks=Walks(GrammarCompiler(vocabulary)),

@@ -19,10 +19,9 @@ from jaxserve.engine.beam_search import (
     check_search,
     run_searches,
 )
+from jaxserve.engine.engine import COULD_GENERATE, POOLS
 from jaxserve.engine_plan import EnginePlan
-from jaxserve.errors import (
-    ConfigError,
-)
+from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.flags import engine_options
 from jaxserve.grammar import GrammarChecker, Vocabulary
@@ -323,6 +322,10 @@ class LLM(PoolingMethods):
         is_chat: bool = False,
     ) -> list[Request]:
         """Make requests of prompts and check them all."""
+        pooling = self.plan.pooling
+        if pooling is not None:
+            reason = COULD_GENERATE if pooling.can_generate else POOLS
+            raise InvalidRequestError(reason.replace("--runner ", "runner="), param="model")
         num_prompts = len(prepared)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params: Sequence[SamplingParams | None] = [sampling_params] * num_prompts

@@ -59,7 +59,7 @@ class PoolingModel:
     width: numbers of a vector. labels: what each of them scores; empty for embeddings. activation:
     what is done with a vector; activates: whether it does so unless it is told otherwise.
     segment_stride: what is added to the token ids of the second text of a pair, where the model
-    tells them apart.
+    tells them apart. can_generate: whether it has a head for tokens, for `--runner generate`.
     """
 
     type: PoolingType
@@ -68,6 +68,7 @@ class PoolingModel:
     activation: Activation = Activation.NORMALIZE
     activates: bool = True
     segment_stride: int = 0
+    can_generate: bool = False
 
     @property
     def task(self) -> str:

@@ -88,6 +88,7 @@ class ChatTemplate:
         """
         self._check_place("tools", tools, has_place=self.reads_tools)
         self._check_place("documents", documents, has_place=self.reads_documents)
+        self._check_default(has_tools=bool(tools))
         self._check_variables(variables or {})
         apply = partial(
             self._tokenizer.apply_chat_template,
@@ -106,6 +107,18 @@ class ChatTemplate:
                 f"the model's chat template cannot take these messages{_reason(error)}",
                 param="messages",
             ) from error
+
+    def _check_default(self, *, has_tools: bool) -> None:
+        """Refuse a chat where templates go by names and none is for it."""
+        named = self._tokenizer.chat_template
+        if isinstance(named, str) or named is None or "default" in named:
+            return
+        if not (has_tools and "tool_use" in named):
+            raise InvalidRequestError(
+                f"this model has chat templates by name ({', '.join(sorted(named))}), and none is"
+                " the default: it must be started with --chat-template and the file or text of one",
+                param="messages",
+            )
 
     def _check_place(
         self, name: str, value: Sequence[Mapping[str, Any]] | None, *, has_place: bool

@@ -20,10 +20,9 @@ GENERATES = (
     "this model generates text: for embeddings, scores and rankings it must be started with"
     " --runner pooling"
 )
-POOLS = (
-    "this model pools prompts into vectors and generates no text: to generate, it must be started"
-    " with --runner generate"
-)
+POOLS = "this model pools prompts into vectors and generates no text"
+# Of a language model that pools because it was asked to.
+COULD_GENERATE = f"{POOLS}: to generate, it must be started with --runner generate"
 
 # How long a step may be put off for the masks of the draw before it, as a share of the time that
 # the step under way can be expected to take.
@@ -53,6 +52,7 @@ class Engine:
         runner: Runner,
         *,
         vocab_size: int,
+        can_generate: bool = True,
         max_logprobs: int = DEFAULT_MAX_LOGPROBS,
         check: Callable[[SamplingParams], None] | None = None,
         walks: Walks | None = None,
@@ -62,6 +62,7 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._vocab_size = vocab_size
+        self._can_generate = can_generate
         self._max_logprobs = max_logprobs
         self._check = check
         self._metrics = metrics
@@ -95,7 +96,8 @@ class Engine:
         """
         config = self._scheduler.config
         if request.pools != config.pools:
-            raise InvalidRequestError(GENERATES if request.pools else POOLS, param="model")
+            reason = COULD_GENERATE if self._can_generate else POOLS
+            raise InvalidRequestError(GENERATES if request.pools else reason, param="model")
         request.check(
             vocab_size=self._vocab_size,
             max_model_len=config.max_model_len,

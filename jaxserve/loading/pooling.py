@@ -58,7 +58,8 @@ def _pools(model: ModelConfig, options: EngineOptions, *, has_modules: bool) -> 
     if options.runner == "generate":
         if model.num_labels is not None:
             raise ConfigError(
-                "runner must be pooling for this model, got generate: it has no head for tokens"
+                "runner must be auto or pooling for this model, got generate: by its architecture"
+                " it has no head for tokens"
             )
         return False
     return options.runner == "pooling" or model.num_labels is not None or has_modules
@@ -97,6 +98,7 @@ class _Pooling:
         return PoolingModel(
             type=kind,
             width=self._model.embed,
+            can_generate=self._model.num_labels is None,
             activates=not self._modules or "Normalize" in self._modules,
         )
 

@@ -1,5 +1,6 @@
 """Chats come out of a model's template as transformers has them, and requests change no rule."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,23 @@ def test_a_template_that_knows_developers_gets_them(tmp_path: Path) -> None:
 def test_no_usable_template_is_a_checkpoint_error(tmp_path: Path, source: str | None) -> None:
     with pytest.raises(CheckpointError):
         make(tmp_path, source)
+
+
+def named(folder: Path, **templates: str) -> ChatTemplate:
+    """The chat templates of a tokenizer that has several by name."""
+    path = write_tokenizer(folder, template="") / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
+    path.write_text(json.dumps(settings | {"chat_template": listed}), "utf-8")
+    return ChatTemplate(Tokenizer.load(folder))
+
+
+def test_the_only_named_template_is_the_default(tmp_path: Path) -> None:
+    assert named(tmp_path, rag="{{ messages[0].content }}!").render([USER]) == "What is 2 + 2?!"
+
+
+def test_templates_without_a_default_say_how_to_choose_one(tmp_path: Path) -> None:
+    chat = named(tmp_path, rag="{{ documents }}", tool_use="{{ tools[0].function.name }}")
+    assert chat.render([USER], tools=[WEATHER]) == "weather"
+    with pytest.raises(InvalidRequestError, match=r"by name \(rag, tool_use\).*--chat-template"):
+        chat.render([USER])

@@ -109,6 +109,9 @@ def test_sentence_transformers_files_say_how_to_pool(tmp_path: Path) -> None:
     with pytest.raises(ContextLengthError) as caught:
         llm.embed([[5], [5] * 51], use_tqdm=False)
     assert caught.value.__notes__ == ["in prompt 1 of 2, counted from 0"]
+    # It could not be started to generate either, so nobody is told to.
+    with pytest.raises(InvalidRequestError, match=r"generates no text$"):
+        llm.generate([[5]], use_tqdm=False)
 
 
 @pytest.mark.parametrize("kind", ["LAST", "MEAN", "CLS"])
@@ -135,6 +138,8 @@ def test_texts_are_scored_by_the_cosine_of_their_embeddings(tmp_path: Path) -> N
     a, b = (np.array(o.outputs.embedding) for o in llm.embed(texts, use_tqdm=False))
     scores = [o.outputs.score for o in llm.score(texts[0], texts, use_tqdm=False)]
     np.testing.assert_allclose(scores, [1.0, a @ b], atol=1e-5)
+    with pytest.raises(InvalidRequestError, match="started with runner=generate"):
+        llm.generate(texts, use_tqdm=False)
 
 
 def test_a_model_that_generates_does_not_embed(tmp_path: Path) -> None:
