@@ -3,6 +3,9 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".ot")
@@ -76,16 +79,66 @@ def no_weights(folder: Path, name: str, *, left_out: Iterable[str]) -> str:
 
 
 def damage(file: Path) -> str:
-    """Return what is wrong with a safetensors file that cannot be read."""
+    """Return what is wrong with a file that cannot be read, and what to do about it."""
     with file.open("rb") as opened:
         start = opened.read(len(_LFS))
     if start == _LFS:
-        return "it is a Git LFS pointer in place of the weights. Run `git lfs pull` in its folder"
+        return "it is a Git LFS pointer in place of the file. Run `git lfs pull` in its folder"
     if not start:
         return "it is empty. Download it again"
     return "it is cut short or damaged. Download it again"
 
 
+def broken_tokenizer(folder: Path) -> str:
+    """Return why the tokenizer of a folder could not be loaded: which file, and what to do."""
+    for name in _TOKENIZER_SETTINGS:
+        if (folder / name).exists() and read_object(folder / name) is None:
+            return f"{name} is not a JSON object: {damage(folder / name)}"
+    names = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" in names:
+        if read_backend(folder / "tokenizer.json") is None:
+            return f"tokenizer.json is not a tokenizer: {damage(folder / 'tokenizer.json')}"
+        return (
+            "tokenizer.json can be read, but not with the settings in tokenizer_config.json and"
+            " config.json. Download all three from one place"
+        )
+    if "tokenizer.model" in names:
+        return f"tokenizer.model is not a SentencePiece model: {damage(folder / 'tokenizer.model')}"
+    settings = read_object(folder / "tokenizer_config.json") or {}
+    if "auto_map" in settings:
+        return (
+            "it needs code of its own (auto_map in tokenizer_config.json), which jaxserve does not"
+            " run. Give the folder of a tokenizer.json with --tokenizer"
+        )
+    return (
+        "it has neither tokenizer.json nor tokenizer.model. Give the folder of a tokenizer with"
+        " --tokenizer"
+    )
+
+
+def read_backend(path: Path) -> Backend | None:
+    """Return the tokenizer in a `tokenizer.json`, None where there is none."""
+    try:
+        return Backend.from_file(str(path))
+    except Exception:  # noqa: BLE001  (tokenizers raises nothing narrower)
+        return None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None where there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+_TOKENIZER_SETTINGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _LFS = b"version https://git-lfs"
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer as Backend
 
 from jaxserve.errors import CheckpointError, ContextLengthError
+from jaxserve.loading.diagnosis import broken_tokenizer, read_backend, read_object
+from jaxserve.loading.sentencepiece_model import fast_folder
 
 
 class Tokenizer:
@@ -57,18 +59,22 @@ class Tokenizer:
         if not folder.is_dir():
             raise CheckpointError(f"no tokenizer: {folder} is not a folder")
         try:
-            pretrained = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
+            with fast_folder(folder) as source:
+                pretrained = AutoTokenizer.from_pretrained(
+                    source, trust_remote_code=False, local_files_only=True
+                )
         except Exception as error:  # tokenizers raises bare Exception on a malformed file
             raise CheckpointError(
-                f"cannot load a tokenizer from {folder}: it needs tokenizer.json or a tokenizer"
-                " class that transformers has itself"
+                f"cannot load a tokenizer from {folder}: {broken_tokenizer(folder)}"
             ) from error
         if not pretrained.is_fast:
             raise CheckpointError(f"the tokenizer of {folder} has no fast (Rust) implementation")
+        named = pretrained.chat_template
         if chat_template is not None:
             pretrained.chat_template = chat_template
+        elif isinstance(named, dict) and len(named) == 1:
+            # Whatever it is called, there is no other.
+            (pretrained.chat_template,) = named.values()
         return cls(pretrained)
 
     def with_chat_template(self, template: str) -> "Tokenizer":
@@ -264,10 +270,10 @@ def load_backend(folder: Path) -> Backend:
     That is so where one file holds it all: otherwise it is loaded whole, and raises the same.
     """
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if path.is_file():
-        backend = Backend.from_file(str(path))
+    backend = read_backend(path)
+    if backend is not None:
         known = backend.get_added_tokens_decoder()
-        read = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
-        if all(int(token_id) in known for token_id in read.get("added_tokens_decoder", {})):
+        added = (read_object(settings) or {}).get("added_tokens_decoder") or {}
+        if all(int(token_id) in known for token_id in added):
             return backend
     return Tokenizer.load(folder).backend

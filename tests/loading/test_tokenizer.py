@@ -119,19 +119,42 @@ def test_encoding_lets_other_threads_run() -> None:
 def broken_folder(folder: Path, *, settings: dict[str, Any], **files: str) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
     for name, text in files.items():
-        (folder / name.replace("_json", ".json").replace("_py", ".py")).write_text(text, "utf-8")
+        stem, _, suffix = name.rpartition("_")
+        (folder / f"{stem}.{suffix}").write_text(text, "utf-8")
     return folder
 
 
 @pytest.mark.parametrize(
-    "files", [{}, {"tokenizer_json": "{"}, {"tokenizer_json": "{}"}, {"tokenizer_json": "[1]"}]
+    ("files", "said"),
+    [
+        ({}, "it has neither tokenizer.json nor tokenizer.model.*--tokenizer"),
+        ({"tokenizer_json": "{"}, "tokenizer.json is not a tokenizer: it is cut short or damaged"),
+        ({"tokenizer_json": ""}, "tokenizer.json is not a tokenizer: it is empty"),
+        ({"tokenizer_json": "{}"}, "tokenizer.json is not a tokenizer"),
+        ({"tokenizer_json": "[1]"}, "tokenizer.json is not a tokenizer"),
+        ({"tokenizer_json": "version https://git-lfs.github.com/spec/v1"}, ".*git lfs pull"),
+        ({"tokenizer_config_json": "{"}, "tokenizer_config.json is not a JSON object"),
+        ({"config_json": "{"}, "config.json is not a JSON object"),
+        ({"special_tokens_map_json": "[]"}, "special_tokens_map.json is not a JSON object"),
+        ({"tokenizer_model": "no model"}, "tokenizer.model is not a SentencePiece model"),
+    ],
 )
-def test_a_broken_tokenizer_is_a_checkpoint_error(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_broken_tokenizer_is_refused_by_the_file_at_fault(
+    tmp_path: Path, files: dict[str, str], said: str
+) -> None:
     folder = broken_folder(
         tmp_path, settings={"tokenizer_class": "PreTrainedTokenizerFast"}, **files
     )
-    with pytest.raises(CheckpointError, match="cannot load a tokenizer"):
+    with pytest.raises(CheckpointError, match=f"cannot load a tokenizer from .*: {said}"):
         Tokenizer.load(folder)
+
+
+def test_a_broken_tokenizer_is_refused_alike_where_only_its_backend_is_wanted(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{", "utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer"):
+        load_backend(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_a_checkpoint_error(tmp_path: Path) -> None:
@@ -146,7 +169,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         settings={"auto_map": {"AutoTokenizer": ["trap.Trap", "trap.Trap"]}},
         trap_py=f"import pathlib\npathlib.Path({str(trap)!r}).touch()\nclass Trap: pass\n",
     )
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="code of its own"):
         Tokenizer.load(folder)
     assert not trap.exists()
 
