@@ -50,7 +50,12 @@ class Grammars:
             return
         # What was forced has no log-probabilities, and is not counted where logits are adjusted.
         may_jump = params.logprobs is None and not params.adjusts_logits
-        walks = self._walks.begin(params.structured_outputs, params.n, may_jump=may_jump)
+        walks = self._walks.begin(
+            params.structured_outputs,
+            params.n,
+            may_jump=may_jump,
+            is_wanted=lambda: group.num_unfinished > 0,
+        )
         for sequence, walk in zip(group.sequences, walks, strict=True):
             sequence.walk = walk
         self._sequences += group.sequences

@@ -4,9 +4,13 @@ import re
 import threading
 from collections import OrderedDict
 from functools import cached_property
+from hashlib import blake2b
 
+import msgspec
 from llguidance import LLMatcher, LLParserLimits
 
+from jaxserve.errors import InvalidRequestError
+from jaxserve.grammar.heap import heap_bytes
 from jaxserve.grammar.source import grammar_source, unspelled
 from jaxserve.grammar.vocabulary import Vocabulary
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
@@ -24,10 +28,15 @@ LIMITS = LLParserLimits(
 # Compiled at once: the largest take half a second each.
 MAX_COMPILING = 2
 CACHE_BYTES = 2**26
-# What a compiled grammar takes, measured over schemas of 1 to 300 properties: so much, and so much
-# for each byte of its source.
+# What a compiled grammar takes at least, measured over schemas of 1 to 300 properties: so much, and
+# so much for each byte of its source. Where the C library tells, it is measured.
 BYTES_PER_GRAMMAR = 2**17
 BYTES_PER_SOURCE_BYTE = 16
+# All matchers of a grammar share the states of its lexer, which grow with the tokens they follow: a
+# string of bounded length is the worst that was measured. LIMITS bound them.
+BYTES_PER_TOKEN = 2**14
+MAX_LEXER_BYTES = 100 * 2**20
+MAX_VERDICTS = 2**14
 MAX_REASON_CHARS = 200
 
 # What is asked for, and whether text that must come is spelled in one way.
@@ -42,6 +51,26 @@ _REASONS = (
     (re.compile(r"Unsatisfiable schema: (.*)"), "can be met by nothing: {}"),
     (re.compile(r"NoExtensionBias()"), "can be met by nothing"),
 )
+
+
+class CompiledGrammar:
+    """A grammar that is compiled. num_tokens: that its matchers have followed."""
+
+    __slots__ = ("_matcher", "_num_bytes", "num_tokens")
+
+    def __init__(self, matcher: LLMatcher, num_bytes: int) -> None:
+        self._matcher = matcher
+        self._num_bytes = num_bytes
+        self.num_tokens = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds by now, at most."""
+        return self._num_bytes + min(self.num_tokens * BYTES_PER_TOKEN, MAX_LEXER_BYTES)
+
+    def matcher(self) -> LLMatcher:
+        """Return a matcher at the beginning of an answer, the caller's own."""
+        return self._matcher.deep_copy()
 
 
 class GrammarCompiler:
@@ -64,8 +93,7 @@ class GrammarCompiler:
         self._cache_bytes = cache_bytes
         self._room = threading.Semaphore(MAX_COMPILING)
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[_Key, tuple[LLMatcher, int]] = OrderedDict()
-        self._num_bytes = 0
+        self._compiled: OrderedDict[_Key, CompiledGrammar] = OrderedDict()
 
     @cached_property
     def _markup(self) -> dict[str, int]:
@@ -81,50 +109,90 @@ class GrammarCompiler:
         """Grammars that need not be compiled again."""
         return len(self._compiled)
 
-    def matcher(self, params: StructuredOutputsParams, *, spells: bool = True) -> LLMatcher:
-        """Return a matcher at the beginning of an answer, the caller's own.
+    def is_kept(self, params: StructuredOutputsParams) -> bool:
+        """Whether a grammar need not be compiled again."""
+        return (params, True) in self._compiled
+
+    def compiled(self, params: StructuredOutputsParams, *, spells: bool = True) -> CompiledGrammar:
+        """Return a grammar, compiled.
 
         spells: text that must come is spelled in one way, as the tokenizer does, and may be forced.
         Raises InvalidRequestError for what cannot be followed, naming the keyword at fault.
         """
         key = params, spells
         with self._lock:
-            if key in self._compiled:
+            found = self._compiled.get(key)
+            if found is not None:
                 self._compiled.move_to_end(key)
-                return self._compiled[key][0].deep_copy()
+                # It may have grown so much that it goes, to be compiled again next time.
+                self._evict()
+                return found
         with self._room:
             source = grammar_source(params, markup=self._markup)
             if not spells:
                 source = unspelled(source)
+            before = heap_bytes()
             matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
             if not matcher.is_error():
                 # Some grammars show only here that they have no end, or that they take for ever.
                 matcher.compute_bitmask()
         if matcher.is_error():
             raise refusal(params.kind, _reason(matcher.get_error()))
-        self._keep(key, matcher, len(source))
-        return matcher.deep_copy()
-
-    def _keep(self, key: _Key, matcher: LLMatcher, num_chars: int) -> None:
-        num_bytes = BYTES_PER_GRAMMAR + BYTES_PER_SOURCE_BYTE * num_chars
+        # Other threads allocate, too, so that this is no more than about right.
+        grown = min(heap_bytes() - before, MAX_LEXER_BYTES)
+        estimate = BYTES_PER_GRAMMAR + BYTES_PER_SOURCE_BYTE * len(source)
+        grammar = CompiledGrammar(matcher, max(grown, estimate))
         with self._lock:
-            if key in self._compiled or num_bytes > self._cache_bytes:
-                return
-            self._compiled[key] = matcher, num_bytes
-            self._num_bytes += num_bytes
-            while self._num_bytes > self._cache_bytes:
-                self._num_bytes -= self._compiled.popitem(last=False)[1][1]
+            self._compiled.setdefault(key, grammar)
+            self._evict()
+        return grammar
+
+    def matcher(self, params: StructuredOutputsParams, *, spells: bool = True) -> LLMatcher:
+        """Return a matcher at the beginning of an answer; see `compiled`."""
+        return self.compiled(params, spells=spells).matcher()
+
+    def _evict(self) -> None:
+        """Let the least recently used grammars go until the others are within the bound."""
+        num_bytes = sum(grammar.num_bytes for grammar in self._compiled.values())
+        while num_bytes > self._cache_bytes:
+            num_bytes -= self._compiled.popitem(last=False)[1].num_bytes
 
 
 class GrammarChecker:
-    """Refuses what no answer can follow, where requests come in: it needs no whole vocabulary."""
+    """Refuses what no answer can follow, where requests come in: it needs no whole vocabulary.
+
+    It keeps verdicts, by digest, and no grammars. For any thread.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._compiler = GrammarCompiler(vocabulary, is_bare=True)
+        self._compiler = GrammarCompiler(vocabulary, is_bare=True, cache_bytes=0)
+        self._verdicts: OrderedDict[bytes, InvalidRequestError | None] = OrderedDict()
+        self._verdicts_lock = threading.Lock()
 
     def check(self, params: StructuredOutputsParams) -> None:
         """Raise InvalidRequestError, naming the keyword at fault. May take half a second."""
-        self._compiler.matcher(params)
+        key = blake2b(msgspec.msgpack.encode(params), digest_size=32).digest()
+        with self._verdicts_lock:
+            is_known = key in self._verdicts
+            error = self._verdicts.get(key)
+        if not is_known:
+            error = self.judge(params)
+        with self._verdicts_lock:
+            self._verdicts[key] = error
+            self._verdicts.move_to_end(key)
+            if len(self._verdicts) > MAX_VERDICTS:
+                self._verdicts.popitem(last=False)
+        if error is not None:
+            # A new one each time: whoever catches it may put it into other words.
+            raise InvalidRequestError(error.message, param=error.param, code=error.code)
+
+    def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
+        """Compile a grammar; return the error that refuses it."""
+        try:
+            self._compiler.compiled(params)
+        except InvalidRequestError as error:
+            return InvalidRequestError(error.message, param=error.param, code=error.code)
+        return None
 
 
 def _reason(message: str) -> str:

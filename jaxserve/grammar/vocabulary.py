@@ -69,8 +69,12 @@ class Vocabulary:
 
     @cached_property
     def _bare(self) -> LLTokenizer:
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return LLTokenizer(TokenizerWrapper(_Bytes([token.content for token in added])))
+        return LLTokenizer(TokenizerWrapper(_Bytes(self.added_texts)))
+
+    @property
+    def added_texts(self) -> list[str]:
+        """The texts of the added tokens, in the order of `bare`."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
 
     def markup(self, *, is_bare: bool) -> dict[str, int]:
         """Return the added tokens that look like markup and their ids, in all tokens or `bare`.

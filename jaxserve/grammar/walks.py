@@ -16,7 +16,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 from msgspec import Struct
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar.compiler import MAX_COMPILING, GrammarCompiler
+from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar, GrammarCompiler
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,13 @@ class Move(Struct, frozen=True):
 class Walk:
     """One answer's way. move: None until it is known; may_jump: whether tokens may be forced."""
 
-    __slots__ = ("matcher", "may_jump", "move", "params", "token_ids")
+    __slots__ = ("grammar", "matcher", "may_jump", "move", "params", "token_ids")
 
     def __init__(self, params: StructuredOutputsParams, *, may_jump: bool) -> None:
         self.params = params
         self.may_jump = may_jump
         self.move: Move | None = None
+        self.grammar: CompiledGrammar | None = None
         self.matcher: LLMatcher | None = None
         self.token_ids: list[int] = []
 
@@ -61,14 +62,32 @@ class Walks:
         self._compiler = compiler
         self._executor = LLExecutor()
         self._compiling = ThreadPoolExecutor(MAX_COMPILING, "jaxserve-compile")
+        # For those that are compiled already, which do not wait for those that are not.
+        self._starting = ThreadPoolExecutor(1, "jaxserve-grammars")
         self._moving = ThreadPoolExecutor(1, "jaxserve-masks")
         self._newest: Future[None] | None = None
         self._has_moved = threading.Event()
 
-    def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
-        """Return the ways of so many answers to one request; their first move comes later."""
+    def begin(
+        self,
+        params: StructuredOutputsParams,
+        count: int,
+        *,
+        may_jump: bool,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> list[Walk]:
+        """Return the ways of so many answers to one request; their first move comes later.
+
+        is_wanted: whether it still matters, asked on another thread when it is their turn.
+        """
         walks = [Walk(params, may_jump=may_jump) for _ in range(count)]
-        self._compiling.submit(self._safely, walks, lambda: self._start(params, walks))
+
+        def start() -> None:
+            if is_wanted():
+                self._start(params, walks)
+
+        lane = self._starting if self._compiler.is_kept(params) else self._compiling
+        lane.submit(self._safely, walks, start)
         return walks
 
     def advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
@@ -99,9 +118,9 @@ class Walks:
         self._has_moved.set()
 
     def _start(self, params: StructuredOutputsParams, walks: Sequence[Walk]) -> None:
-        matcher = self._compiler.matcher(params)
+        grammar = self._compiler.compiled(params)
         for walk in walks:
-            walk.matcher = matcher.deep_copy()
+            walk.grammar, walk.matcher = grammar, grammar.matcher()
         self._look([(walk, ()) for walk in walks])
 
     def _advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
@@ -109,6 +128,8 @@ class Walks:
         self._executor.consume_token_par(pairs)
         for walk, token_id in steps:
             walk.token_ids.append(token_id)
+            if walk.grammar is not None:
+                walk.grammar.num_tokens += 1
         self._look([(walk, ()) for walk, _ in steps])
 
     def _look(self, ways: Sequence[tuple[Walk, tuple[int, ...]]]) -> None:
@@ -141,9 +162,11 @@ class Walks:
 
     def _follow_unspelled(self, walk: Walk) -> None:
         """Go the same way by a matcher that allows every spelling of a text that must come."""
-        matcher = self._compiler.matcher(walk.params, spells=False)
+        grammar = self._compiler.compiled(walk.params, spells=False)
+        matcher = grammar.matcher()
         matcher.consume_tokens(walk.token_ids)
-        walk.matcher = matcher
+        grammar.num_tokens += len(walk.token_ids)
+        walk.grammar, walk.matcher = grammar, matcher
 
 
 def _matcher(walk: Walk) -> LLMatcher:

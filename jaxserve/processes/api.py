@@ -22,7 +22,7 @@ from jaxserve.client import EngineClient
 from jaxserve.client.remote import RemoteClient
 from jaxserve.engine.loop import HEARTBEAT_S
 from jaxserve.errors import JaxserveError
-from jaxserve.grammar import GrammarChecker, Vocabulary
+from jaxserve.grammar import GrammarSandbox, Vocabulary
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.logging import configure_logging, get_logger
 from jaxserve.metrics import Metrics
@@ -215,7 +215,7 @@ def served_model(
         trusts_templates=config.trust_request_chat_template,
         max_model_len=hello.max_model_len,
         vocab_size=hello.vocab_size,
-        grammars=GrammarChecker(Vocabulary(lambda: tokenizer.backend, vocab_size=hello.vocab_size)),
+        grammars=GrammarSandbox(Vocabulary(lambda: tokenizer.backend, vocab_size=hello.vocab_size)),
         max_logprobs=hello.max_logprobs,
         logprobs_mode=hello.logprobs_mode,
         pooling=hello.pooling,

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jsonschema
@@ -10,11 +10,12 @@ import pytest
 
 from jaxserve.config import WorkModel
 from jaxserve.grammar import GrammarCompiler, Walks
+from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar
 from jaxserve.grammar.walks import Walk
 from jaxserve.request import FinishReason, Request, SamplingParams
 from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.engine.world import World
-from tests.grammar.world import compiler
+from tests.grammar.world import compiler, vocabulary
 from tests.server.world import VOCAB_SIZE, tokenizer
 
 END = 0
@@ -104,8 +105,15 @@ def test_forced_tokens_are_drawn_where_their_probabilities_are_wanted() -> None:
 class AtOnce(Walks):
     """Walks whose moves are waited for."""
 
-    def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
-        walks = super().begin(params, count, may_jump=may_jump)
+    def begin(
+        self,
+        params: StructuredOutputsParams,
+        count: int,
+        *,
+        may_jump: bool,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> list[Walk]:
+        walks = super().begin(params, count, may_jump=may_jump, is_wanted=is_wanted)
         self.wait_for_any(30.0)
         return walks
 
@@ -252,6 +260,49 @@ def test_only_the_sequence_itself_waits_for_its_mask() -> None:
     jsonschema.validate(json.loads(world.answers["slow", 0].text), SCHEMA)
 
 
+class Slow(GrammarCompiler):
+    """A compiler that does not compile expressions until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(vocabulary())
+        self.may_go = threading.Event()
+        self.asked: list[str | None] = []
+
+    def compiled(self, params: StructuredOutputsParams, *, spells: bool = True) -> CompiledGrammar:
+        self.asked.append(params.regex)
+        if params.regex is not None:
+            assert self.may_go.wait(30.0)
+        return super().compiled(params, spells=spells)
+
+
+def test_a_grammar_that_is_compiled_does_not_wait_for_others_to_be() -> None:
+    slow = Slow()
+    world = make(walks=Walks(slow))
+    world.run(ask("first"))
+    world.add(*(ask(f"slow {n}", asked={"regex": f"a{n}"}) for n in range(3)), ask("cached"))
+    while "cached" not in world.finished:
+        world.step()
+    assert not any(world.output(f"slow {n}") for n in range(3))
+    slow.may_go.set()
+    while world.engine.has_work:
+        world.step()
+
+
+def test_a_grammar_that_nobody_waits_for_is_not_compiled() -> None:
+    slow = Slow()
+    world = make(walks=Walks(slow))
+    world.add(*(ask(str(n), asked={"regex": f"a{n}"}) for n in range(4)))
+    while len(slow.asked) < MAX_COMPILING:
+        world.step()
+    for n in range(3):
+        world.engine.abort(str(n))
+    slow.may_go.set()
+    while world.engine.has_work:
+        world.step()
+    assert "a2" not in slow.asked
+    assert "a3" in slow.asked
+
+
 def test_while_a_grammar_runs_no_other_token_is_drawn_within_a_step() -> None:
     world = make()
     world.run(ask("free", asked=None, max_tokens=150), ask("bound"))
@@ -265,8 +316,15 @@ def test_while_a_grammar_runs_no_other_token_is_drawn_within_a_step() -> None:
 class Prompt(Walks):
     """Walks whose moves have come before a step looks for them, however busy the machine is."""
 
-    def begin(self, params: StructuredOutputsParams, count: int, *, may_jump: bool) -> list[Walk]:
-        walks = super().begin(params, count, may_jump=may_jump)
+    def begin(
+        self,
+        params: StructuredOutputsParams,
+        count: int,
+        *,
+        may_jump: bool,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> list[Walk]:
+        walks = super().begin(params, count, may_jump=may_jump, is_wanted=is_wanted)
         while any(walk.move is None for walk in walks):
             self.wait_for_any(1.0)
         return walks

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar import GrammarCompiler
+from jaxserve.grammar import GrammarChecker, GrammarCompiler
 from jaxserve.grammar.compiler import BYTES_PER_GRAMMAR
+from jaxserve.grammar.heap import heap_bytes
 from jaxserve.structured_outputs import MAX_BYTES, MAX_DEPTH, StructuredOutputsParams
 from tests.grammar.world import accepts, checker, compiler, vocabulary
 from tests.server.world import tokenizer
@@ -204,6 +205,47 @@ def test_compiled_grammars_are_kept_within_a_bound_of_memory() -> None:
     for number in range(10):
         compiler.matcher(StructuredOutputsParams(regex=f"a{number}"))
     assert compiler.num_kept == 4
+
+
+@pytest.mark.skipif(heap_bytes() == 0, reason="the C library does not tell")
+def test_a_grammar_counts_with_what_it_really_holds() -> None:
+    compiler = GrammarCompiler(vocabulary(), is_bare=True)
+    assert compiler.compiled(StructuredOutputsParams(regex="a{20000}")).num_bytes > 5_000_000
+    assert compiler.compiled(StructuredOutputsParams(regex="a{20}")).num_bytes < 2_000_000
+
+
+def test_a_grammar_that_has_grown_with_its_answers_is_compiled_anew() -> None:
+    compiler = small_compiler(4)
+    params = StructuredOutputsParams(regex="a+")
+    grammar = compiler.compiled(params)
+    assert compiler.compiled(params) is grammar
+    grammar.num_tokens = 1000
+    assert compiler.compiled(params) is grammar, "whoever has it may go on"
+    assert compiler.num_kept == 0
+    assert compiler.compiled(params) is not grammar
+
+
+def test_many_choices_take_little() -> None:
+    choice = tuple(f"{number:08}" for number in range(25_000))
+    grammar = compiler().compiled(StructuredOutputsParams(choice=choice))
+    assert grammar.num_bytes < 64 * MAX_BYTES
+
+
+class CountingChecker(GrammarChecker):
+    num_judged = 0
+
+    def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
+        self.num_judged += 1
+        return super().judge(params)
+
+
+def test_a_grammar_is_judged_once() -> None:
+    checker = CountingChecker(vocabulary())
+    for _ in range(3):
+        checker.check(StructuredOutputsParams(regex="a+"))
+        with pytest.raises(InvalidRequestError, match="not"):
+            checker.check(StructuredOutputsParams(json={"not": {}}))
+    assert checker.num_judged == 2
 
 
 def test_matchers_of_one_grammar_go_their_own_ways() -> None:

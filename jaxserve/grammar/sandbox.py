@@ -1,0 +1,187 @@
+"""A process that compiles the grammars of requests, to see whether they may be served.
+
+What a grammar holds once it is compiled cannot be told from its text: `a{1000000}` takes 90 MB. So
+servers compile each new one in a small process of its own first, where the memory that it takes can
+be measured, and where neither time, memory nor a crash is anybody else's. The process ends with
+whoever started it.
+"""
+
+import contextlib
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from select import select
+from typing import IO
+
+import msgspec
+from tokenizers import Tokenizer, models
+
+from jaxserve.errors import InvalidRequestError, OverloadedError
+from jaxserve.grammar.compiler import GrammarChecker, GrammarCompiler
+from jaxserve.grammar.heap import heap_bytes
+from jaxserve.grammar.vocabulary import Vocabulary
+from jaxserve.structured_outputs import StructuredOutputsParams, refusal
+
+# What a compiled grammar may hold: 25,000 choices take 10 MB, a schema of 1500 properties 4 MB.
+MAX_GRAMMAR_BYTES = 2**24
+# While it compiles.
+MAX_SANDBOX_BYTES = 2**29
+MAX_CPU_S = 2.0
+# With what else a busy machine has to do.
+MAX_WALL_S = 60.0
+TOO_SLOW = "takes too much time to compile"
+TOO_LARGE = f"takes more than {MAX_SANDBOX_BYTES // 2**20} MiB to compile"
+
+_SIZE = struct.Struct("<I")
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What the process must know: the texts of the added tokens, and how long it may compile."""
+
+    added_texts: list[str]
+    max_cpu_s: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What became of compiling a grammar: the error that refuses it, None if it may be served."""
+
+    message: str | None = None
+    param: str | None = None
+
+
+class GrammarSandbox(GrammarChecker):
+    """Refuses what no answer can follow, or what takes too much; for any thread.
+
+    The process starts with the first grammar, and again if it has ended. max_cpu_s: that compiling
+    a grammar may take.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, max_cpu_s: float = MAX_CPU_S) -> None:
+        super().__init__(vocabulary)
+        self._vocabulary = vocabulary
+        self._max_cpu_s = max_cpu_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
+        """See GrammarChecker. Raises OverloadedError if the process does not get its turn."""
+        with self._lock:
+            process = self._started()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                _write(process.stdin, msgspec.msgpack.encode(params))
+                readable, _, _ = select([process.stdout], [], [], MAX_WALL_S)
+                if not readable:
+                    process.kill()
+                    process.wait()
+                    raise OverloadedError("the grammar was not compiled in time", retry_after_s=5.0)
+                answer = _read(process.stdout)
+            except BrokenPipeError:
+                answer = None
+            if answer is None:
+                is_slow = process.wait() == -signal.SIGPROF
+                return refusal(params.kind, TOO_SLOW if is_slow else TOO_LARGE)
+        verdict = msgspec.msgpack.decode(answer, type=Verdict)
+        if verdict.message is None:
+            return None
+        return InvalidRequestError(verdict.message, param=verdict.param)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        """Return the process, which knows the tokens."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-m", "jaxserve.grammar.sandbox"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            weakref.finalize(self, _end, process)
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                start = Start(self._vocabulary.added_texts, self._max_cpu_s)
+                _write(process.stdin, msgspec.msgpack.encode(start))
+        return self._process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+
+def _write(pipe: IO[bytes], data: bytes) -> None:
+    pipe.write(_SIZE.pack(len(data)) + data)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> bytes | None:
+    """Return the next message; None at the end."""
+    head = pipe.read(_SIZE.size)
+    if len(head) < _SIZE.size:
+        return None
+    (size,) = _SIZE.unpack(head)
+    data = pipe.read(size)
+    return data if len(data) == size else None
+
+
+def main() -> None:
+    """Judge grammars until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its pipe
+    data = _read(sys.stdin.buffer)
+    if data is None:
+        return
+    start = msgspec.msgpack.decode(data, type=Start)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.add_special_tokens(start.added_texts)
+    vocabulary = Vocabulary(lambda: tokenizer, vocab_size=0)
+    vocabulary.bare()
+    _limit_memory()
+    while (data := _read(sys.stdin.buffer)) is not None:
+        # The process ends if it takes more time than that: nothing could interrupt compiling.
+        signal.setitimer(signal.ITIMER_PROF, start.max_cpu_s)
+        verdict = _verdict(vocabulary, data)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _write(sys.stdout.buffer, msgspec.msgpack.encode(verdict))
+
+
+def _limit_memory() -> None:
+    """Let this process grow by MAX_SANDBOX_BYTES and no more."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        now = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MAX_SANDBOX_BYTES, now + MAX_SANDBOX_BYTES))
+
+
+def _verdict(vocabulary: Vocabulary, data: bytes) -> Verdict:
+    params = msgspec.msgpack.decode(data, type=StructuredOutputsParams)
+    before = heap_bytes()
+    try:
+        # What is kept at the end is what it holds.
+        grammar = GrammarCompiler(vocabulary, is_bare=True).compiled(params)
+        held = heap_bytes() - before
+        del grammar
+        if held > MAX_GRAMMAR_BYTES:
+            raise refusal(
+                params.kind,
+                f"takes {held / 2**20:.0f} MiB when it is compiled, and may take"
+                f" {MAX_GRAMMAR_BYTES // 2**20}",
+            )
+    except InvalidRequestError as error:
+        return Verdict(error.message, error.param)
+    except MemoryError:
+        too_large = refusal(params.kind, TOO_LARGE)
+        return Verdict(too_large.message, too_large.param)
+    return Verdict()
+
+
+if __name__ == "__main__":
+    main()
