@@ -48,9 +48,25 @@ class TokenDecoder:
         return self._without_prompt(text) if self._prompt_text else text
 
     def flush(self) -> str:
-        """Return the text of all tokens that are pending, complete or not."""
+        """Return the text of all tokens that are pending, up to a character that is not complete.
+
+        As in vLLM it has no text: whoever goes on from here, by text or by tokens, gets it whole.
+        """
+        ends_whole = self._ends_with_replacement()
         text = self._restart()
-        return self._without_prompt(text) if self._prompt_text else text
+        text = self._without_prompt(text) if self._prompt_text else text
+        return text if ends_whole else text.rstrip(REPLACEMENT)
+
+    def _ends_with_replacement(self) -> bool:
+        """Whether the last tokens that are pending spell U+FFFD itself."""
+        if not self._pending:
+            return False
+        before, both = (
+            self._tokenizer.encode(text, add_special_tokens=False).ids
+            for text in ("a", f"a{REPLACEMENT}")
+        )
+        spelled = both[len(before) :]
+        return bool(spelled) and self._pending[-len(spelled) :] == spelled
 
     def _step(self, token_id: int) -> str:
         self._pending.append(token_id)

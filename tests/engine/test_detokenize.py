@@ -167,8 +167,27 @@ def test_a_character_is_held_until_it_is_complete() -> None:
     assert pieces(byte_tokenizer(), list("é€".encode())) == ["", "é", "", "", "€", ""]
 
 
-def test_an_incomplete_character_comes_out_at_the_end() -> None:
-    assert pieces(byte_tokenizer(), [257, 0xE2, 0x82])[-1] == REPLACEMENT * 2
+@pytest.mark.parametrize("char", ["é", "€", "🎉"])
+def test_a_character_that_is_cut_has_no_text_and_its_tokens_go_on(char: str) -> None:
+    tokenizer, (*begun, last) = byte_tokenizer(), char.encode()
+    for stop in range(1, len(begun) + 1):
+        assert "".join(pieces(tokenizer, [257, *begun[:stop]])) == "b"
+        rest = [*begun[stop:], last]
+        assert "".join(pieces(tokenizer, rest, prompt_ids=(257, *begun[:stop]))) == char
+
+
+@pytest.mark.parametrize("folder", REAL or [pytest.param("", marks=pytest.mark.skip("no data"))])
+def test_the_text_of_a_cut_answer_is_the_beginning_of_it(folder: str) -> None:
+    tokenizer = Tokenizer.from_file(str(DATA / folder / "tokenizer.json"))
+    for text in TEXTS:
+        token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        whole = "".join(pieces(tokenizer, token_ids))
+        for stop in range(len(token_ids)):
+            assert whole.startswith("".join(pieces(tokenizer, token_ids[:stop])))
+
+
+def test_the_character_that_stands_for_bytes_that_are_none_may_end_a_text() -> None:
+    assert "".join(pieces(byte_tokenizer(), [257, *REPLACEMENT.encode()])) == f"b{REPLACEMENT}"
 
 
 def test_a_character_that_the_prompt_begins_belongs_to_the_answer() -> None:

@@ -43,7 +43,7 @@ def test_the_message_is_what_the_model_says(http: TestClient, world: World) -> N
     ids = world.expected_ids(prompt_ids, seed=1, max_tokens=6)
     answer = ask(http)
     choice = answer["choices"][0]
-    assert choice["message"]["content"] == world.tokenizer.decode(ids)
+    assert choice["message"]["content"] == world.text(ids)
     assert choice["message"]["role"] == "assistant"
     assert choice["finish_reason"] == "length"
     assert answer["usage"]["prompt_tokens"] == len(prompt_ids)
@@ -141,7 +141,7 @@ def test_the_models_end_token_stops_without_being_said(http: TestClient, world: 
     seed, ids = next((seed, ids) for seed, ids in runs if ids[-1] == eos)
     answer = ask(http, seed=seed, max_tokens=20)
     choice = answer["choices"][0]
-    assert choice["message"]["content"] == world.tokenizer.decode(ids[:-1])
+    assert choice["message"]["content"] == world.text(ids[:-1])
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
     assert answer["usage"]["completion_tokens"] == len(ids)
 

@@ -41,7 +41,7 @@ def test_the_text_is_what_the_model_says(http: TestClient, world: World) -> None
     prompt_ids = world.tokenizer.encode(PROMPT)
     ids = world.expected_ids(prompt_ids, seed=1, max_tokens=6)
     answer = ask(http)
-    assert answer["choices"][0]["text"] == world.tokenizer.decode(ids)
+    assert answer["choices"][0]["text"] == world.text(ids)
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["prompt_tokens"] == len(prompt_ids)
     assert answer["usage"]["completion_tokens"] == 6
@@ -165,7 +165,7 @@ def test_a_stop_token_ends_the_text_and_is_told(http: TestClient, world: World) 
     ids = world.expected_ids(world.tokenizer.encode(PROMPT), seed=1, max_tokens=6)
     choice = ask(http, stop_token_ids=[ids[3]])["choices"][0]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", ids[3])
-    assert choice["text"] == world.tokenizer.decode(ids[: ids.index(ids[3])])
+    assert choice["text"] == world.text(ids[: ids.index(ids[3])])
 
 
 def test_logprobs_come_in_columns_of_equal_length(http: TestClient, world: World) -> None:

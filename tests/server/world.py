@@ -238,6 +238,10 @@ class World:
             max_length=MAX_MODEL_LEN,
         )
 
+    def text(self, token_ids: list[int]) -> str:
+        """The text of an answer, which ends before a character that is cut."""
+        return self.tokenizer.decode(token_ids).rstrip("\ufffd")
+
     def is_idle(self) -> bool:
         """Whether the engine runs nothing and holds no page."""
         stats = self.client.stats()
