@@ -52,11 +52,21 @@ class Harmony:
         """The texts that the tokenizer must leave in."""
         return MARKERS
 
+    def opened(self, prompt: str, *, begin: str) -> str:
+        """See ReasoningFormat."""
+        return prompt + begin
+
 
 def read_messages(
-    source: Source, sink: Sink, *, splits_reasoning: bool, finds_calls: bool
+    source: Source, sink: Sink, *, splits_reasoning: bool, finds_calls: bool, is_open: bool
 ) -> Reading[None]:
-    """Read a whole answer; what is not asked for apart is content."""
+    """Read a whole answer; what is not asked for apart is content.
+
+    is_open: whether the answer begins within a message of reasoning.
+    """
+    if is_open:
+        yield from _read_body(source, sink.reasoning)
+        sink.after_markup()
     # The prompt has begun the first message, up to its role.
     begins: tuple[str, ...] = (START, CHANNEL, "to=")
     while (yield from source.peek()):

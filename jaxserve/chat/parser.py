@@ -38,6 +38,7 @@ class AnswerFormat:
                 sink,
                 splits_reasoning=self.reasoning is not None,
                 finds_calls=self.tools is not None,
+                is_open=bool(is_open) and self.reasoning is not None,
             )
             return
         if self.reasoning is not None:

@@ -35,6 +35,13 @@ class ReasoningFormat:
             return True
         return False if tail.endswith(self.ends) else None
 
+    def opened(self, prompt: str, *, begin: str) -> str:
+        """Return a prompt with the beginning of reasoning at its end, in place of an end."""
+        for end in self.ends:
+            if prompt.rstrip().endswith(end):
+                prompt = prompt.rstrip().removesuffix(end)
+        return prompt if prompt.rstrip().endswith(self.begins) else prompt + begin
+
     def is_open_in(self, text: str) -> bool:
         """Whether a text, the beginning of an answer, ends within reasoning."""
         begin = max(text.rfind(marker) for marker in self.begins)

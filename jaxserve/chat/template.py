@@ -1,7 +1,9 @@
 """Chats to prompts through the model's own Jinja template, with nothing of a request trusted."""
 
 import re
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -9,7 +11,9 @@ from jinja2 import Environment, TemplateError, meta, nodes
 from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.ext import loopcontrols
 
+from jaxserve.chat.harmony import Harmony
 from jaxserve.chat.past_calls import RENDER_ERRORS, Message, render_calls
+from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.errors import CheckpointError, InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
 
@@ -119,6 +123,41 @@ class ChatTemplate:
                 " the default: it must be started with --chat-template and the file or text of one",
                 param="messages",
             )
+
+    def render_reasoning(
+        self,
+        messages: Sequence[Message],
+        *,
+        reasoning: ReasoningFormat | Harmony | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt of a chat whose last message has reasoning and no more, to go on.
+
+        It ends within the reasoning. Where the template writes no reasoning there, it stands where
+        an answer would begin, behind what `reasoning` says. See `render`.
+        """
+        render = partial(self.render, tools=tools, documents=documents, variables=variables)
+        *before, last = messages
+        thought: str = last.get("reasoning") or last["reasoning_content"]
+        # A word that nobody can guess shows where the template has put the reasoning.
+        word = uuid.uuid4().hex
+        marked = {**last, "reasoning": word, "reasoning_content": word}
+        with suppress(InvalidRequestError):  # some templates take no message without content
+            whole = render([*before, marked], add_generation_prompt=False)
+            start, found, _ = whole.rpartition(word)
+            if found:
+                return start + thought
+        if reasoning is None:
+            place = f"messages[{len(before)}].reasoning"
+            raise InvalidRequestError(
+                f"{place} cannot be continued: the model's chat template has no place for it, and"
+                " this server has no reasoning parser for the model",
+                param=place,
+            )
+        begins = [begin for begin in reasoning.begins if self.has_all([begin])]
+        return reasoning.opened(render(before), begin=(begins or reasoning.begins)[0]) + thought
 
     def _check_place(
         self, name: str, value: Sequence[Mapping[str, Any]] | None, *, has_place: bool

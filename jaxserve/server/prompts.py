@@ -40,7 +40,8 @@ def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) 
         model.tokenizer.check_num_chars(
             chat.num_chars(), max_model_len=model.max_model_len, param="messages"
         )
-    text = chat.render(model.chat_template(chat.chat_template))
+    template = model.chat_template(chat.chat_template)
+    text = chat.render(template, reasoning=model.answers.reasoning)
     return encode(
         model,
         text,

@@ -174,6 +174,8 @@ def _is_open(
     body: ChatBody, form: AnswerFormat, model: ServedModel, prompt_ids: Sequence[int]
 ) -> bool | None:
     reasoning = form.reasoning
+    if reasoning is not None and body.continues_reasoning:
+        return True
     if reasoning is None or isinstance(reasoning, Harmony):
         return None
     if body.continue_final_message:

@@ -340,3 +340,11 @@ def test_a_value_whose_end_is_missing_does_not_swallow_what_follows(
     assert [json.loads(arguments) for _, arguments in found.calls] == [expected]
     assert parse(form_of(name), list(text + " Done.")) == found
     assert found.content.endswith("Done.")
+
+
+def test_a_message_of_reasoning_that_the_prompt_has_begun_goes_on() -> None:
+    text = " is 4.<|end|><|start|>assistant<|channel|>final<|message|>4"
+    form = form_of("gpt_oss", "gpt_oss")
+    for pieces in ([text], list(text)):
+        found = parse(form, pieces, is_open=True)
+        assert (found.reasoning, found.content) == (" is 4.", "4")

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from jaxserve.chat import NONE
+from jaxserve.chat.choice import find_reasoning_parser
+from jaxserve.chat.reasoning_parsers import reasoning_format
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import CheckpointError, InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
-from tests.server.world import write_tokenizer
+from tests.server.world import tokenizer, write_tokenizer
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 CHAT: list[dict[str, Any]] = [
@@ -224,3 +227,53 @@ def test_templates_without_a_default_say_how_to_choose_one(tmp_path: Path) -> No
     assert chat.render([USER], tools=[WEATHER]) == "weather"
     with pytest.raises(InvalidRequestError, match=r"by name \(rag, tool_use\).*--chat-template"):
         chat.render([USER])
+
+
+# Of those without a parser.
+WRITE_REASONING = {"Apriel-1.6-15b-Thinker-fixed", "ollama--glimmer_chat_template"}
+THOUGHT = "They ask of sums. 2 + 2"
+
+
+@needs_data
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_reasoning_that_is_continued_stays_open(pretrained: Any, path: Path) -> None:
+    pretrained.chat_template = path.read_text("utf-8")
+    template = ChatTemplate(Tokenizer(pretrained))
+    name = find_reasoning_parser(template)
+    reasoning = None if name == NONE else reasoning_format(name)
+    chat: list[dict[str, Any]] = [USER, {"role": "assistant", "reasoning": THOUGHT}]
+    if rendered(pretrained, [USER]) is None:
+        pytest.skip("the template needs more than messages")
+    if reasoning is None and path.stem not in WRITE_REASONING:
+        with pytest.raises(InvalidRequestError) as info:
+            template.render_reasoning(chat, reasoning=reasoning)
+        assert info.value.param == "messages[1].reasoning"
+        return
+    prompt = template.render_reasoning(chat, reasoning=reasoning)
+    assert prompt.endswith(THOUGHT)
+    assert prompt.count(THOUGHT) == 1
+    if reasoning is not None:
+        begin = max(prompt.rfind(marker) for marker in reasoning.begins)
+        assert begin > max(prompt.rfind(marker) for marker in reasoning.ends)
+        assert prompt[begin:].endswith(THOUGHT)
+        assert len(prompt) - begin < len(THOUGHT) + 40
+
+
+@pytest.mark.parametrize(
+    ("opens", "start"),
+    [
+        ("", "<think>"),
+        ("<think>\n", "<think>\n"),
+        ("<think>\n\n</think>\n\n", "<think>\n\n"),
+        ("</think>", "<think>"),
+    ],
+)
+def test_reasoning_without_a_place_of_its_own_stands_where_an_answer_begins(
+    opens: str, start: str
+) -> None:
+    source = "{{ messages[0].content }}|{% if add_generation_prompt %}" + opens + "{% endif %}"
+    prompt = ChatTemplate(tokenizer(source)).render_reasoning(
+        [USER, {"role": "assistant", "reasoning_content": THOUGHT}],
+        reasoning=reasoning_format("qwen3"),
+    )
+    assert prompt == f"{USER['content']}|{start}{THOUGHT}"

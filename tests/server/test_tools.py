@@ -218,6 +218,56 @@ def test_reasoning_that_a_message_to_be_continued_has_begun_goes_on() -> None:
     assert (message["reasoning"], message["content"]) == ("north.", "Cold.")
 
 
+def test_reasoning_alone_goes_on_as_reasoning() -> None:
+    thought = "It is"
+    chat = [*ASK, {"role": "assistant", "content": None, "reasoning": thought}]
+    blocks = [{"type": "thinking", "thinking": thought, "signature": ""}]
+    turns = [*ASK, {"role": "assistant", "content": blocks}]
+    with world(" north.</think>Cold.") as it:
+        http = it.http()
+        body = {"messages": chat, "continue_final_message": True}
+        for message in (
+            ask(http, tools=[], **body)["choices"][0]["message"],
+            merged_delta(deltas(http, tools=[], **body)),
+        ):
+            assert (message["reasoning"], message["content"]) == ("north.", "Cold.")
+        said = http.post(
+            "/v1/messages", json={"model": World.name, "messages": turns, "max_tokens": 500}
+        ).json()
+        assert [b.get("thinking", b.get("text")) for b in said["content"]] == ["north.", "Cold."]
+        body |= {"add_generation_prompt": False}
+        tokens = http.post("/tokenize", json=body).json()["tokens"]
+        assert it.tokenizer.decode(tokens).endswith("assistant:<think>It is")
+
+
+def merged_delta(choices: list[Any]) -> dict[str, str]:
+    parts = [choice["delta"] for choice in choices]
+    return {k: "".join(p.get(k) or "" for p in parts) for k in ("reasoning", "content")}
+
+
+def test_an_answer_cut_within_a_character_goes_on_from_its_text_and_from_its_tokens() -> None:
+    answer = "ab€cd"
+    with world(answer) as it:
+        http = it.http()
+        whole = it.tokenizer.encode(answer, add_special_tokens=False)
+        limit = next(n for n in range(len(whole)) if "\ufffd" in it.tokenizer.decode(whole[:n]))
+        for stream_it in (False, True):
+            body = {"prompt": "hi", "max_tokens": limit, "return_token_ids": True}
+            if stream_it:
+                with http.stream(
+                    "POST", "/v1/completions", json={**body, "stream": True}
+                ) as response:
+                    chunks = [e for e in events(response.iter_lines()) if e is not None]
+                choices = [choice for chunk in chunks for choice in chunk["choices"]]
+                text = "".join(choice["text"] for choice in choices)
+                ids = [i for choice in choices for i in choice["token_ids"] or ()]
+            else:
+                choice = http.post("/v1/completions", json=body).json()["choices"][0]
+                text, ids = choice["text"], choice["token_ids"]
+            assert (text, tuple(ids)) == ("ab", whole[:limit])
+        assert ask(http, tools=[], max_tokens=limit)["choices"][0]["message"]["content"] == "ab"
+
+
 def test_special_tokens_that_are_markup_are_seen_and_others_left_out() -> None:
     form = form_of("hermes", "qwen3")
     says = "Hi<|im_start|>"

@@ -1,9 +1,12 @@
 """The body of POST /v1/chat/completions, and the chat it holds as templates want it."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, Tag
 
+from jaxserve.chat.harmony import Harmony
+from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.generation import GenerationDefaults
@@ -228,6 +231,14 @@ class Chat(Body):
         content = self.messages[-1].content or ""
         return content if isinstance(content, str) else "".join(part.text for part in content)
 
+    @property
+    def continues_reasoning(self) -> bool:
+        """Whether the answer goes on with reasoning, which the last message has and no more."""
+        last = self.messages[-1]
+        has_reasoning = bool(last.reasoning or last.reasoning_content)
+        has_more = bool(self.last_text or last.tool_calls)
+        return self.continue_final_message and has_reasoning and not has_more
+
     def check_tools(self) -> None:
         """Raise InvalidRequestError unless what is chosen is there."""
         names = {tool.function.name for tool in self.tools}
@@ -251,8 +262,13 @@ class Chat(Body):
             for message in self.messages
         )
 
-    def render(self, template: ChatTemplate) -> str:
-        """Return the prompt. Raises InvalidRequestError where the template cannot take it."""
+    def render(
+        self, template: ChatTemplate, *, reasoning: ReasoningFormat | Harmony | None = None
+    ) -> str:
+        """Return the prompt. Raises InvalidRequestError where the template cannot take it.
+
+        reasoning: how the model sets its reasoning apart, as far as it is known.
+        """
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequestError(
                 "continue_final_message and add_generation_prompt cannot both be true",
@@ -271,17 +287,24 @@ class Chat(Body):
                     variables.setdefault(name, value)
         offered = {function.name for function in self.offered_functions}
         tools = [tool for tool in self.tools if tool.function.name in offered]
-        return template.render(
+        render = (
+            partial(template.render_reasoning, reasoning=reasoning)
+            if self.continues_reasoning
+            else partial(
+                template.render,
+                add_generation_prompt=not self.continue_final_message
+                if self.add_generation_prompt is None
+                else self.add_generation_prompt,
+                continue_final_message=self.continue_final_message,
+            )
+        )
+        return render(
             [
                 message.for_template(f"messages[{index}]")
                 for index, message in enumerate(self.messages)
             ],
             tools=[tool.model_dump(exclude_none=True) for tool in tools],
             documents=self.documents,
-            add_generation_prompt=not self.continue_final_message
-            if self.add_generation_prompt is None
-            else self.add_generation_prompt,
-            continue_final_message=self.continue_final_message,
             variables=variables,
         )
 
