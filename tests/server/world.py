@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -238,7 +238,7 @@ class World:
             max_length=MAX_MODEL_LEN,
         )
 
-    def text(self, token_ids: list[int]) -> str:
+    def text(self, token_ids: Sequence[int]) -> str:
         """The text of an answer, which ends before a character that is cut."""
         return self.tokenizer.decode(token_ids).rstrip("\ufffd")
 
