@@ -184,7 +184,7 @@ class BatchRunner:
             else:
                 log.exception("a batch failed", batch=batch.id)
                 reason = BatchError("server_error", "the server could not run it", None, None)
-            await self._change(batch, partial(_fail, errors=[reason]))
+            await self._finish(owner, batch, partial(_fail, errors=[reason]))
 
     async def _do[T](self, work: Callable[[], T]) -> T:
         """Do something in the store, and until the storage works if it does not."""
@@ -227,7 +227,7 @@ class BatchRunner:
         if batch.status == "in_progress":
             batch = await self._answer_all(owner, batch)
         if batch.status in {"in_progress", "finalizing", "cancelling"}:
-            await self._do(partial(self._store.finish, owner, batch.id, _end))
+            await self._finish(owner, batch, _end)
 
     async def _validate(self, owner: str, batch: Batch) -> Batch:
         """Look at every line before the first is answered."""
@@ -237,7 +237,7 @@ class BatchRunner:
             total = 0
             errors = [BatchError("not_found", "the input file is not there", None, None)]
         if errors:
-            return await self._change(batch, partial(_fail, errors=errors))
+            return await self._finish(owner, batch, partial(_fail, errors=errors))
         return await self._change(batch, partial(_begin, total=total))
 
     def _checked_lines(self, owner: str, batch: Batch) -> tuple[int, list[BatchError]]:
@@ -279,6 +279,10 @@ class BatchRunner:
             for number, line in self._lines_to_do(batch)
         ]
         return self._store.add_results(batch.id, results, _expired if results else None)
+
+    async def _finish(self, owner: str, batch: Batch, change: Callable[[Batch], None]) -> Batch:
+        """End a batch; what was answered of it is in its files, also if it failed."""
+        return await self._do(partial(self._store.finish, owner, batch.id, change))
 
     async def _change(self, batch: Batch, change: Callable[[Batch], None]) -> Batch:
         return await self._do(partial(self._store.change, batch.id, change))

@@ -20,7 +20,7 @@ from jaxserve.server import ServerConfig
 from jaxserve.server.batch_store import BatchStore, claimed
 from jaxserve.server.database import Database
 from jaxserve.server.response_store import ResponseStore
-from tests.server.test_batches import begin, ended, line, serving, upload
+from tests.server.test_batches import begin, ended, line, results, serving, upload
 from tests.server.world import World, wait_for
 
 FOREVER = 10 * 365 * 24 * 3600
@@ -166,6 +166,24 @@ def test_a_batch_whose_input_is_gone_fails_and_others_go_on(tmp_path: Path) -> N
     with World(config=config(tmp_path)) as world, serving(world) as http:
         assert ended(http, first)["errors"]["data"][0]["code"] == "not_found"
         assert ended(http, second)["status"] == "completed"
+
+
+def test_a_batch_that_fails_keeps_what_was_answered(tmp_path: Path) -> None:
+    few = config(tmp_path, max_batch_requests=1)
+    with World(config=few, step_s=0.005) as world, serving(world) as http:
+        batch_id = begin(http, *(line(str(n), max_tokens=20, ignore_eos=True) for n in range(50)))
+        path = f"/v1/batches/{batch_id}"
+        wait_for(lambda: http.get(path).json()["request_counts"]["completed"] > 2)
+        http.delete(f"/v1/files/{http.get(path).json()['input_file_id']}")
+    with World(config=few) as world, serving(world) as http:
+        batch = ended(http, batch_id)
+        assert batch["status"] == "failed"
+        assert batch["errors"]["data"][0]["code"] == "not_found"
+        num_results = len(results(http, batch["output_file_id"]))
+        assert num_results == batch["request_counts"]["completed"] > 2
+    with closing(sqlite3.connect(tmp_path / "batches.sqlite")) as connection:
+        assert connection.execute("SELECT count(*) FROM results").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM clocks").fetchone() == (0,)
 
 
 # Clocks
