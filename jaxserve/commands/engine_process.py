@@ -1,6 +1,7 @@
 """The engine's process of `jaxserve serve`: `python -m jaxserve.commands.engine_process FD`."""
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -22,11 +23,20 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     kernels = {"linear": planned.linear.choice}
     if planned.model.is_causal:
         kernels["paged_attention"] = planned.context.attention.choice
+    template = read_template(options.chat_template)
+    # What answers depend on beside what Hello says itself; see ServedModel.system_fingerprint.
+    depends = (
+        *(options.model, options.revision, dict(options.hf_overrides), options.load_format),
+        *(planned.dtype, options.quantization, options.kv_cache_dtype),
+        *(options.tensor_parallel_size, options.seed, options.logits_processors),
+        *(planned.generation, template, {op: choice.backend for op, choice in kernels.items()}),
+    )
     plan(
         Hello(
             names=names,
+            created=int(time.time()),
             tokenizer=str(planned.tokenizer_folder),
-            chat_template=read_template(options.chat_template),
+            chat_template=template,
             max_model_len=planned.scheduler.max_model_len,
             max_logprobs=planned.context.sampling.max_logprobs,
             logprobs_mode=planned.context.sampling.logprobs_mode,
@@ -35,7 +45,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             defaults=planned.generation,
             has_priorities=planned.scheduler.policy == "priority",
             max_queued_requests=planned.scheduler.max_queued_requests,
-            fingerprint=f"{planned.dtype} {options.tensor_parallel_size}",
+            fingerprint=repr(depends),
             kernels={op: (choice.backend, dict(choice.refusals)) for op, choice in kernels.items()},
         )
     )

@@ -208,6 +208,7 @@ def served_model(
         chat = ChatTemplate(tokenizer, defaults=config.chat_template_kwargs)
     return ServedModel(
         names=hello.names,
+        created=hello.created,
         client=client,
         tokenizer=tokenizer,
         chat=chat,

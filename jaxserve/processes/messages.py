@@ -148,10 +148,12 @@ class Scrape(Message, frozen=True):
 class Hello(Struct, frozen=True, kw_only=True):
     """What an API process must know of a model; see `ServedModel`.
 
-    tokenizer: its folder. kernels: by op, the backend that computes it, and what others lack.
+    created: when it was loaded, in UNIX time. tokenizer: its folder. kernels: by op, the backend
+    that computes it, and what others lack.
     """
 
     names: tuple[str, ...]
+    created: int
     tokenizer: str
     chat_template: str | None
     max_model_len: int

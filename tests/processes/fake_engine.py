@@ -70,6 +70,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     plan(
         Hello(
             names=("tiny", "alias"),
+            created=int(time.time()),
             tokenizer="",
             chat_template=None,
             max_model_len=MAX_MODEL_LEN,
