@@ -16,18 +16,20 @@ def read_end_ids(folder: Path) -> tuple[int, ...]:
     its class what its end token is: that takes seconds. Raises CheckpointError as it does.
     """
     config = _json(folder / "tokenizer_config.json")
-    added = {
-        int(token_id): token["content"]
-        for token_id, token in config.get("added_tokens_decoder", {}).items()
-    }
-    # As transformers reads them: these files count where the entry is not.
-    if "added_tokens_decoder" not in config:
-        config = {**config, **_json(folder / "special_tokens_map.json")}
-        tokens = _json(folder / "tokenizer.json").get("added_tokens", ())
-        added = {token["id"]: token["content"] for token in tokens}
-    end = config.get("eos_token")
-    content = end["content"] if isinstance(end, Mapping) else end
-    found = tuple(token_id for token_id, each in added.items() if each == content)
+    added = config.get("added_tokens_decoder")
+    try:
+        if isinstance(added, Mapping):
+            contents = {int(token_id): token["content"] for token_id, token in added.items()}
+        else:
+            # As transformers reads them: these files count where the entry is not.
+            config = {**config, **_json(folder / "special_tokens_map.json")}
+            tokens = _json(folder / "tokenizer.json").get("added_tokens", ())
+            contents = {token["id"]: token["content"] for token in tokens}
+        end = config.get("eos_token")
+        content = end["content"] if isinstance(end, Mapping) else end
+    except (KeyError, TypeError, ValueError):  # transformers may know what to make of it
+        return Tokenizer.load(folder).eos_ids
+    found = tuple(token_id for token_id, each in contents.items() if each == content)
     return found or Tokenizer.load(folder).eos_ids
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
 from jaxserve.limits import show
+from jaxserve.loading.diagnosis import read_object
 from jaxserve.request import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class GenerationDefaults:
         if source == "auto":
             found, where = _published(own), own
         elif source == "vllm":
-            found, where = {_EOS: _published(own).get(_EOS)}, own
+            # Nobody asked for the file's defaults, so that nobody is told of its faults.
+            found, where = {_EOS: (read_object(own) or {}).get(_EOS)}, own
         else:
             where = Path(source) / _FILE
             found = _required(where)

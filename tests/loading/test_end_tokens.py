@@ -76,6 +76,7 @@ def test_the_embedded_model_tells_without_transformers() -> None:
         {"eos_token": {"__type": "AddedToken", "content": "<|im_start|>"}},
         {"eos_token": "Ġthe"},  # of the vocabulary proper
         {"eos_token": None},
+        {"added_tokens_decoder": {}, "eos_token": {"__type": "AddedToken"}},
     ],
 )
 def test_what_a_configuration_says_is_what_transformers_makes_of_it(

@@ -143,6 +143,14 @@ def test_neutral_defaults_keep_the_end_tokens_and_look_at_nothing_else(
     assert not caplog.records
 
 
+def test_neutral_defaults_are_not_disturbed_by_a_broken_file(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = GenerationDefaults.read(write("{"), {"eos_token_id": 7}, source="vllm")
+    assert found == GenerationDefaults(eos_token_ids=(7,))
+    assert not caplog.records
+
+
 def test_defaults_of_another_folder_stand_in_for_the_models(write: Write, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
