@@ -11,7 +11,9 @@ from pydantic import (
     FailFast,
     Field,
     GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -154,8 +156,21 @@ def _told_strings(max_count: int, max_chars: int | None = None) -> WithJsonSchem
 
 
 Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
+
+
+def _ids_at_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Look at ids one by one only to name the wrong one: there may be a million."""
+    is_list = isinstance(value, list) and 0 < len(value) <= MAX_TOKEN_IDS
+    if is_list and set(map(type, value)) == {int} and min(value) >= 0:
+        return value
+    return check(value)
+
+
 type TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0)]], FailFast(), Field(max_length=MAX_TOKEN_IDS)
+    list[Annotated[int, Field(ge=0)]],
+    FailFast(),
+    Field(max_length=MAX_TOKEN_IDS),
+    WrapValidator(_ids_at_once),
 ]
 # -1: as many as leave room for the answer.
 type Truncation = Literal[-1] | Annotated[Int32, Field(ge=1)]
