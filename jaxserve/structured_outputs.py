@@ -65,12 +65,12 @@ class StructuredOutputsParams:
             is_text = all(isinstance(text, str) and text for text in self.choice)
             if isinstance(choice, str) or not self.choice or not is_text:
                 raise refusal("choice", "must be a list of texts, none of them empty")
-        texts_of = ("regex", "grammar", "structural_tag", "whitespace_pattern")
+        texts_of = ("regex", "grammar", "structural_tag", "whitespace_pattern", "frame")
         for name in (*texts_of, "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise refusal(name, "must be text, and not empty")
-        for name in (self.kind, "whitespace_pattern", "reasoning_end", "reasoning_begin"):
+        for name in (self.kind, "frame", "whitespace_pattern", "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
             texts = value if isinstance(value, tuple) else (str(value),)
             num_bytes = sum(len(text.encode(errors="replace")) for text in texts)

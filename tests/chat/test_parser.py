@@ -136,6 +136,11 @@ def test_any_text_in_any_pieces_gives_the_same_and_loses_nothing(
     whole = parse(FORMS[name], [text], is_open=is_open)
     assert parse(FORMS[name], cut(text, places), is_open=is_open) == whole
     assert parse(FORMS[name], list(text), is_open=is_open) == whole
+    num_whole = {
+        num_whole_calls(FORMS[name], pieces, is_open=is_open)
+        for pieces in ([text], cut(text, places), list(text))
+    }
+    assert len(num_whole) == 1
     assert words(everything(whole)) == words(text)
 
 
@@ -238,6 +243,14 @@ def test_a_name_that_is_none_is_refused_with_those_there_are(find: Any) -> None:
 @pytest.mark.parametrize("alias", tool_parsers.ALIASES)
 def test_names_of_other_engines_are_understood(alias: str) -> None:
     assert tool_parsers.tool_format(alias) is not None
+
+
+def num_whole_calls(form: AnswerFormat, pieces: list[str], *, is_open: bool | None) -> int:
+    parser = AnswerParser(form, schemas=SCHEMAS, is_open=is_open)
+    for piece in pieces:
+        parser.feed(piece)
+    parser.finish()
+    return parser.num_whole_calls
 
 
 def everything(found: Found) -> str:

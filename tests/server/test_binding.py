@@ -10,7 +10,7 @@ import pytest
 from jaxserve.chat import tool_parsers
 from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.binding import bound_to
+from jaxserve.server.binding import FIELD_NAMES, bound_to
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.reading import ChatReading
@@ -204,6 +204,16 @@ def test_arguments_of_strict_functions_follow_their_schemas_beside_a_form() -> N
     assert allows(OWN, HERMES, **fields)
     assert not allows(OWN.replace("1", "true"), HERMES, **fields)
     assert allows(OWN.replace("count", "now"), HERMES, **fields)
+
+
+@pytest.mark.parametrize("form", [HERMES, form_of("llama3_json")], ids=["hermes", "llama3_json"])
+def test_tools_that_are_too_large_are_refused_by_their_name(form: AnswerFormat) -> None:
+    names = {f"key{number:06}": {"type": "integer"} for number in range(9000)}
+    function = {"name": "f", "parameters": {"type": "object", "properties": names}, "strict": True}
+    tools = [{"type": "function", "function": function}]
+    with pytest.raises(InvalidRequestError, match="must be at most 262144 bytes") as info:
+        bound(form, tools=tools, asked=FORMS[0])
+    assert info.value.param in FIELD_NAMES
 
 
 LLAMA = form_of("llama3_json")
