@@ -7,15 +7,13 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import calls_or, forced_calls, strict_calls
 from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.reading import ChatReading, functions_of
-from jaxserve.structured_outputs import StructuredOutputsParams
+from jaxserve.structured_outputs import KINDS, StructuredOutputsParams
 
 # What errors of grammars are about that are not those of the form that a chat asked for.
 BUDGET_NAMES = {"structured_outputs.max_reasoning_tokens": "thinking_token_budget"}
 FIELD_NAMES = {
+    **{f"structured_outputs.{name}": "tools" for name in (*KINDS, "frame")},
     **BUDGET_NAMES,
-    "structured_outputs.json": "tools",
-    "structured_outputs.structural_tag": "tools",
-    "structured_outputs.frame": "tools",
 }
 # Any answer, special tokens and all.
 ANYTHING = "start: <[*]>*"

@@ -563,7 +563,8 @@ def test_a_tool_that_no_grammar_can_follow_is_not_blamed_on_the_form() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": ENVELOPE}}
     with World(answers=form_of("hermes"), max_model_len=LENGTH) as it:
         tools = [{"type": "function", "function": function}]
-        assert refused(it.http(), tools=tools, response_format=form)["param"] == "tools"
+        for asked in (form, {"type": "json_object"}):
+            assert refused(it.http(), tools=tools, response_format=asked)["param"] == "tools"
         bad = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}
         error = refused(it.http(), tools=[NOW], response_format=bad)
         assert error["param"] == "response_format"
