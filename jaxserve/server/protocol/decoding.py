@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxserve.errors import InvalidRequestError
 
-# Limits of a body. Honest ones stay below: 4096 messages with calls are 25,000 lists and objects and
-# 100,000 strings, and 2048 prompts of 512 ids are 1,050,624 values. Validating that much holds up
-# other threads for up to 50 ms.
+# Limits of a body. Honest ones stay below: 4096 messages with calls are 25,000 lists and objects
+# and 100,000 strings, and 2048 prompts of 512 ids are 1,050,624 values. Validating that much holds
+# up other threads for up to 50 ms.
 LIMITS: Mapping[str, int] = {
     "lists and objects": 100_000,
     "strings": 200_000,
