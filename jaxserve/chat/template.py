@@ -12,7 +12,7 @@ from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.ext import loopcontrols
 
 from jaxserve.chat.harmony import Harmony
-from jaxserve.chat.past_calls import RENDER_ERRORS, Message, render_calls
+from jaxserve.chat.past_calls import RENDER_ERRORS, Apply, Message, render_calls
 from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.errors import CheckpointError, InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ class ChatTemplate:
             variables={**self._defaults, **(variables or {})},
         )
         try:
-            return render_calls([self._adapt(message) for message in messages], apply)
+            return self._apply_either([self._adapt(message) for message in messages], apply)
         except InvalidRequestError:
             raise
         except RENDER_ERRORS as error:
@@ -198,6 +198,23 @@ class ChatTemplate:
             adapted |= {name: reasoning for name in REASONING if self.has_all([name])}
         return adapted
 
+    def _apply_either(self, messages: Sequence[Message], apply: Apply) -> str:
+        """Render messages, also where calls may not have both reasoning and content beside them.
+
+        Then both are reasoning, which such templates (gpt-oss) make of the content, too.
+        """
+        try:
+            return render_calls(messages, apply)
+        except RENDER_ERRORS:
+            joined = [_joined(message) for message in messages]
+            if joined == messages:
+                raise
+            try:
+                return render_calls(joined, apply)
+            except RENDER_ERRORS:
+                pass
+            raise
+
     def _find_forms(self) -> Mapping[str, tuple[bool, bool]]:
         """For each role, whether the template takes its content as a string, and as parts.
 
@@ -219,6 +236,15 @@ class ChatTemplate:
             return self._tokenizer.apply_chat_template(filled)
         except RENDER_ERRORS:
             return ""
+
+
+def _joined(message: Message) -> Message:
+    """Return a message of calls with its content at the end of its reasoning, if it has both."""
+    content = message["content"]
+    names = [name for name in REASONING if message.get(name)]
+    if not (names and message.get("tool_calls") and content and isinstance(content, str)):
+        return message
+    return {**message, "content": "", **{name: f"{message[name]}\n{content}" for name in names}}
 
 
 def _probes() -> Mapping[str, Sequence[Message]]:

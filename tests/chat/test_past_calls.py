@@ -155,3 +155,16 @@ def test_text_of_many_calls_takes_linear_time_and_each_finds_its_place() -> None
     texts = [f'{{"n": "{number}' for number in range(2000)]
     prompt = own(TO_JSON).render(chat(*texts))
     assert all(f'"arguments": {text}}}' in prompt for text in texts)
+
+
+@needs_data
+def test_reasoning_and_a_preamble_before_a_call_come_back_to_gpt_oss(pretrained: Any) -> None:
+    path = DATA / "chat_templates/openai-gpt-oss-120b.jinja"
+    pretrained.chat_template = path.read_text("utf-8")
+    messages = chat('{"city": "Oslo"}')
+    messages[1] |= {"content": "I look.", "reasoning": "North."}
+    prompt = ChatTemplate(Tokenizer(pretrained)).render(messages, tools=[TOOL])
+    assert "<|channel|>analysis<|message|>North.\nI look.<|end|>" in prompt
+    messages[1] |= {"content": ""}
+    prompt = ChatTemplate(Tokenizer(pretrained)).render(messages, tools=[TOOL])
+    assert "<|channel|>analysis<|message|>North.<|end|>" in prompt
