@@ -171,7 +171,7 @@ class GrammarChecker:
 
     def check(self, params: StructuredOutputsParams) -> None:
         """Raise InvalidRequestError, naming the keyword at fault. May take half a second."""
-        key = blake2b(msgspec.msgpack.encode(params), digest_size=32).digest()
+        key = _digest(params)
         with self._verdicts_lock:
             is_known = key in self._verdicts
             error = self._verdicts.get(key)
@@ -186,6 +186,10 @@ class GrammarChecker:
             # A new one each time: whoever catches it may put it into other words.
             raise InvalidRequestError(error.message, param=error.param, code=error.code)
 
+    def is_known(self, params: StructuredOutputsParams) -> bool:
+        """Whether `check` has its verdict already, and takes no time."""
+        return _digest(params) in self._verdicts
+
     def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
         """Compile a grammar; return the error that refuses it."""
         try:
@@ -193,6 +197,10 @@ class GrammarChecker:
         except InvalidRequestError as error:
             return InvalidRequestError(error.message, param=error.param, code=error.code)
         return None
+
+
+def _digest(params: StructuredOutputsParams) -> bytes:
+    return blake2b(msgspec.msgpack.encode(params), digest_size=32).digest()
 
 
 def _reason(message: str) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from select import select
 from typing import IO
@@ -36,6 +37,12 @@ MAX_CPU_S = 2.0
 MAX_WALL_S = 60.0
 TOO_SLOW = "takes too much time to compile"
 TOO_LARGE = f"takes more than {MAX_SANDBOX_BYTES // 2**20} MiB to compile"
+# By the signal that ends the process: of its timer, or of memory that it does not get.
+COMPLAINTS: Mapping[int, str] = {
+    signal.SIGPROF: TOO_SLOW,
+    signal.SIGABRT: TOO_LARGE,
+    signal.SIGSEGV: TOO_LARGE,
+}
 
 _SIZE = struct.Struct("<I")
 
@@ -69,7 +76,7 @@ class GrammarSandbox(GrammarChecker):
         self._process: subprocess.Popen[bytes] | None = None
 
     def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
-        """See GrammarChecker. Raises OverloadedError if the process does not get its turn."""
+        """See GrammarChecker. Raises OverloadedError if the process gets no turn, or is killed."""
         with self._lock:
             process = self._started()
             assert process.stdin is not None
@@ -85,8 +92,12 @@ class GrammarSandbox(GrammarChecker):
             except BrokenPipeError:
                 answer = None
             if answer is None:
-                is_slow = process.wait() == -signal.SIGPROF
-                return refusal(params.kind, TOO_SLOW if is_slow else TOO_LARGE)
+                complaint = COMPLAINTS.get(-process.wait())
+                if complaint is None:
+                    raise OverloadedError(
+                        "the process that compiles grammars was ended", retry_after_s=1.0
+                    )
+                return refusal(params.kind, complaint)
         verdict = msgspec.msgpack.decode(answer, type=Verdict)
         if verdict.message is None:
             return None

@@ -74,8 +74,15 @@ class RequestMaker:
     def requests(self) -> tuple[Request, ...]:
         """Return a request for each prompt of the body. Slow: for a worker.
 
-        Raises InvalidRequestError. Their grammars are left to `check_grammars`.
+        Raises InvalidRequestError. Grammars that must be compiled are left to `check_grammars`.
         """
+        requests = self._requests()
+        if all(self.model.grammars.is_known(params) for params, _ in self.grammars):
+            self.check_grammars()
+            self.grammars.clear()
+        return requests
+
+    def _requests(self) -> tuple[Request, ...]:
         body = self.body
         body.check()
         params = body.params(self.model.defaults)

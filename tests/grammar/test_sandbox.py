@@ -2,11 +2,13 @@
 
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psutil
 import pytest
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import InvalidRequestError, OverloadedError
 from jaxserve.grammar import GrammarSandbox
 from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.grammar.world import vocabulary
@@ -71,6 +73,20 @@ def test_what_takes_too_much_time_ends_the_process_and_no_other_request() -> Non
     with pytest.raises(InvalidRequestError, match=r"choice takes too much time"):
         impatient.check(StructuredOutputsParams(choice=NUMBERS))
     impatient.check(StructuredOutputsParams(regex="a"))
+
+
+def test_a_process_that_is_killed_at_work_refuses_nothing_for_good() -> None:
+    before = processes()
+    sandbox = GrammarSandbox(vocabulary(), max_cpu_s=30.0)
+    sandbox.check(StructuredOutputsParams(regex="a"))
+    (process,) = [each for each in processes() if each not in before]
+    process.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        verdict = pool.submit(sandbox.check, StructuredOutputsParams(regex="c"))
+        process.kill()
+        with suppress(OverloadedError):  # unless it found another process
+            verdict.result(30.0)
+    sandbox.check(StructuredOutputsParams(regex="c"))
 
 
 def test_a_process_that_was_killed_starts_again() -> None:

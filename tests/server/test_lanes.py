@@ -38,6 +38,18 @@ def test_a_plain_chat_waits_for_no_other_kind_of_work(name: str) -> None:
         assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
+def test_a_grammar_with_a_verdict_does_not_wait_for_others_to_compile() -> None:
+    body = {**CHAT, "structured_outputs": {"regex": "ab?"}}
+    refused = {**CHAT, "structured_outputs": {"json": {"not": {}}}}
+    with World() as world, world.http() as http:
+        for _ in range(2):
+            assert http.post("/v1/chat/completions", json=body).status_code == 200
+            assert http.post("/v1/chat/completions", json=refused).status_code == 400
+        with occupied(http, world.app.state.server, "grammars"):
+            assert http.post("/v1/chat/completions", json=body).status_code == 200
+            assert http.post("/v1/chat/completions", json=refused).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("name", "body"),
     [
