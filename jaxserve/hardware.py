@@ -21,16 +21,17 @@ class Hardware:
     target: Target
     is_absent: bool
 
-    def usable_bytes(self, options: EngineOptions, *, pool_fraction: float) -> int:
+    def usable_bytes(self, options: EngineOptions, *, pool_fraction: float, host_bytes: int) -> int:
         """Return what each device has for an engine.
 
         pool_fraction: the share of a GPU's memory that JAX's pool takes in this process.
+        host_bytes: what the host has free.
         """
         devices = list(self.mesh.devices.flat)
         if self.is_absent:
             memory_bytes = self.target.memory_bytes
             return usable_bytes(devices, options.memory_fraction, memory_bytes=memory_bytes)
-        usable = usable_bytes(devices, options.memory_fraction)
+        usable = usable_bytes(devices, options.memory_fraction, host_bytes=host_bytes)
         if devices[0].platform != "gpu":
             return usable
         # The pool's size is fixed by now; this says what another start would get.

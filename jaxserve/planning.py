@@ -15,6 +15,7 @@ from jaxserve.errors import CheckpointError, ConfigError, JaxserveError, MemoryP
 from jaxserve.execution.attention import REFERENCE, plan_attention
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder
+from jaxserve.execution.host_memory import free_bytes
 from jaxserve.execution.linear import plan_linear
 from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.execution.memory import (
@@ -92,7 +93,8 @@ _ACCELERATOR = _Defaults(
 class _Subject:
     """What is planned for, whatever the options: the model and what its files say.
 
-    pool_fraction: the share of a GPU's memory that JAX's pool takes in this process.
+    pool_fraction: the share of a GPU's memory that JAX's pool takes in this process. host_bytes:
+    what the host has free; measured once, as it changes from one moment to the next.
     """
 
     checkpoint: Checkpoint
@@ -100,6 +102,7 @@ class _Subject:
     pooling: PoolingModel | None
     generation: GenerationDefaults
     pool_fraction: float
+    host_bytes: int
 
 
 def plan_engine(options: EngineOptions, *, target: str | None = None) -> EnginePlan:
@@ -130,7 +133,12 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
     # Before JAX starts: the share of a GPU that its pool takes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
     subject = _Subject(
-        checkpoint, model, pooling, generation, pool_fraction=options.memory_fraction
+        checkpoint,
+        model,
+        pooling,
+        generation,
+        pool_fraction=options.memory_fraction,
+        host_bytes=free_bytes(),
     )
     with startup.stage("devices"):
         hardware = find_hardware(target, options.tensor_parallel_size)
@@ -247,7 +255,9 @@ def _plan(
         usual_bytes = CPU_CACHE_BYTES // options.tensor_parallel_size
     cache_bytes = options.kv_cache_memory_bytes
     memory = plan_memory(
-        limit=hardware.usable_bytes(options, pool_fraction=subject.pool_fraction),
+        limit=hardware.usable_bytes(
+            options, pool_fraction=subject.pool_fraction, host_bytes=subject.host_bytes
+        ),
         weights=tree_bytes(params),
         state=tree_bytes(
             described_state(

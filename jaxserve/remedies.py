@@ -16,6 +16,8 @@ from jaxserve.flags import ENGINE_FLAGS
 # More of a device than this leaves nothing for what a plan does not know of.
 _MOST_MEMORY = 0.98
 _MOST_DEVICES = 8
+# What is free changes a little until the advice is followed.
+_MARGIN = 1.03
 _LARGEST = {"max_num_batched_tokens": 8192, "max_num_seqs": 256}
 # A server of less than this is hardly one.
 _LEAST = 8
@@ -52,7 +54,7 @@ def _candidates(
 ) -> Iterator[tuple[str, Iterator[Any]]]:
     """Yield options that may help, each with values to try, the mildest change first."""
     if isinstance(error, ContextMemoryError) and error.num_tokens:
-        yield "max_model_len", iter([error.num_tokens])
+        yield "max_model_len", iter([int(error.num_tokens / _MARGIN) or error.num_tokens])
     yield "memory_fraction", _fractions(options, error)
     for name in ("max_num_batched_tokens", "max_num_seqs"):
         # From the larger of the defaults: what is not less than it was does not fit either.
@@ -67,7 +69,7 @@ def _candidates(
 
 
 def _fractions(options: EngineOptions, error: MemoryPlanError) -> Iterator[float]:
-    wanted = options.memory_fraction * error.needed
+    wanted = options.memory_fraction * error.needed * _MARGIN
     for value in (math.ceil(wanted * 100) / 100 if wanted < 1 else 1.0, _MOST_MEMORY):
         if options.memory_fraction < value <= _MOST_MEMORY:
             yield value

@@ -67,7 +67,7 @@ def leave(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Leave so many bytes of the host's memory free."""
 
     def leave(num_bytes: int) -> None:
-        monkeypatch.setattr("jaxserve.execution.memory.free_bytes", lambda: num_bytes)
+        monkeypatch.setattr("jaxserve.planning.free_bytes", lambda: num_bytes)
 
     return leave
 

@@ -109,18 +109,23 @@ def tree_bytes(tree: object) -> int:
 
 
 def usable_bytes(
-    devices: Sequence[jax.Device], fraction: float, *, memory_bytes: int | None = None
+    devices: Sequence[jax.Device],
+    fraction: float,
+    *,
+    memory_bytes: int | None = None,
+    host_bytes: int | None = None,
 ) -> int:
     """Return the bytes that may be used of each of these devices: a fraction of what it has.
 
-    memory_bytes: what each has, where the devices are not there to be asked. A CPU has what the
-    host has free, and virtual devices share that. On a GPU, JAX's own pool is the limit, less
-    GPU_SLACK; its size is the same fraction, set before JAX starts
-    (XLA_PYTHON_CLIENT_MEM_FRACTION).
+    memory_bytes: what each has, where the devices are not there to be asked. host_bytes: what the
+    host has free, by default what it has now; a CPU has that, and virtual devices share it. On a
+    GPU, JAX's own pool is the limit, less GPU_SLACK; its size is the same fraction, set before JAX
+    starts (XLA_PYTHON_CLIENT_MEM_FRACTION).
     """
     platform = devices[0].platform
     if platform == "cpu":
-        return int(free_bytes() * fraction) // len(devices)
+        host_bytes = free_bytes() if host_bytes is None else host_bytes
+        return int(host_bytes * fraction) // len(devices)
     if memory_bytes is not None:
         limit = int(memory_bytes * fraction)
     else:
