@@ -138,7 +138,7 @@ def test_a_mistake_ends_in_one_line(arguments: list[str], status: int, said: str
     ("flags", "said"),
     [
         (["--max-model-len", "9k"], "max_model_len must be at most the model's own context (512)"),
-        (["--kv-cache-memory-bytes", "1k"], "1.0 KiB (--kv-cache-memory-bytes) hold 0"),
+        (["--kv-cache-memory-bytes", "1k"], "1000 B (--kv-cache-memory-bytes) hold 0"),
         (["--num-gpu-blocks-override", "99999999"], "The KV cache does not fit"),
         (["--tensor-parallel-size", "99"], "tensor_parallel_size is 99"),
         (["-tp", "3"], "tensor_parallel_size must divide"),
