@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from jaxserve.errors import ConfigError
@@ -22,7 +23,8 @@ SUFFIX_HELP = "; 8k is 8000, 8K is 8192, also m, M, g, G"
 class Flag:
     """An option: its name without dashes, the field it fills, how its text is read.
 
-    many: it takes one or more values. A switch takes none and has a `--no-` form.
+    many: it takes one or more values, and adds up where it is given several times. A switch takes
+    none and has a `--no-` form.
     """
 
     name: str
@@ -63,6 +65,27 @@ def json_object(text: str) -> object:
     return value
 
 
+def json_strings(text: str) -> tuple[str, ...]:
+    """Read one string, or a JSON list of them as vLLM's flags of lists want it.
+
+    Raises ArgumentTypeError.
+    """
+    if not text.startswith("["):
+        return (text,)
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise argparse.ArgumentTypeError(f"must be a string or a JSON list of them, got {text!r}")
+    return tuple(values)
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Read values separated by commas."""
+    return tuple(value.strip() for value in text.split(",") if value.strip())
+
+
 def add_flags(
     parser: argparse.ArgumentParser,
     title: str,
@@ -91,6 +114,7 @@ def add_flags(
             type=flag.parse,
             choices=flag.choices,
             nargs="+" if flag.many else None,
+            action="extend" if flag.many else "store",
             metavar=None if flag.choices else flag.name.split("-")[-1].upper(),
             default=argparse.SUPPRESS,
             help=_help(flag, default_of.get(flag.field)),
@@ -115,9 +139,15 @@ def to_fields(keywords: Mapping[str, Any], flags: Iterable[Flag]) -> dict[str, A
                 f"there is no option {keyword}" + (f": did you mean {near[0]}?" if near else "")
             )
         if flag.many:
-            value = (value,) if isinstance(value, str) else tuple(value)
+            values_of = (each if isinstance(each, tuple) else (each,) for each in listed(value))
+            value = tuple(chain.from_iterable(values_of))
         values[flag.field] = value
     return values
+
+
+def listed(value: Any) -> Iterable[Any]:
+    """Return one value, or several, as several."""
+    return (value,) if isinstance(value, str) else value
 
 
 @contextmanager

@@ -24,7 +24,17 @@ from jaxserve.config import (
     WARM_UPS,
     EngineOptions,
 )
-from jaxserve.flag import SUFFIX_HELP, Flag, given, json_object, number, speaking_of, to_fields
+from jaxserve.flag import (
+    SUFFIX_HELP,
+    Flag,
+    comma_separated,
+    given,
+    json_object,
+    json_strings,
+    number,
+    speaking_of,
+    to_fields,
+)
 from jaxserve.server.config import ServerConfig
 from jaxserve.vllm_flags import split_inert
 
@@ -229,6 +239,38 @@ SERVER_FLAGS = (
     Flag(name="host", field="host", help="address to listen on"),
     Flag(name="port", field="port", parse=int, help="port to listen on; 0 takes a free one"),
     Flag(
+        name="uds", field="uds", help="path of a Unix socket to listen on in place of host and port"
+    ),
+    Flag(
+        name="root-path",
+        field="root_path",
+        help="prefix of paths under which a proxy forwards requests, such as /llm",
+    ),
+    Flag(
+        name="middleware",
+        field="middleware",
+        many=True,
+        help="ASGI classes or functions of your own as module.name; may be given several times",
+    ),
+    Flag(
+        name="disable-fastapi-docs",
+        field="disable_docs",
+        switch=True,
+        help="serve no /openapi.json and no /docs",
+    ),
+    Flag(
+        name="disable-uvicorn-access-log",
+        field="disable_access_log",
+        switch=True,
+        help="log no line for each request",
+    ),
+    Flag(
+        name="disable-access-log-for-endpoints",
+        field="quiet_paths",
+        parse=comma_separated,
+        help="comma-separated paths whose requests are not logged, such as /v1/models",
+    ),
+    Flag(
         name="stream-interval",
         field="stream_interval",
         parse=number,
@@ -268,7 +310,28 @@ SERVER_FLAGS = (
         name="allowed-origins",
         field="allowed_origins",
         many=True,
-        help="web origins whose pages may call the server",
+        parse=json_strings,
+        help="web origins whose pages may call the server; a JSON list is read, too",
+    ),
+    Flag(
+        name="allowed-methods",
+        field="allowed_methods",
+        many=True,
+        parse=json_strings,
+        help="methods that those pages may use",
+    ),
+    Flag(
+        name="allowed-headers",
+        field="allowed_headers",
+        many=True,
+        parse=json_strings,
+        help="headers that those pages may send",
+    ),
+    Flag(
+        name="allow-credentials",
+        field="allow_credentials",
+        switch=True,
+        help="let those pages send cookies and credentials",
     ),
     Flag(
         name="allowed-hosts",
@@ -286,6 +349,20 @@ SERVER_FLAGS = (
     ),
     Flag(name="ssl-certfile", field="ssl_certfile", help="TLS certificate"),
     Flag(name="ssl-keyfile", field="ssl_keyfile", help="TLS key"),
+    Flag(name="ssl-ca-certs", field="ssl_ca_certs", help="certificates that clients' must be from"),
+    Flag(
+        name="ssl-cert-reqs",
+        field="ssl_cert_reqs",
+        parse=int,
+        help="whether clients need certificates: 0 no, 1 may have one, 2 yes",
+    ),
+    Flag(name="ssl-ciphers", field="ssl_ciphers", help="TLS ciphers, as OpenSSL lists them"),
+    Flag(
+        name="enable-ssl-refresh",
+        field="ssl_refresh",
+        switch=True,
+        help="load the TLS files again when they change",
+    ),
     Flag(
         name="tool-call-parser",
         field="tool_call_parser",

@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxserve.logging import configure_logging
     from jaxserve.processes.supervisor import Supervisor
     from jaxserve.server.batch_store import claimed
-    from jaxserve.server.listener import bind
+    from jaxserve.server.extensions import extension
+    from jaxserve.server.listener import bound
 
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
     config = server_config(given(args, SERVER_FLAGS))
@@ -49,13 +50,17 @@ def run(args: argparse.Namespace) -> int:
         return await supervisor.run()
 
     # Before the model is loaded, which takes a while: the port may be taken.
+    for place in config.middleware:
+        extension(place)
     claim = nullcontext() if config.batch_dir is None else claimed(Path(config.batch_dir))
-    with claim, bind(config) as listener:
+    with claim, bound(config) as listener:
         return asyncio.run(supervise(listener))
 
 
 def url_of(listener: socket.socket, config: ServerConfig) -> str:
     """Return where clients find a server that listens there."""
+    if config.uds is not None:
+        return f"unix:{config.uds}"
     address, port = listener.getsockname()[:2]
     host = f"[{address}]" if ":" in address else address
     return f"{'http' if config.ssl_certfile is None else 'https'}://{host}:{port}"

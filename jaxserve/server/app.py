@@ -53,11 +53,13 @@ from jaxserve.server.endpoints.responses import (
 from jaxserve.server.endpoints.tokenize import detokenize, tokenize
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
+from jaxserve.server.extensions import extension
 from jaxserve.server.hosts import HostMiddleware
 from jaxserve.server.middleware import (
     OPEN_PATHS,
     AuthorizeMiddleware,
     ObserveMiddleware,
+    RootPathMiddleware,
     SurplusMiddleware,
 )
 from jaxserve.server.openapi import describe_api
@@ -103,6 +105,9 @@ ROUTES = (
 )
 
 
+DOCS_PATHS = frozenset({"/openapi.json", "/docs"})
+
+
 def create_app(
     models: Sequence[ServedModel],
     *,
@@ -120,8 +125,14 @@ def create_app(
     What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
     is told to `start`.
     """
-    observe = Middleware(ObserveMiddleware, metrics=metrics)
+    observe = Middleware(
+        ObserveMiddleware,
+        metrics=metrics,
+        access_log=not config.disable_access_log,
+        quiet_paths=config.quiet_paths,
+    )
     middleware = [
+        *([Middleware(RootPathMiddleware, root_path=config.root_path)] if config.root_path else []),
         observe,
         Middleware(SurplusMiddleware),
         Middleware(HostMiddleware, config=config, metrics=metrics),
@@ -131,8 +142,9 @@ def create_app(
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.allowed_origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
             )
         )
     page = [] if config.disable_playground else playground_routes()
@@ -145,7 +157,10 @@ def create_app(
                 open_paths=OPEN_PATHS | {route.path for route in page},
             )
         )
-    app = Starlette(routes=[*ROUTES, *page], middleware=middleware, exception_handlers=HANDLERS)
+    middleware += [extension(place) for place in config.middleware]
+    hidden = DOCS_PATHS if config.disable_docs else frozenset[str]()
+    routes = [route for route in (*ROUTES, *page) if route.path not in hidden]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
     # Lines of batches come to the same endpoints. Their key was asked for when they were sent.
     inner = Starlette(
         routes=ROUTES, middleware=[observe, Middleware(AsBatch)], exception_handlers=HANDLERS
@@ -155,7 +170,7 @@ def create_app(
     state = ServerState(models, metrics=metrics, config=config, folder=folder, scrape=scrape)
     app.state.server = inner.state.server = state
     # Made when it is first asked for.
-    app.state.openapi = cache(partial(describe_api, ROUTES, OPERATIONS))
+    app.state.openapi = cache(partial(describe_api, ROUTES, OPERATIONS, root_path=config.root_path))
     app.state.lines = LineRunner(inner)
     app.state.batches = BatchRunner(
         state.batches,

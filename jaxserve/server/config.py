@@ -11,6 +11,7 @@ from jaxserve.chat.tool_parsers import tool_format
 from jaxserve.errors import ConfigError
 
 MIB = 2**20
+ROOT_PATH = r"(/[^/?#\s]+)+"
 ALLOWED_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
 
 
@@ -18,12 +19,20 @@ ALLOWED_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa
 class ServerConfig:
     """Where to listen, whom to answer, and how long to wait for whom.
 
+    uds: path of a Unix socket to listen on in place of host and port. root_path: prefix of paths
+    under which a proxy forwards requests. middleware: ASGI classes or functions as
+    `module.name`, innermost last, trusted like code. disable_docs: whether there is no
+    /openapi.json and no /docs. disable_access_log: whether requests are not logged; those to
+    quiet_paths never are.
     api_keys: when there are any, every route but /health, /ready and the files of the playground
     asks for one of them.
-    allowed_origins: web origins whose pages may call the server; none by default.
+    allowed_origins: web origins whose pages may call the server; none by default. allowed_methods,
+    allowed_headers, allow_credentials: what those pages may send.
     allowed_hosts: names that requests may have in their Host header, besides addresses and those of
     this machine; see `jaxserve.server.hosts`.
     disable_playground: whether / has no page to talk to the model.
+    ssl_certfile, ssl_keyfile: serve TLS; ssl_ca_certs, ssl_cert_reqs, ssl_ciphers: as in the ssl
+    module, to ask clients for certificates. ssl_refresh: load the files again when they change.
     max_body_bytes: longest request body. max_connections: open at once; on
     further ones probes are answered and other requests refused. max_concurrent_requests:
     answers being made at once, before the engine's own queue; more are refused with 503.
@@ -57,12 +66,25 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    uds: str | None = None
+    root_path: str = ""
+    middleware: tuple[str, ...] = ()
+    disable_docs: bool = False
+    disable_access_log: bool = False
+    quiet_paths: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
     allowed_hosts: tuple[str, ...] = ()
     disable_playground: bool = False
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_cert_reqs: int = 0
+    ssl_ciphers: str | None = None
+    ssl_refresh: bool = False
     max_body_bytes: int = 16 * MIB
     max_connections: int = 8192
     batch_dir: str | None = None
@@ -103,6 +125,7 @@ class ServerConfig:
             tool_format(self.tool_call_parser)
         if self.reasoning_parser not in {AUTO, NONE}:
             reasoning_format(self.reasoning_parser)
+        self._check_network()
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys must not be empty strings")
         for name in self.allowed_hosts:
@@ -111,8 +134,6 @@ class ServerConfig:
                     "allowed_hosts must be names without scheme and port, such as llm.example.com,"
                     f" *.example.com or *, got {name!r}"
                 )
-        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ConfigError("ssl_certfile and ssl_keyfile must be given together")
         for name in (
             "max_body_bytes",
             "max_connections",
@@ -144,3 +165,15 @@ class ServerConfig:
         for name in ("shutdown_timeout_s", "max_restarts", "restart_delay_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+    def _check_network(self) -> None:
+        if self.root_path and not re.fullmatch(ROOT_PATH, self.root_path):
+            raise ConfigError(
+                f"root_path must begin with / and not end with it, got {self.root_path!r}"
+            )
+        if self.ssl_cert_reqs not in {0, 1, 2}:
+            raise ConfigError(f"ssl_cert_reqs must be 0, 1 or 2, got {self.ssl_cert_reqs}")
+        if self.ssl_cert_reqs and not self.ssl_ca_certs:
+            raise ConfigError("ssl_cert_reqs needs ssl_ca_certs")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError("ssl_certfile and ssl_keyfile must be given together")

@@ -27,9 +27,11 @@ def allowed_hosts(config: ServerConfig) -> tuple[str, ...]:
     """Return the names that the Host header may have; `*` for any, `*.example.com` for some.
 
     By default any, but names of this machine only on a loopback address without a key: there a
-    browser on this machine is the only way for others to reach the server.
+    browser on this machine is the only way for others to reach the server. No browser reaches a
+    Unix socket.
     """
-    if not config.allowed_hosts and (config.api_keys or not is_loopback(config.host)):
+    is_reachable = config.uds is None and is_loopback(config.host)
+    if not config.allowed_hosts and (config.api_keys or not is_reachable):
         return (ANY,)
     own = (config.host, "localhost", socket.gethostname())
     return tuple(name.lower() for name in (*own, *config.allowed_hosts))

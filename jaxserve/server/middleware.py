@@ -57,15 +57,46 @@ def owner_of(scope: Scope) -> str:
     return access_record(scope).key_id or ""
 
 
+class RootPathMiddleware:
+    """Takes the prefix off the paths of requests that a proxy forwards with it.
+
+    It is the outermost, so that everything inside decides by the same paths.
+    """
+
+    def __init__(self, app: ASGIApp, *, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        root = self._root_path
+        if scope["type"] == "http" and f"{scope['path']}/".startswith(f"{root}/"):
+            raw = scope["raw_path"]
+            path, raw = scope["path"][len(root) :] or "/", raw[len(root.encode()) :] or b"/"
+            scope = {**scope, "path": path, "raw_path": raw}
+        await self._app(scope, receive, send)
+
+
 class ObserveMiddleware:
     """Gives a request its id, counts it, logs it, and answers for faults of ours.
 
     A client's own x-request-id is logged and sent back; nothing is ever looked up by it.
+    access_log: whether requests are logged at the level info; those to quiet_paths never are,
+    unless they fail.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        access_log: bool = True,
+        quiet_paths: Sequence[str] = (),
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
+        self._quiet_paths = PROBED_PATHS | {*quiet_paths}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -103,7 +134,8 @@ class ObserveMiddleware:
         handler = route.path if isinstance(route, Route) else "unmatched"
         self._metrics.observe_http(method, handler, status)
         # Probes come every second or so: at that rate they would be most of the log.
-        write = log.debug if handler in PROBED_PATHS and status < 400 else log.info
+        is_quiet = handler in self._quiet_paths and status < 400
+        write = log.info if self._access_log and not is_quiet else log.debug
         known = {name: value for name, value in asdict(record).items() if value is not None}
         write("request", method=method, path=handler, status=status, seconds=seconds, **known)
 

@@ -77,9 +77,15 @@ class BodySchemas(GenerateJsonSchema):
 
 
 def describe_api(
-    routes: Sequence[BaseRoute], operations: Mapping[Callable[..., Any], Operation]
+    routes: Sequence[BaseRoute],
+    operations: Mapping[Callable[..., Any], Operation],
+    *,
+    root_path: str = "",
 ) -> dict[str, Any]:
-    """Return the OpenAPI document of routes; each endpoint among them must have an operation."""
+    """Return the OpenAPI document of routes; each endpoint among them must have an operation.
+
+    root_path: prefix of the paths, as clients see them.
+    """
     listed = [route for route in routes if isinstance(route, Route)]
     bodies = {body for operation in operations.values() for body in operation.bodies}
     requests, definitions = _request_schemas(sorted(bodies, key=lambda body: body.__name__))
@@ -96,6 +102,7 @@ def describe_api(
     return {
         "openapi": VERSION,
         "info": {"title": "jaxserve", "version": __version__, "summary": SUMMARY},
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "components": {
             "schemas": definitions | components,

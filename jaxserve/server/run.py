@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from jaxserve.server.acceptor import Acceptor, affordable_connections
 from jaxserve.server.batch_runner import BatchRunner
+from jaxserve.server.certificates import refresh_certificates
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.connections import Connections
 from jaxserve.server.http11 import protocol_class
@@ -37,6 +38,9 @@ def uvicorn_config(
         timeout_graceful_shutdown=LAST_WORDS_S,  # type: ignore[arg-type]
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,
+        ssl_ca_certs=config.ssl_ca_certs,
+        ssl_cert_reqs=config.ssl_cert_reqs,
+        ssl_ciphers=config.ssl_ciphers,
     )
 
 
@@ -55,6 +59,7 @@ class Server(uvicorn.Server):
         self._batches = batches
         self._acceptors: list[Acceptor] = []
         self._is_open = True
+        self._refresh: asyncio.Task[None] | None = None
 
     def wait(self) -> None:
         """Accept no connections before `open` is called."""
@@ -82,6 +87,10 @@ class Server(uvicorn.Server):
             )
             for each in sockets or []
         ]
+        if self._state.config.ssl_refresh and self.config.ssl is not None:
+            self._refresh = asyncio.create_task(
+                refresh_certificates(self.config.ssl, self._state.config)
+            )
         if self._is_open:
             self.open()
         self.started = True
@@ -89,6 +98,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, let the engines finish or end what they have, close what is left."""
         self._state.is_draining = True
+        if self._refresh is not None:
+            self._refresh.cancel()
         for acceptor in self._acceptors:
             acceptor.close()
         if self._batches is not None:
