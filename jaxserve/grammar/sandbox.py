@@ -7,6 +7,7 @@ whoever started it.
 """
 
 import contextlib
+import os
 import resource
 import signal
 import struct
@@ -33,6 +34,8 @@ MAX_GRAMMAR_BYTES = 2**24
 # While it compiles.
 MAX_SANDBOX_BYTES = 2**29
 MAX_CPU_S = 2.0
+# The answers under way come first.
+NICENESS = 10
 # With what else a busy machine has to do.
 MAX_WALL_S = 60.0
 TOO_SLOW = "takes too much time to compile"
@@ -147,6 +150,7 @@ def _read(pipe: IO[bytes]) -> bytes | None:
 def main() -> None:
     """Judge grammars until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its pipe
+    os.nice(NICENESS)
     data = _read(sys.stdin.buffer)
     if data is None:
         return
