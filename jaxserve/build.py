@@ -32,6 +32,7 @@ from jaxserve.models import Params, random_params
 from jaxserve.request import MAX_EOS_IDS
 from jaxserve.startup import Startup
 from jaxserve.stats import EngineMetrics
+from jaxserve.structured_outputs import StructuredOutputsConfig
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,11 @@ def _load(
         can_generate=plan.pooling is None or plan.pooling.can_generate,
         max_logprobs=plan.context.sampling.max_logprobs,
         check=plan.context.sampling.processors.check,
-        walks=Walks(GrammarCompiler(vocabulary)),
+        walks=Walks(
+            GrammarCompiler(
+                vocabulary, defaults=StructuredOutputsConfig.of(options.structured_outputs_config)
+            )
+        ),
         metrics=metrics,
     )
     compilations.mark()

@@ -10,6 +10,7 @@ from math import inf, sqrt
 from typing import Any
 
 from jaxserve.errors import ConfigError
+from jaxserve.structured_outputs import StructuredOutputsConfig
 
 POLICIES = ("fcfs", "priority")
 DEFAULT_MAX_LOGPROBS = 20
@@ -36,8 +37,9 @@ class EngineOptions:
 
     Names and meanings are vLLM's where the thing is the same. model: a folder, a hub name, or
     None for the embedded model. hf_overrides: values that replace those of the model's config.json,
-    objects merged key by key. load_format: "dummy" draws weights at random, which is all that a
-    measurement needs. max_model_len: tokens of prompt and output together.
+    objects merged key by key. structured_outputs_config: how JSON is written where requests do not
+    say, see StructuredOutputsConfig. load_format: "dummy" draws weights at random, which is all
+    that a measurement needs. max_model_len: tokens of prompt and output together.
     memory_fraction: share of the device's memory that weights, workspace and KV cache may take
     (`--gpu-memory-utilization`). kv_cache_memory_bytes: bytes for KV pages, over all devices
     of one replica; overrides memory_fraction. page_size: tokens per KV page (`--block-size`).
@@ -68,6 +70,7 @@ class EngineOptions:
     convert: str = "auto"
     pooler_config: dict[str, Any] | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    structured_outputs_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     revision: str | None = None
     tokenizer: str | None = None
     download_dir: str | None = None
@@ -117,9 +120,10 @@ class EngineOptions:
         _one_of("convert", self.convert, CONVERSIONS)
         if not isinstance(self.pooler_config, dict | None):
             raise ConfigError(f"pooler_config must be a JSON object, got {self.pooler_config!r}")
-        for name in ("hf_overrides", "override_generation_config"):
+        for name in ("hf_overrides", "override_generation_config", "structured_outputs_config"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a JSON object, got {getattr(self, name)!r}")
+        StructuredOutputsConfig.of(self.structured_outputs_config)
         fraction = self.memory_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
             raise ConfigError(f"memory_fraction must be in (0, 1], got {fraction!r}")

@@ -74,6 +74,13 @@ ENGINE_FLAGS = (
         help="values of the model's config.json to replace, as a JSON object; objects in it are"
         " merged key by key",
     ),
+    Flag(
+        name="structured-outputs-config",
+        field="structured_outputs_config",
+        parse=json_object,
+        help="how JSON is written where a request does not say: disable_any_whitespace,"
+        " whitespace_pattern (a regex) or disable_additional_properties, as a JSON object",
+    ),
     Flag(name="revision", field="revision", help="branch, tag or commit on the hub"),
     Flag(name="tokenizer", field="tokenizer", help="folder of another tokenizer"),
     Flag(name="download-dir", field="download_dir", help="where models are downloaded to"),

@@ -1,18 +1,74 @@
 """What a request may ask of the form of its answer; whether it can be had, grammar/ tells."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import msgspec
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import ConfigError, InvalidRequestError
 
 # Of a schema, pattern or grammar, as text.
 MAX_BYTES = 2**18
 # Objects and arrays within each other, in a schema: as in vLLM.
 MAX_DEPTH = 64
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+# Kinds that have JSON in them, and what may be said of it.
+JSON_KINDS = frozenset({"json", "json_object", "structural_tag"})
+JSON_OPTIONS = ("disable_any_whitespace", "whitespace_pattern", "disable_additional_properties")
+BACKENDS = ("auto", "guidance")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsConfig:
+    """What holds for requests that say nothing else; names as in vLLM.
+
+    backend: "guidance", which "auto" chooses. whitespace_pattern is our own; the others are those
+    of StructuredOutputsParams. Raises ConfigError.
+    """
+
+    backend: str = "auto"
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(
+                f"structured_outputs_config.backend must be {' or '.join(BACKENDS)},"
+                f" got {self.backend!r}"
+            )
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"structured_outputs_config.{name} must be true or false")
+        pattern = self.whitespace_pattern
+        if pattern is not None and not (isinstance(pattern, str) and pattern):
+            raise ConfigError("structured_outputs_config.whitespace_pattern must be a regex")
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ConfigError(
+                f"structured_outputs_config.whitespace_pattern must be a regex: {error}"
+            ) from error
+        if pattern is not None and self.disable_any_whitespace:
+            raise ConfigError(
+                "structured_outputs_config.whitespace_pattern cannot be given with"
+                " disable_any_whitespace"
+            )
+
+    @staticmethod
+    def of(fields: Mapping[str, Any]) -> "StructuredOutputsConfig":
+        """Return the configuration of a JSON object; raises ConfigError for unknown fields."""
+        known = [field.name for field in dataclass_fields(StructuredOutputsConfig)]
+        for name in fields:
+            if name not in known:
+                raise ConfigError(
+                    f"structured_outputs_config has no field {name!r:.60}: there is"
+                    f" {', '.join(known)}"
+                )
+        return StructuredOutputsConfig(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +80,10 @@ class StructuredOutputsParams:
     json_object: any JSON object. structural_tag: free text with tagged parts that follow schemas,
     described in JSON.
 
-    disable_any_whitespace: JSON without any between its parts; whitespace_pattern: a regex of what
-    may stand there. disable_additional_properties: objects have only the properties that their
-    schema names. reasoning_end: the answer begins behind this text; before it anything may stand.
+    disable_any_whitespace: JSON without any between its parts. whitespace_pattern: a regex of what
+    may stand there. With neither, at most one blank follows a comma or a colon.
+    disable_additional_properties: objects have only the properties that their schema names.
+    reasoning_end: the answer begins behind this text; before it anything may stand.
     reasoning_begin: reasoning stands only behind this text; without it, the answer begins at once.
     max_reasoning_tokens: after so many, reasoning must end. frame: a structural tag in which what
     is asked for has its place, as a format of type `answer`: what else an answer may be, such as
@@ -70,12 +127,27 @@ class StructuredOutputsParams:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise refusal(name, "must be text, and not empty")
+        self._check_options()
         for name in (self.kind, "frame", "whitespace_pattern", "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
             texts = value if isinstance(value, tuple) else (str(value),)
             num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
             if num_bytes > MAX_BYTES:
                 raise refusal(name, f"must be at most {MAX_BYTES} bytes, got {num_bytes}")
+
+    def _check_options(self) -> None:
+        """Refuse what says something of JSON where there is none, or two things at once."""
+        if self.whitespace_pattern is not None and self.disable_any_whitespace:
+            raise refusal("whitespace_pattern", "cannot be given with disable_any_whitespace")
+        if self.kind not in JSON_KINDS:
+            for name in JSON_OPTIONS:
+                if getattr(self, name) not in (None, False):
+                    raise refusal(name, f"is for JSON, and cannot be given with {self.kind}")
+
+    @property
+    def has_json(self) -> bool:
+        """Whether there can be JSON in the answer."""
+        return self.kind in JSON_KINDS or self.frame is not None
 
     @property
     def kind(self) -> str:
@@ -89,11 +161,15 @@ def refusal(name: str, complaint: str) -> InvalidRequestError:
     return InvalidRequestError(f"{field} {complaint}", param=field)
 
 
+# Of any size: a number that is too large for grammars is refused there, by its keyword.
+_decoder = msgspec.json.Decoder(float_hook=str)
+
+
 def _schema_text(schema: object) -> str:
     """Return a JSON schema as text that can be read, and is not too deep."""
     try:
         if isinstance(schema, str):
-            text, schema = schema, msgspec.json.decode(schema)
+            text, schema = schema, _decoder.decode(schema)
         else:
             text = msgspec.json.encode(schema).decode()
     except (ValueError, TypeError, RecursionError) as error:

@@ -309,6 +309,12 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
     *_only("chats are answered as the assistant", {"response-role": "assistant"}),
     *_only("the template shows which form it reads", {"chat-template-content-format": "auto"}),
     *_only("grammars are compiled by llguidance", {"guided-decoding-backend": "auto guidance"}),
+    *_refused(
+        "--structured-outputs-config has it",
+        "guided-decoding-disable-any-whitespace",
+        "guided-decoding-disable-additional-properties",
+    ),
+    *_switches("there is one backend, and none to fall to", "guided-decoding-disable-fallback"),
     *_values("the request line and headers may have 64 KiB", "h11-max-incomplete-event-size"),
     *_values("the request line and headers may have 64 KiB", "h11-max-header-count"),
     *_only("the fingerprint is a hash", {"fingerprint-mode": "full hash"}),

@@ -3,6 +3,8 @@
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cached_property
 from hashlib import blake2b
 
@@ -13,13 +15,19 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.heap import heap_bytes
 from jaxserve.grammar.source import grammar_source, unspelled
 from jaxserve.grammar.vocabulary import Vocabulary
-from jaxserve.structured_outputs import StructuredOutputsParams, refusal
+from jaxserve.structured_outputs import (
+    StructuredOutputsConfig,
+    StructuredOutputsParams,
+    refusal,
+)
 
 # What llguidance may spend: on compiling, a tenth of a second of lexing; on one mask, 3 ms of
 # lexing and as much of parsing; on the states of one lexer, 1 or 2 kB each.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=50_000,
+    # Of an object with MAX_OPTIONAL_PROPERTIES, four items each.
+    max_items_in_row=10_000,
     step_max_items=50_000,
     max_lexer_states=50_000,
     max_grammar_size=200_000,
@@ -38,6 +46,12 @@ BYTES_PER_TOKEN = 2**14
 MAX_LEXER_BYTES = 100 * 2**20
 MAX_VERDICTS = 2**14
 MAX_REASON_CHARS = 200
+# Of address space; what is touched of it is returned when the grammar is compiled. The longest
+# chain of references in a schema of MAX_BYTES takes less than half.
+STACK_BYTES = 2**27
+_stack_size = threading.Lock()
+
+NO_DEFAULTS = StructuredOutputsConfig()
 
 # What is asked for, and whether text that must come is spelled in one way.
 type _Key = tuple[StructuredOutputsParams, bool]
@@ -76,18 +90,21 @@ class CompiledGrammar:
 class GrammarCompiler:
     """Makes matchers of what requests ask for; for any thread. It must not be an event loop's.
 
-    Grammars are kept, the latest used of them, up to `cache_bytes`. is_bare: whether of the tokens
-    only bytes and added ones are needed, as for a check.
+    Grammars are kept, the latest used of them, up to `cache_bytes`. defaults: what holds for
+    requests that say nothing else. is_bare: whether only bytes and added tokens are needed, as for
+    a check.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
         *,
+        defaults: StructuredOutputsConfig = NO_DEFAULTS,
         is_bare: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._vocabulary = vocabulary
+        self._defaults = defaults
         self._tokens = vocabulary.bare if is_bare else vocabulary.whole
         self._is_bare = is_bare
         self._cache_bytes = cache_bytes
@@ -113,6 +130,10 @@ class GrammarCompiler:
         """Whether a grammar need not be compiled again."""
         return (params, True) in self._compiled
 
+    def text_of(self, token_id: int) -> bytes:
+        """Return the text of a token."""
+        return self._tokens().decode_bytes([token_id])
+
     def compiled(self, params: StructuredOutputsParams, *, spells: bool = True) -> CompiledGrammar:
         """Return a grammar, compiled.
 
@@ -128,14 +149,11 @@ class GrammarCompiler:
                 self._evict()
                 return found
         with self._room:
-            source = grammar_source(params, markup=self._markup)
+            source = grammar_source(params, self._defaults, markup=self._markup)
             if not spells:
                 source = unspelled(source)
             before = heap_bytes()
-            matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
-            if not matcher.is_error():
-                # Some grammars show only here that they have no end, or that they take for ever.
-                matcher.compute_bitmask()
+            matcher = _with_stack(lambda: self._compile(source))
         if matcher.is_error():
             raise refusal(params.kind, _reason(matcher.get_error()))
         # Other threads allocate, too, so that this is no more than about right.
@@ -146,6 +164,13 @@ class GrammarCompiler:
             self._compiled.setdefault(key, grammar)
             self._evict()
         return grammar
+
+    def _compile(self, source: str) -> LLMatcher:
+        matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
+        if not matcher.is_error():
+            # Some grammars show only here that they have no end, or that they take for ever.
+            matcher.compute_bitmask()
+        return matcher
 
     def matcher(self, params: StructuredOutputsParams, *, spells: bool = True) -> LLMatcher:
         """Return a matcher at the beginning of an answer; see `compiled`."""
@@ -201,6 +226,30 @@ class GrammarChecker:
 
 def _digest(params: StructuredOutputsParams) -> bytes:
     return blake2b(msgspec.msgpack.encode(params), digest_size=32).digest()
+
+
+def _with_stack[T](work: Callable[[], T]) -> T:
+    """Return what work does on a thread of STACK_BYTES.
+
+    llguidance recurses from each definition of a schema to those that it refers to: on a stack of
+    the usual 8 MiB, a chain of a thousand kills the process.
+    """
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (raised again below)
+            found.set_exception(error)
+
+    with _stack_size:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=run, name="jaxserve-grammar", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    return found.result()
 
 
 def _reason(message: str) -> str:

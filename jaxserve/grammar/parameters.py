@@ -313,7 +313,7 @@ def _read[T](schema: Mapping[str, Any] | bool, kind: type[T]) -> T:
 
 def _json(schema: formats.Schema, whole: Mapping[str, Any]) -> JsonSchema:
     """Return JSON of a part of a schema, with what it refers to."""
-    if '"$ref"' in json.dumps(schema):
+    if '"$ref"' in json.dumps(schema, default=float):
         place = "#/$defs/whole"
         schema = {**_moved(schema, place), "$defs": {"whole": _moved(whole, place)}}
     return JsonSchema(json_schema=schema, any_whitespace=False)

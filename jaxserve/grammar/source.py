@@ -1,25 +1,34 @@
 """From what a request asks for to a grammar in the language of llguidance."""
 
 import json
-from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar.tags import WHITESPACE, Markup, literals, tags_grammar, with_options
-from jaxserve.structured_outputs import StructuredOutputsParams, refusal
+from jaxserve.grammar.schemas import followed, whitespace_options
+from jaxserve.grammar.tags import Markup, literals, read, tags_grammar
+from jaxserve.structured_outputs import (
+    StructuredOutputsConfig,
+    StructuredOutputsParams,
+    refusal,
+)
 
 # What a model writes between its reasoning and its answer.
 GAP = r"[\x20\x0A\x0D\x09]{0,8}"
 
 
-def grammar_source(params: StructuredOutputsParams, *, markup: Markup) -> str:
-    """Return the grammar of an answer; raises InvalidRequestError for what cannot be read."""
-    grammar = _answer(params, markup)
+def grammar_source(
+    params: StructuredOutputsParams, defaults: StructuredOutputsConfig, *, markup: Markup
+) -> str:
+    """Return the grammar of an answer; raises InvalidRequestError for what cannot be read.
+
+    defaults: what holds for requests that say nothing else.
+    """
+    grammar = _answer(params, defaults, markup)
     if params.frame is not None:
         try:
-            lark = tags_grammar(params.frame, markup=markup, answer="@form")
+            lark = _of_tags(params.frame, params, defaults, markup, answer="@form")
         except InvalidRequestError as error:
             name = "structured_outputs.structural_tag"
             raise refusal("frame", error.message.removeprefix(name).strip()) from error
@@ -56,13 +65,15 @@ def _within(lark: str, source: str, *, name: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": lark}, {**first, "name": name}, *rest]})
 
 
-def _answer(params: StructuredOutputsParams, markup: Markup) -> str:
+def _answer(
+    params: StructuredOutputsParams, defaults: StructuredOutputsConfig, markup: Markup
+) -> str:
     match params.kind:
         case "json":
             assert isinstance(params.json, str)
-            return _of_schema(params.json, params)
+            return _of_schema(params.json, params, defaults)
         case "json_object":
-            return _of_schema('{"type":"object"}', params)
+            return _of_schema('{"type":"object"}', params, defaults)
         case "regex":
             assert params.regex is not None
             return LLMatcher.grammar_from_regex(params.regex)
@@ -78,31 +89,41 @@ def _answer(params: StructuredOutputsParams, markup: Markup) -> str:
                 raise refusal("grammar", "is neither Lark nor GBNF that can be read") from error
         case _:
             assert params.structural_tag is not None
-            return _of_lark(tags_grammar(params.structural_tag, markup=markup))
+            return _of_lark(_of_tags(params.structural_tag, params, defaults, markup))
 
 
 def _of_lark(lark: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
 
-def _of_schema(schema: str, params: StructuredOutputsParams) -> str:
-    value: Any = json.loads(schema)
-    if params.disable_additional_properties:
-        _close(value)
-    if params.disable_any_whitespace:
-        options: dict[str, Any] = {"whitespace_flexible": False}
-    else:
-        options = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
-    return json.dumps({"grammars": [{"json_schema": with_options(value, **options)}]})
+def _of_schema(
+    schema: str, params: StructuredOutputsParams, defaults: StructuredOutputsConfig
+) -> str:
+    value = read(schema)
+    whitespace = whitespace_options(params, defaults)
+    options = followed(value, whitespace, kind=params.kind, is_closed=_is_closed(params, defaults))
+    try:
+        return json.dumps({"grammars": [{"json_schema": options}]}, default=float)
+    except ValueError as error:
+        raise refusal(params.kind, "must have no integers of thousands of digits") from error
 
 
-def _close(value: Any) -> None:
-    """Let objects have only the properties that their schema names."""
-    if isinstance(value, dict):
-        if "properties" in value and "patternProperties" not in value:
-            value.setdefault("additionalProperties", False)
-        for inner in value.values():
-            _close(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            _close(inner)
+def _of_tags(
+    text: str,
+    params: StructuredOutputsParams,
+    defaults: StructuredOutputsConfig,
+    markup: Markup,
+    *,
+    answer: str | None = None,
+) -> str:
+    return tags_grammar(
+        text,
+        markup=markup,
+        whitespace=whitespace_options(params, defaults),
+        is_closed=_is_closed(params, defaults),
+        answer=answer,
+    )
+
+
+def _is_closed(params: StructuredOutputsParams, defaults: StructuredOutputsConfig) -> bool:
+    return params.disable_additional_properties or defaults.disable_additional_properties

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,25 +22,34 @@ from jaxserve.grammar.formats import (
     TriggeredTags,
 )
 from jaxserve.grammar.parameters import ANY, parameters, regex_of, slashed, without
+from jaxserve.grammar.schemas import DUMPED, followed
 from jaxserve.structured_outputs import MAX_DEPTH, is_deeper, refusal
 
 MAX_TAGS = 512
 MAX_REPEATS = 1024
 # Of formats and the schemas in them.
 MAX_TAG_DEPTH = 2 * MAX_DEPTH
-# Between the parts of JSON. Bounded, or a model that cannot decide could write spaces for ever.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# As they are written: a float would lose digits before they can be refused.
+read = msgspec.json.Decoder(float_hook=Decimal).decode
 
 # Added tokens and their ids: to llguidance no text is ever one of them.
 type Markup = Mapping[str, int]
 
 
-def tags_grammar(text: str, *, markup: Markup, answer: str | None = None) -> str:
+def tags_grammar(
+    text: str,
+    *,
+    markup: Markup,
+    whitespace: Mapping[str, Any],
+    is_closed: bool = False,
+    answer: str | None = None,
+) -> str:
     """Return the Lark grammar of a structural tag; raises InvalidRequestError.
 
-    answer: what stands for an `Answer` in it, in Lark; None if it has no place for one.
+    whitespace, is_closed: of the JSON in it, see schemas.py. answer: what stands for an `Answer` in
+    it, in Lark; None if it has no place for one.
     """
-    writer = _Writer(markup, answer)
+    writer = _Writer(markup, answer, whitespace=whitespace, is_closed=is_closed)
     try:
         start = writer.written(_read(text).format)
     except RecursionError as error:
@@ -52,21 +62,9 @@ def literals(text: str, markup: Markup) -> str:
     return " ".join(piece.lark for piece in _pieces(text, markup)) or '""'
 
 
-def with_options(schema: formats.Schema, **options: object) -> dict[str, Any]:
-    """Return a schema with what llguidance is to make of it.
-
-    It may bring options of its own, but not that of leaving out what is not understood.
-    """
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
-    asked = schema.get("x-guidance")
-    own = asked if isinstance(asked, dict) else {}
-    return {**schema, "x-guidance": {**own, "lenient": False, **options}}
-
-
 def _read(text: str) -> StructuralTag | LegacyStructuralTag:
     try:
-        fields = msgspec.json.decode(text)
+        fields = read(text)
     except ValueError as error:
         raise refusal("structural_tag", "must be JSON") from error
     if is_deeper(fields, MAX_TAG_DEPTH):
@@ -107,9 +105,18 @@ class _Writer:
     texts of which one comes `then`; without any, the whole ends with them.
     """
 
-    def __init__(self, markup: Markup, answer: str | None) -> None:
+    def __init__(
+        self,
+        markup: Markup,
+        answer: str | None,
+        *,
+        whitespace: Mapping[str, Any],
+        is_closed: bool,
+    ) -> None:
         self._markup = markup
         self._answer = answer
+        self._whitespace = whitespace
+        self._is_closed = is_closed
         self.rules: list[str] = []
         self._names: dict[str, str] = {}
 
@@ -270,11 +277,11 @@ class _Writer:
             raise refusal("structural_tag", complaint) from error
 
     def _json(self, form: formats.JsonSchema) -> str:
-        options: dict[str, Any] = {"whitespace_pattern": WHITESPACE}
-        if not form.any_whitespace:
-            # As models have seen it: chat templates write so.
-            options = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-        return self._rule(f"%json {json.dumps(with_options(form.json_schema, **options))}")
+        options = self._whitespace if form.any_whitespace else DUMPED
+        schema = followed(
+            form.json_schema, options, kind="structural_tag", is_closed=self._is_closed
+        )
+        return self._rule(f"%json {json.dumps(schema, default=float)}")
 
     def _literals(self, text: str) -> str:
         return literals(text, self._markup)

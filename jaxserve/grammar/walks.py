@@ -6,6 +6,7 @@ whether it has come.
 """
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,12 +18,15 @@ from msgspec import Struct
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar, GrammarCompiler
+from jaxserve.grammar.numbers import bounded, run_after
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 logger = logging.getLogger(__name__)
 
 FAILED = "the grammar could not be followed any further"
 TOO_COMPLEX = "is too complex: what may come next has more possibilities than can be followed"
+# How llguidance says that a grammar needs more than its limits.
+LIMIT_REACHED = re.compile(r"max is|limit|exceed|too (?:large|many|complex|big)", re.IGNORECASE)
 # Where so few tokens are allowed, it is asked whether they only spell one text.
 MAX_FORKS = 64
 
@@ -44,7 +48,7 @@ class Move(Struct, frozen=True):
 class Walk:
     """One answer's way. move: None until it is known; may_jump: whether tokens may be forced."""
 
-    __slots__ = ("grammar", "matcher", "may_jump", "move", "params", "token_ids")
+    __slots__ = ("grammar", "matcher", "may_jump", "move", "params", "run", "token_ids")
 
     def __init__(self, params: StructuredOutputsParams, *, may_jump: bool) -> None:
         self.params = params
@@ -53,6 +57,8 @@ class Walk:
         self.grammar: CompiledGrammar | None = None
         self.matcher: LLMatcher | None = None
         self.token_ids: list[int] = []
+        # Characters of numbers that the answer so far ends in; see numbers.py.
+        self.run = b""
 
 
 class Walks:
@@ -127,10 +133,16 @@ class Walks:
         pairs = [(walk.matcher, token_id) for walk, token_id in steps if walk.matcher is not None]
         self._executor.consume_token_par(pairs)
         for walk, token_id in steps:
-            walk.token_ids.append(token_id)
+            self._append(walk, [token_id])
             if walk.grammar is not None:
                 walk.grammar.num_tokens += 1
         self._look([(walk, ()) for walk, _ in steps])
+
+    def _append(self, walk: Walk, token_ids: Sequence[int]) -> None:
+        walk.token_ids += token_ids
+        if walk.params.has_json:
+            for token_id in token_ids:
+                walk.run = run_after(walk.run, self._compiler.text_of(token_id))
 
     def _look(self, ways: Sequence[tuple[Walk, tuple[int, ...]]]) -> None:
         """Find the next move of each walk, some tokens of which are known to be forced."""
@@ -153,10 +165,10 @@ class Walks:
                 self._follow_unspelled(walk)
                 again.append((walk, forced))
             elif valid and walk.may_jump and _matcher(walk).consume_tokens(valid):
-                walk.token_ids += valid
+                self._append(walk, valid)
                 again.append((walk, (*forced, *valid)))
             elif not _has_ended(walk, forced):
-                walk.move = Move(forced, mask)
+                walk.move = Move(forced, bounded(mask, walk.run, self._compiler.text_of))
         if again:
             self._look(again)
 
@@ -190,8 +202,7 @@ def _has_ended(walk: Walk, forced: tuple[int, ...]) -> bool:
     matcher = _matcher(walk)
     if not matcher.is_stopped():
         return False
-    is_complex = matcher.stop_reason() in {"ParserTooComplex", "LexerTooComplex"}
-    if is_complex:
+    if matcher.is_error() and LIMIT_REACHED.search(matcher.get_error()):
         complaint = refusal(walk.params.kind, TOO_COMPLEX).message
         walk.move = Move(forced, error=complaint, is_refused=True)
     else:

@@ -8,6 +8,11 @@ import pytest
 
 from tests.server.world import World
 
+
+def properties(num: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{i}": {} for i in range(num)}}
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"size": {"type": "integer", "minimum": 1, "maximum": 9}},
@@ -44,6 +49,39 @@ def answer(asked: dict[str, Any]) -> str:
 def follows(text: str) -> bool:
     """Whether a text is JSON that validates against SCHEMA."""
     return jsonschema.Draft202012Validator(SCHEMA).is_valid(json.loads(text))
+
+
+PAIR = {"a": {"type": "integer", "maximum": 9}, "b": {"type": "boolean"}}
+PAIRS: dict[str, Any] = {
+    "type": "object",
+    "properties": PAIR,
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+COMPACT = {"structured_outputs": {"disable_any_whitespace": True}}
+BREAKS = {"guided_whitespace_pattern": "\\n"}
+FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": PAIRS}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "blanks"),
+    [
+        ({**FORM, **COMPACT}, {""}),
+        ({"guided_json": PAIRS, **COMPACT}, {""}),
+        ({**FORM, **BREAKS}, {"", "\n"}),
+        ({"guided_json": PAIRS, **BREAKS}, {"", "\n"}),
+        ({"structured_outputs": {"json": PAIRS}, **BREAKS}, {"", "\n"}),
+        ({**FORM, "structured_outputs": {"whitespace_pattern": "\\n"}}, {"", "\n"}),
+        (FORM, {"", " "}),
+    ],
+)
+def test_whitespace_is_chosen_by_any_name_for_a_form_of_any_name(
+    asked: dict[str, Any], blanks: set[str]
+) -> None:
+    texts = [answer({**asked, "seed": seed}) for seed in range(4)]
+    found = {char for text in texts for char in text if char.isspace()}
+    assert found <= blanks
+    assert (found == set()) == (blanks == {""})
 
 
 SHAPED = {"name": "shoe", "schema": SCHEMA, "strict": True, "description": "a shoe"}
@@ -100,6 +138,32 @@ def test_completions_follow_schemas_too() -> None:
         body = {"prompt": ["fox", "dog"], "guided_json": SCHEMA, "max_tokens": 90, "seed": 3}
         choices = http.post("/v1/completions", json=body).json()["choices"]
         assert [follows(choice["text"]) for choice in choices] == [True, True]
+
+
+@pytest.mark.parametrize("number", ["0.1000000000000000055", "1e400", "9007199254740993"])
+@pytest.mark.parametrize("field", ["response_format", "structured_outputs", "tools"])
+def test_no_number_of_a_schema_is_changed_on_its_way(field: str, number: str) -> None:
+    schema = '{"type": "object", "properties": {"a": {"const": NUMBER}}, "required": ["a"]}'
+    function = '{"name": "f", "strict": true, "parameters": SCHEMA}'
+    forms = {
+        "response_format": '{"type": "json_schema",'
+        ' "json_schema": {"name": "a", "schema": SCHEMA}}',
+        "structured_outputs": '{"json": SCHEMA}',
+        "tools": f'[{{"type": "function", "function": {function}}}]',
+    }
+    form = forms[field].replace("SCHEMA", schema).replace("NUMBER", number)
+    body = json.dumps(CHAT)[:-1] + f', "{field}": {form}}}'
+    headers = {"content-type": "application/json"}
+    with World() as world, world.http() as http:
+        response = http.post("/v1/chat/completions", content=body, headers=headers)
+        assert response.status_code == 400, response.text
+        assert world.runner.plans == []
+
+
+def test_a_schema_of_many_optional_properties_is_served() -> None:
+    body = {**CHAT, "guided_json": properties(700), "max_tokens": 20}
+    with World() as world, world.http() as http:
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
 
 
 CONTRADICTION: dict[str, Any] = {"allowed_token_ids": [5], "max_tokens": 20, "seed": 1}
@@ -167,6 +231,12 @@ def test_a_form_that_allows_none_of_the_allowed_tokens_is_the_clients_error(
         ({"guided_regex": "a", "guided_choice": ["a"]}, "structured_outputs", "exactly one of"),
         ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "guided_regex", "one form"),
         ({"regex": "a"}, "regex", "use structured_outputs"),
+        (BREAKS, "guided_whitespace_pattern", "only be given with a form"),
+        (COMPACT, "structured_outputs.disable_any_whitespace", "only be given with a form"),
+        ({"guided_regex": "a", **BREAKS}, "guided_whitespace_pattern", "is for JSON"),
+        ({"whitespace_pattern": " "}, "whitespace_pattern", "there is no field"),
+        ({"guided_json": {"const": 9007199254740993}}, "guided_json", "numbers in const"),
+        ({"guided_json": properties(1001)}, "guided_json", "at most 1000 properties"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything_runs(

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.server.protocol.literals import read_float
 
 # Limits of a body. Honest ones stay below: 4096 messages with calls are 25,000 lists and objects
 # and 100,000 strings, and 2048 prompts of 512 ids are 1,050,624 values. Validating that much holds
@@ -40,6 +41,12 @@ CHANGES = np.isin(np.arange(256), [*OPENINGS]).astype(np.int8) - np.isin(
     np.arange(256), [*CLOSINGS]
 )
 
+_values = msgspec.json.Decoder(Any, float_hook=read_float)
+_fields = msgspec.json.Decoder(dict[str, Any], float_hook=read_float)
+_items = msgspec.json.Decoder(list[Any], float_hook=read_float)
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw_items = msgspec.json.Decoder(list[msgspec.Raw])
+
 type Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 type Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -64,7 +71,7 @@ def decode_json(body: bytes) -> Any:
     what is not JSON.
     """
     if len(body) <= PIECE_BYTES:
-        return msgspec.json.decode(body)
+        return _values.decode(body)
     check_size(body)
     return _decode(body, MAX_LEVELS)
 
@@ -114,7 +121,7 @@ def _decode(raw: bytes, levels: int) -> Any:
     """Return the value of JSON text; what is long is decoded in pieces, `levels` deep."""
     raw = raw.strip()
     if len(raw) <= PIECE_BYTES or not levels or raw[0] not in OPENINGS:
-        return msgspec.json.decode(raw)
+        return _values.decode(raw)
     is_object = raw[:1] == b"{"
     items: list[Any] = []
     fields: dict[str, Any] = {}
@@ -124,16 +131,15 @@ def _decode(raw: bytes, levels: int) -> Any:
         piece = raw[:1] + raw[start:stop] + raw[-1:]
         is_long = len(piece) > 2 * PIECE_BYTES
         if is_object:
-            kind = dict[str, msgspec.Raw] if is_long else dict[str, Any]
-            named = msgspec.json.decode(piece, type=kind)
+            named: dict[str, Any] = (_raw_fields if is_long else _fields).decode(piece)
             if is_long:
                 named = {name: _decode(bytes(value), levels - 1) for name, value in named.items()}
             fields.update(named)
         elif is_long:
-            values = msgspec.json.decode(piece, type=list[msgspec.Raw])
+            values = _raw_items.decode(piece)
             items.extend(_decode(bytes(value), levels - 1) for value in values)
         else:
-            items.extend(msgspec.json.decode(piece, type=list[Any]))
+            items.extend(_items.decode(piece))
     return fields if is_object else items
 
 

@@ -15,6 +15,7 @@ from jaxserve.server.body_budget import Lease
 from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
 from jaxserve.server.protocol.body import Body
 from jaxserve.server.protocol.decoding import decode_json
+from jaxserve.server.protocol.literals import check_schemas
 
 MAX_SHOWN_CHARS = 60
 MAX_COMPLAINTS = 8
@@ -83,6 +84,7 @@ def check_media_type(request: Request) -> None:
 def decode(body: bytes) -> dict[str, Any]:
     """Return a JSON object, refusing NaN, infinities, lone surrogates and bad UTF-8.
 
+    A number that a double does not hold as it is written is refused where a schema has it.
     Raises InvalidRequestError, also for more than the limits of decoding.py.
     """
     try:
@@ -99,6 +101,7 @@ def decode(body: bytes) -> dict[str, Any]:
         raise InvalidRequestError(
             f"the body must be a JSON object, got {show(fields)}", param=None, code="invalid_json"
         )
+    check_schemas(fields)
     return fields
 
 

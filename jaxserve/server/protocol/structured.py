@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, FailFast, Field, Tag
@@ -9,7 +10,7 @@ from pydantic import ConfigDict, FailFast, Field, Tag
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import Body, by_type, given
 from jaxserve.server.protocol.parsing import renamed
-from jaxserve.structured_outputs import KINDS, MAX_BYTES, StructuredOutputsParams
+from jaxserve.structured_outputs import JSON_OPTIONS, KINDS, MAX_BYTES, StructuredOutputsParams
 
 # vLLM's older fields, and what each is of `structured_outputs`.
 GUIDED: Mapping[str, str] = {
@@ -27,6 +28,9 @@ MAX_TAGS = 1024
 type Text = Annotated[str, Field(min_length=1, max_length=MAX_BYTES)]
 type Choice = Annotated[list[Text], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
 type Schema = dict[str, Any] | bool
+# What pydantic cannot call by its name.
+KIND_FIELDS: Mapping[str, str] = {"json": "json_"}
+WHITESPACE = "guided_whitespace_pattern"
 
 
 class TextFormat(Body):
@@ -111,6 +115,18 @@ class StructuredOutputs(Body):
     whitespace_pattern: Text | None = None
     disable_fallback: bool = False
 
+    @property
+    def leaves_form(self) -> bool:
+        """Whether it says how JSON is written, and leaves the form to another field."""
+        names = {KIND_FIELDS.get(kind, kind) for kind in KINDS}
+        given = self.model_fields_set
+        return names.isdisjoint(given) and not given.isdisjoint(JSON_OPTIONS)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it says of how JSON is written."""
+        return {name: value for name in JSON_OPTIONS if (value := getattr(self, name))}
+
     def params(self) -> StructuredOutputsParams:
         """Return the engine's; raises InvalidRequestError for what cannot be."""
         fields = self.model_dump(exclude={"disable_fallback"}, exclude_none=True, by_alias=True)
@@ -127,19 +143,38 @@ def structured_outputs(
 ) -> StructuredOutputsParams | None:
     """Return what an answer must look like, None if it is free; raises InvalidRequestError.
 
-    guided: the older fields, those that are given.
+    guided: the older fields, those that are given. What structured_outputs and
+    guided_whitespace_pattern say of JSON holds for a form of any name.
     """
+    form = None if response_format is None else _of_format(response_format)
+    leaves_form = structured is not None and structured.leaves_form
+    options = structured.options if structured is not None and leaves_form else {}
+    left = {name: value for name, value in guided.items() if name != WHITESPACE}
     asked = {
-        "response_format": None if response_format is None else _of_format(response_format),
-        "structured_outputs": None if structured is None else structured.params(),
-        next(iter(guided), ""): _of_guided(guided) if guided else None,
+        "response_format": form,
+        "structured_outputs": None if structured is None or leaves_form else structured.params(),
+        next(iter(left), ""): _of_guided(left) if left else None,
     }
     given = [name for name, params in asked.items() if params is not None]
     if len(given) > 1:
         raise InvalidRequestError(
             f"{given[1]} cannot be given with {given[0]}: an answer has one form", param=given[1]
         )
-    return asked[given[0]] if given else None
+    if WHITESPACE in guided:
+        options["whitespace_pattern"] = guided[WHITESPACE]
+    if not given and options:
+        name = WHITESPACE if WHITESPACE in guided else f"structured_outputs.{next(iter(options))}"
+        raise InvalidRequestError(
+            f"{name} can only be given with a form of the answer, such as response_format",
+            param=name,
+        )
+    if not given:
+        return None
+    found = asked[given[0]]
+    assert found is not None, given
+    names = {"structured_outputs.whitespace_pattern": WHITESPACE} if WHITESPACE in guided else {}
+    with renamed(names):
+        return replace(found, **options)
 
 
 def structured_names(
@@ -169,6 +204,4 @@ def _of_guided(fields: Mapping[str, Any]) -> StructuredOutputsParams | None:
     if not any(left.values()):
         return None
     with renamed(structured_names(None, fields)):
-        return StructuredOutputsParams(
-            **left, whitespace_pattern=fields.get("guided_whitespace_pattern")
-        )
+        return StructuredOutputsParams(**left)

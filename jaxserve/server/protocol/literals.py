@@ -1,0 +1,69 @@
+"""Numbers of bodies as they are written: a double rounds what a schema says."""
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.grammar.schemas import SILENT
+
+# Fields in which a schema stands, in any body.
+SCHEMA_FIELDS = frozenset(
+    {
+        "guided_json",
+        "output_config",
+        "output_format",
+        "response_format",
+        "structured_outputs",
+        "text",
+        "tools",
+    }
+)
+# A double keeps as many digits of any number.
+NUM_DIGITS = 15
+MAX_SHOWN_CHARS = 40
+
+
+class RoundedFloat(float):
+    """A float that is not quite what was written. literal: what was."""
+
+    literal: str
+
+
+def read_float(literal: str) -> float:
+    """Return the float of a JSON number; raises ValueError for one that is beyond all floats."""
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(literal)
+    if len(literal) <= NUM_DIGITS or Decimal(repr(value)) == Decimal(literal):
+        return value
+    rounded = RoundedFloat(value)
+    rounded.literal = literal
+    return rounded
+
+
+def check_schemas(body: Mapping[str, Any]) -> None:
+    """Raise InvalidRequestError if a number in a schema was rounded, naming the field."""
+    for name in SCHEMA_FIELDS & body.keys():
+        literal = _rounded(body[name])
+        if literal is not None:
+            raise InvalidRequestError(
+                f"{name} must have numbers that a double holds exactly,"
+                f" got {literal[:MAX_SHOWN_CHARS]}",
+                param=name,
+            )
+
+
+def _rounded(value: object) -> str | None:
+    """Return the first number in a JSON value that was rounded, as it was written."""
+    left = [value]
+    while left:
+        match left.pop():
+            case RoundedFloat() as number:
+                return number.literal
+            case dict() as fields:
+                left += [inner for key, inner in fields.items() if key not in SILENT]
+            case list() as values:
+                left += values
+    return None
