@@ -45,6 +45,6 @@ EXPOSE 8000
 
 # A large model loads for minutes before the server listens; after that, three misses are a failure.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/live', timeout=4)"]
 
 ENTRYPOINT ["jaxserve", "serve", "--host", "0.0.0.0", "--port", "8000"]

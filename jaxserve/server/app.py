@@ -29,7 +29,8 @@ from jaxserve.server.endpoints.files import (
     list_files,
     upload_file,
 )
-from jaxserve.server.endpoints.health import health, ready
+from jaxserve.server.endpoints.health import health, live, load, ready
+from jaxserve.server.endpoints.invocations import invoke
 from jaxserve.server.endpoints.messages import count_tokens, create_message
 from jaxserve.server.endpoints.metrics import metrics as get_metrics
 from jaxserve.server.endpoints.models import get_model, list_models
@@ -94,11 +95,15 @@ ROUTES = (
     *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
     Route("/classify", classify, methods=["POST"]),
+    Route("/invocations", invoke, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/openapi.json", get_openapi),
     Route("/docs", get_docs),
     Route("/health", health),
+    Route("/ping", health, methods=["GET", "POST"]),
+    Route("/live", live),
+    Route("/load", load),
     Route("/ready", ready),
     Route("/version", version),
     Route("/metrics", get_metrics),

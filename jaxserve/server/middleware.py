@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/live", "/ping", "/ready"})
 PROBED_PATHS = OPEN_PATHS | {"/metrics"}
 
 

@@ -234,6 +234,11 @@ class ServerState:
         """Remember what delays batches, None when they go on."""
         self.batch_trouble = trouble
 
+    @property
+    def num_active(self) -> int:
+        """Answers that are being made."""
+        return self._num_active
+
     @contextmanager
     def admitted(self, model: ServedModel) -> Iterator[None]:
         """Count an answer while it is made; raise OverloadedError when there are too many.

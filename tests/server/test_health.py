@@ -26,12 +26,11 @@ def test_while_nothing_is_loaded_probes_say_so_and_requests_are_told_to_come_bac
 ) -> None:
     app = create_app((), metrics=Metrics(max_model_len=1), config=ServerConfig(), folder=tmp_path)
     with TestClient(app, base_url="http://localhost") as http:
-        assert (http.get("/health").status_code, http.get("/health").json()) == (
-            200,
-            {"status": "loading"},
-        )
+        assert http.get("/live").json() == {"status": "alive"}
         assert http.get("/metrics").status_code == 200
         for method, path in (
+            ("GET", "/health"),
+            ("GET", "/ping"),
             ("GET", "/ready"),
             ("GET", "/v1/models"),
             ("GET", "/v1/models/x"),
@@ -77,6 +76,7 @@ def test_a_dead_engine_shows_in_probes_and_answers() -> None:
             response = http.request(method, path, json=BODY)
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "engine_dead"
+        assert http.get("/live").status_code == 200
 
 
 def test_an_engine_that_hangs_is_not_healthy() -> None:
@@ -86,3 +86,27 @@ def test_an_engine_that_hangs_is_not_healthy() -> None:
             wait_for(lambda: http.get("/health").status_code == 503)
             assert not world.client.is_alive
         world.runner.step_s = 0.0
+
+
+def test_the_load_is_what_is_being_answered() -> None:
+    with World(step_s=0.01) as world:
+        http = world.http()
+        assert http.get("/load").json() == {"server_load": 0}
+        body = {**BODY, "stream": True, "max_tokens": 100, "ignore_eos": True}
+        with http.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_lines())
+            assert http.get("/load").json() == {"server_load": 1}
+        wait_for(lambda: http.get("/load").json() == {"server_load": 0})
+
+
+def test_one_path_takes_what_a_generating_model_is_asked(http: TestClient) -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    assert http.post("/invocations", json=chat).json()["object"] == "chat.completion"
+    text = {"prompt": "x", "max_tokens": 1}
+    assert http.post("/invocations", json=text).json()["object"] == "text_completion"
+    with http.stream("POST", "/invocations", json={**text, "stream": True}) as response:
+        assert events(response.iter_lines())[-1] is None
+    refused = http.post("/invocations", json={"input": "x"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    assert http.post("/invocations", json={**text, "model": "nobody"}).status_code == 404
+    assert http.post("/invocations", content=b"{}").status_code == 415

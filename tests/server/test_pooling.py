@@ -432,3 +432,14 @@ def test_each_text_of_a_pair_can_be_cut(cross_encoder: TestClient, embedder: Tes
 
 def test_an_answer_is_known_by_the_requests_id(embedder: TestClient) -> None:
     assert post(embedder, "/v1/embeddings", input="once", request_id="mine")["id"] == "embd-mine"
+
+
+def test_one_path_takes_what_a_pooling_model_is_asked(
+    embedder: TestClient, classifier: TestClient, cross_encoder: TestClient
+) -> None:
+    assert embeddings(post(embedder, "/invocations", input=TEXTS))
+    assert post(classifier, "/invocations", input=TEXTS)["data"][0]["label"] in LABELS
+    pair = {"text_1": TEXTS[0], "text_2": TEXTS[1]}
+    assert post(cross_encoder, "/invocations", **pair)["data"][0]["object"] == "score"
+    ranking = {"query": TEXTS[0], "documents": TEXTS[1:]}
+    assert len(post(cross_encoder, "/invocations", **ranking)["results"]) == 2

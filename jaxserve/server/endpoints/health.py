@@ -1,4 +1,4 @@
-"""GET /health and /ready: whether to restart this server, and whether to send it requests."""
+"""GET /live, /health, /ready and /load: whether a server runs, serves, and has room."""
 
 from collections.abc import Mapping
 
@@ -26,14 +26,26 @@ class Status(msgspec.Struct, omit_defaults=True):
     batches: BatchTrouble | None = None
 
 
+class Load(msgspec.Struct):
+    """Answers that the process which answers is making."""
+
+    server_load: int
+
+
+async def live(_: Request) -> Response:
+    """Answer 200 while this process runs, whatever its engine does.
+
+    The server restarts an engine itself, and ends when that does not help.
+    """
+    return json_response(Status("alive"))
+
+
 async def health(http: Request) -> Response:
-    """Answer 200 while the engines load or run, 503 with the reason when one has died or hangs.
+    """Answer 200 while the engines serve, 503 with the reason while they load, hang or are gone.
 
     An engine writes a heartbeat from its loop, so that one that hangs is found too.
     """
     state = server_state(http)
-    if state.is_loading:
-        return json_response(Status("loading"))
     for model in state.models:
         model.client.check_health()
     details = {model.name: ModelHealth(model.kernels) for model in state.models}
@@ -49,3 +61,8 @@ async def ready(http: Request) -> Response:
     for model in state.models:
         model.client.check_health()
     return json_response(Status("ready"))
+
+
+async def load(http: Request) -> Response:
+    """Answer with the number of answers that this process is making."""
+    return json_response(Load(server_state(http).num_active))
