@@ -40,6 +40,8 @@ BEYOND = (
     "must not be empty, got []",
     "must not be of type",
     "cannot be given with",
+    "can only be given with a form",
+    "that a double holds exactly",
 )
 
 

@@ -232,7 +232,7 @@ def test_a_form_that_allows_none_of_the_allowed_tokens_is_the_clients_error(
         ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "guided_regex", "one form"),
         ({"regex": "a"}, "regex", "use structured_outputs"),
         (BREAKS, "guided_whitespace_pattern", "only be given with a form"),
-        (COMPACT, "structured_outputs.disable_any_whitespace", "only be given with a form"),
+        (COMPACT, "structured_outputs", "exactly one of"),
         ({"guided_regex": "a", **BREAKS}, "guided_whitespace_pattern", "is for JSON"),
         ({"whitespace_pattern": " "}, "whitespace_pattern", "there is no field"),
         ({"guided_json": {"const": 9007199254740993}}, "guided_json", "numbers in const"),

@@ -162,13 +162,14 @@ def structured_outputs(
         )
     if WHITESPACE in guided:
         options["whitespace_pattern"] = guided[WHITESPACE]
-    if not given and options:
-        name = WHITESPACE if WHITESPACE in guided else f"structured_outputs.{next(iter(options))}"
-        raise InvalidRequestError(
-            f"{name} can only be given with a form of the answer, such as response_format",
-            param=name,
-        )
     if not given:
+        if structured is not None:
+            return structured.params()  # which says that a form is missing
+        if WHITESPACE in guided:
+            raise InvalidRequestError(
+                f"{WHITESPACE} can only be given with a form of the answer, as by response_format",
+                param=WHITESPACE,
+            )
         return None
     found = asked[given[0]]
     assert found is not None, given
