@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx
 from starlette.testclient import TestClient
 
 import jaxserve
@@ -89,12 +90,15 @@ def test_an_engine_that_hangs_is_not_healthy() -> None:
 
 
 def test_the_load_is_what_is_being_answered() -> None:
-    with World(step_s=0.01) as world:
-        http = world.http()
+    with (
+        World(step_s=0.01) as world,
+        world.listening() as address,
+        httpx.Client(base_url=address.url) as http,
+    ):
         assert http.get("/load").json() == {"server_load": 0}
-        body = {**BODY, "stream": True, "max_tokens": 100, "ignore_eos": True}
-        with http.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_lines())
+        with http.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as response:
+            lines = response.iter_lines()  # kept, as its end would end the stream
+            next(lines)
             assert http.get("/load").json() == {"server_load": 1}
         wait_for(lambda: http.get("/load").json() == {"server_load": 0})
 
