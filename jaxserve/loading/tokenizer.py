@@ -1,7 +1,9 @@
 """A model's tokenizer: text to ids, ids to text and bytes, chats to prompts."""
 
+import importlib
 import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -44,7 +46,7 @@ class Tokenizer:
     @staticmethod
     def preload() -> None:
         """Import what `load` needs, which takes seconds, before there is anything to load."""
-        from transformers import AutoTokenizer  # noqa: F401, PLC0415
+        _auto_tokenizer()
 
     @classmethod
     def load(cls, folder: Path, *, chat_template: str | None = None) -> "Tokenizer":
@@ -53,14 +55,11 @@ class Tokenizer:
         chat_template: an operator's Jinja template in place of the folder's own. Raises
         CheckpointError when the folder holds no tokenizer that works without its own code.
         """
-        # Imported here: it takes seconds, which a client of this package should not pay.
-        from transformers import AutoTokenizer  # noqa: PLC0415
-
         if not folder.is_dir():
             raise CheckpointError(f"no tokenizer: {folder} is not a folder")
         try:
             with fast_folder(folder) as source:
-                pretrained = AutoTokenizer.from_pretrained(
+                pretrained = _auto_tokenizer().from_pretrained(
                     source, trust_remote_code=False, local_files_only=True
                 )
         except Exception as error:  # tokenizers raises bare Exception on a malformed file
@@ -257,6 +256,14 @@ class Tokenizer:
 
         chars: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
         return {char: byte for byte, char in chars.items()}
+
+
+def _auto_tokenizer() -> Any:
+    """Return transformers' AutoTokenizer; the first call takes seconds."""
+    # At the end of its import, transformers replaces itself in sys.modules. A thread that waited
+    # for another thread's import gets the replaced module, which has no AutoTokenizer.
+    importlib.import_module("transformers")
+    return sys.modules["transformers"].AutoTokenizer
 
 
 def truncated(token_ids: tuple[int, ...], limit: int, *, side: str) -> tuple[int, ...]:

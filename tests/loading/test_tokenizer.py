@@ -1,6 +1,8 @@
 """The tokenizer wrapper is transformers' own, only faster, and never lets go of a bound."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -155,6 +157,31 @@ def test_a_broken_tokenizer_is_refused_alike_where_only_its_backend_is_wanted(
     (tmp_path / "tokenizer.json").write_text("{", "utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer"):
         load_backend(tmp_path)
+
+
+def test_threads_may_load_their_first_tokenizers_at_the_same_time() -> None:
+    # In a process of its own: here transformers has been imported.
+    script = """
+import sys, threading, time
+from jaxserve.loading.tokenizer import Tokenizer
+
+def preload(errors):
+    try:
+        Tokenizer.preload()
+    except ImportError as error:
+        errors.append(error)
+
+errors = []
+threads = [threading.Thread(target=preload, args=(errors,)) for _ in range(2)]
+threads[0].start()
+while "transformers" not in sys.modules:
+    time.sleep(0.001)
+threads[1].start()
+for thread in threads:
+    thread.join()
+sys.exit(str(errors) if errors else 0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_folder_that_is_not_there_is_a_checkpoint_error(tmp_path: Path) -> None:
