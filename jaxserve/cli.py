@@ -33,8 +33,8 @@ def run() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    What a user can mend ends in one line on standard error: status 1, or 2 for arguments that
-    cannot be read.
+    An error that a user can mend is one line on standard error. Its status is 1, 2 for arguments
+    that cannot be parsed, 3 for a server whose processes died too often.
     """
     # transformers would tell every user that it misses PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except JaxserveError as error:
         print(f"jaxserve: error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -7,6 +7,7 @@
     ├── OverloadedError              the queue is full, try again later       503
     ├── EngineDeadError              the engine stopped; nothing can run      503
     ├── StorageError                 the disk is full, or cannot be used      507, 503
+    ├── RestartLimitError            processes of the server died too often
     ├── ConfigError                  the operator's settings cannot work
     │   └── MemoryPlanError          weights, cache and workspace do not fit
     ├── KernelError                  a kernel computes wrong numbers on this machine
@@ -21,7 +22,12 @@ from math import inf
 
 
 class JaxserveError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose.
+
+    exit_status: of a command that ends with the error.
+    """
+
+    exit_status = 1
 
 
 class InvalidRequestError(JaxserveError, ValueError):
@@ -89,6 +95,16 @@ class StorageError(JaxserveError):
         super().__init__(detail or message)
         self.fault = fault
         self.message = message
+
+
+class RestartLimitError(JaxserveError):
+    """Processes of a server died more often than `--max-restarts` allows.
+
+    The exit status is one of its own: to start the server again may help, which it cannot after an
+    error in the settings.
+    """
+
+    exit_status = 3
 
 
 class ConfigError(JaxserveError, ValueError):

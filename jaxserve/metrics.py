@@ -61,6 +61,14 @@ class Metrics:
             {"reason": reason},
         ).inc()
 
+    def observe_engine_death(self, num_requests: int) -> None:
+        """An engine died while so many requests were in flight."""
+        self._series.counter(
+            "jaxserve:interrupted_requests",
+            "Requests that ended because the engine's process died while they were in flight.",
+            {},
+        ).inc(num_requests)
+
     def observe_http(self, method: str, handler: str, status: int) -> None:
         """A request was answered; `method` and `handler` come from closed sets."""
         self._series.counter(

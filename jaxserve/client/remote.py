@@ -39,12 +39,18 @@ class RemoteClient(EngineClient):
         assert self._link is None, "one engine at a time"
         self._link = _Link(address, client, tokenizer)
 
-    def disconnect(self, reason: str) -> None:
-        """End what is in flight by an error, and serve nothing until connected again."""
+    def disconnect(self, reason: str) -> int:
+        """End requests in flight with an error, and serve nothing until connected again.
+
+        Returns how many requests that ended.
+        """
         self._reason = reason
         link, self._link = self._link, None
-        if link is not None:
-            link.close(reason)
+        if link is None:
+            return 0
+        num_requests = len(link.streams.request_ids)
+        link.close(reason)
+        return num_requests
 
     def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """See EngineClient."""

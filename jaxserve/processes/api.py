@@ -8,8 +8,8 @@ import asyncio
 import itertools
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from jaxserve.client.remote import RemoteClient
 from jaxserve.engine.loop import HEARTBEAT_S
 from jaxserve.errors import JaxserveError
 from jaxserve.grammar import GrammarSandbox, Vocabulary
+from jaxserve.leave import leave
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.logging import configure_logging, get_logger
 from jaxserve.metrics import Metrics
@@ -63,12 +64,21 @@ def load_tokenizer(hello: Hello) -> Tokenizer:
     return Tokenizer.load(Path(hello.tokenizer), chat_template=hello.chat_template)
 
 
-def main(fd: int, load: TokenizerLoader = load_tokenizer) -> int:
+def main(
+    fd: int,
+    load: TokenizerLoader = load_tokenizer,
+    *,
+    preload: Callable[[], None] = Tokenizer.preload,
+) -> int:
     """Answer HTTP until told to end; return the exit status.
 
-    fd: this process's end of its control line.
+    fd: this process's end of its control line. load: loads the tokenizer. preload: imports what
+    `load` needs; it runs at once, and before `load`.
     """
     ignore_signals()
+    # One thread, so that `load` waits for `preload`.
+    loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jaxserve-tokenizer")
+    loading.submit(preload)
     line = ChildLine[ToApi](fd, ToApi)
     first = line.receive()
     assert isinstance(first, ServeHttp), "an API process is told first where to listen"
@@ -76,7 +86,7 @@ def main(fd: int, load: TokenizerLoader = load_tokenizer) -> int:
     with socket.socket(fileno=first.fd) as listener:
         listener.set_inheritable(False)
         try:
-            api = ApiProcess(line, first, load)
+            api = ApiProcess(line, first, lambda hello: loading.submit(load, hello))
         except JaxserveError as error:
             # Such as a database that is corrupt: one line here, and another of the supervisor.
             log.error("the API process cannot start", reason=str(error))
@@ -90,12 +100,18 @@ def main(fd: int, load: TokenizerLoader = load_tokenizer) -> int:
 class ApiProcess:
     """One server, and what the supervisor tells it of engines."""
 
-    def __init__(self, line: ChildLine[ToApi], first: ServeHttp, load: TokenizerLoader) -> None:
+    def __init__(
+        self,
+        line: ChildLine[ToApi],
+        first: ServeHttp,
+        load: Callable[[Hello], Future[Tokenizer]],
+    ) -> None:
         self._line = line
         self._folder = first.folder
         self._load = load
         # Of engines' series it has none, which are what the bound is for.
         metrics = Metrics(max_model_len=1)
+        metrics.observe_engine_death(0)  # a counter should be there before it first grows
         app = create_app(
             (),
             metrics=metrics,
@@ -108,7 +124,7 @@ class ApiProcess:
         self._batches: BatchRunner | None = app.state.batches if first.runs_batches else None
         self.server = Server(app, first.config, batches=self._batches)
         self._client = RemoteClient()
-        self._tokenizer: asyncio.Task[Tokenizer] | None = None
+        self._tokenizer: asyncio.Future[Tokenizer] | None = None
         self._coming_up: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._scrapes: dict[int, asyncio.Future[Sequence[Family]]] = {}
@@ -144,7 +160,7 @@ class ApiProcess:
             case EngineDown():
                 if self._coming_up is not None:
                     self._coming_up.cancel()
-                self._client.disconnect(message.reason)
+                self._state.metrics.observe_engine_death(self._client.disconnect(message.reason))
             case Batches():
                 self._state.note_batches(message.trouble)
             case Drain():
@@ -157,33 +173,34 @@ class ApiProcess:
                     scrape.set_result(message.families)
 
     def _begin_tokenizer(self, message: EngineLoads | EngineUp) -> None:
-        """Load the tokenizer while the engine loads: once, since all engines serve one model."""
+        """Load the tokenizer while the engine loads: once, because all engines serve one model."""
         if self._tokenizer is None:
             hello = msgspec.json.decode(message.hello, type=Hello)
-            self._tokenizer = asyncio.create_task(asyncio.to_thread(self._load, hello))
+            self._tokenizer = asyncio.wrap_future(self._load(hello))
 
     async def _come_up(self, message: EngineUp) -> None:
-        """Serve what the engine serves."""
-        assert self._tokenizer is not None
+        """Serve what the engine serves, or tell the supervisor why not."""
         try:
-            tokenizer = await asyncio.wait_for(
-                asyncio.shield(self._tokenizer), self._state.config.engine_start_timeout_s
-            )
+            await self._connect(message)
         except TimeoutError:
             self._line.send(Failed("the tokenizer does not load, as if the disk hangs"))
-            return
         except JaxserveError as error:
             self._line.send(Failed(str(error)))
-            return
         except Exception:
-            log.exception("the tokenizer could not be loaded")
-            self._line.send(Failed("the tokenizer could not be loaded; the log says why"))
-            return
+            log.exception("the API process could not start serving")
+            self._line.send(Failed("the API process could not start serving; its log says why"))
+        else:
+            self._line.send(Ready())
+
+    async def _connect(self, message: EngineUp) -> None:
+        assert self._tokenizer is not None
+        tokenizer = await asyncio.wait_for(
+            asyncio.shield(self._tokenizer), self._state.config.engine_start_timeout_s
+        )
         freeze_garbage()
         hello = msgspec.json.decode(message.hello, type=Hello)
         self._client.connect(message.address, client=message.client, tokenizer=tokenizer.backend)
         self._state.welcome([served_model(hello, self._client, tokenizer, self._state.config)])
-        self._line.send(Ready())
 
     async def _scrape(self) -> Sequence[Family]:
         """Return the series of all processes; this one's own, if the supervisor is busy."""
@@ -244,6 +261,4 @@ def _answers(chat: ChatTemplate, config: ServerConfig) -> AnswerFormat:
 
 
 if __name__ == "__main__":
-    # While the engine begins to load; by the time it can say which tokenizer, this is done.
-    threading.Thread(target=Tokenizer.preload, daemon=True).start()
-    sys.exit(main(int(sys.argv[1])))
+    leave(main(int(sys.argv[1])))

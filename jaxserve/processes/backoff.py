@@ -1,14 +1,17 @@
-"""When what has ended may start again."""
+"""How long to wait before a process that ended starts again."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 
+# Longer waits would only keep a server down that could serve again.
+MAX_DELAY_S = 60.0
+
 
 class Backoff:
-    """Delays that double with each end within a window; after so many ends there are no more.
+    """Delays that double with each end within a window, up to MAX_DELAY_S.
 
-    An end that is older than the window is forgotten.
+    limit: ends within the window after which there is no restart. Older ends are forgotten.
     """
 
     def __init__(
@@ -22,14 +25,18 @@ class Backoff:
         self._limit = limit
         self._window_s = window_s
         self._first_delay_s = first_delay_s
+        self._max_delay_s = max(first_delay_s, MAX_DELAY_S)
         self._clock = clock
         self._ends_s: deque[float] = deque()
 
     def delay_s(self) -> float | None:
-        """Return how long to wait after an end that has just come, or None to give up."""
+        """Count an end, and return the seconds to wait for the restart, or None to give up."""
         now_s = self._clock()
         while self._ends_s and self._ends_s[0] <= now_s - self._window_s:
             self._ends_s.popleft()
         self._ends_s.append(now_s)
         count = len(self._ends_s)
-        return None if count > self._limit else self._first_delay_s * 2.0 ** (count - 1)
+        if count > self._limit:
+            return None
+        num_doublings = min(count - 1, 100)  # a float holds no more than 1023
+        return min(self._first_delay_s * 2.0**num_doublings, self._max_delay_s)

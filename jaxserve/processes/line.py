@@ -195,6 +195,11 @@ class Child:
         self._asked.pop(number, None)
         return self.last_series
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether SIGKILL ended the child, which comes from an operator or for want of memory."""
+        return self.process.returncode == -signal.SIGKILL
+
     async def ended(self) -> str:
         """Wait for the child's end and return it in words."""
         status = await self.process.wait()

@@ -7,7 +7,8 @@ import asyncio
 import itertools
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from msgspec import Raw
 
 from jaxserve.config import EngineOptions
-from jaxserve.errors import EngineDeadError, JaxserveError
+from jaxserve.errors import JaxserveError, RestartLimitError
 from jaxserve.logging import get_logger
 from jaxserve.processes.backoff import Backoff
 from jaxserve.processes.line import Child
@@ -38,14 +39,16 @@ from jaxserve.processes.messages import (
     Stop,
 )
 from jaxserve.processes.watch import Watch
-from jaxserve.series import Family, Kind, merged
+from jaxserve.series import Family, Kind, SeriesSet, merged
 from jaxserve.server.config import ServerConfig
 
 log = get_logger(__name__)
 
-# After an API process's own time to drain, and for an engine that has nothing left to do.
+# For API processes to end after `shutdown_timeout_s`, and for an idle engine to stop.
 LAST_WORDS_S = 5.0
 STOP_TIMEOUT_S = 5.0
+ENGINE = "engine"
+API = "api"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,18 @@ class _Up:
 
     hello: Raw
     address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How a child ended.
+
+    would_recur: whether another start would end the same way, as far as one can tell. It decides
+    only while no process of the kind has served.
+    """
+
+    reason: str
+    would_recur: bool
 
 
 class Supervisor:
@@ -95,8 +110,18 @@ class Supervisor:
         self._ready_apis: set[int] = set()
         self._batches = Batches(None)
         self._clients = itertools.count()
-        # Of processes that have ended: a sum over processes must never fall.
+        self._has_served_http = False
+        # Counts of processes that have ended: a sum over processes must never fall.
         self._retired: tuple[Family, ...] = ()
+        self._series = SeriesSet()
+        self._restarts = {
+            kind: self._series.counter(
+                "jaxserve:process_restarts",
+                "Processes started in place of one that ended, by kind.",
+                {"process": kind},
+            )
+            for kind in (ENGINE, API)
+        }
         self._is_stopping = False
         self._status = 0
         self._stop = asyncio.Event()
@@ -107,8 +132,8 @@ class Supervisor:
 
         0 after SIGTERM or SIGINT: no new requests, the answers under way get `shutdown_timeout_s`
         to finish, what is left ends with an error. 1 after a second signal, which ends everything
-        at once. Raises what ended the first engine before it could serve, and EngineDeadError when
-        engines or API processes end again and again.
+        at once. Raises JaxserveError when the first engine or API process cannot work, and
+        RestartLimitError when processes end too often.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -132,21 +157,32 @@ class Supervisor:
         stop = asyncio.create_task(self._stop.wait())
         tasks: list[asyncio.Task[Any]] = [engine, *apis, stop]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()  # raises what a keeper gave up with
-            log.info("stopping", timeout_s=self._config.shutdown_timeout_s)
-            for api in self._apis.values():
-                api.tell(Drain())
-            await asyncio.wait(apis, timeout=self._config.shutdown_timeout_s + LAST_WORDS_S)
-            if self._engine is not None:
-                self._engine.tell(Stop())
-                if self._up is not None:  # else it loads, and does not listen
-                    await asyncio.wait([engine], timeout=STOP_TIMEOUT_S)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # Before any client was served there is nothing to drain.
+            if self._stop.is_set() or self._announce is None:
+                await self._drain(engine, apis)
+            for task in (engine, *apis):
+                if task.done():
+                    task.result()  # raises the error with which a keeper gave up
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(self, engine: asyncio.Task[None], apis: list[asyncio.Task[None]]) -> None:
+        """Let the API processes finish their answers, then stop the engine."""
+        log.info("stopping", timeout_s=self._config.shutdown_timeout_s)
+        self._is_stopping = True
+        self._stop.set()
+        # A connection would wait for ever in the queue of a socket that no process accepts from.
+        self._listener.close()
+        for api in self._apis.values():
+            api.tell(Drain())
+        await asyncio.wait(apis, timeout=self._config.shutdown_timeout_s + LAST_WORDS_S)
+        if self._engine is not None:
+            self._engine.tell(Stop())
+            if self._up is not None:  # else it loads, and does not listen
+                await asyncio.wait([engine], timeout=STOP_TIMEOUT_S)
 
     def _on_signal(self) -> None:
         if self._is_stopping:
@@ -155,8 +191,6 @@ class Supervisor:
                     child.kill()
             self._status = 1
         self._is_stopping = True
-        # Nobody shall come to a socket that nobody looks at.
-        self._listener.close()
         self._stop.set()
 
     # The engine.
@@ -166,28 +200,22 @@ class Supervisor:
         backoff = self._backoff()
         has_served = False
         for number in itertools.count():
-            failed = await self._run_engine(f"ipc://{self._folder}/engine-{number}")
+            end = await self._run_engine(f"ipc://{self._folder}/engine-{number}")
             has_served = has_served or self._up is not None
             self._up = None
             for api in self._apis.values():
-                api.tell(EngineDown(failed.reason))
-            if self._is_stopping:
+                api.tell(EngineDown(end.reason))
+            if not await self._may_restart(ENGINE, "engine", end, backoff, has_served=has_served):
                 return
-            log.error("the engine has ended", reason=failed.reason)
-            if not has_served:
-                # What never worked will not work the next time.
-                raise JaxserveError(failed.reason)
-            delay_s = backoff.delay_s()
-            if delay_s is None:
-                raise EngineDeadError(f"the engine ends again and again: {failed.reason}")
-            log.info("the engine starts again", delay_s=delay_s)
-            await asyncio.sleep(delay_s)
 
-    async def _run_engine(self, address: str) -> Failed:
-        """Run one engine, and return why it ended."""
-        failed: Failed | None = None
+    async def _run_engine(self, address: str) -> _End:
+        """Run one engine, and return how it ended."""
+        end: _End | None = None
         config = self._config
-        self._engine = engine = await Child.start("engine", self._programs.engine)
+        try:
+            self._engine = engine = await self._start("engine", self._programs.engine)
+        except OSError as error:
+            return _not_started(error)
         watch = Watch(
             engine.process.pid,
             start_timeout_s=config.engine_start_timeout_s,
@@ -214,21 +242,22 @@ class Supervisor:
                         for client in self._apis:
                             self._introduce(client)
                     case Failed():
-                        failed = message
+                        end = _End(reason=message.reason, would_recur=True)
                         break
         except TimeoutError:
-            failed = Failed(
+            reason = (
                 f"the engine has not finished a step for {config.engine_hang_timeout_s:g} s"
                 if watch.has_started
                 else "the engine does not become ready: it has not used the processor for"
                 f" {config.engine_start_timeout_s:g} s (--engine-start-timeout), as if a disk or"
                 " the network hangs"
             )
+            end = _End(reason=reason, would_recur=True)
         engine.kill()
         how = await engine.ended()
         self._retire(engine)
         self._engine = None
-        return failed or Failed(f"the engine has ended: {how}")
+        return end or _End(reason=f"the engine has ended: {how}", would_recur=not engine.was_killed)
 
     # API processes.
 
@@ -237,20 +266,23 @@ class Supervisor:
         backoff = self._backoff()
         while True:
             client = next(self._clients)
-            reason = await self._run_api(client, f"api {slot}", runs_batches=slot == 0)
-            if self._is_stopping:
+            name = f"api {slot}"
+            end = await self._run_api(client, name, runs_batches=slot == 0)
+            if not await self._may_restart(
+                API, name, end, backoff, has_served=self._has_served_http
+            ):
                 return
-            log.error("an API process has ended", name=f"api {slot}", reason=reason)
-            delay_s = backoff.delay_s()
-            if delay_s is None:
-                raise EngineDeadError(f"an API process ends again and again: {reason}")
-            await asyncio.sleep(delay_s)
 
-    async def _run_api(self, client: int, name: str, *, runs_batches: bool) -> str:
+    async def _run_api(self, client: int, name: str, *, runs_batches: bool) -> _End:
         """Run one API process, and return how it ended."""
+        end: _End | None = None
         fd = self._listener.fileno()
         hang_timeout_s = self._config.api_hang_timeout_s
-        self._apis[client] = api = await Child.start(name, self._programs.api, pass_fds=(fd,))
+        try:
+            api = await self._start(name, self._programs.api, pass_fds=(fd,))
+        except OSError as error:
+            return _not_started(error)
+        self._apis[client] = api
         watch = Watch(
             api.process.pid, start_timeout_s=hang_timeout_s, hang_timeout_s=hang_timeout_s
         )
@@ -269,11 +301,11 @@ class Supervisor:
             self._introduce(client)
         elif self._planned is not None:
             api.tell(EngineLoads(self._planned.hello))
-        hung = ""
         try:
             async for message in api.messages(FromApi, watch):
                 match message:
                     case Ready():
+                        self._has_served_http = True
                         self._ready_apis.add(client)
                         self._announce_once()
                     case Scrape():
@@ -285,9 +317,11 @@ class Supervisor:
                         for each in self._apis.values():
                             each.tell(message)
                     case Failed():
-                        raise JaxserveError(message.reason)
+                        end = _End(reason=message.reason, would_recur=True)
+                        break
         except TimeoutError:
-            hung = f"it has shown no sign of life for {hang_timeout_s:g} s"
+            reason = f"it has shown no sign of life for {hang_timeout_s:g} s"
+            end = _End(reason=reason, would_recur=False)
         api.kill()
         how = await api.ended()
         del self._apis[client]
@@ -295,7 +329,9 @@ class Supervisor:
         self._retire(api)
         if self._engine is not None:
             self._engine.tell(ClientGone(client))
-        return hung or how
+        return end or _End(
+            reason=f"an API process has ended: {how}", would_recur=not api.was_killed
+        )
 
     def _introduce(self, client: int) -> None:
         """Tell an API process where the engine is."""
@@ -313,6 +349,41 @@ class Supervisor:
 
     # What both have in common.
 
+    async def _start(self, name: str, module: str, *, pass_fds: Sequence[int] = ()) -> Child:
+        """Start a child; raises OSError."""
+        child = await Child.start(name, module, pass_fds=pass_fds)
+        if self._is_stopping:  # since the start began, so that nothing has told it to end
+            child.kill()
+        return child
+
+    async def _may_restart(
+        self, kind: str, name: str, end: _End, backoff: Backoff, *, has_served: bool
+    ) -> bool:
+        """Wait until a process may start again; return False if the server stops meanwhile.
+
+        has_served: whether a process of the kind ever did. Raises JaxserveError if none did and
+        none would, and RestartLimitError after too many ends.
+        """
+        if self._is_stopping:
+            return False
+        log.error("a process has ended", name=name, reason=end.reason)
+        if end.would_recur and not has_served:
+            raise JaxserveError(end.reason)
+        delay_s = backoff.delay_s()
+        if delay_s is None:
+            config = self._config
+            raise RestartLimitError(
+                f"the process {name!r} ended more than {config.max_restarts} times within"
+                f" {config.restart_window_s:g} s (--max-restarts, --restart-window): {end.reason}"
+            )
+        log.info("a process will start again", name=name, delay_s=delay_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), delay_s)
+        if self._is_stopping:
+            return False
+        self._restarts[kind].inc()
+        return True
+
     def _backoff(self) -> Backoff:
         config = self._config
         return Backoff(
@@ -325,9 +396,15 @@ class Supervisor:
         """Answer an API process with the series of all."""
         children = [*self._apis.values(), *([self._engine] if self._engine else [])]
         snapshots = await asyncio.gather(*(child.series() for child in children))
-        api.tell(AllSeries(number, merged([*snapshots, self._retired])))
+        own = self._series.snapshot()
+        api.tell(AllSeries(number, merged([*snapshots, own, self._retired])))
 
     def _retire(self, child: Child) -> None:
         """Keep what a process that has ended has counted."""
         counts = (family for family in child.last_series if family.kind is not Kind.GAUGE)
         self._retired = merged([self._retired, counts])
+
+
+def _not_started(error: OSError) -> _End:
+    reason = f"a process of the server could not be started: {error.strerror}"
+    return _End(reason=reason, would_recur=True)

@@ -1,16 +1,23 @@
-"""An API process with a tokenizer of words, so that tests need not wait for transformers."""
+"""An API process with a tokenizer of words, so that tests need not wait for transformers.
+
+It fails while the file that it is told to load the tokenizer from exists.
+"""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+from jaxserve.errors import CheckpointError
 from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.processes.api import main
 from jaxserve.processes.messages import Hello
 from tests.engine.world import word_tokenizer
 
 
-def load(_: Hello) -> Tokenizer:
+def load(hello: Hello) -> Tokenizer:
     assert "transformers" not in sys.modules, "tests wait for this start"
+    if hello.tokenizer and Path(hello.tokenizer).exists():
+        raise CheckpointError("the tokenizer is broken")
     pretrained = SimpleNamespace(
         backend_tokenizer=word_tokenizer(), eos_token_id=None, chat_template=None
     )
@@ -18,4 +25,4 @@ def load(_: Hello) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), load))
+    sys.exit(main(int(sys.argv[1]), load, preload=lambda: None))

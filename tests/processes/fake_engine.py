@@ -1,9 +1,10 @@
 """An engine's process on the fake device, which starts in no time. `model` of its options is JSON.
 
 step_s: seconds a step takes. starts: a file that counts starts. mistake: words to refuse to start
-with. crashes_from: the start from which on loading crashes. gate: a file without which no engine
-becomes ready, but for the first if gates_from is 2. hangs_s, works_s: how long loading waits for
-nothing, and computes. compiles_s: how long a thread works on behind what is served.
+with. tokenizer: the one that API processes are to load. crashes_from: the start from which on
+loading crashes. gate: a file without which no engine becomes ready, but for the first if gates_from
+is 2. hangs_s, works_s: how long loading waits for nothing, and computes. compiles_s: how long a
+thread works on behind what is served.
 """
 
 import json
@@ -71,7 +72,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
         Hello(
             names=("tiny", "alias"),
             created=int(time.time()),
-            tokenizer="",
+            tokenizer=settings.get("tokenizer", ""),
             chat_template=None,
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,

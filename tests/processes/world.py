@@ -48,7 +48,7 @@ with bind(config) as listener:
         sys.exit(asyncio.run(main(listener)))
     except JaxserveError as error:
         print(error, flush=True)
-        sys.exit(1)
+        sys.exit(error.exit_status)
 """
 PROGRAMS = {"engine": "tests.processes.fake_engine", "api": "tests.processes.fake_api"}
 
@@ -81,6 +81,16 @@ class Server:
     @property
     def apis(self) -> list[psutil.Process]:
         return self.children(PROGRAMS["api"])
+
+    def wait_replaced(self, *killed: psutil.Process) -> None:
+        """Wait until the server is ready without the processes that were killed."""
+        pids = {process.pid for process in killed}
+
+        def is_replaced() -> bool:
+            children = psutil.Process(self.process.pid).children()
+            return not pids & {child.pid for child in children} and self.is_ready()
+
+        wait_for(is_replaced)
 
     def log(self) -> list[dict[str, Any]]:
         """The lines that its children have logged so far."""
