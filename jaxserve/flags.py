@@ -448,10 +448,17 @@ SERVER_FLAGS = (
         help="and their size together" + SUFFIX_HELP,
     ),
     Flag(
+        name="shutdown-delay",
+        field="shutdown_delay_s",
+        parse=float,
+        help="seconds that a stopping server still takes requests while /ready answers 503, until"
+        " load balancers have noticed",
+    ),
+    Flag(
         name="shutdown-timeout",
         field="shutdown_timeout_s",
         parse=float,
-        help="seconds that answers may still take when the server stops",
+        help="seconds that answers may still take after --shutdown-delay",
     ),
     Flag(
         name="api-server-count",

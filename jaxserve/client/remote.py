@@ -9,7 +9,7 @@ import zmq
 import zmq.asyncio
 from tokenizers import Tokenizer
 
-from jaxserve.client import DRAIN_RETRY_S, STOP_TIMEOUT_S, EngineClient
+from jaxserve.client import DRAIN_RETRY_S, EngineClient
 from jaxserve.client.streams import Streams
 from jaxserve.engine.loop import Command
 from jaxserve.engine.text import INTERNAL_ERROR
@@ -20,6 +20,9 @@ from jaxserve.request import Request, TokenEvent
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
+# For the engine to end aborted requests. Without an answer it hangs, and this process, which must
+# still tell its clients, is killed soon (supervisor.LAST_WORDS_S).
+ABORT_TIMEOUT_S = 2.0
 
 
 class RemoteClient(EngineClient):
@@ -82,7 +85,7 @@ class RemoteClient(EngineClient):
         if self._link is not None:
             for request_id in self._link.streams.request_ids:
                 self._link.streams.abort(request_id)
-            await self._until_idle(STOP_TIMEOUT_S)
+            await self._until_idle(ABORT_TIMEOUT_S)
         self.disconnect("the engine was shut down")
 
     async def _until_idle(self, timeout_s: float) -> None:

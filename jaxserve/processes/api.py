@@ -44,6 +44,7 @@ from jaxserve.processes.messages import (
     ServeHttp,
     TakeSeries,
     ToApi,
+    Unready,
 )
 from jaxserve.series import Family
 from jaxserve.server.app import create_app
@@ -163,6 +164,8 @@ class ApiProcess:
                 self._state.metrics.observe_engine_death(self._client.disconnect(message.reason))
             case Batches():
                 self._state.note_batches(message.trouble)
+            case Unready():
+                self._state.is_stopping = True
             case Drain():
                 self.server.should_exit = True
             case TakeSeries():

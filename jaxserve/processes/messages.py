@@ -82,6 +82,10 @@ class EngineDown(Message, frozen=True):
     reason: str
 
 
+class Unready(Message, frozen=True):
+    """Say that the server is not ready, but go on answering: it stops soon."""
+
+
 class Drain(Message, frozen=True):
     """Take nothing new, finish what there is, and end."""
 
@@ -170,7 +174,15 @@ class Hello(Struct, frozen=True, kw_only=True):
 
 type ToEngine = ServeEngine | TakeSeries | ClientGone | Stop
 type ToApi = (
-    ServeHttp | TakeSeries | EngineLoads | EngineUp | EngineDown | Drain | AllSeries | Batches
+    ServeHttp
+    | TakeSeries
+    | EngineLoads
+    | EngineUp
+    | EngineDown
+    | Unready
+    | Drain
+    | AllSeries
+    | Batches
 )
 type FromEngine = Planned | Ready | Beat | Failed | Series
 type FromApi = Ready | Beat | Failed | Series | Scrape | Batches

@@ -8,7 +8,6 @@ import itertools
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +15,7 @@ from typing import Any
 from msgspec import Raw
 
 from jaxserve.config import EngineOptions
-from jaxserve.errors import JaxserveError, RestartLimitError
 from jaxserve.logging import get_logger
-from jaxserve.processes.backoff import Backoff
 from jaxserve.processes.line import Child
 from jaxserve.processes.messages import (
     AllSeries,
@@ -37,7 +34,9 @@ from jaxserve.processes.messages import (
     ServeEngine,
     ServeHttp,
     Stop,
+    Unready,
 )
+from jaxserve.processes.restarts import End, Restarts
 from jaxserve.processes.watch import Watch
 from jaxserve.series import Family, Kind, SeriesSet, merged
 from jaxserve.server.config import ServerConfig
@@ -47,8 +46,6 @@ log = get_logger(__name__)
 # For API processes to end after `shutdown_timeout_s`, and for an idle engine to stop.
 LAST_WORDS_S = 5.0
 STOP_TIMEOUT_S = 5.0
-ENGINE = "engine"
-API = "api"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +62,6 @@ class _Up:
 
     hello: Raw
     address: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _End:
-    """How a child ended.
-
-    would_recur: whether another start would end the same way, as far as one can tell. It decides
-    only while no process of the kind has served.
-    """
-
-    reason: str
-    would_recur: bool
 
 
 class Supervisor:
@@ -114,15 +99,14 @@ class Supervisor:
         # Counts of processes that have ended: a sum over processes must never fall.
         self._retired: tuple[Family, ...] = ()
         self._series = SeriesSet()
-        self._restarts = {
+        self._num_restarts = {
             kind: self._series.counter(
                 "jaxserve:process_restarts",
                 "Processes started in place of one that ended, by kind.",
                 {"process": kind},
             )
-            for kind in (ENGINE, API)
+            for kind in ("engine", "api")
         }
-        self._is_stopping = False
         self._status = 0
         self._stop = asyncio.Event()
         self._scrapes: set[asyncio.Task[None]] = set()
@@ -130,10 +114,10 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until told to stop; return the exit status of the process.
 
-        0 after SIGTERM or SIGINT: no new requests, the answers under way get `shutdown_timeout_s`
-        to finish, what is left ends with an error. 1 after a second signal, which ends everything
-        at once. Raises JaxserveError when the first engine or API process cannot work, and
-        RestartLimitError when processes end too often.
+        0 after SIGTERM or SIGINT: requests are still taken for `shutdown_delay_s`, though /ready
+        says no. Then answers get `shutdown_timeout_s` to finish, and what is left ends with an
+        error. 1 after a second signal, which ends everything at once. Raises JaxserveError when the
+        first engine or API process cannot work, and RestartLimitError when processes end too often.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -158,6 +142,8 @@ class Supervisor:
         tasks: list[asyncio.Task[Any]] = [engine, *apis, stop]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                await self._await_rerouting(apis)
             # Before any client was served there is nothing to drain.
             if self._stop.is_set() or self._announce is None:
                 await self._drain(engine, apis)
@@ -169,10 +155,21 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _await_rerouting(self, apis: list[asyncio.Task[None]]) -> None:
+        """Serve on for `shutdown_delay_s`, not ready, until load balancers send requests elsewhere.
+
+        Nothing routes to a server that never was ready, nor serves once all API processes ended.
+        """
+        delay_s = self._config.shutdown_delay_s
+        if delay_s and self._announce is None:
+            log.info("not ready, about to stop", delay_s=delay_s)
+            for api in self._apis.values():
+                api.tell(Unready())
+            await asyncio.wait(apis, timeout=delay_s)
+
     async def _drain(self, engine: asyncio.Task[None], apis: list[asyncio.Task[None]]) -> None:
         """Let the API processes finish their answers, then stop the engine."""
         log.info("stopping", timeout_s=self._config.shutdown_timeout_s)
-        self._is_stopping = True
         self._stop.set()
         # A connection would wait for ever in the queue of a socket that no process accepts from.
         self._listener.close()
@@ -185,19 +182,18 @@ class Supervisor:
                 await asyncio.wait([engine], timeout=STOP_TIMEOUT_S)
 
     def _on_signal(self) -> None:
-        if self._is_stopping:
+        if self._stop.is_set():
             for child in (*self._apis.values(), self._engine):
                 if child is not None:
                     child.kill()
             self._status = 1
-        self._is_stopping = True
         self._stop.set()
 
     # The engine.
 
     async def _keep_engine(self) -> None:
         """Run engines, one after the other, until told to stop; raises to give up."""
-        backoff = self._backoff()
+        restarts = self._restarts("engine", "engine")
         has_served = False
         for number in itertools.count():
             end = await self._run_engine(f"ipc://{self._folder}/engine-{number}")
@@ -205,12 +201,12 @@ class Supervisor:
             self._up = None
             for api in self._apis.values():
                 api.tell(EngineDown(end.reason))
-            if not await self._may_restart(ENGINE, "engine", end, backoff, has_served=has_served):
+            if not await restarts.may_restart(end, has_served=has_served):
                 return
 
-    async def _run_engine(self, address: str) -> _End:
+    async def _run_engine(self, address: str) -> End:
         """Run one engine, and return how it ended."""
-        end: _End | None = None
+        end: End | None = None
         config = self._config
         try:
             self._engine = engine = await self._start("engine", self._programs.engine)
@@ -242,7 +238,7 @@ class Supervisor:
                         for client in self._apis:
                             self._introduce(client)
                     case Failed():
-                        end = _End(reason=message.reason, would_recur=True)
+                        end = End(reason=message.reason, would_recur=True)
                         break
         except TimeoutError:
             reason = (
@@ -252,30 +248,28 @@ class Supervisor:
                 f" {config.engine_start_timeout_s:g} s (--engine-start-timeout), as if a disk or"
                 " the network hangs"
             )
-            end = _End(reason=reason, would_recur=True)
+            end = End(reason=reason, would_recur=True)
         engine.kill()
         how = await engine.ended()
         self._retire(engine)
         self._engine = None
-        return end or _End(reason=f"the engine has ended: {how}", would_recur=not engine.was_killed)
+        return end or End(reason=f"the engine has ended: {how}", would_recur=not engine.was_killed)
 
     # API processes.
 
     async def _keep_api(self, slot: int) -> None:
         """Run API processes in one place, until told to stop; raises to give up."""
-        backoff = self._backoff()
+        name = f"api {slot}"
+        restarts = self._restarts("api", name)
         while True:
             client = next(self._clients)
-            name = f"api {slot}"
             end = await self._run_api(client, name, runs_batches=slot == 0)
-            if not await self._may_restart(
-                API, name, end, backoff, has_served=self._has_served_http
-            ):
+            if not await restarts.may_restart(end, has_served=self._has_served_http):
                 return
 
-    async def _run_api(self, client: int, name: str, *, runs_batches: bool) -> _End:
+    async def _run_api(self, client: int, name: str, *, runs_batches: bool) -> End:
         """Run one API process, and return how it ended."""
-        end: _End | None = None
+        end: End | None = None
         fd = self._listener.fileno()
         hang_timeout_s = self._config.api_hang_timeout_s
         try:
@@ -317,11 +311,11 @@ class Supervisor:
                         for each in self._apis.values():
                             each.tell(message)
                     case Failed():
-                        end = _End(reason=message.reason, would_recur=True)
+                        end = End(reason=message.reason, would_recur=True)
                         break
         except TimeoutError:
             reason = f"it has shown no sign of life for {hang_timeout_s:g} s"
-            end = _End(reason=reason, would_recur=False)
+            end = End(reason=reason, would_recur=False)
         api.kill()
         how = await api.ended()
         del self._apis[client]
@@ -329,9 +323,7 @@ class Supervisor:
         self._retire(api)
         if self._engine is not None:
             self._engine.tell(ClientGone(client))
-        return end or _End(
-            reason=f"an API process has ended: {how}", would_recur=not api.was_killed
-        )
+        return end or End(reason=f"an API process has ended: {how}", would_recur=not api.was_killed)
 
     def _introduce(self, client: int) -> None:
         """Tell an API process where the engine is."""
@@ -349,48 +341,15 @@ class Supervisor:
 
     # What both have in common.
 
+    def _restarts(self, kind: str, name: str) -> Restarts:
+        return Restarts(name, self._config, stop=self._stop, count=self._num_restarts[kind])
+
     async def _start(self, name: str, module: str, *, pass_fds: Sequence[int] = ()) -> Child:
         """Start a child; raises OSError."""
         child = await Child.start(name, module, pass_fds=pass_fds)
-        if self._is_stopping:  # since the start began, so that nothing has told it to end
+        if self._stop.is_set():  # since the start began, so that nothing has told it to end
             child.kill()
         return child
-
-    async def _may_restart(
-        self, kind: str, name: str, end: _End, backoff: Backoff, *, has_served: bool
-    ) -> bool:
-        """Wait until a process may start again; return False if the server stops meanwhile.
-
-        has_served: whether a process of the kind ever did. Raises JaxserveError if none did and
-        none would, and RestartLimitError after too many ends.
-        """
-        if self._is_stopping:
-            return False
-        log.error("a process has ended", name=name, reason=end.reason)
-        if end.would_recur and not has_served:
-            raise JaxserveError(end.reason)
-        delay_s = backoff.delay_s()
-        if delay_s is None:
-            config = self._config
-            raise RestartLimitError(
-                f"the process {name!r} ended more than {config.max_restarts} times within"
-                f" {config.restart_window_s:g} s (--max-restarts, --restart-window): {end.reason}"
-            )
-        log.info("a process will start again", name=name, delay_s=delay_s)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), delay_s)
-        if self._is_stopping:
-            return False
-        self._restarts[kind].inc()
-        return True
-
-    def _backoff(self) -> Backoff:
-        config = self._config
-        return Backoff(
-            limit=config.max_restarts,
-            window_s=config.restart_window_s,
-            first_delay_s=config.restart_delay_s,
-        )
 
     async def _scrape(self, api: Child, number: int) -> None:
         """Answer an API process with the series of all."""
@@ -405,6 +364,6 @@ class Supervisor:
         self._retired = merged([self._retired, counts])
 
 
-def _not_started(error: OSError) -> _End:
+def _not_started(error: OSError) -> End:
     reason = f"a process of the server could not be started: {error.strerror}"
-    return _End(reason=reason, would_recur=True)
+    return End(reason=reason, would_recur=True)

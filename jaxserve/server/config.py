@@ -49,7 +49,8 @@ class ServerConfig:
     stream_interval: tokens of a choice per event of a stream, after its first. per_request_metrics:
     whether answers tell how long they took. return_tokens_as_token_ids, force_include_usage,
     chat_template_kwargs: what requests get that do not ask for anything else.
-    shutdown_timeout_s: how long answers may still take once the server is told to stop.
+    shutdown_delay_s: how long the server still takes requests after it is told to stop, while
+    /ready says that it is not ready. shutdown_timeout_s: how long answers may still take then.
 
     api_server_count: processes that speak HTTP; limits are those of each. engine_start_timeout_s:
     how long an engine that loads and compiles may go without using the processor, before it is
@@ -105,6 +106,7 @@ class ServerConfig:
     max_buffered_body_bytes: int = 256 * MIB
     send_timeout_s: float = 60.0
     keep_alive_timeout_s: float = 75.0
+    shutdown_delay_s: float = 0.0
     shutdown_timeout_s: float = 30.0
     api_server_count: int = 1
     engine_start_timeout_s: float = 300.0
@@ -162,7 +164,7 @@ class ServerConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("shutdown_timeout_s", "max_restarts", "restart_delay_s"):
+        for name in ("shutdown_delay_s", "shutdown_timeout_s", "max_restarts", "restart_delay_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
 

@@ -80,6 +80,8 @@ class RootPathMiddleware:
 class ObserveMiddleware:
     """Gives a request its id, counts it, logs it, and answers for faults of ours.
 
+    Once the server stops, every answer closes its connection, so that clients go elsewhere.
+
     A client's own x-request-id is logged and sent back; nothing is ever looked up by it.
     access_log: whether requests are logged at the level info; those to quiet_paths never are,
     unless they fail.
@@ -114,7 +116,10 @@ class ObserveMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["app"].state.server.is_stopping:
+                    headers["connection"] = "close"
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

@@ -193,6 +193,8 @@ class ServerState:
         self.background: set[asyncio.Task[None]] = set()
         self.scrape = scrape or self._own_series
         self.config = config
+        # In this order: not ready, but taking requests; taking none.
+        self.is_stopping = False
         self.is_draining = False
         self.lanes = Lanes()
         self._models: tuple[ServedModel, ...] = ()

@@ -14,19 +14,24 @@ BODY = {"prompt": "x", "max_tokens": 120, "ignore_eos": True, "stream": True}
 
 
 def test_while_draining_nothing_new_is_taken() -> None:
-    # An open connection, since nobody can make a new one by then.
+    # Open connections, because no client can make a new one by then.
     world = World(step_s=0.02)
-    with world, world.listening() as address, httpx.Client(base_url=address.url) as client:
+    with (
+        world,
+        world.listening() as address,
+        httpx.Client(base_url=address.url) as client,
+        httpx.Client(base_url=address.url) as other,
+    ):
         stream = threading.Thread(
             target=lambda: httpx.post(f"{address.url}/v1/completions", json=BODY, timeout=60)
         )
         stream.start()
-        assert client.get("/ready").status_code == 200
+        assert [each.get("/ready").status_code for each in (client, other)] == [200, 200]
         wait_for(lambda: not world.is_idle())
         address.server.should_exit = True
         wait_for(lambda: world.app.state.server.is_draining)
         ready = client.get("/ready")
-        refused = client.post("/v1/completions", json=BODY)
+        refused = other.post("/v1/completions", json=BODY)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address.url}/ready")
         stream.join()
@@ -34,6 +39,7 @@ def test_while_draining_nothing_new_is_taken() -> None:
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "shutting_down"
         assert response.headers["retry-after"] == "1"
+        assert response.headers["connection"] == "close"
 
 
 def test_a_port_that_is_taken_is_a_clear_error() -> None:
@@ -54,6 +60,7 @@ def test_a_port_that_is_taken_is_a_clear_error() -> None:
         {"max_body_bytes": 0},
         {"header_timeout_s": 0.0},
         {"shutdown_timeout_s": -1.0},
+        {"shutdown_delay_s": -1.0},
         {"api_server_count": 0},
         {"max_restarts": -1},
         {"restart_delay_s": -1.0},

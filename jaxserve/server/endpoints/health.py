@@ -56,7 +56,7 @@ async def health(http: Request) -> Response:
 async def ready(http: Request) -> Response:
     """Answer 200 while requests are welcome: models are loaded, engines run, nothing stops."""
     state = server_state(http)
-    if state.is_draining:
+    if state.is_stopping:
         raise ShuttingDownError
     for model in state.models:
         model.client.check_health()
