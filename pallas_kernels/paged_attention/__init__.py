@@ -10,6 +10,7 @@ from pallas_kernels.paged_attention.api import workspace_bytes as workspace_byte
 from pallas_kernels.paged_attention.batch import AttentionConfig as AttentionConfig
 from pallas_kernels.paged_attention.batch import CacheSpec as CacheSpec
 from pallas_kernels.paged_attention.batch import PagedBatch as PagedBatch
+from pallas_kernels.paged_attention.batch import make_batch as make_batch
 from pallas_kernels.paged_attention.trial import WrongResult as WrongResult
 from pallas_kernels.paged_attention.trial import self_check as self_check
 
@@ -24,6 +25,7 @@ __all__ = [
     "cache_spec",
     "choose",
     "empty_cache",
+    "make_batch",
     "self_check",
     "workspace_bytes",
 ]

@@ -28,7 +28,10 @@ class Backend(Protocol):
         """Describe one layer's cache; here `config` has the heads of all devices."""
 
     def empty_cache(self, spec: jax.ShapeDtypeStruct) -> jax.Array:
-        """Return a layer's cache, or a device's part of it, that holds nothing of meaning yet."""
+        """Return a layer's cache, or a device's part of it, that holds nothing of meaning yet.
+
+        May come before any `check`.
+        """
 
     def workspace_bytes(
         self,
@@ -54,7 +57,11 @@ class Backend(Protocol):
         config: AttentionConfig,
         target: Target,
     ) -> tuple[jax.Array, jax.Array]:
-        """See api.attend; k and v have the cache's dtype already, sinks are float32[heads]."""
+        """See api.attend; k and v have the cache's dtype already, sinks are float32[heads].
+
+        Shapes fit. Numbers of the batch may be any, if it was traced: none may lead outside of the
+        arrays (`PagedBatch.confined`, where the backend does not look itself).
+        """
 
 
 @dataclass(frozen=True)
@@ -124,15 +131,23 @@ def cache_spec(
     """
     heads, kv_heads = devices * config.heads, devices * config.kv_heads
     whole = replace(config, heads=heads, kv_heads=kv_heads)
-    return BACKENDS[backend].cache_spec(whole, num_pages=num_pages)
+    if num_pages < 1:
+        raise ValueError(f"num_pages must be at least 1, as page 0 takes padding, got {num_pages}")
+    return _named(backend).cache_spec(whole, num_pages=num_pages)
 
 
-def empty_cache(spec: jax.ShapeDtypeStruct, *, backend: str) -> jax.Array:
+def empty_cache(spec: CacheSpec | jax.ShapeDtypeStruct, *, backend: str) -> jax.Array:
     """Return a cache, or one device's part of it, to which nothing was written yet.
 
-    spec: shape and dtype as `cache_spec` of the same backend describes them.
+    spec: as `cache_spec` of the same backend returns it, or only its shape and dtype.
     """
-    return BACKENDS[backend].empty_cache(spec)
+    return _named(backend).empty_cache(jax.ShapeDtypeStruct(spec.shape, spec.dtype))
+
+
+def _named(backend: str) -> Backend:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return BACKENDS[backend]
 
 
 def workspace_bytes(
@@ -183,9 +198,17 @@ def attend(
     rows come back as zeros and write to page 0 only. What lies in a page beyond a sequence's
     length, NaN included, never reaches a result.
 
+    Raises ValueError, naming the argument, for shapes that do not fit and, outside of jit, for
+    numbers of the batch that no step can have. Under jit no such number leads outside of the
+    arrays: pages that the cache does not have count as page 0; query ranges and lengths that cannot
+    be right fail on a CPU, and elsewhere make all rows padding.
+
     Raises Unsupported, with the reasons, when no backend (or not `backend`) can do the case on
     `target` (default: what JAX runs on).
     """
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    _check_shapes(q=q, k=k, v=v, sinks=sinks, k_scale=k_scale, v_scale=v_scale)
     config = AttentionConfig(
         heads=q.shape[1],
         kv_heads=k.shape[1],
@@ -198,10 +221,15 @@ def attend(
         sinks=sinks is not None,
     )
     target = current_target() if target is None else target
-    chosen = BACKENDS[choose(config, target=target, backend=backend).backend]
+    backend = choose(config, target=target, backend=backend).backend
+    batch = batch.checked(
+        num_tokens=q.shape[0],
+        num_pages=_num_pages(cache, config, backend),
+        page_size=config.page_size,
+    )
     if k_scale is not None:
         q = _times(q, jnp.repeat(k_scale, config.group))
-    out, cache = chosen.attend(
+    out, cache = BACKENDS[backend].attend(
         q,
         _stored(k, k_scale, config.cache_dtype),
         _stored(v, v_scale, config.cache_dtype),
@@ -215,6 +243,42 @@ def attend(
     if v_scale is not None:
         out = _times(out, jnp.repeat(v_scale, config.group))
     return out, cache
+
+
+def _check_shapes(q: jax.Array, k: jax.Array, **others: jax.Array | None) -> None:
+    """Raise ValueError for arguments of `attend` whose shapes do not fit each other."""
+    if q.ndim != 3 or k.ndim != 3:
+        raise ValueError(
+            f"q and k must be [tokens, heads, head_dim], got shapes {q.shape} and {k.shape}"
+        )
+    (num_tokens, heads, head_dim), kv_heads = q.shape, k.shape[1]
+    of_kv_heads = (num_tokens, kv_heads, head_dim)
+    wanted = {
+        "k": of_kv_heads,
+        "v": of_kv_heads,
+        "sinks": (heads,),
+        "k_scale": (kv_heads,),
+        "v_scale": (kv_heads,),
+    }
+    for name, array in {"k": k, **others}.items():
+        if array is not None and array.shape != wanted[name]:
+            raise ValueError(f"{name} must have shape {wanted[name]}, got {array.shape}")
+
+
+def _num_pages(cache: jax.Array, config: AttentionConfig, backend: str) -> int:
+    """Return the pages of a cache. Raises ValueError if it is not as `backend` lays it out."""
+    spec = cache_spec(config, num_pages=1, backend=backend)
+    pages = spec.axes.index("pages")
+    shape = list(spec.shape)
+    if cache.ndim == len(shape):
+        shape[pages] = cache.shape[pages]
+    if cache.shape != tuple(shape) or cache.shape[pages] < 1:
+        wanted = ", ".join(
+            word if word == "pages" else f"{word} {size}"
+            for word, size in zip(spec.axes, spec.shape, strict=True)
+        )
+        raise ValueError(f"cache of the {backend} backend must be [{wanted}], got {cache.shape}")
+    return shape[pages]
 
 
 def _stored(x: jax.Array, scale: jax.Array | None, dtype: str) -> jax.Array:

@@ -98,6 +98,9 @@ def attend(
     """See api.Backend."""
     del target
     how = _Scores(scale, config.soft_cap, config.sliding_window, sinks)
+    batch = batch.confined(
+        num_tokens=q.shape[0], num_pages=cache.shape[1], page_size=config.page_size
+    )
     cache = write(cache, k, v, batch)
     with jax.named_scope("paged_attention"):
         if batch.max_query_length == 1:
@@ -112,10 +115,16 @@ def write(
     v: Shaped[Array, "tokens kv_heads head_dim"],
     batch: PagedBatch,
 ) -> jax.Array:
-    """Scatter the rows' keys and values to their pages, padding rows to page 0."""
+    """Scatter the rows' keys and values to their pages, padding rows to page 0.
+
+    The batch is confined; rows whose position or sequence the page table does not have are padding.
+    """
     page_size = cache.shape[3]
+    num_sequences, width = batch.page_table.shape
     pages = batch.page_table[batch.row_sequences, batch.positions // page_size]
     is_real = jnp.arange(k.shape[0]) < batch.query_starts[-1]
+    is_real &= (batch.positions >= 0) & (batch.positions < width * page_size)
+    is_real &= (batch.row_sequences >= 0) & (batch.row_sequences < num_sequences)
     pages = jnp.where(is_real, pages, 0)
     offsets = batch.positions % page_size
     for plane, rows in enumerate((k, v)):

@@ -219,6 +219,23 @@ def test_a_sequence_of_nan_spoils_no_other(backend: str, place: str) -> None:
 
 
 @pytest.mark.parametrize(("backend", "place"), PLACES)
+def test_pages_that_do_not_exist_harm_no_other_sequence(backend: str, place: str) -> None:
+    case = TESTS["mixed_with_sinks_in_a_window"]
+    world = draw(case, seed=1)
+    wrong, (rows, total) = 2, case.sequences[2]
+    first_row = sum(rows for rows, _ in case.sequences[:wrong])
+    of_others = np.delete(np.arange(case.num_rows), np.s_[first_row : first_row + rows])
+    table = np.asarray(world.batch.page_table).copy()
+    table[wrong, : case.pages_for(total)] = (-1, 1 << 20, 2**31 - 1, -(2**31))
+    batch = replace(world.batch, page_table=jnp.asarray(table))
+    out, kv = run(replace(world, batch=batch), backend, place)
+    assert relative_error(out[of_others], attended(world)[of_others]) < TOLERANCE["bfloat16"]
+    of_sequence = np.asarray(world.batch.page_table)[wrong, : case.pages_for(total)]
+    kept = np.setdiff1d(np.arange(1, kv.shape[1]), of_sequence)
+    np.testing.assert_array_equal(kv[:, kept].astype(float), written(world)[:, kept].astype(float))
+
+
+@pytest.mark.parametrize(("backend", "place"), PLACES)
 def test_a_sink_of_minus_infinity_takes_no_part(backend: str, place: str) -> None:
     world = draw(TESTS["mixed_with_sinks_in_a_window"], seed=1)
     world = replace(world, sinks=np.full_like(world.sinks, -np.inf))

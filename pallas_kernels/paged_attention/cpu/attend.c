@@ -8,6 +8,8 @@
 //
 // C as GCC and Clang have it, whose vectors become whatever the processor has.
 
+#include <stdio.h>
+
 #include "xla.h"
 
 // ROWS: of an item at most. BLOCK: tokens that they go through together. SUMS: vectors in registers that are
@@ -156,7 +158,7 @@ typedef struct {
   const int32_t *page_table, *query_starts, *kv_lengths;
   const float* sinks;  // NULL without
   float* out;
-  int64_t num_tokens, num_sequences, table_width, heads, kv_heads, head_dim, page_size;
+  int64_t num_tokens, num_sequences, num_pages, table_width, heads, kv_heads, head_dim, page_size;
   float scale, soft_cap;   // 0: no cap
   int32_t sliding_window;  // 0: none
   size_t itemsize;         // of the cache
@@ -167,7 +169,7 @@ typedef struct {
 enum { KEYS, VALUES };
 
 static int64_t rows_of(const Call* call, int64_t sequence) {
-  return call->query_starts[sequence + 1] - call->query_starts[sequence];
+  return (int64_t)call->query_starts[sequence + 1] - call->query_starts[sequence];
 }
 
 // The last sequence that starts there or before.
@@ -184,9 +186,11 @@ static int64_t sequence_at(const Call* call, const int32_t* starts, int64_t inde
   return sequence;
 }
 
-// Where a token's key or value is, before those that follow in its page.
+// Where a token's key or value is, before those that follow in its page. A page that the cache does not have,
+// negative ones included, is page 0.
 INLINE char* slot(const Call* call, int plane, int64_t sequence, int64_t kv_head, int64_t token) {
-  const int64_t page = call->page_table[sequence * call->table_width + token / call->page_size];
+  const uint32_t entry = call->page_table[sequence * call->table_width + token / call->page_size];
+  const int64_t page = entry < call->num_pages ? entry : 0;
   const int64_t row = ((page * call->kv_heads + kv_head) * 2 + plane) * call->page_size + token % call->page_size;
   return call->cache + row * call->head_dim * call->itemsize;
 }
@@ -424,6 +428,26 @@ static void attend_item(const void* data, int64_t item, void* scratch) {
 
 // ---- XLA's side.
 
+// An error for query ranges or lengths that lead outside of the arrays, NULL where there are none.
+static XLA_FFI_Error* check(const XLA_FFI_CallFrame* frame, const Call* call) {
+  const int64_t capacity = call->table_width * call->page_size;
+  const char* name = "query_starts";
+  int64_t entry = 0, lowest = 0, highest = 0, found = call->query_starts[0];
+  for (int64_t s = 0; s < call->num_sequences && found >= lowest && found <= highest; ++s) {
+    name = "query_starts", entry = s + 1;
+    lowest = call->query_starts[s], highest = call->num_tokens, found = call->query_starts[s + 1];
+    const int64_t rows = found - lowest;
+    if (rows <= 0 || found > highest) continue;
+    name = "kv_lengths", entry = s;
+    lowest = rows, highest = capacity, found = call->kv_lengths[s];
+  }
+  if (found >= lowest && found <= highest) return NULL;
+  char message[160];
+  snprintf(message, sizeof message, "paged attention: %s[%lld] must be in [%lld, %lld], got %lld", name,
+           (long long)entry, (long long)lowest, (long long)highest, (long long)found);
+  return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, message);
+}
+
 typedef struct {
   XLA_FFI_DataType dtype;
   size_t itemsize;
@@ -474,6 +498,7 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
       .out = output(frame, OUT)->data,
       .num_tokens = input(frame, Q)->dims[0],
       .num_sequences = input(frame, KV_LENGTHS)->dims[0],
+      .num_pages = shape[0],
       .table_width = input(frame, PAGE_TABLE)->dims[1],
       .heads = input(frame, Q)->dims[1],
       .kv_heads = shape[1],
@@ -485,12 +510,13 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
       .itemsize = kind->itemsize,
       .convert = kind->convert,
   };
+  XLA_FFI_Error* failure = check(frame, &call);
+  if (failure != NULL) return failure;
   call.cache = updated->data;
   if (updated->data != cache->data) memcpy(updated->data, cache->data, bytes_of(cache, kind));
 
   const int64_t rows = call.query_starts[call.num_sequences], row_size = call.heads * call.head_dim;
   memset(call.out + rows * row_size, 0, (call.num_tokens - rows) * row_size * sizeof(float));
-  XLA_FFI_Error* failure = NULL;
   if (rows < FEW) {
     for (int64_t row = 0; row < rows; ++row) write_row(&call, row, NULL);
   } else {

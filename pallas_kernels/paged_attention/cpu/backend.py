@@ -40,6 +40,7 @@ def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
 
 def empty_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
     """See api.Backend; most pages take no memory until they are used."""
+    register(SOURCE, FUNCTIONS)
     # Or XLA would take the caches of all layers for the same, make one, and copy it.
     make = jax.ffi.ffi_call("paged_attention_empty_cache", spec, has_side_effect=True)
     cache: jax.Array = make()

@@ -150,6 +150,9 @@ def attend(
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
     """See api.Backend."""
     kernels = KERNELS[target.architecture]
+    batch = batch.confined(
+        num_tokens=q.shape[0], num_pages=cache.shape[1], page_size=config.page_size
+    )
     cache = reference.write(cache, k, v, batch)
     query_tokens = _query_tokens(config, target, batch.max_query_length)
     with jax.named_scope("paged_attention"):

@@ -104,7 +104,10 @@ def decode_work(
     )
     rows = jnp.arange(num_tokens)
     of_row = batch.row_sequences
-    is_decoded = is_short[of_row] & (rows < batch.query_starts[-1])
+    # Whatever the batch says of its rows, a row is read from items of its own sequence only.
+    is_decoded = (
+        is_short[of_row] & (rows >= starts[of_row]) & (rows < batch.query_starts[1:][of_row])
+    )
     first_items = jnp.where(is_decoded, (ends - splits)[of_row], 0)
     end_items = jnp.where(is_decoded, ends[of_row], 0)
     queries = jnp.where(is_decoded, rows - starts[of_row], 0)

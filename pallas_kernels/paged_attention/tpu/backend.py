@@ -107,6 +107,9 @@ def attend(
     num_tokens, (num_sequences, table_width) = q.shape[0], batch.page_table.shape
     if table_width > _MAX_TABLE_WIDTH:
         raise Unsupported(f"a sequence has at most {_MAX_TABLE_WIDTH} pages, got {table_width}")
+    batch = batch.confined(
+        num_tokens=num_tokens, num_pages=cache.shape[0], page_size=config.page_size
+    )
     layout, options = layout_of(config), _options(target)
     scoring = Scoring(scale, config.soft_cap, config.sliding_window)
     vmem_bytes = VMEM_BYTES[target.architecture]
