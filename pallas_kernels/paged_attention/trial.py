@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.paged_attention.api import attend, cache_spec
-from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch
+from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch, make_batch
 from pallas_kernels.targets import Target
 
 # ||result - reference|| / ||reference||, by the dtype of queries and results. Rounding makes 1e-7,
 # 5e-4 and 4e-3 of it; a mask that is off by one or two pages mixed up make a tenth and more.
 TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 2e-2}
+
+# The longest tile of keys of a GPU kernel; rows of the chunk that see its end, and rows in all.
+_TILE, _ROWS_BEFORE, _CHUNK = 128, 5, 21
 
 
 class WrongResult(Exception):  # noqa: N818 - as dispatch.Unsupported
@@ -27,19 +30,18 @@ class WrongResult(Exception):  # noqa: N818 - as dispatch.Unsupported
 def self_check(config: AttentionConfig, *, backend: str, target: Target, seed: int = 0) -> float:
     """Compare `backend` with the reference on this process's first device; return the error.
 
-    A step takes the prompts of a few sequences, another decodes a token of each, over pages that
-    hold NaN wherever nothing was written; one sequence is empty. Windows are cut to the size of
-    the case. The error is that of the worse step, relative to the norm of the reference's result.
-    Raises WrongResult when it is above the tolerance of the dtype.
+    The steps are those of `_steps`, over pages that hold NaN wherever nothing was written. Windows
+    are cut to the size of the case. The error is that of the worst step, relative to the norm of
+    the reference's result. Raises WrongResult when it is above the tolerance of the dtype.
     """
     page = config.page_size
     if config.sliding_window is not None:
         config = replace(config, sliding_window=min(config.sliding_window, page + 3))
-    lengths = np.array([2 * page + 3, 1, page, 0], np.int32)
+    batches, num_pages = _steps(config)
     error = 0.0
     with jax.default_device(jax.local_devices()[0]):
-        draw = partial(_two_steps, jax.random.key(seed), lengths, config=config, target=target)
-        for found, wanted in zip(draw(backend=backend), draw(backend="reference"), strict=True):
+        run = partial(_run, batches, num_pages, jax.random.key(seed), config=config, target=target)
+        for found, wanted in zip(run(backend=backend), run(backend="reference"), strict=True):
             difference = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
             error = max(error, difference) if np.isfinite(difference) else np.inf
     limit = TOLERANCE[config.dtype]
@@ -51,27 +53,73 @@ def self_check(config: AttentionConfig, *, backend: str, target: Target, seed: i
     return error
 
 
-def _two_steps(
-    key: jax.Array, lengths: np.ndarray, *, config: AttentionConfig, backend: str, target: Target
-) -> list[np.ndarray]:
-    """Return the results of a step of whole prompts and of one that decodes, in float32."""
-    num_sequences = len(lengths)
-    is_live = (lengths > 0).astype(np.int32)
-    num_pages = -(-(lengths + 1) // config.page_size)
-    page_table = np.zeros((num_sequences, num_pages.max()), np.int32)
-    next_page = 1
-    for row, needed in zip(page_table, num_pages, strict=True):
+def _steps(config: AttentionConfig) -> tuple[list[PagedBatch], int]:
+    """Return the steps to try, one after the other on the same pages, and the pages they need.
+
+    The first takes the beginning of a prompt. The second takes a chunk of it past the window, a
+    whole page of another sequence, and decodes a third; it has the shapes of the first, and so is
+    the same program. The last decodes a token of each. A fourth sequence is empty.
+
+    No tile of keys is longer than _TILE. In the chunk, the row that first sees nothing of the first
+    tile is an odd number of rows behind the first: they are in one block of queries, unless blocks
+    have one row only.
+    """
+    page = config.page_size
+    window = page + 3 if config.sliding_window is None else config.sliding_window
+    begun = _TILE + window - 1 - _ROWS_BEFORE
+    rows = np.array([[begun, 1, 0, 0], [_CHUNK, 1, page, 0], [1, 1, 1, 0]])
+    lengths = np.cumsum(rows, axis=0)
+    num_tokens = rows[:2].sum(axis=1).max() + 3
+    num_pages, page_tables = 1, []
+    for needed in -(-lengths[-1] // page):
         # Backwards: what follows in a sequence need not follow in the cache.
-        row[:needed] = np.arange(next_page, next_page + needed)[::-1]
-        next_page += needed
-    spec = cache_spec(config, num_pages=next_page, backend=backend)
+        page_tables.append(range(num_pages, num_pages + needed)[::-1])
+        num_pages += needed
+    batches = []
+    for step_rows, step_lengths in zip(rows, lengths, strict=True):
+        is_decode = step_rows.max() == 1
+        count = int(step_rows.sum()) if is_decode else len(step_rows)
+        batch = make_batch(
+            query_lengths=step_rows[:count].tolist(),
+            kv_lengths=step_lengths[:count].tolist(),
+            page_tables=page_tables[:count],
+            page_size=page,
+            num_tokens=len(step_rows) if is_decode else int(num_tokens),
+            num_sequences=len(step_rows),
+            table_width=1 + max(map(len, page_tables)),
+        )
+        batches.append(_with_garbage(batch, num_pages, page))
+    return batches, num_pages
+
+
+def _with_garbage(batch: PagedBatch, num_pages: int, page_size: int) -> PagedBatch:
+    """Put pages of others, and numbers that are no pages, behind those of each sequence."""
+    table, lengths = np.asarray(batch.page_table), np.asarray(batch.kv_lengths)
+    garbage = np.random.default_rng(0).integers(-1, num_pages + 1, table.shape)
+    is_live = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
+    table = np.where(is_live, table, garbage)
+    return replace(batch, page_table=jnp.asarray(table, jnp.int32))
+
+
+def _run(
+    batches: list[PagedBatch],
+    num_pages: int,
+    key: jax.Array,
+    *,
+    config: AttentionConfig,
+    backend: str,
+    target: Target,
+) -> list[np.ndarray]:
+    """Return the results of all steps, in float32."""
+    spec = cache_spec(config, num_pages=num_pages, backend=backend)
     # Read but not written: a scale brings what int8 holds near 1.
     scale = jnp.full(config.kv_heads, 1 / 32) if spec.dtype == jnp.int8 else None
     poison = 99 if spec.dtype == jnp.int8 else jnp.nan
 
-    def attend_once(cache: jax.Array, batch: PagedBatch) -> tuple[jax.Array, jax.Array]:
+    @partial(jax.jit, donate_argnums=0)
+    def step(cache: jax.Array, batch: PagedBatch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         num_tokens = batch.positions.shape[0]
-        keys = jax.random.split(jax.random.fold_in(key, num_tokens), 4)
+        keys = jax.random.split(key, 4)
         q, k, v = (
             jax.random.normal(each, (num_tokens, heads, config.head_dim), config.dtype)
             for each, heads in zip(
@@ -95,32 +143,8 @@ def _two_steps(
             target=target,
         )
 
-    @jax.jit
-    def run(prompts: PagedBatch, tokens: PagedBatch) -> tuple[jax.Array, jax.Array]:
-        first, cache = attend_once(jnp.full(spec.shape, poison, spec.dtype), prompts)
-        second, _ = attend_once(cache, tokens)
-        return first, second
-
-    results = run(
-        _batch(page_table, lengths, lengths, padding=3),
-        _batch(page_table, is_live, lengths + is_live, padding=num_sequences - int(is_live.sum())),
-    )
-    return [np.asarray(result, np.float32) for result in results]
-
-
-def _batch(
-    page_table: np.ndarray, rows: np.ndarray, lengths: np.ndarray, *, padding: int
-) -> PagedBatch:
-    """Lay out the last `rows` tokens of sequences of these lengths, and padding rows."""
-    ends = np.cumsum(rows)
-    sequences = np.repeat(np.arange(len(rows)), rows)
-    positions = np.arange(ends[-1]) + (lengths - ends)[sequences]
-    num_tokens = ends[-1] + padding
-    return PagedBatch(
-        page_table=jnp.asarray(page_table),
-        query_starts=jnp.asarray(np.append(0, ends), jnp.int32),
-        kv_lengths=jnp.asarray(lengths, jnp.int32),
-        row_sequences=jnp.asarray(np.pad(sequences, (0, padding)), jnp.int32),
-        positions=jnp.asarray(np.pad(positions, (0, padding)), jnp.int32),
-        max_query_length=1 if rows.max() == 1 else int(num_tokens),
-    )
+    cache, results = jnp.full(spec.shape, poison, spec.dtype), []
+    for nth, batch in enumerate(batches):
+        result, cache = step(cache, batch, jax.random.fold_in(key, nth))
+        results.append(np.asarray(result, np.float32))
+    return results

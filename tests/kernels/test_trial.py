@@ -16,7 +16,7 @@ from pallas_kernels.paged_attention import (
     reference,
     self_check,
 )
-from pallas_kernels.targets import CPU
+from pallas_kernels.targets import CPU, find_target
 
 CONFIG = AttentionConfig(
     heads=4, kv_heads=2, head_dim=16, page_size=8, dtype="float32", cache_dtype="float32"
@@ -51,6 +51,13 @@ def test_one_key_too_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(WrongResult, match=r"tried backend .* wrong numbers on cpu"):
         check(monkeypatch, replace(CONFIG, sliding_window=512), attend)
+
+
+def test_kernels_pass_past_a_window() -> None:
+    config = replace(CONFIG, heads=2, head_dim=64, page_size=16, sliding_window=512)
+    config = replace(config, dtype="bfloat16", cache_dtype="bfloat16")
+    target = find_target("h200").simulated()
+    assert self_check(config, backend="mosaic_gpu", target=target) < 1e-2
 
 
 def test_a_sink_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
