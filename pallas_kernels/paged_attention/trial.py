@@ -40,7 +40,7 @@ def self_check(config: AttentionConfig, *, backend: str, target: Target, seed: i
     batches, num_pages = _steps(config)
     error = 0.0
     with jax.default_device(jax.local_devices()[0]):
-        run = partial(_run, batches, num_pages, jax.random.key(seed), config=config, target=target)
+        run = partial(_run, batches, num_pages, seed, config=config, target=target)
         for found, wanted in zip(run(backend=backend), run(backend="reference"), strict=True):
             difference = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
             error = max(error, difference) if np.isfinite(difference) else np.inf
@@ -104,7 +104,7 @@ def _with_garbage(batch: PagedBatch, num_pages: int, page_size: int) -> PagedBat
 def _run(
     batches: list[PagedBatch],
     num_pages: int,
-    key: jax.Array,
+    seed: int,
     *,
     config: AttentionConfig,
     backend: str,
@@ -117,16 +117,13 @@ def _run(
     poison = 99 if spec.dtype == jnp.int8 else jnp.nan
 
     @partial(jax.jit, donate_argnums=0)
-    def step(cache: jax.Array, batch: PagedBatch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        num_tokens = batch.positions.shape[0]
-        keys = jax.random.split(key, 4)
-        q, k, v = (
-            jax.random.normal(each, (num_tokens, heads, config.head_dim), config.dtype)
-            for each, heads in zip(
-                keys, (config.heads, config.kv_heads, config.kv_heads), strict=False
-            )
-        )
-        sinks = jax.random.normal(keys[3], (config.heads,)) if config.sinks else None
+    def step(
+        cache: jax.Array,
+        batch: PagedBatch,
+        rows: tuple[jax.Array, jax.Array, jax.Array],
+        sinks: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        q, k, v = rows
         return attend(
             q,
             k,
@@ -143,8 +140,18 @@ def _run(
             target=target,
         )
 
+    # On the host: to compile a generator for each program would take longer than the kernels.
+    rng = np.random.default_rng(seed)
+    sinks = jnp.asarray(rng.standard_normal(config.heads, np.float32)) if config.sinks else None
     cache, results = jnp.full(spec.shape, poison, spec.dtype), []
-    for nth, batch in enumerate(batches):
-        result, cache = step(cache, batch, jax.random.fold_in(key, nth))
+    for batch in batches:
+        num_tokens = batch.positions.shape[0]
+        q, k, v = (
+            jnp.asarray(
+                rng.standard_normal((num_tokens, heads, config.head_dim), np.float32), config.dtype
+            )
+            for heads in (config.heads, config.kv_heads, config.kv_heads)
+        )
+        result, cache = step(cache, batch, (q, k, v), sinks)
         results.append(np.asarray(result, np.float32))
     return results
