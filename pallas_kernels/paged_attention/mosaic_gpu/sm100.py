@@ -2,8 +2,9 @@
 
 One kernel body makes both halves of `backend.Kernels`. The rows of its score tiles are query
 tokens times the query heads of one key/value head, 128 to a warpgroup. Decode is one warpgroup that
-computes and one that fetches, small enough that a core holds two such blocks; prefill is two that
-compute, where tensor memory has room for them, and one that fetches.
+computes and one that fetches, in half of a core's shared memory. The compiler gives its 256 threads
+more than 128 registers each, so a core holds one such block and not two. Prefill is two warpgroups
+that compute, where tensor memory has room for them, and one that fetches.
 """
 
 from typing import Any
