@@ -46,8 +46,12 @@ KINDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "api, then the next": (("api",), ("api",)),
     MAIN: ((MAIN,),),
 }
-# Many deaths, each followed by a short wait.
-FLAGS = ("--max-restarts", "1000", "--restart-window", "1", "--restart-delay", "0.1")
+# Many deaths, each followed by a short wait. On a CPU the KV cache takes memory as it fills up, so
+# that a large one would look like a leak. Flags that are given override these.
+FLAGS = (
+    *("--max-restarts", "1000", "--restart-window", "1", "--restart-delay", "0.1"),
+    *("--num-gpu-blocks-override", "1024"),
+)
 
 
 class DrillError(Exception):
