@@ -12,6 +12,7 @@ from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.ext import loopcontrols
 
 from jaxserve.chat.harmony import Harmony
+from jaxserve.chat.joined_messages import one_system_message, one_user_message
 from jaxserve.chat.past_calls import RENDER_ERRORS, Apply, Message, render_calls
 from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.errors import CheckpointError, InvalidRequestError
@@ -49,6 +50,9 @@ class ChatTemplate:
             name: value for name, value in (defaults or {}).items() if name in self.variables
         }
         self._forms = self._find_forms()
+        self._takes_later_system = self._takes_later("system")
+        is_named = any("developer" in source for source in self._sources)
+        self._takes_developer = is_named and self._takes_later("developer")
 
     @cached_property
     def variables(self) -> frozenset[str]:
@@ -102,8 +106,10 @@ class ChatTemplate:
             continue_final_message=continue_final_message,
             variables={**self._defaults, **(variables or {})},
         )
+        if not self._takes_later_system:
+            messages = one_system_message(messages)
         try:
-            return self._apply_either([self._adapt(message) for message in messages], apply)
+            return self._apply_joined(messages, apply)
         except InvalidRequestError:
             raise
         except RENDER_ERRORS as error:
@@ -182,7 +188,7 @@ class ChatTemplate:
         """Give a message the role and the form of content that the template was written for."""
         role, content = message["role"], message.get("content")
         reasoning = message.get("reasoning") or message.get("reasoning_content")
-        if role == "developer" and not any("developer" in source for source in self._sources):
+        if role == "developer" and not self._takes_developer:
             # OpenAI's newer word for the same role; most templates would drop or refuse it.
             role = "system"
         takes_text, takes_parts = self._forms.get(role, (True, False))
@@ -197,6 +203,18 @@ class ChatTemplate:
         if reasoning:
             adapted |= {name: reasoning for name in REASONING if self.has_all([name])}
         return adapted
+
+    def _apply_joined(self, messages: Sequence[Message], apply: Apply) -> str:
+        """Render messages, also where the user may not speak twice in a row."""
+        try:
+            return self._apply_either([self._adapt(message) for message in messages], apply)
+        except RENDER_ERRORS:
+            joined = one_user_message(messages)
+            if len(joined) == len(messages):
+                raise
+            with suppress(*RENDER_ERRORS):
+                return self._apply_either([self._adapt(message) for message in joined], apply)
+            raise
 
     def _apply_either(self, messages: Sequence[Message], apply: Apply) -> str:
         """Render messages, also where calls may not have both reasoning and content beside them.
@@ -229,6 +247,13 @@ class ChatTemplate:
             takes_parts = text == parts if takes_text else PROBE in parts
             forms[role] = (takes_text or not takes_parts, takes_parts)
         return forms
+
+    def _takes_later(self, role: str) -> bool:
+        """Whether messages of a role are all read, also in the middle and at the end of a chat."""
+        message: Message = {"role": role}
+        user = {"role": "user", "content": "hi"}
+        chat = [message, message, user, {"role": "assistant", "content": "hi"}, user, message]
+        return self._probe(chat, PROBE).count(PROBE) == chat.count(message)
 
     def _probe(self, chat: Sequence[Message], content: Any) -> str:
         filled = [{**message, "content": message.get("content", content)} for message in chat]

@@ -29,6 +29,8 @@ def bound_to(
     """
     answer = _answer(body, reading, asked)
     budget, reasoning = body.thinking_token_budget, reading.form.reasoning
+    if reasoning is None and body.takes_any_budget:
+        budget = None
     if budget is not None:
         if reasoning is None:
             raise InvalidRequestError(

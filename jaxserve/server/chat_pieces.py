@@ -66,12 +66,12 @@ class End(Struct, frozen=True):
 type Piece = Text | Reasoning | Call | Arguments | End
 
 
-def chat_body(fields: Mapping[str, Any]) -> ChatBody:
+def chat_body[Body: ChatBody](fields: Mapping[str, Any], kind: type[Body]) -> Body:
     """Return the body of a chat that is answered in pieces, given the other fields of it.
 
     Raises InvalidRequestError, which speaks of the chat's fields.
     """
-    return parse({**fields, "stream": True, "stream_options": STREAM_OPTIONS}, ChatBody)
+    return parse({**fields, "stream": True, "stream_options": STREAM_OPTIONS}, kind)
 
 
 class ChatAnswer:

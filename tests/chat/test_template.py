@@ -196,10 +196,11 @@ def test_a_template_of_strings_gets_parts_joined_by_lines(tmp_path: Path) -> Non
 
 def test_a_template_that_knows_developers_gets_them(tmp_path: Path) -> None:
     source = (
-        "{% for m in messages %}{% if m.role == 'developer' %}!{% endif %}{{ m.role }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'developer' %}!{% endif %}"
+        "{{ m.role }}:{{ m.content }}{% endfor %}"
     )
     message = {"role": "developer", "content": "x"}
-    assert make(tmp_path, source).render([message]) == "!developer"
+    assert make(tmp_path, source).render([message]) == "!developer:x"
     assert make(tmp_path, SIMPLE).render([message]) == "system:x;"
 
 
@@ -277,3 +278,16 @@ def test_reasoning_without_a_place_of_its_own_stands_where_an_answer_begins(
         reasoning=reasoning_format("qwen3"),
     )
     assert prompt == f"{USER['content']}|{start}{THOUGHT}"
+
+
+@needs_data
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_instructions_are_kept_wherever_they_stand(pretrained: Any, path: Path) -> None:
+    pretrained.chat_template = path.read_text("utf-8")
+    template = ChatTemplate(Tokenizer(pretrained))
+    if CHAT[0]["content"] not in (rendered(pretrained, CHAT) or ""):
+        pytest.skip("the template takes no system message")
+    roles = ("system", "developer", "user", "user", "system", "assistant", "system", "user")
+    chat = [{"role": role, "content": f"word{index}"} for index, role in enumerate(roles)]
+    text = template.render(chat)
+    assert [text.count(message["content"]) for message in chat] == [1] * len(chat)

@@ -14,7 +14,7 @@ from jaxserve.server.endpoints.messages import MessageWriter
 from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
 from jaxserve.server.protocol.messages import MessagesBody
 from jaxserve.server.protocol.parsing import parse
-from tests.server.world import World
+from tests.server.world import MAX_MODEL_LEN, World
 
 PATH = "/v1/messages"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -178,6 +178,83 @@ def test_thinking_bounds_or_ends_the_reasoning() -> None:
     assert chat_of(thinking={"type": "disabled"})["reasoning_effort"] == "none"
 
 
+def test_a_limit_beyond_the_context_ends_with_it(http: TestClient) -> None:
+    answer = http.post(PATH, json={**BODY, "max_tokens": 32_000}).json()
+    usage = answer["usage"]
+    if answer["stop_reason"] == "model_context_window_exceeded":
+        assert usage["input_tokens"] + usage["output_tokens"] == MAX_MODEL_LEN
+    else:
+        assert answer["stop_reason"] == "end_turn"
+    budget = {"type": "enabled", "budget_tokens": 31_999}
+    assert http.post(PATH, json={**BODY, "max_tokens": 32_000, "thinking": budget}).is_success
+
+
+def thinking_turns(*thoughts: str) -> list[dict[str, Any]]:
+    return [
+        turn
+        for thought in thoughts
+        for turn in (
+            {"role": "user", "content": "go on"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": thought, "signature": "s"},
+                    {"type": "redacted_thinking", "data": "opaque"},
+                    {"type": "text", "text": "well"},
+                ],
+            },
+        )
+    ] + HELLO
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        ({}, ["c"]),
+        ({"keep": "all"}, ["a", "b", "c"]),
+        ({"keep": {"type": "all"}}, ["a", "b", "c"]),
+        ({"keep": {"type": "thinking_turns", "value": 2}}, ["b", "c"]),
+        ({"keep": {"type": "thinking_turns", "value": 9}}, ["a", "b", "c"]),
+    ],
+)
+def test_an_edit_clears_older_thinking(keep: dict[str, Any], left: list[str]) -> None:
+    edits = {"edits": [{"type": "clear_thinking_20251015", **keep}]}
+    chat = chat_of(messages=thinking_turns("a", "b", "c"), context_management=edits)
+    assert [m["reasoning"] for m in chat["messages"] if "reasoning" in m] == left
+
+
+def test_a_system_turn_keeps_its_place() -> None:
+    turns = [*HELLO, {"role": "system", "content": "be brief"}]
+    assert [message["role"] for message in chat_of(messages=turns)["messages"]] == [
+        "user",
+        "system",
+    ]
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+FIND = {
+    "name": "find",
+    "input_schema": {"type": "object"},
+    "eager_input_streaming": True,
+    "defer_loading": True,
+    "input_examples": [{}],
+    "allowed_callers": ["direct"],
+}
+
+
+def test_tools_of_anthropics_servers_are_left_out() -> None:
+    body = MessagesBody.model_validate({**BODY, "tools": [FIND, SEARCH]})
+    assert [tool["function"]["name"] for tool in body.chat()["tools"]] == ["find"]
+    assert body.ignored_tools == ["tools[1] (web_search_20250305)"]
+
+
+def test_a_tool_that_is_not_run_here_cannot_be_forced(http: TestClient) -> None:
+    choice = {"type": "tool", "name": "web_search"}
+    answer = http.post(PATH, json={**BODY, "tools": [FIND, SEARCH], "tool_choice": choice})
+    assert answer.status_code == 400
+    assert "which this server does not run" in answer.json()["error"]["message"]
+
+
 def test_an_output_format_is_a_strict_schema() -> None:
     schema = {"type": "object"}
     chat = chat_of(output_config={"format": {"type": "json_schema", "schema": schema}})
@@ -277,8 +354,8 @@ def test_errors_are_anthropics(http: TestClient) -> None:
 
 
 def test_errors_speak_of_anthropics_fields(http: TestClient) -> None:
-    message = http.post(PATH, json={**BODY, "max_tokens": 5000}).json()["error"]["message"]
-    assert "max_tokens=5000" in message
+    message = http.post(PATH, json={**BODY, "stop_sequences": [""]}).json()["error"]["message"]
+    assert message.startswith("stop_sequences must")
 
 
 def test_an_error_after_the_first_event_is_an_event() -> None:

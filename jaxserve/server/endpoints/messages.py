@@ -26,7 +26,7 @@ from jaxserve.server.chat_pieces import (
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.lanes import run_in
 from jaxserve.server.prompts import encode_chat
-from jaxserve.server.protocol.chat import Chat, ChatBody
+from jaxserve.server.protocol.chat import CappedChatBody, Chat, ChatBody
 from jaxserve.server.protocol.message_answers import (
     BlockDelta,
     BlockOut,
@@ -60,7 +60,8 @@ async def create_message(http: HttpRequest) -> Response:
     body, chat = await read(http, _asked)
     with renamed(body.field_names):
         answer = await ChatAnswer.begin(http, chat)
-    writer = MessageWriter(answer, model=body.model)
+    is_capped = answer.params.max_tokens != body.max_tokens
+    writer = MessageWriter(answer, model=body.model, is_capped=is_capped)
     if body.stream:
         return EventStream(writer.stream(), error_name="error")
     return json_response(await unless_disconnected(http, writer.whole()))
@@ -80,7 +81,7 @@ def _asked(fields: dict[str, Any]) -> tuple[MessagesBody, ChatBody]:
     """Return what is asked for, and the chat that it is."""
     body = parse(fields, MessagesBody)
     with renamed(body.field_names):
-        return body, chat_body(body.chat())
+        return body, chat_body(body.chat(), CappedChatBody)
 
 
 def _counted(fields: dict[str, Any]) -> tuple[MessagesPrompt, Chat]:
@@ -91,10 +92,14 @@ def _counted(fields: dict[str, Any]) -> tuple[MessagesPrompt, Chat]:
 
 
 class MessageWriter:
-    """Writes one answer. The pieces of a chat become blocks, and these the events of a stream."""
+    """Writes one answer. The pieces of a chat become blocks, and these the events of a stream.
 
-    def __init__(self, answer: ChatAnswer, *, model: str) -> None:
+    is_capped: whether the model's context ends before the limit that was asked for.
+    """
+
+    def __init__(self, answer: ChatAnswer, *, model: str, is_capped: bool = False) -> None:
         self._answer = answer
+        self._is_capped = is_capped
         self._message = Message(
             id=f"msg_{uuid.uuid4().hex}", model=model, content=[], usage=self._usage()
         )
@@ -147,6 +152,8 @@ class MessageWriter:
                 message.stop_reason = STOP_REASONS.get(finish_reason, "end_turn")
                 if finish_reason == "stop" and isinstance(stop_reason, str):
                     message.stop_reason, message.stop_sequence = "stop_sequence", stop_reason
+                if finish_reason == "length" and self._is_capped:
+                    message.stop_reason = "model_context_window_exceeded"
                 return self._close()
 
     def _open(self, block: BlockOut) -> list[MessageEvent]:

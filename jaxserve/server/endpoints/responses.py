@@ -53,7 +53,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
         fields = body.chat(earlier)
         names = body.field_names(earlier, fields)
         with renamed(names):
-            return names, chat_body(fields)
+            return names, chat_body(fields, ChatBody)
 
     names, chat = await run_in(state.lanes.prompts, make)
     with renamed(names):

@@ -1,7 +1,7 @@
 """The body of POST /v1/chat/completions, and the chat it holds as templates want it."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, Tag
 
@@ -317,6 +317,7 @@ class ChatBody(Chat, GenerationBody):
     max_completion_tokens: Annotated[Int32, told("max_tokens")] | None = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
+    takes_any_budget: ClassVar[bool] = False
     thinking_token_budget: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
 
     def check(self) -> None:
@@ -362,3 +363,18 @@ class ChatBody(Chat, GenerationBody):
                 logprobs=self.top_logprobs if self.logprobs else None,
                 prompt_logprobs=self.prompt_logprobs,
             )
+
+
+class CappedChatBody(ChatBody):
+    """A chat of another API, whose limits are upper bounds where they must be given.
+
+    They are lowered to what the model has room for, and a budget for reasoning is kept by a model
+    that does not reason.
+    """
+
+    takes_any_budget: ClassVar[bool] = True
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether a limit must be kept to the letter."""
+        return False

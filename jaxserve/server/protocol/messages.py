@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
-from pydantic import BeforeValidator, FailFast, Field, Tag
+from pydantic import ConfigDict, Discriminator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
-from jaxserve.server.protocol.body import MAX_PARTS, Body, Int32, by_type, told, told_texts, wanted
+from jaxserve.server.protocol.body import Body, Int32, by_type, told, told_texts
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
 from jaxserve.server.protocol.fields import Unread
+from jaxserve.server.protocol.message_blocks import Block, Message, Texts, chat_messages, text_parts
+from jaxserve.server.protocol.message_edits import ContextManagement, clear_thinking
+from jaxserve.server.protocol.parsing import show
 
 # What our fields are called in an Anthropic request; errors of a chat speak of it by these names.
 FIELD_NAMES = {
@@ -19,6 +21,11 @@ FIELD_NAMES = {
     "response_format": "output_config.format",
     "thinking_token_budget": "thinking.budget_tokens",
 }
+# Types of tools that run on Anthropic's servers or that its models know by heart.
+HOSTED_TOOL = (
+    r"^(advisor|bash|code_execution|computer|mcp_toolset|memory|str_replace_based_edit_tool"
+    r"|text_editor|tool_search_tool(_bm25|_regex)?|web_fetch|web_search)(_[0-9]{8})?$"
+)
 UNREAD = Unread(
     # Hints and bookkeeping.
     ignored=frozenset(
@@ -26,109 +33,46 @@ UNREAD = Unread(
     ),
     refused={
         "container": ("is not supported: this server runs no code", ()),
-        "context_management": (
-            "is not supported: this server sends the model all of the messages",
-            ({}, {"edits": []}),
-        ),
         "mcp_servers": ("is not supported: this server connects to no other", ([],)),
     },
 )
 
 
-def _blocks(value: object) -> object:
-    """A string is one block of text."""
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-class Block(Body):
-    """What all blocks may have. cache_control: of no effect, prefixes are cached anyway."""
-
-    cache_control: dict[str, Any] | None = None
-
-
-class TextBlock(Block):
-    """Text; `citations`, of an answer sent back, have no effect."""
-
-    type: Literal["text"]
-    text: str
-    citations: list[Any] | None = None
-
-
-class ThinkingBlock(Block):
-    """What the model thought before it said something."""
-
-    type: Literal["thinking"]
-    thinking: str
-    signature: str = ""
-
-
-class ToolUseBlock(Block):
-    """A call the model made; `caller`, of an answer sent back, has no effect."""
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-    caller: dict[str, Any] | None = None
-
-
-class ToolResultBlock(Block):
-    """What came of a call; is_error: of no effect, templates have no place for it."""
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: "Texts" = Field(default_factory=list)
-    is_error: bool = False
-
-
-# A string, or blocks of text.
-type Texts = Annotated[
-    list[TextBlock],
-    FailFast(),
-    Field(max_length=MAX_PARTS),
-    BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock]),
-]
-type AnyBlock = Annotated[
-    Annotated[TextBlock, Tag("(text)")]
-    | Annotated[ThinkingBlock, Tag("(thinking)")]
-    | Annotated[ToolUseBlock, Tag("(tool_use)")]
-    | Annotated[ToolResultBlock, Tag("(tool_result)")],
-    by_type("a block of type text, thinking, tool_use or tool_result: others are not supported"),
-]
-ALLOWED_BLOCKS = {
-    "user": (TextBlock, ToolResultBlock),
-    "assistant": (TextBlock, ThinkingBlock, ToolUseBlock),
-    "system": (TextBlock,),
-}
-
-
-class Message(Body):
-    """One turn; a string is one block of text."""
-
-    role: Literal["user", "assistant", "system"]
-    content: Annotated[
-        list[AnyBlock],
-        FailFast(),
-        Field(max_length=MAX_PARTS),
-        BeforeValidator(_blocks, json_schema_input_type=str | list[AnyBlock]),
-    ]
-
-
 class Tool(Block):
-    """A function the model may call; Anthropic's own tools are refused by their types."""
+    """A function that the model may call.
+
+    All tools are sent to the model, whatever `defer_loading` says; `allowed_callers`,
+    `eager_input_streaming` and `input_examples` are hints that have no effect.
+    """
 
     type: Literal["custom"] = "custom"
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
+    allowed_callers: list[Any] | None = None
+    defer_loading: bool = False
+    eager_input_streaming: bool = False
+    input_examples: list[Any] | None = None
 
 
-def _only_custom(value: object) -> object:
-    kind = value.get("type", "custom") if isinstance(value, dict) else "custom"
-    if kind not in {"custom", None}:
-        raise wanted("a tool of type custom: this server runs no tools of its own")
-    return value
+class HostedTool(Body):
+    """A tool that Anthropic's servers run, such as `web_search_20250305`. The model is not told."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Annotated[str, Field(pattern=HOSTED_TOOL)]
+    name: str
+
+
+type AnyTool = Annotated[
+    Annotated[Tool, Tag("(custom)")] | Annotated[HostedTool, Tag("(hosted)")],
+    Discriminator(lambda tool: "(custom)" if _tool_type(tool) in {"custom", None} else "(hosted)"),
+]
+
+
+def _tool_type(tool: object) -> object:
+    return tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
 
 
 class ToolMode(Body):
@@ -186,10 +130,11 @@ class OutputFormat(Body):
 
 
 class OutputConfig(Body):
-    """The form of the answer, and how much thought goes into it."""
+    """The form of the answer, and how much thought goes into it. task_budget: has no effect."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
+    task_budget: dict[str, Any] | None = None
 
 
 class MessagesPrompt(Body):
@@ -200,13 +145,12 @@ class MessagesPrompt(Body):
     model: str
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     system: Texts = Field(default_factory=list)
-    tools: Annotated[
-        list[Annotated[Tool, BeforeValidator(_only_custom, json_schema_input_type=Tool)]],
-        FailFast(),
-        Field(max_length=MAX_TOOLS),
-    ] = Field(default_factory=list)
+    tools: Annotated[list[AnyTool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        default_factory=list
+    )
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    context_management: ContextManagement | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
 
@@ -216,21 +160,34 @@ class MessagesPrompt(Body):
         is_older = self.output_format is not None
         return FIELD_NAMES | ({"response_format": "output_format"} if is_older else {})
 
+    @property
+    def ignored_tools(self) -> list[str]:
+        """The tools that only Anthropic's servers could run."""
+        return [
+            f"tools[{index}] ({tool.type})"
+            for index, tool in enumerate(self.tools)
+            if isinstance(tool, HostedTool)
+        ]
+
     def chat(self) -> dict[str, Any]:
         """Return the fields of the chat that makes the same prompt.
 
-        Raises InvalidRequestError for blocks where they cannot be. An assistant's turn at the end
-        is one to go on with.
+        Raises InvalidRequestError for blocks where they cannot be, and for a tool that must be
+        called and is not run here. An assistant's turn at the end is one to continue.
         """
-        messages = [{"role": "system", "content": _parts(self.system)}] if self.system else []
+        messages = [{"role": "system", "content": text_parts(self.system)}] if self.system else []
         for index, message in enumerate(self.messages):
-            messages += _chat_messages(message, f"messages[{index}]")
+            messages += chat_messages(message, f"messages[{index}]")
+        for edit in () if self.context_management is None else self.context_management.edits:
+            clear_thinking(messages, keep=edit.num_kept)
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
         if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
-        if self.tools:
-            fields["tools"] = [_chat_tool(tool) for tool in self.tools]
+        tools = [_chat_tool(tool) for tool in self.tools if isinstance(tool, Tool)]
+        if tools:
+            fields["tools"] = tools
         if self.tool_choice is not None:
+            self._check_choice(self.tool_choice)
             fields |= _chat_tool_choice(self.tool_choice)
         match self.thinking:
             case BoundedThoughts(budget_tokens=budget):
@@ -250,6 +207,16 @@ class MessagesPrompt(Body):
             schema = {"name": "answer", "schema": form.json_schema, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
+
+    def _check_choice(self, choice: ToolChoice) -> None:
+        """Raise InvalidRequestError if a tool must be called that this server does not run."""
+        hosted = {tool.name: tool.type for tool in self.tools if isinstance(tool, HostedTool)}
+        if isinstance(choice, NamedTool) and choice.name in hosted:
+            raise InvalidRequestError(
+                f"tool_choice must name a tool of type custom, got {show(choice.name)} of type"
+                f" {show(hosted[choice.name])}, which this server does not run",
+                param="tool_choice",
+            )
 
 
 type StopSequences = Annotated[
@@ -281,46 +248,6 @@ class MessagesBody(MessagesPrompt):
             "stop": self.stop_sequences,
             "seed": self.seed,
         }
-
-
-def _parts(blocks: list[TextBlock]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": block.text} for block in blocks]
-
-
-def _chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
-    """Return the messages of a turn: results of tools, which chats have as messages, and the rest.
-
-    Raises InvalidRequestError for a block that such a turn cannot have.
-    """
-    results: list[dict[str, Any]] = []
-    parts: list[dict[str, str]] = []
-    rest: dict[str, Any] = {"role": message.role}
-    for index, block in enumerate(message.content):
-        if not isinstance(block, ALLOWED_BLOCKS[message.role]):
-            param = f"{place}.content[{index}]"
-            raise InvalidRequestError(
-                f"{param} must not be of type {block.type} in a turn of role {message.role}",
-                param=param,
-            )
-        match block:
-            case TextBlock():
-                parts += _parts([block])
-            case ThinkingBlock():
-                rest["reasoning"] = rest.get("reasoning", "") + block.thinking
-            case ToolUseBlock():
-                arguments = msgspec.json.encode(block.input).decode()
-                function = {"name": block.name, "arguments": arguments}
-                call = {"id": block.id, "type": "function", "function": function}
-                rest.setdefault("tool_calls", []).append(call)
-            case ToolResultBlock():
-                content = _parts(block.content) or ""
-                results.append(
-                    {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
-                )
-    if message.role == "assistant":
-        # One text: parts would come apart again in templates that take no parts.
-        return [{**rest, "content": "".join(part["text"] for part in parts)}]
-    return [*results, {**rest, "content": parts or ""}] if parts or not results else results
 
 
 def _chat_tool(tool: Tool) -> dict[str, Any]:

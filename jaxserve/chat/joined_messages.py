@@ -1,0 +1,46 @@
+"""Conversations as strict chat templates take them, which expect turns to alternate."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+type Message = Mapping[str, Any]
+
+SYSTEM = frozenset({"system", "developer"})
+
+
+def one_system_message(messages: Sequence[Message]) -> list[Message]:
+    """Return the same conversation with no system message but one at its beginning.
+
+    Those that begin the conversation are joined. Later ones are instructions in the middle, which
+    join the user's message before or after them, or become a user's message.
+    """
+    joined: list[Message] = []
+    for message in messages:
+        if message["role"] not in SYSTEM or not joined:
+            joined.append(message)
+        elif len(joined) == 1 and joined[0]["role"] in SYSTEM:
+            joined[0] = _join(joined[0], message)
+        else:
+            joined.append({"role": "user", "content": message["content"]})
+    return joined if joined == [*messages] else one_user_message(joined)
+
+
+def one_user_message(messages: Sequence[Message]) -> list[Message]:
+    """Return the same conversation with each row of user messages as one."""
+    joined: list[Message] = []
+    for message in messages:
+        if joined and message["role"] == joined[-1]["role"] == "user":
+            joined[-1] = _join(joined[-1], message)
+        else:
+            joined.append(message)
+    return joined
+
+
+def _join(first: Message, second: Message) -> Message:
+    """Return the first message with the text of the second behind its own."""
+    return {**first, "content": f"{_text(first)}\n\n{_text(second)}"}
+
+
+def _text(message: Message) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
