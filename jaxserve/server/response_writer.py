@@ -2,9 +2,10 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from jaxserve.chat.syntax.json_value import is_object
@@ -15,9 +16,12 @@ from jaxserve.server.protocol.answers import TokenLogprob
 from jaxserve.server.protocol.response_answers import (
     ArgumentsDelta,
     ArgumentsDone,
+    CustomToolCallOut,
     Event,
     FunctionCallOut,
     IncompleteDetails,
+    InputDelta,
+    InputDone,
     InputTokensDetails,
     ItemAdded,
     ItemDone,
@@ -42,16 +46,20 @@ from jaxserve.server.protocol.response_answers import (
     TextDelta,
     TextDone,
 )
+from jaxserve.server.protocol.response_tools import Target, text_of
 
 
 class ResponseWriter:
     """Writes one response, given what is known of it before it begins.
 
-    failure: why it failed in the middle.
+    targets: what the functions of the chat are. failure: why it failed in the middle.
     """
 
-    def __init__(self, answer: ChatAnswer, response: Response) -> None:
+    def __init__(
+        self, answer: ChatAnswer, response: Response, targets: Mapping[str, Target] | None = None
+    ) -> None:
         self._answer = answer
+        self._targets = targets or {}
         self.response = response
         self.failure: JaxserveError | None = None
         self._num_events = 0
@@ -112,7 +120,7 @@ class ResponseWriter:
             case Reasoning(text):
                 return [*self._open(ReasoningOut(id=_id("rs"))), *self._add(text)]
             case Call(call_id, name):
-                call = FunctionCallOut(id=_id("fc"), call_id=call_id, name=name)
+                call = self._call(call_id, self._targets.get(name, Target(name)))
                 return [*self._close("completed"), *self._open(call)]
             case Arguments(text):
                 return self._add(text)
@@ -120,10 +128,20 @@ class ResponseWriter:
                 if reason == "length":
                     self.response.incomplete_details = IncompleteDetails("max_output_tokens")
                 is_whole = reason != "length"
-                if isinstance(self._item, FunctionCallOut):
+                if isinstance(self._item, FunctionCallOut | CustomToolCallOut):
                     # An answer may end within a call by itself, and be cut behind one.
                     is_whole = is_object("".join(self._texts))
                 return self._close("completed" if is_whole else "incomplete")
+
+    @staticmethod
+    def _call(call_id: str, target: Target) -> FunctionCallOut | CustomToolCallOut:
+        """Return the item of a call, as its tool was declared."""
+        namespace = UNSET if target.namespace is None else target.namespace
+        if target.is_custom:
+            return CustomToolCallOut(
+                id=_id("ctc"), call_id=call_id, name=target.name, namespace=namespace
+            )
+        return FunctionCallOut(id=_id("fc"), call_id=call_id, name=target.name, namespace=namespace)
 
     def _open(self, item: ItemOut) -> list[Event]:
         """Begin an item, unless one of its kind grows already."""
@@ -156,6 +174,9 @@ class ResponseWriter:
                 event = ReasoningDelta(item_id=item.id, output_index=index, delta=text)
             case FunctionCallOut():
                 event = ArgumentsDelta(item_id=item.id, output_index=index, delta=text)
+            case CustomToolCallOut():
+                # What the arguments mean is told when they are whole.
+                return []
             case None:
                 raise AssertionError("nothing grows")
         return [self._count(event)]
@@ -187,6 +208,12 @@ class ResponseWriter:
                         item_id=item.id, output_index=index, name=item.name, arguments=text
                     )
                 )
+            case CustomToolCallOut():
+                item.input = text_of(text)
+                events += [
+                    InputDelta(item_id=item.id, output_index=index, delta=item.input),
+                    InputDone(item_id=item.id, output_index=index, input=item.input),
+                ]
         if part is not None:
             events.append(PartDone(item_id=item.id, output_index=index, part=part))
         item.status = status
@@ -214,7 +241,7 @@ def _part_of(item: ItemOut) -> OutputText | ReasoningText | None:
             return OutputText()
         case ReasoningOut():
             return ReasoningText()
-        case FunctionCallOut():
+        case FunctionCallOut() | CustomToolCallOut():
             return None
 
 

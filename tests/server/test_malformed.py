@@ -85,7 +85,7 @@ FIELDS: list[tuple[str, Any, str]] = [
         "arguments must be a string",
     ),
     (RESPONSES, item(type="function_call_output", call_id="c"), "output is required"),
-    (RESPONSES, item(type="reasoning", encrypted_content="x"), "input[0].encrypted_content"),
+    (RESPONSES, item(type="reasoning", encrypted_content=5), "input[0].encrypted_content"),
     (RESPONSES, response(instructions=5), "instructions must be a string"),
     (RESPONSES, response(previous_response_id=5), "previous_response_id must be a string"),
     (RESPONSES, response(previous_response_id="resp_x"), "no response 'resp_x'"),
@@ -93,11 +93,31 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, response(conversation="conv_1"), "conversation is not supported"),
     (RESPONSES, response(prompt={"id": "p"}), "prompt is not supported"),
     (RESPONSES, response(context_management=[{}]), "context_management is not supported"),
-    (RESPONSES, response(truncation="auto"), "truncation must be one of 'disabled'"),
+    (RESPONSES, response(truncation="never"), "truncation must be one of 'auto' or 'disabled'"),
     (RESPONSES, response(tools=5), "tools must be a list"),
-    (RESPONSES, response(tools=[{"type": "code_interpreter"}]), "does not run 'code_interpreter'"),
+    (RESPONSES, response(tools=[{"type": "laundry"}]), "tools[0].type must be text that matches"),
+    (RESPONSES, response(tool_choice={"type": "web_search"}), "runs no tools of its own"),
+    (
+        RESPONSES,
+        response(tools=[{"type": "web_search"}], tool_choice="required"),
+        "tool_choice can only be required where there are tools",
+    ),
+    (RESPONSES, response(tools=[{"type": "namespace", "name": "n"}]), "tools[0].tools is required"),
+    (
+        RESPONSES,
+        response(
+            tools=[
+                {
+                    "type": "custom",
+                    "name": "f",
+                    "format": {"type": "grammar", "syntax": "lark", "definition": "start: x"},
+                }
+            ]
+        ),
+        "there is no rule 'x'",
+    ),
     (RESPONSES, response(tools=[{"type": "function"}]), "tools[0].name is required"),
-    (RESPONSES, response(tools=[{"name": "f"}]), "tools[0].type is required"),
+    (RESPONSES, response(tools=[{"name": "f"}]), "must be a tool of type function, custom or"),
     (RESPONSES, response(tool_choice="maybe"), "tool_choice must be one of 'none', 'auto' or"),
     (RESPONSES, response(tool_choice=5), "tool_choice must be none, auto, required"),
     (
@@ -113,7 +133,7 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, response(text={"format": {"type": "json_schema"}}), "format.name is required"),
     (RESPONSES, response(reasoning={"effort": "vast"}), "reasoning.effort must be one of"),
     (RESPONSES, response(reasoning=5), "reasoning must be an object"),
-    (RESPONSES, response(include=["file_search_call.results"]), "include[0] must be one of"),
+    (RESPONSES, response(include=["weather.results"]), "include[0] must be one of"),
     (RESPONSES, response(top_logprobs=21), "top_logprobs must be at most 20"),
     (RESPONSES, response(max_output_tokens=0), "max_output_tokens must be at least 1"),
     (RESPONSES, response(max_output_tokens=5000), "maximum context length is 128"),

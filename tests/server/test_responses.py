@@ -18,6 +18,7 @@ from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
 from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.protocol.response_answers import Response
 from jaxserve.server.protocol.response_items import ITEMS, with_ids
+from jaxserve.server.protocol.response_tools import targets
 from jaxserve.server.protocol.responses import ResponsesBody
 from jaxserve.server.response_writer import ResponseWriter
 from tests.chat.answers import form_of
@@ -42,14 +43,19 @@ EVENTS = {
     "response.output_text.done": "ResponseTextDoneEvent",
     "response.reasoning_text.delta": "ResponseReasoningTextDeltaEvent",
     "response.reasoning_text.done": "ResponseReasoningTextDoneEvent",
+    "response.custom_tool_call_input.delta": "ResponseCustomToolCallInputDeltaEvent",
+    "response.custom_tool_call_input.done": "ResponseCustomToolCallInputDoneEvent",
     "response.function_call_arguments.delta": "ResponseFunctionCallArgumentsDeltaEvent",
     "response.function_call_arguments.done": "ResponseFunctionCallArgumentsDoneEvent",
 }
 
 
+def parse_body(**fields: Any) -> ResponsesBody:
+    return parse({**BODY, **fields}, ResponsesBody)
+
+
 def chat_of(earlier: Sequence[dict[str, Any]] = (), **fields: Any) -> dict[str, Any]:
-    body = parse({**BODY, **fields}, ResponsesBody)
-    return body.chat(ITEMS.validate_python(list(earlier)))
+    return parse_body(**fields).chat(ITEMS.validate_python(list(earlier)))
 
 
 class Told:
@@ -83,7 +89,10 @@ TOLD: list[list[Piece]] = [
 
 
 def tell(
-    steps: Sequence[list[Piece]], failure: Exception | None = None
+    steps: Sequence[list[Piece]],
+    failure: Exception | None = None,
+    *,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The response that an answer becomes, and the events of its stream."""
     begun = Response(
@@ -109,7 +118,8 @@ def tell(
         top_p=1.0,
         user=None,
     )
-    writer = ResponseWriter(Told(steps, failure), begun)  # type: ignore[arg-type]
+    called = targets(parse_body(tools=[*tools]).tools)
+    writer = ResponseWriter(Told(steps, failure), begun, called)  # type: ignore[arg-type]
 
     async def read() -> list[dict[str, Any]]:
         return [
@@ -213,11 +223,6 @@ def test_a_text_format_is_the_chats_response_format() -> None:
 def test_an_answers_items_are_items_of_a_request() -> None:
     response, _ = tell(TOLD)
     assert len(ITEMS.validate_python(response["output"])) == 4
-
-
-def test_tools_of_the_servers_own_are_refused_by_name(http: TestClient) -> None:
-    error = http.post(PATH, json={**BODY, "tools": [{"type": "web_search"}]}).json()["error"]
-    assert "does not run 'web_search'" in error["message"]
 
 
 def test_errors_speak_of_a_responses_fields(http: TestClient) -> None:

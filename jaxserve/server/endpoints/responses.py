@@ -3,7 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
-from jaxserve.errors import JaxserveError, StorageError
+from jaxserve.errors import InvalidRequestError, JaxserveError, StorageError
 from jaxserve.logging import get_logger
 from jaxserve.server.answer import json_response
 from jaxserve.server.bodies import read_as
@@ -30,11 +31,12 @@ from jaxserve.server.protocol.response_answers import (
     ResponseDeleted,
 )
 from jaxserve.server.protocol.response_items import ITEMS, Item, with_ids
+from jaxserve.server.protocol.response_tools import targets
 from jaxserve.server.protocol.responses import ResponsePrompt, ResponsesBody
 from jaxserve.server.response_store import BEAT_S, ResponseStore
 from jaxserve.server.response_writer import ResponseWriter, response_error
 from jaxserve.server.sse import EventStream, tagged_event
-from jaxserve.server.state import ServerState, server_state
+from jaxserve.server.state import ServedModel, ServerState, server_state
 
 log = get_logger(__name__)
 
@@ -50,15 +52,16 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     earlier = await _earlier_items(http, body)
 
     def make() -> tuple[dict[str, str], ChatBody]:
-        fields = body.chat(earlier)
-        names = body.field_names(earlier, fields)
+        start = _first_item(state.model(body.model), body, earlier)
+        fields = body.chat(earlier, start=start)
+        names = body.field_names(earlier, fields, start=start)
         with renamed(names):
             return names, chat_body(fields, ChatBody)
 
     names, chat = await run_in(state.lanes.prompts, make)
     with renamed(names):
         answer = await ChatAnswer.begin(http, chat)
-    writer = ResponseWriter(answer, _begin(answer, body))
+    writer = ResponseWriter(answer, _begin(answer, body), targets(body.tools))
     work = Work(state, writer, body, owner=owner_of(http.scope))
     if body.background:
         return json_response(await work.in_background())
@@ -99,8 +102,9 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     model = state.model(body.model)
 
     def work() -> int:
-        fields = body.chat(earlier)
-        with renamed(body.field_names(earlier, fields)):
+        start = _first_item(model, body, earlier)
+        fields = body.chat(earlier, start=start)
+        with renamed(body.field_names(earlier, fields, start=start)):
             return len(encode_chat(model, parse(fields, Chat)))
 
     return json_response(InputTokens(await run_in(state.lanes.prompts, work)))
@@ -236,8 +240,32 @@ def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
         tools=[tool.model_dump() for tool in body.tools],
         top_logprobs=body.top_logprobs or 0,
         top_p=answer.params.top_p,
+        truncation=body.truncation,
         user=body.user,
     )
+
+
+def _first_item(model: ServedModel, body: ResponsePrompt, earlier: Sequence[Item]) -> int:
+    """Return how many items to leave out, with `truncation: auto`, for the prompt to fit.
+
+    It is the least at which a turn of the user begins and room for an answer is left, or the last
+    such turn. Slow: for a worker.
+    """
+    limit = getattr(body, "max_output_tokens", None) or 1
+
+    def fits(start: int) -> bool:
+        fields = ResponsePrompt.chat(body, earlier, start=start)
+        try:
+            return len(encode_chat(model, parse(fields, Chat))) + limit <= model.max_model_len
+        except InvalidRequestError:
+            # Too long to be encoded, or wrong: then the answer to the request says so.
+            return False
+
+    if body.truncation == "disabled" or fits(0):
+        return 0
+    starts = body.starts(earlier)
+    found = bisect_left(starts, True, hi=max(0, len(starts) - 1), key=fits)
+    return starts[found] if starts else 0
 
 
 async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:

@@ -29,7 +29,7 @@ MAX_MESSAGES = 4096
 MAX_TOOLS = 256
 MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
-FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
 
 type Role = Literal["system", "developer", "user", "assistant", "tool"]
 type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
-from jaxserve.server.protocol.answers import TokenLogprob
+from jaxserve.server.protocol.answers import Maybe, TokenLogprob
 
 # Items
 
@@ -47,11 +47,23 @@ class FunctionCallOut(Struct, tag_field="type", tag="function_call", kw_only=Tru
     id: str
     call_id: str
     name: str
+    namespace: Maybe[str] = UNSET
     arguments: str = ""
     status: str = "in_progress"
 
 
-type ItemOut = MessageOut | ReasoningOut | FunctionCallOut
+class CustomToolCallOut(Struct, tag_field="type", tag="custom_tool_call", kw_only=True):
+    """A call of a custom tool to be made."""
+
+    id: str
+    call_id: str
+    name: str
+    namespace: Maybe[str] = UNSET
+    input: str = ""
+    status: str = "in_progress"
+
+
+type ItemOut = MessageOut | ReasoningOut | FunctionCallOut | CustomToolCallOut
 
 
 # Answers
@@ -96,7 +108,7 @@ class IncompleteDetails(Struct):
 class Response(Struct, kw_only=True):
     """An answer, whole or in the making. What the request said is said again.
 
-    service_tier, truncation: the only ones there are, whichever were asked for.
+    service_tier: the only one there is, whichever was asked for.
     """
 
     id: str
@@ -268,3 +280,15 @@ class ArgumentsDone(InItem, kw_only=True, tag="response.function_call_arguments.
 
     name: str
     arguments: str
+
+
+class InputDelta(InItem, kw_only=True, tag="response.custom_tool_call_input.delta"):
+    """More of the text for a custom tool."""
+
+    delta: str
+
+
+class InputDone(InItem, kw_only=True, tag="response.custom_tool_call_input.done"):
+    """The text for a custom tool is whole."""
+
+    input: str

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 
 from jaxserve.server.protocol.body import MAX_PARTS, Body, by_type
 from jaxserve.server.protocol.chat import MAX_MESSAGES
+from jaxserve.server.protocol.response_tools import arguments_of, flat_name
 
 type Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -65,16 +66,30 @@ class FunctionCallItem(Body):
     call_id: str
     name: str
     arguments: str
+    namespace: str | None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+class CustomToolCallItem(Body):
+    """A call of a custom tool that the model made."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
     id: str | None = None
     status: Status | None = None
 
 
 class FunctionCallOutputItem(Body):
-    """What came of a call."""
+    """What came of a call; the name of what was called has no effect."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Parts
+    name: str | None = None
     id: str | None = None
     status: Status | None = None
 
@@ -90,29 +105,39 @@ type ReasoningTexts = Annotated[list[ReasoningText], FailFast(), Field(max_lengt
 
 
 class ReasoningItem(Body):
-    """What the model thought; of an answer sent back. Summaries have no effect."""
+    """What the model thought, of an answer sent back.
+
+    Summaries and `encrypted_content`, which only OpenAI can read, have no effect.
+    """
 
     type: Literal["reasoning"]
     id: str | None = None
     summary: ReasoningTexts = Field(default_factory=list)
     content: ReasoningTexts = Field(default_factory=list)
-    encrypted_content: None = None
+    encrypted_content: str | None = None
     status: Status | None = None
 
 
 type Item = Annotated[
     Annotated[MessageItem, Tag("(message)")]
     | Annotated[FunctionCallItem, Tag("(function_call)")]
+    | Annotated[CustomToolCallItem, Tag("(custom_tool_call)")]
     | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
+    | Annotated[FunctionCallOutputItem, Tag("(custom_tool_call_output)")]
     | Annotated[ReasoningItem, Tag("(reasoning)")],
     by_type(
-        "an item of type message, function_call, function_call_output or reasoning: others are"
-        " not supported",
+        "an item of type message, function_call, function_call_output, custom_tool_call,"
+        " custom_tool_call_output or reasoning: others are not supported",
         default="message",
     ),
 ]
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
-ID_PREFIXES = {"message": "msg", "function_call": "fc", "reasoning": "rs"}
+ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "reasoning": "rs",
+}
 
 
 def _items(value: object) -> object:
@@ -154,8 +179,13 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
             case ReasoningItem() if turn is not None:
                 thought = "".join(part.text for part in item.content)
                 turn["reasoning"] = turn.get("reasoning", "") + thought
-            case FunctionCallItem() if turn is not None:
-                function = {"name": item.name, "arguments": item.arguments}
+            case FunctionCallItem() | CustomToolCallItem() if turn is not None:
+                function = {
+                    "name": flat_name(item.name, item.namespace),
+                    "arguments": item.arguments
+                    if isinstance(item, FunctionCallItem)
+                    else arguments_of(item.input),
+                }
                 call = {"id": item.call_id, "type": "function", "function": function}
                 turn.setdefault("tool_calls", []).append(call)
             case MessageItem() if turn is not None:
@@ -168,11 +198,16 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     return messages
 
 
+def is_instruction(item: Item) -> bool:
+    """Whether an item tells the model what to do throughout a conversation."""
+    return isinstance(item, MessageItem) and item.role in {"system", "developer"}
+
+
 def _is_assistants(item: Item) -> bool:
     """Whether an item is part of an assistant's turn."""
     if isinstance(item, MessageItem):
         return item.role == "assistant"
-    return isinstance(item, FunctionCallItem | ReasoningItem)
+    return isinstance(item, FunctionCallItem | CustomToolCallItem | ReasoningItem)
 
 
 def _chat_parts(parts: Sequence[Part]) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, Tag
+from pydantic import FailFast, Field, Tag
 
 from jaxserve.chat.past_calls import ARGUMENTS
 from jaxserve.errors import InvalidRequestError
@@ -15,12 +15,19 @@ from jaxserve.server.protocol.body import (
     Stop,
     by_type,
     told,
-    wanted,
 )
-from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_TOOLS, ReasoningEffort
+from jaxserve.server.protocol.chat import MAX_TOOLS, ReasoningEffort
 from jaxserve.server.protocol.fields import Unread
-from jaxserve.server.protocol.parsing import show
-from jaxserve.server.protocol.response_items import FunctionCallItem, Item, Items, chat_messages
+from jaxserve.server.protocol.response_items import (
+    CustomToolCallItem,
+    FunctionCallItem,
+    Item,
+    Items,
+    MessageItem,
+    chat_messages,
+    is_instruction,
+)
+from jaxserve.server.protocol.response_tools import AnyTool, chat_tools, flat_name, ignored_tools
 from jaxserve.server.protocol.structured import JsonObjectFormat, TextFormat
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
@@ -34,6 +41,7 @@ UNREAD = Unread(
     # Hints and bookkeeping.
     ignored=frozenset(
         {
+            "client_metadata",
             "moderation",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -66,28 +74,12 @@ PASSED = (
 )
 
 
-class FunctionTool(Body):
-    """A function that the model may call."""
-
-    type: Literal["function"]
-    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-def _tool(value: object) -> object:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind != "function":
-        raise wanted(f"a tool of type function: this server does not run {show(kind)}")
-    return value
-
-
 class NamedFunction(Body):
-    """A function that must be called, or may be."""
+    """A function or a custom tool that must be called, or may be."""
 
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
+    namespace: str | None = None
 
 
 class AllowedTools(Body):
@@ -101,8 +93,12 @@ class AllowedTools(Body):
 type ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("str")]
     | Annotated[NamedFunction, Tag("(function)")]
+    | Annotated[NamedFunction, Tag("(custom)")]
     | Annotated[AllowedTools, Tag("(allowed_tools)")],
-    by_type("none, auto, required, a function by its name, or allowed_tools with a mode"),
+    by_type(
+        "none, auto, required, a function or custom tool by its name, or allowed_tools with a mode:"
+        " this server runs no tools of its own"
+    ),
 ]
 
 
@@ -148,48 +144,80 @@ class ResponsePrompt(Body):
     input: Items
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: Annotated[
-        list[Annotated[FunctionTool, BeforeValidator(_tool, json_schema_input_type=FunctionTool)]],
-        FailFast(),
-        Field(max_length=MAX_TOOLS),
-    ] = Field(default_factory=list)
+    tools: Annotated[list[AnyTool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        default_factory=list
+    )
     tool_choice: ToolChoice = "auto"
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     parallel_tool_calls: bool = True
 
-    def field_names(self, earlier: Sequence[Item], chat: Mapping[str, Any]) -> dict[str, str]:
+    def field_names(
+        self, earlier: Sequence[Item], chat: Mapping[str, Any], *, start: int = 0
+    ) -> dict[str, str]:
         """Return what the fields of the chat are called here, and the arguments of its calls."""
         in_chat = [
             ARGUMENTS.format(index, number)
             for index, message in enumerate(chat["messages"])
             for number in range(len(message.get("tool_calls", ())))
         ]
-        places = ["previous_response_id" for item in earlier if isinstance(item, FunctionCallItem)]
-        places += [
-            f"input[{index}].arguments"
-            for index, item in enumerate(self.input)
-            if isinstance(item, FunctionCallItem)
+        places = ["previous_response_id"] * len(earlier)
+        places += [f"input[{index}].arguments" for index in range(len(self.input))]
+        items = [*earlier, *self.input]
+        calls = [
+            place
+            for place, item in zip(places[start:], items[start:], strict=True)
+            if isinstance(item, FunctionCallItem | CustomToolCallItem)
         ]
-        return FIELD_NAMES | dict(zip(in_chat, places, strict=True))
+        return FIELD_NAMES | dict(zip(in_chat, calls, strict=True))
 
-    def chat(self, earlier: Sequence[Item]) -> dict[str, Any]:
+    @property
+    def ignored_tools(self) -> list[str]:
+        """What has no effect of the tools: see `response_tools`."""
+        return ignored_tools(self.tools)
+
+    def starts(self, earlier: Sequence[Item]) -> list[int]:
+        """Return where the conversation may begin if it is too long: at the user's messages."""
+        return [
+            index
+            for index, item in enumerate([*earlier, *self.input])
+            if isinstance(item, MessageItem) and item.role == "user"
+        ]
+
+    def chat(self, earlier: Sequence[Item], *, start: int = 0) -> dict[str, Any]:
         """Return the fields of the chat that makes the same prompt.
 
-        earlier: the items before those of `input`. Raises InvalidRequestError.
+        earlier: the items before those of `input`. start: the number of items at the beginning of
+        the conversation to leave out; system and developer messages stay. Raises
+        InvalidRequestError.
         """
-        messages = chat_messages([*earlier, *self.input])
+        items = [*earlier, *self.input]
+        instructions = [item for item in items[:start] if is_instruction(item)]
+        messages = chat_messages([*instructions, *items[start:]])
         if self.instructions:
             messages.insert(0, {"role": "system", "content": self.instructions})
         if not messages:
             raise InvalidRequestError("input must not be empty, got []", param="input")
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
-        fields["tools"] = [_chat_tool(tool) for tool in self.tools]
+        fields["tools"] = chat_tools(self.tools)
         fields["tool_choice"] = _chat_tool_choice(self.tool_choice)
         if self.reasoning is not None:
             fields["reasoning_effort"] = self.reasoning.effort
         return fields
+
+
+# Only the first adds anything: there is no encrypted reasoning, and tools of others do not run.
+type Include = Literal[
+    "message.output_text.logprobs",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class ResponsesBody(ResponsePrompt):
@@ -199,9 +227,7 @@ class ResponsesBody(ResponsePrompt):
     temperature: Annotated[float, told("temperature")] | None = None
     top_p: Annotated[float, told("top_p")] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: Annotated[
-        list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], FailFast()
-    ] = Field(default_factory=list)
+    include: Annotated[list[Include], FailFast()] = Field(default_factory=list)
     store: bool = True
     stream: bool = False
     background: bool = False
@@ -235,9 +261,9 @@ class ResponsesBody(ResponsePrompt):
         """Whether log-probabilities are to stand beside the text."""
         return "message.output_text.logprobs" in self.include or bool(self.top_logprobs)
 
-    def chat(self, earlier: Sequence[Item]) -> dict[str, Any]:
+    def chat(self, earlier: Sequence[Item], *, start: int = 0) -> dict[str, Any]:
         """Return the fields of the chat that asks for the same answer. See ResponsePrompt."""
-        fields = super().chat(earlier) | {name: getattr(self, name) for name in PASSED}
+        fields = super().chat(earlier, start=start) | {name: getattr(self, name) for name in PASSED}
         fields["max_completion_tokens"] = self.max_output_tokens
         if self.wants_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
@@ -248,13 +274,10 @@ class ResponsesBody(ResponsePrompt):
         return fields
 
 
-def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
-    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
-
-
 def _chat_tool_choice(choice: ToolChoice) -> Any:
     def named(function: NamedFunction) -> dict[str, Any]:
-        return {"type": "function", "function": {"name": function.name}}
+        name = flat_name(function.name, function.namespace)
+        return {"type": "function", "function": {"name": name}}
 
     match choice:
         case NamedFunction():
