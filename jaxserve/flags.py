@@ -477,7 +477,8 @@ SERVER_FLAGS = (
         name="engine-hang-timeout",
         field="engine_hang_timeout_s",
         parse=float,
-        help="seconds after which a step that does not end is taken for a dead engine",
+        help="seconds after which a step that does not end is taken for a dead engine, not counting"
+        " compilations; a process that is stopped is after a sixth of it",
     ),
     Flag(
         name="api-hang-timeout",

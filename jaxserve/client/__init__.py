@@ -37,6 +37,11 @@ class EngineClient(Protocol):
         """Whether requests can be served: the engine has not failed, stopped or hung."""
         ...
 
+    @property
+    def is_responding(self) -> bool:
+        """Whether the engine answers now; False also while it only pauses, unlike `is_alive`."""
+        ...
+
     def check_health(self) -> None:
         """Raise EngineDeadError, saying why, unless `is_alive`."""
         ...

@@ -64,6 +64,11 @@ class InProcessClient(EngineClient):
         """See EngineClient."""
         return self._why_dead() is None
 
+    @property
+    def is_responding(self) -> bool:
+        """See EngineClient."""
+        return self.is_alive
+
     def check_health(self) -> None:
         """See EngineClient."""
         reason = self._why_dead()

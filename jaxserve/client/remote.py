@@ -36,11 +36,17 @@ class RemoteClient(EngineClient):
         self._link: _Link | None = None
         self._reason = "the engine has not started yet"
         self._is_draining = False
+        self._is_silent = False
 
     def connect(self, address: str, *, client: int, tokenizer: Tokenizer | None) -> None:
         """Talk to the engine at `address`, as its client of that number."""
         assert self._link is None, "one engine at a time"
+        self._is_silent = False
         self._link = _Link(address, client, tokenizer)
+
+    def set_silent(self, is_silent: bool) -> None:
+        """Take note that the engine does not answer now, or does again."""
+        self._is_silent = is_silent
 
     def disconnect(self, reason: str) -> int:
         """End requests in flight with an error, and serve nothing until connected again.
@@ -72,6 +78,11 @@ class RemoteClient(EngineClient):
     def is_alive(self) -> bool:
         """See EngineClient."""
         return self._link is not None
+
+    @property
+    def is_responding(self) -> bool:
+        """See EngineClient."""
+        return self.is_alive and not self._is_silent
 
     def check_health(self) -> None:
         """See EngineClient."""

@@ -56,10 +56,16 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     metrics.set_cache_config({**asdict(planned.cache), **pages}, model_name=names[0])
     metrics.set_compilations(lambda: loaded.compilations.since_mark, model_name=names[0])
     metrics.set_startup(loaded.startup, model_name=names[0])
+
+    def is_compiling() -> bool:
+        return loaded.programs.is_awaited
+
     if planned.pooling is not None:
-        return ServedEngine(loaded.engine, metrics)
+        return ServedEngine(loaded.engine, metrics, is_compiling=is_compiling)
     # The first request with a grammar would hold up all others for as long as this takes.
-    return ServedEngine(loaded.engine, metrics, prepare=loaded.vocabulary.whole)
+    return ServedEngine(
+        loaded.engine, metrics, prepare=loaded.vocabulary.whole, is_compiling=is_compiling
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import jax
 
@@ -49,6 +50,7 @@ class ProgramPool:
         self._under_way: set[Program] = set()
         self._failed: dict[Program, Exception] = {}
         self._made: dict[Program, jax.stages.Compiled] = {}
+        self._num_awaited = 0
         self._is_background = False
         self._is_lazy = not self._waiting
         self._threads = [
@@ -63,6 +65,11 @@ class ProgramPool:
         """How many programs there are; grows only."""
         return len(self._made)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a caller of `get` waits for a program to be made."""
+        return self._num_awaited > 0
+
     def has(self, program: Program) -> bool:
         """Whether a program can be run now; where none are made unasked, after it is compiled."""
         return self._is_lazy or program in self._made
@@ -72,7 +79,7 @@ class ProgramPool:
         compiled = self._made.get(program)
         if compiled is not None:
             return compiled
-        with self._changed:
+        with self._awaited(), self._changed:
             self._changed.wait_for(lambda: program not in self._under_way)
             if program in self._made:
                 return self._made[program]
@@ -81,8 +88,19 @@ class ProgramPool:
             if program in self._waiting:
                 self._waiting.remove(program)
             self._under_way.add(program)
-        self._make_one(program)
+        with self._awaited():
+            self._make_one(program)
         return self.get(program)
+
+    @contextmanager
+    def _awaited(self) -> Iterator[None]:
+        with self._changed:
+            self._num_awaited += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_awaited -= 1
 
     def give_way(self) -> None:
         """From now on make what is left in the background."""

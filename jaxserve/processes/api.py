@@ -35,9 +35,11 @@ from jaxserve.processes.messages import (
     Drain,
     EngineDown,
     EngineLoads,
+    EngineSilent,
     EngineUp,
     Failed,
     Hello,
+    Listen,
     Ready,
     Scrape,
     Series,
@@ -124,6 +126,8 @@ class ApiProcess:
         self._state: ServerState = app.state.server
         self._batches: BatchRunner | None = app.state.batches if first.runs_batches else None
         self.server = Server(app, first.config, batches=self._batches)
+        if first.waits:
+            self.server.wait()
         self._client = RemoteClient()
         self._tokenizer: asyncio.Future[Tokenizer] | None = None
         self._coming_up: asyncio.Task[None] | None = None
@@ -166,6 +170,10 @@ class ApiProcess:
                 self._state.note_batches(message.trouble)
             case Unready():
                 self._state.is_stopping = True
+            case EngineSilent():
+                self._client.set_silent(message.is_silent)
+            case Listen():
+                self.server.open()
             case Drain():
                 self.server.should_exit = True
             case TakeSeries():
@@ -193,6 +201,7 @@ class ApiProcess:
             log.exception("the API process could not start serving")
             self._line.send(Failed("the API process could not start serving; its log says why"))
         else:
+            self.server.open()
             self._line.send(Ready())
 
     async def _connect(self, message: EngineUp) -> None:

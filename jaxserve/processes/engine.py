@@ -22,6 +22,7 @@ from jaxserve.processes.messages import (
     Failed,
     Hello,
     Planned,
+    Pulse,
     Ready,
     Series,
     ServeEngine,
@@ -29,6 +30,7 @@ from jaxserve.processes.messages import (
     TakeSeries,
     ToEngine,
 )
+from jaxserve.processes.watch import PULSE_S
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,13 @@ class ServedEngine:
     """An engine that is warm, and its metrics.
 
     prepare: makes what some requests would wait for; called on a thread when the engine serves.
+    is_compiling: whether a step waits for a program that is being compiled; called on any thread.
     """
 
     engine: Engine
     metrics: Metrics
     prepare: Callable[[], object] = lambda: None
+    is_compiling: Callable[[], bool] = lambda: False
 
 
 # Loads what the options say, and calls the function as soon as it is known what that will be.
@@ -73,6 +77,9 @@ def main(fd: int, load: Loader) -> int:
         freeze_garbage()
         with SocketPort(first.address, beat=post.beat, gone=post.take_gone) as port:
             line.send(Ready())
+            threading.Thread(
+                target=_pulse, args=(line, served), name="jaxserve-pulse", daemon=True
+            ).start()
             threading.Thread(target=served.prepare, name="jaxserve-prepare", daemon=True).start()
             run_engine(served.engine, port)
     except JaxserveError as error:
@@ -83,6 +90,13 @@ def main(fd: int, load: Loader) -> int:
         line.send(Failed(FAILED))
         return 1
     return 0
+
+
+def _pulse(line: ChildLine[ToEngine], served: ServedEngine) -> None:
+    """Show that the process runs, which a long step or compilation does not prevent."""
+    while True:
+        line.send(Pulse(is_compiling=served.is_compiling()))
+        time.sleep(PULSE_S)
 
 
 class _Post:

@@ -17,12 +17,13 @@ import threading
 from asyncio.subprocess import DEVNULL, Process, create_subprocess_exec
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from jaxserve.processes.messages import Beat, Message, Series, TakeSeries
+from jaxserve.processes.messages import Beat, Message, Pulse, Series, TakeSeries
 from jaxserve.processes.watch import LOOK_S, Watch
 from jaxserve.series import Family
 
@@ -113,6 +114,13 @@ def freeze_garbage() -> None:
     gc.freeze()
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A child does not answer now, or does again, as its watch has noticed."""
+
+    is_silent: bool
+
+
 class Child:
     """The supervisor's end: a process, and what it says."""
 
@@ -154,12 +162,17 @@ class Child:
             self._writer.write(_encoder.encode(message) + b"\n")
 
     async def messages(self, kinds: Any, watch: Watch) -> AsyncIterator[Any]:
-        """Yield what the child says, but for beats and series, until it ends or makes no sense.
+        """Yield what the child says, but for signs of life and series, until it ends or errs.
 
-        Raises TimeoutError when it hangs.
+        Yields a `Silence` when it stops answering and when it answers again. Raises TimeoutError
+        when it hangs.
         """
         decoder = msgspec.json.Decoder(kinds)
+        was_silent = False
         while not watch.is_hung():
+            if watch.is_silent != was_silent:
+                was_silent = watch.is_silent
+                yield Silence(was_silent)
             try:
                 # What has been read of a line when time is up stays in the reader.
                 line = await asyncio.wait_for(self._reader.readline(), LOOK_S)
@@ -177,6 +190,8 @@ class Child:
             match message:
                 case Beat():
                     watch.beat()
+                case Pulse():
+                    watch.pulse(is_compiling=message.is_compiling)
                 case Series():
                     self.last_series = message.families
                     asked = self._asked.pop(message.number, None)

@@ -51,7 +51,8 @@ class Stop(Message, frozen=True):
 class ServeHttp(Message, frozen=True):
     """Answer at the listening socket `fd`. The first message to an API process.
 
-    runs_batches: whether this is the one process that does.
+    runs_batches: whether this is the one process that does. waits: whether to accept connections
+    only once it is ready, since other processes accept them meanwhile.
     """
 
     config: ServerConfig
@@ -60,6 +61,7 @@ class ServeHttp(Message, frozen=True):
     log_level: str
     name: str
     runs_batches: bool
+    waits: bool
 
 
 class EngineLoads(Message, frozen=True):
@@ -76,6 +78,12 @@ class EngineUp(Message, frozen=True):
     client: int
 
 
+class EngineSilent(Message, frozen=True):
+    """The engine does not answer now, or does again: it may have been stopped, or compile."""
+
+    is_silent: bool
+
+
 class EngineDown(Message, frozen=True):
     """There is no engine until the next `EngineUp`."""
 
@@ -84,6 +92,10 @@ class EngineDown(Message, frozen=True):
 
 class Unready(Message, frozen=True):
     """Say that the server is not ready, but go on answering: it stops soon."""
+
+
+class Listen(Message, frozen=True):
+    """Accept connections, ready or not: no other process does."""
 
 
 class Drain(Message, frozen=True):
@@ -118,6 +130,12 @@ class Series(Message, frozen=True):
 
 class Beat(Message, frozen=True):
     """The child's loop is alive."""
+
+
+class Pulse(Message, frozen=True):
+    """The child's process runs, whatever its loop does. is_compiling: its loop waits for that."""
+
+    is_compiling: bool
 
 
 class Ready(Message, frozen=True):
@@ -178,11 +196,13 @@ type ToApi = (
     | TakeSeries
     | EngineLoads
     | EngineUp
+    | EngineSilent
     | EngineDown
     | Unready
+    | Listen
     | Drain
     | AllSeries
     | Batches
 )
-type FromEngine = Planned | Ready | Beat | Failed | Series
+type FromEngine = Planned | Ready | Beat | Pulse | Failed | Series
 type FromApi = Ready | Beat | Failed | Series | Scrape | Batches

@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from jaxserve.config import EngineOptions
 from jaxserve.logging import get_logger
-from jaxserve.processes.line import Child
+from jaxserve.processes.line import Child, Silence
 from jaxserve.processes.messages import (
     AllSeries,
     Batches,
@@ -24,10 +24,12 @@ from jaxserve.processes.messages import (
     Drain,
     EngineDown,
     EngineLoads,
+    EngineSilent,
     EngineUp,
     Failed,
     FromApi,
     FromEngine,
+    Listen,
     Planned,
     Ready,
     Scrape,
@@ -46,6 +48,8 @@ log = get_logger(__name__)
 # For API processes to end after `shutdown_timeout_s`, and for an idle engine to stop.
 LAST_WORDS_S = 5.0
 STOP_TIMEOUT_S = 5.0
+# An event loop that has not come round for so long keeps all of its clients waiting.
+API_SILENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +95,11 @@ class Supervisor:
         self._engine: Child | None = None
         self._planned: Planned | None = None
         self._up: _Up | None = None
+        self._is_silent = False
         self._apis: dict[int, Child] = {}
         self._ready_apis: set[int] = set()
         self._batches = Batches(None)
+        self._silent_apis: set[int] = set()
         self._clients = itertools.count()
         self._has_served_http = False
         # Counts of processes that have ended: a sum over processes must never fall.
@@ -235,8 +241,14 @@ class Supervisor:
                     case Ready():
                         assert self._planned is not None
                         self._up = _Up(hello=self._planned.hello, address=address)
+                        self._is_silent = False
                         for client in self._apis:
                             self._introduce(client)
+                    case Silence():
+                        _log_silence("engine", message)
+                        self._is_silent = message.is_silent
+                        for api in self._apis.values():
+                            api.tell(EngineSilent(message.is_silent))
                     case Failed():
                         end = End(reason=message.reason, would_recur=True)
                         break
@@ -278,7 +290,10 @@ class Supervisor:
             return _not_started(error)
         self._apis[client] = api
         watch = Watch(
-            api.process.pid, start_timeout_s=hang_timeout_s, hang_timeout_s=hang_timeout_s
+            api.process.pid,
+            start_timeout_s=hang_timeout_s,
+            hang_timeout_s=hang_timeout_s,
+            silent_s=API_SILENT_S,
         )
         api.tell(
             ServeHttp(
@@ -288,6 +303,7 @@ class Supervisor:
                 log_level=self._log_level,
                 name=name,
                 runs_batches=runs_batches,
+                waits=bool(self._ready_apis - self._silent_apis),
             )
         )
         api.tell(self._batches)
@@ -302,6 +318,13 @@ class Supervisor:
                         self._has_served_http = True
                         self._ready_apis.add(client)
                         self._announce_once()
+                    case Silence():
+                        _log_silence(name, message)
+                        if message.is_silent:
+                            self._silent_apis.add(client)
+                            self._keep_listening()
+                        else:
+                            self._silent_apis.discard(client)
                     case Scrape():
                         task = asyncio.create_task(self._scrape(api, message.number))
                         self._scrapes.add(task)
@@ -320,16 +343,26 @@ class Supervisor:
         how = await api.ended()
         del self._apis[client]
         self._ready_apis.discard(client)
+        self._silent_apis.discard(client)
+        self._keep_listening()
         self._retire(api)
         if self._engine is not None:
             self._engine.tell(ClientGone(client))
         return end or End(reason=f"an API process has ended: {how}", would_recur=not api.was_killed)
+
+    def _keep_listening(self) -> None:
+        """Let API processes that wait to be ready answer probes, if no other does."""
+        if not self._ready_apis - self._silent_apis:
+            for api in self._apis.values():
+                api.tell(Listen())
 
     def _introduce(self, client: int) -> None:
         """Tell an API process where the engine is."""
         assert self._up is not None
         up = EngineUp(hello=self._up.hello, address=self._up.address, client=client)
         self._apis[client].tell(up)
+        if self._is_silent:
+            self._apis[client].tell(EngineSilent(is_silent=True))
 
     def _announce_once(self) -> None:
         """Say that requests are welcome, when all API processes are ready for the first time."""
@@ -367,3 +400,10 @@ class Supervisor:
 def _not_started(error: OSError) -> End:
     reason = f"a process of the server could not be started: {error.strerror}"
     return End(reason=reason, would_recur=True)
+
+
+def _log_silence(name: str, silence: Silence) -> None:
+    if silence.is_silent:
+        log.warning("a process does not answer", name=name)
+    else:
+        log.info("a process answers again", name=name)

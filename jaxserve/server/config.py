@@ -54,8 +54,9 @@ class ServerConfig:
 
     api_server_count: processes that speak HTTP; limits are those of each. engine_start_timeout_s:
     how long an engine that loads and compiles may go without using the processor, before it is
-    taken for dead. engine_hang_timeout_s: how long a step may take before it is; a forgotten
-    compilation takes a minute or two. api_hang_timeout_s: how long an API process may show no sign
+    taken for dead. engine_hang_timeout_s: how long a step may take before it is, not counting the
+    compilations that it waits for; an engine whose process stands still is after a sixth of that.
+    api_hang_timeout_s: how long an API process may show no sign
     of life. A process that has ended starts again after restart_delay_s, then twice that, and
     so on; when it has ended more than max_restarts times within restart_window_s, the server ends.
 
@@ -110,8 +111,8 @@ class ServerConfig:
     shutdown_timeout_s: float = 30.0
     api_server_count: int = 1
     engine_start_timeout_s: float = 300.0
-    engine_hang_timeout_s: float = 300.0
-    api_hang_timeout_s: float = 60.0
+    engine_hang_timeout_s: float = 180.0
+    api_hang_timeout_s: float = 30.0
     max_restarts: int = 5
     restart_window_s: float = 600.0
     restart_delay_s: float = 1.0

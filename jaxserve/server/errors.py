@@ -106,6 +106,13 @@ class LoadingError(OverloadedError):
         super().__init__("the server is loading its model", retry_after_s=5.0)
 
 
+class EngineSilentError(OverloadedError):
+    """The engine does not answer now. It is not known yet whether it ever will again."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine does not respond", retry_after_s=5.0)
+
+
 class GenerationError(JaxserveError):
     """The engine gave up on one request through no fault of the caller."""
 
@@ -125,7 +132,11 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
         case InvalidRequestError():
             return error.status, ErrorBody(error.message, INVALID, error.param, error.code), {}
         case OverloadedError():
-            codes = {ShuttingDownError: "shutting_down", LoadingError: "loading"}
+            codes = {
+                ShuttingDownError: "shutting_down",
+                LoadingError: "loading",
+                EngineSilentError: "engine_silent",
+            }
             code = codes.get(type(error), "overloaded")
             seconds = max(1, math.ceil(error.retry_after_s))
             body = ErrorBody(error.message, SERVER, code=code)

@@ -34,7 +34,10 @@ NUM_PAGES = 1 + MAX_NUM_SEQS * MAX_MODEL_LEN // PAGE_SIZE
 
 
 class Device(FakeRunner):
-    """The fake device, which takes its time, breaks when it meets 13 and hangs when it meets 14."""
+    """The fake device, which takes its time, breaks when it meets 13 and hangs when it meets 14.
+
+    When it meets 15 it compiles for 3 s.
+    """
 
     def __init__(self, step_s: float) -> None:
         super().__init__(
@@ -45,6 +48,7 @@ class Device(FakeRunner):
             vocab_size=VOCAB_SIZE,
         )
         self._step_s = step_s
+        self.is_compiling = False
 
     def dispatch(self, plan: StepPlan) -> FakePendingStep:
         time.sleep(self._step_s)
@@ -54,6 +58,10 @@ class Device(FakeRunner):
                 raise MemoryError("the device is out of memory")
             if assignment.prompt_ids[0] == 14:
                 time.sleep(3600)
+            if assignment.prompt_ids[0] == 15:
+                self.is_compiling = True
+                time.sleep(3.0)
+                self.is_compiling = False
         return super().dispatch(plan)
 
 
@@ -96,6 +104,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     if count >= settings.get("crashes_from", 1000):
         raise RuntimeError("this start was told to fail")
     metrics = Metrics(max_model_len=MAX_MODEL_LEN)
+    device = Device(settings.get("step_s", 0.0))
     engine = Engine(
         Scheduler(
             SchedulerConfig(
@@ -103,11 +112,11 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             ),
             CacheConfig(num_pages=NUM_PAGES, page_size=PAGE_SIZE),
         ),
-        Device(settings.get("step_s", 0.0)),
+        device,
         vocab_size=VOCAB_SIZE,
         metrics=metrics.engine("tiny"),
     )
-    return ServedEngine(engine, metrics)
+    return ServedEngine(engine, metrics, is_compiling=lambda: device.is_compiling)
 
 
 if __name__ == "__main__":

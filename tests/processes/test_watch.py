@@ -17,6 +17,14 @@ class World:
             cpu_s=lambda _: self.cpu_s,
         )
 
+    def pulses(self, seconds: float, *, is_compiling: bool) -> bool:
+        """Whether the watch takes it for hung while pulses come, but no beats."""
+        for _ in range(int(seconds / LOOK_S)):
+            self.watch.pulse(is_compiling=is_compiling)
+            if self.hangs_within(LOOK_S):
+                return True
+        return False
+
     def hangs_within(self, seconds: float, *, cpu_share: float = 0.0) -> bool:
         """Whether the watch takes it for hung while so much time passes."""
         until_s = self.now_s + seconds
@@ -64,3 +72,46 @@ def test_what_the_one_who_looks_has_slept_through_does_not_count() -> None:
     world.watch.beat()
     world.now_s += 3600.0
     assert not world.watch.is_hung()
+
+
+def test_a_process_that_is_stopped_is_silent_within_two_seconds_and_hangs_later() -> None:
+    world = World(hang_timeout_s=180.0)
+    world.watch.beat()
+    world.watch.pulse(is_compiling=False)
+    assert not world.hangs_within(1.0)
+    assert not world.watch.is_silent
+    assert not world.hangs_within(0.5)
+    assert world.watch.is_silent
+    world.watch.pulse(is_compiling=False)
+    world.watch.beat()
+    assert not world.watch.is_silent
+    assert not world.hangs_within(29.0)
+    assert world.hangs_within(2.0)
+
+
+def test_a_long_step_is_silent_late_and_hangs_later_still() -> None:
+    world = World(hang_timeout_s=180.0)
+    world.watch.beat()
+    assert not world.pulses(9.0, is_compiling=False)
+    assert not world.watch.is_silent
+    assert not world.pulses(2.0, is_compiling=False)
+    assert world.watch.is_silent
+    assert not world.pulses(160.0, is_compiling=False)
+    assert world.pulses(20.0, is_compiling=False)
+
+
+def test_a_compilation_may_take_longer_than_a_step_but_not_stand_still() -> None:
+    world = World(start_timeout_s=50.0, hang_timeout_s=5.0)
+    world.watch.beat()
+    for _ in range(10):
+        assert not world.pulses(40.0, is_compiling=True)
+        world.cpu_s += 1.0
+    assert world.watch.is_silent
+    assert world.pulses(60.0, is_compiling=True)
+
+
+def test_a_compilation_of_a_process_that_is_stopped_hangs() -> None:
+    world = World(hang_timeout_s=5.0)
+    world.watch.beat()
+    world.watch.pulse(is_compiling=True)
+    assert world.hangs_within(3.0)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from jaxserve.server.answer import json_response
 from jaxserve.server.batch_trouble import BatchTrouble
-from jaxserve.server.errors import ShuttingDownError
+from jaxserve.server.errors import EngineSilentError, ShuttingDownError
 from jaxserve.server.state import KernelChoice, server_state
 
 
@@ -54,12 +54,18 @@ async def health(http: Request) -> Response:
 
 
 async def ready(http: Request) -> Response:
-    """Answer 200 while requests are welcome: models are loaded, engines run, nothing stops."""
+    """Answer 200 while requests are welcome: models are loaded, engines answer, nothing stops.
+
+    Unlike /health it says within 2 s that an engine pauses: to send requests elsewhere costs
+    nothing, to restart the server does.
+    """
     state = server_state(http)
     if state.is_stopping:
         raise ShuttingDownError
     for model in state.models:
         model.client.check_health()
+        if not model.client.is_responding:
+            raise EngineSilentError
     return json_response(Status("ready"))
 
 
