@@ -126,11 +126,12 @@ class Bystanders:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What an attack did. usual_gap_s: of the streams before it. rss_mib: by process."""
+    """What an attack did. usual_probe_s, usual_gap_s: before it. rss_mib: by process."""
 
     attack: str
     probe_s: float
     gap_s: float
+    usual_probe_s: float
     usual_gap_s: float
     rss_before_mib: dict[str, float]
     rss_after_mib: dict[str, float]
@@ -142,9 +143,10 @@ class Verdict:
             f"{name} {self.rss_before_mib.get(name, 0.0):.0f} -> {mib:.0f}"
             for name, mib in self.rss_after_mib.items()
         )
+        verdict = "MISS" if self.misses else "ok"
         return (
-            f"{self.attack:<24}{1000 * self.probe_s:>8.0f} ms{1000 * self.gap_s:>8.0f} ms"
-            f"{1000 * self.usual_gap_s:>8.0f} ms  {'ok' if not self.misses else 'MISS':<5}{memory}"
+            f"{self.attack:<20}{1000 * self.probe_s:>7.0f} ms{1000 * self.usual_probe_s:>7.0f} ms"
+            f"{1000 * self.gap_s:>7.0f} ms{1000 * self.usual_gap_s:>7.0f} ms  {verdict:<5}{memory}"
         )
 
 
@@ -214,6 +216,7 @@ async def trial(
         attack=attack.name,
         probe_s=seen.probe_s,
         gap_s=seen.gap_s,
+        usual_probe_s=usual.probe_s,
         usual_gap_s=usual.gap_s,
         rss_before_mib=before,
         rss_after_mib=after,
@@ -272,7 +275,9 @@ def main() -> int:
     parser.add_argument("serve", nargs="*", help="model and flags for `jaxserve serve`")
     args = parser.parse_args()
     chosen = [each for each in ATTACKS if args.attacks is None or each.name in args.attacks]
-    print(f"{'attack':<24}{'probe':>11}{'gap':>11}{'usual gap':>11}  verdict, memory in MiB")
+    print(
+        f"{'attack':<20}{'probe':>10}{'usual':>10}{'gap':>10}{'usual':>10}  verdict, memory in MiB"
+    )
     verdicts: list[Verdict] = []
     for _, group in groupby(sorted(chosen, key=_world), key=_world):
         verdicts += attack_server(list(group), args)
