@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from jaxserve.logging import get_logger
 from jaxserve.metrics import Metrics
-from jaxserve.server.connections import Connections, surplus
+from jaxserve.server.connections import MAX_SURPLUS, Connections
 
 log = get_logger(__name__)
 
@@ -21,7 +21,7 @@ RETRY_S = 0.1
 LOG_INTERVAL_S = 60.0
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # File descriptors of a process for all but its connections: files, databases, pipes.
-OWN_FILES = 128
+OWN_FILES = 64
 MIN_CONNECTIONS = 16
 
 
@@ -132,24 +132,25 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
 
-def affordable_connections(max_connections: int) -> int:
-    """Return how many connections the process can have, `max_connections` at most.
+def affordable_connections(max_connections: int) -> Connections:
+    """Return the limits on connections that the process can have, `max_connections` at most.
 
     Raises the soft limit of open files as far as the hard limit allows and the connections need.
     """
-    needed = max_connections + surplus(max_connections) + OWN_FILES
+    needed = max_connections + MAX_SURPLUS + OWN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= needed:
-        return max_connections
-    rest = soft - OWN_FILES
-    affordable = min(max_connections, max(MIN_CONNECTIONS, rest - surplus(rest)))
+        return Connections(max_connections)
+    rest = max(soft - OWN_FILES, 2 * MIN_CONNECTIONS)
+    surplus = min(MAX_SURPLUS, rest // 2)
+    limit = min(max_connections, rest - surplus)
     log.warning(
         "the limit of open files is too low for --max-connections: raise ulimit -n",
         limit=soft,
         needed=needed,
-        max_connections=affordable,
+        max_connections=limit,
     )
-    return affordable
+    return Connections(limit, surplus=surplus)

@@ -79,7 +79,7 @@ class DeadlineProtocol(H11Protocol):
         num_open = len(self.connections)
         if num_open > self.crowd.limit and not self.crowd.make_room():
             self.refused("connections")
-            if num_open > self.crowd.hard_limit:
+            if num_open > self.crowd.hard_limit and not self.crowd.make_room(idle_s=0.0):
                 transport.abort()
                 return
             self.app_state = {**self.app_state, IS_SURPLUS: True}

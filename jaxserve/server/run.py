@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
         self, app: Starlette, config: ServerConfig, *, batches: BatchRunner | None = None
     ) -> None:
         self._state: ServerState = app.state.server
-        self._connections = Connections(affordable_connections(config.max_connections))
+        self._connections = affordable_connections(config.max_connections)
         super().__init__(uvicorn_config(app, config, self._connections))
         self._batches = batches
         self._acceptors: list[Acceptor] = []
