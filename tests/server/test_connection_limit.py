@@ -60,9 +60,9 @@ def test_probes_are_answered_and_others_are_told_to_come_back(world: World) -> N
 
 def test_readiness_is_the_truth_at_the_limit_too(world: World) -> None:
     with world, world.listening() as address, full(world, address):
-        world.app.state.server.is_draining = True
+        world.app.state.server.is_stopping = True
         assert httpx.get(address.url + "/ready").status_code == 503
-        world.app.state.server.is_draining = False
+        world.app.state.server.is_stopping = False
 
 
 def test_idle_connections_make_room(world: World) -> None:
