@@ -14,14 +14,16 @@ from jaxserve.server.connections import MAX_SURPLUS, Connections
 
 log = get_logger(__name__)
 
-# Taken at once, before the loop does other work and the other processes have their chance.
-MAX_ACCEPTED = 64
+# Taken at once, before the loop reads what the last ones sent and other processes have a chance.
+# The surplus of connections must be several times as many, or a flood pushes probes out unread.
+MAX_ACCEPTED = 8
 # After the process was out of file descriptors or memory.
 RETRY_S = 0.1
 LOG_INTERVAL_S = 60.0
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# File descriptors of a process for all but its connections: files, databases, pipes.
-OWN_FILES = 64
+# File descriptors of a process for all but its connections: files, databases, pipes, and
+# connections that are being opened or closed.
+OWN_FILES = 96
 MIN_CONNECTIONS = 16
 
 
