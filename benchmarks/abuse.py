@@ -29,7 +29,8 @@ from typing import Self
 import httpx
 import psutil
 
-from benchmarks.abuse_attacks import ATTACKS, Attack, Target
+from benchmarks.abuse_attacks import ATTACKS
+from benchmarks.abuse_client import Attack, Target
 from benchmarks.soak import free_port, wait_until_ready
 
 HOST = "127.0.0.1"
