@@ -302,6 +302,12 @@ SERVER_FLAGS = (
         help="end every stream with its usage, as stream_options.include_usage does",
     ),
     Flag(
+        name="strict-fields",
+        field="strict_fields",
+        switch=True,
+        help="refuse requests with unknown fields, rather than ignore and report these",
+    ),
+    Flag(
         name="default-chat-template-kwargs",
         field="chat_template_kwargs",
         parse=json_object,

@@ -17,7 +17,8 @@ class Metrics:
     """The Prometheus series of a process.
 
     max_model_len bounds the token histograms. Label values come from closed sets only: model
-    names, routes, methods and reasons of ours, never text of a request.
+    names, routes, methods and reasons of ours, never text of a request, but for the names of a
+    bounded number of ignored fields.
     """
 
     def __init__(self, *, max_model_len: int) -> None:
@@ -75,6 +76,14 @@ class Metrics:
             "jaxserve:http_requests",
             "HTTP requests answered.",
             {"method": method, "handler": handler, "status": str(status)},
+        ).inc()
+
+    def observe_ignored_field(self, name: str) -> None:
+        """Count a request's field that nothing reads; names come from a bounded set."""
+        self._series.counter(
+            "jaxserve:ignored_fields",
+            "Fields of requests that were accepted and had no effect.",
+            {"field": name},
         ).inc()
 
     def observe_batch_failure(self, kind: str) -> None:

@@ -10,7 +10,9 @@ from typing import Any, NotRequired, TypedDict, TypeGuard, cast
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.server.ignored_log import IgnoredLog
 from jaxserve.server.protocol.chat import Chat
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.parsing import parse, show
 
 
@@ -64,6 +66,7 @@ class PromptReader:
     def __init__(self, tokenizer: Tokenizer, *, max_model_len: int) -> None:
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
+        self._ignored_log = IgnoredLog()
 
     def read(self, prompt: Prompt) -> PreparedPrompt:
         """Return a prompt as token ids; text gets the model's special tokens added."""
@@ -89,7 +92,7 @@ class PromptReader:
     def render(self, conversation: Conversation, options: ChatOptions) -> PreparedPrompt:
         """Return a conversation as token ids, checked and rendered as the server does it.
 
-        Raises CheckpointError if there is no chat template.
+        Keys that nothing reads are logged. Raises CheckpointError if there is no chat template.
         """
         fields = {
             "messages": [dict(m) if isinstance(m, Mapping) else m for m in conversation],
@@ -102,7 +105,10 @@ class PromptReader:
             template = self._template
         else:
             template = ChatTemplate(self._tokenizer.with_chat_template(options.chat_template))
-        text = parse(fields, Chat).render(template)
+        ignored = IgnoredFields()
+        text = parse(fields, Chat, ignored).render(template, ignored)
+        for name, is_hint in ignored.names.items():
+            self._ignored_log.note(name, is_hint=is_hint)
         # A template writes the special tokens itself.
         return PreparedPrompt(text, self._encode(text, add_special_tokens=False))
 

@@ -21,9 +21,16 @@ from jaxserve.loading.tokenizer import Tokenizer
 MAX_REASON_CHARS = 200
 
 # Names a template reads that are no options of its caller: what the renderer itself supplies.
-SUPPLIED = {"messages", "tools", "documents", "raise_exception", "strftime_now"} | set(
-    DEFAULT_NAMESPACE
-)
+SUPPLIED = {
+    "messages",
+    "tools",
+    "documents",
+    "raise_exception",
+    "strftime_now",
+    "additional_special_tokens",
+    *(f"{kind}_token" for kind in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
+    *DEFAULT_NAMESPACE,
+}
 # transformers' own tag around an assistant's turn; it changes nothing of what is read.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 # What templates call the reasoning in a message.
@@ -57,12 +64,31 @@ class ChatTemplate:
     @cached_property
     def variables(self) -> frozenset[str]:
         """The names `chat_template_kwargs` may set: what the template reads as an option."""
-        supplied = SUPPLIED | self._tokenizer.render_parameters
+        options = frozenset[str]().union(*map(_options, self._trees))
         return frozenset(
             name
-            for name in frozenset[str]().union(*map(_options, self._trees)) - supplied
+            for name in options - self._supplied
             if not name.startswith("_") and not name.endswith(("_token", "_tokens"))
         )
+
+    @cached_property
+    def _supplied(self) -> frozenset[str]:
+        return self._tokenizer.render_parameters | SUPPLIED
+
+    def readable(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of a chat's variables that the template reads as options.
+
+        Raises InvalidRequestError for a name of something that the renderer supplies.
+        """
+        for name in variables:
+            if name in self._supplied or (name in self._reads and name not in self.variables):
+                known = ", ".join(sorted(self.variables)) or "none"
+                raise InvalidRequestError(
+                    f"chat_template_kwargs cannot set {name[:64]!r}, only options of this model's"
+                    f" template ({known})",
+                    param="chat_template_kwargs",
+                )
+        return {name: value for name, value in variables.items() if name in self.variables}
 
     @property
     def reads_tools(self) -> bool:
@@ -91,20 +117,19 @@ class ChatTemplate:
         """Return the prompt of a chat as text.
 
         messages: as in OpenAI's API, `content` a string or a list of text parts, and the arguments
-        of tool calls as text or as an object. Raises InvalidRequestError when the template cannot
-        take what the request holds.
+        of tool calls as text or as an object. variables: those that the template does not read are
+        left out. Raises InvalidRequestError when the template cannot take what the request holds.
         """
         self._check_place("tools", tools, has_place=self.reads_tools)
         self._check_place("documents", documents, has_place=self.reads_documents)
         self._check_default(has_tools=bool(tools))
-        self._check_variables(variables or {})
         apply = partial(
             self._tokenizer.apply_chat_template,
             tools=tools or None,
             documents=documents or None,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            variables={**self._defaults, **(variables or {})},
+            variables={**self._defaults, **self.readable(variables or {})},
         )
         if not self._takes_later_system:
             messages = one_system_message(messages)
@@ -173,16 +198,6 @@ class ChatTemplate:
                 f"{name} cannot be given to this model: its chat template has no place for them",
                 param=name,
             )
-
-    def _check_variables(self, variables: Mapping[str, Any]) -> None:
-        for name in variables:
-            if name not in self.variables:
-                known = ", ".join(sorted(self.variables)) or "none"
-                raise InvalidRequestError(
-                    f"chat_template_kwargs must be names that this model's template reads"
-                    f" ({known}), got {name[:64]!r}",
-                    param="chat_template_kwargs",
-                )
 
     def _adapt(self, message: Message) -> Message:
         """Give a message the role and the form of content that the template was written for."""

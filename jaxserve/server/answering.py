@@ -40,6 +40,7 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
         model=model,
         body=body,
         cache_salt=cache_salt(state, record, body.cache_salt),
+        ignored=record.ignored,
         is_batch=record.batch is not None,
     )
     requests = await unless_disconnected(http, run_in(state.lanes.prompts, maker.requests))

@@ -56,6 +56,7 @@ from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
 from jaxserve.server.extensions import extension
 from jaxserve.server.hosts import HostMiddleware
+from jaxserve.server.ignored_log import IgnoredLog
 from jaxserve.server.middleware import (
     OPEN_PATHS,
     AuthorizeMiddleware,
@@ -133,8 +134,10 @@ def create_app(
     observe = Middleware(
         ObserveMiddleware,
         metrics=metrics,
+        ignored_log=IgnoredLog(),
         access_log=not config.disable_access_log,
         quiet_paths=config.quiet_paths,
+        strict_fields=config.strict_fields,
     )
     middleware = [
         *([Middleware(RootPathMiddleware, root_path=config.root_path)] if config.root_path else []),

@@ -20,6 +20,7 @@ from jaxserve.metrics import Metrics
 from jaxserve.server.batch_store import BatchStore
 from jaxserve.server.batch_trouble import BatchTrouble
 from jaxserve.server.database import storage_faults
+from jaxserve.server.errors import error_response
 from jaxserve.server.middleware import access_record
 from jaxserve.server.protocol.batches import (
     Batch,
@@ -57,7 +58,13 @@ class AsBatch:
         """Handle one line."""
         record = access_record(scope)
         record.key_id, record.batch = scope["state"]["owner"] or None, scope["state"]["batch"]
-        await self._app(scope, receive, send)
+        app = self._app
+        try:
+            for name in scope["state"]["ignored"]:
+                record.ignored.add((name,))
+        except InvalidRequestError as error:
+            app = error_response(error, scope)
+        await app(scope, receive, send)
 
 
 class LineRunner:
@@ -101,7 +108,7 @@ class LineRunner:
             return _result(line, LineResponse(400, uuid.uuid4().hex, error))
         delay_s = MIN_RETRY_S
         while True:
-            state = {"owner": owner, "batch": batch}
+            state = {"owner": owner, "batch": batch, "ignored": (*(line.model_extra or ()),)}
             status, request_id, body = await _post(self._app, line, state)
             if status != OVERLOADED:
                 return _result(line, LineResponse(status, request_id, body))

@@ -1,14 +1,15 @@
 """Bodies of requests, parsed where they hold up nobody."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.lanes import run_in
+from jaxserve.server.middleware import access_record
 from jaxserve.server.protocol.body import Body
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.parsing import check_media_type, decode, parse, read_body
 from jaxserve.server.state import server_state
 
@@ -18,18 +19,20 @@ SMALL_BYTES = 2**15
 LARGE_BYTES = 2**20
 
 
-async def read[T](http: Request, make: Callable[[dict[str, Any]], T]) -> T:
+async def read[T](http: Request, make: Callable[[dict[str, Any], IgnoredFields], T]) -> T:
     """Return what `make` makes of the fields of a body, such as a checked model of it.
 
-    Raises InvalidRequestError for what is no JSON object, and what `make` raises.
+    make: gets the request's ignored fields too, to add to. Raises InvalidRequestError for what is
+    no JSON object, and what `make` raises.
     """
     check_media_type(http)
+    ignored = access_record(http.scope).ignored
     state = server_state(http)
     with state.body_budget.lease() as lease:
         body = await read_body(http, max_bytes=state.config.max_body_bytes, lease=lease)
 
         def work() -> T:
-            return make(decode(body))
+            return make(decode(body), ignored)
 
         if len(body) <= SMALL_BYTES:
             return work()
@@ -39,4 +42,4 @@ async def read[T](http: Request, make: Callable[[dict[str, Any]], T]) -> T:
 
 async def read_as[T: Body](http: Request, model: type[T]) -> T:
     """Return the body as a model; raises InvalidRequestError naming the field at fault."""
-    return await read(http, partial(parse, model=model))
+    return await read(http, lambda fields, ignored: parse(fields, model, ignored))

@@ -64,6 +64,7 @@ class ServerConfig:
     model's chat template shows, `none` to leave calls and reasoning in the text. Without
     enable_auto_tool_choice only calls that a request forces are looked for.
     trust_request_chat_template: whether requests may bring a template, which is code.
+    strict_fields: whether unknown fields of requests are refused, rather than ignored and reported.
     """
 
     host: str = "127.0.0.1"
@@ -120,6 +121,7 @@ class ServerConfig:
     reasoning_parser: str = AUTO
     enable_auto_tool_choice: bool = True
     trust_request_chat_template: bool = False
+    strict_fields: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

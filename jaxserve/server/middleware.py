@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +22,8 @@ from jaxserve.logging import get_logger
 from jaxserve.metrics import Metrics
 from jaxserve.server.errors import UnauthorizedError, error_response
 from jaxserve.server.http11 import IS_SURPLUS
+from jaxserve.server.ignored_log import IgnoredLog
+from jaxserve.server.protocol.ignored import IgnoredFields
 
 log = get_logger(__name__)
 
@@ -29,13 +31,18 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 OPEN_PATHS = frozenset({"/health", "/live", "/ping", "/ready"})
 PROBED_PATHS = OPEN_PATHS | {"/metrics"}
+IGNORED_HEADER = "x-jaxserve-ignored"
 
 
 @dataclass(slots=True)
 class AccessRecord:
-    """What the log line of a request says beside its path and status; endpoints fill it in."""
+    """What the log line of a request says beside its path and status; endpoints fill it in.
+
+    ignored: fields of the body that nothing reads, for the answer's header.
+    """
 
     request_id: str
+    ignored: IgnoredFields = field(default_factory=IgnoredFields)
     model: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -44,6 +51,9 @@ class AccessRecord:
     error: str | None = None
     key_id: str | None = None
     batch: str | None = None
+
+
+LOGGED = tuple(each.name for each in fields(AccessRecord) if each.name != "ignored")
 
 
 def access_record(scope: Scope) -> AccessRecord:
@@ -84,7 +94,8 @@ class ObserveMiddleware:
 
     A client's own x-request-id is logged and sent back; nothing is ever looked up by it.
     access_log: whether requests are logged at the level info; those to quiet_paths never are,
-    unless they fail.
+    unless they fail. ignored_log: notes the fields that nothing reads. strict_fields: whether
+    unknown fields are refused.
     """
 
     def __init__(
@@ -92,11 +103,15 @@ class ObserveMiddleware:
         app: ASGIApp,
         *,
         metrics: Metrics,
+        ignored_log: IgnoredLog,
         access_log: bool = True,
         quiet_paths: Sequence[str] = (),
+        strict_fields: bool = False,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._ignored_log = ignored_log
+        self._strict_fields = strict_fields
         self._access_log = access_log
         self._quiet_paths = PROBED_PATHS | {*quiet_paths}
 
@@ -108,7 +123,7 @@ class ObserveMiddleware:
         began_s = time.monotonic()
         sent_id = Headers(scope=scope).get("x-request-id", "")
         request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        record = AccessRecord(request_id)
+        record = AccessRecord(request_id, IgnoredFields(is_strict=self._strict_fields))
         scope.setdefault("state", {})["access"] = record
         status = 0
 
@@ -120,6 +135,8 @@ class ObserveMiddleware:
                 headers["x-request-id"] = request_id
                 if scope["app"].state.server.is_stopping:
                     headers["connection"] = "close"
+                if ignored := record.ignored.header:
+                    headers[IGNORED_HEADER] = ignored
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -138,10 +155,14 @@ class ObserveMiddleware:
         route = scope.get("route")
         handler = route.path if isinstance(route, Route) else "unmatched"
         self._metrics.observe_http(method, handler, status)
+        for name, is_hint in record.ignored.names.items():
+            label = self._ignored_log.note(name, is_hint=is_hint)
+            self._metrics.observe_ignored_field(label)
         # Probes come every second or so: at that rate they would be most of the log.
         is_quiet = handler in self._quiet_paths and status < 400
         write = log.info if self._access_log and not is_quiet else log.debug
-        known = {name: value for name, value in asdict(record).items() if value is not None}
+        known = {name: getattr(record, name) for name in LOGGED}
+        known = {name: value for name, value in known.items() if value is not None}
         write("request", method=method, path=handler, status=status, seconds=seconds, **known)
 
 

@@ -11,6 +11,7 @@ from jaxserve.server.binding import BUDGET_NAMES, FIELD_NAMES, bound_to
 from jaxserve.server.middleware import AccessRecord
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.completions import CompletionBody
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.server.reading import ChatReading
 from jaxserve.server.state import ServedModel, ServerState
@@ -34,14 +35,23 @@ def encode(
     return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
-def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) -> tuple[int, ...]:
-    """Return the prompt of a chat as ids. Slow: for a worker."""
+def encode_chat(
+    model: ServedModel,
+    chat: Chat,
+    ignored: IgnoredFields | None = None,
+    *,
+    will_truncate: bool = False,
+) -> tuple[int, ...]:
+    """Return the prompt of a chat as ids. Slow: for a worker.
+
+    ignored: gets what the template does not read of chat_template_kwargs.
+    """
     if not will_truncate:
         model.tokenizer.check_num_chars(
             chat.num_chars(), max_model_len=model.max_model_len, param="messages"
         )
     template = model.chat_template(chat.chat_template)
-    text = chat.render(template, reasoning=model.answers.reasoning)
+    text = chat.render(template, ignored, reasoning=model.answers.reasoning)
     return encode(
         model,
         text,
@@ -55,13 +65,14 @@ def encode_chat(model: ServedModel, chat: Chat, *, will_truncate: bool = False) 
 class RequestMaker:
     """Makes requests of one body; `arrival_s` is when the server began to look at it.
 
-    is_batch: whether nobody waits for the answer. grammars: those that `requests` has made, in the
-    order in which to check them, and what the body calls their fields.
+    is_batch: whether nobody waits for the answer. ignored: see encode_chat. grammars: those that
+    `requests` has made, in the order in which to check them, and what the body calls their fields.
     """
 
     model: ServedModel
     body: ChatBody | CompletionBody
     cache_salt: str
+    ignored: IgnoredFields
     is_batch: bool = False
     arrival_s: float = field(default_factory=time.monotonic)
     grammars: list[tuple[StructuredOutputsParams, Mapping[str, str]]] = field(
@@ -89,7 +100,7 @@ class RequestMaker:
         truncates = body.truncate_prompt_tokens is not None
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
-                prompt_ids = encode_chat(self.model, body, will_truncate=truncates)
+                prompt_ids = encode_chat(self.model, body, self.ignored, will_truncate=truncates)
                 return (self._make(prompt_ids, self._chat_params(body, params, prompt_ids)),)
         self.model.check_num_prompts(len(body.prompt), param="prompt")
         if params.structured_outputs is not None:

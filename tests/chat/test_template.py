@@ -126,13 +126,21 @@ def test_an_option_is_what_is_read_and_not_assigned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["messages", "tools", "eos_token", "chat_template", "add_generation_prompt", "x"]
+    "name",
+    ["messages", "tools", "eos_token", "pad_token", "chat_template", "add_generation_prompt"],
 )
-def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_of_what_the_renderer_supplies_are_refused(tmp_path: Path, name: str) -> None:
     template = make(tmp_path, SIMPLE + "{{ option }}{{ eos_token }}")
     with pytest.raises(InvalidRequestError, match=r"\(option\)") as refusal:
         template.render([USER], variables={name: "evil"})
     assert refusal.value.param == "chat_template_kwargs"
+
+
+def test_names_that_the_template_does_not_read_are_left_out(tmp_path: Path) -> None:
+    template = make(tmp_path, SIMPLE + "{{ option }}{% set own = 1 %}{{ own }}")
+    variables = {"option": "a", "own": 5, "budget_tokens": 3, "x": 1}
+    assert template.readable(variables) == {"option": "a"}
+    assert template.render([USER], variables=variables).endswith("a1")
 
 
 def test_defaults_fill_what_a_chat_does_not_set_and_the_template_reads(tmp_path: Path) -> None:

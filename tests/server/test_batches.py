@@ -135,6 +135,22 @@ def test_other_endpoints_take_batches(http: TestClient, url: str, body: dict[str
     assert batch["request_counts"]["completed"] == 1
 
 
+def test_unknown_fields_of_a_line_are_counted(http: TestClient) -> None:
+    batch = ended(http, begin(http, {**line(x_in_body=1), "x_beside": 1}))
+    assert batch["request_counts"]["completed"] == 1
+    text = http.get("/metrics").text
+    for name in ("x_in_body", "x_beside"):
+        assert f'jaxserve:ignored_fields_total{{field="{name}"}} 1.0' in text
+
+
+def test_a_strict_server_refuses_unknown_fields_of_a_line() -> None:
+    config = ServerConfig(port=0, strict_fields=True)
+    with World(config=config) as world, serving(world) as http:
+        batch = ended(http, begin(http, {**line(), "x_beside": 1}))
+        [error] = results(http, batch["error_file_id"])
+    assert error["response"]["body"]["error"]["code"] == "unknown_field"
+
+
 def test_a_stream_cannot_be_a_line(http: TestClient) -> None:
     batch = ended(http, begin(http, line(stream=True)))
     [error] = results(http, batch["error_file_id"])
@@ -149,7 +165,6 @@ def test_a_stream_cannot_be_a_line(http: TestClient) -> None:
         ([line(), line()], "duplicate_custom_id"),
         ([line(url="/v1/completions")], "mismatched_endpoint"),
         ([{**line(), "method": "GET"}], "invalid_line"),
-        ([{**line(), "more": 1}], "unknown_field"),
         ([{"custom_id": "a"}], "missing_field"),
         ([b""], "empty_file"),
     ],

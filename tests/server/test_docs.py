@@ -60,6 +60,7 @@ def test_every_series_is_named() -> None:
     metrics = Metrics(max_model_len=100)
     metrics.engine("m")
     metrics.observe_http("GET", "/", 200)
+    metrics.observe_ignored_field("user")
     metrics.observe_rejection("queue", model_name="m")
     metrics.set_cache_config({}, model_name="m")
     for family in metrics.collect():

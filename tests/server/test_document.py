@@ -42,6 +42,7 @@ BEYOND = (
     "cannot be given with",
     "can only be given with a form",
     "that a double holds exactly",
+    "is not valid Lark",
 )
 
 

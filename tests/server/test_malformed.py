@@ -21,7 +21,7 @@ POSTS = sorted(
     if isinstance(route, Route)
     and "POST" in (route.methods or ())
     and "{" not in route.path
-    and route.path != FILES
+    and route.path not in {FILES, "/ping"}
 )
 PATHS = sorted({route.path for route in ROUTES if isinstance(route, Route)})
 
@@ -72,7 +72,6 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, item(role="wizard", content="x"), "input[0].role must be one of"),
     (RESPONSES, item(role="user"), "input[0].content is required"),
     (RESPONSES, item(role="user", content=5), "input[0].content must be a list"),
-    (RESPONSES, item(role="user", content="x", speaker="me"), "no field input[0].speaker"),
     (RESPONSES, item(role="user", content=[{"type": "input_image"}]), "input[0].content[0] must"),
     (RESPONSES, item(role="user", content=[{"type": "input_text"}]), "content[0].text is required"),
     (RESPONSES, item(role="user", content=[{"type": 5}]), "must be a part of type input_text"),
@@ -149,7 +148,6 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, response(metadata={str(n): "" for n in range(17)}), "at most 16 entries"),
     (RESPONSES, response(model="gpt-9"), "'gpt-9' does not exist"),
     (f"{RESPONSES}/input_tokens", {"input": []}, "input must not be empty"),
-    (f"{RESPONSES}/input_tokens", {"input": "a", "temperature": 1}, "no field temperature"),
     (MESSAGES, message(model=None), "model is required"),
     (MESSAGES, message(model="claude"), "'claude' does not exist"),
     (MESSAGES, message(max_tokens=None), "max_tokens is required"),
@@ -198,7 +196,6 @@ FIELDS: list[tuple[str, Any, str]] = [
         "must be an edit of type clear_thinking",
     ),
     (COUNT, {"model": "alias", "messages": []}, "at least 1 entries"),
-    (COUNT, {"model": "alias", "messages": HELLO, "max_tokens": 5}, "no field max_tokens"),
     (BATCHES, batch(), "no file 'file-x'"),
     (BATCHES, batch(input_file_id=5), "input_file_id must be a string"),
     (BATCHES, batch(input_file_id="../../etc/passwd"), "no file '../../etc/passwd'"),

@@ -167,7 +167,7 @@ def test_more_inputs_than_the_engines_queue_holds_are_answered() -> None:
         ({"input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-1"),
         ({"input": "a", "truncate_prompt_tokens": 129}, "truncate_prompt_tokens", "128"),
         ({"input": "a", "priority": 3}, "priority", "3"),
-        ({"input": "a", "inputs": "b"}, "inputs", "no field"),
+        ({"messages": [{"role": "user", "content": "a"}], "input": "b"}, "input", "messages"),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(

@@ -59,11 +59,32 @@ NO_JSON = [
 
 # path, body, param, and what the message must say
 FIELDS: list[tuple[str, Any, str, str]] = [
-    # Unknown fields and models
-    (TEXT, text(temprature=1.0), "temprature", "no field"),
-    (CHAT, chat(top_n=1), "top_n", "no field"),
-    (CHAT, with_message(speaker="me"), "messages[0].speaker", "no field"),
-    (TEXT, text(stream=True, stream_options={"usage": True}), "stream_options.usage", "no field"),
+    # Missing fields, and unknown ones where a mistyped name would leave a constraint out
+    (
+        TEXT,
+        text(structured_outputs={"json": {}, "patern": "a"}),
+        "structured_outputs.patern",
+        "no field",
+    ),
+    (
+        TEXT,
+        text(response_format={"type": "json_object", "schema": {}}),
+        "response_format.schema",
+        "no field",
+    ),
+    (
+        CHAT,
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "shema": {}}}),
+        "response_format.json_schema.shema",
+        "no field",
+    ),
+    (
+        TEXT,
+        text(repetition_detection={"max_pattern_size": 2, "count": 3}),
+        "repetition_detection.count",
+        "no field",
+    ),
+    (TEXT, {"max_tokens": 2, "promt": "a"}, "prompt", "required"),
     (TEXT, {"max_tokens": 2}, "prompt", "required"),
     (CHAT, {"max_tokens": 2}, "messages", "required"),
     (TEXT, text(model=7), "model", "string, got 7"),
@@ -243,6 +264,13 @@ FIELDS: list[tuple[str, Any, str, str]] = [
     (CHAT, chat(response_format="text"), "response_format", "an object"),
     (CHAT, chat(modalities=["text", "audio"]), "modalities", "text only"),
     (CHAT, chat(audio={"voice": "alloy"}), "audio", "text only"),
+    (
+        CHAT,
+        with_message(role="assistant", function_call={"name": "f", "arguments": "{}"}),
+        "messages[0].function_call",
+        "use tool_choice",
+    ),
+    (CHAT, with_message(role="assistant", audio={"id": "a"}), "messages[0].audio", "text only"),
     (CHAT, chat(web_search_options={}), "web_search_options", "search the web"),
     (CHAT, chat(functions=[{"name": "f"}]), "functions", "use tools"),
     (TEXT, text(suffix="tail"), "suffix", "not supported"),
@@ -252,7 +280,6 @@ FIELDS: list[tuple[str, Any, str, str]] = [
     # The other endpoints
     ("/tokenize", {}, "prompt", "required"),
     ("/tokenize", {"prompt": ["a"]}, "prompt", "string, got ['a']"),
-    ("/tokenize", {"prompt": "a", "max_tokens": 1}, "max_tokens", "no field"),
     ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content", "required"),
     ("/detokenize", {"tokens": "abc"}, "tokens", "list, got 'abc'"),
     ("/detokenize", {"tokens": [True]}, "tokens[0]", "integer, got True"),

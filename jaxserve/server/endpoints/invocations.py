@@ -13,6 +13,7 @@ from jaxserve.server.bodies import read
 from jaxserve.server.endpoints.chat_completions import create_chat_completion
 from jaxserve.server.endpoints.completions import create_completion
 from jaxserve.server.endpoints.pooling import classify, create_embeddings, rerank, score
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.pooling import FIRSTS
 from jaxserve.server.state import ServerState, server_state
 
@@ -37,7 +38,7 @@ async def invoke(http: Request) -> Response:
     return await endpoint(Request(http.scope, replayed))
 
 
-def endpoint_of(fields: dict[str, Any], state: ServerState) -> Endpoint:
+def endpoint_of(fields: dict[str, Any], _: IgnoredFields, *, state: ServerState) -> Endpoint:
     """Return the endpoint that a body is for; raises InvalidRequestError for none."""
     name = fields.get("model")
     pooling = state.model(name if isinstance(name, str) else None).pooling

@@ -25,8 +25,10 @@ from jaxserve.server.chat_pieces import (
 )
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.lanes import run_in
+from jaxserve.server.middleware import access_record
 from jaxserve.server.prompts import encode_chat
 from jaxserve.server.protocol.chat import CappedChatBody, Chat, ChatBody
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.message_answers import (
     BlockDelta,
     BlockOut,
@@ -72,21 +74,23 @@ async def count_tokens(http: HttpRequest) -> Response:
     state = server_state(http)
     body, chat = await read(http, _counted)
     with renamed(body.field_names):
-        work = partial(encode_chat, state.model(body.model), chat)
+        work = partial(
+            encode_chat, state.model(body.model), chat, access_record(http.scope).ignored
+        )
         tokens = await run_in(state.lanes.prompts, work)
     return json_response(TokenCount(len(tokens)))
 
 
-def _asked(fields: dict[str, Any]) -> tuple[MessagesBody, ChatBody]:
+def _asked(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesBody, ChatBody]:
     """Return what is asked for, and the chat that it is."""
-    body = parse(fields, MessagesBody)
+    body = parse(fields, MessagesBody, ignored)
     with renamed(body.field_names):
         return body, chat_body(body.chat(), CappedChatBody)
 
 
-def _counted(fields: dict[str, Any]) -> tuple[MessagesPrompt, Chat]:
+def _counted(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesPrompt, Chat]:
     """Return what is asked for, and the chat whose prompt is to be counted."""
-    body = parse(fields, MessagesPrompt)
+    body = parse(fields, MessagesPrompt, ignored)
     with renamed(body.field_names):
         return body, parse(prompt_fields(body), Chat)
 

@@ -23,6 +23,7 @@ from jaxserve.server.lanes import run_in
 from jaxserve.server.middleware import AccessRecord, access_record
 from jaxserve.server.pooling import Pairs, PoolingPrompts, Vector, answer
 from jaxserve.server.prompts import cache_salt, encode_chat
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.parsing import parse, show
 from jaxserve.server.protocol.pooling import (
     ClassifyBody,
@@ -64,7 +65,7 @@ from jaxserve.server.vector_formats import by_type, join_bytes, to_json
 
 async def create_embeddings(http: HttpRequest) -> Response:
     """Answer with the embeddings of prompts, or of a chat."""
-    body = await read(http, lambda fields: _input_or_chat(fields, EmbeddingBody, EmbeddingChatBody))
+    body = await read(http, partial(_input_or_chat, EmbeddingBody, EmbeddingChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("embed")
     vectors, usage = await call.vectors(call.each_of(body))
@@ -81,7 +82,7 @@ async def create_embeddings(http: HttpRequest) -> Response:
 
 async def pool(http: HttpRequest) -> Response:
     """Answer with the vectors of prompts, or of a chat, whatever the model makes of them."""
-    body = await read(http, lambda fields: _input_or_chat(fields, VectorsBody, VectorsChatBody))
+    body = await read(http, partial(_input_or_chat, VectorsBody, VectorsChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     if body.task not in {None, call.pooling.task}:
         raise InvalidRequestError(
@@ -119,7 +120,7 @@ async def embed_cohere(http: HttpRequest) -> Response:
 
 async def classify(http: HttpRequest) -> Response:
     """Answer with the labels of prompts, or of a chat."""
-    body = await read(http, lambda fields: _input_or_chat(fields, ClassifyBody, ClassifyChatBody))
+    body = await read(http, partial(_input_or_chat, ClassifyBody, ClassifyChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("classify")
     vectors, usage = await call.vectors(call.each_of(body))
@@ -234,7 +235,10 @@ class Call:
         if isinstance(body, InputBody):
             return lambda: tuple(self.prompts.of(prompt) for prompt in body.input)
         truncates = body.truncate_prompt_tokens is not None
-        return lambda: (self.prompts.of(encode_chat(self.model, body, will_truncate=truncates)),)
+        encoded = partial(
+            encode_chat, self.model, body, self.record.ignored, will_truncate=truncates
+        )
+        return lambda: (self.prompts.of(encoded()),)
 
     def vectors_answer(
         self,
@@ -296,9 +300,14 @@ class Call:
 
 
 def _input_or_chat[Plain: InputBody, Conversation: ConversationBody](
-    fields: dict[str, Any], plain: type[Plain], conversation: type[Conversation]
+    plain: type[Plain],
+    conversation: type[Conversation],
+    fields: dict[str, Any],
+    ignored: IgnoredFields,
 ) -> Plain | Conversation:
-    return parse(fields, conversation) if "messages" in fields else parse(fields, plain)
+    if "messages" in fields:
+        return parse(fields, conversation, ignored)
+    return parse(fields, plain, ignored)
 
 
 def _prompt_field(body: InputBody | ConversationBody) -> str:

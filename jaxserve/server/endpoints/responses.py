@@ -20,7 +20,7 @@ from jaxserve.server.bodies import read_as
 from jaxserve.server.chat_pieces import ChatAnswer, chat_body
 from jaxserve.server.disconnect import unless_disconnected
 from jaxserve.server.lanes import run_in
-from jaxserve.server.middleware import owner_of
+from jaxserve.server.middleware import access_record, owner_of
 from jaxserve.server.prompts import encode_chat
 from jaxserve.server.protocol.chat import Chat, ChatBody
 from jaxserve.server.protocol.parsing import parse, renamed
@@ -99,13 +99,13 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     state = server_state(http)
     body = await read_as(http, ResponsePrompt)
     earlier = await _earlier_items(http, body)
-    model = state.model(body.model)
+    model, ignored = state.model(body.model), access_record(http.scope).ignored
 
     def work() -> int:
         start = _first_item(model, body, earlier)
         fields = body.chat(earlier, start=start)
         with renamed(body.field_names(earlier, fields, start=start)):
-            return len(encode_chat(model, parse(fields, Chat)))
+            return len(encode_chat(model, parse(fields, Chat), ignored))
 
     return json_response(InputTokens(await run_in(state.lanes.prompts, work)))
 

@@ -10,7 +10,9 @@ from jaxserve.limits import Limits
 from jaxserve.server.answer import json_response
 from jaxserve.server.bodies import read, read_as
 from jaxserve.server.lanes import run_in
+from jaxserve.server.middleware import access_record
 from jaxserve.server.prompts import encode, encode_chat
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.protocol.tokens import (
     DetokenizeAnswer,
@@ -26,7 +28,7 @@ async def tokenize(http: Request) -> Response:
     """Answer with the ids of a text or a chat, and how many there are."""
     state = server_state(http)
     body = await read(http, _text_or_chat)
-    work = partial(_tokenized, state.model(body.model), body)
+    work = partial(_tokenized, state.model(body.model), body, access_record(http.scope).ignored)
     return json_response(await run_in(state.lanes.prompts, work))
 
 
@@ -43,15 +45,19 @@ async def detokenize(http: Request) -> Response:
     return json_response(DetokenizeAnswer(await run_in(state.lanes.prompts, work)))
 
 
-def _text_or_chat(fields: dict[str, Any]) -> TokenizeBody | TokenizeChatBody:
+def _text_or_chat(
+    fields: dict[str, Any], ignored: IgnoredFields
+) -> TokenizeBody | TokenizeChatBody:
     if "messages" in fields:
-        return parse(fields, TokenizeChatBody)
-    return parse(fields, TokenizeBody)
+        return parse(fields, TokenizeChatBody, ignored)
+    return parse(fields, TokenizeBody, ignored)
 
 
-def _tokenized(model: ServedModel, body: TokenizeBody | TokenizeChatBody) -> TokenizeAnswer:
+def _tokenized(
+    model: ServedModel, body: TokenizeBody | TokenizeChatBody, ignored: IgnoredFields
+) -> TokenizeAnswer:
     if isinstance(body, TokenizeChatBody):
-        tokens = encode_chat(model, body)
+        tokens = encode_chat(model, body, ignored)
     else:
         special = body.add_special_tokens
         tokens = encode(model, body.prompt, add_special_tokens=special, param="prompt")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, Literal
 
 from msgspec import UNSET, Struct
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.answers import Maybe
@@ -35,7 +35,9 @@ class BatchBody(Body):
 
 
 class Line(Body):
-    """A line of a batch's input file: one request."""
+    """A line of a batch's input file: one request; `model_extra` has its unknown fields."""
+
+    model_config = ConfigDict(extra="allow")
 
     custom_id: Annotated[str, Field(max_length=MAX_CUSTOM_ID_CHARS)]
     method: Literal["POST"]

@@ -24,7 +24,7 @@ from jaxserve.server.protocol.fields import Unread
 INT32_MAX = 2**31 - 1
 # A salt becomes part of a cache key: vLLM's rule, no character that could split one.
 CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
-# Of an object whose fields have names of ours; the largest has 60.
+# Of an object whose fields have names of ours; the largest has 60. Unknown ones count too.
 MAX_FIELDS = 256
 MAX_METADATA = 16
 # Parts of a message, and calls that it makes.
@@ -35,12 +35,13 @@ NULL = {"type": "null"}
 
 
 class Body(BaseModel):
-    """What all bodies share: strict kinds, finite numbers, no unknown fields, null is absent.
+    """What all bodies share: strict kinds, finite numbers, and null is absent.
 
-    unread: what is taken off before it is validated.
+    Unknown fields are left out of models; `IgnoredFields` tells of them. unread: known ones that
+    are taken off before the rest is validated.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
     unread: ClassVar[Unread] = Unread()
 
     @model_validator(mode="before")
@@ -49,15 +50,14 @@ class Body(BaseModel):
         if not isinstance(fields, dict):
             return fields
         if len(fields) > MAX_FIELDS:
-            # Each field that there is not would be a complaint.
             raise wanted(f"an object of at most {MAX_FIELDS} fields")
-        return {name: value for name, value in fields.items() if value is not None}
+        return cls.unread.served(fields)
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Tell of nulls and of fields that are not read, as the API's document shall."""
+        """Add nulls and fields that are not read to the schema of the API's document."""
         schema = handler(core_schema)
         described = handler.resolve_ref_schema(schema)
         required = described.get("required", ())
@@ -65,8 +65,15 @@ class Body(BaseModel):
             name: field if name in required else _or_null(field)
             for name, field in described.get("properties", {}).items()
         } | cls.unread.schemas()
-        described["additionalProperties"] = NULL
+        if cls.model_config["extra"] == "forbid":
+            described["additionalProperties"] = NULL
         return schema
+
+
+class ExactBody(Body):
+    """Object without unknown fields: one that is mistyped would leave a constraint out."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from jaxserve.server.protocol.body import (
     told,
     wanted,
 )
-from jaxserve.server.protocol.fields import UNREAD
+from jaxserve.server.protocol.fields import REFUSED, UNREAD, Unread
 from jaxserve.server.protocol.generation import GenerationBody
+from jaxserve.server.protocol.ignored import IgnoredFields
 from jaxserve.server.protocol.parsing import renamed, show
 
 MAX_MESSAGES = 4096
@@ -36,12 +37,12 @@ type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhig
 
 
 class TextPart(Body):
-    """A part of a message. The rest has no effect: prefixes are cached anyway."""
+    """Part of a message. Hints about caching have no effect: prefixes are cached anyway."""
+
+    unread = Unread(ignored=frozenset({"cache_control", "prompt_cache_breakpoint"}))
 
     type: Literal["text"]
     text: str
-    cache_control: dict[str, Any] | None = None
-    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 def _only_text(value: object) -> object:
@@ -104,17 +105,18 @@ class FunctionCall(Body):
 class ToolCall(Body):
     """A tool call of an assistant's message; `index` is left over from a stream's deltas."""
 
+    unread = Unread(ignored=frozenset({"index"}))
+
     id: str
     type: Literal["function"]
     function: FunctionCall
-    index: int | None = None
 
 
 type ToolCalls = Annotated[list[ToolCall], FailFast(), Field(max_length=MAX_PARTS)]
 
 
 class Message(Body):
-    """One message of a chat; `annotations`, of an answer sent back, have no effect."""
+    """One message of a chat. Some agents send back more of an answer than a model reads."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -122,6 +124,13 @@ class Message(Body):
             "if": {"properties": {"role": {"const": "tool"}}},
             "then": given("tool_call_id"),
         }
+    )
+
+    unread = Unread(
+        ignored=frozenset(
+            {"annotations", "cache_control", "provider_specific_fields", "reasoning_details"}
+        ),
+        refused={name: REFUSED[name] for name in ("audio", "function_call")},
     )
 
     role: Role
@@ -132,7 +141,6 @@ class Message(Body):
     reasoning_content: str | None = None
     tool_calls: ToolCalls = Field(default_factory=list)
     tool_call_id: str | None = None
-    annotations: list[Any] | None = None
 
     def for_template(self, place: str) -> dict[str, Any]:
         """Return the message as chat templates read it; `place` names it in errors."""
@@ -146,15 +154,13 @@ class Message(Body):
                 param=f"{place}.tool_call_id",
                 code="missing_field",
             )
-        message = self.model_dump(
-            exclude={"annotations", "content", "tool_calls"}, exclude_none=True
-        )
+        message = self.model_dump(exclude={"content", "tool_calls"}, exclude_none=True)
         if isinstance(self.content, str):
             message["content"] = self.content
         elif self.content is not None:
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         return message
 
 
@@ -263,10 +269,15 @@ class Chat(Body):
         )
 
     def render(
-        self, template: ChatTemplate, *, reasoning: ReasoningFormat | Harmony | None = None
+        self,
+        template: ChatTemplate,
+        ignored: IgnoredFields | None = None,
+        *,
+        reasoning: ReasoningFormat | Harmony | None = None,
     ) -> str:
         """Return the prompt. Raises InvalidRequestError where the template cannot take it.
 
+        ignored: gets the names in chat_template_kwargs that the template does not read.
         reasoning: how the model sets its reasoning apart, as far as it is known.
         """
         if self.continue_final_message and self.add_generation_prompt:
@@ -274,7 +285,10 @@ class Chat(Body):
                 "continue_final_message and add_generation_prompt cannot both be true",
                 param="continue_final_message",
             )
-        variables = dict(self.chat_template_kwargs)
+        variables = template.readable(self.chat_template_kwargs)
+        if ignored is not None:
+            for name in self.chat_template_kwargs.keys() - variables.keys():
+                ignored.add(("chat_template_kwargs", name))
         if self.reasoning_effort is not None:
             thinks = self.reasoning_effort != "none"
             for name, value in (

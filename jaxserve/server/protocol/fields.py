@@ -1,10 +1,10 @@
-"""Request fields that are known but not served: refused by name with a reason, or of no effect."""
+"""Known request fields that are not served: refused by name with a reason, or of no effect."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxserve.errors import InvalidRequestError
+from pydantic_core import PydanticCustomError
 
 NOT_YET = "is not supported yet"
 TEXT_ONLY = "is not supported: this server reads and writes text only"
@@ -13,19 +13,19 @@ STRUCTURED = "is not the name of it: use structured_outputs"
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Fields that a body may have although nothing reads them.
+    """Fields that an object may have although nothing reads them.
 
-    ignored: of no effect. refused: by a reason, unless the value is one of those given, which ask
-    for what is done anyway; null always does.
+    ignored: hints of no effect, accepted and reported. refused: by a reason, unless the value is
+    one of those given, which ask for what is done anyway; null always does.
     """
 
     ignored: frozenset[str] = frozenset()
     refused: Mapping[str, tuple[str, tuple[Any, ...]]] = field(default_factory=dict)
 
     def served(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what of a body is left to read.
+        """Return what of an object is left to read, without nulls.
 
-        Raises InvalidRequestError for a field that cannot be served.
+        Raises PydanticCustomError of type `unsupported` for a field that cannot be served.
         """
         left = {}
         for name, value in body.items():
@@ -35,9 +35,8 @@ class Unread:
                 reason, harmless = self.refused[name]
                 # By type too: True == 1
                 if not any(type(value) is type(same) and value == same for same in harmless):
-                    raise InvalidRequestError(
-                        f"{name} {reason}", param=name, code="unsupported_field"
-                    )
+                    context = {"name": name, "reason": reason}
+                    raise PydanticCustomError("unsupported", "unsupported", context)
                 continue
             left[name] = value
         return left
@@ -71,18 +70,29 @@ IGNORED = frozenset(
 )
 
 REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(
+        (
+            "choice",
+            "grammar",
+            "json",
+            "json_object",
+            "json_schema",
+            "regex",
+            "structural_tag",
+            "whitespace_pattern",
+        ),
+        (STRUCTURED, ()),
+    ),
     "audio": (TEXT_ONLY, ()),
     "best_of": ("is not supported: ask for n answers and choose among them", (1,)),
     "ec_transfer_params": (NOT_YET, ()),
     "function_call": ("is OpenAI's older form and not supported: use tool_choice", ("none",)),
     "functions": ("is OpenAI's older form and not supported: use tools", ([],)),
-    "grammar": (STRUCTURED, ()),
     "kv_transfer_params": (NOT_YET, ()),
     "media_io_kwargs": (TEXT_ONLY, ({},)),
     "mm_processor_kwargs": (TEXT_ONLY, ({},)),
     "modalities": (TEXT_ONLY, (["text"],)),
     "prompt_embeds": ("is not supported: prompts are text or token ids", ()),
-    "regex": (STRUCTURED, ()),
     "return_weight_versions": (NOT_YET, (False,)),
     "suffix": ("is not supported: the model cannot be asked to fill a gap", ("",)),
     "watermarking": (NOT_YET, (False,)),
@@ -90,3 +100,4 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 UNREAD = Unread(ignored=IGNORED, refused=REFUSED)
+WITH_MESSAGES = "cannot be given with messages"

@@ -29,6 +29,7 @@ from jaxserve.server.protocol.body import (
     INT32_MAX,
     BadWords,
     Body,
+    ExactBody,
     Int32,
     Stop,
     TokenIds,
@@ -141,7 +142,7 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
-class RepetitionDetection(Body):
+class RepetitionDetection(ExactBody):
     """When an answer counts as stuck."""
 
     max_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)]

@@ -6,7 +6,14 @@ from pydantic import ConfigDict, Discriminator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
-from jaxserve.server.protocol.body import Body, Int32, by_type, told, told_texts
+from jaxserve.server.protocol.body import (
+    Body,
+    ExactBody,
+    Int32,
+    by_type,
+    told,
+    told_texts,
+)
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
 from jaxserve.server.protocol.fields import Unread
 from jaxserve.server.protocol.message_blocks import Block, Message, Texts, chat_messages, text_parts
@@ -122,7 +129,7 @@ type Thinking = Annotated[
 ]
 
 
-class OutputFormat(Body):
+class OutputFormat(ExactBody):
     """The form of the answer: JSON of a schema."""
 
     type: Literal["json_schema"]

@@ -1,7 +1,7 @@
 """From the bytes of a body to a checked request model, with errors in our own words."""
 
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ from jaxserve.server.body_budget import Lease
 from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
 from jaxserve.server.protocol.body import Body
 from jaxserve.server.protocol.decoding import decode_json
+from jaxserve.server.protocol.ignored import IgnoredFields, show_place
 from jaxserve.server.protocol.literals import check_schemas
 
 MAX_SHOWN_CHARS = 60
@@ -105,12 +106,25 @@ def decode(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def parse[T: Body](fields: Mapping[str, Any], model: type[T]) -> T:
-    """Return an object as `model`; raises InvalidRequestError naming the field at fault."""
+def parse[T: Body](
+    fields: Mapping[str, Any], model: type[T], ignored: IgnoredFields | None = None
+) -> T:
+    """Return an object as `model`, and add its fields that nothing reads to `ignored`.
+
+    ignored: None for an object that the server made itself. Raises InvalidRequestError naming the
+    field at fault.
+    """
+    if ignored is None:
+        ignored = IgnoredFields()
     try:
-        return model.model_validate(model.unread.served(fields))
+        body = model.model_validate(fields)
     except pydantic.ValidationError as error:
+        if not ignored.is_strict:
+            # A name that is mistyped explains why another is missing.
+            ignored.add_all(fields, model, None)
         raise _refusal(error, fields) from error
+    ignored.add_all(fields, model, body)
+    return body
 
 
 def show(value: object) -> str:
@@ -131,8 +145,12 @@ def _refusal(error: pydantic.ValidationError, body: Mapping[str, Any]) -> Invali
     complaints = [each for each in complaints if each[0][: len(first)] == first]
     place = max((place for place, _ in complaints), key=len)
     found = [complaint for other, complaint in complaints if other == place]
-    param = _show_place(place)
+    param = show_place(place)
     match found[0]["type"]:
+        case "unsupported":
+            return InvalidRequestError(
+                f"{param} {found[0]['ctx']['reason']}", param=param, code="unsupported_field"
+            )
         case "extra_forbidden":
             return InvalidRequestError(
                 f"there is no field {param}", param=param, code="unknown_field"
@@ -161,13 +179,12 @@ def _place(complaint: pydantic_core.ErrorDetails, body: object) -> tuple[int | s
         if is_inner or (isinstance(body, list) and isinstance(step, int)):
             place.append(step)
             body = body[step]  # type: ignore[index]
-    return (*place, location[-1]) if complaint["type"] == "missing" else (*place,)
-
-
-def _show_place(place: Sequence[int | str]) -> str:
-    """Return a place as `messages[0].content`."""
-    steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
-    return steps.removeprefix(".")[:MAX_SHOWN_CHARS]
+    match complaint["type"]:
+        case "missing":
+            place.append(location[-1])
+        case "unsupported":
+            place.append(complaint["ctx"]["name"])
+    return (*place,)
 
 
 @contextmanager

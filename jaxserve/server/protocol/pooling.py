@@ -6,7 +6,14 @@ Cohere's.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, FailFast, Field, GetJsonSchemaHandler
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    FailFast,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 from jaxserve.errors import InvalidRequestError
@@ -14,7 +21,14 @@ from jaxserve.pooling import PoolingParams
 from jaxserve.server.protocol.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
 from jaxserve.server.protocol.chat import Chat, TextPart
 from jaxserve.server.protocol.completions import Prompt, SomeIds, read_prompts
-from jaxserve.server.protocol.fields import IGNORED, TEXT_ONLY, Unread
+from jaxserve.server.protocol.fields import (
+    IGNORED,
+    REFUSED,
+    TEXT_ONLY,
+    UNREAD,
+    WITH_MESSAGES,
+    Unread,
+)
 from jaxserve.server.protocol.generation import REQUEST_ID
 from jaxserve.server.protocol.parsing import show
 
@@ -67,7 +81,7 @@ class PoolingBody(Body):
     tokens (left) or the last (right).
     """
 
-    unread = Unread(ignored=IGNORED)
+    unread = UNREAD
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None
@@ -112,6 +126,8 @@ class InputBody(PoolingBody):
 
 class ConversationBody(PoolingBody, Chat):
     """A chat to pool, rendered by the model's template."""
+
+    unread = Unread(ignored=IGNORED, refused={**REFUSED, "input": (WITH_MESSAGES, ())})
 
     add_special_tokens: bool = False
     add_generation_prompt: bool | None = False
@@ -224,6 +240,16 @@ class ScoreBody(PairBody):
 
     text_1: Annotated[Texts, Field(validation_alias=AliasChoices(*FIRSTS))]
     text_2: Annotated[Texts, Field(validation_alias=AliasChoices(*SECONDS))]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_one_name(cls, fields: object) -> object:
+        body = {} if not isinstance(fields, dict) else fields
+        for names in (FIRSTS, SECONDS):
+            found = [name for name in names if body.get(name) is not None]
+            if len(found) > 1:
+                raise wanted(f"an object with only one of {', '.join(found)}")
+        return fields
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -10,6 +10,7 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import (
     CACHE_SALT,
     Body,
+    ExactBody,
     Int32,
     Metadata,
     Stop,
@@ -102,7 +103,7 @@ type ToolChoice = Annotated[
 ]
 
 
-class JsonSchemaFormat(Body):
+class JsonSchemaFormat(ExactBody):
     """JSON of a schema."""
 
     type: Literal["json_schema"]

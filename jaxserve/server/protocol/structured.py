@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.protocol.body import Body, by_type, given
+from jaxserve.server.protocol.body import ExactBody, by_type, given
 from jaxserve.server.protocol.parsing import renamed
 from jaxserve.structured_outputs import JSON_OPTIONS, KINDS, MAX_BYTES, StructuredOutputsParams
 
@@ -33,19 +33,19 @@ KIND_FIELDS: Mapping[str, str] = {"json": "json_"}
 WHITESPACE = "guided_whitespace_pattern"
 
 
-class TextFormat(Body):
+class TextFormat(ExactBody):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Body):
+class JsonObjectFormat(ExactBody):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class NamedSchema(Body):
+class NamedSchema(ExactBody):
     """A JSON schema; without one, any object. Name, description and strict have no effect."""
 
     name: str
@@ -54,14 +54,14 @@ class NamedSchema(Body):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(Body):
+class JsonSchemaFormat(ExactBody):
     """JSON of a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
 
-class TaggedPart(Body):
+class TaggedPart(ExactBody):
     """A part that begins with `begin` and ends with `end`, between which is JSON of a schema."""
 
     begin: str
@@ -69,14 +69,14 @@ class TaggedPart(Body):
     json_schema: Annotated[Schema, Field(alias="schema")] = True
 
 
-class StructuralTagFormat(Body):
+class StructuralTagFormat(ExactBody):
     """Text of xgrammar's formats. See grammar/formats.py, which reads them."""
 
     type: Literal["structural_tag"]
     format: dict[str, Any]
 
 
-class OlderStructuralTagFormat(Body):
+class OlderStructuralTagFormat(ExactBody):
     """Free text with tagged parts: behind a trigger, a part that begins with it."""
 
     type: Literal["structural_tag"]
@@ -95,7 +95,7 @@ type ResponseFormat = Annotated[
 ]
 
 
-class StructuredOutputs(Body):
+class StructuredOutputs(ExactBody):
     """One of six ways to say what an answer must look like, and how strictly.
 
     disable_fallback has no effect: there is one way to follow a grammar, and none to fall to.

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from jaxserve.server.protocol.body import Body, TokenIds
 from jaxserve.server.protocol.chat import Chat
-from jaxserve.server.protocol.fields import UNREAD
+from jaxserve.server.protocol.fields import IGNORED, REFUSED, UNREAD, WITH_MESSAGES, Unread
 
 MAX_TOKENS = 2**20
 
@@ -25,6 +25,8 @@ class TokenizeBody(Body):
 
 class TokenizeChatBody(Chat):
     """A chat to be rendered and turned into ids."""
+
+    unread = Unread(ignored=IGNORED, refused={**REFUSED, "prompt": (WITH_MESSAGES, ())})
 
     return_token_strs: bool = False
 
