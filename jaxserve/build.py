@@ -32,7 +32,7 @@ from jaxserve.models import Params, random_params
 from jaxserve.request import MAX_EOS_IDS
 from jaxserve.startup import Startup
 from jaxserve.stats import EngineMetrics
-from jaxserve.structured_outputs import StructuredOutputsConfig
+from jaxserve.structured_outputs_config import StructuredOutputsConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from math import inf, sqrt
 from typing import Any
 
 from jaxserve.errors import ConfigError
-from jaxserve.structured_outputs import StructuredOutputsConfig
+from jaxserve.structured_outputs_config import StructuredOutputsConfig
 
 POLICIES = ("fcfs", "priority")
 DEFAULT_MAX_LOGPROBS = 20

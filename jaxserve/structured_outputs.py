@@ -1,14 +1,12 @@
 """What a request may ask of the form of its answer; whether it can be had, grammar/ tells."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import msgspec
 
-from jaxserve.errors import ConfigError, InvalidRequestError
+from jaxserve.errors import InvalidRequestError
 
 # Of a schema, pattern or grammar, as text.
 MAX_BYTES = 2**18
@@ -18,57 +16,6 @@ KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 # Kinds that have JSON in them, and what may be said of it.
 JSON_KINDS = frozenset({"json", "json_object", "structural_tag"})
 JSON_OPTIONS = ("disable_any_whitespace", "whitespace_pattern", "disable_additional_properties")
-BACKENDS = ("auto", "guidance")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StructuredOutputsConfig:
-    """What holds for requests that say nothing else; names as in vLLM.
-
-    backend: "guidance", which "auto" chooses. whitespace_pattern is our own; the others are those
-    of StructuredOutputsParams. Raises ConfigError.
-    """
-
-    backend: str = "auto"
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
-    whitespace_pattern: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ConfigError(
-                f"structured_outputs_config.backend must be {' or '.join(BACKENDS)},"
-                f" got {self.backend!r}"
-            )
-        for name in ("disable_any_whitespace", "disable_additional_properties"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"structured_outputs_config.{name} must be true or false")
-        pattern = self.whitespace_pattern
-        if pattern is not None and not (isinstance(pattern, str) and pattern):
-            raise ConfigError("structured_outputs_config.whitespace_pattern must be a regex")
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ConfigError(
-                f"structured_outputs_config.whitespace_pattern must be a regex: {error}"
-            ) from error
-        if pattern is not None and self.disable_any_whitespace:
-            raise ConfigError(
-                "structured_outputs_config.whitespace_pattern cannot be given with"
-                " disable_any_whitespace"
-            )
-
-    @staticmethod
-    def of(fields: Mapping[str, Any]) -> "StructuredOutputsConfig":
-        """Return the configuration of a JSON object; raises ConfigError for unknown fields."""
-        known = [field.name for field in dataclass_fields(StructuredOutputsConfig)]
-        for name in fields:
-            if name not in known:
-                raise ConfigError(
-                    f"structured_outputs_config has no field {name!r:.60}: there is"
-                    f" {', '.join(known)}"
-                )
-        return StructuredOutputsConfig(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ LAYERS = (
         "vllm_flags",
         "config",
         "structured_outputs",
+        "structured_outputs_config",
         "limits",
         "repetition_detection",
         "request",

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from jaxserve.grammar import formats
-from jaxserve.structured_outputs import StructuredOutputsConfig, StructuredOutputsParams, refusal
+from jaxserve.structured_outputs import StructuredOutputsParams, refusal
+from jaxserve.structured_outputs_config import StructuredOutputsConfig
 
 # llguidance counts in 64 bits.
 MAX_BOUND = 9 * 10**18

@@ -15,9 +15,9 @@ from jaxserve.grammar.numbers import MAX_CHARS
 from jaxserve.grammar.walks import Walk
 from jaxserve.structured_outputs import (
     MAX_BYTES,
-    StructuredOutputsConfig,
     StructuredOutputsParams,
 )
+from jaxserve.structured_outputs_config import StructuredOutputsConfig
 from tests.grammar.world import accepts, checker, compiler, vocabulary
 from tests.server.world import tokenizer
 
