@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.prompts import ChatOptions, PromptReader
 from jaxserve.server import ServerConfig
 from jaxserve.server.ignored_log import MAX_UNKNOWN, OTHER, IgnoredLog
 from jaxserve.server.protocol.chat import ChatBody
@@ -19,7 +21,7 @@ from jaxserve.server.protocol.ignored import (
 )
 from jaxserve.server.protocol.parsing import parse
 from tests.server.test_metrics import scrape
-from tests.server.world import World
+from tests.server.world import World, tokenizer
 
 HEADER = "x-jaxserve-ignored"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -293,3 +295,20 @@ def test_bodies_of_pairs_have_one_name_for_each_text() -> None:
         answer = http.post("/score", json={"text_1": "a", "queries": "b", "text_2": ["c"]})
     assert answer.status_code == 400
     assert "only one of text_1, queries" in answer.json()["error"]["message"]
+
+
+def test_offline_chats_log_keys_that_nothing_reads(caplog: pytest.LogCaptureFixture) -> None:
+    reader = PromptReader(tokenizer(), max_model_len=100)
+    options = ChatOptions(
+        chat_template=None,
+        tools=None,
+        add_generation_prompt=True,
+        continue_final_message=False,
+        chat_template_kwargs={"x_option": 1},
+    )
+    plain = [{"role": "user", "content": "hello"}]
+    prompt = reader.render([{**plain[0], "x_key": 1}], options)
+    assert prompt == reader.render(plain, replace(options, chat_template_kwargs=None))
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert "'messages[].x_key'" in logged
+    assert "'chat_template_kwargs.x_option'" in logged
