@@ -411,6 +411,8 @@ def test_coheres_texts_are_cut_on_the_side_that_is_asked_for(embedder: TestClien
         ({"texts": TEXTS, "images": ["data:"]}, "images"),
         ({"texts": TEXTS, "embedding_types": ["int4"]}, "embedding_types[0]"),
         ({"texts": TEXTS, "output_dimension": 4, "embedding_types": ["binary"]}, "embedding_types"),
+        ({"texts": [""]}, "texts"),
+        ({"inputs": [{"content": [{"type": "text", "text": ""}]}]}, "inputs"),
     ],
 )
 def test_what_cohere_would_not_take_is_refused(

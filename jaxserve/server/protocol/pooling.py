@@ -30,7 +30,7 @@ from jaxserve.server.protocol.fields import (
     Unread,
 )
 from jaxserve.server.protocol.generation import REQUEST_ID
-from jaxserve.server.protocol.parsing import show
+from jaxserve.server.protocol.parsing import parse, renamed, show
 
 # OpenAI's own limit.
 MAX_INPUTS = 2048
@@ -215,14 +215,16 @@ class CohereBody(Body):
         limit = self.max_tokens
         if limit is None and self.truncate != "NONE":
             limit = -1
-        return EmbeddingBody(
-            model=self.model,
-            input=texts,
-            dimensions=self.output_dimension,
-            truncate_prompt_tokens=limit,
-            truncation_side="left" if self.truncate == "START" else "right",
-            priority=self.priority,
-        )
+        fields = {
+            "model": self.model,
+            "input": texts,
+            "dimensions": self.output_dimension,
+            "truncate_prompt_tokens": limit,
+            "truncation_side": "left" if self.truncate == "START" else "right",
+            "priority": self.priority,
+        }
+        with renamed({"input": "texts" if self.texts else "inputs"}):
+            return parse(fields, EmbeddingBody)
 
 
 class PairBody(PoolingBody):
