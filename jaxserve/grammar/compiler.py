@@ -176,6 +176,16 @@ class GrammarCompiler:
         """Return a matcher at the beginning of an answer; see `compiled`."""
         return self.compiled(params, spells=spells).matcher()
 
+    def renewed(
+        self, params: StructuredOutputsParams, worn: CompiledGrammar, *, spells: bool = True
+    ) -> CompiledGrammar:
+        """Return a grammar in place of one whose lexer has no room for more states."""
+        key = params, spells
+        with self._lock:
+            if self._compiled.get(key) is worn:
+                del self._compiled[key]
+        return self.compiled(params, spells=spells)
+
     def _evict(self) -> None:
         """Let the least recently used grammars go until the others are within the bound."""
         num_bytes = sum(grammar.num_bytes for grammar in self._compiled.values())

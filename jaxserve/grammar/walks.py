@@ -27,6 +27,11 @@ FAILED = "the grammar could not be followed any further"
 TOO_COMPLEX = "is too complex: what may come next has more possibilities than can be followed"
 # How llguidance says that a grammar needs more than its limits.
 LIMIT_REACHED = re.compile(r"max is|limit|exceed|too (?:large|many|complex|big)", re.IGNORECASE)
+# How it says that the states of a lexer, a cache that only grows, have filled it.
+LEXER_FULL = re.compile(r"too many states")
+# Tokens for which a new lexer must last. Each makes some states, and following the answer so far
+# through a new lexer makes about one for each byte.
+MIN_TOKENS_PER_LEXER = 256
 # Where so few tokens are allowed, it is asked whether they only spell one text.
 MAX_FORKS = 64
 
@@ -48,7 +53,17 @@ class Move(Struct, frozen=True):
 class Walk:
     """One answer's way. move: None until it is known; may_jump: whether tokens may be forced."""
 
-    __slots__ = ("grammar", "matcher", "may_jump", "move", "params", "run", "token_ids")
+    __slots__ = (
+        "grammar",
+        "matcher",
+        "may_jump",
+        "move",
+        "params",
+        "renew_after",
+        "run",
+        "spells",
+        "token_ids",
+    )
 
     def __init__(self, params: StructuredOutputsParams, *, may_jump: bool) -> None:
         self.params = params
@@ -56,7 +71,11 @@ class Walk:
         self.move: Move | None = None
         self.grammar: CompiledGrammar | None = None
         self.matcher: LLMatcher | None = None
+        # Whether the grammar spells text that must come in one way.
+        self.spells = True
         self.token_ids: list[int] = []
+        # Number of tokens before which the grammar is not renewed.
+        self.renew_after = 0
         # Characters of numbers that the answer so far ends in; see numbers.py.
         self.run = b""
 
@@ -148,6 +167,7 @@ class Walks:
         """Find the next move of each walk, some tokens of which are known to be forced."""
         open_ways = []
         for walk, forced in ways:
+            self._renew_if_full(walk)
             if not _has_ended(walk, forced):
                 open_ways.append((walk, forced))
         if not open_ways:
@@ -158,6 +178,9 @@ class Walks:
         few = np.bitwise_count(masks).sum(axis=1) <= MAX_FORKS
         again = []
         for (walk, forced), mask, is_few in zip(open_ways, masks, few, strict=True):
+            if self._renew_if_full(walk):
+                again.append((walk, forced))
+                continue
             if _has_ended(walk, forced):
                 continue
             spelled, valid = _spelled(walk) if is_few else ([], [])
@@ -167,6 +190,8 @@ class Walks:
             elif valid and walk.may_jump and _matcher(walk).consume_tokens(valid):
                 self._append(walk, valid)
                 again.append((walk, (*forced, *valid)))
+            elif self._renew_if_full(walk):
+                again.append((walk, forced))
             elif not _has_ended(walk, forced):
                 walk.move = Move(forced, bounded(mask, walk.run, self._compiler.text_of))
         if again:
@@ -174,11 +199,33 @@ class Walks:
 
     def _follow_unspelled(self, walk: Walk) -> None:
         """Go the same way by a matcher that allows every spelling of a text that must come."""
-        grammar = self._compiler.compiled(walk.params, spells=False)
-        matcher = grammar.matcher()
-        matcher.consume_tokens(walk.token_ids)
-        grammar.num_tokens += len(walk.token_ids)
-        walk.grammar, walk.matcher = grammar, matcher
+        walk.spells = False
+        _retrace(walk, self._compiler.compiled(walk.params, spells=False))
+
+    def _renew_if_full(self, walk: Walk) -> bool:
+        """Compile a grammar again if its lexer is full and a new one would last.
+
+        Masks make most of the states, and the answer so far needs no masks.
+        """
+        if walk.grammar is None or not _is_full(_matcher(walk)):
+            return False
+        if len(walk.token_ids) < walk.renew_after:
+            return False
+        walk.renew_after = len(walk.token_ids) + MIN_TOKENS_PER_LEXER
+        _retrace(walk, self._compiler.renewed(walk.params, walk.grammar, spells=walk.spells))
+        return True
+
+
+def _retrace(walk: Walk, grammar: CompiledGrammar) -> None:
+    """Follow the answer so far through another compiled form of its grammar."""
+    matcher = grammar.matcher()
+    matcher.consume_tokens(walk.token_ids)
+    grammar.num_tokens += len(walk.token_ids)
+    walk.grammar, walk.matcher = grammar, matcher
+
+
+def _is_full(matcher: LLMatcher) -> bool:
+    return matcher.is_error() and LEXER_FULL.search(matcher.get_error()) is not None
 
 
 def _matcher(walk: Walk) -> LLMatcher:

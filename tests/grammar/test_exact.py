@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import GrammarCompiler, Walks
@@ -341,3 +342,24 @@ def test_an_object_of_700_optional_properties_is_served() -> None:
     assert not accepts(params, '{"p1": 1, "p0": 2}')
     with pytest.raises(InvalidRequestError, match="at most 1000 properties in one object"):
         checker().check(StructuredOutputsParams(json=properties(1001)))
+
+
+def test_a_long_answer_outlasts_the_states_of_one_lexer(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = LLParserLimits(
+        initial_lexer_fuel=1_000_000, step_lexer_fuel=50_000, max_lexer_states=6000
+    )
+    monkeypatch.setattr("jaxserve.grammar.compiler.LIMITS", few)
+    walks = Walks(GrammarCompiler(vocabulary()))
+    params = StructuredOutputsParams(json={"type": "string", "maxLength": 1500})
+    (walk,) = walks.begin(params, 1, may_jump=False)
+    for char in ['"', *"x" * 1500, '"']:
+        while walk.move is None:
+            walks.wait_for_any(10.0)
+        assert walk.move.error is None
+        (token_id,) = tokenizer().encode(char, add_special_tokens=False)
+        assert walk.move.mask is not None
+        assert token_id in _tokens(walk.move.mask)
+        walks.advance([(walk, token_id)])
+    walks.wait(10.0)
+    assert walk.move is not None
+    assert walk.move.error is None
