@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from jaxserve.loading.sentencepiece_model import is_model
+
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".ot")
 _MOST_LISTED = 3
@@ -103,6 +105,11 @@ def broken_tokenizer(folder: Path) -> str:
             " config.json. Download all three from one place"
         )
     if "tokenizer.model" in names:
+        if "tokenizer_config.json" in names and is_model(folder / "tokenizer.model"):
+            return (
+                "tokenizer.model can be read, but not with the settings in tokenizer_config.json."
+                " Download both from one place"
+            )
         return f"tokenizer.model is not a SentencePiece model: {damage(folder / 'tokenizer.model')}"
     settings = read_object(folder / "tokenizer_config.json") or {}
     if "auto_map" in settings:
@@ -128,7 +135,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, None where there is none."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

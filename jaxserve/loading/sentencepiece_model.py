@@ -55,6 +55,15 @@ def fast_folder(folder: Path) -> Iterator[Path]:
         yield Path(made)
 
 
+def is_model(path: Path) -> bool:
+    """Return whether a file is a SentencePiece model."""
+    try:
+        _read(path)
+    except ValueError:
+        return False
+    return True
+
+
 def _read(path: Path) -> Any:
     """Return the parsed protocol buffer; raises ValueError."""
     # Imported here, as few models need it, and by name, as neither has types.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
+from jaxserve.errors import CheckpointError
 from jaxserve.loading.end_tokens import read_end_ids
 from jaxserve.loading.tokenizer import Tokenizer, load_backend
 from tests.data import DATA
@@ -103,3 +104,9 @@ def test_what_a_model_says_of_itself_is_followed(
         assert [*tokenizer.encode(text, add_special_tokens=False)] == oracle.encode(text), text
     assert tokenizer.encode("dog")[-1] == oracle.eos_id()
     assert tokenizer.encode("dog")[0] != oracle.bos_id()
+
+
+def test_settings_that_do_not_fit_are_blamed_and_not_the_model(tmp_path: Path) -> None:
+    model = trained(vocab_size=300, model_type="bpe", hard_vocab_limit=False)
+    with pytest.raises(CheckpointError, match="not with the settings"):
+        Tokenizer.load(alone(tmp_path, model, eos_token=5))
