@@ -39,14 +39,14 @@ class HfConfig:
             raise CheckpointError(f"{self._where} lacks {key}")
         return value
 
-    def optional_number(self, key: str) -> float | None:
-        """Return a positive number as a float, or None where it is absent or null."""
+    def optional_number(self, key: str, *, or_zero: bool = False) -> float | None:
+        """Return a positive number, or zero where allowed; None where it is absent or null."""
         value = self._values.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._refusal(key, "positive numbers")
-        if not 0 < value < math.inf:
+        if not (0 < value < math.inf or (or_zero and value == 0)):
             raise self._refusal(key, "positive numbers")
         return float(value)
 

@@ -87,8 +87,8 @@ def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
                 beta_fast=rope.number("beta_fast", default=32.0),
                 beta_slow=rope.number("beta_slow", default=1.0),
                 attention_factor=rope.optional_number("attention_factor"),
-                mscale=rope.optional_number("mscale"),
-                mscale_all_dim=rope.optional_number("mscale_all_dim"),
+                mscale=rope.optional_number("mscale", or_zero=True),
+                mscale_all_dim=rope.optional_number("mscale_all_dim", or_zero=True),
                 truncate=rope.flag("truncate", default=True),
             )
         case _:

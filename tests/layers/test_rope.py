@@ -112,6 +112,10 @@ def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
         (YarnRope(factor=1.0, original_max_position=64), 1.0),
         (YarnRope(factor=4.0, original_max_position=64, attention_factor=1.5), 1.5),
         (YarnRope(factor=4.0, original_max_position=64, mscale=1.0, mscale_all_dim=1.0), 1.0),
+        (
+            YarnRope(factor=4.0, original_max_position=64, mscale=1.0, mscale_all_dim=0.0),
+            0.1 * np.log(4.0) + 1.0,
+        ),
     ],
 )
 def test_yarn_scales_cosines_and_sines(rope: YarnRope, magnitude: float) -> None:

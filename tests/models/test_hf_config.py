@@ -99,6 +99,16 @@ def test_an_unsupported_rope_is_refused_by_name(rope: dict[str, object], fault: 
             {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 32}},
             YarnRope(theta=10000.0, factor=4.0, original_max_position=32),
         ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1, "mscale_all_dim": 0}},
+            YarnRope(
+                theta=10000.0,
+                factor=2.0,
+                original_max_position=128,
+                mscale=1.0,
+                mscale_all_dim=0.0,
+            ),
+        ),
     ],
 )
 def test_rope_is_read_in_both_spellings(changes: dict[str, object], expected: Rope) -> None:
