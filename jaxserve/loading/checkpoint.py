@@ -218,7 +218,7 @@ class Checkpoint:
     def _json(self, name: str) -> Mapping[str, object]:
         try:
             value = json.loads((self.folder / name).read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{name} of {self.name} is not JSON: {error}") from error
         except OSError as error:
             raise CheckpointError(f"{name} of {self.name} cannot be read: {error}") from error

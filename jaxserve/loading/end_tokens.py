@@ -39,6 +39,6 @@ def _json(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON") from error
     return value if isinstance(value, dict) else {}

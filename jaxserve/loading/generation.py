@@ -102,7 +102,7 @@ def _published(path: Path) -> Mapping[str, object]:
 def _required(path: Path) -> Mapping[str, object]:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} must be a readable JSON file ({error})") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} must hold a JSON object")

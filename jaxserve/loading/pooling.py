@@ -132,7 +132,7 @@ def _modules(checkpoint: Checkpoint) -> dict[str, str]:
         listed = json.loads(path.read_text("utf-8"))
         # A type is the path of a class, whose modules have moved from release to release.
         modules = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in listed}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{_MODULES} of {checkpoint.name} is no list of modules") from error
     strange = modules.keys() - {"Transformer", "Pooling", "Normalize"}
     if strange:
@@ -194,7 +194,7 @@ def _json(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise CheckpointError(f"{name} of {checkpoint.name} is not a JSON object")

@@ -124,7 +124,7 @@ def test_a_number_in_another_type_is_repaired_with_a_warning(
     assert f"{key} = {value!r}, which is read as {repaired}" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", '{"temperature": 0.5'])
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"temperature": 0.5', "[" * 100_000])
 def test_a_broken_file_is_ignored_with_a_warning(
     write: Write, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
