@@ -18,6 +18,7 @@ from jaxserve.execution.state import SlotState, abstract_state, remember, slot_m
 from jaxserve.execution.step import (
     FEW_SAMPLED,
     MUCH_ROOM,
+    DrawStatus,
     SamplingSettings,
     StepOutput,
     _choose,
@@ -107,7 +108,8 @@ def test_a_row_forbidden_by_its_own_biases_is_reported() -> None:
     is_row = np.arange(NUM_ROWS) == 3
     state = SlotState(**{**vars(state), "bias": bias})
     output, _ = choose(random_logits(), Variant.FULL, {"adjusts": is_row}, state=state)
-    np.testing.assert_array_equal(output.tokens[1], ~is_row)
+    expected = np.where(is_row, DrawStatus.NONE_ALLOWED, DrawStatus.DRAWN)
+    np.testing.assert_array_equal(output.tokens[1], expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
