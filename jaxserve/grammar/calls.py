@@ -28,11 +28,13 @@ from jaxserve.grammar.formats import (
     TriggeredTags,
 )
 from jaxserve.grammar.formats import Sequence as Row
+from jaxserve.grammar.loose_schemas import loosened
 from jaxserve.grammar.parameters import LINE_BREAK, filled, parameters
 from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 type Schema = Mapping[str, Any]
 
+TOO_DEEP = "has too deep a schema"
 # A model that cannot decide to end would call until its answer is as long as it may be.
 MAX_FORCED_CALLS = 32
 PLACES = re.compile(r"\{(arguments|index|n)\}")
@@ -68,11 +70,16 @@ class Function:
         """Return the JSON schema of the arguments, which are an object.
 
         Where it declares properties and says nothing of others, there are none: a model that is
-        bound to a schema would make some up.
+        bound to a schema would make some up. Only strict functions keep what no grammar can follow.
+        Raises InvalidRequestError.
         """
         if self.parameters is None:
             return {"type": "object"}
-        schema = {"type": "object", **self.parameters}
+        try:
+            parameters = self.parameters if self.strict else loosened(self.parameters)
+        except RecursionError as error:
+            raise refusal("structural_tag", TOO_DEEP) from error
+        schema = {"type": "object", **parameters}
         if "properties" in schema and _SAY_OF_OTHERS.isdisjoint(schema):
             schema["additionalProperties"] = False
         return schema
@@ -222,4 +229,4 @@ def _text(form: Format) -> str:
     try:
         return msgspec.json.encode(StructuralTag(format=form)).decode()
     except RecursionError as error:
-        raise refusal("structural_tag", "has too deep a schema") from error
+        raise refusal("structural_tag", TOO_DEEP) from error

@@ -245,7 +245,7 @@ FIND = {
 def test_tools_of_anthropics_servers_are_left_out() -> None:
     body = MessagesBody.model_validate({**BODY, "tools": [FIND, SEARCH]})
     assert [tool["function"]["name"] for tool in body.chat()["tools"]] == ["find"]
-    assert body.ignored_tools == ["tools[1] (web_search_20250305)"]
+    assert body.unread_parts() == [("tools", 1, "web_search_20250305")]
 
 
 def test_a_tool_that_is_not_run_here_cannot_be_forced(http: TestClient) -> None:

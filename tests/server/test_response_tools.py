@@ -33,7 +33,7 @@ def test_namespaces_flatten_and_hosted_tools_are_left_out() -> None:
         "patch",
         "note",
     ]
-    assert parse_body(tools=TOOLS).ignored_tools == ["tools[1] (web_search)"]
+    assert parse_body(tools=TOOLS).unread_parts() == [("tools", 1, "web_search")]
 
 
 def test_a_custom_tool_is_bound_by_its_grammar() -> None:
@@ -47,7 +47,7 @@ def test_a_custom_tool_is_bound_by_its_grammar() -> None:
 
 def test_a_grammar_that_binds_nothing_is_told() -> None:
     form = {"type": "grammar", "syntax": "lark", "definition": 'start: "(" start? ")"'}
-    assert parse_body(tools=[{**PATCH, "format": form}]).ignored_tools == ["tools[0].format"]
+    assert parse_body(tools=[{**PATCH, "format": form}]).unread_parts() == [("tools", 0, "format")]
 
 
 def test_calls_come_back_as_their_tools_were_declared() -> None:

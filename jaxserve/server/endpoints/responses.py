@@ -48,6 +48,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     """Answer items with items: whole, as a stream, or later, in the background."""
     state = server_state(http)
     body = await read_as(http, ResponsesBody)
+    access_record(http.scope).ignored.add_hints(body.unread_parts())
     body.check()
     earlier = await _earlier_items(http, body)
 
@@ -98,6 +99,7 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     """Answer with the length of the prompt that a response would be made from."""
     state = server_state(http)
     body = await read_as(http, ResponsePrompt)
+    access_record(http.scope).ignored.add_hints(body.unread_parts())
     earlier = await _earlier_items(http, body)
     model, ignored = state.model(body.model), access_record(http.scope).ignored
 

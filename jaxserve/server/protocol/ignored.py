@@ -1,7 +1,7 @@
 """Fields of a body that nothing reads: found beside a parsed model, and told to the client."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any, TypeAliasType, get_args
@@ -43,6 +43,11 @@ class IgnoredFields:
         if len(self.names) < MAX_NAMES:
             path = show_place(tuple("[]" if isinstance(step, int) else step for step in place))
             self.names.setdefault(UNSAFE.sub("?", path) or "?", is_hint)
+
+    def add_hints(self, places: Iterable[Place]) -> None:
+        """Note what is accepted although this server has no use for it, such as hosted tools."""
+        for place in islice(places, MAX_PLACES):
+            self.add(place, is_hint=True)
 
     def add_all(self, fields: Mapping[str, Any], model: type[Body], body: Body | None) -> None:
         """Note the fields of a body that `model` does not read; see `unread_places`.

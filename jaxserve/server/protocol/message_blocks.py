@@ -7,6 +7,9 @@ from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import MAX_PARTS, Body, by_type
+from jaxserve.server.protocol.fields import Unread
+
+BLOCK_HINTS = frozenset({"cache_control"})
 
 
 def _blocks(value: object) -> object:
@@ -15,17 +18,18 @@ def _blocks(value: object) -> object:
 
 
 class Block(Body):
-    """What all blocks may have. cache_control: of no effect, prefixes are cached anyway."""
+    """What all blocks may have. Prefixes are cached anyway."""
 
-    cache_control: dict[str, Any] | None = None
+    unread = Unread(ignored=BLOCK_HINTS)
 
 
 class TextBlock(Block):
-    """Text; `citations`, of an answer sent back, have no effect."""
+    """Text; `citations` are of an answer sent back."""
+
+    unread = Unread(ignored=BLOCK_HINTS | {"citations"})
 
     type: Literal["text"]
     text: str
-    citations: list[Any] | None = None
 
 
 class ThinkingBlock(Block):
@@ -44,13 +48,14 @@ class RedactedThinkingBlock(Block):
 
 
 class ToolUseBlock(Block):
-    """A call the model made; `caller`, of an answer sent back, has no effect."""
+    """A call the model made; `caller` is of an answer sent back."""
+
+    unread = Unread(ignored=BLOCK_HINTS | {"caller"})
 
     type: Literal["tool_use"]
     id: str
     name: str
     input: dict[str, Any]
-    caller: dict[str, Any] | None = None
 
 
 class ToolResultBlock(Block):

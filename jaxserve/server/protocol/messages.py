@@ -16,7 +16,16 @@ from jaxserve.server.protocol.body import (
 )
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
 from jaxserve.server.protocol.fields import Unread
-from jaxserve.server.protocol.message_blocks import Block, Message, Texts, chat_messages, text_parts
+from jaxserve.server.protocol.ignored import Place
+from jaxserve.server.protocol.message_blocks import (
+    BLOCK_HINTS,
+    Block,
+    Message,
+    RedactedThinkingBlock,
+    Texts,
+    chat_messages,
+    text_parts,
+)
 from jaxserve.server.protocol.message_edits import ContextManagement, clear_thinking
 from jaxserve.server.protocol.parsing import show
 
@@ -46,21 +55,18 @@ UNREAD = Unread(
 
 
 class Tool(Block):
-    """A function that the model may call.
+    """A function that the model may call; all are sent to it, whatever `defer_loading` says."""
 
-    All tools are sent to the model, whatever `defer_loading` says; `allowed_callers`,
-    `eager_input_streaming` and `input_examples` are hints that have no effect.
-    """
+    unread = Unread(
+        ignored=BLOCK_HINTS
+        | {"allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"}
+    )
 
     type: Literal["custom"] = "custom"
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
-    allowed_callers: list[Any] | None = None
-    defer_loading: bool = False
-    eager_input_streaming: bool = False
-    input_examples: list[Any] | None = None
 
 
 class HostedTool(Body):
@@ -137,11 +143,12 @@ class OutputFormat(ExactBody):
 
 
 class OutputConfig(Body):
-    """The form of the answer, and how much thought goes into it. task_budget: has no effect."""
+    """The form of the answer, and how much thought goes into it."""
+
+    unread = Unread(ignored=frozenset({"task_budget"}))
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
-    task_budget: dict[str, Any] | None = None
 
 
 class MessagesPrompt(Body):
@@ -167,14 +174,20 @@ class MessagesPrompt(Body):
         is_older = self.output_format is not None
         return FIELD_NAMES | ({"response_format": "output_format"} if is_older else {})
 
-    @property
-    def ignored_tools(self) -> list[str]:
-        """The tools that only Anthropic's servers could run."""
-        return [
-            f"tools[{index}] ({tool.type})"
+    def unread_parts(self) -> list[Place]:
+        """Return the places of what only Anthropic's servers could use, whose type ends each."""
+        tools: list[Place] = [
+            ("tools", index, tool.type)
             for index, tool in enumerate(self.tools)
             if isinstance(tool, HostedTool)
         ]
+        thoughts: list[Place] = [
+            ("messages", index, "content", number, block.type)
+            for index, message in enumerate(self.messages)
+            for number, block in enumerate(message.content)
+            if isinstance(block, RedactedThinkingBlock)
+        ]
+        return [*tools, *thoughts]
 
     def chat(self) -> dict[str, Any]:
         """Return the fields of the chat that makes the same prompt.

@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Discriminator, FailFast, Field, Tag
 from jaxserve.grammar import lark_pattern
 from jaxserve.server.protocol.body import Body, by_type
 from jaxserve.server.protocol.chat import FUNCTION_NAME, MAX_TOOLS
+from jaxserve.server.protocol.fields import Unread
+from jaxserve.server.protocol.ignored import Place
 from jaxserve.structured_outputs import MAX_BYTES
 
 # Types of tools that OpenAI's servers run, or that its models know by heart.
@@ -36,6 +38,7 @@ HOSTED = (
     "web_search_preview_2025_03_11",
 )
 OWN = frozenset({"custom", "function", "namespace"})
+TOOL_HINTS = Unread(ignored=frozenset({"defer_loading"}))
 # What a custom tool's text is called among a function's arguments.
 INPUT = "input"
 
@@ -43,12 +46,13 @@ INPUT = "input"
 class FunctionTool(Body):
     """A function that the model may call; all are sent to it, whatever `defer_loading` says."""
 
+    unread = TOOL_HINTS
+
     type: Literal["function"]
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    defer_loading: bool = False
 
 
 class AnyText(Body):
@@ -74,11 +78,12 @@ type TextForm = Annotated[
 class CustomTool(Body):
     """A tool that the model may call with a text."""
 
+    unread = TOOL_HINTS
+
     type: Literal["custom"]
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     format: TextForm | None = None
-    defer_loading: bool = False
 
 
 type OwnTool = Annotated[
@@ -162,26 +167,26 @@ def chat_tools(tools: Sequence[AnyTool]) -> list[dict[str, Any]]:
         if isinstance(tool, CustomTool):
             function = _function_of(tool)
         else:
-            function = tool.model_dump(exclude={"type", "defer_loading"}, exclude_none=True)
+            function = tool.model_dump(exclude={"type"}, exclude_none=True)
         function["name"] = flat_name(tool.name, namespace)
         functions.append({"type": "function", "function": function})
     return functions
 
 
-def ignored_tools(tools: Sequence[AnyTool]) -> list[str]:
-    """Return what has no effect: tools that are not run here, and forms that bind no text."""
-    ignored = []
+def unread_tools(tools: Sequence[AnyTool]) -> list[Place]:
+    """Return the places of tools that are not run here, and of forms that bind no text."""
+    unread: list[Place] = []
     for index, tool in enumerate(tools):
         if isinstance(tool, HostedTool):
-            ignored.append(f"tools[{index}] ({tool.type})")
+            unread.append(("tools", index, tool.type))
         elif any(
             isinstance(inner, CustomTool)
             and isinstance(inner.format, GrammarText)
             and _pattern(inner) is None
             for inner, _ in _flat([tool])
         ):
-            ignored.append(f"tools[{index}].format")
-    return ignored
+            unread.append(("tools", index, "format"))
+    return unread
 
 
 def arguments_of(text: str) -> str:

@@ -19,16 +19,18 @@ from jaxserve.server.protocol.body import (
 )
 from jaxserve.server.protocol.chat import MAX_TOOLS, ReasoningEffort
 from jaxserve.server.protocol.fields import Unread
+from jaxserve.server.protocol.ignored import Place
 from jaxserve.server.protocol.response_items import (
     CustomToolCallItem,
     FunctionCallItem,
     Item,
     Items,
     MessageItem,
+    ReasoningItem,
     chat_messages,
     is_instruction,
 )
-from jaxserve.server.protocol.response_tools import AnyTool, chat_tools, flat_name, ignored_tools
+from jaxserve.server.protocol.response_tools import AnyTool, chat_tools, flat_name, unread_tools
 from jaxserve.server.protocol.structured import JsonObjectFormat, TextFormat
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
@@ -173,10 +175,14 @@ class ResponsePrompt(Body):
         ]
         return FIELD_NAMES | dict(zip(in_chat, calls, strict=True))
 
-    @property
-    def ignored_tools(self) -> list[str]:
-        """What has no effect of the tools: see `response_tools`."""
-        return ignored_tools(self.tools)
+    def unread_parts(self) -> list[Place]:
+        """Return the places of what only OpenAI's servers could use."""
+        thoughts: list[Place] = [
+            ("input", index, "encrypted_content")
+            for index, item in enumerate(self.input)
+            if isinstance(item, ReasoningItem) and item.encrypted_content is not None
+        ]
+        return [*unread_tools(self.tools), *thoughts]
 
     def starts(self, earlier: Sequence[Item]) -> list[int]:
         """Return where the conversation may begin if it is too long: at the user's messages."""
