@@ -54,6 +54,11 @@ def number(text: str) -> int:
     return int(value)
 
 
+def number_or_auto(text: str) -> int | None:
+    """Read a whole number as `number` does; `auto` and -1, vLLM's words for it, are None."""
+    return None if text.strip() in {"auto", "-1"} else number(text)
+
+
 def json_object(text: str) -> object:
     """Read a JSON object; raises ArgumentTypeError."""
     try:

@@ -32,6 +32,7 @@ from jaxserve.flag import (
     json_object,
     json_strings,
     number,
+    number_or_auto,
     speaking_of,
     to_fields,
 )
@@ -111,7 +112,7 @@ ENGINE_FLAGS = (
     Flag(
         name="max-model-len",
         field="max_model_len",
-        parse=number,
+        parse=number_or_auto,
         help="tokens of prompt and answer together" + SUFFIX_HELP,
     ),
     Flag(
@@ -541,6 +542,8 @@ def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOpti
     keywords, notes = split_inert(keywords)
     for note in notes:
         logger.warning(note)
+    if keywords.get("max_model_len") in {"auto", -1}:
+        keywords["max_model_len"] = None
     with speaking_of(ENGINE_FLAGS):
         return EngineOptions(model=model, **to_fields(keywords, ENGINE_FLAGS))
 

@@ -60,6 +60,13 @@ def test_underscores_in_names_are_dashes_and_values_are_left_alone() -> None:
     assert args["chat_template"] == "a_b.jinja"
 
 
+@pytest.mark.parametrize("value", ["auto", "-1"])
+def test_a_context_may_be_left_to_the_memory(value: str) -> None:
+    args, _ = serve(f"m --max-model-len={value}")
+    assert args["max_model_len"] is None
+    assert engine_options(None, {"max_model_len": -1}).max_model_len is None
+
+
 def test_dotted_flags_make_one_json_object() -> None:
     args, _ = serve(
         "m --pooler-config.pooling_type MEAN --pooler-config.use_activation=false"
