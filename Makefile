@@ -14,6 +14,7 @@ RUNTIME_LOCK := requirements$(EXTRA:%=-%).lock
 RUNTIME      := $(VENV)/.installed$(EXTRA:%=-%)
 DEV          := $(VENV)/.installed-dev
 CLIENTS      := .venv-clients
+AGENTS       := .agents
 
 # Installing is uv's work where uv can be had (seconds), pip's elsewhere (minutes): the same locks.
 install = if [ -x $(VENV)/bin/uv ]; \
@@ -23,7 +24,7 @@ compile = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 -
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format docs bench lock clean client-tests compile-check compile-tests
+.PHONY: help setup serve test lint format docs bench lock clean client-tests agent-tests compile-check compile-tests
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST)
@@ -34,11 +35,14 @@ serve: $(RUNTIME)  ## serve the embedded model, or ARGS="MODEL --port 8123"
 	@$(VENV)/bin/jaxserve serve $(ARGS)
 
 test: lint $(if $(ARGS),,client-tests)  ## lint, check types and run all tests, or ARGS="tests/engine -k preempt"
-	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(or $(ARGS),--ignore tests/clients)
+	@$(VENV)/bin/pytest -n $(JOBS) --dist loadfile $(or $(ARGS),--ignore tests/clients --ignore tests/agents)
 
 # Their packages hold ours back, so they drive the server from an environment of their own.
 client-tests: $(RUNTIME) $(CLIENTS)/.installed  ## talk to a running server with OpenAI's, LangChain's and other clients
 	@JAXSERVE_PYTHON=$(PY) $(CLIENTS)/bin/pytest tests/clients $(ARGS)
+
+agent-tests: $(DEV) $(AGENTS)/.installed  ## let coding agents of npm (1.2 GB) talk to a running server
+	@JAXSERVE_AGENTS=$(AGENTS) $(VENV)/bin/pytest tests/agents $(ARGS)
 
 # The compilers of accelerators are large and chatty: each in an environment of its own. And each
 # target in a process of its own: Mosaic GPU assembles every kernel for the GPU it met first.
@@ -75,7 +79,7 @@ lock: $(VENV)/.made  ## rewrite the lock files after pyproject.toml; ARGS="--upg
 	$(compile) --group clients -o requirements-clients.lock
 
 clean:  ## remove .venv, builds and caches
-	rm -rf $(VENV) .venv-tpu .venv-cuda $(CLIENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-cuda $(CLIENTS) $(AGENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Stamps: a finished step is not repeated until what it was made from changes.
 $(VENV)/.made: requirements-build.lock
@@ -99,4 +103,13 @@ $(CLIENTS)/.installed: $(VENV)/.made requirements-clients.lock
 	@echo "installing requirements-clients.lock"
 	@$(PY) -m venv --clear $(CLIENTS)
 	@$(call install,--require-hashes -r requirements-clients.lock,$(CLIENTS)/bin/python)
+	@touch $@
+
+# Two of them bring programs, which scripts put in place; npm may be set not to run any.
+$(AGENTS)/.installed: tests/agents/package.json
+	@echo "installing $<"
+	@mkdir -p $(AGENTS) && cp $< $(AGENTS)
+	@npm install --prefix $(AGENTS) --ignore-scripts --no-audit --no-fund
+	@cd $(AGENTS)/node_modules/@anthropic-ai/claude-code && node install.cjs
+	@cd $(AGENTS)/node_modules/opencode-ai && node postinstall.mjs
 	@touch $@
