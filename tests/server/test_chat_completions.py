@@ -234,7 +234,8 @@ def test_a_model_without_a_template_takes_no_chats() -> None:
 def test_what_the_template_refuses_is_the_requests_fault() -> None:
     rule = "{% if messages | length > 2 %}{{ raise_exception('two at most') }}{% endif %}"
     with World(template=TEMPLATE + rule) as world:
-        response = world.http().post(PATH, json={"messages": HELLO * 3})
+        chat = [*HELLO, {"role": "assistant", "content": "hi"}, *HELLO]
+        response = world.http().post(PATH, json={"messages": chat})
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == "messages"
