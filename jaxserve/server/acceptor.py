@@ -30,8 +30,9 @@ MIN_CONNECTIONS = 16
 class Acceptor:
     """Takes connections from a listening socket while it is open.
 
-    protocol: makes the protocol of a connection. It differs from asyncio's servers in that it can
-    begin late, takes few connections at once, and says in one line when file descriptors run out.
+    protocol: makes the protocol of a connection. num_open: tells how many are open. It differs from
+    asyncio's servers in that it can begin late, takes few connections at once, and says in one line
+    when file descriptors run out.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Acceptor:
         backlog: int,
         tls: ssl.SSLContext | None,
         handshake_timeout_s: float,
+        num_open: Callable[[], int],
     ) -> None:
         self._listener = listener
         self._protocol = protocol
@@ -52,6 +54,7 @@ class Acceptor:
         self._backlog = backlog
         self._tls = tls
         self._handshake_timeout_s = handshake_timeout_s
+        self._num_open = num_open
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -77,6 +80,10 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(MAX_ACCEPTED):
+            crowded_s = self._connections.crowded_s(self._num_open() + len(self._opening))
+            if crowded_s:
+                self._rest(crowded_s)
+                return
             try:
                 client, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -126,8 +133,12 @@ class Acceptor:
         for _ in range(MAX_ACCEPTED):
             if not self._connections.make_room():
                 break
+        self._rest(RETRY_S)
+
+    def _rest(self, delay_s: float) -> None:
+        """Let new connections wait in the socket's queue."""
         self._loop.remove_reader(self._listener)
-        self._retry = self._loop.call_later(RETRY_S, self._resume)
+        self._retry = self._loop.call_later(delay_s, self._resume)
 
     def _resume(self) -> None:
         if self._is_open:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol
 
 # A connection that has waited for its next request this long may be closed for a new one. A client
@@ -11,6 +12,8 @@ IDLE_S = 1.0
 # one or two rounds of the event loop after its connection was accepted, and until then no newer
 # connections must push it out.
 MAX_SURPLUS = 256
+# A connection has this long to send its request before a newer one may push it out.
+GRACE_S = 0.05
 
 
 class Closable(Protocol):
@@ -25,7 +28,8 @@ class Connections:
     """The connections that wait for a request, oldest first.
 
     limit: connections at once. Beyond it, those that were idle the longest are closed. If there
-    are none, up to `surplus` further connections get answers to probes and errors to all else.
+    are none, up to `surplus` further connections wait: a request on one of them takes the place of
+    a connection without a request, and where there is none, it is answered if it is a probe.
     """
 
     def __init__(
@@ -48,12 +52,22 @@ class Connections:
         """A connection has a request, or is gone."""
         self._waiting.pop(connection, None)
 
-    def make_room(self, idle_s: float = IDLE_S) -> bool:
+    def crowded_s(self, num_open: int) -> float:
+        """Return for how long no further connection should be accepted, `num_open` being open.
+
+        Beyond the hard limit each new connection pushes out an old one, which must have had its
+        chance to send a request.
+        """
+        excess = num_open - self.hard_limit
+        since_s = next(islice(self._waiting.values(), excess, None), None) if excess >= 0 else None
+        return 0.0 if since_s is None else max(0.0, since_s + GRACE_S - self._clock())
+
+    def make_room(self, idle_s: float = IDLE_S, *, keep: Closable | None = None) -> bool:
         """Close the connection that has been idle the longest; return whether there is one.
 
-        idle_s: how long it must have been idle.
+        idle_s: how long it must have been idle. keep: a connection that must stay.
         """
-        oldest = next(iter(self._waiting), None)
+        oldest = next((each for each in self._waiting if each is not keep), None)
         if oldest is None or self._clock() - self._waiting[oldest] < idle_s:
             return False
         del self._waiting[oldest]

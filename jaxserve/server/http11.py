@@ -26,6 +26,7 @@ log = get_logger(__name__)
 MAX_HEADER_BYTES = 64 * 2**10
 # Key in a request's ASGI state: its connection is one too many, see `SurplusMiddleware`.
 IS_SURPLUS = "is_surplus"
+HEADER_END = b"\r\n\r\n"
 
 
 def protocol_class(
@@ -78,8 +79,8 @@ class DeadlineProtocol(H11Protocol):
         super().connection_made(transport)
         num_open = len(self.connections)
         if num_open > self.crowd.limit and not self.crowd.make_room():
-            self.refused("connections")
             if num_open > self.crowd.hard_limit and not self.crowd.make_room(idle_s=0.0):
+                self.refused("connections")
                 transport.abort()
                 return
             self.app_state = {**self.app_state, IS_SURPLUS: True}
@@ -90,6 +91,12 @@ class DeadlineProtocol(H11Protocol):
         """Feed the parser, then wait for what it lacks now."""
         if self.transport.is_closing():
             return
+        if IS_SURPLUS in self.app_state and HEADER_END in data:
+            # Whoever asks something has precedence over whoever only holds a connection.
+            if self.crowd.make_room(idle_s=0.0, keep=self):
+                self.app_state = {k: v for k, v in self.app_state.items() if k != IS_SURPLUS}
+            else:
+                self.refused("connections")
         super().data_received(data)
         if self.transport.is_closing():
             return

@@ -84,6 +84,7 @@ class Server(uvicorn.Server):
                 backlog=self.config.backlog,
                 tls=self.config.ssl,
                 handshake_timeout_s=self._state.config.header_timeout_s,
+                num_open=lambda: len(self.server_state.connections),
             )
             for each in sockets or []
         ]

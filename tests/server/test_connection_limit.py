@@ -11,7 +11,7 @@ import pytest
 
 from jaxserve.server import ServerConfig
 from jaxserve.server.acceptor import OWN_FILES, affordable_connections
-from jaxserve.server.connections import IDLE_S, MAX_SURPLUS, Connections
+from jaxserve.server.connections import GRACE_S, IDLE_S, MAX_SURPLUS, Connections
 from tests.server.sockets import connected, get, one_answer, post_head, until_closed
 from tests.server.world import Address, World, wait_for
 
@@ -71,8 +71,7 @@ def test_idle_connections_make_room(world: World) -> None:
         for client in idle[1:]:
             client.sendall(get("/health").replace(b"connection: close\r\n", b""))
             assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        # They are refused while the others have only just come.
-        wait_for(lambda: httpx.get(address.url + "/v1/models").status_code == 200)
+        assert httpx.get(address.url + "/v1/models").status_code == 200
         assert until_closed(idle[0]) == b""
         assert refusals(world, "idle") >= 1
 
@@ -84,6 +83,15 @@ def test_in_a_flood_of_connections_probes_are_answered() -> None:
         clients = [stack.enter_context(connected(address)) for _ in range(2 + MAX_SURPLUS)]
         assert httpx.get(address.url + "/health").status_code == 200
         assert until_closed(clients[0]) == b""
+
+
+def test_a_request_takes_the_place_of_a_connection_that_has_none(world: World) -> None:
+    with world, world.listening() as address, ExitStack() as stack:
+        idle = [stack.enter_context(connected(address)) for _ in range(LIMIT)]
+        # At once, though they have only just come.
+        assert httpx.get(address.url + "/v1/models").status_code == 200
+        assert until_closed(idle[0]) == b""
+        assert refusals(world, "connections") == 0
 
 
 class Client:
@@ -108,6 +116,19 @@ def test_the_oldest_idle_connection_goes_first_and_none_that_has_just_come() -> 
     assert crowd.make_room()
     assert [each.is_closed for each in (first, second, third)] == [False, True, False]
     assert not crowd.make_room()
+
+
+def test_beyond_all_places_connections_wait_until_the_oldest_have_had_their_chance() -> None:
+    now_s = 100.0
+    crowd = Connections(1, surplus=1, clock=lambda: now_s)
+    crowd.wait(Client())
+    now_s += 0.75 * GRACE_S
+    crowd.wait(Client())
+    assert crowd.crowded_s(1) == 0.0
+    assert crowd.crowded_s(2) == pytest.approx(0.25 * GRACE_S)
+    assert crowd.crowded_s(3) == pytest.approx(GRACE_S)
+    now_s += 0.5 * GRACE_S
+    assert crowd.crowded_s(2) == 0.0
 
 
 class TestOpenFiles:
