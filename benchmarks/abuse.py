@@ -24,13 +24,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Self
 
 import httpx
 import psutil
 
 from benchmarks.abuse_attacks import ATTACKS
 from benchmarks.abuse_client import Attack, Target
+from benchmarks.background import BackgroundClients
 from benchmarks.soak import free_port, wait_until_ready
 
 HOST = "127.0.0.1"
@@ -51,24 +51,12 @@ class Seen:
     errors: list[str] = field(default_factory=list[str])
 
 
-class Bystanders:
+class Bystanders(BackgroundClients):
     """Clients that mean well: streams without end, and probes."""
 
     def __init__(self, url: str, *, num_streams: int) -> None:
-        self._url = url
-        self._num_streams = num_streams
-        self._tasks: list[asyncio.Task[None]] = []
+        super().__init__(url, num_streams=num_streams)
         self.seen = Seen()
-
-    async def __aenter__(self) -> Self:
-        coroutines = [self._stream(number) for number in range(self._num_streams)]
-        self._tasks = [asyncio.create_task(each) for each in (*coroutines, self._probe())]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def watch(self, seconds: float) -> Seen:
         """Return what they see from now on for some seconds."""

@@ -24,11 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Self
 
 import httpx
 import psutil
 
+from benchmarks.background import BackgroundClients
 from benchmarks.soak import free_port, read_metrics
 
 HOST = "127.0.0.1"
@@ -47,10 +47,11 @@ KINDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     MAIN: ((MAIN,),),
 }
 # Many deaths, each followed by a short wait. On a CPU the KV cache takes memory as it fills up, so
-# that a large one would look like a leak. Flags that are given override these.
+# that a large one would look like a leak, and so would programs that an engine compiles in the
+# background. Flags that are given override these.
 FLAGS = (
     *("--max-restarts", "1000", "--restart-window", "1", "--restart-delay", "0.1"),
-    *("--num-gpu-blocks-override", "1024"),
+    *("--num-gpu-blocks-override", "1024", "--warm-up", "full"),
 )
 
 
@@ -68,24 +69,12 @@ class Seen:
     answered_s: float = field(default_factory=time.monotonic)
 
 
-class Clients:
+class Clients(BackgroundClients):
     """Streams without end, and a probe of /health."""
 
     def __init__(self, url: str, *, num_streams: int) -> None:
-        self._url = url
-        self._num_streams = num_streams
-        self._tasks: list[asyncio.Task[None]] = []
+        super().__init__(url, num_streams=num_streams)
         self.seen = Seen()
-
-    async def __aenter__(self) -> Self:
-        coroutines = [self._stream(number) for number in range(self._num_streams)]
-        self._tasks = [asyncio.create_task(each) for each in (*coroutines, self._probe())]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def all_flow(self) -> bool:
