@@ -267,6 +267,12 @@ SERVER_FLAGS = (
         help="serve no /openapi.json and no /docs",
     ),
     Flag(
+        name="enable-tokenizer-info-endpoint",
+        field="tokenizer_info",
+        switch=True,
+        help="serve the tokenizer's settings and its chat template at /tokenizer_info",
+    ),
+    Flag(
         name="disable-uvicorn-access-log",
         field="disable_access_log",
         switch=True,

@@ -150,6 +150,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
     *_values(NOT_COLLECTED, "kv-cache-metrics-sample", "per-request-spec-decode-metrics"),
     *_switches("usage always counts cached tokens", "enable-prompt-tokens-details"),
     *_switches("every answer carries x-request-id", "enable-request-id-headers"),
+    *_switches("/load always tells how many requests are served", "enable-server-load-tracking"),
     *_switches("/docs needs no network", "enable-offline-docs"),
     *_switches("each parser knows by itself whether its model reasons", "enable-reasoning"),
     *_switches(

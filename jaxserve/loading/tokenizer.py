@@ -10,11 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from jaxserve.errors import CheckpointError, ContextLengthError
 from jaxserve.loading.diagnosis import broken_tokenizer, read_backend, read_object
 from jaxserve.loading.sentencepiece_model import fast_folder
+
+# Settings that say where a tokenizer was loaded from.
+LOCAL_SETTINGS = frozenset({"name_or_path", "is_local", "local_files_only"})
 
 
 class Tokenizer:
@@ -116,6 +120,19 @@ class Tokenizer:
         """The Jinja template of chats, several by name, or None when the model is not for chat."""
         template: str | dict[str, str] | None = self.pretrained.chat_template
         return template
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The tokenizer's settings as JSON values, without paths of files on this machine."""
+        settings = {
+            name: _json_value(value)
+            for name, value in self.pretrained.init_kwargs.items()
+            if name not in LOCAL_SETTINGS and not name.endswith("_file")
+        }
+        settings["tokenizer_class"] = type(self.pretrained).__name__
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        return settings
 
     @cached_property
     def render_parameters(self) -> frozenset[str]:
@@ -256,6 +273,20 @@ class Tokenizer:
 
         chars: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
         return {char: byte for byte, char in chars.items()}
+
+
+def _json_value(value: object) -> object:
+    """Return a setting as JSON: an added token is its text, and anything unknown is a string."""
+    match value:
+        case AddedToken():
+            return value.content
+        case Mapping():
+            return {str(name): _json_value(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_json_value(each) for each in value]
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)
 
 
 def _auto_tokenizer() -> Any:

@@ -51,7 +51,7 @@ from jaxserve.server.endpoints.responses import (
     get_response,
     list_input_items,
 )
-from jaxserve.server.endpoints.tokenize import detokenize, tokenize
+from jaxserve.server.endpoints.tokenize import detokenize, tokenize, tokenizer_info
 from jaxserve.server.endpoints.version import version
 from jaxserve.server.errors import HANDLERS
 from jaxserve.server.extensions import extension
@@ -99,6 +99,7 @@ ROUTES = (
     Route("/invocations", invoke, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info),
     Route("/openapi.json", get_openapi),
     Route("/docs", get_docs),
     Route("/health", health),
@@ -112,6 +113,7 @@ ROUTES = (
 
 
 DOCS_PATHS = frozenset({"/openapi.json", "/docs"})
+TOKENIZER_PATHS = frozenset({"/tokenizer_info"})
 
 
 def create_app(
@@ -166,9 +168,11 @@ def create_app(
             )
         )
     middleware += [extension(place) for place in config.middleware]
-    hidden = DOCS_PATHS if config.disable_docs else frozenset[str]()
-    routes = [route for route in (*ROUTES, *page) if route.path not in hidden]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
+    hidden = (DOCS_PATHS if config.disable_docs else frozenset()) | (
+        frozenset() if config.tokenizer_info else TOKENIZER_PATHS
+    )
+    routes = [route for route in ROUTES if route.path not in hidden]
+    app = Starlette(routes=[*routes, *page], middleware=middleware, exception_handlers=HANDLERS)
     # Lines of batches come to the same endpoints. Their key was asked for when they were sent.
     inner = Starlette(
         routes=ROUTES, middleware=[observe, Middleware(AsBatch)], exception_handlers=HANDLERS
@@ -178,7 +182,7 @@ def create_app(
     state = ServerState(models, metrics=metrics, config=config, folder=folder, scrape=scrape)
     app.state.server = inner.state.server = state
     # Made when it is first asked for.
-    app.state.openapi = cache(partial(describe_api, ROUTES, OPERATIONS, root_path=config.root_path))
+    app.state.openapi = cache(partial(describe_api, routes, OPERATIONS, root_path=config.root_path))
     app.state.lines = LineRunner(inner)
     app.state.batches = BatchRunner(
         state.batches,

@@ -22,8 +22,8 @@ class ServerConfig:
     uds: path of a Unix socket to listen on in place of host and port. root_path: prefix of paths
     under which a proxy forwards requests. middleware: ASGI classes or functions as
     `module.name`, innermost last, trusted like code. disable_docs: whether there is no
-    /openapi.json and no /docs. disable_access_log: whether requests are not logged; those to
-    quiet_paths never are.
+    /openapi.json and no /docs. tokenizer_info: whether GET /tokenizer_info is served.
+    disable_access_log: whether requests are not logged; those to quiet_paths never are.
     api_keys: when there are any, every route but the probes (/health, /live, /ping, /ready) and the
     files of the playground asks for one of them.
     allowed_origins: web origins whose pages may call the server; none by default. allowed_methods,
@@ -73,6 +73,7 @@ class ServerConfig:
     root_path: str = ""
     middleware: tuple[str, ...] = ()
     disable_docs: bool = False
+    tokenizer_info: bool = False
     disable_access_log: bool = False
     quiet_paths: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = field(default=(), repr=False)

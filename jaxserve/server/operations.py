@@ -122,6 +122,7 @@ OPERATIONS: Mapping[Callable[..., Any], Operation] = {
     ),
     tokenize.tokenize: Operation(bodies=(TokenizeBody, TokenizeChatBody), answer=TokenizeAnswer),
     tokenize.detokenize: Operation(bodies=(DetokenizeBody,), answer=DetokenizeAnswer),
+    tokenize.tokenizer_info: Operation(answer=dict[str, Any]),
     invocations.invoke: Operation(
         bodies=(
             ChatBody,

@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from jaxserve.server import ServerConfig
 from jaxserve.server.app import ROUTES
 from jaxserve.server.openapi import describe_api
 from jaxserve.server.operations import OPERATIONS
@@ -45,6 +46,13 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
     ("/tokenize", {"messages": HELLO["messages"]}),
     ("/detokenize", {"tokens": [5, 6]}),
 ]
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[TestClient]:
+    """Return a client of a server that has every route there is."""
+    with World(config=ServerConfig(port=0, tokenizer_info=True)) as world, world.http() as client:
+        yield client
 
 
 def validator(schema: Any) -> Draft202012Validator:

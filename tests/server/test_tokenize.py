@@ -2,7 +2,8 @@
 
 from starlette.testclient import TestClient
 
-from tests.server.world import World
+from jaxserve.server import ServerConfig
+from tests.server.world import TEMPLATE, World
 
 
 def test_a_text_comes_as_ids(http: TestClient, world: World) -> None:
@@ -36,3 +37,22 @@ def test_ids_come_back_as_their_text(http: TestClient, world: World) -> None:
     ids = [*world.tokenizer.encode(text)]
     assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}
     assert http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
+
+
+def test_settings_of_the_tokenizer_are_served_where_asked_for() -> None:
+    with World(config=ServerConfig(port=0, tokenizer_info=True)) as world, world.http() as http:
+        answer = http.get("/tokenizer_info")
+        assert "/tokenizer_info" in http.get("/openapi.json").json()["paths"]
+    assert answer.status_code == 200
+    settings = answer.json()
+    assert settings["chat_template"] == TEMPLATE
+    assert settings["tokenizer_class"] == type(world.tokenizer.pretrained).__name__
+    assert settings["eos_token"] == "<|end|>"
+    assert "<|im_start|>" in settings["added_tokens_decoder"].values()
+    # A client learns nothing of the server's folders.
+    assert not [name for name in settings if name.endswith("_file") or name == "name_or_path"]
+
+
+def test_settings_of_the_tokenizer_are_not_served_by_default(http: TestClient) -> None:
+    assert http.get("/tokenizer_info").status_code == 404
+    assert "/tokenizer_info" not in http.get("/openapi.json").json()["paths"]

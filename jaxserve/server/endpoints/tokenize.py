@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: between text and ids, without the model."""
+"""POST /tokenize and /detokenize: between text and ids, without the model; GET /tokenizer_info."""
 
 from functools import partial
 from typing import Any
@@ -43,6 +43,11 @@ async def detokenize(http: Request) -> Response:
         return model.tokenizer.decode(body.tokens)
 
     return json_response(DetokenizeAnswer(await run_in(state.lanes.prompts, work)))
+
+
+async def tokenizer_info(http: Request) -> Response:
+    """Answer with the settings of the model's tokenizer, its chat template included."""
+    return json_response(server_state(http).model(None).tokenizer.settings)
 
 
 def _text_or_chat(
