@@ -15,6 +15,7 @@ from jaxserve.server import ServerConfig
 from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, Text
 from jaxserve.server.errors import GenerationError
 from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
+from jaxserve.server.protocol.chat import ChatBody
 from jaxserve.server.protocol.parsing import parse
 from jaxserve.server.protocol.response_answers import Response
 from jaxserve.server.protocol.response_items import ITEMS, with_ids
@@ -445,3 +446,65 @@ def test_what_is_kept_has_ids() -> None:
     assert item["id"].startswith("msg_")
     with pytest.raises(InvalidRequestError):
         parse({**BODY, "input": [{"type": "item_reference", "id": "x"}]}, ResponsesBody)
+
+
+def test_vllms_parameters_reach_the_engine_as_from_a_chat() -> None:
+    shared: dict[str, Any] = {
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "min_p": 0.1,
+        "top_k": 5,
+        "seed": 3,
+        "stop": "END",
+        "stop_token_ids": [7],
+        "ignore_eos": True,
+        "min_tokens": 2,
+        "logit_bias": {"5": -3.5},
+        "allowed_token_ids": [5, 6],
+        "bad_words": ["fox"],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "repetition_detection": {"max_pattern_size": 8, "min_count": 4},
+        "vllm_xargs": {"own": [1, 2]},
+        "structured_outputs": {"regex": "a+"},
+        "priority": 4,
+        "cache_salt": "salt",
+    }
+    of_chat = parse({"messages": [{"role": "user", "content": "a"}], **shared}, ChatBody)
+    of_response = parse(chat_of(**{**shared, "max_output_tokens": None}), ChatBody)
+    defaults = GenerationDefaults()
+    assert of_response.params(defaults) == of_chat.params(defaults)
+    assert (of_response.priority, of_response.cache_salt) == (4, "salt")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"min_tokens": 9}, "min_tokens", "max_output_tokens"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "0.01"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "no field"),
+        (
+            {"structured_outputs": {"regex": "a"}, "text": {"format": {"type": "json_object"}}},
+            "structured_outputs",
+            "cannot be given with text.format",
+        ),
+        ({"n": 2}, "n", "a response is one answer"),
+        ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
+        ({"kv_transfer_params": {}}, "kv_transfer_params", "not supported"),
+    ],
+)
+def test_vllms_parameters_are_refused_by_the_names_of_a_response(
+    http: TestClient, fields: dict[str, Any], param: str, said: str
+) -> None:
+    answer = http.post(PATH, json={**BODY, **fields})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_response_follows_structured_outputs(http: TestClient) -> None:
+    asked = {"structured_outputs": {"choice": ["fox", "dog"]}}
+    answer = http.post(PATH, json={**BODY, **asked}).json()
+    assert answer["output"][0]["content"][0]["text"] in {"fox", "dog"}

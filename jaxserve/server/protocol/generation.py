@@ -91,7 +91,7 @@ def _logit_bias(value: object) -> dict[int, float]:
         raise wanted(f"an object of at most {MAX_LOGIT_BIAS} entries")
     biases: dict[int, float] = {}
     for token, bias in value.items():
-        if not re.fullmatch(DIGITS, token):
+        if not re.fullmatch(DIGITS, str(token)):
             raise wanted("an object whose keys are token ids")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise wanted("an object whose values are numbers")
@@ -154,13 +154,9 @@ class RepetitionDetection(ExactBody):
         return RepetitionDetectionParams(**dict(self))
 
 
-class GenerationBody(Body):
-    """The model, the sampling and the form of the answer."""
+class SamplingBody(Body):
+    """How an answer is sampled, and its form: the same fields in every API that generates."""
 
-    unread = UNREAD
-
-    model: str | None = None
-    n: Annotated[int, told("n")] = 1
     temperature: Annotated[float, told("temperature")] | None = None
     top_p: Annotated[float, told("top_p")] | None = None
     top_k: Annotated[Int32, told("top_k")] | None = None
@@ -172,9 +168,6 @@ class GenerationBody(Body):
     allowed_token_ids: AllowedTokenIds | None = None
     bad_words: BadWords = ()
     seed: Annotated[int, told("seed")] | None = None
-    use_beam_search: bool = False
-    length_penalty: LengthPenalty | None = None
-    max_tokens: Annotated[Int32, told("max_tokens")] | None = None
     min_tokens: Annotated[Int32, told("min_tokens")] = 0
     stop: Stop = ()
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
@@ -186,6 +179,32 @@ class GenerationBody(Body):
     spaces_between_special_tokens: bool = True
     repetition_detection: RepetitionDetection | None = None
     vllm_xargs: ExtraArgs = Field(default_factory=dict)
+    priority: Int32 = 0
+    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | Text | None = None
+    guided_json_object: bool | None = None
+    guided_regex: Text | None = None
+    guided_choice: Choice | None = None
+    guided_grammar: Text | None = None
+    guided_whitespace_pattern: Text | None = None
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """Return those of these fields that the request gives, by their names."""
+        names = SamplingBody.model_fields.keys() & self.model_fields_set
+        return {name: getattr(self, name) for name in names}
+
+
+class GenerationBody(SamplingBody):
+    """The model, the sampling and the form of the answer."""
+
+    unread = UNREAD
+
+    model: str | None = None
+    n: Annotated[int, told("n")] = 1
+    use_beam_search: bool = False
+    length_penalty: LengthPenalty | None = None
+    max_tokens: Annotated[Int32, told("max_tokens")] | None = None
     prompt_logprobs: Annotated[int, told("prompt_logprobs")] | None = None
     logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = Field(
         default_factory=list
@@ -196,20 +215,11 @@ class GenerationBody(Body):
     echo: bool = False
     truncate_prompt_tokens: Truncation | None = None
     truncation_side: Literal["left", "right"] = "left"
-    priority: Int32 = 0
-    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     return_token_ids: bool = False
     return_prompt_text: bool = False
     return_tokens_as_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: Schema | Text | None = None
-    guided_json_object: bool | None = None
-    guided_regex: Text | None = None
-    guided_choice: Choice | None = None
-    guided_grammar: Text | None = None
-    guided_whitespace_pattern: Text | None = None
 
     @property
     def has_limit(self) -> bool:

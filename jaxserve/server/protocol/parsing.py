@@ -1,5 +1,6 @@
 """From the bytes of a body to a checked request model, with errors in our own words."""
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from jaxserve.server.protocol.literals import check_schemas
 
 MAX_SHOWN_CHARS = 60
 MAX_COMPLAINTS = 8
+# A field at the top of a body, as errors speak of it.
+FIELD = re.compile(r"(?<![\w.])\w+(?![\w\[]|\.\w)")
 
 
 class _Short(reprlib.Repr):
@@ -198,4 +201,7 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
             if error.param != "prompt":
                 error.message = error.message.replace(error.param, name)
             error.param = name
+        # Another field that the error speaks of; words of plain English are no fields.
+        others = {old: new for old, new in names.items() if "_" in old}
+        error.message = FIELD.sub(lambda found: others.get(found[0], found[0]), error.message)
         raise

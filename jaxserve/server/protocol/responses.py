@@ -8,17 +8,15 @@ from pydantic import FailFast, Field, Tag
 from jaxserve.chat.past_calls import ARGUMENTS
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.protocol.body import (
-    CACHE_SALT,
     Body,
     ExactBody,
     Int32,
     Metadata,
-    Stop,
     by_type,
-    told,
 )
 from jaxserve.server.protocol.chat import MAX_TOOLS, ReasoningEffort
-from jaxserve.server.protocol.fields import Unread
+from jaxserve.server.protocol.fields import REFUSED, Unread
+from jaxserve.server.protocol.generation import SamplingBody
 from jaxserve.server.protocol.ignored import Place
 from jaxserve.server.protocol.response_items import (
     CustomToolCallItem,
@@ -40,6 +38,7 @@ FIELD_NAMES = {
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
 }
+OTHER_NAME = "is not the name of it: use "
 UNREAD = Unread(
     # Hints and bookkeeping.
     ignored=frozenset(
@@ -48,11 +47,20 @@ UNREAD = Unread(
             "moderation",
             "prompt_cache_options",
             "prompt_cache_retention",
+            "request_id",
             "service_tier",
             "stream_options",
         }
     ),
     refused={
+        **REFUSED,
+        "n": ("is not supported: a response is one answer", (1,)),
+        "max_tokens": (f"{OTHER_NAME}max_output_tokens", ()),
+        "max_completion_tokens": (f"{OTHER_NAME}max_output_tokens", ()),
+        "response_format": (f"{OTHER_NAME}text.format", ()),
+        "reasoning_effort": (f"{OTHER_NAME}reasoning.effort", ()),
+        "enable_response_messages": ("is not supported yet", (False,)),
+        "previous_input_messages": ("is not supported: use previous_response_id", ([],)),
         "context_management": (
             "is not supported: this server never shortens what it is sent",
             ([],),
@@ -60,20 +68,6 @@ UNREAD = Unread(
         "conversation": ("is not supported: use previous_response_id", ()),
         "prompt": ("is not supported: this server keeps no prompt templates", ()),
     },
-)
-# Passed on to the chat as they are. From `top_k` on they are not OpenAI's.
-PASSED = (
-    "temperature",
-    "top_p",
-    "parallel_tool_calls",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "ignore_eos",
-    "priority",
-    "cache_salt",
-    "chat_template_kwargs",
 )
 
 
@@ -227,25 +221,16 @@ type Include = Literal[
 ]
 
 
-class ResponsesBody(ResponsePrompt):
+class ResponsesBody(ResponsePrompt, SamplingBody):
     """Something to be answered, and how."""
 
     max_output_tokens: Annotated[Int32, Field(ge=1)] | None = None
-    temperature: Annotated[float, told("temperature")] | None = None
-    top_p: Annotated[float, told("top_p")] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: Annotated[list[Include], FailFast()] = Field(default_factory=list)
     store: bool = True
     stream: bool = False
     background: bool = False
     metadata: Metadata = Field(default_factory=dict)
-    top_k: Annotated[Int32, told("top_k")] | None = None
-    min_p: Annotated[float, told("min_p")] | None = None
-    seed: Annotated[int, told("seed")] | None = None
-    stop: Stop = ()
-    ignore_eos: bool = False
-    priority: Int32 = 0
-    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Of no effect but to be said again: the server runs no tools of its own.
     max_tool_calls: Int32 | None = None
@@ -270,8 +255,12 @@ class ResponsesBody(ResponsePrompt):
 
     def chat(self, earlier: Sequence[Item], *, start: int = 0) -> dict[str, Any]:
         """Return the fields of the chat that asks for the same answer. See ResponsePrompt."""
-        fields = super().chat(earlier, start=start) | {name: getattr(self, name) for name in PASSED}
-        fields["max_completion_tokens"] = self.max_output_tokens
+        fields = super().chat(earlier, start=start) | self.sampling_fields()
+        fields |= {
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "max_completion_tokens": self.max_output_tokens,
+        }
         if self.wants_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         form = self.text.format if self.text is not None else None
