@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.bench.machine import describe_machine
-from jaxserve.layers.linear import einsum
+from jaxserve.layers.linear import ALL_ROWS, einsum
 from jaxserve.quantization.int8 import quantize
 from pallas_kernels import packed_linear
 from pallas_kernels.targets import CPU
@@ -62,7 +62,7 @@ def measure(inputs: int, channels: int, rows: list[int], *, repeats: int) -> Ite
         "float32": (weight, pack(weight)),
         "int8": (quantized, pack(quantized.values, scales=quantized.scales)),
     }
-    multiply = jax.jit(partial(einsum, "td,df->tf"))
+    multiply = jax.jit(partial(einsum, "td,df->tf", rows=ALL_ROWS))
     for kind, (matrix, packed) in matrices.items():
         for num_rows in rows:
             x = jax.random.normal(jax.random.key(1), (num_rows, inputs))

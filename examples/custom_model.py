@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxserve import LLM
-from jaxserve.layers.linear import einsum
+from jaxserve.layers.linear import Rows, einsum
 from jaxserve.models import Decoder, DecoderConfig, DecoderFamily, Tap, register_family
 from jaxserve.models.declare import matrix
 
@@ -22,10 +22,10 @@ class SquaredReluMLP(nnx.Module):
         self.up = matrix("embed", embed=config.embed, ffw=config.ffw)
         self.down = matrix("ffw", ffw=config.ffw, embed=config.embed)
 
-    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+    def __call__(self, x: jax.Array, rows: Rows, tap: Tap) -> jax.Array:
         """Transform each token of `x` by itself."""
-        active = jnp.square(jax.nn.relu(einsum("td,df->tf", x, self.up[...])))
-        return einsum("tf,fd->td", tap("active", active), self.down[...])
+        active = jnp.square(jax.nn.relu(einsum("td,df->tf", x, self.up[...], rows)))
+        return einsum("tf,fd->td", tap("active", active), self.down[...], rows)
 
 
 class Arcee(Decoder):

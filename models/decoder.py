@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxserve.layers.attention import Attend, attend_dense
 from jaxserve.layers.embed import embed
-from jaxserve.layers.linear import einsum
+from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.layers.norm import rms_norm
 from jaxserve.layers.rope import RopeTable, rotate, rotation
 from jaxserve.models.config import DecoderConfig
@@ -51,13 +51,15 @@ class Attention(nnx.Module):
     def __call__[Cache](
         self,
         x: Float[Array, "tokens embed"],
+        rows: Rows,
         table: RopeTable,
         cache: Cache,
         attend: Attend[Cache],
+        *,
         tap: Tap,
     ) -> tuple[Float[Array, "tokens embed"], Cache]:
         """Mix `x` over positions; returns what to add to the stream, and the cache."""
-        qkv = _plus(einsum("td,dgpk->tgpk", x, self.qkv[...]), self.qkv_bias)
+        qkv = _plus(einsum("td,dgpk->tgpk", x, self.qkv[...], rows), self.qkv_bias)
         q = qkv[:, :, :-2].reshape(x.shape[0], -1, qkv.shape[-1])
         k, v = qkv[:, :, -2], qkv[:, :, -1]
         if self.q_norm is not None and self.k_norm is not None:
@@ -66,7 +68,7 @@ class Attention(nnx.Module):
         q, k, v = tap("q", rotate(q, table)), tap("k", rotate(k, table)), tap("v", v)
         mixed, cache = attend(q, k, v, cache, scale=self.scale, sliding_window=self.sliding_window)
         mixed = tap("heads", mixed)
-        return _plus(einsum("thk,hkd->td", mixed, self.o[...]), self.o_bias), cache
+        return _plus(einsum("thk,hkd->td", mixed, self.o[...], rows), self.o_bias), cache
 
 
 class MLP(nnx.Module):
@@ -80,17 +82,21 @@ class MLP(nnx.Module):
         self.gate_up_bias = zeros(gate_up=2, ffw=f) if bias else None
         self.down_bias = zeros(embed=d) if bias else None
 
-    def __call__(self, x: Float[Array, "tokens embed"], tap: Tap) -> Float[Array, "tokens embed"]:
+    def __call__(
+        self, x: Float[Array, "tokens embed"], rows: Rows, tap: Tap
+    ) -> Float[Array, "tokens embed"]:
         """Transform each token of `x` by itself."""
-        gate_up = _plus(einsum("td,dpf->tpf", x, self.gate_up[...]), self.gate_up_bias)
+        gate_up = _plus(einsum("td,dpf->tpf", x, self.gate_up[...], rows), self.gate_up_bias)
         active = tap("active", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1])
-        return _plus(einsum("tf,fd->td", active, self.down[...]), self.down_bias)
+        return _plus(einsum("tf,fd->td", active, self.down[...], rows), self.down_bias)
 
 
 class FeedForward(Protocol):
     """What transforms each token of a layer by itself: `MLP`, or a family's own in its place."""
 
-    def __call__(self, x: Float[Array, "tokens embed"], tap: Tap) -> Float[Array, "tokens embed"]:
+    def __call__(
+        self, x: Float[Array, "tokens embed"], rows: Rows, tap: Tap
+    ) -> Float[Array, "tokens embed"]:
         """Return what to add to the stream."""
         ...
 
@@ -115,19 +121,23 @@ class Block(nnx.Module):
     def __call__[Cache](
         self,
         x: Float[Array, "tokens embed"],
+        rows: Rows,
         table: RopeTable,
         cache: Cache,
         attend: Attend[Cache],
+        *,
         tap: Tap,
     ) -> tuple[Float[Array, "tokens embed"], Cache]:
         """Return the stream after this layer, and the layer's cache."""
         with jax.named_scope("attention"):
             inner = rms_norm(x, self.attention_norm[...], eps=self.norm_eps)
-            out, cache = self.attention(inner, table, cache, attend, _under(tap, "attention"))
+            out, cache = self.attention(
+                inner, rows, table, cache, attend, tap=_under(tap, "attention")
+            )
             x = x + tap("attention.out", out)
         with jax.named_scope("mlp"):
             inner = rms_norm(x, self.mlp_norm[...], eps=self.norm_eps)
-            x = x + tap("mlp.out", self.mlp(inner, _under(tap, "mlp")))
+            x = x + tap("mlp.out", self.mlp(inner, rows, _under(tap, "mlp")))
         return tap("out", x), cache
 
 
@@ -179,6 +189,7 @@ class Decoder(nnx.Module):
         caches: Sequence[Cache],
         attend: Attend[Cache],
         *,
+        rows: Rows = ALL_ROWS,
         rope_length: int | None = None,
         tap: Tap | None = None,
     ) -> tuple[Float[Array, "tokens embed"], tuple[Cache, ...]]:
@@ -186,6 +197,7 @@ class Decoder(nnx.Module):
 
         The tokens may be of one sequence or of many packed together; only `attend` knows which
         belongs where. caches: one per layer, handed to `attend`.
+        rows: which tokens are live, and their adapters.
         rope_length: the length dynamic RoPE is scaled for, by default the model's own context;
         the other variants do not depend on it.
         """
@@ -201,24 +213,28 @@ class Decoder(nnx.Module):
         after: list[Cache] = []
         for i, (layer, before) in enumerate(zip(self.layers, caches, strict=True)):
             with jax.named_scope(f"layer_{i}"):
-                x, cache = layer(x, table, before, attend, _under(tap, f"layers.{i}"))
+                x, cache = layer(x, rows, table, before, attend, tap=_under(tap, f"layers.{i}"))
             after.append(cache)
         x = rms_norm(x, self.final_norm[...], eps=config.norm_eps)
         return tap("final_norm", x), tuple(after)
 
-    def logits(self, hidden: Float[Array, "rows embed"]) -> Float[Array, "rows vocab"]:
+    def logits(
+        self, hidden: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
+    ) -> Float[Array, "rows vocab"]:
         """Return the float32 logits of rows of `hidden`."""
         assert self.config.num_labels is None, "this model has no head for tokens"
         with jax.named_scope("lm_head"):
             if self.lm_head is None:
-                return einsum("td,vd->tv", hidden, self.embedding[...], dtype=jnp.float32)
-            return einsum("td,dv->tv", hidden, self.lm_head[...], dtype=jnp.float32)
+                return einsum("td,vd->tv", hidden, self.embedding[...], rows, dtype=jnp.float32)
+            return einsum("td,dv->tv", hidden, self.lm_head[...], rows, dtype=jnp.float32)
 
-    def pooled(self, vectors: Float[Array, "rows embed"]) -> Float[Array, "rows labels"]:
+    def pooled(
+        self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
+    ) -> Float[Array, "rows labels"]:
         """Return the float32 scores of the labels, of vectors that stand for whole prompts."""
         assert self.score is not None, "this model has no labels"
         with jax.named_scope("score"):
-            return einsum("td,dl->tl", vectors, self.score[...], dtype=jnp.float32)
+            return einsum("td,dl->tl", vectors, self.score[...], rows, dtype=jnp.float32)
 
 
 def _plus(x: Array, bias: nnx.Param[Array] | None) -> Array:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxserve.layers.attention import Attend, attend_both_ways
 from jaxserve.layers.embed import embed
-from jaxserve.layers.linear import einsum
+from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.layers.norm import layer_norm
 from jaxserve.models.config import EncoderConfig
 from jaxserve.models.declare import matrix, ones, zeros
@@ -56,20 +56,20 @@ class EncoderBlock(nnx.Module):
         self.mlp_norm = Norm(config)
 
     def __call__[Cache](
-        self, x: Float[Array, "tokens embed"], cache: Cache, attend: Attend[Cache]
+        self, x: Float[Array, "tokens embed"], rows: Rows, cache: Cache, attend: Attend[Cache]
     ) -> Float[Array, "tokens embed"]:
         """Return the stream after this layer; what the cache holds is not kept."""
         with jax.named_scope("attention"):
-            qkv = einsum("td,dgpk->tgpk", x, self.qkv[...]) + self.qkv_bias[...]
+            qkv = einsum("td,dgpk->tgpk", x, self.qkv[...], rows) + self.qkv_bias[...]
             q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
             mixed, _ = attend(q, k, v, cache, scale=self.scale, sliding_window=None)
             x = self.attention_norm(
-                x + einsum("thk,hkd->td", mixed, self.o[...]) + self.o_bias[...]
+                x + einsum("thk,hkd->td", mixed, self.o[...], rows) + self.o_bias[...]
             )
         with jax.named_scope("mlp"):
-            wide = einsum("td,df->tf", x, self.up[...]) + self.up_bias[...]
+            wide = einsum("td,df->tf", x, self.up[...], rows) + self.up_bias[...]
             active = jax.nn.gelu(wide, approximate=False)
-            out = einsum("tf,fd->td", active, self.down[...]) + self.down_bias[...]
+            out = einsum("tf,fd->td", active, self.down[...], rows) + self.down_bias[...]
             return self.mlp_norm(x + out)
 
 
@@ -104,6 +104,7 @@ class Encoder(nnx.Module):
         caches: Sequence[Cache],
         attend: Attend[None],
         *,
+        rows: Rows = ALL_ROWS,
         rope_length: int | None = None,
     ) -> tuple[Float[Array, "tokens embed"], tuple[Cache, ...]]:
         """Return the hidden states of texts packed together, which only `attend` tells apart.
@@ -117,16 +118,20 @@ class Encoder(nnx.Module):
         x = self.embedding_norm(x + self.segments[...][token_ids // config.vocab_size])
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                x = layer(x, None, attend)
+                x = layer(x, rows, None, attend)
         return x, tuple(caches)
 
-    def pooled(self, vectors: Float[Array, "rows embed"]) -> Float[Array, "rows labels"]:
+    def pooled(
+        self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
+    ) -> Float[Array, "rows labels"]:
         """Return the float32 scores of the labels, of the hidden states of first tokens."""
         assert self.dense is not None, "this model has no labels"
         assert self.dense_bias is not None
         assert self.score is not None
         assert self.score_bias is not None
         with jax.named_scope("score"):
-            dense = jnp.tanh(einsum("td,de->te", vectors, self.dense[...]) + self.dense_bias[...])
-            scores = einsum("te,el->tl", dense, self.score[...], dtype=jnp.float32)
+            dense = jnp.tanh(
+                einsum("td,de->te", vectors, self.dense[...], rows) + self.dense_bias[...]
+            )
+            scores = einsum("te,el->tl", dense, self.score[...], rows, dtype=jnp.float32)
             return scores + self.score_bias[...].astype(jnp.float32)

@@ -11,7 +11,7 @@ from jaxserve.execution.batch import StepInput, unpack
 from jaxserve.execution.shapes import StepShape
 from jaxserve.execution.step import KVCache, PagedAttend, StepContext, paged_batch
 from jaxserve.layers.attention import packed_attention
-from jaxserve.layers.linear import padded_after
+from jaxserve.layers.linear import Rows
 from jaxserve.models import Params, bind
 from jaxserve.pooling import PoolingType
 
@@ -53,16 +53,16 @@ def pool_step(
     assert context.pooling is not None
     inputs = unpack(packed, shape)
     model: Any = bind(context.model, params)
-    with padded_after(inputs.query_starts[-1]):
-        hidden, cache = model.hidden(
-            inputs.token_ids,
-            inputs.positions,
-            cache,
-            PagedAttend(paged_batch(inputs, shape), context)
-            if context.model.is_causal
-            else _PackedAttend.over(inputs),
-            rope_length=context.rope_length,
-        )
+    hidden, cache = model.hidden(
+        inputs.token_ids,
+        inputs.positions,
+        cache,
+        PagedAttend(paged_batch(inputs, shape), context)
+        if context.model.is_causal
+        else _PackedAttend.over(inputs),
+        rows=Rows(inputs.query_starts[-1]),
+        rope_length=context.rope_length,
+    )
     with jax.named_scope("pooling"):
         pooled, state = _pool(hidden, inputs, state, context.pooling)
         vectors = model.pooled(pooled.astype(hidden.dtype)) if context.model.num_labels else pooled

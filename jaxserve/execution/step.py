@@ -18,7 +18,7 @@ from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.execution.state import SlotState, observe
-from jaxserve.layers.linear import padded_after
+from jaxserve.layers.linear import Rows
 from jaxserve.models import Decoder, DecoderConfig, ModelConfig, Params, bind
 from jaxserve.pooling import PoolingType
 from jaxserve.sharding import TENSOR, partition_spec
@@ -88,19 +88,19 @@ def step(
     assert isinstance(context.model, DecoderConfig), "encoders draw no tokens"
     inputs = unpack(packed, shape)
     model = bind(context.model, params)
-    with padded_after(inputs.query_starts[-1]):
-        hidden, cache = model.hidden(
-            _input_tokens(inputs, state),
-            inputs.positions,
-            cache,
-            PagedAttend(paged_batch(inputs, shape), context),
-            rope_length=context.rope_length,
-        )
+    hidden, cache = model.hidden(
+        _input_tokens(inputs, state),
+        inputs.positions,
+        cache,
+        PagedAttend(paged_batch(inputs, shape), context),
+        rows=Rows(inputs.query_starts[-1]),
+        rope_length=context.rope_length,
+    )
     last_rows = _last_rows(inputs)
 
     def logits_of_first(count: int) -> jax.Array:
-        with padded_after(_num_sampled(inputs)):
-            return _gathered(model.logits(hidden[last_rows[:count]]), context.mesh)
+        logits = model.logits(hidden[last_rows[:count]], Rows(_num_sampled(inputs)))
+        return _gathered(logits, context.mesh)
 
     held = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
     rows = hidden[last_rows].astype(state.held.dtype)

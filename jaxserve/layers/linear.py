@@ -1,40 +1,23 @@
 """Every product of activations and weights goes through `einsum`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxserve.quantization import int8
 from jaxserve.quantization.int8 import Int8Matrix
+from jaxserve.quantization.matrix import ALL_ROWS, Rows
 from pallas_kernels import packed_linear
 from pallas_kernels.packed_linear import PackedMatrix
 
-_num_rows: ContextVar[jax.Array | None] = ContextVar("num_rows", default=None)
-
-
-@contextmanager
-def padded_after(num_rows: Int[Array, ""]) -> Iterator[None]:
-    """Say, while tracing, that rows from `num_rows` on are padding.
-
-    Products may leave them out, and return zeros for them: those with packed matrices do. So a
-    program made for many rows takes as long as the rows that there are.
-    """
-    token = _num_rows.set(num_rows)
-    try:
-        yield
-    finally:
-        _num_rows.reset(token)
+__all__ = ["ALL_ROWS", "Rows", "einsum"]
 
 
 def einsum(
     spec: str,
     x: Float[Array, "..."],
     weight: Float[Array, "..."] | Int8Matrix | PackedMatrix,
+    rows: Rows,
     *,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
@@ -48,7 +31,7 @@ def einsum(
     """
     dtype = x.dtype if dtype is None else dtype
     if isinstance(weight, PackedMatrix):
-        return packed_linear.multiply(x, weight, num_rows=_num_rows.get()).astype(dtype)
+        return packed_linear.multiply(x, weight, num_rows=rows.num_rows).astype(dtype)
     if isinstance(weight, Int8Matrix):
         return int8.einsum(spec, x, weight, dtype=dtype)
     return jnp.einsum(spec, x, weight, preferred_element_type=dtype)

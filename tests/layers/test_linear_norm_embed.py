@@ -6,7 +6,7 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from jaxserve.layers.embed import embed
-from jaxserve.layers.linear import einsum, padded_after
+from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.layers.norm import rms_norm
 from pallas_kernels import packed_linear
 from pallas_kernels.targets import CPU
@@ -14,33 +14,33 @@ from pallas_kernels.targets import CPU
 
 def test_einsum_keeps_the_dtype_of_the_activations() -> None:
     x, weight = jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 2, 5), jnp.bfloat16)
-    product = einsum("td,dhk->thk", x, weight)
+    product = einsum("td,dhk->thk", x, weight, ALL_ROWS)
     assert (product.shape, product.dtype) == ((3, 2, 5), jnp.bfloat16)
 
 
 def test_einsum_gives_float32_where_asked_and_does_not_round_on_the_way() -> None:
     # 256 + 1 is 256 in bfloat16.
     x = jnp.array([[256.0, 1.0]], jnp.bfloat16)
-    product = einsum("td,dv->tv", x, jnp.ones((2, 1), jnp.bfloat16), dtype=jnp.float32)
+    product = einsum("td,dv->tv", x, jnp.ones((2, 1), jnp.bfloat16), ALL_ROWS, dtype=jnp.float32)
     assert product.dtype == jnp.float32
     assert product.item() == 257.0
 
 
-def test_rows_said_to_be_padding_are_left_out_of_packed_products_alone() -> None:
+def test_packed_products_skip_padding_rows() -> None:
     x, weight = jnp.ones((5, 4)), jnp.ones((4, 3))
     packed_linear.check(CPU, weight.dtype)
     packed = packed_linear.pack(weight, (0,), dtype="float32")
 
     @jax.jit
     def products(num_rows: jax.Array) -> tuple[jax.Array, ...]:
-        with padded_after(num_rows):
-            some = einsum("td,df->tf", x, packed), einsum("td,df->tf", x, weight)
-        return *some, einsum("td,df->tf", x, packed)
+        rows = Rows(num_rows)
+        some = einsum("td,df->tf", x, packed, rows), einsum("td,df->tf", x, weight, rows)
+        return *some, einsum("td,df->tf", x, packed, ALL_ROWS)
 
-    some, of_array, after = products(jnp.asarray(2))
+    some, of_array, whole = products(jnp.asarray(2))
     assert_allclose(some, 4 * np.array([1, 1, 0, 0, 0])[:, None] * np.ones(3))
     assert_allclose(of_array, np.full((5, 3), 4.0))
-    assert_allclose(after, np.full((5, 3), 4.0))
+    assert_allclose(whole, np.full((5, 3), 4.0))
 
 
 def test_rms_norm_gives_unit_mean_square_times_the_weight() -> None:

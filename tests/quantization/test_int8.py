@@ -9,7 +9,7 @@ import pytest
 
 from jaxserve import LLM, SamplingParams
 from jaxserve.layers.embed import embed
-from jaxserve.layers.linear import einsum
+from jaxserve.layers.linear import ALL_ROWS, einsum
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, random_params
@@ -47,7 +47,7 @@ def test_rounding_errs_by_half_a_scale_at_most() -> None:
 
 def test_a_channel_of_zeros_stays_zeros() -> None:
     matrix = quantize(normal(8, 4).at[:, 2].set(0.0), (0,))
-    product = einsum("td,df->tf", normal(3, 8), matrix)
+    product = einsum("td,df->tf", normal(3, 8), matrix, ALL_ROWS)
     np.testing.assert_array_equal(product[:, 2], 0.0)
     assert jnp.all(jnp.isfinite(product))
 
@@ -59,7 +59,7 @@ def test_products_are_those_of_the_rounded_numbers(spec: str, num_tokens: int) -
     weight = normal(*shape)
     matrix, x = quantize(weight, summed), activations(spec, weight, num_tokens)
 
-    product = einsum(spec, x, matrix)
+    product = einsum(spec, x, matrix, ALL_ROWS)
 
     largest = jnp.max(jnp.abs(x), axis=range(1, x.ndim), keepdims=True) / 127
     scales = jnp.expand_dims(matrix.scales, summed)
@@ -73,10 +73,12 @@ def test_a_token_that_is_not_finite_spoils_no_other() -> None:
     x = normal(9, 16)
     matrix = quantize(normal(16, 5), (0,))
     for bad in (jnp.nan, jnp.inf):
-        spoiled = einsum("td,df->tf", x.at[4, 3].set(bad), matrix)
+        spoiled = einsum("td,df->tf", x.at[4, 3].set(bad), matrix, ALL_ROWS)
         assert not jnp.any(jnp.isfinite(spoiled[4]))
         others = np.arange(9) != 4
-        np.testing.assert_array_equal(spoiled[others], einsum("td,df->tf", x, matrix)[others])
+        np.testing.assert_array_equal(
+            spoiled[others], einsum("td,df->tf", x, matrix, ALL_ROWS)[others]
+        )
 
 
 def test_rows_of_a_quantized_table_are_looked_up() -> None:
