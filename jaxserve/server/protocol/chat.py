@@ -157,6 +157,9 @@ class Message(Body):
         message = self.model_dump(exclude={"content", "tool_calls"}, exclude_none=True)
         if isinstance(self.content, str):
             message["content"] = self.content
+        elif self.content is None and self.refusal is not None:
+            # Templates know no refusals: it is what the assistant said.
+            message["content"] = self.refusal
         elif self.content is not None:
             message["content"] = [{"type": "text", "text": part.text} for part in self.content]
         if self.tool_calls:

@@ -1,6 +1,6 @@
 """Known request fields that are not served: refused by name with a reason, or of no effect."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,13 @@ STRUCTURED = "is not the name of it: use structured_outputs"
 class Unread:
     """Fields that an object may have although nothing reads them.
 
-    ignored: hints of no effect, accepted and reported. refused: by a reason, unless the value is
-    one of those given, which ask for what is done anyway; null always does.
+    ignored: hints of no effect, accepted and reported. repeated: such hints that the model has as
+    fields all the same, because answers repeat them or their kind is checked. refused: by a reason.
+    The last two list values that ask for what is done anyway, and so does null.
     """
 
     ignored: frozenset[str] = frozenset()
+    repeated: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     refused: Mapping[str, tuple[str, tuple[Any, ...]]] = field(default_factory=dict)
 
     def served(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,13 +35,16 @@ class Unread:
                 continue
             if name in self.refused:
                 reason, harmless = self.refused[name]
-                # By type too: True == 1
-                if not any(type(value) is type(same) and value == same for same in harmless):
+                if not _is_one_of(value, harmless):
                     context = {"name": name, "reason": reason}
                     raise PydanticCustomError("unsupported", "unsupported", context)
                 continue
             left[name] = value
         return left
+
+    def is_idle(self, name: str, value: object) -> bool:
+        """Whether a field that the model has is given in vain."""
+        return name in self.repeated and not _is_one_of(value, self.repeated[name])
 
     def schemas(self) -> dict[str, Any]:
         """Return what the API's document says of them."""
@@ -47,6 +52,11 @@ class Unread:
             name: {"enum": [*harmless, None], "description": f"Anything else {reason}."}
             for name, (reason, harmless) in self.refused.items()
         }
+
+
+def _is_one_of(value: object, harmless: Iterable[object]) -> bool:
+    # By type too: True == 1
+    return any(type(value) is type(same) and value == same for same in harmless)
 
 
 # Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.

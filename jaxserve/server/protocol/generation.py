@@ -37,7 +37,7 @@ from jaxserve.server.protocol.body import (
     told,
     wanted,
 )
-from jaxserve.server.protocol.fields import UNREAD
+from jaxserve.server.protocol.fields import UNREAD, Unread
 from jaxserve.server.protocol.structured import (
     GUIDED,
     Choice,
@@ -136,6 +136,8 @@ type ExtraArgs = Annotated[dict[str, Any], AfterValidator(_small)]
 
 class StreamOptions(Body):
     """What a stream tells beside the answer; obfuscation is never added."""
+
+    unread = Unread(repeated={"include_obfuscation": (False,)})
 
     include_usage: bool = False
     continuous_usage_stats: bool = False

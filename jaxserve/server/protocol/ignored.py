@@ -82,6 +82,8 @@ def unread_places(
         attribute = read.get(name)
         if attribute is None:
             yield (*place, name), name in unread.ignored
+        elif unread.is_idle(name, value):
+            yield (*place, name), True
         elif body is not None and attribute.holds_bodies:
             yield from _within(value, getattr(body, attribute.name), (*place, name))
 

@@ -33,7 +33,9 @@ class TextBlock(Block):
 
 
 class ThinkingBlock(Block):
-    """What the model thought before it said something."""
+    """What the model thought before it said something; nothing checks its signature."""
+
+    unread = Unread(ignored=BLOCK_HINTS, repeated={"signature": ("",)})
 
     type: Literal["thinking"]
     thinking: str
@@ -59,7 +61,9 @@ class ToolUseBlock(Block):
 
 
 class ToolResultBlock(Block):
-    """What came of a call; is_error: of no effect, templates have no place for it."""
+    """What came of a call; templates have no place for `is_error`."""
+
+    unread = Unread(ignored=BLOCK_HINTS, repeated={"is_error": (False,)})
 
     type: Literal["tool_result"]
     tool_use_id: str

@@ -52,6 +52,7 @@ UNREAD = Unread(
         "mcp_servers": ("is not supported: this server connects to no other", ([],)),
     },
 )
+UNUSED_DISPLAY = Unread(repeated={"display": ()})
 
 
 class Tool(Block):
@@ -113,14 +114,18 @@ type ToolChoice = Annotated[
 
 
 class Thoughts(Body):
-    """Whether to think before an answer. display: of no effect, all of it is shown."""
+    """Whether to think before an answer. All thinking is shown, whatever `display` says."""
+
+    unread = UNUSED_DISPLAY
 
     type: Literal["disabled", "adaptive"]
     display: Literal["summarized", "omitted"] | None = None
 
 
 class BoundedThoughts(Body):
-    """How long to think before an answer. display: of no effect, all of it is shown."""
+    """How long to think before an answer. See Thoughts."""
+
+    unread = UNUSED_DISPLAY
 
     type: Literal["enabled"]
     budget_tokens: Annotated[Int32, Field(ge=1)]

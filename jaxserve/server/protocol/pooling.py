@@ -173,12 +173,13 @@ type TextInputs = Annotated[list[TextInput], FailFast(), Field(min_length=1, max
 class CohereBody(Body):
     """Texts to embed by Cohere's API.
 
-    truncate: what of a text that is too long is dropped; NONE refuses it. input_type: of no effect,
-    as no model here has a prompt of its own for it.
+    truncate: what of a text that is too long is dropped; NONE refuses it. input_type: a hint, as no
+    model here has a prompt of its own for it.
     """
 
     unread = Unread(
         ignored=IGNORED,
+        repeated={"input_type": ()},
         refused={
             "images": (TEXT_ONLY, ([],)),
         },

@@ -8,13 +8,16 @@ from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 
 from jaxserve.server.protocol.body import MAX_PARTS, Body, by_type
 from jaxserve.server.protocol.chat import MAX_MESSAGES
+from jaxserve.server.protocol.fields import Unread
 from jaxserve.server.protocol.response_tools import arguments_of, flat_name
 
 type Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class TextPart(Body):
-    """Text; annotations and logprobs, of an answer sent back, have no effect."""
+    """Text; annotations and logprobs are of an answer sent back."""
+
+    unread = Unread(repeated={"annotations": ([],), "logprobs": ([],)})
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -51,6 +54,8 @@ type Parts = Annotated[
 class MessageItem(Body):
     """What somebody says; a string is one part of text."""
 
+    unread = Unread(repeated={"phase": ()})
+
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Parts
@@ -84,7 +89,9 @@ class CustomToolCallItem(Body):
 
 
 class FunctionCallOutputItem(Body):
-    """What came of a call; the name of what was called has no effect."""
+    """What came of a call; `call_id` says of which, whatever its name."""
+
+    unread = Unread(repeated={"name": ()})
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
@@ -105,10 +112,9 @@ type ReasoningTexts = Annotated[list[ReasoningText], FailFast(), Field(max_lengt
 
 
 class ReasoningItem(Body):
-    """What the model thought, of an answer sent back.
+    """What the model thought, of an answer sent back; only OpenAI can read `encrypted_content`."""
 
-    Summaries and `encrypted_content`, which only OpenAI can read, have no effect.
-    """
+    unread = Unread(repeated={"summary": ([],), "encrypted_content": ()})
 
     type: Literal["reasoning"]
     id: str | None = None

@@ -24,7 +24,6 @@ from jaxserve.server.protocol.response_items import (
     Item,
     Items,
     MessageItem,
-    ReasoningItem,
     chat_messages,
     is_instruction,
 )
@@ -52,6 +51,8 @@ UNREAD = Unread(
             "stream_options",
         }
     ),
+    # The server runs no tools of its own, so that it never makes more calls than `max_tool_calls`.
+    repeated=dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier", "user"), ()),
     refused={
         **REFUSED,
         "n": ("is not supported: a response is one answer", (1,)),
@@ -118,18 +119,21 @@ type Format = Annotated[
 
 
 class TextConfig(Body):
-    """The form of the answer; verbosity is a hint of no effect."""
+    """The form of the answer; answers repeat `verbosity`."""
+
+    unread = Unread(repeated={"verbosity": ()})
 
     format: Format | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class Reasoning(Body):
-    """How much thought goes into the answer. Summaries: of no effect, all of it is shown."""
+    """How much thought goes into the answer. All of it is shown, and summaries are not made."""
+
+    unread = Unread(ignored=frozenset({"generate_summary"}), repeated={"summary": ()})
 
     effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ResponsePrompt(Body):
@@ -171,12 +175,7 @@ class ResponsePrompt(Body):
 
     def unread_parts(self) -> list[Place]:
         """Return the places of what only OpenAI's servers could use."""
-        thoughts: list[Place] = [
-            ("input", index, "encrypted_content")
-            for index, item in enumerate(self.input)
-            if isinstance(item, ReasoningItem) and item.encrypted_content is not None
-        ]
-        return [*unread_tools(self.tools), *thoughts]
+        return unread_tools(self.tools)
 
     def starts(self, earlier: Sequence[Item]) -> list[int]:
         """Return where the conversation may begin if it is too long: at the user's messages."""
@@ -208,6 +207,7 @@ class ResponsePrompt(Body):
         return fields
 
 
+LOGPROBS = "message.output_text.logprobs"
 # Only the first adds anything: there is no encrypted reasoning, and tools of others do not run.
 type Include = Literal[
     "message.output_text.logprobs",
@@ -232,7 +232,6 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
     background: bool = False
     metadata: Metadata = Field(default_factory=dict)
     chat_template_kwargs: dict[str, Any] | None = None
-    # Of no effect but to be said again: the server runs no tools of its own.
     max_tool_calls: Int32 | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -248,10 +247,17 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
                     param="background",
                 )
 
+    def unread_parts(self) -> list[Place]:
+        """Return the places of what only OpenAI's servers could use."""
+        included: list[Place] = [
+            ("include", index, name) for index, name in enumerate(self.include) if name != LOGPROBS
+        ]
+        return [*super().unread_parts(), *included]
+
     @property
     def wants_logprobs(self) -> bool:
         """Whether log-probabilities are to stand beside the text."""
-        return "message.output_text.logprobs" in self.include or bool(self.top_logprobs)
+        return LOGPROBS in self.include or bool(self.top_logprobs)
 
     def chat(self, earlier: Sequence[Item], *, start: int = 0) -> dict[str, Any]:
         """Return the fields of the chat that asks for the same answer. See ResponsePrompt."""
