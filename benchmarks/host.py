@@ -30,12 +30,12 @@ from jaxserve.config import DEFAULT_MAX_LOGPROBS, EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine_plan import EnginePlan
+from jaxserve.execution.heads.sample import StepOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Program, all_programs
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.execution.sampling import no_report
 from jaxserve.execution.shapes import StepShape
-from jaxserve.execution.step import StepOutput
 from jaxserve.metrics import Metrics
 from jaxserve.planning import plan_engine
 from jaxserve.request import Request, SamplingParams

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
+from jaxserve.execution.context import StepContext
 from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
 from jaxserve.execution.linear import LinearPlan
 from jaxserve.execution.memory import MemoryPlan
 from jaxserve.execution.programs import ProgramSet
 from jaxserve.execution.shapes import ShapeTable
-from jaxserve.execution.step import StepContext
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults
 from jaxserve.models import ModelConfig, Params, abstract_params

@@ -13,6 +13,7 @@ from jaxserve.config import KV_CACHE_DTYPES, CacheConfig, EngineOptions, Schedul
 from jaxserve.engine_plan import EnginePlan, capped_line
 from jaxserve.errors import CheckpointError, ConfigError, JaxserveError, MemoryPlanError
 from jaxserve.execution.attention import REFERENCE, plan_attention
+from jaxserve.execution.context import SamplingSettings, StepContext
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.executables import ExecutableFolder
 from jaxserve.execution.host_memory import free_bytes
@@ -27,7 +28,6 @@ from jaxserve.execution.memory import (
 )
 from jaxserve.execution.programs import described_state
 from jaxserve.execution.shapes import ShapeTable
-from jaxserve.execution.step import SamplingSettings, StepContext
 from jaxserve.hardware import Hardware, find_hardware
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.generation import GenerationDefaults

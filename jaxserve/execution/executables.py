@@ -26,8 +26,8 @@ from jax.experimental import serialize_executable
 
 from jaxserve import __version__
 from jaxserve.errors import ConfigError
+from jaxserve.execution.context import StepContext
 from jaxserve.execution.programs import Program, name_of
-from jaxserve.execution.step import StepContext
 from pallas_kernels.paged_attention import CacheSpec
 
 type Key = Mapping[str, str | int]

@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 from jaxserve.config import DEFAULT_MAX_LOGPROBS
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.attention import AttentionPlan
+from jaxserve.execution.heads.score import SCORED_ROWS
 from jaxserve.execution.host_memory import free_bytes
 from jaxserve.execution.shapes import StepShape, Variant
-from jaxserve.execution.step import SCORED_ROWS
 from jaxserve.layers.attention import PACKED_QUERIES
 from jaxserve.models import ModelConfig
 

@@ -11,10 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxserve.execution.batch import packed_draw_size, packed_size
-from jaxserve.execution.pooling import PoolOutput, PoolState, abstract_pool_state, pool_step
+from jaxserve.execution.context import StepContext
+from jaxserve.execution.forward import KVCache
+from jaxserve.execution.heads.pool import PoolOutput, PoolState, abstract_pool_state, pool_step
+from jaxserve.execution.heads.sample import StepOutput
 from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
-from jaxserve.execution.step import KVCache, StepContext, StepOutput
 from jaxserve.execution.step import draw as draw_of_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
@@ -179,7 +181,7 @@ def step(
     shape: StepShape,
     context: StepContext,
 ) -> tuple[Output, KVCache, State[jax.Array]]:
-    """See `step.step` and `pooling.pool_step`; the parameters are flat.
+    """See `step.step` and `pool.pool_step`; the parameters are flat.
 
     JAX takes long to walk a tree in every call:
     benchmarks/dispatch.py tells how long.

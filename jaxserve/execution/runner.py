@@ -8,14 +8,16 @@ import jax
 import numpy as np
 
 from jaxserve.execution.batch import Rows, SlotTable, pack, pack_draw
+from jaxserve.execution.context import StepContext
 from jaxserve.execution.cost import StepCosts
-from jaxserve.execution.pooling import PoolOutput
+from jaxserve.execution.forward import KVCache
+from jaxserve.execution.heads.pool import PoolOutput
+from jaxserve.execution.heads.sample import DrawStatus, StepOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Output, State
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape, Variant
 from jaxserve.execution.state import slot_memory
-from jaxserve.execution.step import DrawStatus, KVCache, StepContext, StepOutput
 from jaxserve.models import Params
 from jaxserve.plan import (
     RUBBISH_SLOT,

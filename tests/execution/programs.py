@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from jaxserve.execution.attention import AttentionPlan, plan_attention
+from jaxserve.execution.context import StepContext
 from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
-from jaxserve.execution.step import StepContext
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
 from jaxserve.sharding import make_mesh, partition_spec
 from pallas_kernels.targets import CPU

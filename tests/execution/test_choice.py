@@ -13,17 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxserve.config import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
+from jaxserve.execution.context import SamplingSettings
+from jaxserve.execution.heads.sample import FEW_SAMPLED, MUCH_ROOM, DrawStatus, StepOutput
+from jaxserve.execution.heads.sample import choose as choose_tokens
 from jaxserve.execution.shapes import Variant
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
-from jaxserve.execution.step import (
-    FEW_SAMPLED,
-    MUCH_ROOM,
-    DrawStatus,
-    SamplingSettings,
-    StepOutput,
-    _choose,
-    _last_rows,
-)
+from jaxserve.execution.step import last_rows
 from jaxserve.plan import SlotAssignment
 from jaxserve.request import SamplingParams
 from tests.execution.inputs import step_input
@@ -50,8 +45,10 @@ def compiled(
     def run(
         logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array]
     ) -> tuple[StepOutput, SlotState[jax.Array]]:
-        rows = logits[_last_rows(inputs)]
-        return _choose(lambda count: rows[:count], inputs, state, variant, settings, branch=branch)
+        rows = logits[last_rows(inputs)]
+        return choose_tokens(
+            lambda count: rows[:count], inputs, state, variant, settings, branch=branch
+        )
 
     return jax.jit(run)
 
@@ -151,7 +148,7 @@ def test_few_sequences_are_given_the_tokens_they_have_among_many(
         return logits[:count]
 
     few, many = (
-        _choose(
+        choose_tokens(
             first, inputs, empty_state(), Variant.FULL, SETTINGS, branch=True, is_decode=is_decode
         )
         for is_decode in (False, True)

@@ -14,9 +14,10 @@ from jaxserve.execution.batch import (
     unpack_draw,
     unpack_masks,
 )
+from jaxserve.execution.context import SamplingSettings
+from jaxserve.execution.heads.sample import DrawStatus, draw_tokens
 from jaxserve.execution.sampling import greedy
 from jaxserve.execution.shapes import DrawShape, Variant
-from jaxserve.execution.step import DrawStatus, SamplingSettings, _draw
 from jaxserve.plan import RowPlan, SlotAssignment
 from jaxserve.request import SamplingParams
 from tests.execution.test_choice import VOCAB_SIZE, empty_state, random_logits
@@ -73,7 +74,7 @@ def test_only_allowed_tokens_are_drawn(variant: Variant, temperature: float) -> 
     inputs, masks = unpacked(packed(allowed, temperature=temperature))
     logits = jnp.asarray(random_logits(), jnp.float32)
     drawn = jax.jit(
-        lambda logits: _draw(
+        lambda logits: draw_tokens(
             logits, inputs, empty_state(), variant, SamplingSettings(), allowed=masks
         )
     )(logits)
@@ -89,5 +90,7 @@ def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
     allowed[3] = False
     inputs, masks = unpacked(packed(allowed))
     logits = jnp.asarray(random_logits(), jnp.float32)
-    drawn = _draw(logits, inputs, empty_state(), Variant.GREEDY, SamplingSettings(), allowed=masks)
+    drawn = draw_tokens(
+        logits, inputs, empty_state(), Variant.GREEDY, SamplingSettings(), allowed=masks
+    )
     assert drawn.status.tolist() == [1, 1, 1, DrawStatus.NONE_ALLOWED, 1, 1, 1, 1]

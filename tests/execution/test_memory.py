@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.errors import MemoryPlanError
+from jaxserve.execution.heads.sample import FEW_SAMPLED
 from jaxserve.execution.memory import (
     ContextMemoryError,
     MemoryPlan,
@@ -13,7 +14,6 @@ from jaxserve.execution.memory import (
     workspace_bytes,
 )
 from jaxserve.execution.shapes import StepShape, Variant
-from jaxserve.execution.step import FEW_SAMPLED
 from tests.execution.programs import MEDIUM, PAGES, SMALL, Case, compile_case
 from tests.execution.programs import plan as plan_attention
 

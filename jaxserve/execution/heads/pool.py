@@ -1,4 +1,4 @@
-"""The step of an engine that pools: from a packed batch to the vectors of prompts."""
+"""The head that pools prompts into vectors, and the step that ends in it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.execution.batch import StepInput, unpack
+from jaxserve.execution.context import StepContext
+from jaxserve.execution.forward import KVCache, forward
 from jaxserve.execution.shapes import StepShape
-from jaxserve.execution.step import KVCache, PagedAttend, StepContext, paged_batch
-from jaxserve.layers.attention import packed_attention
-from jaxserve.layers.linear import Rows
 from jaxserve.models import Params, bind
 from jaxserve.pooling import PoolingType
 
@@ -53,48 +52,11 @@ def pool_step(
     assert context.pooling is not None
     inputs = unpack(packed, shape)
     model: Any = bind(context.model, params)
-    hidden, cache = model.hidden(
-        inputs.token_ids,
-        inputs.positions,
-        cache,
-        PagedAttend(paged_batch(inputs, shape), context)
-        if context.model.is_causal
-        else _PackedAttend.over(inputs),
-        rows=Rows(inputs.query_starts[-1]),
-        rope_length=context.rope_length,
-    )
+    hidden, cache = forward(model, inputs.token_ids, inputs, cache, shape=shape, context=context)
     with jax.named_scope("pooling"):
         pooled, state = _pool(hidden, inputs, state, context.pooling)
         vectors = model.pooled(pooled.astype(hidden.dtype)) if context.model.num_labels else pooled
     return PoolOutput(vectors), cache, state
-
-
-@dataclass(frozen=True)
-class _PackedAttend:
-    """Attention of an encoder's layer: each token to all of its prompt, which is here whole."""
-
-    prompts: jax.Array  # int32[tokens], the sequence of each row; padding is one of its own
-
-    @staticmethod
-    def over(inputs: StepInput) -> "_PackedAttend":
-        """Return the attention of a step."""
-        rows = jnp.arange(inputs.token_ids.shape[0])
-        is_live = rows < inputs.query_starts[-1]
-        return _PackedAttend(jnp.where(is_live, inputs.row_sequences, inputs.slots.shape[0]))
-
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        cache: None,
-        *,
-        scale: float,
-        sliding_window: int | None,
-    ) -> tuple[jax.Array, None]:
-        """See layers.attention.Attend."""
-        assert sliding_window is None, "an encoder sees all"
-        return packed_attention(q, k, v, self.prompts, scale=scale), cache
 
 
 def _pool(

@@ -1,0 +1,176 @@
+"""The head that samples: the next token of each sequence, from the logits of its last row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxserve.execution import sampling
+from jaxserve.execution.batch import StepInput
+from jaxserve.execution.context import SamplingSettings
+from jaxserve.execution.sampling import Logprobs
+from jaxserve.execution.shapes import Variant
+from jaxserve.execution.state import SlotState, observe
+
+# A program that branches has branches for few sequences that sample, as where a prompt joins a few
+# others: logits of all that it has room for take a CPU milliseconds to write and to search. It has
+# them where that is much room. Decodes have programs of their own for few sequences.
+FEW_SAMPLED = 8
+MUCH_ROOM = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step hands back to the host."""
+
+    tokens: jax.Array  # int32[2, sequences]: the token drawn, and a DrawStatus
+    logprobs: Logprobs  # of the tokens drawn, in Variant.FULL; else zeros
+    prompt_logprobs: Logprobs | None  # of the targets of every row, in Variant.SCORE
+
+
+class DrawStatus(IntEnum):
+    """Whether the token of a row means anything, and if not, why."""
+
+    NOT_FINITE = 0
+    DRAWN = 1
+    NONE_ALLOWED = 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn, for each of some sequences."""
+
+    tokens: jax.Array  # int32[rows]
+    status: jax.Array  # int32[rows], a DrawStatus
+    report: Logprobs
+
+
+def num_sampled(inputs: StepInput) -> jax.Array:
+    """How many sequences there are up to the last that samples."""
+    return jnp.max(jnp.where(inputs.samples != 0, jnp.arange(1, inputs.samples.shape[0] + 1), 0))
+
+
+def choose(
+    logits_of_first: Callable[[int], jax.Array],
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    variant: Variant,
+    settings: SamplingSettings,
+    *,
+    branch: bool,
+    is_decode: bool = False,
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Draw each sequence's token, and remember it where the sequence samples.
+
+    logits_of_first: float32[count, vocab] of the first `count` sequences, in rows that sample.
+    branch: whether to do at run time the least that the step needs, up to `variant`. is_decode:
+    whether there is another program for few sequences.
+    """
+    num_sequences = inputs.samples.shape[0]
+    variant = min(variant, Variant.FULL)
+
+    def draw(count: int, variant: Variant) -> Drawn:
+        first = inputs.first(count)
+        if variant is Variant.NONE:
+            tokens = jnp.zeros(count, jnp.int32)
+            drawn = Drawn(tokens, tokens, _no_report(count, state, settings))
+        else:
+            logits = logits_of_first(count)
+            with jax.named_scope("sampling"):
+                drawn = draw_tokens(logits, first, state, variant, settings)
+        padded: Drawn = jax.tree.map(
+            lambda rows: jnp.pad(rows, [(0, num_sequences - count)] + [(0, 0)] * (rows.ndim - 1)),
+            drawn,
+        )
+        return padded
+
+    if not branch:
+        return keep(draw(num_sequences, variant), inputs, state, variant)
+    index = jnp.minimum(inputs.variant[0], variant)
+    choices = [partial(draw, num_sequences, Variant(i)) for i in range(variant + 1)]
+    if num_sequences >= MUCH_ROOM and not is_decode:
+        often = (Variant.GREEDY, Variant.SAMPLE)
+        is_few = (
+            (num_sampled(inputs) <= FEW_SAMPLED) & (index >= min(often)) & (index <= max(often))
+        )
+        index = jnp.where(is_few, len(choices) + index - min(often), index)
+        choices += [partial(draw, FEW_SAMPLED, each) for each in often]
+    return keep(lax.switch(index, choices), inputs, state, variant)
+
+
+def keep(
+    drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Remember what was drawn in the slots of the sequences that sample."""
+    samples = inputs.samples != 0
+    slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
+    state = replace(state, last_token=state.last_token.at[slots].set(drawn.tokens, mode="drop"))
+    if variant is Variant.FULL:
+        adjusts = samples & (inputs.adjusts != 0)
+        state = observe(state, slots=inputs.slots, tokens=drawn.tokens, adjusts=adjusts)
+    packed = jnp.stack([drawn.tokens, drawn.status])
+    return StepOutput(tokens=packed, logprobs=drawn.report, prompt_logprobs=None), state
+
+
+def draw_tokens(
+    logits: jax.Array,
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    variant: Variant,
+    settings: SamplingSettings,
+    *,
+    allowed: jax.Array | None = None,
+) -> Drawn:
+    """Draw a token from each row of logits, doing all that `variant` can.
+
+    allowed: bool[rows, vocab], None where every token is.
+    """
+    adjusted = logits
+    if variant is Variant.FULL:
+        adjusted = sampling.adjust(logits, inputs, state, settings.processors)
+    if allowed is not None:
+        adjusted = jnp.where(allowed, adjusted, -jnp.inf)
+    if variant is Variant.GREEDY:
+        tokens = sampling.greedy(adjusted)
+    else:
+        tokens = sampling.sample(adjusted, inputs)
+    # Where every logit is NaN, the maximum is NaN or, on CPUs, -inf.
+    is_drawn = jnp.isfinite(jnp.max(adjusted, axis=-1))
+    status = is_drawn.astype(jnp.int32)
+    if adjusted is not logits:
+        # Adjustments or masks have forbidden what the model computed: a pass that is seldom made.
+        status = lax.cond(
+            jnp.all(is_drawn),
+            lambda: status,
+            lambda: jnp.where(
+                jnp.all(adjusted == -jnp.inf, axis=-1) & jnp.any(jnp.isfinite(logits), axis=-1),
+                DrawStatus.NONE_ALLOWED,
+                status,
+            ),
+        )
+    num_top = settings.max_logprobs
+    report = _no_report(logits.shape[0], state, settings)
+
+    def full_report() -> Logprobs:
+        mode, scores = settings.logprobs_mode, logits
+        if mode.startswith("processed"):
+            scores = sampling.processed(adjusted, inputs)
+        if mode.endswith("logprobs"):
+            scores = jax.nn.log_softmax(scores, axis=-1)
+        return sampling.report(scores, tokens, num_top=num_top, named=state.named[inputs.slots])
+
+    if variant is Variant.FULL:
+        # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
+        report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
+    return Drawn(tokens, status, report)
+
+
+def _no_report(num_rows: int, state: SlotState[jax.Array], settings: SamplingSettings) -> Logprobs:
+    num_named = state.named.shape[1]
+    return sampling.no_report(num_rows, num_top=settings.max_logprobs, num_named=num_named)
