@@ -1,7 +1,7 @@
 """The responses that a server keeps, for clients to come back to."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from jaxserve.errors import InvalidRequestError, StorageError
 from jaxserve.server.database import Database
 from jaxserve.server.protocol.parsing import show
 from jaxserve.server.protocol.response_answers import Response, ResponseError
+from jaxserve.server.protocol.response_items import response_of
 
 # A response in the making shows that its process lives at least so often; see `beat`.
 BEAT_S = 0.5
@@ -178,6 +179,25 @@ class ResponseStore:
             items += msgspec.json.decode(row["input"])
             items += msgspec.json.decode(row["response"])["output"]
         return items
+
+    def items(self, owner: str, item_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return items of inputs and outputs by their ids, as far as they are there."""
+        wanted = set(item_ids)
+        response_ids = sorted(set(map(response_of, wanted)))
+        found: dict[str, dict[str, Any]] = {}
+        with self._database.reading() as connection:
+            for response_id in response_ids:
+                row = connection.execute(
+                    "SELECT input, response FROM responses WHERE id = ? AND owner = ?",
+                    (response_id, owner),
+                ).fetchone()
+                if row is None:
+                    continue
+                items = msgspec.json.decode(row["input"])
+                items += msgspec.json.decode(row["response"])["output"]
+                found |= {item["id"]: item for item in items if item["id"] in wanted}
+        self._use(response_ids)
+        return found
 
     def _use(self, response_ids: Sequence[str]) -> None:
         """Take note that responses were read, if the storage can: it is no reason to refuse them.

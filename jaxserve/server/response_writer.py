@@ -1,7 +1,6 @@
 """Writes responses: the pieces of a chat's answer become items, and these a stream's events."""
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
@@ -46,6 +45,7 @@ from jaxserve.server.protocol.response_answers import (
     TextDelta,
     TextDone,
 )
+from jaxserve.server.protocol.response_items import item_id
 from jaxserve.server.protocol.response_tools import Target, text_of
 
 
@@ -116,9 +116,9 @@ class ResponseWriter:
     def _read(self, piece: Piece) -> list[Event]:
         match piece:
             case Text(text, logprobs):
-                return [*self._open(MessageOut(id=_id("msg"))), *self._add(text, logprobs)]
+                return [*self._open(MessageOut(id=self._id("message"))), *self._add(text, logprobs)]
             case Reasoning(text):
-                return [*self._open(ReasoningOut(id=_id("rs"))), *self._add(text)]
+                return [*self._open(ReasoningOut(id=self._id("reasoning"))), *self._add(text)]
             case Call(call_id, name):
                 call = self._call(call_id, self._targets.get(name, Target(name)))
                 return [*self._close("completed"), *self._open(call)]
@@ -133,15 +133,24 @@ class ResponseWriter:
                     is_whole = is_object("".join(self._texts))
                 return self._close("completed" if is_whole else "incomplete")
 
-    @staticmethod
-    def _call(call_id: str, target: Target) -> FunctionCallOut | CustomToolCallOut:
+    def _id(self, kind: str) -> str:
+        """Return the id of an item of a type that comes after the one that grows."""
+        index = len(self.response.output) + (self._item is not None)
+        return item_id(kind, self.response.id, index)
+
+    def _call(self, call_id: str, target: Target) -> FunctionCallOut | CustomToolCallOut:
         """Return the item of a call, as its tool was declared."""
         namespace = UNSET if target.namespace is None else target.namespace
         if target.is_custom:
             return CustomToolCallOut(
-                id=_id("ctc"), call_id=call_id, name=target.name, namespace=namespace
+                id=self._id("custom_tool_call"),
+                call_id=call_id,
+                name=target.name,
+                namespace=namespace,
             )
-        return FunctionCallOut(id=_id("fc"), call_id=call_id, name=target.name, namespace=namespace)
+        return FunctionCallOut(
+            id=self._id("function_call"), call_id=call_id, name=target.name, namespace=namespace
+        )
 
     def _open(self, item: ItemOut) -> list[Event]:
         """Begin an item, unless one of its kind grows already."""
@@ -243,7 +252,3 @@ def _part_of(item: ItemOut) -> OutputText | ReasoningText | None:
             return ReasoningText()
         case FunctionCallOut() | CustomToolCallOut():
             return None
-
-
-def _id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"

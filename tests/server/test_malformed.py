@@ -75,7 +75,7 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, item(role="user", content=[{"type": "input_image"}]), "input[0].content[0] must"),
     (RESPONSES, item(role="user", content=[{"type": "input_text"}]), "content[0].text is required"),
     (RESPONSES, item(role="user", content=[{"type": 5}]), "must be a part of type input_text"),
-    (RESPONSES, item(type="item_reference", id="x"), "others are not supported"),
+    (RESPONSES, item(type="computer_call", id="x"), "others are not supported"),
     (RESPONSES, item(type="web_search_call", id="x"), "others are not supported"),
     (RESPONSES, item(type="function_call", name="f", arguments="{}"), "call_id is required"),
     (

@@ -47,7 +47,7 @@ FINISH_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 async def create_response(http: HttpRequest) -> HttpResponse:
     """Answer items with items: whole, as a stream, or later, in the background."""
     state = server_state(http)
-    body = await read_as(http, ResponsesBody)
+    body = await _read(http, ResponsesBody)
     access_record(http.scope).ignored.add_hints(body.unread_parts())
     body.check()
     earlier = await _earlier_items(http, body)
@@ -98,7 +98,7 @@ async def list_input_items(http: HttpRequest) -> HttpResponse:
 async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     """Answer with the length of the prompt that a response would be made from."""
     state = server_state(http)
-    body = await read_as(http, ResponsePrompt)
+    body = await _read(http, ResponsePrompt)
     access_record(http.scope).ignored.add_hints(body.unread_parts())
     earlier = await _earlier_items(http, body)
     model, ignored = state.model(body.model), access_record(http.scope).ignored
@@ -202,8 +202,9 @@ class Work:
             return
 
         def work() -> None:
-            items = with_ids(self._body.input)
-            self._state.responses.put(self._owner, self._writer.response, items)
+            response = self._writer.response
+            items = with_ids(self._body.input, response.id)
+            self._state.responses.put(self._owner, response, items)
 
         try:
             await run_in(self._state.lanes.storage, work)
@@ -268,6 +269,16 @@ def _first_item(model: ServedModel, body: ResponsePrompt, earlier: Sequence[Item
     starts = body.starts(earlier)
     found = bisect_left(starts, True, hi=max(0, len(starts) - 1), key=fits)
     return starts[found] if starts else 0
+
+
+async def _read[B: ResponsePrompt](http: HttpRequest, model: type[B]) -> B:
+    """Read a body, and put the stored items that it refers to in their places."""
+    body = await read_as(http, model)
+    if not body.references:
+        return body
+    state = server_state(http)
+    find = partial(state.responses.items, owner_of(http.scope), body.references)
+    return body.resolved(await run_in(state.lanes.storage, find))
 
 
 async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:

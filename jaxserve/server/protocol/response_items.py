@@ -1,6 +1,5 @@
 """The items of /v1/responses: what goes in and out, and the chat that they are."""
 
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -124,16 +123,24 @@ class ReasoningItem(Body):
     status: Status | None = None
 
 
+class ItemReference(Body):
+    """An item of a stored response, by its id. `ResponsePrompt.resolved` replaces it."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 type Item = Annotated[
     Annotated[MessageItem, Tag("(message)")]
     | Annotated[FunctionCallItem, Tag("(function_call)")]
     | Annotated[CustomToolCallItem, Tag("(custom_tool_call)")]
     | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
     | Annotated[FunctionCallOutputItem, Tag("(custom_tool_call_output)")]
-    | Annotated[ReasoningItem, Tag("(reasoning)")],
+    | Annotated[ReasoningItem, Tag("(reasoning)")]
+    | Annotated[ItemReference, Tag("(item_reference)")],
     by_type(
         "an item of type message, function_call, function_call_output, custom_tool_call,"
-        " custom_tool_call_output or reasoning: others are not supported",
+        " custom_tool_call_output, reasoning or item_reference: others are not supported",
         default="message",
     ),
 ]
@@ -144,6 +151,9 @@ ID_PREFIXES = {
     "custom_tool_call": "ctc",
     "reasoning": "rs",
 }
+# Digits at the end of an id, the number of an item. Those of the input come after all of an output.
+NUM_DIGITS = 4
+FIRST_INPUT = 0x8000
 
 
 def _items(value: object) -> object:
@@ -160,13 +170,26 @@ type Items = Annotated[
 ]
 
 
-def with_ids(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Return items as JSON, each with an id and a status, as they are kept and listed."""
+def item_id(kind: str, response_id: str, number: int) -> str:
+    """Return the id of an item of a type, by which its response can be found.
+
+    number: index in the output, or for an item of the input FIRST_INPUT plus its index.
+    """
+    prefix = ID_PREFIXES.get(kind, "item")
+    return f"{prefix}_{response_id.removeprefix('resp_')}{number:0{NUM_DIGITS}x}"
+
+
+def response_of(item: str) -> str:
+    """Return the id of the response that an item is of, given its id; see `item_id`."""
+    return f"resp_{item.rpartition('_')[2][:-NUM_DIGITS]}"
+
+
+def with_ids(items: Sequence[Item], response_id: str) -> list[dict[str, Any]]:
+    """Return the items of a response's input as JSON, each with an id and a status, to be kept."""
     listed = []
-    for item in items:
-        prefix = ID_PREFIXES.get(item.type, "item")
+    for index, item in enumerate(items):
         fields = item.model_dump(mode="json", exclude_none=True)
-        fields.setdefault("id", f"{prefix}_{uuid.uuid4().hex}")
+        fields.setdefault("id", item_id(item.type, response_id, FIRST_INPUT + index))
         listed.append(fields | {"status": fields.get("status", "completed")})
     return listed
 

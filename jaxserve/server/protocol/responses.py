@@ -1,7 +1,7 @@
 """The body of POST /v1/responses, and the chat it asks for."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import FailFast, Field, Tag
 
@@ -18,10 +18,13 @@ from jaxserve.server.protocol.chat import MAX_TOOLS, ReasoningEffort
 from jaxserve.server.protocol.fields import REFUSED, Unread
 from jaxserve.server.protocol.generation import SamplingBody
 from jaxserve.server.protocol.ignored import Place
+from jaxserve.server.protocol.parsing import show
 from jaxserve.server.protocol.response_items import (
+    ITEMS,
     CustomToolCallItem,
     FunctionCallItem,
     Item,
+    ItemReference,
     Items,
     MessageItem,
     chat_messages,
@@ -172,6 +175,32 @@ class ResponsePrompt(Body):
             if isinstance(item, FunctionCallItem | CustomToolCallItem)
         ]
         return FIELD_NAMES | dict(zip(in_chat, calls, strict=True))
+
+    @property
+    def references(self) -> list[str]:
+        """Ids of the stored items that the input refers to."""
+        return [item.id for item in self.input if isinstance(item, ItemReference)]
+
+    def resolved(self, stored: Mapping[str, Any]) -> Self:
+        """Return the body with stored items, given by their ids, in place of references to them.
+
+        Raises InvalidRequestError (404) for one that is not there.
+        """
+        items = list(self.input)
+        for index, item in enumerate(items):
+            if not isinstance(item, ItemReference):
+                continue
+            if item.id not in stored:
+                error = InvalidRequestError(
+                    f"there is no item {show(item.id)} here: its response was deleted, not stored,"
+                    " or given up for newer ones",
+                    param=f"input[{index}].id",
+                    code="not_found",
+                )
+                error.status = 404
+                raise error
+            [items[index]] = ITEMS.validate_python([stored[item.id]])
+        return self.model_copy(update={"input": items})
 
     def unread_parts(self) -> list[Place]:
         """Return the places of what only OpenAI's servers could use."""
