@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
@@ -19,6 +19,9 @@ from jaxserve.errors import CheckpointError, InvalidRequestError
 from jaxserve.loading.tokenizer import Tokenizer
 
 MAX_REASON_CHARS = 200
+# Roles beyond OpenAI's: in one chat, and of which it is remembered whether the template reads them.
+MAX_CUSTOM_ROLES = 16
+MAX_REMEMBERED_ROLES = 64
 
 # Names a template reads that are no options of its caller: what the renderer itself supplies.
 SUPPLIED = {
@@ -57,6 +60,8 @@ class ChatTemplate:
             name: value for name, value in (defaults or {}).items() if name in self.variables
         }
         self._forms = self._find_forms()
+        # Requests may make roles up, so only some are remembered.
+        self._custom_form = lru_cache(MAX_REMEMBERED_ROLES)(self._find_custom_form)
         self._takes_later_system = self._takes_later("system")
         is_named = any("developer" in source for source in self._sources)
         self._takes_developer = is_named and self._takes_later("developer")
@@ -99,6 +104,23 @@ class ChatTemplate:
     def reads_documents(self) -> bool:
         """Whether the template has a place for documents."""
         return "documents" in self._reads
+
+    def unread_roles(self, messages: Sequence[Message]) -> dict[str, int]:
+        """Return roles whose messages the template leaves out, each with its first message.
+
+        Raises InvalidRequestError for a chat with too many roles to look at.
+        """
+        roles: dict[str, int] = {}
+        for index, message in enumerate(messages):
+            if message["role"] not in self._forms:
+                roles.setdefault(message["role"], index)
+        if len(roles) > MAX_CUSTOM_ROLES:
+            raise InvalidRequestError(
+                f"messages must have at most {MAX_CUSTOM_ROLES} roles beyond"
+                f" {', '.join(self._forms)}, got {len(roles)}",
+                param="messages",
+            )
+        return {role: index for role, index in roles.items() if self._custom_form(role) is None}
 
     def has_all(self, texts: Sequence[str]) -> bool:
         """Whether the template has each of these texts in it."""
@@ -206,7 +228,7 @@ class ChatTemplate:
         if role == "developer" and not self._takes_developer:
             # OpenAI's newer word for the same role; most templates would drop or refuse it.
             role = "system"
-        takes_text, takes_parts = self._forms.get(role, (True, False))
+        takes_text, takes_parts = self._forms.get(role) or self._custom_form(role) or (True, False)
         if isinstance(content, list) and not takes_parts:
             content = "\n".join(part["text"] for part in content)
         elif isinstance(content, str) and not takes_text:
@@ -262,6 +284,21 @@ class ChatTemplate:
             takes_parts = text == parts if takes_text else PROBE in parts
             forms[role] = (takes_text or not takes_parts, takes_parts)
         return forms
+
+    def _find_custom_form(self, role: str) -> tuple[bool, bool] | None:
+        """Return the form of content for a role of a model's own, as `_find_forms` does.
+
+        None if the template leaves such a message out, or raises wherever one stands.
+        """
+        user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi"}
+        message: Message = {"role": role}
+        chats = ([message, user], [user, message], [user, answer, message])
+        for takes_parts in (False, True):
+            content = [{"type": "text", "text": PROBE}] if takes_parts else PROBE
+            prompts = list(filter(None, (self._probe(chat, content) for chat in chats)))
+            if prompts and all(PROBE in prompt for prompt in prompts):
+                return not takes_parts, takes_parts
+        return None
 
     def _takes_later(self, role: str) -> bool:
         """Whether messages of a role are all read, also in the middle and at the end of a chat."""

@@ -299,3 +299,36 @@ def test_instructions_are_kept_wherever_they_stand(pretrained: Any, path: Path) 
     chat = [{"role": role, "content": f"word{index}"} for index, role in enumerate(roles)]
     text = template.render(chat)
     assert [text.count(message["content"]) for message in chat] == [1] * len(chat)
+
+
+@pytest.mark.parametrize(
+    ("template", "unread"),
+    [
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", {}),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content[0].text }}{% endfor %}", {}),
+        (
+            "{% for m in messages if m.role in ('user', 'critic') %}{{ m.content }}{% endfor %}",
+            {"ipython": 2},
+        ),
+        # In the middle only: what is left out anywhere is not to be relied on.
+        (
+            "{% for m in messages %}{{ m.content if 'u' in m.role or not loop.last }}{% endfor %}",
+            {"critic": 1, "ipython": 2},
+        ),
+    ],
+)
+def test_roles_that_a_template_leaves_out_are_found(template: str, unread: dict[str, int]) -> None:
+    roles = ("user", "critic", "ipython", "critic", "user")
+    messages = [{"role": role, "content": f"says {role}"} for role in roles]
+    chat = ChatTemplate(tokenizer(template))
+    assert chat.unread_roles(messages) == unread
+    prompt = chat.render(messages)
+    assert all(f"says {role}" in prompt for role in roles if role not in unread)
+
+
+def test_a_chat_has_few_roles_of_its_own() -> None:
+    chat = ChatTemplate(tokenizer())
+    messages = [{"role": f"role_{index}", "content": "a"} for index in range(17)]
+    assert chat.unread_roles(messages[:16]) == {}
+    with pytest.raises(InvalidRequestError, match="at most 16 roles beyond user, system"):
+        chat.unread_roles(messages)

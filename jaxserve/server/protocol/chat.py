@@ -32,7 +32,8 @@ MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
 FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
 
-type Role = Literal["system", "developer", "user", "assistant", "tool"]
+# Beyond OpenAI's roles, those of a model's own, such as ipython; its template says which.
+ROLE = r"^[a-zA-Z0-9_.-]{1,64}$"
 type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -133,7 +134,7 @@ class Message(Body):
         refused={name: REFUSED[name] for name in ("audio", "function_call")},
     )
 
-    role: Role
+    role: Annotated[str, Field(pattern=ROLE)]
     content: Content | None = None
     name: str | None = None
     refusal: str | None = None
@@ -280,7 +281,7 @@ class Chat(Body):
     ) -> str:
         """Return the prompt. Raises InvalidRequestError where the template cannot take it.
 
-        ignored: gets the names in chat_template_kwargs that the template does not read.
+        ignored: gets roles and names in chat_template_kwargs that the template does not read.
         reasoning: how the model sets its reasoning apart, as far as it is known.
         """
         if self.continue_final_message and self.add_generation_prompt:
@@ -302,6 +303,9 @@ class Chat(Body):
             ):
                 if name in template.variables:
                     variables.setdefault(name, value)
+        chat = [message.for_template(f"messages[{i}]") for i, message in enumerate(self.messages)]
+        if ignored is not None:
+            ignored.add_roles(template.unread_roles(chat))
         offered = {function.name for function in self.offered_functions}
         tools = [tool for tool in self.tools if tool.function.name in offered]
         render = (
@@ -316,10 +320,7 @@ class Chat(Body):
             )
         )
         return render(
-            [
-                message.for_template(f"messages[{index}]")
-                for index, message in enumerate(self.messages)
-            ],
+            chat,
             tools=[tool.model_dump(exclude_none=True) for tool in tools],
             documents=self.documents,
             variables=variables,

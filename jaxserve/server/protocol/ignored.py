@@ -49,6 +49,21 @@ class IgnoredFields:
         for place in islice(places, MAX_PLACES):
             self.add(place, is_hint=True)
 
+    def add_roles(self, roles: Mapping[str, int]) -> None:
+        """Note roles that a chat template leaves out, each with a message that has it.
+
+        Raises InvalidRequestError where what nothing reads is refused.
+        """
+        for role, index in roles.items():
+            place: Place = ("messages", index, "role")
+            if self.is_strict:
+                param = show_place(place)
+                raise InvalidRequestError(
+                    f"{param} must be a role that the model's chat template reads, got {role!r}",
+                    param=param,
+                )
+            self.add(place, is_hint=True)
+
     def add_all(self, fields: Mapping[str, Any], model: type[Body], body: Body | None) -> None:
         """Note the fields of a body that `model` does not read; see `unread_places`.
 
