@@ -13,6 +13,8 @@ from jaxserve.timeline import StepRecord
 class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     """One engine step: gauges as they are after it, counts as increments since the last one.
 
+    num_deferred: of num_waiting, those that wait for a prefix which another sequence computes.
+    num_reused_tokens: of num_prompt_tokens, those that the prefix cache had.
     prefix_queries and prefix_hits are in tokens: prompt tokens looked up, and found, in the cache.
     num_kv_slots: tokens that the used pages could hold, and num_empty_kv_slots: those of them that
     held nothing, added up over steps: the ratio is the waste of KV memory.
@@ -26,7 +28,9 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     num_waiting: int
     num_pages: int
     num_pages_used: int
+    num_deferred: int = 0
     num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
     num_generated_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -51,7 +55,9 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
             num_waiting=self.num_waiting,
             num_pages=self.num_pages,
             num_pages_used=self.num_pages_used,
+            num_deferred=self.num_deferred,
             num_prompt_tokens=self.num_prompt_tokens - before.num_prompt_tokens,
+            num_reused_tokens=self.num_reused_tokens - before.num_reused_tokens,
             num_generated_tokens=self.num_generated_tokens - before.num_generated_tokens,
             prefix_queries=self.prefix_queries - before.prefix_queries,
             prefix_hits=self.prefix_hits - before.prefix_hits,
@@ -69,6 +75,7 @@ class Totals:
     """The counts of StepStats in the making, since the engine was made."""
 
     num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
     num_generated_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0

@@ -223,7 +223,7 @@ class Scheduler:
         self._totals.num_generated_tokens += len(taken)
         if sequence.first_token_s is None:
             sequence.first_token_s = self._clock()
-            self._totals.num_prompt_tokens += sequence.num_prompt
+            self._count_prompt(sequence)
         if sequence.is_decoding:
             self._running.begin_prefilling(sequence)
             sequence.is_decoding = False
@@ -279,7 +279,7 @@ class Scheduler:
                 self._totals.num_generated_tokens += 1
                 if sequence.first_token_s is None:
                     sequence.first_token_s = self._clock()
-                    self._totals.num_prompt_tokens += sequence.num_prompt
+                    self._count_prompt(sequence)
                 if (
                     token_id in sequence.stop_ids
                     or sequence.num_prompt + len(output_ids) == sequence.max_length
@@ -288,10 +288,15 @@ class Scheduler:
                 updates.append((sequence, token_id, result.logprobs.get(index)))
             elif row.samples:
                 sequence.vector = result.vectors[index]
-                self._totals.num_prompt_tokens += sequence.num_prompt
+                self._count_prompt(sequence)
                 self.finish(sequence, FinishReason.STOP)
                 updates.append((sequence, None, None))
         return updates
+
+    def _count_prompt(self, sequence: Sequence) -> None:
+        """Count the tokens of a prompt of which everything is computed."""
+        self._totals.num_prompt_tokens += sequence.num_prompt
+        self._totals.num_reused_tokens += sequence.num_cached_tokens or 0
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; sequences that run keep their pages."""
@@ -303,9 +308,11 @@ class Scheduler:
         return StepStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
+            num_deferred=self._waiting.num_held,
             num_pages=self._memory.num_pages,
             num_pages_used=self._memory.num_used,
             num_prompt_tokens=totals.num_prompt_tokens,
+            num_reused_tokens=totals.num_reused_tokens,
             num_generated_tokens=totals.num_generated_tokens,
             prefix_queries=totals.prefix_queries,
             prefix_hits=totals.prefix_hits,

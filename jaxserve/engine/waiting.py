@@ -39,6 +39,11 @@ class WaitingQueue:
         return len(self._sequences) + self._num_held
 
     @property
+    def num_held(self) -> int:
+        """Sequences waiting for a prefix that another one computes."""
+        return self._num_held
+
+    @property
     def first(self) -> Sequence | None:
         """The next sequence to run."""
         return self._sequences[0] if self._sequences else None

@@ -172,9 +172,10 @@ def test_who_awaits_a_prefix_can_leave() -> None:
     scheduler.add(request("a", LONG[:9]))
     scheduler.add(request("b", LONG[:9]))
     scheduled(scheduler)
+    assert (scheduler.stats().num_waiting, scheduler.stats().num_deferred) == (1, 1)
     scheduler.abort("b")
     scheduler.check_integrity()
-    assert scheduler.stats().num_waiting == 0
+    assert (scheduler.stats().num_waiting, scheduler.stats().num_deferred) == (0, 0)
 
 
 def test_nobody_awaits_a_prefix_from_who_has_to_wait_for_it() -> None:

@@ -27,8 +27,10 @@ NAMES = [
     "num_preemptions_total",
     "num_requests_running",
     "num_requests_waiting",
+    "num_requests_waiting_by_reason",
     "prefix_cache_hits_total",
     "prefix_cache_queries_total",
+    "prompt_tokens_by_source_total",
     "prompt_tokens_cached_total",
     "prompt_tokens_total",
     "request_decode_time_seconds_sum",
@@ -37,6 +39,7 @@ NAMES = [
     "request_max_num_generation_tokens_sum",
     "request_params_max_tokens_sum",
     "request_params_n_sum",
+    "request_prefill_kv_computed_tokens_bucket",
     "request_prefill_time_seconds_sum",
     "request_prompt_tokens_bucket",
     "request_queue_time_seconds_sum",
@@ -126,6 +129,17 @@ def test_steps_are_told_with_their_phases_and_what_they_cost() -> None:
     assert {name: samples[name] for name in wanted} == wanted
 
 
+def test_sequences_that_wait_are_told_by_reason() -> None:
+    metrics = Metrics(max_model_len=100)
+    stats = StepStats(num_running=3, num_waiting=5, num_deferred=2, num_pages=9, num_pages_used=4)
+    metrics.engine("m").observe_step(stats)
+    samples = read(render(metrics.snapshot()).decode())
+    name = 'vllm:num_requests_waiting_by_reason{{engine="0",model_name="m",reason="{}"}}'
+    assert samples['vllm:num_requests_waiting{engine="0",model_name="m"}'] == 5
+    assert samples[name.format("capacity")] == 3
+    assert samples[name.format("deferred")] == 2
+
+
 def test_a_histogram_holds_what_is_at_or_below_each_bound() -> None:
     series = SeriesSet()
     tally = series.histogram("h", "text", {"a": "b"}, (1.0, 2.5))
@@ -169,6 +183,23 @@ def test_counts_add_up_to_what_clients_were_told() -> None:
         assert samples[f"vllm:{name}_count{LABELS}"] == 3
     assert samples[f"vllm:request_params_n_sum{LABELS}"] == 1 + 2 + 3
     assert samples[f"vllm:request_max_num_generation_tokens_sum{LABELS}"] == 3 * 7
+
+
+def test_prompt_tokens_are_told_by_source() -> None:
+    prompt = "once upon a time the quick brown fox jumps over the lazy dog"
+    with World() as world:
+        http = world.http()
+        http.post("/v1/completions", json={**BODY, "prompt": prompt})
+        usage = http.post("/v1/completions", json={**BODY, "prompt": prompt}).json()["usage"]
+        world.wait_until_idle()
+        samples = scrape(http)
+    total, cached = 2 * usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+    assert cached > 0
+    name = 'vllm:prompt_tokens_by_source_total{{engine="0",model_name="tiny/model",source="{}"}}'
+    assert samples[name.format("local_cache_hit")] == cached
+    assert samples[name.format("local_compute")] == total - cached
+    computed = f"vllm:request_prefill_kv_computed_tokens_sum{LABELS}"
+    assert samples[computed] == total - cached
 
 
 def test_the_longest_choice_of_a_request_is_told() -> None:
