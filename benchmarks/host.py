@@ -25,21 +25,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.request import Request, SamplingParams
 from jaxserve.bench.machine import describe_machine
-from jaxserve.config import DEFAULT_MAX_LOGPROBS, EngineOptions
+from jaxserve.config.engine import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.engine_plan import EnginePlan
 from jaxserve.execution.heads.sample import StepOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Program, all_programs
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.execution.sampling import no_report
 from jaxserve.execution.shapes import StepShape
-from jaxserve.metrics import Metrics
-from jaxserve.planning import plan_engine
-from jaxserve.request import Request, SamplingParams
-from jaxserve.timeline import PHASES, StepRecord
+from jaxserve.observability.metrics import Metrics
+from jaxserve.observability.timeline import PHASES, StepRecord
+from jaxserve.planning.engine_plan import EnginePlan
+from jaxserve.planning.planner import plan_engine
 
 PROMPT_TOKENS = 8
 PAGE_SIZE = 16

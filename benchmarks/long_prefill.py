@@ -27,7 +27,7 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.plots import Axes, Style, draw, require_pyplot
 from jaxserve.bench.statistics import percentile
 from jaxserve.bench.workload import Job
-from jaxserve.llm import LLM
+from jaxserve.offline.llm import LLM
 
 HERE = Path(__file__).parent
 LONG = "long"

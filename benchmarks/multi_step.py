@@ -23,17 +23,17 @@ import jax
 import numpy as np
 from jax import lax
 
+from jaxserve.api.plan import RowPlan, SlotAssignment
+from jaxserve.api.request import SamplingParams
 from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.workload import Job
-from jaxserve.engine_plan import EnginePlan
 from jaxserve.execution.batch import Rows, SlotTable, pack
 from jaxserve.execution.programs import Helper
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.execution.step import step
-from jaxserve.llm import LLM
 from jaxserve.models import random_params
-from jaxserve.plan import RowPlan, SlotAssignment
-from jaxserve.request import SamplingParams
+from jaxserve.offline.llm import LLM
+from jaxserve.planning.engine_plan import EnginePlan
 
 CONTEXT = 64
 

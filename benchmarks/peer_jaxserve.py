@@ -17,9 +17,9 @@ from jaxserve import __version__
 from jaxserve.bench.throughput import run_jobs
 from jaxserve.bench.workload import Job
 from jaxserve.commands.arguments import Parser, add_engine_arguments, model_of
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS
-from jaxserve.llm import LLM
+from jaxserve.config.flag import given
+from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.offline.llm import LLM
 
 
 def job(request: dict[str, Any]) -> Job:

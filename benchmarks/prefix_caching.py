@@ -40,7 +40,7 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.plots import Axes, draw, require_pyplot
 from jaxserve.bench.throughput import run_jobs, vocabulary_of
 from jaxserve.bench.workload import Job
-from jaxserve.llm import LLM
+from jaxserve.offline.llm import LLM
 
 HERE = Path(__file__).parent
 PAGE_SIZE = 16

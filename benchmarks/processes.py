@@ -23,19 +23,19 @@ from tempfile import TemporaryDirectory
 import zmq
 from tokenizers import Tokenizer, decoders, models
 
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.plan import DrawPlan, StepLimits, StepPlan, StepResult, StepRun
+from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.tokens import TokenBatch
 from jaxserve.bench.machine import describe_machine
 from jaxserve.client import EngineClient
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.client.remote import RemoteClient
-from jaxserve.config import CacheConfig, SchedulerConfig
+from jaxserve.client.wire import SocketPort, decode_reply, encode_command, encode_reply
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.loop import Leave, Reply, run_engine
-from jaxserve.engine.text import Assembler
-from jaxserve.engine.wire import SocketPort, decode_reply, encode_command, encode_reply
-from jaxserve.metrics import Metrics
-from jaxserve.plan import DrawPlan, StepLimits, StepPlan, StepResult, StepRun
-from jaxserve.request import Request, SamplingParams
-from jaxserve.tokens import TokenBatch
+from jaxserve.frontend.output_processor import Assembler
+from jaxserve.observability.metrics import Metrics
 
 VOCAB_SIZE = 1000
 MAX_MODEL_LEN = 2048

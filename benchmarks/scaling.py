@@ -28,7 +28,7 @@ from jaxserve.bench.datasets import DatasetOptions, random_workload
 from jaxserve.bench.environment import LoadMeter, about_line, describe_host
 from jaxserve.bench.plots import Axes, draw, require_pyplot
 from jaxserve.bench.throughput import measure_throughput, run_jobs, vocabulary_of
-from jaxserve.llm import LLM
+from jaxserve.offline.llm import LLM
 
 HERE = Path(__file__).parent
 PARTS = ("throughput", "context", "host")

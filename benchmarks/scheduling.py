@@ -19,11 +19,11 @@ from math import inf, log
 from statistics import fmean, median
 from typing import Any
 
-from jaxserve.config import CacheConfig, SchedulerConfig, WorkModel
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
+from jaxserve.api.plan import StepPlan, StepResult
+from jaxserve.api.request import Request, SamplingParams
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence
-from jaxserve.plan import StepPlan, StepResult
-from jaxserve.request import Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,19 +24,19 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from jaxserve.api.plan import RowPlan, SlotAssignment, StepPlan
+from jaxserve.api.request import SamplingParams
 from jaxserve.bench.ceilings import Ceilings, measure_ceilings
 from jaxserve.bench.machine import describe_machine
-from jaxserve.config import EngineOptions
-from jaxserve.engine_plan import EnginePlan
+from jaxserve.config.engine import EngineOptions
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.models import abstract_params, random_params
-from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
-from jaxserve.planning import plan_engine
-from jaxserve.request import SamplingParams
+from jaxserve.planning.engine_plan import EnginePlan
+from jaxserve.planning.planner import plan_engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

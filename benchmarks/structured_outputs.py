@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve import SamplingParams, StructuredOutputsParams
+from jaxserve.api.request import Request
 from jaxserve.bench.machine import describe_machine
 from jaxserve.build import build_with_tokenizer
-from jaxserve.engine import TextEngine
-from jaxserve.flags import engine_options
-from jaxserve.planning import plan_engine
-from jaxserve.request import Request
+from jaxserve.config.flags import engine_options
+from jaxserve.frontend.text_engine import TextEngine
+from jaxserve.planning.planner import plan_engine
 
 SCHEMA = {
     "type": "array",

@@ -29,7 +29,7 @@ from typing import Any
 from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.throughput import run_jobs
 from jaxserve.bench.workload import Workload, read_workload
-from jaxserve.llm import LLM
+from jaxserve.offline.llm import LLM
 
 HERE = Path(__file__).parent
 STOP_TIMEOUT_S = 30.0

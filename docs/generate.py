@@ -12,13 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jaxserve.config import EngineOptions
-from jaxserve.flag import Flag
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
-from jaxserve.request import SamplingParams
-from jaxserve.server.config import ServerConfig
-from jaxserve.server.protocol.fields import IGNORED, REFUSED
-from jaxserve.vllm_flags import INERT_FLAGS
+from jaxserve.api.request import SamplingParams
+from jaxserve.config.engine import EngineOptions
+from jaxserve.config.flag import Flag
+from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
+from jaxserve.config.server import ServerConfig
+from jaxserve.config.vllm_flags import INERT_FLAGS
+from jaxserve.server.schema.fields import IGNORED, REFUSED
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -14,9 +14,9 @@ from jax import Array
 
 from jaxserve.layers.norm import rms_norm
 from jaxserve.loading.checkpoint import Checkpoint
-from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_model
 from jaxserve.models import Decoder, Tap, capture, config_from_hf, init_model
+from jaxserve.tokenization.tokenizer import Tokenizer
 
 SMALL = {
     "model_type": "qwen3",

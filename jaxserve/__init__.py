@@ -13,21 +13,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxserve.engine.beam_search import BeamSearchParams as BeamSearchParams
+    from jaxserve.api.pooling import PoolingParams as PoolingParams
+    from jaxserve.api.repetition_detection import (
+        RepetitionDetectionParams as RepetitionDetectionParams,
+    )
+    from jaxserve.api.request import RequestOutputKind as RequestOutputKind
+    from jaxserve.api.request import SamplingParams as SamplingParams
+    from jaxserve.api.request import TokenEvent as TokenEvent
+    from jaxserve.api.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
     from jaxserve.execution.logits_processors import LogitsProcessor as LogitsProcessor
-    from jaxserve.llm import LLM as LLM
-    from jaxserve.outputs import BeamSearchOutput as BeamSearchOutput
-    from jaxserve.outputs import BeamSearchSequence as BeamSearchSequence
-    from jaxserve.outputs import CompletionOutput as CompletionOutput
-    from jaxserve.outputs import FlatLogprobs as FlatLogprobs
-    from jaxserve.outputs import Logprob as Logprob
-    from jaxserve.outputs import RequestOutput as RequestOutput
-    from jaxserve.pooling import PoolingParams as PoolingParams
-    from jaxserve.repetition_detection import RepetitionDetectionParams as RepetitionDetectionParams
-    from jaxserve.request import RequestOutputKind as RequestOutputKind
-    from jaxserve.request import SamplingParams as SamplingParams
-    from jaxserve.request import TokenEvent as TokenEvent
-    from jaxserve.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
+    from jaxserve.frontend.beam_search import BeamSearchParams as BeamSearchParams
+    from jaxserve.offline.llm import LLM as LLM
+    from jaxserve.offline.outputs import BeamSearchOutput as BeamSearchOutput
+    from jaxserve.offline.outputs import BeamSearchSequence as BeamSearchSequence
+    from jaxserve.offline.outputs import CompletionOutput as CompletionOutput
+    from jaxserve.offline.outputs import FlatLogprobs as FlatLogprobs
+    from jaxserve.offline.outputs import Logprob as Logprob
+    from jaxserve.offline.outputs import RequestOutput as RequestOutput
 
 __all__ = [
     "LLM",
@@ -51,21 +53,21 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "LLM": "llm",
+    "LLM": "offline.llm",
     "LogitsProcessor": "execution.logits_processors",
-    "BeamSearchOutput": "outputs",
-    "BeamSearchParams": "engine.beam_search",
-    "BeamSearchSequence": "outputs",
-    "CompletionOutput": "outputs",
-    "FlatLogprobs": "outputs",
-    "Logprob": "outputs",
-    "PoolingParams": "pooling",
-    "RequestOutput": "outputs",
-    "RepetitionDetectionParams": "repetition_detection",
-    "RequestOutputKind": "request",
-    "SamplingParams": "request",
-    "StructuredOutputsParams": "structured_outputs",
-    "TokenEvent": "request",
+    "BeamSearchOutput": "offline.outputs",
+    "BeamSearchParams": "frontend.beam_search",
+    "BeamSearchSequence": "offline.outputs",
+    "CompletionOutput": "offline.outputs",
+    "FlatLogprobs": "offline.outputs",
+    "Logprob": "offline.outputs",
+    "PoolingParams": "api.pooling",
+    "RequestOutput": "offline.outputs",
+    "RepetitionDetectionParams": "api.repetition_detection",
+    "RequestOutputKind": "api.request",
+    "SamplingParams": "api.request",
+    "StructuredOutputsParams": "api.structured_outputs",
+    "TokenEvent": "api.request",
 }
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from jaxserve.api.request import MAX_EOS_IDS
+from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.engine_plan import EnginePlan
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
 from jaxserve.execution.attention import check_attention
 from jaxserve.execution.compilation import CompilationCounter, use_compilation_cache
@@ -23,16 +24,15 @@ from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.execution.runner import ModelRunner
+from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.grammar import GrammarCompiler, Vocabulary, Walks
-from jaxserve.loading.end_tokens import read_end_ids
-from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.loading.tokenizer import Tokenizer, load_backend
 from jaxserve.loading.weights import load_params
 from jaxserve.models import Params, random_params
-from jaxserve.request import MAX_EOS_IDS
-from jaxserve.startup import Startup
-from jaxserve.stats import EngineMetrics
-from jaxserve.structured_outputs_config import StructuredOutputsConfig
+from jaxserve.observability.startup import Startup
+from jaxserve.observability.stats import EngineMetrics
+from jaxserve.planning.engine_plan import EnginePlan
+from jaxserve.tokenization.end_tokens import read_end_ids
+from jaxserve.tokenization.tokenizer import Tokenizer, load_backend
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from jaxserve.commands import bench, chat, generate, plan, profile, run_batch, s
 from jaxserve.commands import compile as compile_
 from jaxserve.commands.arguments import Parser, say
 from jaxserve.errors import JaxserveError
-from jaxserve.leave import leave
+from jaxserve.processes.leave import leave
 
 COMMANDS = {
     "serve": serve,

@@ -20,6 +20,9 @@ from an exception of another library, so that they carry no addresses, paths or 
 from enum import StrEnum
 from math import inf
 
+# What a client reads of an error that is none of its own.
+INTERNAL_ERROR = "an internal error has ended this request"
+
 
 class JaxserveError(Exception):
     """Base of all errors raised on purpose.

@@ -18,8 +18,8 @@ from jaxserve.errors import ConfigError
 from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.encoder import Encoder
+from jaxserve.parallel.sharding import named_sharding
 from jaxserve.quantization.int8 import Int8Matrix, quantize
-from jaxserve.sharding import named_sharding
 from pallas_kernels import packed_linear
 from pallas_kernels.packed_linear import PackedMatrix
 

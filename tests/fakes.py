@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from jaxserve.plan import (
+from jaxserve.api.plan import (
     RUBBISH_PAGE,
     RUBBISH_SLOT,
     DrawPlan,
@@ -20,7 +20,7 @@ from jaxserve.plan import (
     StepResult,
     StepRun,
 )
-from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
+from jaxserve.api.request import PositionLogprobs, SamplingParams, TokenLogprob
 
 
 def chain(parent: bytes, token_id: int) -> bytes:

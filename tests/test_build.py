@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxserve.api.request import Request, SamplingParams
 from jaxserve.build import _explaining_out_of_memory, build
-from jaxserve.config import EngineOptions
+from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError
-from jaxserve.planning import EMBEDDED_FOLDER, plan_engine
-from jaxserve.request import Request, SamplingParams
+from jaxserve.planning.planner import EMBEDDED_FOLDER, plan_engine
 
 CONFIG = {
     "model_type": "llama",

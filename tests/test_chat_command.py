@@ -6,9 +6,9 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
+from jaxserve.api.request import TokenEvent
 from jaxserve.commands import chat
 from jaxserve.errors import ContextLengthError
-from jaxserve.request import TokenEvent
 
 
 class Asked:

@@ -88,8 +88,8 @@ def test_the_help_of_a_command_lists_its_flags() -> None:
 def test_a_cpu_needs_neither_the_kernel_languages_nor_the_hub() -> None:
     script = (
         "import sys\n"
-        "from jaxserve.config import EngineOptions\n"
-        "from jaxserve.planning import plan_engine\n"
+        "from jaxserve.config.engine import EngineOptions\n"
+        "from jaxserve.planning.planner import plan_engine\n"
         "import jaxserve.build\n"
         "plan_engine(EngineOptions())\n"
         "heavy = {'jax.experimental.pallas', 'jax.experimental.mosaic.gpu', 'huggingface_hub'}\n"

@@ -8,19 +8,14 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from jaxserve.api.plan import DrawPlan, StepPlan
+from jaxserve.api.request import FinishReason, Request, TokenEvent
 from jaxserve.client import EngineClient
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.client.streams import Stream
 from jaxserve.engine import loop as loop_module
-from jaxserve.engine.detokenize import Detokenizer
-from jaxserve.errors import (
-    EngineDeadError,
-    InvalidRequestError,
-    JaxserveError,
-    OverloadedError,
-)
-from jaxserve.plan import DrawPlan, StepPlan
-from jaxserve.request import FinishReason, Request, TokenEvent
+from jaxserve.errors import EngineDeadError, InvalidRequestError, JaxserveError, OverloadedError
+from jaxserve.frontend.detokenizer import Detokenizer
 from tests.engine.world import World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, FakeRunner, token_logprobs
 

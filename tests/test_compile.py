@@ -15,7 +15,7 @@ from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.published import published
 from jaxserve.models import abstract_params, config_from_hf
-from jaxserve.sharding import make_mesh
+from jaxserve.parallel.sharding import make_mesh
 from pallas_kernels.targets import CPU, Target, find_target
 from pallas_kernels.topology import TopologyError, absent_devices
 from tests.data import checkpoint
@@ -85,8 +85,8 @@ def test_some_programs_are_compiled_where_names_are_given(
 def test_a_program_that_needs_more_than_there_is_does_not_fit(
     config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxserve.planning.workspace_bytes", lambda *_, **__: 0)
-    monkeypatch.setattr("jaxserve.hardware.usable_bytes", lambda *_, **__: 2_000_000)
+    monkeypatch.setattr("jaxserve.planning.planner.workspace_bytes", lambda *_, **__: 0)
+    monkeypatch.setattr("jaxserve.planning.hardware.usable_bytes", lambda *_, **__: 2_000_000)
     # The reference copies what it attends to.
     needy = ("--attention-backend", "reference", "--only", "32x2-score")
     assert main(["compile", config, *SMALL, *needy]) == 1

@@ -5,9 +5,9 @@ from dataclasses import fields
 
 import pytest
 
-from jaxserve.config import EngineOptions
-from jaxserve.flag import number
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
+from jaxserve.config.engine import EngineOptions
+from jaxserve.config.flag import number
+from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jaxserve.commands.engine_process import load
-from jaxserve.config import EngineOptions
+from jaxserve.config.engine import EngineOptions
 from jaxserve.processes.api import served_model
 from jaxserve.processes.messages import Hello
 from tests.server.world import World

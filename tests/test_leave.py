@@ -7,7 +7,7 @@ import time
 THREAD = "threading.Thread(target=time.sleep, args=(60,), daemon={daemon}).start()"
 SCRIPT = """
 import sys, threading, time
-from jaxserve.leave import leave
+from jaxserve.processes.leave import leave
 {thread}
 print("out")
 leave({status})

@@ -5,19 +5,9 @@ from typing import Any
 
 import pytest
 
-from jaxserve import (
-    LLM,
-    BeamSearchParams,
-    RepetitionDetectionParams,
-    SamplingParams,
-)
-from jaxserve.errors import (
-    CheckpointError,
-    ConfigError,
-    ContextLengthError,
-    InvalidRequestError,
-)
-from jaxserve.prompts import Prompt
+from jaxserve import LLM, BeamSearchParams, RepetitionDetectionParams, SamplingParams
+from jaxserve.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
+from jaxserve.offline.prompts import Prompt
 from tests.data import checkpoint
 from tests.offline import GREEDY, assert_idle, text_of
 

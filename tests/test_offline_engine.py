@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxserve import (
-    LLM,
-    RequestOutputKind,
-    SamplingParams,
-    StructuredOutputsParams,
-    TokenEvent,
-)
+from jaxserve import LLM, RequestOutputKind, SamplingParams, StructuredOutputsParams, TokenEvent
 from jaxserve.errors import EngineDeadError
 from tests.offline import GREEDY, assert_idle, text_of
 

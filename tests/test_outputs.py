@@ -7,7 +7,7 @@ import pytest
 
 from jaxserve import LLM, BeamSearchParams, FlatLogprobs, SamplingParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.metric_values import Counter, Histogram
+from jaxserve.observability.metric_values import Counter, Histogram
 from tests.data import checkpoint
 
 

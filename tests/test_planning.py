@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from jaxserve.api.request import Request, SamplingParams
 from jaxserve.build import build
-from jaxserve.config import EngineOptions
-from jaxserve.engine_plan import EnginePlan
+from jaxserve.config.engine import EngineOptions
+from jaxserve.config.flags import ENGINE_FLAGS, engine_options
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.host_memory import free_bytes
-from jaxserve.flags import ENGINE_FLAGS, engine_options
-from jaxserve.planning import EMBEDDED_FOLDER, plan_engine
-from jaxserve.request import Request, SamplingParams
+from jaxserve.planning.engine_plan import EnginePlan
+from jaxserve.planning.planner import EMBEDDED_FOLDER, plan_engine
 from tests.goldens.checkpoints import encoder_config, tiny_config
 
 GIB = 1 << 30
@@ -67,7 +67,7 @@ def leave(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Leave so many bytes of the host's memory free."""
 
     def leave(num_bytes: int) -> None:
-        monkeypatch.setattr("jaxserve.planning.free_bytes", lambda: num_bytes)
+        monkeypatch.setattr("jaxserve.planning.planner.free_bytes", lambda: num_bytes)
 
     return leave
 

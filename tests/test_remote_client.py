@@ -9,12 +9,12 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from jaxserve.api.request import FinishReason, Request, RequestMetrics, TokenEvent
+from jaxserve.api.tokens import End, TokenBatch
 from jaxserve.client.remote import RemoteClient
+from jaxserve.client.wire import decode_command, encode_reply
 from jaxserve.engine.loop import Abort, Add, Command
-from jaxserve.engine.wire import decode_command, encode_reply
 from jaxserve.errors import EngineDeadError, OverloadedError
-from jaxserve.request import FinishReason, Request, RequestMetrics, TokenEvent
-from jaxserve.tokens import End, TokenBatch
 from tests.engine.world import request, word_tokenizer
 
 TIMEOUT_S = 20.0

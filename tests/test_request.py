@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from jaxserve.api.limits import MAX_COUNT
+from jaxserve.api.request import UNSERVED, Request, SamplingParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.limits import MAX_COUNT
-from jaxserve.request import UNSERVED, Request, SamplingParams
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_tokens", "min_tokens"])

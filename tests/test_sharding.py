@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxserve.errors import ConfigError
-from jaxserve.sharding import make_mesh, partition_spec
+from jaxserve.parallel.sharding import make_mesh, partition_spec
 
 
 def test_heads_ffw_and_vocab_are_cut_and_widths_are_not() -> None:

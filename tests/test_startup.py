@@ -7,12 +7,14 @@ import time
 
 import pytest
 
-from jaxserve.startup import MadeProgram, Startup
+from jaxserve.observability.startup import MadeProgram, Startup
 
 
 def test_a_process_knows_when_it_began() -> None:
     before_s = time.perf_counter()
-    script = "from jaxserve.startup import process_started_s; print(process_started_s())"
+    script = (
+        "from jaxserve.observability.startup import process_started_s; print(process_started_s())"
+    )
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from jaxserve.plan import RowPlan, StepPlan, StepResult, StepRun
-from jaxserve.timeline import PHASES, StepRecord, Timeline
+from jaxserve.api.plan import RowPlan, StepPlan, StepResult, StepRun
+from jaxserve.observability.timeline import PHASES, StepRecord, Timeline
 from tests.engine.world import World, request
 
 RUN = StepRun(
@@ -154,7 +154,7 @@ def test_without_a_step_under_way_the_gap_begins_when_the_wait_ends() -> None:
 
 
 def test_only_recent_steps_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.timeline.NUM_RECENT", 3)
+    monkeypatch.setattr("jaxserve.observability.timeline.NUM_RECENT", 3)
     world = Phases()
     for _ in range(5):
         world.step(wait=1.0)

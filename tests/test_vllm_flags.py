@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import _parser
+from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options
+from jaxserve.config.vllm_flags import INERT_FLAGS, split_inert
 from jaxserve.errors import ConfigError
-from jaxserve.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options
-from jaxserve.vllm_flags import INERT_FLAGS, split_inert
 
 
 def serve(line: str) -> tuple[dict[str, object], list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from jaxserve.bench.statistics import mean, percentile
 from jaxserve.bench.throughput import run_jobs
 from jaxserve.bench.workload import Job
-from jaxserve.llm import LLM
+from jaxserve.offline.llm import LLM
 
 PERCENTS = (10, 25, 50, 75, 90, 99)
 

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from jaxserve.bench.ceilings import Ceilings
-from jaxserve.timeline import PHASES, StepRecord
+from jaxserve.observability.timeline import PHASES, StepRecord
 
 PERCENTILES = (50, 99)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jaxserve.bench.workload import Job, Vocabulary
 from jaxserve.errors import JaxserveError
-from jaxserve.llm import LLM
+from jaxserve.offline.llm import LLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

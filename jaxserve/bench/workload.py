@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxserve.api.request import Request, SamplingParams
 from jaxserve.errors import ConfigError
-from jaxserve.request import Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from jaxserve.chat.joined_messages import one_system_message, one_user_message
 from jaxserve.chat.past_calls import RENDER_ERRORS, Apply, Message, render_calls
 from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.errors import CheckpointError, InvalidRequestError
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.tokenization.tokenizer import Tokenizer
 
 MAX_REASON_CHARS = 200
 # Roles beyond OpenAI's: in one chat, and of which it is remembered whether the template reads them.

@@ -8,7 +8,7 @@ generation) use `TextEngine` directly.
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from jaxserve.request import Request, TokenEvent
+from jaxserve.api.request import Request, TokenEvent
 
 STOP_TIMEOUT_S = 10.0
 # What a client refused during shutdown is told to wait: about as long as a replacement takes.

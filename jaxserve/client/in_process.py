@@ -9,13 +9,13 @@ from functools import partial
 
 from tokenizers import Tokenizer
 
+from jaxserve.api.request import Request, TokenEvent
 from jaxserve.client import DRAIN_RETRY_S, STOP_TIMEOUT_S, EngineClient
 from jaxserve.client.streams import Streams
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import Abort, Command, Leave, Reply, run_engine
 from jaxserve.errors import EngineDeadError, OverloadedError
-from jaxserve.request import Request, TokenEvent
-from jaxserve.stats import StepStats
+from jaxserve.observability.stats import StepStats
 
 logger = logging.getLogger(__name__)
 

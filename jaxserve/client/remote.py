@@ -9,13 +9,12 @@ import zmq
 import zmq.asyncio
 from tokenizers import Tokenizer
 
+from jaxserve.api.request import Request, TokenEvent
 from jaxserve.client import DRAIN_RETRY_S, EngineClient
 from jaxserve.client.streams import Streams
+from jaxserve.client.wire import MAX_MESSAGE_BYTES, MAX_UNREAD, decode_reply, encode_command
 from jaxserve.engine.loop import Command
-from jaxserve.engine.text import INTERNAL_ERROR
-from jaxserve.engine.wire import MAX_MESSAGE_BYTES, MAX_UNREAD, decode_reply, encode_command
-from jaxserve.errors import EngineDeadError, OverloadedError
-from jaxserve.request import Request, TokenEvent
+from jaxserve.errors import INTERNAL_ERROR, EngineDeadError, OverloadedError
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Callable
 from msgspec.structs import replace
 from tokenizers import Tokenizer
 
+from jaxserve.api.request import FinishReason, Request, TokenEvent
 from jaxserve.engine.loop import Abort, Add, Command, Finish, Refusal, Reply
-from jaxserve.engine.text import INTERNAL_ERROR, Assembler
-from jaxserve.errors import JaxserveError
-from jaxserve.request import FinishReason, Request, TokenEvent
+from jaxserve.errors import INTERNAL_ERROR, JaxserveError
+from jaxserve.frontend.output_processor import Assembler
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxserve.config import EngineOptions
+from jaxserve.config.engine import EngineOptions
+from jaxserve.config.flag import add_flags
+from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.config.vllm_flags import INERT_FLAGS, InertFlag
 from jaxserve.errors import ConfigError
-from jaxserve.flag import add_flags
-from jaxserve.flags import ENGINE_FLAGS
-from jaxserve.vllm_flags import INERT_FLAGS, InertFlag
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,12 +8,12 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.config.flag import add_flags, given
+from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
 from jaxserve.errors import ContextLengthError, InvalidRequestError
-from jaxserve.flag import add_flags, given
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
 
 if TYPE_CHECKING:
-    from jaxserve.request import TokenEvent
+    from jaxserve.api.request import TokenEvent
 
 HELP = "talk with a model"
 RESET = "/reset"
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer one message, or each line of standard input until it ends."""
-    from jaxserve.llm import LLM
+    from jaxserve.offline.llm import LLM
 
     llm = LLM(model_of(args), report=say, **given(args, ENGINE_FLAGS))
     # Half of the context is left for what was said before.

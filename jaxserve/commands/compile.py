@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
-from jaxserve.flag import given, number
-from jaxserve.flags import ENGINE_FLAGS, engine_options
+from jaxserve.config.flag import given, number
+from jaxserve.config.flags import ENGINE_FLAGS, engine_options
 
 if TYPE_CHECKING:
-    from jaxserve.engine_plan import EnginePlan
-    from jaxserve.precompile import ProgramReport
+    from jaxserve.planning.engine_plan import EnginePlan
+    from jaxserve.planning.precompile import ProgramReport
 
 HELP = "compile a model's programs for hardware that need not be there"
 _CONTEXT_LEN = 1024
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
-    from jaxserve.planning import plan_engine
-    from jaxserve.precompile import precompile
+    from jaxserve.planning.planner import plan_engine
+    from jaxserve.planning.precompile import precompile
 
     plan = plan_engine(options, target=args.target)
     context_len = min(args.context_len or _CONTEXT_LEN, plan.scheduler.max_model_len)

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from jaxserve.commands.arguments import say
-from jaxserve.config import EngineOptions
-from jaxserve.leave import leave
+from jaxserve.config.engine import EngineOptions
 from jaxserve.processes.engine import ServedEngine, main
+from jaxserve.processes.leave import leave
 from jaxserve.processes.messages import Hello
 
 
 def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     """Load a model; see `processes.engine.Loader`. Raises what `plan_engine` and `build` raise."""
     from jaxserve.build import build, read_template
-    from jaxserve.metrics import Metrics
-    from jaxserve.planning import plan_engine
+    from jaxserve.observability.metrics import Metrics
+    from jaxserve.planning.planner import plan_engine
 
     planned = plan_engine(options)
     names = options.served_model_names or (planned.name,)

@@ -6,8 +6,8 @@ import json
 import sys
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.flag import add_flags, given
-from jaxserve.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
+from jaxserve.config.flag import add_flags, given
+from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
 
 HELP = "continue prompts"
 MAX_TOKENS = 256
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the model continues the prompts with."""
-    from jaxserve.llm import LLM
+    from jaxserve.offline.llm import LLM
 
     prompts: list[str] = args.prompt or [sys.stdin.read()]
     llm = LLM(model_of(args), report=say, **given(args, ENGINE_FLAGS))

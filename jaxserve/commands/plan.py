@@ -3,8 +3,8 @@
 import argparse
 
 from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS, engine_options
+from jaxserve.config.flag import given
+from jaxserve.config.flags import ENGINE_FLAGS, engine_options
 
 HELP = "print the memory plan of a model without loading it"
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; it raises MemoryPlanError when the model does not fit."""
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
-    from jaxserve.planning import plan_engine
+    from jaxserve.planning.planner import plan_engine
 
     for line in plan_engine(options, target=args.target).lines():
         print(line)

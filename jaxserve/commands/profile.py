@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.commands.bench.dataset import add_workload_arguments, workload_for
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS
+from jaxserve.config.flag import given
+from jaxserve.config.flags import ENGINE_FLAGS
 
 HELP = "show where the time of every step goes"
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxserve.bench.machine import describe_machine
     from jaxserve.bench.profile import profile_of, slowest
     from jaxserve.bench.throughput import run_jobs
-    from jaxserve.llm import LLM
+    from jaxserve.offline.llm import LLM
 
     options = {"warm_up": "full"} | given(args, ENGINE_FLAGS)
     if args.batch_size is not None:

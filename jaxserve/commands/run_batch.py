@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.config.flag import add_flags, given
+from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
 from jaxserve.errors import ConfigError, InvalidRequestError
-from jaxserve.flag import add_flags, given
-from jaxserve.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
 
 if TYPE_CHECKING:
-    from jaxserve.server.batch_runner import LineRunner, Numbered
+    from jaxserve.server.batches.runner import LineRunner, Numbered
 
 HELP = "answer a file of requests"
 # Enough to fill the engine; those that find no room in its queue wait.
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(source: Path) -> Iterator["Numbered"]:
     """Yield the requests of a file with their line numbers; raises ConfigError naming the line."""
-    from jaxserve.server.protocol.batches import lines_of, parse_line
+    from jaxserve.server.batches.schema import lines_of, parse_line
 
     seen: set[str] = set()
     try:

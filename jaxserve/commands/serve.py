@@ -5,9 +5,9 @@ import socket
 
 from jaxserve import __version__
 from jaxserve.commands.arguments import add_engine_arguments, model_of
-from jaxserve.flag import add_flags, given
-from jaxserve.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
-from jaxserve.server.config import ServerConfig
+from jaxserve.config.flag import add_flags, given
+from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
+from jaxserve.config.server import ServerConfig
 
 HELP = "serve a model to OpenAI clients"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import nullcontext
     from pathlib import Path
 
-    from jaxserve.logging import configure_logging
+    from jaxserve.observability.logging import configure_logging
     from jaxserve.processes.supervisor import Supervisor
-    from jaxserve.server.batch_store import claimed
-    from jaxserve.server.extensions import extension
-    from jaxserve.server.listener import bound
+    from jaxserve.server.batches.store import claimed
+    from jaxserve.server.http.extensions import extension
+    from jaxserve.server.transport.listener import bound
 
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
     config = server_config(given(args, SERVER_FLAGS))

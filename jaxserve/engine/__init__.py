@@ -2,4 +2,3 @@
 
 from jaxserve.engine.engine import Engine as Engine
 from jaxserve.engine.scheduler import Scheduler as Scheduler
-from jaxserve.engine.text import TextEngine as TextEngine

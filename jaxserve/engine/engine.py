@@ -4,17 +4,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from jaxserve.config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.plan import DrawPlan, PendingStep, Runner, StepLimits, StepPlan
+from jaxserve.api.request import FinishReason, Request, SamplingParams
+from jaxserve.api.tokens import End, Start, TokenBatch
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.walks import Walks
-from jaxserve.plan import DrawPlan, PendingStep, Runner, StepLimits, StepPlan
-from jaxserve.request import FinishReason, Request, SamplingParams
-from jaxserve.stats import EngineMetrics, FinishedStats, StepStats
-from jaxserve.timeline import StepRecord, Timeline
-from jaxserve.tokens import End, Start, TokenBatch
+from jaxserve.observability.stats import EngineMetrics, FinishedStats, StepStats
+from jaxserve.observability.timeline import StepRecord, Timeline
 
 GENERATES = (
     "this model generates text: for embeddings, scores and rankings it must be started with"

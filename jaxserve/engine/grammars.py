@@ -18,11 +18,11 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
+from jaxserve.api.plan import DrawPlan
+from jaxserve.api.request import FinishReason
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.grammar.walks import Walks
-from jaxserve.plan import DrawPlan
-from jaxserve.request import FinishReason
 
 
 class Grammars:

@@ -6,11 +6,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from jaxserve.api.request import FinishReason, Request
+from jaxserve.api.tokens import TokenBatch
 from jaxserve.engine.engine import Engine
-from jaxserve.engine.text import INTERNAL_ERROR
-from jaxserve.errors import InvalidRequestError, JaxserveError, OverloadedError
-from jaxserve.request import FinishReason, Request
-from jaxserve.tokens import TokenBatch
+from jaxserve.errors import INTERNAL_ERROR, InvalidRequestError, JaxserveError, OverloadedError
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from itertools import islice
 
-from jaxserve.config import CacheConfig
+from jaxserve.api.engine_config import CacheConfig
+from jaxserve.api.request import Request
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.prefix_cache import PrefixCache
 from jaxserve.engine.sequence import Sequence
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import Request
 
 
 class KVMemory:

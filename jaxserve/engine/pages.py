@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
+from jaxserve.api.plan import RUBBISH_PAGE
 from jaxserve.engine.prefix_cache import PrefixCache
-from jaxserve.plan import RUBBISH_PAGE
 
 
 class PageAllocator:

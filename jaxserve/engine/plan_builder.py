@@ -1,7 +1,7 @@
 """A step plan in the making."""
 
+from jaxserve.api.plan import RowPlan, SlotAssignment, StepPlan
 from jaxserve.engine.sequence import Sequence
-from jaxserve.plan import RowPlan, SlotAssignment, StepPlan
 
 
 class PlanBuilder:

@@ -8,7 +8,7 @@ in a long prompt has much to attend to, and padding takes as long as tokens do.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxserve.config import SchedulerConfig, WorkModel
+from jaxserve.api.engine_config import SchedulerConfig, WorkModel
 from jaxserve.engine.sequence import Sequence
 
 # A step is padded by no more than this factor where a smaller one would be full: what is left of

@@ -2,8 +2,8 @@
 
 from bisect import bisect_left, insort
 
+from jaxserve.api.plan import RUBBISH_SLOT
 from jaxserve.engine.sequence import Sequence, by_order
-from jaxserve.plan import RUBBISH_SLOT
 
 
 class RunningSet:

@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from jaxserve.config import CacheConfig, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
+from jaxserve.api.request import LOWEST_PRIORITY, FinishReason, Request
 from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefills import are_jumps_worth, divide, prefill_budget, whole
@@ -32,9 +34,7 @@ from jaxserve.engine.running import RunningSet
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue
 from jaxserve.errors import InvalidRequestError
-from jaxserve.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
-from jaxserve.request import LOWEST_PRIORITY, FinishReason, Request
-from jaxserve.stats import StepStats, Totals
+from jaxserve.observability.stats import StepStats, Totals
 
 NOT_FINITE = "the model computed logits that are not finite numbers"
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import attrgetter
 
+from jaxserve.api.request import FinishReason, PositionLogprobs, Request, RequestMetrics
 from jaxserve.engine.prefix_cache import Order, page_digests, private_root_digest, root_digest
 from jaxserve.grammar.walks import Walk
-from jaxserve.request import FinishReason, PositionLogprobs, Request, RequestMetrics
 
 by_order = attrgetter("order")
 

@@ -3,9 +3,9 @@
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 
+from jaxserve.api.request import MAX_N, Request
 from jaxserve.engine.sequence import Sequence, SequenceGroup, by_order
 from jaxserve.errors import OverloadedError
-from jaxserve.request import MAX_N, Request
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxserve.api.limits import MAX_COUNT
+from jaxserve.api.plan import RowPlan, SlotAssignment
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
-from jaxserve.limits import MAX_COUNT
-from jaxserve.plan import RowPlan, SlotAssignment
 
 # The columns of a record, in order; after them comes the page table. First what each step sets.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxserve.config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.pooling import PoolingType
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.models import ModelConfig
-from jaxserve.pooling import PoolingType
 
 
 @dataclass(frozen=True, kw_only=True)

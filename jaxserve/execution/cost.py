@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxserve.config import WorkModel
+from jaxserve.api.engine_config import WorkModel
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet

@@ -35,7 +35,7 @@ type Key = Mapping[str, str | int]
 MANIFEST = "manifest.json"
 _FORMAT = 1
 # What the programs are made of: the packages and files whose source is part of the key.
-_SOURCES = ("execution", "layers", "models", "quantization", "sharding.py")
+_SOURCES = ("execution", "layers", "models", "quantization", "parallel")
 _SUFFIXES = {".py", ".c", ".h"}
 _ROOT = Path(__file__).parents[1]
 # Distributions that compile for a platform and run there; those that are installed count.

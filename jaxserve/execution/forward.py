@@ -16,7 +16,7 @@ from jaxserve.execution.shapes import StepShape
 from jaxserve.layers.attention import packed_attention
 from jaxserve.layers.linear import Rows
 from jaxserve.models import Decoder
-from jaxserve.sharding import TENSOR, partition_spec
+from jaxserve.parallel.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
 
 # One array per layer, as `paged_attention.cache_spec` describes it.

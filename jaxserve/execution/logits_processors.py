@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.api.request import SamplingParams
 from jaxserve.errors import ConfigError, InvalidRequestError
-from jaxserve.request import SamplingParams
 
 
 @jax.tree_util.register_dataclass

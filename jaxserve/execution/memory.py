@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxserve.config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.heads.score import SCORED_ROWS

@@ -11,7 +11,7 @@ from jaxserve.execution.compilation import CompilationCounter
 from jaxserve.execution.executables import ExecutableFolder
 from jaxserve.execution.programs import Program, ProgramSet, name_of
 from jaxserve.models import Params
-from jaxserve.startup import MadeProgram, Startup
+from jaxserve.observability.startup import MadeProgram, Startup
 
 logger = logging.getLogger(__name__)
 

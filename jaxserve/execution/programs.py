@@ -20,7 +20,7 @@ from jaxserve.execution.state import SlotState, abstract_state, remember
 from jaxserve.execution.step import draw as draw_of_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
-from jaxserve.sharding import named_sharding
+from jaxserve.parallel.sharding import named_sharding
 from pallas_kernels import paged_attention
 from pallas_kernels.paged_attention import CacheSpec
 

@@ -7,6 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxserve.api.plan import (
+    RUBBISH_SLOT,
+    DrawPlan,
+    RowPlan,
+    SlotAssignment,
+    StepLimits,
+    StepPlan,
+    StepResult,
+    StepRun,
+)
+from jaxserve.api.request import PositionLogprobs, SamplingParams, TokenLogprob
 from jaxserve.execution.batch import Rows, SlotTable, pack, pack_draw
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.cost import StepCosts
@@ -19,17 +30,6 @@ from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape, Variant
 from jaxserve.execution.state import slot_memory
 from jaxserve.models import Params
-from jaxserve.plan import (
-    RUBBISH_SLOT,
-    DrawPlan,
-    RowPlan,
-    SlotAssignment,
-    StepLimits,
-    StepPlan,
-    StepResult,
-    StepRun,
-)
-from jaxserve.request import PositionLogprobs, SamplingParams, TokenLogprob
 
 
 class ModelRunner:

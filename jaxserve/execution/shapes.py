@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from jaxserve.api.plan import StepLimits
 from jaxserve.errors import ConfigError
-from jaxserve.plan import StepLimits
 
 # The first shape of an accelerator, in tokens: its step takes little longer than to read the
 # weights, and it has room for every sequence and for useful pieces of prompts.

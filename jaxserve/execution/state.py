@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxserve.plan import SlotAssignment
-from jaxserve.request import (
+from jaxserve.api.plan import SlotAssignment
+from jaxserve.api.request import (
     MAX_BAD_WORD_SEQUENCES,
     MAX_BAD_WORD_TOKENS,
     MAX_EOS_IDS,

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams, refusal
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.harmony import ASSISTANT, CHANNEL, MESSAGE, Harmony
 from jaxserve.chat.tool_format import ToolFormat
@@ -30,7 +31,6 @@ from jaxserve.grammar.formats import (
 from jaxserve.grammar.formats import Sequence as Row
 from jaxserve.grammar.loose_schemas import loosened
 from jaxserve.grammar.parameters import LINE_BREAK, filled, parameters
-from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 type Schema = Mapping[str, Any]
 

@@ -11,15 +11,12 @@ from hashlib import blake2b
 import msgspec
 from llguidance import LLMatcher, LLParserLimits
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams, refusal
+from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.heap import heap_bytes
 from jaxserve.grammar.source import grammar_source, unspelled
 from jaxserve.grammar.vocabulary import Vocabulary
-from jaxserve.structured_outputs import (
-    StructuredOutputsParams,
-    refusal,
-)
-from jaxserve.structured_outputs_config import StructuredOutputsConfig
 
 # What llguidance may spend: on compiling, a tenth of a second of lexing; on one mask, 3 ms of
 # lexing and as much of parsing; on the states of one lexer, 1 or 2 kB each.

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from jaxserve.api.structured_outputs import refusal
 from jaxserve.chat.syntax.tagged_call import resolved, types_of
 from jaxserve.grammar import formats
 from jaxserve.grammar.formats import ConstString, Format, JsonSchema, Or, Regex, Terminal
-from jaxserve.structured_outputs import refusal
 
 STRING, STRING_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
 # What any schema may hold that says nothing of values, or only to references.

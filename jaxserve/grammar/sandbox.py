@@ -23,11 +23,11 @@ from typing import IO
 import msgspec
 from tokenizers import Tokenizer, models
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams, refusal
 from jaxserve.errors import InvalidRequestError, OverloadedError
 from jaxserve.grammar.compiler import GrammarChecker, GrammarCompiler
 from jaxserve.grammar.heap import heap_bytes
 from jaxserve.grammar.vocabulary import Vocabulary
-from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 # What a compiled grammar may hold: 25,000 choices take 10 MB, a schema of 1500 properties 4 MB.
 MAX_GRAMMAR_BYTES = 2**24

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams, refusal
+from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.grammar import formats
-from jaxserve.structured_outputs import StructuredOutputsParams, refusal
-from jaxserve.structured_outputs_config import StructuredOutputsConfig
 
 # llguidance counts in 64 bits.
 MAX_BOUND = 9 * 10**18

@@ -5,14 +5,11 @@ import json
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams, refusal
+from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.schemas import followed, whitespace_options
 from jaxserve.grammar.tags import Markup, literals, read, tags_grammar
-from jaxserve.structured_outputs import (
-    StructuredOutputsParams,
-    refusal,
-)
-from jaxserve.structured_outputs_config import StructuredOutputsConfig
 
 # What a model writes between its reasoning and its answer.
 GAP = r"[\x20\x0A\x0D\x09]{0,8}"

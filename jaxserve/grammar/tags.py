@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from llguidance.gbnf_to_lark import any_to_lark
 
+from jaxserve.api.structured_outputs import MAX_DEPTH, is_deeper, refusal
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import formats
 from jaxserve.grammar.formats import (
@@ -23,7 +24,6 @@ from jaxserve.grammar.formats import (
 )
 from jaxserve.grammar.parameters import ANY, parameters, regex_of, slashed, without
 from jaxserve.grammar.schemas import DUMPED, followed
-from jaxserve.structured_outputs import MAX_DEPTH, is_deeper, refusal
 
 MAX_TAGS = 512
 MAX_REPEATS = 1024

@@ -16,10 +16,10 @@ from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask_par
 from msgspec import Struct
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams, refusal
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar, GrammarCompiler
 from jaxserve.grammar.numbers import bounded, run_after
-from jaxserve.structured_outputs import StructuredOutputsParams, refusal
 
 logger = logging.getLogger(__name__)
 

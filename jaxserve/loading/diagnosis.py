@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from jaxserve.loading.sentencepiece_model import is_model
+from jaxserve.tokenization.sentencepiece_model import is_model
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".ot")

@@ -20,13 +20,14 @@ from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client import EngineClient
 from jaxserve.client.remote import RemoteClient
+from jaxserve.config.server import ServerConfig
 from jaxserve.engine.loop import HEARTBEAT_S
 from jaxserve.errors import JaxserveError
 from jaxserve.grammar import GrammarSandbox, Vocabulary
-from jaxserve.leave import leave
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.logging import configure_logging, get_logger
-from jaxserve.metrics import Metrics
+from jaxserve.observability.logging import configure_logging, get_logger
+from jaxserve.observability.metrics import Metrics
+from jaxserve.observability.series import Family
+from jaxserve.processes.leave import leave
 from jaxserve.processes.line import ChildLine, freeze_garbage, ignore_signals
 from jaxserve.processes.messages import (
     AllSeries,
@@ -48,12 +49,11 @@ from jaxserve.processes.messages import (
     ToApi,
     Unready,
 )
-from jaxserve.series import Family
 from jaxserve.server.app import create_app
-from jaxserve.server.batch_runner import BatchRunner
-from jaxserve.server.config import ServerConfig
-from jaxserve.server.run import Server
+from jaxserve.server.batches.runner import BatchRunner
 from jaxserve.server.state import KernelChoice, ServedModel, ServerState
+from jaxserve.server.transport.run import Server
+from jaxserve.tokenization.tokenizer import Tokenizer
 
 log = get_logger(__name__)
 

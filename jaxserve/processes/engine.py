@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from jaxserve.config import EngineOptions
+from jaxserve.client.wire import SocketPort
+from jaxserve.config.engine import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.loop import HEARTBEAT_S, run_engine
-from jaxserve.engine.wire import SocketPort
 from jaxserve.errors import JaxserveError
-from jaxserve.logging import configure_logging
-from jaxserve.metrics import Metrics
+from jaxserve.observability.logging import configure_logging
+from jaxserve.observability.metrics import Metrics
 from jaxserve.processes.line import ChildLine, freeze_garbage, ignore_signals
 from jaxserve.processes.messages import (
     Beat,

@@ -23,9 +23,9 @@ from typing import Any
 
 import msgspec
 
+from jaxserve.observability.series import Family
 from jaxserve.processes.messages import Beat, Message, Pulse, Series, TakeSeries
 from jaxserve.processes.watch import LOOK_S, Watch
-from jaxserve.series import Family
 
 logger = logging.getLogger(__name__)
 

@@ -2,12 +2,12 @@
 
 from msgspec import Raw, Struct
 
-from jaxserve.config import EngineOptions
-from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.pooling import PoolingModel
-from jaxserve.series import Family
-from jaxserve.server.batch_trouble import BatchTrouble
-from jaxserve.server.config import ServerConfig
+from jaxserve.api.pooling import PoolingModel
+from jaxserve.config.engine import EngineOptions
+from jaxserve.config.server import ServerConfig
+from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.observability.series import Family
+from jaxserve.server.batches.trouble import BatchTrouble
 
 
 class Message(Struct, frozen=True, tag=True):

@@ -4,11 +4,11 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
+from jaxserve.config.server import ServerConfig
 from jaxserve.errors import JaxserveError, RestartLimitError
-from jaxserve.logging import get_logger
+from jaxserve.observability.logging import get_logger
+from jaxserve.observability.series import Value
 from jaxserve.processes.backoff import Backoff
-from jaxserve.series import Value
-from jaxserve.server.config import ServerConfig
 
 log = get_logger(__name__)
 

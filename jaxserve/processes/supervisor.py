@@ -14,8 +14,10 @@ from typing import Any
 
 from msgspec import Raw
 
-from jaxserve.config import EngineOptions
-from jaxserve.logging import get_logger
+from jaxserve.config.engine import EngineOptions
+from jaxserve.config.server import ServerConfig
+from jaxserve.observability.logging import get_logger
+from jaxserve.observability.series import Family, Kind, SeriesSet, merged
 from jaxserve.processes.line import Child, Silence
 from jaxserve.processes.messages import (
     AllSeries,
@@ -40,8 +42,6 @@ from jaxserve.processes.messages import (
 )
 from jaxserve.processes.restarts import End, Restarts
 from jaxserve.processes.watch import Watch
-from jaxserve.series import Family, Kind, SeriesSet, merged
-from jaxserve.server.config import ServerConfig
 
 log = get_logger(__name__)
 

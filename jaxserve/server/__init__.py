@@ -8,22 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxserve.config.server import ServerConfig as ServerConfig
     from jaxserve.server.app import create_app as create_app
-    from jaxserve.server.config import ServerConfig as ServerConfig
-    from jaxserve.server.listener import bind as bind
     from jaxserve.server.state import ServedModel as ServedModel
+    from jaxserve.server.transport.listener import bind as bind
 
 __all__ = ["ServedModel", "ServerConfig", "bind", "create_app"]
 
 _HOMES = {
-    "ServedModel": "state",
-    "ServerConfig": "config",
-    "bind": "listener",
-    "create_app": "app",
+    "ServedModel": "server.state",
+    "ServerConfig": "config.server",
+    "bind": "server.transport.listener",
+    "create_app": "server.app",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'jaxserve.server' has no attribute {name!r}")
-    return getattr(import_module(f"jaxserve.server.{_HOMES[name]}"), name)
+    return getattr(import_module(f"jaxserve.{_HOMES[name]}"), name)

@@ -9,33 +9,42 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from jaxserve.metrics import Metrics
-from jaxserve.server.batch_runner import AsBatch, BatchRunner, LineRunner
-from jaxserve.server.batch_trouble import BatchTrouble
-from jaxserve.server.config import ServerConfig
-from jaxserve.server.endpoints.batches import (
-    cancel_batch,
-    create_batch,
-    get_batch,
-    list_batches,
-)
-from jaxserve.server.endpoints.chat_completions import create_chat_completion
-from jaxserve.server.endpoints.completions import create_completion
-from jaxserve.server.endpoints.docs import get_docs, get_openapi
-from jaxserve.server.endpoints.files import (
+from jaxserve.config.server import ServerConfig
+from jaxserve.observability.ignored_fields import IgnoredLog
+from jaxserve.observability.metrics import Metrics
+from jaxserve.server.admin.docs import get_docs, get_openapi
+from jaxserve.server.admin.health import health, live, load, ready
+from jaxserve.server.admin.metrics import metrics as get_metrics
+from jaxserve.server.admin.models import get_model, list_models
+from jaxserve.server.admin.openapi import describe_api
+from jaxserve.server.admin.operations import OPERATIONS
+from jaxserve.server.admin.version import version
+from jaxserve.server.batches.files import (
     delete_file,
     get_file,
     get_file_content,
     list_files,
     upload_file,
 )
-from jaxserve.server.endpoints.health import health, live, load, ready
-from jaxserve.server.endpoints.invocations import invoke
-from jaxserve.server.endpoints.messages import count_tokens, create_message
-from jaxserve.server.endpoints.metrics import metrics as get_metrics
-from jaxserve.server.endpoints.models import get_model, list_models
-from jaxserve.server.endpoints.playground import playground_routes
-from jaxserve.server.endpoints.pooling import (
+from jaxserve.server.batches.handler import cancel_batch, create_batch, get_batch, list_batches
+from jaxserve.server.batches.runner import AsBatch, BatchRunner, LineRunner
+from jaxserve.server.batches.trouble import BatchTrouble
+from jaxserve.server.chat.handler import create_chat_completion
+from jaxserve.server.completions.handler import create_completion
+from jaxserve.server.errors import HANDLERS
+from jaxserve.server.http.extensions import extension
+from jaxserve.server.http.hosts import HostMiddleware
+from jaxserve.server.http.middleware import (
+    OPEN_PATHS,
+    AuthorizeMiddleware,
+    ObserveMiddleware,
+    RootPathMiddleware,
+    SurplusMiddleware,
+)
+from jaxserve.server.invocations import invoke
+from jaxserve.server.messages.handler import count_tokens, create_message
+from jaxserve.server.playground.handler import playground_routes
+from jaxserve.server.pooling.handler import (
     classify,
     create_embeddings,
     embed_cohere,
@@ -43,7 +52,7 @@ from jaxserve.server.endpoints.pooling import (
     rerank,
     score,
 )
-from jaxserve.server.endpoints.responses import (
+from jaxserve.server.responses.handler import (
     cancel_response,
     count_input_tokens,
     create_response,
@@ -51,22 +60,8 @@ from jaxserve.server.endpoints.responses import (
     get_response,
     list_input_items,
 )
-from jaxserve.server.endpoints.tokenize import detokenize, tokenize, tokenizer_info
-from jaxserve.server.endpoints.version import version
-from jaxserve.server.errors import HANDLERS
-from jaxserve.server.extensions import extension
-from jaxserve.server.hosts import HostMiddleware
-from jaxserve.server.ignored_log import IgnoredLog
-from jaxserve.server.middleware import (
-    OPEN_PATHS,
-    AuthorizeMiddleware,
-    ObserveMiddleware,
-    RootPathMiddleware,
-    SurplusMiddleware,
-)
-from jaxserve.server.openapi import describe_api
-from jaxserve.server.operations import OPERATIONS
 from jaxserve.server.state import Scrape, ServedModel, ServerState
+from jaxserve.server.tokenize.handler import detokenize, tokenize, tokenizer_info
 
 ROUTES = (
     Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),

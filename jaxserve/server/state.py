@@ -11,29 +11,29 @@ from pathlib import Path
 from starlette.requests import Request
 
 from jaxserve import __version__
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS, DEFAULT_MAX_QUEUED_REQUESTS
+from jaxserve.api.pooling import PoolingModel
 from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client import EngineClient
-from jaxserve.config import DEFAULT_MAX_LOGPROBS, DEFAULT_MAX_QUEUED_REQUESTS
+from jaxserve.config.server import ServerConfig
 from jaxserve.errors import (
     CheckpointError,
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
 )
+from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.grammar import GrammarChecker
-from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.metrics import Metrics
-from jaxserve.pooling import PoolingModel
-from jaxserve.series import Family
-from jaxserve.server.batch_store import BatchStore
-from jaxserve.server.batch_trouble import BatchTrouble
-from jaxserve.server.body_budget import BodyBudget
-from jaxserve.server.config import ServerConfig
+from jaxserve.observability.metrics import Metrics
+from jaxserve.observability.series import Family
+from jaxserve.server.batches.store import BatchStore
+from jaxserve.server.batches.trouble import BatchTrouble
 from jaxserve.server.errors import LoadingError, ShuttingDownError
-from jaxserve.server.lanes import Lanes
-from jaxserve.server.response_store import ResponseStore
+from jaxserve.server.http.body_budget import BodyBudget
+from jaxserve.server.http.lanes import Lanes
+from jaxserve.server.responses.store import ResponseStore
+from jaxserve.tokenization.tokenizer import Tokenizer
 
 # Requests of one answer that the engine has at once: its queue is for others, too.
 MAX_AT_ONCE = 256

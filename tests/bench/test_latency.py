@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import pytest
 
+from jaxserve.api.request import Request, TokenEvent
 from jaxserve.bench.latency import Latency, measure_latency
-from jaxserve.llm import LLM
-from jaxserve.request import Request, TokenEvent
+from jaxserve.offline.llm import LLM
 
 
 class Parrot:

@@ -5,7 +5,7 @@ import pytest
 from jaxserve.bench.ceilings import Ceilings
 from jaxserve.bench.device_trace import DeviceTrace, Operation, _summary
 from jaxserve.bench.profile import profile_of, slowest
-from jaxserve.timeline import StepRecord
+from jaxserve.observability.timeline import StepRecord
 
 CEILINGS = Ceilings(bytes_per_s=1e9, flops_per_s=1e12)
 

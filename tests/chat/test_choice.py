@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from jaxserve.chat import NONE
 from jaxserve.chat.choice import answer_format, find_reasoning_parser, find_tool_parser
 from jaxserve.chat.template import ChatTemplate
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 from tests.server.world import write_tokenizer
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 from tests.server.world import tokenizer
 

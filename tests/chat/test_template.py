@@ -12,7 +12,7 @@ from jaxserve.chat.choice import find_reasoning_parser
 from jaxserve.chat.reasoning_parsers import reasoning_format
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import CheckpointError, InvalidRequestError
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 from tests.server.world import tokenizer, write_tokenizer
 

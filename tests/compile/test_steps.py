@@ -13,16 +13,16 @@ from typing import Any
 import jax
 import pytest
 
-from jaxserve.config import EngineOptions
-from jaxserve.engine_plan import EnginePlan
+from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, Program, name_of
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.loading.published import published
 from jaxserve.models import abstract_params
-from jaxserve.planning import plan_engine
-from jaxserve.precompile import Tuner
+from jaxserve.planning.engine_plan import EnginePlan
+from jaxserve.planning.planner import plan_engine
+from jaxserve.planning.precompile import Tuner
 from pallas_kernels.targets import find_target
 from pallas_kernels.topology import TopologyError, absent_devices
 

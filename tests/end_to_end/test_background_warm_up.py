@@ -10,11 +10,11 @@ import jax
 import pytest
 
 from jaxserve.build import LoadedModel
-from jaxserve.config import EngineOptions
+from jaxserve.config.engine import EngineOptions
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
-from jaxserve.planning import plan_engine
+from jaxserve.planning.planner import plan_engine
 from tests.data import checkpoint
 from tests.end_to_end.world import PAGE_SIZE, Answers, engine_for, load, noise, serve
 

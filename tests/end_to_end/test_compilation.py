@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxserve.request import Request
+from jaxserve.api.request import Request
 from tests.end_to_end.world import (
     engine_for,
     load,

@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 from jaxserve import LLM
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.commands.engine_process import load
-from jaxserve.config import EngineOptions
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.config.engine import EngineOptions
 from jaxserve.processes.api import served_model
 from jaxserve.processes.messages import Hello
 from jaxserve.server import ServerConfig, create_app
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.goldens.checkpoints import (
     CROSS_ENCODERS,
     DOCUMENTS,

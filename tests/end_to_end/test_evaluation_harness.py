@@ -20,11 +20,11 @@ from starlette.testclient import TestClient
 from jaxserve.build import LoadedModel
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.grammar import GrammarChecker, Vocabulary
-from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.loading.weights import load_model
-from jaxserve.metrics import Metrics
 from jaxserve.models import Decoder
+from jaxserve.observability.metrics import Metrics
 from jaxserve.server import ServedModel, ServerConfig, create_app
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import checkpoint
 from tests.end_to_end.world import Golden, engine_for
 

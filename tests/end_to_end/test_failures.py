@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jaxserve.api.request import FinishReason, Request
 from jaxserve.build import LoadedModel
-from jaxserve.request import FinishReason, Request
 from tests.end_to_end.world import engine_for, load, request, serve, write_one_layer
 
 # No other prompt has it, and it is never generated below.

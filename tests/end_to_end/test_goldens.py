@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from jaxserve.api.request import Request
 from jaxserve.build import LoadedModel
 from jaxserve.errors import CheckpointError
-from jaxserve.request import Request
 from tests.data import checkpoint
 from tests.end_to_end.world import (
     Answers,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.request import Request
+from jaxserve.api.request import Request
 from pallas_kernels.targets import SIMULATE
 from tests.end_to_end.world import (
     Answers,

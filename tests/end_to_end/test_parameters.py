@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jaxserve.api.request import FinishReason, PositionLogprobs, Request
 from jaxserve.build import LoadedModel
 from jaxserve.loading.weights import load_model
-from jaxserve.request import FinishReason, PositionLogprobs, Request
 from tests.data import checkpoint
 from tests.end_to_end.world import Answer, Golden, engine_for, mixed, noise, request, serve
 from tests.execution import oracle

@@ -9,12 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from jaxserve import LLM, PoolingParams
-from jaxserve.errors import (
-    CheckpointError,
-    ConfigError,
-    ContextLengthError,
-    InvalidRequestError,
-)
+from jaxserve.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
 from tests.goldens.checkpoints import (
     POOLED_CASES,
     encoder_config,

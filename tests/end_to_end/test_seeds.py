@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from jaxserve.api.request import Request
 from jaxserve.build import LoadedModel
-from jaxserve.request import Request
 from tests.end_to_end.world import (
     Answers,
     Golden,

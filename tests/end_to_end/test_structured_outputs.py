@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from jaxserve.build import LoadedModel, build_with_tokenizer
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client.in_process import InProcessClient
-from jaxserve.flags import engine_options
+from jaxserve.config.flags import engine_options
 from jaxserve.grammar import GrammarChecker, Vocabulary
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.metrics import Metrics
-from jaxserve.planning import plan_engine
+from jaxserve.observability.metrics import Metrics
+from jaxserve.planning.planner import plan_engine
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
-from jaxserve.server.run import Server
+from jaxserve.server.transport.run import Server
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.server.world import wait_for
 
 SCHEMA = {

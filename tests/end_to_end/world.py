@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from jaxserve.api.request import FinishReason, PositionLogprobs, Request, SamplingParams
 from jaxserve.build import LoadedModel, build
-from jaxserve.config import EngineOptions
-from jaxserve.engine import Engine, Scheduler, TextEngine
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.planning import plan_engine
-from jaxserve.request import FinishReason, PositionLogprobs, Request, SamplingParams
-from jaxserve.stats import StepStats
+from jaxserve.config.engine import EngineOptions
+from jaxserve.engine import Engine, Scheduler
+from jaxserve.frontend.text_engine import TextEngine
+from jaxserve.observability.stats import StepStats
+from jaxserve.planning.planner import plan_engine
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import checkpoint
 
 NUM_GOLDEN_TOKENS = 200

@@ -1,8 +1,8 @@
 """A scheduler alone, stepped by hand, and steps in words short enough to compare."""
 
-from jaxserve.config import CacheConfig, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.plan import StepPlan, StepResult
 from jaxserve.engine import Scheduler
-from jaxserve.plan import StepPlan, StepResult
 from tests.engine.world import EOS
 
 LONG = tuple(range(10, 34))

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.engine.beam_search import BeamSearch, BeamSearchParams, check_search
-from jaxserve.errors import InvalidRequestError
-from jaxserve.request import (
+from jaxserve.api.request import (
     FinishReason,
     PositionLogprobs,
     Request,
     SamplingParams,
     TokenLogprob,
 )
+from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.beam_search import BeamSearch, BeamSearchParams, check_search
 
 EOS = 0
 VOCAB_SIZE = 4

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from jaxserve.engine.detokenize import (
+from jaxserve.frontend.detokenizer import (
     MAX_PENDING_TOKENS,
     REPLACEMENT,
     Detokenizer,

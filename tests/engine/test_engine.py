@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from jaxserve.engine.detokenize import Detokenizer
+from jaxserve.api.plan import DrawPlan, StepLimits, StepPlan
+from jaxserve.api.request import FinishReason, TokenEvent
 from jaxserve.engine.scheduler import NOT_FINITE
 from jaxserve.errors import ContextLengthError, InvalidRequestError
-from jaxserve.plan import DrawPlan, StepLimits, StepPlan
-from jaxserve.request import FinishReason, TokenEvent
-from jaxserve.stats import FinishedStats, StepStats
+from jaxserve.frontend.detokenizer import Detokenizer
+from jaxserve.observability.stats import FinishedStats, StepStats
 from tests.engine.world import EOS, World, request, word_tokenizer, words
 from tests.fakes import FakePendingStep, token_logprobs
 

@@ -8,12 +8,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from jaxserve.config import WorkModel
+from jaxserve.api.engine_config import WorkModel
+from jaxserve.api.request import FinishReason, Request, SamplingParams
+from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.grammar import GrammarCompiler, Walks
 from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar
 from jaxserve.grammar.walks import Walk
-from jaxserve.request import FinishReason, Request, SamplingParams
-from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.engine.world import World
 from tests.grammar.world import compiler, vocabulary
 from tests.server.world import VOCAB_SIZE, tokenizer

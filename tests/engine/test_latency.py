@@ -16,7 +16,7 @@ from benchmarks.scheduling import (
     quantile,
     simulate,
 )
-from jaxserve.config import WorkModel
+from jaxserve.api.engine_config import WorkModel
 
 DEVICES = pytest.mark.parametrize("device", [LARGE_ON_GPU, SMALL_ON_CPU], ids=lambda d: d.name)
 

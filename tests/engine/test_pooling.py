@@ -2,10 +2,10 @@
 
 import pytest
 
+from jaxserve.api.plan import RowPlan
+from jaxserve.api.request import FinishReason, Request
 from jaxserve.errors import ContextLengthError, InvalidRequestError
-from jaxserve.metrics import Metrics
-from jaxserve.plan import RowPlan
-from jaxserve.request import FinishReason, Request
+from jaxserve.observability.metrics import Metrics
 from tests.engine.world import World, request, word_tokenizer
 from tests.fakes import solo_vector
 

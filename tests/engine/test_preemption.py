@@ -1,7 +1,7 @@
 """Who gives way when pages run out, and what becomes of it."""
 
+from jaxserve.api.plan import StepPlan
 from jaxserve.engine import Scheduler
-from jaxserve.plan import StepPlan
 from tests.engine.steps import LONG, answer, make, scheduled, shape
 from tests.engine.world import World, request
 

@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from jaxserve.config import SchedulerConfig, WorkModel
+from jaxserve.api.engine_config import SchedulerConfig, WorkModel
 from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefills import PrefillBudget, are_jumps_worth, divide, prefill_budget
 from jaxserve.engine.sequence import Sequence, new_group

@@ -4,12 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from jaxserve.engine.prefix_cache import (
-    PrefixCache,
-    page_digests,
-    private_root_digest,
-    root_digest,
-)
+from jaxserve.engine.prefix_cache import PrefixCache, page_digests, private_root_digest, root_digest
 
 
 def page_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:

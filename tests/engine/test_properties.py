@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.config import WorkModel
-from jaxserve.request import FinishReason
+from jaxserve.api.engine_config import WorkModel
+from jaxserve.api.request import FinishReason
 from tests.engine.world import World, request, word_tokenizer
 from tests.fakes import token_logprobs
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.engine.repetition import RepetitionDetector
-from jaxserve.repetition_detection import RepetitionDetectionParams
+from jaxserve.api.repetition_detection import RepetitionDetectionParams
+from jaxserve.frontend.repetition import RepetitionDetector
 
 
 def is_stuck(tokens: list[int], params: RepetitionDetectionParams) -> bool:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from jaxserve.api.request import FinishReason
 from jaxserve.engine import Scheduler
 from jaxserve.errors import InvalidRequestError, OverloadedError
-from jaxserve.request import FinishReason
 from tests.engine.steps import LONG, answer, make, scheduled, shape
 from tests.engine.world import World, request
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from jaxserve.api.plan import StepPlan, StepResult
+from jaxserve.api.request import FinishReason
 from jaxserve.engine import Scheduler
-from jaxserve.plan import StepPlan, StepResult
-from jaxserve.request import FinishReason
 from tests.engine.steps import LONG, answer, make, scheduled, shape
 from tests.engine.world import World, request
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from jaxserve.engine.text import Assembler
+from jaxserve.api.repetition_detection import RepetitionDetectionParams
+from jaxserve.api.request import FinishReason, Request, RequestMetrics
+from jaxserve.api.tokens import End, Start, TokenBatch
 from jaxserve.errors import InvalidRequestError
-from jaxserve.repetition_detection import RepetitionDetectionParams
-from jaxserve.request import FinishReason, Request, RequestMetrics
-from jaxserve.tokens import End, Start, TokenBatch
+from jaxserve.frontend.output_processor import Assembler
 from tests.engine.world import request, word_tokenizer
 from tests.fakes import token_logprobs
 

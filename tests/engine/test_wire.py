@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import zmq
 
-from jaxserve.engine.loop import Abort, Add, Command, Finish, Leave, Refusal, Reply
-from jaxserve.engine.wire import (
+from jaxserve.api.request import FinishReason, Request, RequestMetrics, SamplingParams
+from jaxserve.api.structured_outputs import StructuredOutputsParams
+from jaxserve.api.tokens import End, Start, TokenBatch
+from jaxserve.client.wire import (
     MalformedError,
     SocketPort,
     decode_command,
@@ -17,10 +19,8 @@ from jaxserve.engine.wire import (
     encode_command,
     encode_reply,
 )
+from jaxserve.engine.loop import Abort, Add, Command, Finish, Leave, Refusal, Reply
 from jaxserve.errors import ContextLengthError, InvalidRequestError, OverloadedError
-from jaxserve.request import FinishReason, Request, RequestMetrics, SamplingParams
-from jaxserve.structured_outputs import StructuredOutputsParams
-from jaxserve.tokens import End, Start, TokenBatch
 from tests.engine.world import request
 from tests.fakes import token_logprobs
 

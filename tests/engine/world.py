@@ -8,13 +8,14 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models
 
-from jaxserve.config import CacheConfig, SchedulerConfig, WorkModel
-from jaxserve.engine import Engine, Scheduler, TextEngine
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
+from jaxserve.api.plan import RowPlan
+from jaxserve.api.request import FinishReason, Request, SamplingParams, TokenEvent
+from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
+from jaxserve.frontend.text_engine import TextEngine
 from jaxserve.grammar import Walks
-from jaxserve.plan import RowPlan
-from jaxserve.request import FinishReason, Request, SamplingParams, TokenEvent
-from jaxserve.stats import EngineMetrics
+from jaxserve.observability.stats import EngineMetrics
 from tests.fakes import FakeRunner, solo_run
 
 EOS = 3

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.request import SamplingParams
+from jaxserve.api.request import SamplingParams
 
 type Logits = NDArray[np.float32] | NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from jaxserve.execution.context import StepContext
 from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
-from jaxserve.sharding import make_mesh, partition_spec
+from jaxserve.parallel.sharding import make_mesh, partition_spec
 from pallas_kernels.targets import CPU
 
 PAGES = 32

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from jaxserve.api.plan import SlotAssignment
+from jaxserve.api.request import SamplingParams
 from jaxserve.execution import sampling
 from jaxserve.execution.batch import SlotTable, StepInput
 from jaxserve.execution.state import SlotState, abstract_state, observe, remember, slot_memory
-from jaxserve.plan import SlotAssignment
-from jaxserve.request import SamplingParams
 from tests.execution import oracle
 from tests.execution.inputs import step_input
 

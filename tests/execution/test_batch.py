@@ -11,17 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jaxserve.execution.batch import (
-    MIN_TEMPERATURE,
-    Rows,
-    SlotTable,
-    StepInput,
-    pack,
-    unpack,
-)
+from jaxserve.api.plan import RowPlan, SlotAssignment
+from jaxserve.api.request import SamplingParams
+from jaxserve.execution.batch import MIN_TEMPERATURE, Rows, SlotTable, StepInput, pack, unpack
 from jaxserve.execution.shapes import StepShape, Variant
-from jaxserve.plan import RowPlan, SlotAssignment
-from jaxserve.request import SamplingParams
 
 NUM_SLOTS = 6
 PAGES = 5

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from jaxserve.config import LOGPROBS_MODES
+from jaxserve.api.plan import SlotAssignment
+from jaxserve.api.request import SamplingParams
+from jaxserve.config.engine import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import SamplingSettings
 from jaxserve.execution.heads.sample import FEW_SAMPLED, MUCH_ROOM, DrawStatus, StepOutput
@@ -19,8 +21,6 @@ from jaxserve.execution.heads.sample import choose as choose_tokens
 from jaxserve.execution.shapes import Variant
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
 from jaxserve.execution.step import last_rows
-from jaxserve.plan import SlotAssignment
-from jaxserve.request import SamplingParams
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 50

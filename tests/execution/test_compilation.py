@@ -70,8 +70,8 @@ def test_a_second_start_fetches_what_the_first_compiled(tmp_path: Path) -> None:
 BUILD = """
 import sys
 from jaxserve.build import build
-from jaxserve.config import EngineOptions
-from jaxserve.planning import plan_engine
+from jaxserve.config.engine import EngineOptions
+from jaxserve.planning.planner import plan_engine
 
 small = {"max_num_seqs": 1, "max_num_batched_tokens": 2, "num_pages": 9, "max_model_len": 32}
 loaded = build(plan_engine(EngineOptions(model=sys.argv[1], **small)))

@@ -9,7 +9,7 @@ import pytest
 from jaxserve.execution.cost import Cost, StepCosts
 from jaxserve.execution.shapes import Variant
 from jaxserve.models import DecoderConfig, abstract_params
-from jaxserve.sharding import make_mesh
+from jaxserve.parallel.sharding import make_mesh
 from tests.execution.programs import SMALL, plan
 
 HEAD = 64 * 512

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.api.plan import RowPlan, SlotAssignment
+from jaxserve.api.request import SamplingParams
 from jaxserve.execution.batch import (
     Rows,
     SlotTable,
@@ -18,8 +20,6 @@ from jaxserve.execution.context import SamplingSettings
 from jaxserve.execution.heads.sample import DrawStatus, draw_tokens
 from jaxserve.execution.sampling import greedy
 from jaxserve.execution.shapes import DrawShape, Variant
-from jaxserve.plan import RowPlan, SlotAssignment
-from jaxserve.request import SamplingParams
 from tests.execution.test_choice import VOCAB_SIZE, empty_state, random_logits
 
 SHAPE = DrawShape(8)

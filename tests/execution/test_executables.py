@@ -12,15 +12,15 @@ import jax
 import pytest
 
 from jaxserve.build import LoadedModel, build
-from jaxserve.config import EngineOptions
-from jaxserve.engine import TextEngine
-from jaxserve.engine_plan import EnginePlan
+from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import ConfigError
 from jaxserve.execution.compilation import use_compilation_cache
 from jaxserve.execution.executables import MANIFEST, ExecutableFolder, ExecutableWriter
 from jaxserve.execution.programs import Helper, all_programs, name_of
-from jaxserve.planning import plan_engine
-from jaxserve.precompile import precompile
+from jaxserve.frontend.text_engine import TextEngine
+from jaxserve.planning.engine_plan import EnginePlan
+from jaxserve.planning.planner import plan_engine
+from jaxserve.planning.precompile import precompile
 from tests.end_to_end.world import request, serve, write_one_layer
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"

@@ -6,7 +6,7 @@ import pytest
 
 from jaxserve.errors import ConfigError
 from jaxserve.execution.linear import LinearPlan, plan_linear
-from jaxserve.sharding import make_mesh
+from jaxserve.parallel.sharding import make_mesh
 from pallas_kernels.packed_linear import check
 from pallas_kernels.targets import CPU, TARGETS, Target
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.api.plan import SlotAssignment
+from jaxserve.api.request import SamplingParams
 from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.execution import sampling
 from jaxserve.execution.logits_processors import (
@@ -17,8 +19,6 @@ from jaxserve.execution.logits_processors import (
     place_of,
 )
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
-from jaxserve.plan import SlotAssignment
-from jaxserve.request import SamplingParams
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 8

@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
+from jaxserve.api.plan import StepLimits
 from jaxserve.errors import ConfigError
 from jaxserve.execution.shapes import ShapeTable, Variant
-from jaxserve.plan import StepLimits
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 LIMITS = [

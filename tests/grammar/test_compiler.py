@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from jaxserve.api.structured_outputs import MAX_BYTES, MAX_DEPTH, StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import GrammarChecker, GrammarCompiler
 from jaxserve.grammar.compiler import BYTES_PER_GRAMMAR
 from jaxserve.grammar.heap import heap_bytes
-from jaxserve.structured_outputs import MAX_BYTES, MAX_DEPTH, StructuredOutputsParams
 from tests.grammar.world import accepts, checker, compiler, vocabulary
 from tests.server.world import tokenizer
 

@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 from llguidance import LLParserLimits
 
+from jaxserve.api.structured_outputs import MAX_BYTES, StructuredOutputsParams
+from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar import GrammarCompiler, Walks
 from jaxserve.grammar.numbers import MAX_CHARS
 from jaxserve.grammar.walks import Walk
-from jaxserve.structured_outputs import (
-    MAX_BYTES,
-    StructuredOutputsParams,
-)
-from jaxserve.structured_outputs_config import StructuredOutputsConfig
 from tests.grammar.world import accepts, checker, compiler, vocabulary
 from tests.server.world import tokenizer
 

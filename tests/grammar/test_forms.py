@@ -18,7 +18,7 @@ from jaxserve.chat.pieces import Kind
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.chat.tool_format import ToolFormat
 from jaxserve.grammar import Function, can_bind, forced_calls, strict_calls
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 from tests.grammar.world import Model
 

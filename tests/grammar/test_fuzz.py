@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.walks import LIMIT_REACHED
-from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.grammar.world import accepts, compiler, vocabulary
 from tests.server.world import tokenizer
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError, OverloadedError
 from jaxserve.grammar import GrammarSandbox
-from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.grammar.world import vocabulary
 
 NUMBERS = tuple(f"{number:05}" for number in range(40_000))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.grammar.world import accepts, checker
 
 NUMBER = {"type": "json_schema", "json_schema": {"type": "integer"}}

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.grammar import GrammarChecker, GrammarCompiler, Vocabulary
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.structured_outputs import StructuredOutputsParams
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.server.world import VOCAB_SIZE, tokenizer, write_tokenizer
 
 

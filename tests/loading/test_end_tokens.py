@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import CheckpointError
-from jaxserve.loading.end_tokens import read_end_ids
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.planning import EMBEDDED_FOLDER
+from jaxserve.planning.planner import EMBEDDED_FOLDER
+from jaxserve.tokenization.end_tokens import read_end_ids
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA
 
 NAMES = [
@@ -60,7 +60,7 @@ def test_published_tokenizers_tell_without_being_loaded(
 def test_the_embedded_model_tells_without_transformers() -> None:
     script = (
         "import sys; from pathlib import Path;"
-        "from jaxserve.loading.end_tokens import read_end_ids;"
+        "from jaxserve.tokenization.end_tokens import read_end_ids;"
         "print(read_end_ids(Path(sys.argv[1])), 'transformers' in sys.modules)"
     )
     found = subprocess.run(

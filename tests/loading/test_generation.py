@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import CheckpointError, ConfigError
-from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.frontend.generation_defaults import GenerationDefaults
 
 type Write = Callable[..., Path]
 

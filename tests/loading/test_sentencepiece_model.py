@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 
 from jaxserve.errors import CheckpointError
-from jaxserve.loading.end_tokens import read_end_ids
-from jaxserve.loading.tokenizer import Tokenizer, load_backend
+from jaxserve.tokenization.end_tokens import read_end_ids
+from jaxserve.tokenization.tokenizer import Tokenizer, load_backend
 from tests.data import DATA
 
 PUBLISHED = ["checkpoints/stories260K-hf", "checkpoints/babyllama-char105-hf"]

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from jaxserve.errors import CheckpointError, ContextLengthError
-from jaxserve.loading.tokenizer import Tokenizer, load_backend
+from jaxserve.tokenization.tokenizer import Tokenizer, load_backend
 from tests.data import DATA, needs_data
 
 NAMES = [
@@ -163,7 +163,7 @@ def test_threads_may_load_their_first_tokenizers_at_the_same_time() -> None:
     # In a process of its own: here transformers has been imported.
     script = """
 import sys, threading, time
-from jaxserve.loading.tokenizer import Tokenizer
+from jaxserve.tokenization.tokenizer import Tokenizer
 
 def preload(errors):
     try:

@@ -19,7 +19,7 @@ from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_model, load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, read_config
-from jaxserve.sharding import make_mesh
+from jaxserve.parallel.sharding import make_mesh
 from tests.goldens.checkpoints import (
     ENCODER_CASES,
     HfConfig,

@@ -10,7 +10,7 @@ import pytest
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, random_params
-from jaxserve.sharding import make_mesh
+from jaxserve.parallel.sharding import make_mesh
 from pallas_kernels.packed_linear import PackedMatrix, check
 from pallas_kernels.targets import CPU
 from tests.goldens.checkpoints import tiny_config, write_checkpoint

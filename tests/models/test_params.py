@@ -6,7 +6,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxserve.models import abstract_params, config_from_hf, param_axes, random_params
-from jaxserve.sharding import make_mesh
+from jaxserve.parallel.sharding import make_mesh
 from tests.goldens.checkpoints import tensor_shapes, tiny_config
 
 CONFIG = config_from_hf(tiny_config("qwen3"))

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from jaxserve.errors import CheckpointError
-from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.processes.api import main
 from jaxserve.processes.messages import Hello
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.engine.world import word_tokenizer
 
 

@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxserve.config import CacheConfig, EngineOptions, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.plan import StepPlan
+from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.errors import CheckpointError
-from jaxserve.leave import leave
-from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.metrics import Metrics
-from jaxserve.plan import StepPlan
+from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.observability.metrics import Metrics
 from jaxserve.processes.engine import ServedEngine, main
+from jaxserve.processes.leave import leave
 from jaxserve.processes.messages import Hello
 from tests.fakes import FakePendingStep, FakeRunner
 

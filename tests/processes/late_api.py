@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from jaxserve.loading.tokenizer import Tokenizer
 from jaxserve.processes.api import main
 from jaxserve.processes.messages import Hello
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.processes import fake_api
 
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 import zmq
 
+from jaxserve.api.request import SamplingParams
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.processes.supervisor import STOP_TIMEOUT_S
-from jaxserve.request import SamplingParams
 from tests.engine.world import words
 from tests.fakes import solo_run
 from tests.processes.world import TIMEOUT_S, Server, server, wait_for

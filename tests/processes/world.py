@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60.0
 SCRIPT = """
 import asyncio, json, sys
-from jaxserve.config import EngineOptions
+from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import JaxserveError
 from jaxserve.processes.supervisor import Programs, Supervisor
-from jaxserve.server.config import ServerConfig
-from jaxserve.server.listener import bind
+from jaxserve.config.server import ServerConfig
+from jaxserve.server.transport.listener import bind
 
 model, config, programs = map(json.loads, sys.argv[1:])
 config = ServerConfig(port=0, **config)

@@ -13,8 +13,8 @@ from jaxserve.layers.linear import ALL_ROWS, einsum
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, random_params
+from jaxserve.parallel.sharding import make_mesh
 from jaxserve.quantization.int8 import Int8Matrix, quantize
-from jaxserve.sharding import make_mesh
 from tests.goldens.checkpoints import tiny_config, write_checkpoint
 
 RNG = np.random.default_rng(3)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from jaxserve.api.request import LOWEST_PRIORITY
 from jaxserve.errors import ConfigError
-from jaxserve.request import LOWEST_PRIORITY
 from jaxserve.server import ServerConfig
-from jaxserve.server.batch_store import claimed
-from jaxserve.server.protocol.batches import Batch
+from jaxserve.server.batches.schema import Batch
+from jaxserve.server.batches.store import claimed
 from tests.data import needs_data
 from tests.server.test_openai_spec import check
 from tests.server.world import World, wait_for
@@ -29,7 +29,7 @@ FINAL = {"completed", "failed", "expired", "cancelled"}
 @pytest.fixture(autouse=True, scope="module")
 def short_polls() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxserve.server.batch_runner.POLL_S", 0.02)
+        patch.setattr("jaxserve.server.batches.runner.POLL_S", 0.02)
         yield
 
 
@@ -212,7 +212,7 @@ def test_few_lines_are_under_way_at_once() -> None:
 
 
 def test_a_full_server_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.server.batch_runner.MIN_RETRY_S", 0.02)
+    monkeypatch.setattr("jaxserve.server.batches.runner.MIN_RETRY_S", 0.02)
     config = ServerConfig(port=0, max_concurrent_requests=1)
     with World(config=config) as world, serving(world) as http:
         batch = ended(http, begin(http, *(line(str(number)) for number in range(6))))

@@ -5,8 +5,8 @@ from typing import Any
 
 import anyio
 
-from jaxserve.server.chat_pieces import Arguments, Call, ChatAnswer, End, Piece, Reasoning, Text
-from jaxserve.server.protocol.answers import (
+from jaxserve.server.chat.pieces import Arguments, Call, ChatAnswer, End, Piece, Reasoning, Text
+from jaxserve.server.schema.answers import (
     ChatChunk,
     ChatChunkChoice,
     ChatLogprobs,

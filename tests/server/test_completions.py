@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.frontend.generation_defaults import GenerationDefaults
 from tests.server.world import World, events
 
 PATH = "/v1/completions"

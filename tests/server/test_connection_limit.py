@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from jaxserve.server import ServerConfig
-from jaxserve.server.acceptor import OWN_FILES, affordable_connections
-from jaxserve.server.connections import GRACE_S, IDLE_S, MAX_SURPLUS, Connections
+from jaxserve.server.transport.acceptor import OWN_FILES, affordable_connections
+from jaxserve.server.transport.connections import GRACE_S, IDLE_S, MAX_SURPLUS, Connections
 from tests.server.sockets import connected, get, one_answer, post_head, until_closed
 from tests.server.world import Address, World, wait_for
 

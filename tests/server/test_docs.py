@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.metrics import Metrics
+from jaxserve.observability.metrics import Metrics
 from jaxserve.server.app import ROUTES
-from jaxserve.server.protocol.chat import ChatBody, Message
-from jaxserve.server.protocol.completions import CompletionBody
-from jaxserve.server.protocol.fields import IGNORED, REFUSED
-from jaxserve.server.protocol.generation import StreamOptions
-from jaxserve.server.protocol.tokens import DetokenizeBody, TokenizeBody, TokenizeChatBody
+from jaxserve.server.chat.schema import ChatBody, Message
+from jaxserve.server.completions.schema import CompletionBody
+from jaxserve.server.schema.fields import IGNORED, REFUSED
+from jaxserve.server.schema.generation import StreamOptions
+from jaxserve.server.tokenize.schema import DetokenizeBody, TokenizeBody, TokenizeChatBody
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "api.md").read_text("utf-8")

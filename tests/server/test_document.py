@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, validators
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.loading.generation import GenerationDefaults
+from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.server.admin.openapi import describe_api
+from jaxserve.server.admin.operations import OPERATIONS
 from jaxserve.server.app import ROUTES
-from jaxserve.server.openapi import describe_api
-from jaxserve.server.operations import OPERATIONS
-from jaxserve.server.protocol.batches import BatchBody
-from jaxserve.server.protocol.body import Body
-from jaxserve.server.protocol.chat import ChatBody
-from jaxserve.server.protocol.completions import CompletionBody
-from jaxserve.server.protocol.messages import MessagesBody
-from jaxserve.server.protocol.parsing import parse
-from jaxserve.server.protocol.pooling import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
-from jaxserve.server.protocol.responses import ResponsesBody
-from jaxserve.server.protocol.tokens import DetokenizeBody, TokenizeBody
+from jaxserve.server.batches.schema import BatchBody
+from jaxserve.server.chat.schema import ChatBody
+from jaxserve.server.completions.schema import CompletionBody
+from jaxserve.server.messages.schema import MessagesBody
+from jaxserve.server.pooling.schema import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
+from jaxserve.server.responses.schema import ResponsesBody
+from jaxserve.server.schema.body import Body
+from jaxserve.server.schema.parsing import parse
+from jaxserve.server.tokenize.schema import DetokenizeBody, TokenizeBody
 
 DOCUMENT = describe_api(ROUTES, OPERATIONS)
 COMPONENTS = DOCUMENT["components"]

@@ -6,7 +6,7 @@ import httpx
 from starlette.testclient import TestClient
 
 import jaxserve
-from jaxserve.metrics import Metrics
+from jaxserve.observability.metrics import Metrics
 from jaxserve.server import ServerConfig, create_app
 from tests.server.world import World, events, wait_for
 

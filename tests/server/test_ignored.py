@@ -8,18 +8,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from jaxserve.pooling import Activation, PoolingModel, PoolingType
-from jaxserve.prompts import ChatOptions, PromptReader
+from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.observability.ignored_fields import MAX_UNKNOWN, OTHER, IgnoredLog
+from jaxserve.offline.prompts import ChatOptions, PromptReader
 from jaxserve.server import ServerConfig
-from jaxserve.server.ignored_log import MAX_UNKNOWN, OTHER, IgnoredLog
-from jaxserve.server.protocol.chat import ChatBody
-from jaxserve.server.protocol.ignored import (
-    MAX_HEADER_CHARS,
-    MAX_NAMES,
-    IgnoredFields,
-    unread_places,
-)
-from jaxserve.server.protocol.parsing import parse
+from jaxserve.server.chat.schema import ChatBody
+from jaxserve.server.schema.ignored import MAX_HEADER_CHARS, MAX_NAMES, IgnoredFields, unread_places
+from jaxserve.server.schema.parsing import parse
 from tests.server.test_metrics import scrape
 from tests.server.world import World, tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jaxserve.logging import configure_logging
+from jaxserve.observability.logging import configure_logging
 from jaxserve.server import ServerConfig
 from tests.server.world import World, wait_for
 

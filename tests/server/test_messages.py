@@ -9,11 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, Text
-from jaxserve.server.endpoints.messages import MessageWriter
-from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
-from jaxserve.server.protocol.messages import MessagesBody
-from jaxserve.server.protocol.parsing import parse
+from jaxserve.server.chat.pieces import Arguments, Call, End, Piece, Reasoning, Text
+from jaxserve.server.messages.handler import MessageWriter
+from jaxserve.server.messages.schema import MessagesBody
+from jaxserve.server.schema.answers import PromptTokensDetails, Usage
+from jaxserve.server.schema.parsing import parse
 from tests.server.world import MAX_MODEL_LEN, World
 
 PATH = "/v1/messages"

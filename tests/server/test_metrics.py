@@ -7,11 +7,11 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from starlette.testclient import TestClient
 
-from jaxserve.metrics import Metrics, render
-from jaxserve.series import SeriesSet
-from jaxserve.startup import MadeProgram, Startup
-from jaxserve.stats import StepStats
-from jaxserve.timeline import StepRecord
+from jaxserve.observability.metrics import Metrics, render
+from jaxserve.observability.series import SeriesSet
+from jaxserve.observability.startup import MadeProgram, Startup
+from jaxserve.observability.stats import StepStats
+from jaxserve.observability.timeline import StepRecord
 from tests.server.world import World, wait_for
 
 # Every series of vLLM's Grafana dashboard, and what the Gateway API's endpoint picker reads.

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.errors import ConfigError
 from jaxserve.server import ServerConfig
-from jaxserve.server.certificates import refresh_certificates
-from jaxserve.server.extensions import extension
-from jaxserve.server.listener import bound
-from jaxserve.server.run import Server
+from jaxserve.server.http.extensions import extension
+from jaxserve.server.transport.certificates import refresh_certificates
+from jaxserve.server.transport.listener import bound
+from jaxserve.server.transport.run import Server
 from tests.server.test_log import lines, log
 from tests.server.world import World, wait_for
 

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from jaxserve.server import ServerConfig
+from jaxserve.server.admin.openapi import describe_api
+from jaxserve.server.admin.operations import OPERATIONS
 from jaxserve.server.app import ROUTES
-from jaxserve.server.openapi import describe_api
-from jaxserve.server.operations import OPERATIONS
 from tests.server.world import World, wait_for
 
 DOCUMENT = describe_api(ROUTES, OPERATIONS)

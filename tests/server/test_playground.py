@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.server import ServerConfig
-from jaxserve.server.endpoints.playground import FOLDER, PAGE, POLICY
+from jaxserve.server.playground.handler import FOLDER, PAGE, POLICY
 from tests.server.world import World
 
 KEY = "sk-right"

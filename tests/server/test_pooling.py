@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
-from jaxserve.pooling import Activation, PoolingModel, PoolingType
-from jaxserve.server.vector_formats import DTYPES
+from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.server.pooling.vector_formats import DTYPES
 from tests.data import needs_data
 from tests.fakes import solo_vector
 from tests.server.test_openai_spec import check

@@ -7,8 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat_pieces import Arguments, Call, End
-from jaxserve.server.protocol.response_tools import arguments_of, text_of
+from jaxserve.server.chat.pieces import Arguments, Call, End
+from jaxserve.server.responses.tools import arguments_of, text_of
 from tests.chat.answers import form_of
 from tests.server.test_responses import PATH, chat_of, parse_body, tell
 from tests.server.world import World

@@ -8,19 +8,19 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.request import SamplingParams
+from jaxserve.api.request import SamplingParams
+from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.server import ServerConfig
-from jaxserve.server.chat_pieces import Arguments, Call, End, Piece, Reasoning, Text
+from jaxserve.server.chat.pieces import Arguments, Call, End, Piece, Reasoning, Text
+from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.errors import GenerationError
-from jaxserve.server.protocol.answers import PromptTokensDetails, Usage
-from jaxserve.server.protocol.chat import ChatBody
-from jaxserve.server.protocol.parsing import parse
-from jaxserve.server.protocol.response_answers import Response
-from jaxserve.server.protocol.response_items import ITEMS, with_ids
-from jaxserve.server.protocol.response_tools import targets
-from jaxserve.server.protocol.responses import ResponsesBody
-from jaxserve.server.response_writer import ResponseWriter
+from jaxserve.server.responses.answers import Response
+from jaxserve.server.responses.items import ITEMS, with_ids
+from jaxserve.server.responses.schema import ResponsesBody
+from jaxserve.server.responses.tools import targets
+from jaxserve.server.responses.writer import ResponseWriter
+from jaxserve.server.schema.answers import PromptTokensDetails, Usage
+from jaxserve.server.schema.parsing import parse
 from tests.chat.answers import form_of
 from tests.data import needs_data
 from tests.server.test_openai_spec import check

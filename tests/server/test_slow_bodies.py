@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from jaxserve.server import ServerConfig
-from jaxserve.server.body_budget import BodyBudget
 from jaxserve.server.errors import BodiesFullError
+from jaxserve.server.http.body_budget import BodyBudget
 from jaxserve.server.state import FREE_BODY_BYTES
 from tests.server.sockets import connected, one_answer, post_head, until_closed
 from tests.server.world import Address, World, wait_for

@@ -10,8 +10,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from jaxserve.errors import OverloadedError
-from jaxserve.server import sse
-from jaxserve.server.sse import EventStream
+from jaxserve.server.http import sse
+from jaxserve.server.http.sse import EventStream
 
 TIMEOUT_S = 20.0
 

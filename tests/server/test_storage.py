@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 
 from jaxserve.errors import StorageError, StorageFault
 from jaxserve.server import ServerConfig
-from jaxserve.server.batch_store import BatchStore, claimed
+from jaxserve.server.batches.store import BatchStore, claimed
 from jaxserve.server.database import Database
-from jaxserve.server.response_store import ResponseStore
+from jaxserve.server.responses.store import ResponseStore
 from tests.server.test_batches import begin, ended, line, results, serving, upload
 from tests.server.world import World, wait_for
 
@@ -30,7 +30,7 @@ FOREVER = 10 * 365 * 24 * 3600
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxserve.server.database.LOCK_TIMEOUT_S", 0.05)
     for name in ("POLL_S", "MIN_RETRY_S", "MAX_RETRY_S"):
-        monkeypatch.setattr(f"jaxserve.server.batch_runner.{name}", 0.02)
+        monkeypatch.setattr(f"jaxserve.server.batches.runner.{name}", 0.02)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def test_no_answer_is_lost_to_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_failure_is_logged_once_per_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr(
-        "jaxserve.server.batch_runner.log.error", lambda *_, **fields: logged.append(str(fields))
+        "jaxserve.server.batches.runner.log.error", lambda *_, **fields: logged.append(str(fields))
     )
     with World(config=config(tmp_path)) as world, serving(world) as http:
         with locked(tmp_path / "batches.sqlite"):
@@ -226,7 +226,7 @@ def test_after_a_reboot_the_wall_clock_counts(
     with World(config=config(tmp_path)) as world, world.http() as http:
         batch_id = begin(http, line())
     monkeypatch.setattr("time.time", lambda: now() + FOREVER)
-    monkeypatch.setattr("jaxserve.server.batch_store.boot_id", lambda: "another")
+    monkeypatch.setattr("jaxserve.server.batches.store.boot_id", lambda: "another")
     with World(config=config(tmp_path)) as world, serving(world) as http:
         assert ended(http, batch_id)["status"] == "expired"
 
@@ -294,7 +294,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from jaxserve.errors import StorageError
-from jaxserve.server.batch_store import BatchStore
+from jaxserve.server.batches.store import BatchStore
 
 store = BatchStore(Path(sys.argv[1]), max_bytes=10**9, max_batches=9).files
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -382,7 +382,7 @@ def test_a_response_that_cannot_be_kept_is_an_error_with_words(
 
 
 def test_a_response_in_the_background_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.server.endpoints.responses.FINISH_DELAYS_S", (0.05,) * 100)
+    monkeypatch.setattr("jaxserve.server.responses.handler.FINISH_DELAYS_S", (0.05,) * 100)
     body = {"input": "hello", "max_output_tokens": 20, "ignore_eos": True, "background": True}
     with World(step_s=0.01) as world, world.http() as http:
         path = f"/v1/responses/{http.post('/v1/responses', json=body).json()['id']}"

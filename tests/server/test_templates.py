@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from jaxserve.chat.past_calls import RENDER_ERRORS
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.server.protocol.chat import Chat
-from jaxserve.server.protocol.parsing import parse
+from jaxserve.server.chat.schema import Chat
+from jaxserve.server.schema.parsing import parse
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 
 TEMPLATES = sorted((DATA / "chat_templates").glob("*.jinja*"))

@@ -17,22 +17,22 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.plan import RowPlan, StepPlan
+from jaxserve.api.pooling import PoolingModel
+from jaxserve.api.request import SamplingParams
 from jaxserve.chat.parser import AnswerFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client.in_process import InProcessClient
-from jaxserve.config import CacheConfig, SchedulerConfig
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
+from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.grammar import GrammarChecker, GrammarCompiler, Vocabulary, Walks
-from jaxserve.loading.generation import GenerationDefaults
-from jaxserve.loading.tokenizer import Tokenizer
-from jaxserve.metrics import Metrics
-from jaxserve.plan import RowPlan, StepPlan
-from jaxserve.pooling import PoolingModel
-from jaxserve.request import SamplingParams
+from jaxserve.observability.metrics import Metrics
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
-from jaxserve.server.run import Server
 from jaxserve.server.state import KernelChoice
+from jaxserve.server.transport.run import Server
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.fakes import FakePendingStep, FakeRunner, Slot, solo_run
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "once upon a time there was a tale"]

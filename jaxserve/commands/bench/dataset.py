@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxserve.bench.datasets import DatasetOptions
     from jaxserve.bench.workload import Workload
-    from jaxserve.llm import LLM
+    from jaxserve.offline.llm import LLM
 
 NAMES = ("random", "sharegpt", "sharegpt-like", "prefix_repetition", "custom")
 

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.config.flag import given
+from jaxserve.config.flags import ENGINE_FLAGS
 from jaxserve.errors import ConfigError
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS
 
 HELP = "seconds that one batch takes"
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the average and percentiles."""
     from jaxserve.bench.latency import measure_latency
     from jaxserve.bench.machine import describe_machine
-    from jaxserve.llm import LLM
+    from jaxserve.offline.llm import LLM
 
     for name in ("input_len", "output_len", "batch_size", "num_iters"):
         if getattr(args, name) < 1:

@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import say
-from jaxserve.commands.bench.dataset import (
-    add_dataset_arguments,
-    dataset_options,
-    numbers,
-    rates,
-)
+from jaxserve.commands.bench.dataset import add_dataset_arguments, dataset_options, numbers, rates
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:

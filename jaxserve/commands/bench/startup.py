@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS
+from jaxserve.config.flag import given
+from jaxserve.config.flags import ENGINE_FLAGS
 
 HELP = "seconds from the start of a server to its first token"
 

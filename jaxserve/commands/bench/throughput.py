@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.commands.bench.dataset import add_workload_arguments, numbers, workload_for
+from jaxserve.config.flag import given
+from jaxserve.config.flags import ENGINE_FLAGS
 from jaxserve.errors import ConfigError
-from jaxserve.flag import given
-from jaxserve.flags import ENGINE_FLAGS
 
 HELP = "tokens per second when all requests come at once"
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Print throughput, once for each batch."""
     from jaxserve.bench.machine import describe_machine
     from jaxserve.bench.throughput import measure_throughput, run_jobs
-    from jaxserve.llm import LLM
+    from jaxserve.offline.llm import LLM
 
     options = {"warm_up": "full"} | given(args, ENGINE_FLAGS)
     if args.batch is not None:

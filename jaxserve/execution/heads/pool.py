@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.api.pooling import PoolingType
 from jaxserve.execution.batch import StepInput, unpack
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.forward import KVCache, forward
 from jaxserve.execution.shapes import StepShape
 from jaxserve.models import Params, bind
-from jaxserve.pooling import PoolingType
 
 
 @jax.tree_util.register_dataclass

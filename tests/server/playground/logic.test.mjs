@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-const page = "../../../jaxserve/server/playground";
+const page = "../../../jaxserve/server/playground/static";
 const { Answer } = await import(`${page}/answer.js`);
 const { parse: markdown, spans } = await import(`${page}/markdown.js`);
 const { parse, rates, readEngine } = await import(`${page}/metrics.js`);

@@ -1,0 +1,1 @@
+"""The contracts between the parts: requests, parameters, step plans and token batches. No jax."""

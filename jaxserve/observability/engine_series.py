@@ -1,0 +1,262 @@
+"""What an engine reports as series, under vLLM's metric names."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxserve.api.request import FinishReason
+from jaxserve.observability.series import SeriesSet, Tally, Value
+from jaxserve.observability.stats import FinishedStats, StepStats
+from jaxserve.observability.timeline import PHASES, StepRecord
+
+# Bounds of vLLM's histograms, in seconds: its dashboards and alerts are written against them.
+FIRST_TOKEN_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+# vLLM's begin at 10 ms, where a fast decode step would vanish into the first bucket.
+PER_TOKEN_S = (
+    0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008,
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0,
+)  # fmt: skip
+REQUEST_S = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
+CHOICES = (1, 2, 5, 10, 20)
+PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
+
+
+def token_bounds(max_model_len: int) -> tuple[int, ...]:
+    """The series 1, 2, 5, 10, 20, 50, ... up to `max_model_len`, as vLLM counts tokens."""
+    bounds: list[int] = []
+    scale = 1
+    while scale <= max_model_len:
+        bounds += [factor * scale for factor in (1, 2, 5) if factor * scale <= max_model_len]
+        scale *= 10
+    return tuple(bounds)
+
+
+class EngineSeries:
+    """`EngineMetrics` of one engine, under vLLM's names."""
+
+    def __init__(
+        self, series: SeriesSet, labels: Mapping[str, str], *, token_bounds: Sequence[float]
+    ) -> None:
+        def gauge(name: str, text: str, **more: str) -> Value:
+            return series.gauge(f"vllm:{name}", text, {**labels, **more})
+
+        def counter(name: str, text: str, **more: str) -> Value:
+            return series.counter(f"vllm:{name}", text, {**labels, **more})
+
+        def own_counter(name: str, text: str, **more: str) -> Value:
+            return series.counter(f"jaxserve:{name}", text, {**labels, **more})
+
+        def histogram(name: str, text: str, bounds: Sequence[float]) -> Tally:
+            return series.histogram(f"vllm:{name}", text, labels, bounds)
+
+        self._running = gauge("num_requests_running", "Sequences in the running batch.")
+        self._waiting = gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
+        self._waiting_for_capacity, self._deferred = (
+            gauge(
+                "num_requests_waiting_by_reason",
+                "Sequences waiting: for a slot or KV pages (capacity), or for a prefix that another"
+                " sequence computes (deferred).",
+                reason=reason,
+            )
+            for reason in ("capacity", "deferred")
+        )
+        self._cache_usage = gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
+        self._prefix_queries = counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
+        )
+        self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self._kv_slots = own_counter("kv_slots", "Tokens that used KV pages could hold, by step.")
+        self._empty_kv_slots = own_counter("empty_kv_slots", "Those of kv_slots that held nothing.")
+        self._preemptions = counter("num_preemptions", "Sequences preempted.")
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
+        self._computed_prompt_tokens, self._reused_prompt_tokens = (
+            counter(
+                "prompt_tokens_by_source",
+                "Prompt tokens processed: computed, or taken from the prefix cache.",
+                source=source,
+            )
+            for source in ("local_compute", "local_cache_hit")
+        )
+        self._generation_tokens = counter("generation_tokens", "Tokens generated.")
+        self._cached_tokens = counter(
+            "prompt_tokens_cached", "Prompt tokens taken from the prefix cache."
+        )
+        self._finished = {
+            reason: counter(
+                "request_success", "Choices that ended, by reason.", finished_reason=reason.value
+            )
+            for reason in FinishReason
+        }
+        self._step_tokens = histogram(
+            "iteration_tokens_total", "Tokens computed by a step.", STEP_TOKENS
+        )
+        self._flops = counter(
+            "estimated_flops_per_gpu", "FLOPs that the steps needed at least, of each device."
+        )
+        self._read_bytes = counter(
+            "estimated_read_bytes_per_gpu",
+            "Bytes of device memory that the steps had to read at least, on each device.",
+        )
+        self._written_bytes = counter(
+            "estimated_write_bytes_per_gpu",
+            "Bytes of device memory that the steps had to write at least, on each device.",
+        )
+        # By program; of those there are a few dozen at most.
+        self._steps: dict[str, Value] = {}
+        self._count_steps: Callable[[str], Value] = lambda program: own_counter(
+            "steps", "Steps made, by the program that ran.", program=program
+        )
+        self._phases = {
+            phase: own_counter(
+                "step_phase_seconds",
+                "Time of the engine's thread while there was work, by the phase of a step.",
+                phase=phase,
+            )
+            for phase in PHASES
+        }
+        self._device_seconds = own_counter(
+            "step_device_seconds", "Time from when the device could begin a step to its end."
+        )
+        self._gap_lower, self._gap_upper = (
+            own_counter(
+                "device_gap_seconds",
+                "Bounds of the time in which the device had nothing to do though there was work.",
+                bound=bound,
+            )
+            for bound in ("lower", "upper")
+        )
+        self._computed_tokens = own_counter(
+            "step_tokens", "Tokens computed by steps, padding not counted."
+        )
+        self._padding_tokens = own_counter(
+            "step_padding_tokens", "Rows of padding computed by steps."
+        )
+        self._sequences = own_counter("step_sequences", "Sequences of steps, one count a step.")
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_S
+        )
+        self._inter_token = histogram(
+            "inter_token_latency_seconds", "Between one token and the next.", PER_TOKEN_S
+        )
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time of a choice's tokens after its first.",
+            PER_TOKEN_S,
+        )
+        self._end_to_end = histogram(
+            "e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S
+        )
+        self._queue_time = histogram(
+            "request_queue_time_seconds", "From arrival to the first step.", REQUEST_S
+        )
+        self._inference_time = histogram(
+            "request_inference_time_seconds", "From the first step to the end.", REQUEST_S
+        )
+        self._prefill_time = histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", REQUEST_S
+        )
+        self._decode_time = histogram(
+            "request_decode_time_seconds", "From the first token to the end.", REQUEST_S
+        )
+        tokens = token_bounds
+        self._request_prompt_tokens = histogram(
+            "request_prompt_tokens", "Prompt tokens of a choice.", tokens
+        )
+        self._request_computed_tokens = histogram(
+            "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a choice that the prefix cache did not have.",
+            tokens,
+        )
+        self._request_generation_tokens = histogram(
+            "request_generation_tokens", "Tokens generated by a choice.", tokens
+        )
+        self._request_longest = histogram(
+            "request_max_num_generation_tokens",
+            "Tokens generated by the longest choice of a request.",
+            tokens,
+        )
+        self._request_max_tokens = histogram(
+            "request_params_max_tokens", "max_tokens as asked for.", tokens
+        )
+        self._request_n = histogram("request_params_n", "n of a request.", CHOICES)
+        self._request_preemptions = histogram(
+            "request_num_preemptions", "Preemptions of a choice.", PREEMPTIONS
+        )
+
+    def observe_step(self, stats: StepStats) -> None:
+        """Set the gauges and add the step's increments."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)
+        self._deferred.set(stats.num_deferred)
+        self._cache_usage.set(stats.num_pages_used / stats.num_pages if stats.num_pages else 0.0)
+        self._prefix_queries.inc(stats.prefix_queries)
+        self._prefix_hits.inc(stats.prefix_hits)
+        self._cached_tokens.inc(stats.prefix_hits)
+        self._kv_slots.inc(stats.num_kv_slots)
+        self._empty_kv_slots.inc(stats.num_empty_kv_slots)
+        self._preemptions.inc(stats.num_preemptions)
+        self._prompt_tokens.inc(stats.num_prompt_tokens)
+        self._computed_prompt_tokens.inc(stats.num_prompt_tokens - stats.num_reused_tokens)
+        self._reused_prompt_tokens.inc(stats.num_reused_tokens)
+        self._generation_tokens.inc(stats.num_generated_tokens)
+        num_tokens = stats.num_prompt_tokens + stats.num_generated_tokens
+        if num_tokens:
+            self._step_tokens.observe(num_tokens)
+        for latency_s in stats.first_token_s:
+            self._first_token.observe(latency_s)
+        for latency_s, count in stats.inter_token_s.items():
+            self._inter_token.observe(latency_s, count)
+        if stats.record is not None:
+            self._observe_record(stats.record)
+
+    def _observe_record(self, record: StepRecord) -> None:
+        steps = self._steps.get(record.program)
+        if steps is None:
+            steps = self._steps[record.program] = self._count_steps(record.program)
+        steps.inc()
+        for phase, series in self._phases.items():
+            series.value += getattr(record, f"{phase}_s")
+        self._device_seconds.inc(record.device_s)
+        self._gap_lower.inc(record.gap_s)
+        self._gap_upper.inc(record.gap_max_s)
+        self._computed_tokens.inc(record.num_tokens)
+        self._padding_tokens.inc(record.padded_tokens - record.num_tokens)
+        self._sequences.inc(record.num_sequences)
+        self._flops.inc(record.flops)
+        self._read_bytes.inc(record.read_bytes)
+        self._written_bytes.inc(record.written_bytes)
+
+    def observe_finished(self, stats: FinishedStats) -> None:
+        """Count a choice that ended, and the times it reached."""
+        self._finished[stats.reason].inc()
+        self._request_prompt_tokens.observe(stats.num_prompt_tokens)
+        self._request_computed_tokens.observe(stats.num_prompt_tokens - stats.num_cached_tokens)
+        self._request_generation_tokens.observe(stats.num_generated_tokens)
+        if stats.longest is not None:
+            self._request_longest.observe(stats.longest)
+            self._request_n.observe(stats.params.n)
+        self._request_preemptions.observe(stats.times.num_preemptions)
+        if stats.params.max_tokens is not None:
+            self._request_max_tokens.observe(stats.params.max_tokens)
+        times = stats.times
+        if times.finished_s is None:
+            return
+        self._end_to_end.observe(times.finished_s - times.arrival_s)
+        if times.scheduled_s is None:
+            return
+        self._queue_time.observe(times.scheduled_s - times.arrival_s)
+        self._inference_time.observe(times.finished_s - times.scheduled_s)
+        if times.first_token_s is None:
+            return
+        decode_s = times.finished_s - times.first_token_s
+        self._prefill_time.observe(times.first_token_s - times.scheduled_s)
+        self._decode_time.observe(decode_s)
+        if stats.num_generated_tokens > 1:
+            self._per_token.observe(decode_s / (stats.num_generated_tokens - 1))

@@ -1,0 +1,1 @@
+"""Plans of engines: model, memory, programs and hardware, before anything is loaded."""

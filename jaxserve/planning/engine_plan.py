@@ -1,0 +1,125 @@
+"""What is known about an engine before anything is loaded, as `planner.py` resolves it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.pooling import PoolingModel
+from jaxserve.config.engine import EngineOptions
+from jaxserve.execution.context import StepContext
+from jaxserve.execution.executables import ExecutableFolder, Key, executable_key
+from jaxserve.execution.linear import LinearPlan
+from jaxserve.execution.memory import MemoryPlan
+from jaxserve.execution.programs import ProgramSet
+from jaxserve.execution.shapes import ShapeTable
+from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.models import ModelConfig, Params, abstract_params
+from jaxserve.observability.startup import Startup
+from pallas_kernels.paged_attention import CacheSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """Everything about an engine that is known before a byte of weights is loaded.
+
+    generation: what requests get that name no value of their own. pooling: how the model pools,
+    None if it generates. full_context: the tokens of a context that was capped, as no longer one
+    fits; None for any other. executables: the folder whose programs fit
+    this plan, if one does; misfit: why the folder that was asked for does not. is_absent: planned
+    for hardware that is not there, and cannot be built. startup: where the time went so far.
+    """
+
+    options: EngineOptions
+    name: str
+    checkpoint: Checkpoint
+    model: ModelConfig
+    dtype: str
+    linear: LinearPlan
+    context: StepContext
+    cache_spec: CacheSpec
+    shapes: ShapeTable
+    scheduler: SchedulerConfig
+    cache: CacheConfig
+    memory: MemoryPlan
+    generation: GenerationDefaults
+    pooling: PoolingModel | None = None
+    full_context: int | None = None
+    executables: ExecutableFolder | None = None
+    misfit: str | None = None
+    is_absent: bool = False
+    startup: Startup = field(default_factory=Startup, compare=False)
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of the slot state: one per sequence, and the rubbish slot."""
+        return self.scheduler.max_num_seqs + 1
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is."""
+        own = self.options.tokenizer
+        return Path(own) if own is not None else self.checkpoint.folder
+
+    @property
+    def key(self) -> Key:
+        """Everything that the compiled programs of this engine depend on."""
+        return executable_key(
+            self.context,
+            self.cache_spec,
+            num_pages=self.memory.num_pages,
+            num_slots=self.num_slots,
+            quantization=self.options.quantization,
+            packed=self.linear.packed,
+        )
+
+    def abstract_params(self) -> Params:
+        """Describe the parameters that the programs take: shapes, dtypes and shardings."""
+        return abstract_params(
+            self.model,
+            dtype=self.dtype,
+            mesh=self.context.mesh,
+            quantization=self.options.quantization,
+            packed=self.linear.packed,
+        )
+
+    @property
+    def programs(self) -> ProgramSet:
+        """The programs of this engine, to be compiled."""
+        return ProgramSet(self.context, cache_spec=self.cache_spec, num_slots=self.num_slots)
+
+    def with_num_pages(self, num_pages: int) -> "EnginePlan":
+        """Return this plan with another number of KV pages."""
+        return replace(
+            self,
+            memory=replace(self.memory, num_pages=num_pages),
+            cache=replace(self.cache, num_pages=num_pages),
+            cache_spec=self.context.attention.cache_spec(num_pages),
+        )
+
+    def lines(self) -> list[str]:
+        """Return a description for people, a line each."""
+        model, devices = self.model, self.context.mesh.devices
+        kind = devices.flat[0].device_kind
+        kept = self.linear.packed or self.options.quantization or self.dtype
+        weights = self.dtype if kept == self.dtype else f"{kept} for {self.dtype}"
+        return [
+            (
+                f"{self.name}: {model.model_type}, {model.num_layers} layers, {weights}, context"
+                f" {self.scheduler.max_model_len}, on {devices.size} x {kind}"
+            ),
+            *([] if self.full_context is None else [capped_line(self)]),
+            *self.memory.lines(),
+            (
+                f"a step computes up to {self.scheduler.max_num_batched_tokens} tokens of"
+                f" {self.scheduler.max_num_seqs} sequences"
+            ),
+        ]
+
+
+def capped_line(plan: EnginePlan) -> str:
+    """Return a sentence that says why a plan's context is shorter than the model's own."""
+    return (
+        f"max_model_len is capped at {plan.scheduler.max_model_len} of {plan.full_context} tokens:"
+        " the KV cache of a longer sequence does not fit in memory (--max-model-len sets it)"
+    )

@@ -1,0 +1,1 @@
+"""Health, metrics, models, version and the OpenAPI document."""

@@ -1,0 +1,74 @@
+"""GET /live, /health, /ready and /load: whether a server runs, serves, and has room."""
+
+from collections.abc import Mapping
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jaxserve.server.batches.trouble import BatchTrouble
+from jaxserve.server.errors import EngineSilentError, ShuttingDownError
+from jaxserve.server.http.answer import json_response
+from jaxserve.server.state import KernelChoice, server_state
+
+
+class ModelHealth(msgspec.Struct):
+    """What computes a model."""
+
+    kernels: Mapping[str, KernelChoice]
+
+
+class Status(msgspec.Struct, omit_defaults=True):
+    """Words for people; machines read the HTTP status."""
+
+    status: str
+    models: dict[str, ModelHealth] = {}
+    batches: BatchTrouble | None = None
+
+
+class Load(msgspec.Struct):
+    """Answers that the process which answers is making."""
+
+    server_load: int
+
+
+async def live(_: Request) -> Response:
+    """Answer 200 while this process runs, whatever its engine does.
+
+    The server restarts an engine itself, and ends when that does not help.
+    """
+    return json_response(Status("alive"))
+
+
+async def health(http: Request) -> Response:
+    """Answer 200 while the engines serve, 503 with the reason while they load, hang or are gone.
+
+    An engine writes a heartbeat from its loop, so that one that hangs is found too.
+    """
+    state = server_state(http)
+    for model in state.models:
+        model.client.check_health()
+    details = {model.name: ModelHealth(model.kernels) for model in state.models}
+    # Batches that are delayed are no reason to restart a server that answers.
+    return json_response(Status("ok", details, state.batch_trouble))
+
+
+async def ready(http: Request) -> Response:
+    """Answer 200 while requests are welcome: models are loaded, engines answer, nothing stops.
+
+    Unlike /health it says within 2 s that an engine pauses: to send requests elsewhere costs
+    nothing, to restart the server does.
+    """
+    state = server_state(http)
+    if state.is_stopping:
+        raise ShuttingDownError
+    for model in state.models:
+        model.client.check_health()
+        if not model.client.is_responding:
+            raise EngineSilentError
+    return json_response(Status("ready"))
+
+
+async def load(http: Request) -> Response:
+    """Answer with the number of answers that this process is making."""
+    return json_response(Load(server_state(http).num_active))

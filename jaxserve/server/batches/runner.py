@@ -1,0 +1,414 @@
+"""Runs batches: every line goes to its endpoint, behind everything that clients wait for."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxserve.errors import InvalidRequestError, StorageError
+from jaxserve.observability.logging import get_logger
+from jaxserve.observability.metrics import Metrics
+from jaxserve.server.batches.schema import (
+    Batch,
+    BatchError,
+    BatchErrors,
+    Line,
+    LineError,
+    LineResponse,
+    Result,
+    lines_of,
+    parse_line,
+)
+from jaxserve.server.batches.store import BatchStore
+from jaxserve.server.batches.trouble import BatchTrouble
+from jaxserve.server.database import storage_faults
+from jaxserve.server.errors import error_response
+from jaxserve.server.http.middleware import access_record
+
+log = get_logger(__name__)
+
+MAX_LINES = 50_000
+MAX_ERRORS = 100
+# How often the store is asked for new batches, and for whether the one that runs was cancelled.
+POLL_S = 0.5
+MIN_RETRY_S = 1.0
+MAX_RETRY_S = 30.0
+OVERLOADED = 503
+INTERNAL = "internal"
+
+type Numbered = tuple[int, Line]
+
+
+class AsBatch:
+    """Middleware that tells the endpoints that they answer a line of a batch, and whose."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one line."""
+        record = access_record(scope)
+        record.key_id, record.batch = scope["state"]["owner"] or None, scope["state"]["batch"]
+        app = self._app
+        try:
+            for name in scope["state"]["ignored"]:
+                record.ignored.add((name,))
+        except InvalidRequestError as error:
+            app = error_response(error, scope)
+        await app(scope, receive, send)
+
+
+class LineRunner:
+    """Answers lines by the application's own endpoints, without HTTP."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def answer_all(
+        self, lines: Iterable[Numbered], *, concurrency: int, owner: str = "", batch: str = ""
+    ) -> AsyncGenerator[list[tuple[int, Result]]]:
+        """Yield what becomes of lines, with their numbers, some at a time, as they are answered.
+
+        Yields at least every POLL_S seconds, if only nothing. concurrency: lines under way at once.
+        Closing the generator leaves the rest.
+        """
+        rest = iter(lines)
+        running: dict[asyncio.Task[Result], int] = {}
+        try:
+            while True:
+                for number, line in islice(rest, concurrency - len(running)):
+                    answer = self._answer(line, owner=owner, batch=batch)
+                    running[asyncio.create_task(answer)] = number
+                if not running:
+                    return
+                done, _ = await asyncio.wait(
+                    running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                yield [(running.pop(task), task.result()) for task in done]
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    async def _answer(self, line: Line, *, owner: str, batch: str) -> Result:
+        """Return what becomes of a line; waits while the server is full, or has no engine."""
+        if line.body.get("stream"):
+            body = {"message": "stream must be false in a batch, got True", "param": "stream"}
+            error = {"error": {**body, "type": "invalid_request_error", "code": None}}
+            return _result(line, LineResponse(400, uuid.uuid4().hex, error))
+        delay_s = MIN_RETRY_S
+        while True:
+            state = {"owner": owner, "batch": batch, "ignored": (*(line.model_extra or ()),)}
+            status, request_id, body = await _post(self._app, line, state)
+            if status != OVERLOADED:
+                return _result(line, LineResponse(status, request_id, body))
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, MAX_RETRY_S)
+
+
+class BatchRunner:
+    """Runs the batches of a store, one after the other, in the order they came.
+
+    One process of a server does so. What it has not finished when it ends, the next one does; of
+    each line there is one result. While the storage fails, each step is tried again and again with
+    delays that grow: no batch fails for it, and no result is lost. report: called with the trouble
+    when that begins or changes, and with None when it is over.
+
+    concurrency: lines under way at once; few enough that others find room in the engine.
+    """
+
+    def __init__(
+        self,
+        store: BatchStore,
+        lines: LineRunner,
+        *,
+        concurrency: int,
+        metrics: Metrics,
+        report: Callable[[BatchTrouble | None], None],
+    ) -> None:
+        self._store = store
+        self._lines = lines
+        self._concurrency = concurrency
+        self._metrics = metrics
+        self._report = report
+        # The kind of failure that delays batches.
+        self._trouble: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Run batches from now on, in the running event loop."""
+        self._metrics.set_batches_delayed(False)
+        # The process that ran them before may have ended in trouble.
+        self._report(None)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Leave what is not finished for the next time."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        delay_s = MIN_RETRY_S
+        is_swept = False
+        while True:
+            try:
+                if not is_swept:
+                    await self._do(self._store.files.sweep)
+                    is_swept = True
+                await self._run_next()
+            except Exception as error:  # noqa: BLE001 (to end here is to run no batch any more)
+                self._note(error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_RETRY_S)
+            else:
+                delay_s = MIN_RETRY_S
+
+    async def _run_next(self) -> None:
+        """Run the oldest batch that is not finished, or wait for one."""
+        found = await self._do(self._store.next_batch)
+        if found is None:
+            await asyncio.sleep(POLL_S)
+            return
+        owner, batch = found
+        try:
+            await self._run_batch(owner, batch)
+        except StorageError:
+            raise
+        except Exception as error:
+            if isinstance(error, InvalidRequestError):
+                reason = BatchError(error.code or "invalid_request", error.message, None, None)
+            else:
+                log.exception("a batch failed", batch=batch.id)
+                reason = BatchError("server_error", "the server could not run it", None, None)
+            await self._finish(owner, batch, partial(_fail, errors=[reason]))
+
+    async def _do[T](self, work: Callable[[], T]) -> T:
+        """Do something in the store, and until the storage works if it does not."""
+        delay_s = MIN_RETRY_S
+        while True:
+            try:
+                done = await asyncio.to_thread(work)
+            except StorageError as error:
+                self._note(error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_RETRY_S)
+            else:
+                self._note(None)
+                return done
+
+    def _note(self, error: Exception | None) -> None:
+        """Count a failure; log and report when trouble begins, changes its kind, or is over."""
+        kind, reason = None, ""
+        if isinstance(error, StorageError):
+            kind, reason = error.fault.value, error.message
+        elif error is not None:
+            kind, reason = INTERNAL, "an internal error; the log has it"
+        if kind is not None:
+            self._metrics.observe_batch_failure(kind)
+        if kind == self._trouble:
+            return
+        self._trouble = kind
+        self._metrics.set_batches_delayed(kind is not None)
+        if kind is None:
+            log.info("batches go on")
+            self._report(None)
+        else:
+            traceback = error if kind == INTERNAL else None
+            log.error("batches are delayed", reason=str(error), exc_info=traceback)
+            self._report(BatchTrouble(reason, int(time.time())))
+
+    async def _run_batch(self, owner: str, batch: Batch) -> None:
+        if batch.status == "validating":
+            batch = await self._validate(owner, batch)
+        if batch.status == "in_progress":
+            batch = await self._answer_all(owner, batch)
+        if batch.status in {"in_progress", "finalizing", "cancelling"}:
+            await self._finish(owner, batch, _end)
+
+    async def _validate(self, owner: str, batch: Batch) -> Batch:
+        """Look at every line before the first is answered."""
+        try:
+            total, errors = await self._do(partial(self._checked_lines, owner, batch))
+        except InvalidRequestError:
+            total = 0
+            errors = [BatchError("not_found", "the input file is not there", None, None)]
+        if errors:
+            return await self._finish(owner, batch, partial(_fail, errors=errors))
+        return await self._change(batch, partial(_begin, total=total))
+
+    def _checked_lines(self, owner: str, batch: Batch) -> tuple[int, list[BatchError]]:
+        file = self._store.files.get(owner, batch.input_file_id)
+        return check_lines(self._store.files.content(file.id), batch.endpoint)
+
+    async def _answer_all(self, owner: str, batch: Batch) -> Batch:
+        """Answer the lines that have no result, until all have or the batch is to end."""
+        lines = await self._do(partial(self._lines_to_do, batch))
+        zero_s = await self._do(partial(self._store.zero_s, batch))
+
+        def is_late() -> bool:
+            # Not by the wall clock, a step of which would end the batch.
+            return zero_s + time.monotonic() > batch.expires_at
+
+        answers = self._lines.answer_all(
+            () if is_late() else lines, concurrency=self._concurrency, owner=owner, batch=batch.id
+        )
+        async with aclosing(answers):
+            async for results in answers:
+                # Also when there are none: it may have been cancelled.
+                batch = await self._do(partial(self._store.add_results, batch.id, results))
+                if batch.status != "in_progress" or is_late():
+                    break
+        if batch.status == "in_progress" and is_late():
+            batch = await self._do(partial(self._expire, batch))
+        return batch
+
+    def _lines_to_do(self, batch: Batch) -> Iterator[Numbered]:
+        done = self._store.lines_done(batch.id)
+        lines = read_lines(self._store.files.content(batch.input_file_id))
+        return (entry for entry in lines if entry[0] not in done)
+
+    def _expire(self, batch: Batch) -> Batch:
+        """Give every line without a result the result that it came too late."""
+        late = LineError("batch_expired", "the batch expired before this request was answered")
+        results = [
+            (number, Result(id=_line_id(), custom_id=line.custom_id, response=None, error=late))
+            for number, line in self._lines_to_do(batch)
+        ]
+        return self._store.add_results(batch.id, results, _expired if results else None)
+
+    async def _finish(self, owner: str, batch: Batch, change: Callable[[Batch], None]) -> Batch:
+        """End a batch; what was answered of it is in its files, also if it failed."""
+        return await self._do(partial(self._store.finish, owner, batch.id, change))
+
+    async def _change(self, batch: Batch, change: Callable[[Batch], None]) -> Batch:
+        return await self._do(partial(self._store.change, batch.id, change))
+
+
+def read_lines(path: Path) -> Iterator[Numbered]:
+    """Yield the requests of an input file and their line numbers.
+
+    Raises InvalidRequestError for a line that is none, StorageError where it cannot be read.
+    """
+    with storage_faults(path), path.open("rb") as file:
+        for number, text in lines_of(file):
+            if text.strip():
+                yield number, parse_line(text)
+
+
+def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]]:
+    """Return how many requests a file has, and what is wrong with it.
+
+    endpoint: to which all must go, if to one. Raises StorageError where it cannot be read.
+    """
+    errors: list[BatchError] = []
+    seen: set[str] = set()
+    with storage_faults(path), path.open("rb") as file:
+        for number, text in lines_of(file):
+            if not text.strip() or len(errors) == MAX_ERRORS:
+                continue
+            try:
+                line = parse_line(text)
+            except InvalidRequestError as error:
+                errors.append(
+                    BatchError(error.code or "invalid_line", error.message, error.param, number)
+                )
+                continue
+            if endpoint is not None and line.url != endpoint:
+                message = f"url must be the batch's endpoint, {endpoint}"
+                errors.append(BatchError("mismatched_endpoint", message, "url", number))
+            elif line.custom_id in seen:
+                message = "custom_id must not come twice"
+                errors.append(BatchError("duplicate_custom_id", message, "custom_id", number))
+            seen.add(line.custom_id)
+    if not seen and not errors:
+        errors.append(BatchError("empty_file", "the input file has no requests", None, None))
+    if len(seen) > MAX_LINES:
+        message = f"a batch has at most {MAX_LINES} requests, got {len(seen)}"
+        errors.append(BatchError("too_many_requests", message, None, None))
+    return len(seen), errors
+
+
+def _begin(batch: Batch, *, total: int) -> None:
+    if batch.status == "validating":
+        batch.status = "in_progress"
+        batch.in_progress_at = int(time.time())
+        batch.request_counts.total = total
+
+
+def _fail(batch: Batch, *, errors: list[BatchError]) -> None:
+    batch.status = "failed"
+    batch.failed_at = int(time.time())
+    batch.errors = BatchErrors(errors)
+
+
+def _expired(batch: Batch) -> None:
+    if batch.status == "in_progress":
+        batch.status = "finalizing"
+        batch.expired_at = int(time.time())
+
+
+def _end(batch: Batch) -> None:
+    """Give a batch whose results are in their files the state that it ends in."""
+    now = int(time.time())
+    batch.finalizing_at = now
+    if batch.status == "cancelling":
+        batch.status, batch.cancelled_at = "cancelled", now
+    elif batch.expired_at is not UNSET:
+        batch.status = "expired"
+    else:
+        batch.status, batch.completed_at = "completed", now
+
+
+def _result(line: Line, response: LineResponse) -> Result:
+    return Result(id=_line_id(), custom_id=line.custom_id, response=response, error=None)
+
+
+def _line_id() -> str:
+    return f"batch_req_{uuid.uuid4().hex}"
+
+
+async def _post(app: ASGIApp, line: Line, state: dict[str, Any]) -> tuple[int, str, Any]:
+    """Return an application's status, request id and JSON for a line."""
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": line.method,
+        "scheme": "http",
+        "path": line.url,
+        "raw_path": line.url.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "state": state,
+    }
+    request: list[Message] = [
+        {"type": "http.request", "body": msgspec.json.encode(line.body), "more_body": False}
+    ]
+    answer: list[Message] = []
+
+    async def receive() -> Message:
+        if request:
+            return request.pop()
+        # Nobody leaves.
+        never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def send(message: Message) -> None:
+        answer.append(message)
+
+    await app(scope, receive, send)
+    headers = dict(answer[0]["headers"])
+    body = b"".join(message.get("body", b"") for message in answer[1:])
+    return answer[0]["status"], headers[b"x-request-id"].decode(), msgspec.json.decode(body)

@@ -1,0 +1,174 @@
+"""POST /v1/chat/completions: what the assistant says next."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import UNSET
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from jaxserve.api.request import FinishReason, TokenEvent
+from jaxserve.chat.pieces import Kind, Piece
+from jaxserve.server.chat.response_parser import ChatParser, ChatReading
+from jaxserve.server.chat.schema import ChatBody
+from jaxserve.server.generation.events import Collected, Job, Tally
+from jaxserve.server.generation.handler import AnswerWriter, make_job, respond
+from jaxserve.server.schema.answers import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    Delta,
+    FunctionDelta,
+    Maybe,
+    Timing,
+    ToolCallDelta,
+    Usage,
+)
+
+
+async def create_chat_completion(http: HttpRequest) -> Response:
+    """Answer a chat, whole or as a stream."""
+    return await respond(http, ChatBody, ChatWriter)
+
+
+async def chat_writer(http: HttpRequest, body: ChatBody) -> "ChatWriter":
+    """Return what answers a chat, once it is rendered and checked.
+
+    Raises InvalidRequestError for what the model cannot take.
+    """
+    return ChatWriter(await make_job(http, body), body)
+
+
+class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
+    """Writes one answer.
+
+    In a stream each choice begins with a chunk of its role, sent with its first token, and ends
+    with one of its finish_reason, whose delta is empty.
+    """
+
+    def __init__(self, job: Job, body: ChatBody) -> None:
+        super().__init__(job, body, id_prefix="chatcmpl")
+        self._reading = ChatReading.of(body, job.model, job.requests[0].prompt_ids)
+        self._parsers: dict[int, ChatParser] = {}
+        self._num_calls: Counter[int] = Counter()
+
+    def tally(self) -> Tally:
+        """See AnswerWriter."""
+        return Tally(
+            self.job.requests,
+            counts_output=not self.body.only_scores,
+            reasoning=self._reading.counter(self.job.model),
+        )
+
+    def answer(
+        self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]
+    ) -> ChatCompletion:
+        """See AnswerWriter."""
+        answer = ChatCompletion(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            system_fingerprint=self.fingerprint,
+            choices=[self._choice(index, choice) for index, choice in enumerate(choices)],
+            usage=usage,
+            metrics=None if timing is UNSET else timing,
+        )
+        if self.body.return_token_ids:
+            answer.prompt_token_ids = self.job.requests[0].prompt_ids
+        if self.body.return_prompt_text:
+            answer.prompt_text = self.prompt_texts[0]
+        if self.body.prompt_logprobs is not None:
+            answer.prompt_logprobs = self.logprobs.prompt(choices[0].prompt_logprobs or ())
+        return answer
+
+    def opening(self, index: int) -> list[ChatChunk]:
+        """See AnswerWriter."""
+        if index in self._parsers:
+            return []
+        self._parsers[index] = self._reading.parser()
+        chunk = self._chunk([ChatChunkChoice(index, Delta("assistant", self.body.echoed))])
+        body = self.body
+        chunk.prompt_token_ids = self.job.requests[0].prompt_ids if body.return_token_ids else None
+        chunk.prompt_text = self.prompt_texts[0] if body.return_prompt_text else None
+        return [chunk]
+
+    def chunks_of(self, index: int, new: TokenEvent) -> list[ChatChunk]:
+        """See AnswerWriter."""
+        return [self._chunk([choice]) for choice in self._chunk_choices(index, new)]
+
+    def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> ChatChunk:
+        """See AnswerWriter."""
+        chunk = self._chunk([])
+        chunk.usage, chunk.metrics = usage, timing
+        return chunk
+
+    def _choice(self, index: int, choice: Collected) -> ChatChoice:
+        body = self.body
+        parser = self._reading.parser()
+        return ChatChoice(
+            index=index,
+            message=parser.message(choice.text, echoed=body.echoed),
+            logprobs=self.logprobs.chat(choice.logprobs) if body.logprobs else None,
+            finish_reason=_finish_reason(choice.finish_reason, parser),
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if body.return_token_ids else None,
+        )
+
+    def _chunk_choices(self, index: int, new: TokenEvent) -> list[ChatChunkChoice]:
+        """Return what is new, even if it is no text yet, and the end apart from it."""
+        body, parser = self.body, self._parsers[index]
+        pieces = parser.read(new.text, is_last=new.finish_reason is not None)
+        choices = [ChatChunkChoice(index, self._delta(index, piece)) for piece in pieces]
+        tells_tokens = self._reading.is_plain and new.finish_reason is None
+        if not choices and new.token_ids and (tells_tokens or new.logprobs):
+            choices.append(ChatChunkChoice(index, Delta(content="")))
+        if body.logprobs and choices:
+            choices[0].logprobs = self.logprobs.chat(new.logprobs)
+        if new.finish_reason is not None:
+            choices.append(
+                ChatChunkChoice(
+                    index,
+                    Delta(),
+                    finish_reason=_finish_reason(new.finish_reason, parser),
+                    stop_reason=new.stop_reason,
+                )
+            )
+        if body.return_token_ids and new.token_ids:
+            choices = choices or [ChatChunkChoice(index, Delta(content=""))]
+            choices[0].token_ids = new.token_ids
+        return choices
+
+    def _delta(self, index: int, piece: Piece) -> Delta:
+        match piece.kind:
+            case Kind.CONTENT:
+                return Delta(content=piece.text)
+            case Kind.REASONING:
+                return Delta(reasoning=piece.text, reasoning_content=piece.text)
+            case Kind.CALL:
+                self._num_calls[index] += 1
+                function = FunctionDelta(piece.text, "")
+                number = self._num_calls[index] - 1
+                call = ToolCallDelta(number, piece.call_id, "function", function)
+                return Delta(tool_calls=[call])
+            case Kind.ARGUMENTS:
+                number = self._num_calls[index] - 1
+                function = FunctionDelta(arguments=piece.text)
+                return Delta(tool_calls=[ToolCallDelta(number, function=function)])
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        return ChatChunk(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            system_fingerprint=self.fingerprint,
+            choices=choices,
+        )
+
+
+def _finish_reason(reason: FinishReason, parser: ChatParser) -> str:
+    """Return why an answer has ended, in OpenAI's words: whole calls are the client's turn.
+
+    An answer that was cut says so, whatever calls are in it.
+    """
+    return "tool_calls" if parser.has_whole_call and reason is FinishReason.STOP else reason

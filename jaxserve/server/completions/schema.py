@@ -1,0 +1,105 @@
+"""The body of POST /v1/completions."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from jaxserve.api.request import SamplingParams
+from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.server.schema.body import MAX_TOKEN_IDS, Int32, TokenIds, told, wanted
+from jaxserve.server.schema.generation import GenerationBody
+from jaxserve.server.schema.parsing import show
+
+MAX_CHOICES = 256
+# OpenAI's limit for inputs of embeddings; completions have that of choices, too.
+MAX_PROMPTS = 2048
+DEFAULT_MAX_TOKENS = 16
+
+type Prompt = str | tuple[int, ...]
+# As they come.
+type SomeIds = Annotated[TokenIds, Field(min_length=1)]
+type Prompts = (
+    str
+    | Annotated[list[str], Field(min_length=1)]
+    | SomeIds
+    | Annotated[list[SomeIds], Field(min_length=1)]
+)
+
+
+def read_prompts(value: Any) -> list[Prompt]:
+    """Read a string, a list of strings, a list of token ids, or a list of lists of token ids."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise wanted("a string, strings, token ids, or lists of token ids")
+    if len(value) > MAX_TOKEN_IDS:
+        raise wanted(f"at most {MAX_TOKEN_IDS} token ids")
+    # By exact kind (True is no int here), in one pass that is fast on long prompts.
+    kinds = set(map(type, value))
+    if kinds != {int} and len(value) > MAX_PROMPTS:
+        raise wanted(f"at most {MAX_PROMPTS} prompts")
+    if kinds == {str}:
+        return [*value]
+    if kinds == {int}:
+        return [tuple(value)]
+    if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
+        return [tuple(ids) for ids in value]
+    raise wanted("a string, strings, token ids, or lists of token ids" if value else "not empty")
+
+
+class CompletionBody(GenerationBody):
+    """A prompt, or several to be answered apart.
+
+    max_tokens: 0, with `echo`, to get back the prompt alone.
+    """
+
+    prompt: Annotated[list[Prompt], BeforeValidator(read_prompts, json_schema_input_type=Prompts)]
+    max_tokens: Annotated[Int32, told("max_tokens", minimum=0)] | None = None
+    logprobs: Annotated[int, told("logprobs")] | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether nothing new is wanted, but the prompt back with its log-probabilities."""
+        return self.echo and self.max_tokens == 0
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        super().check()
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise InvalidRequestError(
+                f"n times the number of prompts must be at most {MAX_CHOICES},"
+                f" got {show(self.n)} times {len(self.prompt)}",
+                param="n",
+            )
+        if self.logprob_token_ids and self.logprobs is None:
+            raise InvalidRequestError(
+                "logprob_token_ids can only be given with logprobs", param="logprob_token_ids"
+            )
+        if self.logprob_token_ids and self.only_scores:
+            raise InvalidRequestError(
+                "logprob_token_ids cannot be given with echo=true and max_tokens=0, which generate"
+                " no token",
+                param="logprob_token_ids",
+            )
+        if self.use_beam_search and self.echo and self.logprobs is not None:
+            raise InvalidRequestError(
+                "echo with logprobs cannot be given with use_beam_search=true", param="echo"
+            )
+        if self.stream and self.echo and self.logprobs is not None and self.n > 1:
+            raise InvalidRequestError(
+                f"echo with logprobs can only be streamed with n=1, got n={self.n}", param="n"
+            )
+
+    def params(self, defaults: GenerationDefaults) -> SamplingParams:
+        """Return the engine's parameters for each prompt."""
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        wants_scores = self.echo and self.logprobs is not None
+        return self.sampling_params(
+            defaults,
+            # The engine always draws a token; the answer leaves it out.
+            max_tokens=1 if self.only_scores else max_tokens,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.logprobs if wants_scores else self.prompt_logprobs,
+        )

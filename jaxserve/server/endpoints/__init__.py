@@ -1,1 +1,0 @@
-"""One file an endpoint, named for its path."""

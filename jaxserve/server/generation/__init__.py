@@ -1,0 +1,1 @@
+"""What chats and completions share: prompts, choices and their streams."""

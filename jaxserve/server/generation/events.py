@@ -1,0 +1,300 @@
+"""From requests to events: what chats and completions do in the same way."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
+
+from jaxserve.api.request import (
+    FinishReason,
+    PositionLogprobs,
+    Request,
+    RequestMetrics,
+    TokenEvent,
+    whole_time,
+)
+from jaxserve.chat.reasoning_tokens import ReasoningTokens
+from jaxserve.client.streams import merge
+from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from jaxserve.server.errors import GenerationError, ShuttingDownError
+from jaxserve.server.http.middleware import AccessRecord
+from jaxserve.server.schema.answers import (
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    Timing,
+    Usage,
+)
+from jaxserve.server.schema.parsing import renamed
+from jaxserve.server.state import MAX_AT_ONCE, ServedModel, ServerState
+
+type Run = Callable[[Request], AsyncGenerator[TokenEvent]]
+
+
+class Tally:
+    """Counts the tokens and the time of an answer while they come.
+
+    counts_output: also the tokens generated.
+    reasoning: makes what counts reasoning in one choice; None where there is none to be counted.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        *,
+        counts_output: bool = True,
+        reasoning: Callable[[], ReasoningTokens] | None = None,
+    ) -> None:
+        self._counts_output = counts_output
+        self._times: list[RequestMetrics] = []
+        self._reasoning = reasoning
+        self._prompts = {request.id: len(request.prompt_ids) for request in requests}
+        self._cached: dict[str, int] = {}
+        # By choice: its request's id and its index.
+        self._generated: Counter[tuple[str, int]] = Counter()
+        self._counters: dict[tuple[str, int], ReasoningTokens] = {}
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(self._prompts.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, over all choices."""
+        return self._generated.total()
+
+    def begin(self, event: TokenEvent) -> None:
+        """Note what an event says of its prompt; its tokens are for `add`."""
+        if event.index == 0:
+            self._cached[event.request_id] = event.num_cached_tokens
+
+    def add(self, event: TokenEvent) -> None:
+        """Count an event."""
+        self.begin(event)
+        choice = event.request_id, event.index
+        self._generated[choice] += len(event.token_ids) if self._counts_output else 0
+        if event.metrics is not None:
+            self._times.append(event.metrics)
+        if self._reasoning is not None:
+            if choice not in self._counters:
+                self._counters[choice] = self._reasoning()
+            self._counters[choice].add(event.token_ids)
+
+    def timing(self) -> Timing:
+        """Return how long it took, when all of it is there."""
+        times = whole_time(self._times)
+        if times is None:
+            return Timing(None, None, None, None, None)
+        num_later = self.completion_tokens - len(self._times)
+        decode_ms = sum(_ms(each.first_token_s, each.finished_s) or 0.0 for each in self._times)
+        total_ms = _ms(times.scheduled_s, times.finished_s)
+        return Timing(
+            time_to_first_token_ms=_ms(times.arrival_s, times.first_token_s),
+            generation_time_ms=_ms(times.first_token_s, times.finished_s),
+            queue_time_ms=_ms(times.arrival_s, times.scheduled_s),
+            mean_itl_ms=decode_ms / num_later if num_later > 0 else None,
+            tokens_per_second=1000 * self.completion_tokens / total_ms if total_ms else None,
+        )
+
+    def usage(self, event: TokenEvent | None = None) -> Usage:
+        """Return the count so far: over all choices, or of an event's choice and its prompt."""
+        prompts, choices = list(self._prompts), list(self._generated)
+        if event is not None:
+            prompts, choices = [event.request_id], [(event.request_id, event.index)]
+        prompt_tokens = sum(self._prompts[prompt] for prompt in prompts)
+        completion_tokens = sum(self._generated[choice] for choice in choices)
+        cached_tokens = sum(self._cached.get(prompt, 0) for prompt in prompts)
+        usage = Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens),
+        )
+        if self._reasoning is not None:
+            counters = (self._counters[choice] for choice in choices if choice in self._counters)
+            count = sum(counter.count for counter in counters)
+            usage.completion_tokens_details = CompletionTokensDetails(count)
+        return usage
+
+
+def _ms(start_s: float | None, stop_s: float | None) -> float | None:
+    """Return the milliseconds between two times, None unless both have been."""
+    return None if start_s is None or stop_s is None else 1000 * (stop_s - start_s)
+
+
+@dataclass(slots=True)
+class Collected:
+    """One choice of an answer, put together from its events."""
+
+    pieces: list[str] = field(default_factory=list[str])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[PositionLogprobs] = field(default_factory=list[PositionLogprobs])
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    finish_reason: FinishReason = FinishReason.STOP
+    stop_reason: int | str | None = None
+    vector: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """All of its text so far."""
+        return "".join(self.pieces)
+
+    def add(self, event: TokenEvent) -> None:
+        """Add what is new."""
+        self.pieces.append(event.text)
+        self.token_ids += event.token_ids
+        self.logprobs += event.logprobs
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
+        if event.finish_reason is not None:
+            self.finish_reason, self.stop_reason = event.finish_reason, event.stop_reason
+        if event.vector is not None:
+            self.vector = event.vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Requests that make one answer: choice `i` of request `r` is the answer's `r * n + i`.
+
+    field_names: what the engine's parameters are called by whoever is answered. run: how a request
+    is answered; by default the engine's client does it.
+    """
+
+    state: ServerState
+    model: ServedModel
+    requests: tuple[Request, ...]
+    record: AccessRecord
+    field_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    run: Run | None = None
+
+    @property
+    def n(self) -> int:
+        """Choices of each request."""
+        return self.requests[0].params.n
+
+    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
+        """Yield the events of all choices, each with its choice's index in the answer.
+
+        Closing the generator aborts the requests. Raises what the engine refuses before the first
+        event; later InvalidRequestError if the request itself leaves nothing to generate,
+        GenerationError, EngineDeadError, or ShuttingDownError if the server could not wait.
+        """
+        record = self.record
+        record.model = self.model.name
+        arrival_s = self.requests[0].arrival_s
+        with self.state.admitted(self.model), renamed(self.field_names):
+            run = self.run or self.model.client.generate
+            async with aclosing(merged(run, self.requests)) as events:
+                try:
+                    async for index, event in events:
+                        if event.finish_reason is not None:
+                            record.finish_reason = event.finish_reason.value
+                            record.error = event.error
+                            self._check_end(event)
+                        if record.first_token_s is None and event.token_ids:
+                            record.first_token_s = time.monotonic() - arrival_s
+                        yield index, event
+                except (asyncio.CancelledError, GeneratorExit):
+                    record.finish_reason = FinishReason.ABORT.value
+                    raise
+                except OverloadedError:
+                    self.state.metrics.observe_rejection("queue", model_name=self.model.name)
+                    raise
+
+    async def collect(self, tally: Tally) -> list[Collected]:
+        """Return the choices of the whole answer, counted by `tally`."""
+        choices = [Collected() for _ in range(self.n * len(self.requests))]
+        with self.recorded(tally):
+            async with aclosing(self.events()) as events:
+                async for index, event in events:
+                    tally.add(event)
+                    choices[index].add(event)
+        # It came with the first choice of each request, and is that of all.
+        for index, choice in enumerate(choices):
+            choice.prompt_logprobs = choices[index - index % self.n].prompt_logprobs
+        return choices
+
+    @contextmanager
+    def recorded(self, tally: Tally) -> Iterator[None]:
+        """Log the tokens that were counted inside, also when the answer ends early."""
+        try:
+            yield
+        finally:
+            self.record.prompt_tokens = tally.prompt_tokens
+            self.record.completion_tokens = tally.completion_tokens
+
+    def _check_end(self, event: TokenEvent) -> None:
+        """Raise when a choice did not end by itself; only the log gets the engine's words."""
+        if event.finish_reason is FinishReason.ABORT:
+            raise ShuttingDownError
+        if event.finish_reason is FinishReason.ERROR:
+            if event.error is not None and event.error_param is not None:
+                raise InvalidRequestError(event.error, param=event.error_param)
+            if not self.model.client.is_alive:
+                raise EngineDeadError(event.error or "the engine has stopped")
+            raise GenerationError(event.error or "the engine gave no reason")
+
+
+async def at_intervals(
+    events: AsyncIterable[tuple[int, TokenEvent]], num_tokens: int
+) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    """Yield the first event of each choice as it comes, and later ones by so many tokens."""
+    held: dict[int, list[TokenEvent]] = {}
+    begun: set[int] = set()
+    async for index, event in events:
+        pieces = held.setdefault(index, [])
+        pieces.append(event)
+        num_held = sum(len(piece.token_ids) for piece in pieces)
+        if index not in begun or num_held >= num_tokens or event.finish_reason is not None:
+            begun.add(index)
+            yield index, merge(held.pop(index))
+
+
+async def merged(run: Run, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    """Yield the events of requests as they come.
+
+    Each waits in the engine as if it had arrived after the one before it, so that an answer of many
+    prompts does not hold up others.
+    """
+    if len(requests) == 1:
+        async with aclosing(run(requests[0])) as events:
+            async for event in events:
+                yield event.index, event
+        return
+    turns = asyncio.Semaphore(MAX_AT_ONCE)
+    # Of no more than one event each: the client merges what is not taken.
+    queue: asyncio.Queue[tuple[int, TokenEvent] | Exception] = asyncio.Queue(len(requests))
+
+    async def feed(offset: int, request: Request) -> None:
+        try:
+            turn = request.params.n * min(offset // request.params.n, MAX_AT_ONCE - 1)
+            async with turns, aclosing(run(replace(request, turn=turn))) as events:
+                async for event in events:
+                    await queue.put((offset + event.index, event))
+        except Exception as error:  # noqa: BLE001 (raised again by the reader of the queue)
+            await queue.put(error)
+
+    tasks = [
+        asyncio.create_task(feed(position * request.params.n, request))
+        for position, request in enumerate(requests)
+    ]
+    try:
+        num_unfinished = len(requests)
+        while num_unfinished:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            num_unfinished -= item[1].request_finished
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()

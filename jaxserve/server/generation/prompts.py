@@ -1,0 +1,187 @@
+"""From bodies to the engine's requests: rendering, encoding and checking, off the event loop."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from jaxserve.api.request import LOWEST_PRIORITY, Request, SamplingParams
+from jaxserve.api.structured_outputs import StructuredOutputsParams
+from jaxserve.server.chat.response_parser import ChatReading
+from jaxserve.server.chat.schema import Chat, ChatBody
+from jaxserve.server.chat.tool_constraints import BUDGET_NAMES, FIELD_NAMES, bound_to
+from jaxserve.server.completions.schema import CompletionBody
+from jaxserve.server.http.middleware import AccessRecord
+from jaxserve.server.schema.ignored import IgnoredFields
+from jaxserve.server.schema.parsing import renamed
+from jaxserve.server.state import ServedModel, ServerState
+from jaxserve.tokenization.tokenizer import truncated
+
+
+def encode(
+    model: ServedModel,
+    text: str,
+    *,
+    add_special_tokens: bool,
+    param: str,
+    will_truncate: bool = False,
+) -> tuple[int, ...]:
+    """Return the ids of a text, unless it is so long that it cannot fit. Slow: for a worker.
+
+    will_truncate: it may be longer, as it will be cut.
+    """
+    if not will_truncate:
+        model.tokenizer.check_num_chars(len(text), max_model_len=model.max_model_len, param=param)
+    return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def encode_chat(
+    model: ServedModel,
+    chat: Chat,
+    ignored: IgnoredFields | None = None,
+    *,
+    will_truncate: bool = False,
+) -> tuple[int, ...]:
+    """Return the prompt of a chat as ids. Slow: for a worker.
+
+    ignored: gets what the template does not read of chat_template_kwargs.
+    """
+    if not will_truncate:
+        model.tokenizer.check_num_chars(
+            chat.num_chars(), max_model_len=model.max_model_len, param="messages"
+        )
+    template = model.chat_template(chat.chat_template)
+    text = chat.render(template, ignored, reasoning=model.answers.reasoning)
+    return encode(
+        model,
+        text,
+        add_special_tokens=chat.add_special_tokens,
+        param="messages",
+        will_truncate=will_truncate,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestMaker:
+    """Makes requests of one body; `arrival_s` is when the server began to look at it.
+
+    is_batch: whether nobody waits for the answer. ignored: see encode_chat. grammars: those that
+    `requests` has made, in the order in which to check them, and what the body calls their fields.
+    """
+
+    model: ServedModel
+    body: ChatBody | CompletionBody
+    cache_salt: str
+    ignored: IgnoredFields
+    is_batch: bool = False
+    arrival_s: float = field(default_factory=time.monotonic)
+    grammars: list[tuple[StructuredOutputsParams, Mapping[str, str]]] = field(
+        init=False, default_factory=list[tuple[StructuredOutputsParams, Mapping[str, str]]]
+    )
+
+    def __post_init__(self) -> None:
+        self.model.checked_priority(self.body.priority)
+
+    def requests(self) -> tuple[Request, ...]:
+        """Return a request for each prompt of the body. Slow: for a worker.
+
+        Raises InvalidRequestError. Grammars that must be compiled are left to `check_grammars`.
+        """
+        requests = self._requests()
+        if all(self.model.grammars.is_known(params) for params, _ in self.grammars):
+            self.check_grammars()
+            self.grammars.clear()
+        return requests
+
+    def _requests(self) -> tuple[Request, ...]:
+        body = self.body
+        body.check()
+        params = body.params(self.model.defaults)
+        truncates = body.truncate_prompt_tokens is not None
+        if isinstance(body, ChatBody):
+            with renamed(body.field_names):
+                prompt_ids = encode_chat(self.model, body, self.ignored, will_truncate=truncates)
+                return (self._make(prompt_ids, self._chat_params(body, params, prompt_ids)),)
+        self.model.check_num_prompts(len(body.prompt), param="prompt")
+        if params.structured_outputs is not None:
+            self.grammars.append((params.structured_outputs, {}))
+        special = body.add_special_tokens
+        return tuple(
+            self._make(
+                prompt
+                if isinstance(prompt, tuple)
+                else encode(
+                    self.model,
+                    prompt,
+                    add_special_tokens=special,
+                    param="prompt",
+                    will_truncate=truncates,
+                ),
+                params,
+            )
+            for prompt in body.prompt
+        )
+
+    def check_grammars(self) -> None:
+        """Raise InvalidRequestError if no answer can follow a grammar. Slow: it compiles."""
+        for params, names in self.grammars:
+            with renamed(self.body.field_names), renamed(names):
+                self.model.grammars.check(params)
+
+    def _chat_params(
+        self, body: ChatBody, params: SamplingParams, prompt_ids: tuple[int, ...]
+    ) -> SamplingParams:
+        """Return the engine's parameters with what a chat adds: how its answers are read."""
+        reading = ChatReading.of(body, self.model, prompt_ids)
+        asked, names = params.structured_outputs, FIELD_NAMES
+        if asked is not None and not body.must_call:
+            if body.offered_functions:
+                # Alone: what is wrong afterwards is wrong with the tools.
+                self.grammars.append((asked, {}))
+            else:
+                names = BUDGET_NAMES
+        with renamed(names):
+            bound = bound_to(body, reading, asked)
+        if bound is not None:
+            self.grammars.append((bound, names))
+        return replace(reading.params(params), structured_outputs=bound)
+
+    def _make(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> Request:
+        limit = self.body.truncate_prompt_tokens
+        if limit == -1:
+            room = self.model.max_model_len - (
+                (params.max_tokens if self.body.has_limit else 1) or 1
+            )
+            limit = max(1, room)
+        if limit is not None:
+            prompt_ids = truncated(prompt_ids, limit, side=self.body.truncation_side)
+        if not self.body.has_limit:
+            # A default of ours or of the model's authors is no reason to refuse a long prompt.
+            params = params.within(self.model.max_model_len - len(prompt_ids))
+        request = Request(
+            # Never a client's own id: two clients could choose the same.
+            id=uuid.uuid4().hex,
+            prompt_ids=prompt_ids,
+            params=params,
+            bad_word_ids=self.model.tokenizer.bad_word_ids(params.bad_words),
+            priority=LOWEST_PRIORITY if self.is_batch else self.body.priority,
+            cache_salt=self.cache_salt,
+            arrival_s=self.arrival_s,
+        )
+        request.check(
+            vocab_size=self.model.vocab_size,
+            max_model_len=self.model.max_model_len,
+            max_logprobs=self.model.max_logprobs,
+        )
+        return request
+
+
+def cache_salt(state: ServerState, record: AccessRecord, asked: str | None) -> str:
+    """Return whose cached prefixes a request may share: its own key's, where there are several.
+
+    How fast an answer begins tells whether its prompt was cached, and so what others have asked.
+    """
+    if len(state.config.api_keys) < 2:
+        return asked or ""
+    # A client's salt has no "@" (protocol/body.py), so that none can look like another's.
+    return f"{record.key_id}@{asked or ''}"

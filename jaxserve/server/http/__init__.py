@@ -1,0 +1,1 @@
+"""What every endpoint uses of HTTP: bodies, answers, server-sent events, middleware."""

@@ -1,0 +1,45 @@
+"""Bodies of requests, parsed where they hold up nobody."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+
+from jaxserve.server.http.disconnect import unless_disconnected
+from jaxserve.server.http.lanes import run_in
+from jaxserve.server.http.middleware import access_record
+from jaxserve.server.schema.body import Body
+from jaxserve.server.schema.ignored import IgnoredFields
+from jaxserve.server.schema.parsing import check_media_type, decode, parse, read_body
+from jaxserve.server.state import server_state
+
+# Parsed on the event loop up to this size, in a few milliseconds at worst.
+SMALL_BYTES = 2**15
+# Parsed one at a time above this size.
+LARGE_BYTES = 2**20
+
+
+async def read[T](http: Request, make: Callable[[dict[str, Any], IgnoredFields], T]) -> T:
+    """Return what `make` makes of the fields of a body, such as a checked model of it.
+
+    make: gets the request's ignored fields too, to add to. Raises InvalidRequestError for what is
+    no JSON object, and what `make` raises.
+    """
+    check_media_type(http)
+    ignored = access_record(http.scope).ignored
+    state = server_state(http)
+    with state.body_budget.lease() as lease:
+        body = await read_body(http, max_bytes=state.config.max_body_bytes, lease=lease)
+
+        def work() -> T:
+            return make(decode(body), ignored)
+
+        if len(body) <= SMALL_BYTES:
+            return work()
+        lane = state.lanes.bodies if len(body) > LARGE_BYTES else state.lanes.prompts
+        return await unless_disconnected(http, run_in(lane, work))
+
+
+async def read_as[T: Body](http: Request, model: type[T]) -> T:
+    """Return the body as a model; raises InvalidRequestError naming the field at fault."""
+    return await read(http, lambda fields, ignored: parse(fields, model, ignored))

@@ -1,0 +1,219 @@
+"""POST /v1/messages and /v1/messages/count_tokens: chats as Anthropic's clients have them."""
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import msgspec
+import pydantic_core
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from jaxserve.server.chat.pieces import (
+    Arguments,
+    Call,
+    ChatAnswer,
+    End,
+    Piece,
+    Reasoning,
+    Text,
+    chat_body,
+)
+from jaxserve.server.chat.schema import CappedChatBody, Chat, ChatBody
+from jaxserve.server.generation.prompts import encode_chat
+from jaxserve.server.http.answer import json_response
+from jaxserve.server.http.bodies import read
+from jaxserve.server.http.disconnect import unless_disconnected
+from jaxserve.server.http.lanes import run_in
+from jaxserve.server.http.middleware import access_record
+from jaxserve.server.http.sse import EventStream, tagged_event
+from jaxserve.server.messages.answers import (
+    BlockDelta,
+    BlockOut,
+    BlockStart,
+    BlockStop,
+    InputDelta,
+    Message,
+    MessageDelta,
+    MessageEvent,
+    MessageStart,
+    MessageStop,
+    MessageUsage,
+    StopDelta,
+    TextDelta,
+    TextOut,
+    ThinkingDelta,
+    ThinkingOut,
+    TokenCount,
+    ToolUseOut,
+)
+from jaxserve.server.messages.schema import MessagesBody, MessagesPrompt
+from jaxserve.server.schema.ignored import IgnoredFields
+from jaxserve.server.schema.parsing import parse, renamed
+from jaxserve.server.state import server_state
+
+STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+
+
+async def create_message(http: HttpRequest) -> Response:
+    """Answer a chat in Anthropic's form, whole or as a stream."""
+    body, chat = await read(http, _asked)
+    with renamed(body.field_names):
+        answer = await ChatAnswer.begin(http, chat)
+    is_capped = answer.params.max_tokens != body.max_tokens
+    writer = MessageWriter(answer, model=body.model, is_capped=is_capped)
+    if body.stream:
+        return EventStream(writer.stream(), error_name="error")
+    return json_response(await unless_disconnected(http, writer.whole()))
+
+
+async def count_tokens(http: HttpRequest) -> Response:
+    """Answer with the length of a chat's prompt."""
+    state = server_state(http)
+    body, chat = await read(http, _counted)
+    with renamed(body.field_names):
+        work = partial(
+            encode_chat, state.model(body.model), chat, access_record(http.scope).ignored
+        )
+        tokens = await run_in(state.lanes.prompts, work)
+    return json_response(TokenCount(len(tokens)))
+
+
+def _asked(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesBody, ChatBody]:
+    """Return what is asked for, and the chat that it is."""
+    body = parse(fields, MessagesBody, ignored)
+    ignored.add_hints(body.unread_parts())
+    with renamed(body.field_names):
+        return body, chat_body(body.chat(), CappedChatBody)
+
+
+def _counted(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesPrompt, Chat]:
+    """Return what is asked for, and the chat whose prompt is to be counted."""
+    body = parse(fields, MessagesPrompt, ignored)
+    ignored.add_hints(body.unread_parts())
+    with renamed(body.field_names):
+        return body, parse(prompt_fields(body), Chat)
+
+
+class MessageWriter:
+    """Writes one answer. The pieces of a chat become blocks, and these the events of a stream.
+
+    is_capped: whether the model's context ends before the limit that was asked for.
+    """
+
+    def __init__(self, answer: ChatAnswer, *, model: str, is_capped: bool = False) -> None:
+        self._answer = answer
+        self._is_capped = is_capped
+        self._message = Message(
+            id=f"msg_{uuid.uuid4().hex}", model=model, content=[], usage=self._usage()
+        )
+        self._has_begun = False
+        # The block that grows, and its pieces; of a call, the JSON text of its input.
+        self._block: BlockOut | None = None
+        self._texts: list[str] = []
+
+    async def whole(self) -> Message:
+        """Return the answer when all of it is there."""
+        async with aclosing(self._events()) as events:
+            async for _ in events:
+                pass
+        return self._message
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """Yield the answer's events."""
+        async with aclosing(self._events()) as steps:
+            async for events in steps:
+                yield b"".join(map(tagged_event, events))
+
+    async def _events(self) -> AsyncGenerator[list[MessageEvent]]:
+        """Yield the events of each step, and put together the message meanwhile."""
+        async with aclosing(self._answer.pieces()) as steps:
+            async for pieces in steps:
+                events = [event for piece in pieces for event in self._read(piece)]
+                if not self._has_begun:
+                    self._has_begun = True
+                    # No token has been sent yet, though the first step has brought some.
+                    usage = msgspec.structs.replace(self._usage(), output_tokens=0)
+                    start = msgspec.structs.replace(self._message, content=[], usage=usage)
+                    events.insert(0, MessageStart(start))
+                yield events
+        self._message.usage = self._usage()
+        stop = StopDelta(self._message.stop_reason, self._message.stop_sequence)
+        yield [MessageDelta(stop, self._message.usage), MessageStop()]
+
+    def _read(self, piece: Piece) -> list[MessageEvent]:
+        match piece:
+            case Text(text):
+                return [*self._open(TextOut()), *self._add(text, TextDelta(text))]
+            case Reasoning(text):
+                return [*self._open(ThinkingOut()), *self._add(text, ThinkingDelta(text))]
+            case Call(call_id, name):
+                return self._open(ToolUseOut(call_id, name))
+            case Arguments(text):
+                return self._add(text, InputDelta(text))
+            case End(finish_reason, stop_reason):
+                message = self._message
+                message.stop_reason = STOP_REASONS.get(finish_reason, "end_turn")
+                if finish_reason == "stop" and isinstance(stop_reason, str):
+                    message.stop_reason, message.stop_sequence = "stop_sequence", stop_reason
+                if finish_reason == "length" and self._is_capped:
+                    message.stop_reason = "model_context_window_exceeded"
+                return self._close()
+
+    def _open(self, block: BlockOut) -> list[MessageEvent]:
+        """Begin a block, unless one of the kind grows already; every call is one of its own."""
+        if type(block) is type(self._block) and not isinstance(block, ToolUseOut):
+            return []
+        events = self._close()
+        self._block = block
+        return [*events, BlockStart(len(self._message.content), msgspec.structs.replace(block))]
+
+    def _add(self, text: str, delta: TextDelta | ThinkingDelta | InputDelta) -> list[MessageEvent]:
+        self._texts.append(text)
+        return [BlockDelta(len(self._message.content), delta)] if text else []
+
+    def _close(self) -> list[MessageEvent]:
+        """End the block that grows, if there is one."""
+        text = "".join(self._texts)
+        match self._block:
+            case None:
+                return []
+            case TextOut():
+                self._block.text = text
+            case ThinkingOut():
+                self._block.thinking = text
+            case ToolUseOut():
+                self._block.input = _object(text)
+        self._message.content.append(self._block)
+        self._block = None
+        self._texts = []
+        return [BlockStop(len(self._message.content) - 1)]
+
+    def _usage(self) -> MessageUsage:
+        usage = self._answer.usage
+        cached = usage.prompt_tokens_details.cached_tokens
+        return MessageUsage(
+            input_tokens=usage.prompt_tokens - cached,
+            cache_read_input_tokens=cached,
+            output_tokens=usage.completion_tokens,
+        )
+
+
+def prompt_fields(body: MessagesPrompt) -> dict[str, object]:
+    """Return the fields of a chat that make its prompt, without those of its answer."""
+    unread = {"parallel_tool_calls", "response_format", "thinking_token_budget"}
+    return {name: value for name, value in body.chat().items() if name not in unread}
+
+
+def _object(text: str) -> dict[str, object]:
+    """Return the object that JSON text means.
+
+    Of one that was cut it is what is whole, as Anthropic's own clients make it of a stream.
+    """
+    try:
+        value = pydantic_core.from_json(text, allow_inf_nan=False, allow_partial=True)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,288 @@
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens, and the chat they ask for."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, FailFast, Field, Tag
+
+from jaxserve.api.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.chat.schema import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
+from jaxserve.server.messages.blocks import (
+    BLOCK_HINTS,
+    Block,
+    Message,
+    RedactedThinkingBlock,
+    Texts,
+    chat_messages,
+    text_parts,
+)
+from jaxserve.server.messages.edits import ContextManagement, clear_thinking
+from jaxserve.server.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
+from jaxserve.server.schema.fields import Unread
+from jaxserve.server.schema.ignored import Place
+from jaxserve.server.schema.parsing import show
+
+# What our fields are called in an Anthropic request; errors of a chat speak of it by these names.
+FIELD_NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "stop": "stop_sequences",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
+# Types of tools that run on Anthropic's servers or that its models know by heart.
+HOSTED_TOOL = (
+    r"^(advisor|bash|code_execution|computer|mcp_toolset|memory|str_replace_based_edit_tool"
+    r"|text_editor|tool_search_tool(_bm25|_regex)?|web_fetch|web_search)(_[0-9]{8})?$"
+)
+UNREAD = Unread(
+    # Hints and bookkeeping.
+    ignored=frozenset(
+        {"cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed"}
+    ),
+    refused={
+        "container": ("is not supported: this server runs no code", ()),
+        "mcp_servers": ("is not supported: this server connects to no other", ([],)),
+    },
+)
+UNUSED_DISPLAY = Unread(repeated={"display": ()})
+
+
+class Tool(Block):
+    """A function that the model may call; all are sent to it, whatever `defer_loading` says."""
+
+    unread = Unread(
+        ignored=BLOCK_HINTS
+        | {"allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"}
+    )
+
+    type: Literal["custom"] = "custom"
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+
+
+class HostedTool(Body):
+    """A tool that Anthropic's servers run, such as `web_search_20250305`. The model is not told."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Annotated[str, Field(pattern=HOSTED_TOOL)]
+    name: str
+
+
+type AnyTool = Annotated[
+    Annotated[Tool, Tag("(custom)")] | Annotated[HostedTool, Tag("(hosted)")],
+    Discriminator(lambda tool: "(custom)" if _tool_type(tool) in {"custom", None} else "(hosted)"),
+]
+
+
+def _tool_type(tool: object) -> object:
+    return tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+
+
+class ToolMode(Body):
+    """Whether to call a tool: maybe, surely, or not at all."""
+
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool = False
+
+
+class NamedTool(Body):
+    """The tool to call."""
+
+    type: Literal["tool"]
+    name: str
+    disable_parallel_tool_use: bool = False
+
+
+type ToolChoice = Annotated[
+    Annotated[ToolMode, Tag("(auto)")]
+    | Annotated[ToolMode, Tag("(any)")]
+    | Annotated[ToolMode, Tag("(none)")]
+    | Annotated[NamedTool, Tag("(tool)")],
+    by_type("an object of type auto, any, tool or none"),
+]
+
+
+class Thoughts(Body):
+    """Whether to think before an answer. All thinking is shown, whatever `display` says."""
+
+    unread = UNUSED_DISPLAY
+
+    type: Literal["disabled", "adaptive"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class BoundedThoughts(Body):
+    """How long to think before an answer. See Thoughts."""
+
+    unread = UNUSED_DISPLAY
+
+    type: Literal["enabled"]
+    budget_tokens: Annotated[Int32, Field(ge=1)]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+type Thinking = Annotated[
+    Annotated[Thoughts, Tag("(disabled)")]
+    | Annotated[Thoughts, Tag("(adaptive)")]
+    | Annotated[BoundedThoughts, Tag("(enabled)")],
+    by_type("an object of type enabled, disabled or adaptive"),
+]
+
+
+class OutputFormat(ExactBody):
+    """The form of the answer: JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Body):
+    """The form of the answer, and how much thought goes into it."""
+
+    unread = Unread(ignored=frozenset({"task_budget"}))
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class MessagesPrompt(Body):
+    """Turns and what makes a prompt of them: what both bodies share."""
+
+    unread = UNREAD
+
+    model: str
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: Texts = Field(default_factory=list)
+    tools: Annotated[list[AnyTool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        default_factory=list
+    )
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    context_management: ContextManagement | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """Return what the fields of the chat are called here."""
+        is_older = self.output_format is not None
+        return FIELD_NAMES | ({"response_format": "output_format"} if is_older else {})
+
+    def unread_parts(self) -> list[Place]:
+        """Return the places of what only Anthropic's servers could use, whose type ends each."""
+        tools: list[Place] = [
+            ("tools", index, tool.type)
+            for index, tool in enumerate(self.tools)
+            if isinstance(tool, HostedTool)
+        ]
+        thoughts: list[Place] = [
+            ("messages", index, "content", number, block.type)
+            for index, message in enumerate(self.messages)
+            for number, block in enumerate(message.content)
+            if isinstance(block, RedactedThinkingBlock)
+        ]
+        return [*tools, *thoughts]
+
+    def chat(self) -> dict[str, Any]:
+        """Return the fields of the chat that makes the same prompt.
+
+        Raises InvalidRequestError for blocks where they cannot be, and for a tool that must be
+        called and is not run here. An assistant's turn at the end is one to continue.
+        """
+        messages = [{"role": "system", "content": text_parts(self.system)}] if self.system else []
+        for index, message in enumerate(self.messages):
+            messages += chat_messages(message, f"messages[{index}]")
+        for edit in () if self.context_management is None else self.context_management.edits:
+            clear_thinking(messages, keep=edit.num_kept)
+        fields: dict[str, Any] = {"model": self.model, "messages": messages}
+        if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+            fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        tools = [_chat_tool(tool) for tool in self.tools if isinstance(tool, Tool)]
+        if tools:
+            fields["tools"] = tools
+        if self.tool_choice is not None:
+            self._check_choice(self.tool_choice)
+            fields |= _chat_tool_choice(self.tool_choice)
+        match self.thinking:
+            case BoundedThoughts(budget_tokens=budget):
+                fields["thinking_token_budget"] = budget
+            case Thoughts(type="disabled"):
+                fields["reasoning_effort"] = "none"
+        form = self.output_format
+        if self.output_config is not None:
+            fields.setdefault("reasoning_effort", self.output_config.effort)
+            if form is not None and self.output_config.format is not None:
+                raise InvalidRequestError(
+                    "output_format cannot be given with output_config.format: they are the same",
+                    param="output_format",
+                )
+            form = form or self.output_config.format
+        if form is not None:
+            schema = {"name": "answer", "schema": form.json_schema, "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return fields
+
+    def _check_choice(self, choice: ToolChoice) -> None:
+        """Raise InvalidRequestError if a tool must be called that this server does not run."""
+        hosted = {tool.name: tool.type for tool in self.tools if isinstance(tool, HostedTool)}
+        if isinstance(choice, NamedTool) and choice.name in hosted:
+            raise InvalidRequestError(
+                f"tool_choice must name a tool of type custom, got {show(choice.name)} of type"
+                f" {show(hosted[choice.name])}, which this server does not run",
+                param="tool_choice",
+            )
+
+
+type StopSequences = Annotated[
+    list[str],
+    FailFast(),
+    told_texts(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
+]
+
+
+class MessagesBody(MessagesPrompt):
+    """Turns to be answered; `seed` is not Anthropic's."""
+
+    max_tokens: Annotated[Int32, told("max_tokens")]
+    temperature: Annotated[float, told("temperature")] | None = None
+    top_p: Annotated[float, told("top_p")] | None = None
+    top_k: Annotated[Int32, told("top_k")] | None = None
+    stop_sequences: StopSequences = Field(default_factory=list)
+    seed: Annotated[int, told("seed")] | None = None
+    stream: bool = False
+
+    def chat(self) -> dict[str, Any]:
+        """Return the fields of the chat that asks for the same answer."""
+        return {
+            **super().chat(),
+            "max_completion_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "stop": self.stop_sequences,
+            "seed": self.seed,
+        }
+
+
+def _chat_tool(tool: Tool) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.input_schema,
+        "strict": tool.strict,
+    }
+    return {"type": "function", "function": function}
+
+
+def _chat_tool_choice(choice: ToolChoice) -> dict[str, Any]:
+    wanted: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
+    if isinstance(choice, NamedTool):
+        wanted = {"type": "function", "function": {"name": choice.name}}
+    return {
+        "tool_choice": wanted,
+        "parallel_tool_calls": not choice.disable_parallel_tool_use,
+    }

@@ -1,0 +1,1 @@
+"""The playground: a web page that is a client of the server."""

@@ -1,0 +1,1 @@
+"""Embeddings, scores, reranking and classification."""

@@ -1,0 +1,314 @@
+"""POST /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from jaxserve.api.pooling import PoolingModel, PoolingParams
+from jaxserve.api.request import LOWEST_PRIORITY, Request
+from jaxserve.engine.engine import GENERATES
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.generation.events import Job, Tally
+from jaxserve.server.generation.prompts import cache_salt, encode_chat
+from jaxserve.server.http.answer import json_response
+from jaxserve.server.http.bodies import read, read_as
+from jaxserve.server.http.disconnect import unless_disconnected
+from jaxserve.server.http.lanes import run_in
+from jaxserve.server.http.middleware import AccessRecord, access_record
+from jaxserve.server.pooling.answers import (
+    BilledUnits,
+    Classification,
+    Classified,
+    CohereEmbeddings,
+    Document,
+    Embedding,
+    Embeddings,
+    EmbedMeta,
+    Pooled,
+    Pooling,
+    PoolingMetadata,
+    PoolingUsage,
+    Ranked,
+    Ranking,
+    Score,
+    Scores,
+)
+from jaxserve.server.pooling.requests import Pairs, PoolingPrompts, Vector, answer
+from jaxserve.server.pooling.schema import (
+    ClassifyBody,
+    ClassifyChatBody,
+    CohereBody,
+    ConversationBody,
+    EmbeddingBody,
+    EmbeddingChatBody,
+    InputBody,
+    PairBody,
+    PoolingBody,
+    RerankBody,
+    ScoreBody,
+    VectorBody,
+    VectorsBody,
+    VectorsChatBody,
+)
+from jaxserve.server.pooling.vector_formats import by_type, join_bytes, to_json
+from jaxserve.server.schema.ignored import IgnoredFields
+from jaxserve.server.schema.parsing import parse, show
+from jaxserve.server.state import ServedModel, ServerState, server_state
+
+
+async def create_embeddings(http: HttpRequest) -> Response:
+    """Answer with the embeddings of prompts, or of a chat."""
+    body = await read(http, partial(_input_or_chat, EmbeddingBody, EmbeddingChatBody))
+    call = Call.of(http, body, param=_prompt_field(body))
+    call.pooling.check_task("embed")
+    vectors, usage = await call.vectors(call.each_of(body))
+    return call.vectors_answer(
+        body,
+        vectors,
+        usage,
+        id_prefix="embd",
+        whole=lambda data, **shared: Embeddings(
+            data=[Embedding(index, numbers) for index, numbers in enumerate(data)], **shared
+        ),
+    )
+
+
+async def pool(http: HttpRequest) -> Response:
+    """Answer with the vectors of prompts, or of a chat, whatever the model makes of them."""
+    body = await read(http, partial(_input_or_chat, VectorsBody, VectorsChatBody))
+    call = Call.of(http, body, param=_prompt_field(body))
+    if body.task not in {None, call.pooling.task}:
+        raise InvalidRequestError(
+            f"Unsupported task: {show(body.task)}: this model's is {call.pooling.task}",
+            param="task",
+        )
+    vectors, usage = await call.vectors(call.each_of(body))
+    return call.vectors_answer(
+        body,
+        vectors,
+        usage,
+        id_prefix="pool",
+        whole=lambda data, **shared: Pooling(
+            data=[Pooled(index, numbers) for index, numbers in enumerate(data)], **shared
+        ),
+    )
+
+
+async def embed_cohere(http: HttpRequest) -> Response:
+    """Answer with the embeddings of texts, in Cohere's form."""
+    asked = await read_as(http, CohereBody)
+    body = asked.embedding()
+    call = Call.of(http, body, param="texts")
+    call.pooling.check_task("embed")
+    vectors, usage = await call.vectors(call.each_of(body))
+    return json_response(
+        CohereEmbeddings(
+            id=call.id_of("embd"),
+            embeddings=by_type(call.answers(vectors), asked.embedding_types),
+            texts=[text for text in body.input if isinstance(text, str)],
+            meta=EmbedMeta(BilledUnits(usage.prompt_tokens)),
+        )
+    )
+
+
+async def classify(http: HttpRequest) -> Response:
+    """Answer with the labels of prompts, or of a chat."""
+    body = await read(http, partial(_input_or_chat, ClassifyBody, ClassifyChatBody))
+    call = Call.of(http, body, param=_prompt_field(body))
+    call.pooling.check_task("classify")
+    vectors, usage = await call.vectors(call.each_of(body))
+    labels = call.pooling.labels
+    data = [
+        Classified(index, labels[int(probs.argmax())], probs.tolist(), len(labels))
+        for index, probs in enumerate(call.answers(vectors))
+    ]
+    return json_response(
+        Classification(
+            id=call.id_of("classify"),
+            created=int(time.time()),
+            model=call.name,
+            data=data,
+            usage=usage,
+        )
+    )
+
+
+async def score(http: HttpRequest) -> Response:
+    """Answer with the scores of pairs of texts."""
+    body = await read_as(http, ScoreBody)
+    call = Call.of(http, body, param="text_1")
+    scores, usage = await call.scores(body, body.text_1, body.text_2)
+    return json_response(
+        Scores(
+            id=call.id_of("score"),
+            created=int(time.time()),
+            model=call.name,
+            data=[Score(index, value) for index, value in enumerate(scores)],
+            usage=usage,
+        )
+    )
+
+
+async def rerank(http: HttpRequest) -> Response:
+    """Answer with documents in the order of their relevance to a query."""
+    body = await read_as(http, RerankBody)
+    call = Call.of(http, body, param="documents")
+    scores, usage = await call.scores(body, [body.query], body.texts)
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    results = [
+        Ranked(index, scores[index], Document(body.texts[index]) if kept else None)
+        for index, kept in ((index, body.return_documents) for index in order)
+    ]
+    return json_response(
+        Ranking(
+            id=call.id_of("rerank"),
+            model=call.name,
+            usage=usage,
+            results=results[: body.top_n or None],
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a model that pools."""
+
+    http: HttpRequest
+    state: ServerState
+    record: AccessRecord
+    model: ServedModel
+    pooling: PoolingModel
+    params: PoolingParams
+    prompts: PoolingPrompts
+    name: str
+    request_id: str
+
+    @classmethod
+    def of(cls, http: HttpRequest, body: PoolingBody, *, param: str) -> Self:
+        """Return the call of a body; param: its field of prompts. Raises InvalidRequestError."""
+        state, record = server_state(http), access_record(http.scope)
+        model = state.model(body.model)
+        pooling, params = model.pooling, body.params()
+        if pooling is None:
+            raise InvalidRequestError(GENERATES, param="model")
+        pooling.check(params)
+        prompts = PoolingPrompts(
+            tokenizer=model.tokenizer,
+            pooling=pooling,
+            max_model_len=model.max_model_len,
+            vocab_size=model.vocab_size,
+            param=param,
+            truncate=body.truncate_prompt_tokens,
+            truncation_side=body.truncation_side,
+            pads=body.padding == "max_length",
+            add_special_tokens=body.add_special_tokens,
+            cache_salt=cache_salt(state, record, body.cache_salt),
+            priority=model.checked_priority(body.priority)
+            if record.batch is None
+            else LOWEST_PRIORITY,
+        )
+        return cls(
+            http=http,
+            state=state,
+            record=record,
+            model=model,
+            pooling=pooling,
+            params=params,
+            prompts=prompts,
+            name=body.model or model.name,
+            request_id=body.request_id or record.request_id,
+        )
+
+    def id_of(self, prefix: str) -> str:
+        """Return the id of the answer."""
+        return f"{prefix}-{self.request_id}"
+
+    def each_of(self, body: InputBody | ConversationBody) -> Callable[[], tuple[Request, ...]]:
+        """Return what makes a request of each input, or of the chat."""
+        if isinstance(body, InputBody):
+            return lambda: tuple(self.prompts.of(prompt) for prompt in body.input)
+        truncates = body.truncate_prompt_tokens is not None
+        encoded = partial(
+            encode_chat, self.model, body, self.record.ignored, will_truncate=truncates
+        )
+        return lambda: (self.prompts.of(encoded()),)
+
+    def vectors_answer(
+        self,
+        body: VectorBody,
+        vectors: Sequence[bytes],
+        usage: PoolingUsage,
+        *,
+        id_prefix: str,
+        whole: Callable[..., msgspec.Struct],
+    ) -> Response:
+        """Return an answer of vectors in the form that a body wants; `whole` makes it of JSON."""
+        shared: dict[str, Any] = {
+            "id": self.id_of(id_prefix),
+            "created": int(time.time()),
+            "model": self.name,
+            "usage": usage,
+        }
+        answers = self.answers(vectors)
+        if not body.encoding_format.startswith("bytes"):
+            return json_response(whole([to_json(each, body) for each in answers], **shared))
+        data, places = join_bytes(answers, body)
+        headers = {}
+        if body.encoding_format == "bytes":
+            metadata = PoolingMetadata(data=places, **shared)
+            # A header is ASCII, which msgspec's JSON is not.
+            headers["metadata"] = json.dumps(msgspec.to_builtins(metadata))
+        return Response(data, headers=headers, media_type="application/octet-stream")
+
+    async def vectors(
+        self, make: Callable[[], tuple[Request, ...]]
+    ) -> tuple[list[bytes], PoolingUsage]:
+        """Return the vectors of requests, and the tokens they took."""
+        requests = await unless_disconnected(self.http, run_in(self.state.lanes.prompts, make))
+        self.model.check_num_prompts(len(requests), param=self.prompts.param)
+        job = Job(state=self.state, model=self.model, requests=requests, record=self.record)
+        tally = Tally(requests)
+        choices = await unless_disconnected(self.http, job.collect(tally))
+        vectors = [choice.vector for choice in choices]
+        details = tally.usage().prompt_tokens_details
+        return vectors, PoolingUsage(tally.prompt_tokens, tally.prompt_tokens, details)
+
+    def answers(self, vectors: Sequence[bytes]) -> list[Vector]:
+        """Return what is answered of vectors."""
+        return [answer(self.pooling, vector, self.params) for vector in vectors]
+
+    async def scores(
+        self, body: PairBody, firsts: Sequence[str], seconds: Sequence[str]
+    ) -> tuple[list[float], PoolingUsage]:
+        """Return the scores of pairs of texts, and the tokens they took."""
+        pairs = Pairs(
+            pooling=self.pooling,
+            firsts=firsts,
+            seconds=seconds,
+            max_first_tokens=body.max_tokens_per_query,
+            max_second_tokens=body.max_tokens_per_doc,
+        )
+        vectors, usage = await self.vectors(partial(pairs.requests, self.prompts))
+        return pairs.scores(vectors, self.params), usage
+
+
+def _input_or_chat[Plain: InputBody, Conversation: ConversationBody](
+    plain: type[Plain],
+    conversation: type[Conversation],
+    fields: dict[str, Any],
+    ignored: IgnoredFields,
+) -> Plain | Conversation:
+    if "messages" in fields:
+        return parse(fields, conversation, ignored)
+    return parse(fields, plain, ignored)
+
+
+def _prompt_field(body: InputBody | ConversationBody) -> str:
+    return "input" if isinstance(body, InputBody) else "messages"

@@ -1,0 +1,208 @@
+"""From texts to requests that pool, and from vectors to answers: in servers and offline."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxserve.api.pooling import Activation, PoolingModel, PoolingParams
+from jaxserve.api.request import Request
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.pooling.schema import check_pairs
+from jaxserve.tokenization.tokenizer import Tokenizer, truncated
+
+type Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+def answer(pooling: PoolingModel, raw: bytes, params: PoolingParams) -> Vector:
+    """Return what is answered of a vector as the engine has it."""
+    vector = np.frombuffer(raw, np.float32)[: params.dimensions]
+    activates = pooling.activates if params.use_activation is None else params.use_activation
+    activated: Any = _activate(pooling.activation, vector) if activates else vector
+    answered: Vector = activated
+    return answered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingPrompts:
+    """Makes requests of the prompts of one call.
+
+    truncate: how many tokens to keep of a longer prompt; -1 is as many as the model takes, None
+    refuses prompts that are longer. truncation_side: where tokens are dropped. pads: whether a
+    shorter prompt is filled up to as many, or to the model's context, with padding tokens. param:
+    the call's name for the prompts.
+    """
+
+    tokenizer: Tokenizer
+    pooling: PoolingModel
+    max_model_len: int
+    vocab_size: int
+    param: str
+    truncate: int | None = None
+    truncation_side: Literal["left", "right"] = "right"
+    pads: bool = False
+    add_special_tokens: bool = True
+    cache_salt: str = ""
+    priority: int = 0
+    arrival_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.truncate is not None and not -1 <= self.truncate <= self.max_model_len:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens must be in [-1, {self.max_model_len}],"
+                f" got {self.truncate}",
+                param="truncate_prompt_tokens",
+            )
+
+    def of(
+        self,
+        prompt: str | tuple[int, ...],
+        second: str | None = None,
+        *,
+        part_limits: tuple[int | None, ...] = (),
+    ) -> Request:
+        """Return the request of a prompt, or of a pair of texts. Slow: encodes.
+
+        part_limits: tokens to keep of each text by itself. Raises InvalidRequestError.
+        """
+        limit = self.max_model_len if self.truncate == -1 else self.truncate
+        if isinstance(prompt, str):
+            token_ids = self._encode(prompt, second, limit, part_limits)
+        elif limit is None:
+            token_ids = prompt
+        else:
+            token_ids = truncated(prompt, limit, side=self.truncation_side)
+        if self.pads:
+            token_ids = self._padded(token_ids, limit or self.max_model_len)
+        request = Request(
+            id=uuid.uuid4().hex,
+            prompt_ids=token_ids,
+            pools=True,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+            arrival_s=self.arrival_s,
+        )
+        try:
+            request.check(
+                vocab_size=self.vocab_size, max_model_len=self.max_model_len, max_logprobs=0
+            )
+        except InvalidRequestError as error:
+            error.param = self.param
+            error.message = error.message.replace("prompt", self.param)
+            raise
+        return request
+
+    def _padded(self, token_ids: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
+        pad_id = self.tokenizer.pad_id
+        if pad_id is None:
+            raise InvalidRequestError(
+                "padding must be do_not_pad: this model's tokenizer has no padding token",
+                param="padding",
+            )
+        return token_ids + (pad_id,) * (num_tokens - len(token_ids))
+
+    def _encode(
+        self,
+        text: str,
+        second: str | None,
+        limit: int | None,
+        part_limits: tuple[int | None, ...],
+    ) -> tuple[int, ...]:
+        tokenizer = self.tokenizer
+        texts: list[str] = []
+        for part, part_limit in zip_longest(
+            [text] if second is None else [text, second], part_limits
+        ):
+            limits = [each for each in (limit, part_limit) if each is not None]
+            if limits:
+                # No more than could be kept of it is worth encoding.
+                most = min(limits) * tokenizer.max_token_bytes
+                texts.append(part[-most:] if self.truncation_side == "left" else part[:most])
+            else:
+                tokenizer.check_num_chars(
+                    len(part), max_model_len=self.max_model_len, param=self.param
+                )
+                texts.append(part)
+        token_ids, segments = tokenizer.encode_parts(
+            *texts,
+            add_special_tokens=self.add_special_tokens,
+            max_tokens=limit,
+            part_limits=part_limits,
+            side=self.truncation_side,
+        )
+        stride = self.pooling.segment_stride
+        if second is None or not stride:
+            return token_ids
+        return tuple(
+            token_id + stride * segment
+            for token_id, segment in zip(token_ids, segments, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Texts to be scored against each other: one with each of many, or each with its own.
+
+    A cross-encoder reads a pair as one prompt; of a model of embeddings the score is the cosine.
+    max_first_tokens, max_second_tokens: kept of each text; 0 keeps all.
+    """
+
+    pooling: PoolingModel
+    firsts: Sequence[str]
+    seconds: Sequence[str]
+    max_first_tokens: int = 0
+    max_second_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pooling.labels and not self.pooling.is_cross_encoder:
+            raise InvalidRequestError(
+                "only a model of embeddings or of one label can score pairs of texts, and this one"
+                f" has {len(self.pooling.labels)} labels",
+                param="model",
+            )
+
+    def requests(self, prompts: PoolingPrompts) -> tuple[Request, ...]:
+        """Return the requests whose vectors `scores` wants. Slow: encodes."""
+        check_pairs(len(self.firsts), len(self.seconds), param=prompts.param)
+        limits = self.max_first_tokens or None, self.max_second_tokens or None
+        if not self.pooling.is_cross_encoder:
+            return tuple(
+                prompts.of(text, part_limits=(limit,))
+                for texts, limit in zip((self.firsts, self.seconds), limits, strict=True)
+                for text in texts
+            )
+        firsts = self.firsts if len(self.firsts) > 1 else [*self.firsts] * len(self.seconds)
+        return tuple(
+            prompts.of(*pair, part_limits=limits) for pair in zip(firsts, self.seconds, strict=True)
+        )
+
+    def scores(self, vectors: Sequence[bytes], params: PoolingParams) -> list[float]:
+        """Return the score of each pair, of the vectors of the requests."""
+        if self.pooling.is_cross_encoder:
+            return [float(answer(self.pooling, vector, params)[0]) for vector in vectors]
+        units = np.stack([_unit(np.frombuffer(vector, np.float32)) for vector in vectors])
+        firsts, seconds = units[: len(self.firsts)], units[len(self.firsts) :]
+        cosines: list[float] = (firsts * seconds).sum(axis=1).tolist()
+        return cosines
+
+
+def _activate(activation: Activation, vector: Vector) -> Any:
+    match activation:
+        case Activation.NONE:
+            return vector
+        case Activation.NORMALIZE:
+            return _unit(vector)
+        case Activation.SIGMOID:
+            return 1.0 / (1.0 + np.exp(-vector))
+        case Activation.SOFTMAX:
+            grown = np.exp(vector - vector.max())
+            return grown / grown.sum()
+
+
+def _unit(vector: Vector) -> Any:
+    """Return a vector at length 1; one of zeros stays as it is."""
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)

@@ -1,1 +1,0 @@
-"""What goes over the wire: the bodies of requests and of answers."""

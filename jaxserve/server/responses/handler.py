@@ -1,0 +1,298 @@
+"""/v1/responses: OpenAI's newer form of chats, which the server can keep and go on with."""
+
+import asyncio
+import time
+import uuid
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+
+from jaxserve.errors import InvalidRequestError, JaxserveError, StorageError
+from jaxserve.observability.logging import get_logger
+from jaxserve.server.chat.pieces import ChatAnswer, chat_body
+from jaxserve.server.chat.schema import Chat, ChatBody
+from jaxserve.server.generation.prompts import encode_chat
+from jaxserve.server.http.answer import json_response
+from jaxserve.server.http.bodies import read_as
+from jaxserve.server.http.disconnect import unless_disconnected
+from jaxserve.server.http.lanes import run_in
+from jaxserve.server.http.middleware import access_record, owner_of
+from jaxserve.server.http.sse import EventStream, tagged_event
+from jaxserve.server.responses.answers import InputTokens, ItemList, Response, ResponseDeleted
+from jaxserve.server.responses.items import ITEMS, Item, with_ids
+from jaxserve.server.responses.schema import ResponsePrompt, ResponsesBody
+from jaxserve.server.responses.store import BEAT_S, ResponseStore
+from jaxserve.server.responses.tools import targets
+from jaxserve.server.responses.writer import ResponseWriter, response_error
+from jaxserve.server.schema.parsing import parse, renamed
+from jaxserve.server.state import ServedModel, ServerState, server_state
+
+log = get_logger(__name__)
+
+# How long storage that fails is waited for, try after try, with what was made in the background.
+FINISH_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
+
+
+async def create_response(http: HttpRequest) -> HttpResponse:
+    """Answer items with items: whole, as a stream, or later, in the background."""
+    state = server_state(http)
+    body = await _read(http, ResponsesBody)
+    access_record(http.scope).ignored.add_hints(body.unread_parts())
+    body.check()
+    earlier = await _earlier_items(http, body)
+
+    def make() -> tuple[dict[str, str], ChatBody]:
+        start = _first_item(state.model(body.model), body, earlier)
+        fields = body.chat(earlier, start=start)
+        names = body.field_names(earlier, fields, start=start)
+        with renamed(names):
+            return names, chat_body(fields, ChatBody)
+
+    names, chat = await run_in(state.lanes.prompts, make)
+    with renamed(names):
+        answer = await ChatAnswer.begin(http, chat)
+    writer = ResponseWriter(answer, _begin(answer, body), targets(body.tools))
+    work = Work(state, writer, body, owner=owner_of(http.scope))
+    if body.background:
+        return json_response(await work.in_background())
+    if body.stream:
+        return EventStream(work.stream(), error_name="error")
+    return json_response(await unless_disconnected(http, work.whole()))
+
+
+async def get_response(http: HttpRequest) -> HttpResponse:
+    """Answer with a response that is kept."""
+    stored = await _in_store(http, ResponseStore.get)
+    return json_response(stored.response)
+
+
+async def delete_response(http: HttpRequest) -> HttpResponse:
+    """Forget a response."""
+    await _in_store(http, ResponseStore.delete)
+    return json_response(ResponseDeleted(http.path_params["response_id"]))
+
+
+async def cancel_response(http: HttpRequest) -> HttpResponse:
+    """Give up a response that is made in the background."""
+    return json_response(await _in_store(http, ResponseStore.cancel))
+
+
+async def list_input_items(http: HttpRequest) -> HttpResponse:
+    """Answer with the items that a response was asked with."""
+    items = (await _in_store(http, ResponseStore.get)).input
+    ids = [item["id"] for item in items] or [None]
+    return json_response(ItemList(items, ids[0], ids[-1]))
+
+
+async def count_input_tokens(http: HttpRequest) -> HttpResponse:
+    """Answer with the length of the prompt that a response would be made from."""
+    state = server_state(http)
+    body = await _read(http, ResponsePrompt)
+    access_record(http.scope).ignored.add_hints(body.unread_parts())
+    earlier = await _earlier_items(http, body)
+    model, ignored = state.model(body.model), access_record(http.scope).ignored
+
+    def work() -> int:
+        start = _first_item(model, body, earlier)
+        fields = body.chat(earlier, start=start)
+        with renamed(body.field_names(earlier, fields, start=start)):
+            return len(encode_chat(model, parse(fields, Chat), ignored))
+
+    return json_response(InputTokens(await run_in(state.lanes.prompts, work)))
+
+
+class Work:
+    """The making of one response, and keeping it if that was asked for."""
+
+    def __init__(
+        self, state: ServerState, writer: ResponseWriter, body: ResponsesBody, *, owner: str
+    ) -> None:
+        self._state = state
+        self._writer = writer
+        self._body = body
+        self._owner = owner
+
+    async def whole(self) -> Response:
+        """Return the response when all of it is there."""
+        await self._run()
+        await self._keep()
+        if self._writer.failure is not None:
+            raise self._writer.failure
+        return self._writer.response
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """Yield the response's events. It is kept before the last one: who reads it may go on."""
+        async with aclosing(self._writer.events()) as steps:
+            async for events in steps:
+                if self._writer.response.status != "in_progress":
+                    await self._keep()
+                yield b"".join(map(tagged_event, events))
+
+    async def in_background(self) -> dict[str, Any]:
+        """Begin, and return the response as it is kept."""
+        self._writer.response.status = "queued"
+        await self._keep()
+        queued: dict[str, Any] = msgspec.to_builtins(self._writer.response)
+        self._writer.response.status = "in_progress"
+        task = asyncio.create_task(self._run_and_finish())
+        self._state.background.add(task)
+        task.add_done_callback(self._state.background.discard)
+        return queued
+
+    async def _run(self) -> None:
+        async with aclosing(self._writer.events()) as steps:
+            async for _ in steps:
+                pass
+
+    async def _run_and_finish(self) -> None:
+        """Make the response, for as long as it is wanted."""
+        response = self._writer.response
+        task = asyncio.create_task(self._run())
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=BEAT_S)
+                if not await self._is_wanted():
+                    return
+            task.result()
+        except Exception as error:
+            if not isinstance(error, JaxserveError):
+                log.exception("a response in the background failed")
+            response.status = "failed"
+            response.error = response_error(error)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._finish()
+
+    async def _is_wanted(self) -> bool:
+        beat = partial(self._state.responses.beat, self._writer.response.id)
+        try:
+            return await run_in(self._state.lanes.storage, beat)
+        except StorageError:
+            # It may work again before the answer is there.
+            return True
+
+    async def _finish(self) -> None:
+        """Keep what was made in the background, for which there is no other way to be told."""
+        finish = partial(self._state.responses.finish, self._writer.response)
+        for delay_s in FINISH_DELAYS_S:
+            try:
+                await run_in(self._state.lanes.storage, finish)
+            except StorageError as error:
+                log.error("a response in the background is not kept yet", reason=str(error))
+                await asyncio.sleep(delay_s)
+            else:
+                return
+        log.error("a response in the background is lost", response=self._writer.response.id)
+
+    async def _keep(self) -> None:
+        """Keep the response if that was asked for; raises StorageError."""
+        if not self._body.store:
+            return
+
+        def work() -> None:
+            response = self._writer.response
+            items = with_ids(self._body.input, response.id)
+            self._state.responses.put(self._owner, response, items)
+
+        try:
+            await run_in(self._state.lanes.storage, work)
+        except StorageError as error:
+            # A stream that has begun is not logged with its error.
+            log.error("a response could not be kept", reason=str(error))
+            raise
+
+
+def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
+    """Return a response that has not begun: what the request says, defaults for the rest."""
+    text = {} if body.text is None else body.text.model_dump(exclude_none=True, by_alias=True)
+    reasoning = body.reasoning
+    choice = body.tool_choice
+    return Response(
+        id=f"resp_{uuid.uuid4().hex}",
+        created_at=int(time.time()),
+        background=body.background,
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
+        metadata=body.metadata,
+        model=answer.model,
+        parallel_tool_calls=body.parallel_tool_calls,
+        previous_response_id=body.previous_response_id,
+        prompt_cache_key=body.prompt_cache_key,
+        reasoning={
+            "effort": None if reasoning is None else reasoning.effort,
+            "summary": None if reasoning is None else reasoning.summary,
+        },
+        safety_identifier=body.safety_identifier,
+        store=body.store,
+        temperature=answer.params.temperature,
+        text={"format": {"type": "text"}} | text,
+        tool_choice=choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
+        tools=[tool.model_dump() for tool in body.tools],
+        top_logprobs=body.top_logprobs or 0,
+        top_p=answer.params.top_p,
+        truncation=body.truncation,
+        user=body.user,
+    )
+
+
+def _first_item(model: ServedModel, body: ResponsePrompt, earlier: Sequence[Item]) -> int:
+    """Return how many items to leave out, with `truncation: auto`, for the prompt to fit.
+
+    It is the least at which a turn of the user begins and room for an answer is left, or the last
+    such turn. Slow: for a worker.
+    """
+    limit = getattr(body, "max_output_tokens", None) or 1
+
+    def fits(start: int) -> bool:
+        fields = ResponsePrompt.chat(body, earlier, start=start)
+        try:
+            return len(encode_chat(model, parse(fields, Chat))) + limit <= model.max_model_len
+        except InvalidRequestError:
+            # Too long to be encoded, or wrong: then the answer to the request says so.
+            return False
+
+    if body.truncation == "disabled" or fits(0):
+        return 0
+    starts = body.starts(earlier)
+    found = bisect_left(starts, True, hi=max(0, len(starts) - 1), key=fits)
+    return starts[found] if starts else 0
+
+
+async def _read[B: ResponsePrompt](http: HttpRequest, model: type[B]) -> B:
+    """Read a body, and put the stored items that it refers to in their places."""
+    body = await read_as(http, model)
+    if not body.references:
+        return body
+    state = server_state(http)
+    find = partial(state.responses.items, owner_of(http.scope), body.references)
+    return body.resolved(await run_in(state.lanes.storage, find))
+
+
+async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
+    """Return the items of the conversation that a body goes on with."""
+    if body.previous_response_id is None:
+        return []
+    state = server_state(http)
+    owner, response_id = owner_of(http.scope), body.previous_response_id
+
+    def work() -> list[Item]:
+        return ITEMS.validate_python(state.responses.conversation(owner, response_id))
+
+    return await run_in(state.lanes.storage, work)
+
+
+async def _in_store(http: HttpRequest, work: Any) -> Any:
+    """Do something to the response that a path names."""
+    state = server_state(http)
+    response_id = http.path_params["response_id"]
+    return await run_in(
+        state.lanes.storage, partial(work, state.responses, owner_of(http.scope), response_id)
+    )

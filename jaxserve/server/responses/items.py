@@ -1,0 +1,247 @@
+"""The items of /v1/responses: what goes in and out, and the chat that they are."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
+
+from jaxserve.server.chat.schema import MAX_MESSAGES
+from jaxserve.server.responses.tools import arguments_of, flat_name
+from jaxserve.server.schema.body import MAX_PARTS, Body, by_type
+from jaxserve.server.schema.fields import Unread
+
+type Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class TextPart(Body):
+    """Text; annotations and logprobs are of an answer sent back."""
+
+    unread = Unread(repeated={"annotations": ([],), "logprobs": ([],)})
+
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class RefusalPart(Body):
+    """A refusal, of an answer sent back."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+def _parts(value: object) -> object:
+    """A string is one part of text."""
+    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+
+
+type Part = Annotated[
+    Annotated[TextPart, Tag("(input_text)")]
+    | Annotated[TextPart, Tag("(output_text)")]
+    | Annotated[RefusalPart, Tag("(refusal)")],
+    by_type("a part of type input_text, output_text or refusal: others are not supported"),
+]
+type Parts = Annotated[
+    list[Part],
+    FailFast(),
+    Field(max_length=MAX_PARTS),
+    BeforeValidator(_parts, json_schema_input_type=str | list[Part]),
+]
+
+
+class MessageItem(Body):
+    """What somebody says; a string is one part of text."""
+
+    unread = Unread(repeated={"phase": ()})
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
+    id: str | None = None
+    status: Status | None = None
+    phase: str | None = None
+
+
+class FunctionCallItem(Body):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    namespace: str | None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+class CustomToolCallItem(Body):
+    """A call of a custom tool that the model made."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+class FunctionCallOutputItem(Body):
+    """What came of a call; `call_id` says of which, whatever its name."""
+
+    unread = Unread(repeated={"name": ()})
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: Parts
+    name: str | None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+class ReasoningText(Body):
+    """A piece of reasoning, or of its summary."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+type ReasoningTexts = Annotated[list[ReasoningText], FailFast(), Field(max_length=MAX_PARTS)]
+
+
+class ReasoningItem(Body):
+    """What the model thought, of an answer sent back; only OpenAI can read `encrypted_content`."""
+
+    unread = Unread(repeated={"summary": ([],), "encrypted_content": ()})
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: ReasoningTexts = Field(default_factory=list)
+    content: ReasoningTexts = Field(default_factory=list)
+    encrypted_content: str | None = None
+    status: Status | None = None
+
+
+class ItemReference(Body):
+    """An item of a stored response, by its id. `ResponsePrompt.resolved` replaces it."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+type Item = Annotated[
+    Annotated[MessageItem, Tag("(message)")]
+    | Annotated[FunctionCallItem, Tag("(function_call)")]
+    | Annotated[CustomToolCallItem, Tag("(custom_tool_call)")]
+    | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
+    | Annotated[FunctionCallOutputItem, Tag("(custom_tool_call_output)")]
+    | Annotated[ReasoningItem, Tag("(reasoning)")]
+    | Annotated[ItemReference, Tag("(item_reference)")],
+    by_type(
+        "an item of type message, function_call, function_call_output, custom_tool_call,"
+        " custom_tool_call_output, reasoning or item_reference: others are not supported",
+        default="message",
+    ),
+]
+ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "reasoning": "rs",
+}
+# Digits at the end of an id, the number of an item. Those of the input come after all of an output.
+NUM_DIGITS = 4
+FIRST_INPUT = 0x8000
+
+
+def _items(value: object) -> object:
+    """A string is one message of the user."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+# What was said; a string is one message of the user.
+type Items = Annotated[
+    list[Item],
+    FailFast(),
+    Field(max_length=MAX_MESSAGES),
+    BeforeValidator(_items, json_schema_input_type=str | list[Item]),
+]
+
+
+def item_id(kind: str, response_id: str, number: int) -> str:
+    """Return the id of an item of a type, by which its response can be found.
+
+    number: index in the output, or for an item of the input FIRST_INPUT plus its index.
+    """
+    prefix = ID_PREFIXES.get(kind, "item")
+    return f"{prefix}_{response_id.removeprefix('resp_')}{number:0{NUM_DIGITS}x}"
+
+
+def response_of(item: str) -> str:
+    """Return the id of the response that an item is of, given its id; see `item_id`."""
+    return f"resp_{item.rpartition('_')[2][:-NUM_DIGITS]}"
+
+
+def with_ids(items: Sequence[Item], response_id: str) -> list[dict[str, Any]]:
+    """Return the items of a response's input as JSON, each with an id and a status, to be kept."""
+    listed = []
+    for index, item in enumerate(items):
+        fields = item.model_dump(mode="json", exclude_none=True)
+        fields.setdefault("id", item_id(item.type, response_id, FIRST_INPUT + index))
+        listed.append(fields | {"status": fields.get("status", "completed")})
+    return listed
+
+
+def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Return a chat's messages. What the assistant thinks, says and calls in a row is one."""
+    messages: list[dict[str, Any]] = []
+    turn: dict[str, Any] | None = None
+    for item in items:
+        if not _is_assistants(item):
+            turn = None
+        elif turn is None:
+            turn = {"role": "assistant", "content": ""}
+            messages.append(turn)
+        match item:
+            case ReasoningItem() if turn is not None:
+                thought = "".join(part.text for part in item.content)
+                turn["reasoning"] = turn.get("reasoning", "") + thought
+            case FunctionCallItem() | CustomToolCallItem() if turn is not None:
+                function = {
+                    "name": flat_name(item.name, item.namespace),
+                    "arguments": item.arguments
+                    if isinstance(item, FunctionCallItem)
+                    else arguments_of(item.input),
+                }
+                call = {"id": item.call_id, "type": "function", "function": function}
+                turn.setdefault("tool_calls", []).append(call)
+            case MessageItem() if turn is not None:
+                turn["content"] += "".join(_text(part) for part in item.content)
+            case MessageItem():
+                messages.append({"role": item.role, "content": _chat_parts(item.content) or ""})
+            case FunctionCallOutputItem():
+                content = _chat_parts(item.output) or ""
+                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+    return messages
+
+
+def is_instruction(item: Item) -> bool:
+    """Whether an item tells the model what to do throughout a conversation."""
+    return isinstance(item, MessageItem) and item.role in {"system", "developer"}
+
+
+def _is_assistants(item: Item) -> bool:
+    """Whether an item is part of an assistant's turn."""
+    if isinstance(item, MessageItem):
+        return item.role == "assistant"
+    return isinstance(item, FunctionCallItem | CustomToolCallItem | ReasoningItem)
+
+
+def _chat_parts(parts: Sequence[Part]) -> list[dict[str, str]]:
+    return [{"type": "text", "text": _text(part)} for part in parts]
+
+
+def _text(part: Part) -> str:
+    return part.refusal if isinstance(part, RefusalPart) else part.text

@@ -1,0 +1,1 @@
+"""The parts of request and response bodies that several endpoints share."""

@@ -1,0 +1,189 @@
+"""What the bodies of all requests share: strict kinds, and null for what is not given."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from jaxserve.api.request import LIMITS, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
+from jaxserve.server.schema.fields import Unread
+
+INT32_MAX = 2**31 - 1
+# A salt becomes part of a cache key: vLLM's rule, no character that could split one.
+CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
+# Of an object whose fields have names of ours; the largest has 60. Unknown ones count too.
+MAX_FIELDS = 256
+MAX_METADATA = 16
+# Parts of a message, and calls that it makes.
+MAX_PARTS = 4096
+# Token ids that a field lists, unless it has a limit of its own.
+MAX_TOKEN_IDS = 2**20
+NULL = {"type": "null"}
+
+
+class Body(BaseModel):
+    """What all bodies share: strict kinds, finite numbers, and null is absent.
+
+    Unknown fields are left out of models; `IgnoredFields` tells of them. unread: known ones that
+    are taken off before the rest is validated.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+    unread: ClassVar[Unread] = Unread()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: object) -> object:
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > MAX_FIELDS:
+            raise wanted(f"an object of at most {MAX_FIELDS} fields")
+        return cls.unread.served(fields)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Add nulls and fields that are not read to the schema of the API's document."""
+        schema = handler(core_schema)
+        described = handler.resolve_ref_schema(schema)
+        required = described.get("required", ())
+        described["properties"] = {
+            name: field if name in required else _or_null(field)
+            for name, field in described.get("properties", {}).items()
+        } | cls.unread.schemas()
+        if cls.model_config["extra"] == "forbid":
+            described["additionalProperties"] = NULL
+        return schema
+
+
+class ExactBody(Body):
+    """Object without unknown fields: one that is mistyped would leave a constraint out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    options = schema.get("anyOf", [])
+    if NULL not in options:
+        default = {"default": schema.pop("default")} if "default" in schema else {}
+        schema = {"anyOf": [*(options or [schema]), NULL], **default}
+    elif schema["default"] is None:
+        del schema["default"]
+    return schema
+
+
+def given(name: str, *, otherwise: Sequence[object] = (None,)) -> dict[str, Any]:
+    """Return the schema of objects that have a field, with a value that says something."""
+    return {"required": [name], "properties": {name: {"not": {"enum": [*otherwise]}}}}
+
+
+def wanted(what: str) -> PydanticCustomError:
+    """Return the error that a field's own check raises when the value is not `what`."""
+    return PydanticCustomError("wanted", "wanted", {"wanted": what})
+
+
+def at_most(limit: int) -> BeforeValidator:
+    """Return the check of how many entries an object has, made before they are looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > limit:
+            raise PydanticCustomError("too_long", "too_long", {"max_length": limit})
+        return value
+
+    return BeforeValidator(check)
+
+
+type Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), Field(max_length=MAX_METADATA)]
+
+
+def by_type(what: str, *, default: str | None = None) -> Discriminator:
+    """Return what finds the kind of an object, JSON or model, in a union by its `type`.
+
+    Kinds are tagged by theirs in brackets, such as Tag("(text)"), and a string is Tag("str").
+    what: is wanted where there is no such type. default: the type of objects that have none.
+    """
+
+    def tag(value: object) -> str | None:
+        if isinstance(value, str):
+            return "str"
+        if isinstance(value, dict):
+            kind = value.get("type") or default
+        else:
+            kind = getattr(value, "type", None)
+        return f"({kind})" if isinstance(kind, str) else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="wanted",
+        custom_error_message="wanted",
+        custom_error_context={"wanted": what},
+    )
+
+
+def told(name: str, **otherwise: int) -> WithJsonSchema:
+    """Let the document tell the limits of a parameter, which SamplingParams checks."""
+    return WithJsonSchema({**LIMITS[name].schema(), **otherwise})
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    """One string, or a list of them."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
+        raise wanted("a string or a list of strings")
+    return tuple(values)
+
+
+def told_texts(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
+    """Let the document tell of texts, none of them empty, which SamplingParams checks."""
+    return WithJsonSchema({"type": "array", "items": _text(max_chars), "maxItems": max_count})
+
+
+def _text(max_chars: int | None) -> dict[str, Any]:
+    text = {"type": "string", "minLength": 1}
+    return text if max_chars is None else text | {"maxLength": max_chars}
+
+
+def _told_strings(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
+    texts = told_texts(max_count, max_chars).json_schema
+    return WithJsonSchema({"anyOf": [_text(max_chars), texts]})
+
+
+Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
+
+
+def _ids_at_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Look at ids one by one only to name the wrong one: there may be a million."""
+    is_list = isinstance(value, list) and 0 < len(value) <= MAX_TOKEN_IDS
+    if is_list and set(map(type, value)) == {int} and min(value) >= 0:
+        return value
+    return check(value)
+
+
+type TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    FailFast(),
+    Field(max_length=MAX_TOKEN_IDS),
+    WrapValidator(_ids_at_once),
+]
+# -1: as many as leave room for the answer.
+type Truncation = Literal[-1] | Annotated[Int32, Field(ge=1)]
+type Stop = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_strings),
+    _told_strings(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
+]
+type BadWords = Annotated[tuple[str, ...], BeforeValidator(_strings), _told_strings(MAX_BAD_WORDS)]

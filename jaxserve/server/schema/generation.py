@@ -1,0 +1,334 @@
+"""What the bodies of chats and completions share: OpenAI's fields and vLLM's, by the same names.
+
+Here only kinds and shapes are checked; ranges are checked where the meaning lives, in
+`SamplingParams`, so that every way in has the same limits.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, WithJsonSchema
+
+from jaxserve.api.limits import show
+from jaxserve.api.repetition_detection import MAX_PATTERN_SIZE, RepetitionDetectionParams
+from jaxserve.api.request import (
+    BIAS_LIMITS,
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROB_TOKEN_IDS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
+from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.beam_search import LENGTH_PENALTY_LIMITS, TEMPERATURES, BeamSearchParams
+from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.server.schema.body import (
+    CACHE_SALT,
+    INT32_MAX,
+    BadWords,
+    Body,
+    ExactBody,
+    Int32,
+    Stop,
+    TokenIds,
+    Truncation,
+    told,
+    wanted,
+)
+from jaxserve.server.schema.fields import UNREAD, Unread
+from jaxserve.server.schema.structured import (
+    GUIDED,
+    Choice,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    Text,
+    TextFormat,
+    structured_names,
+    structured_outputs,
+)
+
+DIGITS = "[0-9]{1,9}"
+MAX_EXTRA_ARGS_BYTES = 2**16
+REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
+# What beam search has no use for: it draws nothing, and looks at the model's log-probabilities
+# alone. With what else than the defaults may be said all the same.
+NOT_WITH_BEAMS: Mapping[str, tuple[Any, ...]] = {
+    "temperature": TEMPERATURES,
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    **dict.fromkeys(
+        (
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "allowed_token_ids",
+            "bad_words",
+            "min_tokens",
+            "stop",
+            "prompt_logprobs",
+            "logprob_token_ids",
+            "repetition_detection",
+            "vllm_xargs",
+            "structured_outputs",
+            *GUIDED,
+        ),
+        (),
+    ),
+    "response_format": (TextFormat(type="text"),),
+}
+
+
+def _logit_bias(value: object) -> dict[int, float]:
+    """An object from token ids, which JSON spells as strings, to numbers."""
+    if not isinstance(value, dict):
+        raise wanted("an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise wanted(f"an object of at most {MAX_LOGIT_BIAS} entries")
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not re.fullmatch(DIGITS, str(token)):
+            raise wanted("an object whose keys are token ids")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise wanted("an object whose values are numbers")
+        biases[int(token)] = bias
+    return biases
+
+
+type LengthPenalty = Annotated[
+    float, Field(ge=LENGTH_PENALTY_LIMITS.low, le=LENGTH_PENALTY_LIMITS.high)
+]
+type LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_LOGIT_BIAS,
+            "propertyNames": {"pattern": f"^{DIGITS}$"},
+            "additionalProperties": BIAS_LIMITS.schema(),
+        }
+    ),
+]
+
+
+type AllowedTokenIds = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    FailFast(),
+    Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS),
+]
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object that the engine's logits processors get; it is sent to the engine whole."""
+    num_bytes = len(msgspec.json.encode(value))
+    if num_bytes > MAX_EXTRA_ARGS_BYTES:
+        raise wanted(f"at most {MAX_EXTRA_ARGS_BYTES} bytes of JSON")
+    return value
+
+
+type ExtraArgs = Annotated[dict[str, Any], AfterValidator(_small)]
+
+
+class StreamOptions(Body):
+    """What a stream tells beside the answer; obfuscation is never added."""
+
+    unread = Unread(repeated={"include_obfuscation": (False,)})
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
+
+
+class RepetitionDetection(ExactBody):
+    """When an answer counts as stuck."""
+
+    max_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)]
+    min_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)] = 1
+    min_count: Annotated[Int32, Field(ge=2)] = 2
+
+    def params(self) -> RepetitionDetectionParams:
+        """Return the engine's; raises InvalidRequestError for values out of range."""
+        return RepetitionDetectionParams(**dict(self))
+
+
+class SamplingBody(Body):
+    """How an answer is sampled, and its form: the same fields in every API that generates."""
+
+    temperature: Annotated[float, told("temperature")] | None = None
+    top_p: Annotated[float, told("top_p")] | None = None
+    top_k: Annotated[Int32, told("top_k")] | None = None
+    min_p: Annotated[float, told("min_p")] | None = None
+    presence_penalty: Annotated[float, told("presence_penalty")] = 0.0
+    frequency_penalty: Annotated[float, told("frequency_penalty")] = 0.0
+    repetition_penalty: Annotated[float, told("repetition_penalty")] | None = None
+    logit_bias: LogitBias = Field(default_factory=dict)
+    allowed_token_ids: AllowedTokenIds | None = None
+    bad_words: BadWords = ()
+    seed: Annotated[int, told("seed")] | None = None
+    min_tokens: Annotated[Int32, told("min_tokens")] = 0
+    stop: Stop = ()
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    repetition_detection: RepetitionDetection | None = None
+    vllm_xargs: ExtraArgs = Field(default_factory=dict)
+    priority: Int32 = 0
+    cache_salt: Annotated[str, Field(pattern=CACHE_SALT)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | Text | None = None
+    guided_json_object: bool | None = None
+    guided_regex: Text | None = None
+    guided_choice: Choice | None = None
+    guided_grammar: Text | None = None
+    guided_whitespace_pattern: Text | None = None
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """Return those of these fields that the request gives, by their names."""
+        names = SamplingBody.model_fields.keys() & self.model_fields_set
+        return {name: getattr(self, name) for name in names}
+
+
+class GenerationBody(SamplingBody):
+    """The model, the sampling and the form of the answer."""
+
+    unread = UNREAD
+
+    model: str | None = None
+    n: Annotated[int, told("n")] = 1
+    use_beam_search: bool = False
+    length_penalty: LengthPenalty | None = None
+    max_tokens: Annotated[Int32, told("max_tokens")] | None = None
+    prompt_logprobs: Annotated[int, told("prompt_logprobs")] | None = None
+    logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stream_interval: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    echo: bool = False
+    truncate_prompt_tokens: Truncation | None = None
+    truncation_side: Literal["left", "right"] = "left"
+    request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
+    return_token_ids: bool = False
+    return_prompt_text: bool = False
+    return_tokens_as_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the request itself says how long the answer may be."""
+        return self.max_tokens is not None
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """What the engine's parameters are called in this body."""
+        return {"extra_args": "vllm_xargs", **structured_names(self.response_format, self._guided)}
+
+    @property
+    def _guided(self) -> dict[str, Any]:
+        """The fields that vLLM had before `structured_outputs`, those that are given."""
+        names = (*GUIDED, "guided_whitespace_pattern")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether nothing new is wanted, but the prompt back with its log-probabilities."""
+        return False
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        for name in ("stream_options", "stream_interval"):
+            if getattr(self, name) is not None and not self.stream:
+                raise InvalidRequestError(f"{name} can only be given with stream=true", param=name)
+        if self.length_penalty not in {None, 1.0} and not self.use_beam_search:
+            raise InvalidRequestError(
+                "length_penalty can only be given with use_beam_search=true",
+                param="length_penalty",
+            )
+        for name, neutral in NOT_WITH_BEAMS.items() if self.use_beam_search else ():
+            value = getattr(self, name)
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if value not in (default, *neutral):
+                what = f"be {show(value)}" if neutral else "be given"
+                raise InvalidRequestError(
+                    f"{name} cannot {what} with use_beam_search=true", param=name
+                )
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequestError(
+                "prompt_logprobs cannot be given with stream=true", param="prompt_logprobs"
+            )
+
+    def beam_search(self, params: SamplingParams, *, max_tokens: int) -> BeamSearchParams:
+        """Return how to search, given the parameters otherwise."""
+        return BeamSearchParams(
+            beam_width=params.n,
+            max_tokens=max_tokens,
+            ignore_eos=params.ignore_eos,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
+
+    def sampling_params(
+        self,
+        defaults: GenerationDefaults,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+    ) -> SamplingParams:
+        """Return the engine's parameters: the request's over the model's over ours.
+
+        Raises InvalidRequestError for values out of range.
+        """
+        return SamplingParams(
+            n=self.n,
+            temperature=_first(self.temperature, defaults.temperature, 1.0),
+            top_p=_first(self.top_p, defaults.top_p, 1.0),
+            top_k=_first(self.top_k, defaults.top_k, 0),
+            min_p=_first(self.min_p, defaults.min_p, 0.0),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, 1.0),
+            logit_bias=self.logit_bias,
+            allowed_token_ids=None
+            if self.allowed_token_ids is None
+            else (*self.allowed_token_ids,),
+            bad_words=self.bad_words,
+            seed=self.seed,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            stop=self.stop,
+            stop_token_ids=tuple(self.stop_token_ids),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            logprob_token_ids=tuple(self.logprob_token_ids),
+            skip_special_tokens=self.skip_special_tokens,
+            spaces_between_special_tokens=self.spaces_between_special_tokens,
+            repetition_detection=None
+            if self.repetition_detection is None
+            else self.repetition_detection.params(),
+            extra_args=self.vllm_xargs,
+            structured_outputs=structured_outputs(
+                response_format=self.response_format,
+                structured=self.structured_outputs,
+                guided=self._guided,
+            ),
+        )
+
+
+def _first[T](asked: T | None, default: T | None, otherwise: T) -> T:
+    """The first of three that is given."""
+    if asked is not None:
+        return asked
+    return otherwise if default is None else default

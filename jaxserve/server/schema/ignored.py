@@ -1,0 +1,154 @@
+"""Fields of a body that nothing reads: found beside a parsed model, and told to the client."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any, TypeAliasType, get_args
+
+from pydantic import AliasChoices
+
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.schema.body import Body
+
+# Names kept of one request; further ones are not counted either.
+MAX_NAMES = 64
+MAX_NAME_CHARS = 64
+MAX_HEADER_NAMES = 32
+MAX_HEADER_CHARS = 1024
+# Fields looked at of one body: hints are repeated in thousands of messages.
+MAX_PLACES = 10_000
+# Anything else could end a header or a name within it.
+UNSAFE = re.compile(r"[^\x21-\x2b\x2d-\x7e]")
+
+type Place = tuple[str | int, ...]
+
+
+class IgnoredFields:
+    """Names of the fields of one request that were accepted and have no effect.
+
+    A name is the place of a field without positions, as in `messages[].cache_control`.
+    is_strict: whether unknown fields are refused instead. names: with whether each is a known hint.
+    """
+
+    def __init__(self, *, is_strict: bool = False) -> None:
+        self.is_strict = is_strict
+        self.names: dict[str, bool] = {}
+
+    def add(self, place: Place, *, is_hint: bool = False) -> None:
+        """Note a field. Raises InvalidRequestError for an unknown one where these are refused."""
+        if self.is_strict and not is_hint:
+            name = show_place(place)
+            raise InvalidRequestError(f"there is no field {name}", param=name, code="unknown_field")
+        if len(self.names) < MAX_NAMES:
+            path = show_place(tuple("[]" if isinstance(step, int) else step for step in place))
+            self.names.setdefault(UNSAFE.sub("?", path) or "?", is_hint)
+
+    def add_hints(self, places: Iterable[Place]) -> None:
+        """Note what is accepted although this server has no use for it, such as hosted tools."""
+        for place in islice(places, MAX_PLACES):
+            self.add(place, is_hint=True)
+
+    def add_roles(self, roles: Mapping[str, int]) -> None:
+        """Note roles that a chat template leaves out, each with a message that has it.
+
+        Raises InvalidRequestError where what nothing reads is refused.
+        """
+        for role, index in roles.items():
+            place: Place = ("messages", index, "role")
+            if self.is_strict:
+                param = show_place(place)
+                raise InvalidRequestError(
+                    f"{param} must be a role that the model's chat template reads, got {role!r}",
+                    param=param,
+                )
+            self.add(place, is_hint=True)
+
+    def add_all(self, fields: Mapping[str, Any], model: type[Body], body: Body | None) -> None:
+        """Note the fields of a body that `model` does not read; see `unread_places`.
+
+        Raises InvalidRequestError as `add` does.
+        """
+        for place, is_hint in islice(unread_places(fields, model, body), MAX_PLACES):
+            self.add(place, is_hint=is_hint)
+
+    @property
+    def header(self) -> str:
+        """The names as a header has them; empty where there are none."""
+        shown = ", ".join([*self.names][:MAX_HEADER_NAMES])
+        is_cut = len(self.names) > MAX_HEADER_NAMES
+        if len(shown) > MAX_HEADER_CHARS:
+            shown, is_cut = shown[:MAX_HEADER_CHARS].rpartition(", ")[0], True
+        return f"{shown}, ..." if is_cut else shown
+
+
+def unread_places(
+    fields: Mapping[str, Any], model: type[Body], body: Body | None, place: Place = ()
+) -> Iterator[tuple[Place, bool]]:
+    """Yield the places of fields that nothing reads, and whether they are known hints.
+
+    body: what `model` made of the fields, None where they are wrong; then only fields of the
+    object itself are looked at. Null is absent.
+    """
+    read, unread = _attributes(model), model.unread
+    for name, value in fields.items():
+        if value is None or name in unread.refused:
+            continue
+        attribute = read.get(name)
+        if attribute is None:
+            yield (*place, name), name in unread.ignored
+        elif unread.is_idle(name, value):
+            yield (*place, name), True
+        elif body is not None and attribute.holds_bodies:
+            yield from _within(value, getattr(body, attribute.name), (*place, name))
+
+
+def _within(value: object, parsed: object, place: Place) -> Iterator[tuple[Place, bool]]:
+    """Yield the places within a value of a field, given what was made of it."""
+    if isinstance(parsed, Body):
+        if isinstance(value, dict):
+            yield from unread_places(value, type(parsed), parsed, place)
+    elif isinstance(value, list) and isinstance(parsed, list) and len(value) == len(parsed):
+        for index, (entry, made) in enumerate(zip(value, parsed, strict=True)):
+            yield from _within(entry, made, (*place, index))
+
+
+class _Attribute:
+    """Attribute of a model that a field becomes.
+
+    holds_bodies: whether there can be bodies in it; lists of numbers and free objects are left out.
+    """
+
+    def __init__(self, name: str, *, holds_bodies: bool) -> None:
+        self.name = name
+        self.holds_bodies = holds_bodies
+
+
+@cache
+def _attributes(model: type[Body]) -> Mapping[str, _Attribute]:
+    """Return the attributes of a model by the names that its fields have in JSON."""
+    found: dict[str, _Attribute] = {}
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias or name
+        names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        attribute = _Attribute(name, holds_bodies=_holds_bodies(field.annotation))
+        found |= {str(each): attribute for each in names}
+    return found
+
+
+def _holds_bodies(kind: object) -> bool:
+    """Whether there can be bodies in values of a type."""
+    if isinstance(kind, TypeAliasType):
+        return _holds_bodies(kind.__value__)
+    if isinstance(kind, type) and issubclass(kind, Body):
+        return True
+    return any(map(_holds_bodies, get_args(kind)))
+
+
+def show_place(place: Sequence[int | str]) -> str:
+    """Return a place as `messages[0].content`, cut where it is long."""
+    text = "".join(
+        f"[{step}]" if isinstance(step, int) else step if step == "[]" else f".{step}"
+        for step in place
+    )
+    return text.removeprefix(".")[:MAX_NAME_CHARS]

@@ -1,0 +1,169 @@
+"""Accepting connections at a socket that several processes listen on."""
+
+import asyncio
+import errno
+import resource
+import socket
+import ssl
+import time
+from collections.abc import Callable
+
+from jaxserve.observability.logging import get_logger
+from jaxserve.observability.metrics import Metrics
+from jaxserve.server.transport.connections import MAX_SURPLUS, Connections
+
+log = get_logger(__name__)
+
+# Taken at once, before the loop reads what the last ones sent and other processes have a chance.
+# The surplus of connections must be several times as many, or a flood pushes probes out unread.
+MAX_ACCEPTED = 8
+# After the process was out of file descriptors or memory.
+RETRY_S = 0.1
+LOG_INTERVAL_S = 60.0
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# File descriptors of a process for all but its connections: files, databases, pipes, and
+# connections that are being opened or closed.
+OWN_FILES = 96
+MIN_CONNECTIONS = 16
+
+
+class Acceptor:
+    """Takes connections from a listening socket while it is open.
+
+    protocol: makes the protocol of a connection. num_open: tells how many are open. It differs from
+    asyncio's servers in that it can begin late, takes few connections at once, and says in one line
+    when file descriptors run out.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        *,
+        connections: Connections,
+        metrics: Metrics,
+        backlog: int,
+        tls: ssl.SSLContext | None,
+        handshake_timeout_s: float,
+        num_open: Callable[[], int],
+    ) -> None:
+        self._listener = listener
+        self._protocol = protocol
+        self._connections = connections
+        self._metrics = metrics
+        self._backlog = backlog
+        self._tls = tls
+        self._handshake_timeout_s = handshake_timeout_s
+        self._num_open = num_open
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+        self._is_open = False
+        self._logged_s: float | None = None
+
+    def open(self) -> None:
+        """Begin to accept; no-op if it has begun."""
+        if not self._is_open:
+            self._is_open = True
+            self._listener.setblocking(False)
+            self._listener.listen(self._backlog)
+            self._loop.add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """Accept no more, and close this process's end of the socket."""
+        if self._is_open:
+            self._is_open = False
+            if self._retry is not None:
+                self._retry.cancel()
+            self._loop.remove_reader(self._listener)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(MAX_ACCEPTED):
+            crowded_s = self._connections.crowded_s(self._num_open() + len(self._opening))
+            if crowded_s:
+                self._rest(crowded_s)
+                return
+            try:
+                client, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                self._pause(error)
+                return
+            client.setblocking(False)
+            if len(self._opening) >= self._connections.hard_limit:
+                # Clients that never finish their TLS handshake.
+                client.close()
+                self._metrics.observe_refusal("connections")
+                continue
+            task = self._loop.create_task(self._connect(client))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _connect(self, client: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._protocol,
+                client,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else self._handshake_timeout_s,
+            )
+        except OSError as error:  # among them failed and late handshakes
+            log.debug("a connection was not made", reason=str(error))
+            client.close()
+
+    def _pause(self, error: OSError) -> None:
+        """Wait for others to close what they have open; make room meanwhile."""
+        self._metrics.observe_refusal("open_files")
+        now_s = time.monotonic()
+        if self._logged_s is None or now_s - self._logged_s > LOG_INTERVAL_S:
+            self._logged_s = now_s
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            log.warning(
+                "new connections wait: the process cannot open more files (raise ulimit -n, or"
+                " lower --max-connections)",
+                reason=error.strerror,
+                limit=limit,
+            )
+        for _ in range(MAX_ACCEPTED):
+            if not self._connections.make_room():
+                break
+        self._rest(RETRY_S)
+
+    def _rest(self, delay_s: float) -> None:
+        """Let new connections wait in the socket's queue."""
+        self._loop.remove_reader(self._listener)
+        self._retry = self._loop.call_later(delay_s, self._resume)
+
+    def _resume(self) -> None:
+        if self._is_open:
+            self._loop.add_reader(self._listener, self._accept)
+
+
+def affordable_connections(max_connections: int) -> Connections:
+    """Return the limits on connections that the process can have, `max_connections` at most.
+
+    Raises the soft limit of open files as far as the hard limit allows and the connections need.
+    """
+    needed = max_connections + MAX_SURPLUS + OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return Connections(max_connections)
+    rest = max(soft - OWN_FILES, 2 * MIN_CONNECTIONS)
+    surplus = min(MAX_SURPLUS, rest // 2)
+    limit = min(max_connections, rest - surplus)
+    log.warning(
+        "the limit of open files is too low for --max-connections: raise ulimit -n",
+        limit=soft,
+        needed=needed,
+        max_connections=limit,
+    )
+    return Connections(limit, surplus=surplus)

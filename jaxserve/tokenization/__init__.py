@@ -1,0 +1,1 @@
+"""Tokenizers, and the tokens that end a text."""
