@@ -135,6 +135,18 @@ def test_other_endpoints_take_batches(http: TestClient, url: str, body: dict[str
     assert batch["request_counts"]["completed"] == 1
 
 
+def test_numbers_of_a_line_are_as_they_are_written(http: TestClient) -> None:
+    long = "0.12345678901234567890123456789"
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": 0.25}}}
+    lines = (line("taken", temperature=0.25), line("refused", response_format=form))
+    raw = [json.dumps(each).replace("0.25", long).encode() for each in lines]
+    batch = ended(http, begin(http, *raw))
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    [error] = results(http, batch["error_file_id"])
+    assert error["custom_id"] == "refused"
+    assert f"got {long}" in error["response"]["body"]["error"]["message"]
+
+
 def test_unknown_fields_of_a_line_are_counted(http: TestClient) -> None:
     batch = ended(http, begin(http, {**line(x_in_body=1), "x_beside": 1}))
     assert batch["request_counts"]["completed"] == 1

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from jaxserve.errors import InvalidRequestError
 from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.server import ServerConfig
+from jaxserve.server.completions.schema import CompletionBody
+from jaxserve.server.schema.parsing import decode, parse
 from tests.server.world import MAX_MODEL_LEN, World, events
 
 CHAT = "/v1/chat/completions"
@@ -282,3 +285,11 @@ def test_arguments_that_no_logits_processor_takes_are_refused(path: str, stream:
         error = refused(world.http(), path, vllm_xargs={"sigma": 1}, stream=stream)
     assert error["param"] == "vllm_xargs"
     assert error["message"].startswith("vllm_xargs has no argument 'sigma'")
+
+
+def test_arguments_of_logits_processors_can_be_sent_to_the_engine() -> None:
+    text = b'{"prompt": "a", "vllm_xargs": {"a": 0.12345678901234567890123456789}}'
+    value = parse(decode(text), CompletionBody).vllm_xargs["a"]
+    assert (type(value), value) == (float, 0.12345678901234568)
+    with pytest.raises(InvalidRequestError, match="integers have at most 64 bits"):
+        parse({"prompt": "a", "vllm_xargs": {"a": [2**64]}}, CompletionBody)

@@ -1,5 +1,6 @@
 """/v1/messages: Anthropic's requests become chats, and the chats' answers Anthropic's messages."""
 
+import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxserve.server.chat.pieces import Arguments, Call, End, Piece, Reasoning, 
 from jaxserve.server.messages.handler import MessageWriter
 from jaxserve.server.messages.schema import MessagesBody
 from jaxserve.server.schema.answers import PromptTokensDetails, Usage
-from jaxserve.server.schema.parsing import parse
+from jaxserve.server.schema.parsing import decode, parse
 from tests.server.world import MAX_MODEL_LEN, World
 
 PATH = "/v1/messages"
@@ -369,3 +370,12 @@ def test_an_error_after_the_first_event_is_an_event() -> None:
     name, data = [line for line in lines if line][-2:]
     assert name == "event: error"
     assert msgspec.json.decode(data.removeprefix("data: "))["error"]["type"] == "overloaded_error"
+
+
+def test_numbers_of_a_call_are_as_they_are_written() -> None:
+    long = "12345678901234567890.125"
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"x": 0.25}}
+    body = {**BODY, "messages": [{"role": "assistant", "content": [call]}]}
+    fields = decode(json.dumps(body).replace("0.25", long).encode())
+    [message] = parse(fields, MessagesBody).chat()["messages"]
+    assert message["tool_calls"][0]["function"]["arguments"] == f'{{"x":{long}}}'

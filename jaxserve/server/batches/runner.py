@@ -33,6 +33,7 @@ from jaxserve.server.batches.trouble import BatchTrouble
 from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import error_response
 from jaxserve.server.http.middleware import access_record
+from jaxserve.server.schema.literals import encode_json
 
 log = get_logger(__name__)
 
@@ -394,7 +395,7 @@ async def _post(app: ASGIApp, line: Line, state: dict[str, Any]) -> tuple[int, s
         "state": state,
     }
     request: list[Message] = [
-        {"type": "http.request", "body": msgspec.json.encode(line.body), "more_body": False}
+        {"type": "http.request", "body": encode_json(line.body), "more_body": False}
     ]
     answer: list[Message] = []
 

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.schema.body import MAX_PARTS, Body, by_type
 from jaxserve.server.schema.fields import Unread
+from jaxserve.server.schema.literals import encode_json
 
 BLOCK_HINTS = frozenset({"cache_control"})
 
@@ -136,7 +136,7 @@ def chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
             case RedactedThinkingBlock():
                 continue
             case ToolUseBlock():
-                arguments = msgspec.json.encode(block.input).decode()
+                arguments = encode_json(block.input).decode()
                 function = {"name": block.name, "arguments": arguments}
                 call = {"id": block.id, "type": "function", "function": function}
                 rest.setdefault("tool_calls", []).append(call)

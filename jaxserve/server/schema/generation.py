@@ -39,6 +39,7 @@ from jaxserve.server.schema.body import (
 )
 from jaxserve.server.schema.fields import UNREAD, Unread
 from jaxserve.server.schema.structured import (
+from jaxserve.server.schema.literals import encode_json
     GUIDED,
     Choice,
     ResponseFormat,
@@ -124,11 +125,19 @@ type AllowedTokenIds = Annotated[
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    """Return an object that the engine's logits processors get; it is sent to the engine whole."""
-    num_bytes = len(msgspec.json.encode(value))
-    if num_bytes > MAX_EXTRA_ARGS_BYTES:
+    """Return an object that the engine's logits processors get, its numbers plain doubles.
+
+    It is sent to the engine as MessagePack, whose integers have 64 bits.
+    """
+    text = encode_json(value)
+    if len(text) > MAX_EXTRA_ARGS_BYTES:
         raise wanted(f"at most {MAX_EXTRA_ARGS_BYTES} bytes of JSON")
-    return value
+    plain: dict[str, Any] = msgspec.json.decode(text)
+    try:
+        msgspec.msgpack.encode(plain)
+    except OverflowError as error:
+        raise wanted("an object whose integers have at most 64 bits") from error
+    return plain
 
 
 type ExtraArgs = Annotated[dict[str, Any], AfterValidator(_small)]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.schemas import SILENT
 
@@ -41,6 +43,20 @@ def read_float(literal: str) -> float:
     rounded = RoundedFloat(value)
     rounded.literal = literal
     return rounded
+
+
+def encode_json(value: object) -> bytes:
+    """Return a decoded body, or a part of one, as JSON with its numbers as they were written."""
+    return _encoder.encode(value)
+
+
+def _as_written(value: object) -> msgspec.Raw:
+    if isinstance(value, RoundedFloat):
+        return msgspec.Raw(value.literal.encode())
+    raise NotImplementedError(f"no JSON: {type(value).__name__}")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_as_written)
 
 
 def check_schemas(body: Mapping[str, Any]) -> None:
