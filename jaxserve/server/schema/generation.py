@@ -38,8 +38,8 @@ from jaxserve.server.schema.body import (
     wanted,
 )
 from jaxserve.server.schema.fields import UNREAD, Unread
-from jaxserve.server.schema.structured import (
 from jaxserve.server.schema.literals import encode_json
+from jaxserve.server.schema.structured import (
     GUIDED,
     Choice,
     ResponseFormat,
