@@ -82,7 +82,7 @@ def step_of(world: World, backend: str, layers: int) -> Callable[[], None]:
         for cache in caches:
             # A layer's queries are made of what the one before has found.
             out, after = paged_attention.attend(
-                q + 1e-9 * out, k, v, cache, world.batch, scale=world.scale, backend=backend
+                q + 1e-9 * out, k, v, cache, world.batch, world.spec, backend=backend
             )
             updated.append(after)
         return out, updated

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from jaxserve.bench.ceilings import Ceilings, measure_ceilings, seconds_per_call
 from jaxserve.bench.machine import describe_machine
 from pallas_kernels import Unsupported, paged_attention
-from pallas_kernels.paged_attention import AttentionConfig, PagedBatch
+from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec, PagedBatch
 from pallas_kernels.paged_attention.cases import BENCHMARKS, Case, shrunk
 from pallas_kernels.paged_attention.worlds import (
     QUERY_DEVIATION,
@@ -120,18 +120,9 @@ class Inputs:
     """Random arguments for a case, on the device; `cache` as the reference has it."""
 
     case: Case
-    arrays: dict[str, jax.Array]
+    arrays: dict[str, Any]  # q, k, v and the spec
     cache: jax.Array
     batches: tuple[PagedBatch, ...]  # alike but for their pages
-
-    def settings(self) -> dict[str, Any]:
-        """Return what `attend` takes beside arrays."""
-        config = self.case.config
-        return {
-            "scale": config.head_dim**-0.5,
-            "sliding_window": config.sliding_window,
-            "soft_cap": config.soft_cap,
-        }
 
 
 def draw(case: Case, seed: int, *, sets: int) -> Inputs:
@@ -149,24 +140,31 @@ def draw(case: Case, seed: int, *, sets: int) -> Inputs:
 @partial(jax.jit, static_argnames=("config", "num_tokens"))
 def _random(
     key: jax.Array, num_written: jax.Array, *, config: AttentionConfig, num_tokens: int
-) -> tuple[dict[str, jax.Array], jax.Array]:
+) -> tuple[dict[str, Any], jax.Array]:
     keys = jax.random.split(key, 5)
     shapes = {
         "q": (num_tokens, config.heads, config.head_dim),
         "k": (num_tokens, config.kv_heads, config.head_dim),
         "v": (num_tokens, config.kv_heads, config.head_dim),
     }
-    arrays = {
+    arrays: dict[str, Any] = {
         name: jax.random.normal(key, shape, config.dtype)
         for key, (name, shape) in zip(keys, shapes.items(), strict=False)
     }
     arrays["q"] *= QUERY_DEVIATION
-    if config.sinks:
-        arrays["sinks"] = jax.random.normal(keys[3], (config.heads,))
+    is_int8 = config.cache_dtype == "int8"
+    scales = jnp.full(config.kv_heads, SCALES[0]) if is_int8 else None
+    arrays["spec"] = AttentionSpec(
+        scale=config.head_dim**-0.5,
+        sliding_window=config.sliding_window,
+        soft_cap=config.soft_cap,
+        sinks=jax.random.normal(keys[3], (config.heads,)) if config.sinks else None,
+        k_scale=scales,
+        v_scale=scales,
+    )
     shape = (2, len(num_written), config.kv_heads, config.page_size, config.head_dim)
     is_written = jnp.arange(config.page_size) < num_written[:, None]
-    if config.cache_dtype == "int8":
-        arrays |= {name: jnp.full(config.kv_heads, SCALES[0]) for name in ("k_scale", "v_scale")}
+    if is_int8:
         cache = jax.random.randint(keys[4], shape, -127, 128, jnp.int8)
         return arrays, jnp.where(is_written[:, None, :, None], cache, -128)
     cache = jax.random.normal(keys[4], shape, "bfloat16").astype(config.cache_dtype)
@@ -175,16 +173,24 @@ def _random(
 
 @partial(
     jax.jit,
-    static_argnames=("backend", "target", "scale", "sliding_window", "soft_cap"),
+    static_argnames=("backend", "target"),
     donate_argnames=("cache", "garbage"),
     keep_unused=True,
 )
 def _attend(
-    arrays: dict[str, Any], cache: jax.Array, batch: PagedBatch, garbage: object, **settings: Any
+    arrays: dict[str, Any],
+    cache: jax.Array,
+    batch: PagedBatch,
+    garbage: object,
+    *,
+    backend: str,
+    target: Target,
 ) -> tuple[jax.Array, jax.Array]:
     """Attend, and offer XLA what is donated as `garbage` to put the result in."""
     del garbage
-    return paged_attention.attend(**arrays, cache=cache, batch=batch, **settings)
+    return paged_attention.attend(
+        **arrays, cache=cache, batch=batch, backend=backend, target=target
+    )
 
 
 def compute(inputs: Inputs, *, backend: str, target: Target, dtype: str) -> jax.Array:
@@ -197,7 +203,6 @@ def compute(inputs: Inputs, *, backend: str, target: Target, dtype: str) -> jax.
         jnp.full_like(arrays["q"], jnp.nan),
         backend=backend,
         target=target,
-        **inputs.settings(),
     )
     live: jax.Array = out[: inputs.case.num_rows]
     return live
@@ -205,7 +210,7 @@ def compute(inputs: Inputs, *, backend: str, target: Target, dtype: str) -> jax.
 
 def program(inputs: Inputs, *, backend: str, target: Target, calls: int) -> Callable[[], object]:
     """Return a function that starts a program of so many calls, each after the one before."""
-    settings = {**inputs.settings(), "backend": backend, "target": target}
+    attend = partial(_attend, backend=backend, target=target)
 
     @partial(jax.jit, donate_argnames="cache")
     def run(
@@ -214,7 +219,7 @@ def program(inputs: Inputs, *, backend: str, target: Target, calls: int) -> Call
         outs = []
         for call in range(calls):
             # Traced and lowered once, as jit remembers it.
-            out, cache = _attend(arrays, cache, batches[call % len(batches)], None, **settings)
+            out, cache = attend(arrays, cache, batches[call % len(batches)], None)
             outs.append(out)
         return outs, cache
 

@@ -21,9 +21,11 @@ from jaxserve.layers.attention import Attend, attend_dense
 from jaxserve.layers.embed import embed
 from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.layers.norm import rms_norm
-from jaxserve.layers.rope import RopeTable, rotate, rotation
+from jaxserve.layers.rope import rotation
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.declare import matrix, ones, zeros
+from pallas_kernels.paged_attention import AttentionSpec
+from pallas_kernels.rotary import RopeTable, rotate
 
 # Sees every named activation and returns what the model goes on with: records, or replaces.
 type Tap = Callable[[str, Array], Array]
@@ -34,9 +36,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, sliding_window: int | None) -> None:
         """Declare the projections, and what the family adds to them."""
-        self.scale = config.head_dim**-0.5
+        self.spec = AttentionSpec(scale=config.head_dim**-0.5, sliding_window=sliding_window)
         self.norm_eps = config.norm_eps
-        self.sliding_window = sliding_window
         d, h, kv, k = config.embed, config.heads, config.kv_heads, config.head_dim
         # One product for all three: each key-value head's queries, then its key, then its value.
         qkv = h // kv + 2
@@ -66,7 +67,7 @@ class Attention(nnx.Module):
             q = rms_norm(q, self.q_norm[...], eps=self.norm_eps)
             k = rms_norm(k, self.k_norm[...], eps=self.norm_eps)
         q, k, v = tap("q", rotate(q, table)), tap("k", rotate(k, table)), tap("v", v)
-        mixed, cache = attend(q, k, v, cache, scale=self.scale, sliding_window=self.sliding_window)
+        mixed, cache = attend(q, k, v, cache, self.spec)
         mixed = tap("heads", mixed)
         return _plus(einsum("thk,hkd->td", mixed, self.o[...], rows), self.o_bias), cache
 

@@ -21,6 +21,7 @@ from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.layers.norm import layer_norm
 from jaxserve.models.config import EncoderConfig
 from jaxserve.models.declare import matrix, ones, zeros
+from pallas_kernels.paged_attention import AttentionSpec
 
 
 class Norm(nnx.Module):
@@ -43,7 +44,7 @@ class EncoderBlock(nnx.Module):
     def __init__(self, config: EncoderConfig) -> None:
         """Declare the layer's parameters."""
         d, h, k, f = config.embed, config.heads, config.head_dim, config.ffw
-        self.scale = k**-0.5
+        self.spec = AttentionSpec(scale=k**-0.5)
         self.qkv = matrix("embed", embed=d, kv_heads=h, qkv=3, head_dim=k)
         self.qkv_bias = zeros(kv_heads=h, qkv=3, head_dim=k)
         self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
@@ -62,7 +63,7 @@ class EncoderBlock(nnx.Module):
         with jax.named_scope("attention"):
             qkv = einsum("td,dgpk->tgpk", x, self.qkv[...], rows) + self.qkv_bias[...]
             q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-            mixed, _ = attend(q, k, v, cache, scale=self.scale, sliding_window=None)
+            mixed, _ = attend(q, k, v, cache, self.spec)
             x = self.attention_norm(
                 x + einsum("thk,hkd->td", mixed, self.o[...], rows) + self.o_bias[...]
             )

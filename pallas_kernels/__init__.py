@@ -4,7 +4,8 @@ from pallas_kernels import paged_attention
 
 spec = paged_attention.cache_spec(config, num_pages=1024, backend=backend)
 cache = jnp.zeros(spec.shape, spec.dtype)
-out, cache = paged_attention.attend(q, k, v, cache, batch, scale=head_dim**-0.5)
+layer = paged_attention.AttentionSpec(scale=head_dim**-0.5)
+out, cache = paged_attention.attend(q, k, v, cache, batch, layer)
 """
 
 from pallas_kernels import paged_attention as paged_attention

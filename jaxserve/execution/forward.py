@@ -18,6 +18,7 @@ from jaxserve.layers.linear import Rows
 from jaxserve.models import Decoder
 from jaxserve.parallel.sharding import TENSOR, partition_spec
 from pallas_kernels import paged_attention
+from pallas_kernels.paged_attention import AttentionSpec
 
 # One array per layer, as `paged_attention.cache_spec` describes it.
 type KVCache = tuple[jax.Array, ...]
@@ -91,39 +92,45 @@ class PagedAttend:
         k: jax.Array,
         v: jax.Array,
         cache: jax.Array,
-        *,
-        scale: float,
-        sliding_window: int | None,
+        spec: AttentionSpec,
     ) -> tuple[jax.Array, jax.Array]:
         """See layers.attention.Attend."""
-        attend = _attend_sharded(self.context, scale=scale, sliding_window=sliding_window)
-        result: tuple[jax.Array, jax.Array] = attend(q, k, v, cache, self.batch)
-        return result
+        return _attend_sharded(self.context)((q, k, v), cache, self.batch, spec)
 
 
 # A jitted function of its own: it is traced and lowered once for all layers that are alike, which
 # takes most of a second for a kernel. XLA puts it in their places again.
 @lru_cache(maxsize=16)
-def _attend_sharded(
-    context: StepContext, *, scale: float, sliding_window: int | None
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    attend = partial(
-        paged_attention.attend,
-        scale=scale,
-        sliding_window=sliding_window,
-        backend=context.attention.backend,
-        target=context.attention.target,
-    )
-    heads = PartitionSpec(None, TENSOR, None)
-    pages = context.cache_sharding
-    sharded = jax.shard_map(
-        attend,
-        mesh=context.mesh,
-        in_specs=(heads, heads, heads, pages, PartitionSpec()),
-        out_specs=(heads, pages),
-        check_vma=False,
-    )
-    return jax.jit(sharded)
+def _attend_sharded(context: StepContext) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    heads, pages, whole = PartitionSpec(None, TENSOR, None), context.cache_sharding, PartitionSpec()
+
+    @jax.jit
+    def attend(
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        cache: jax.Array,
+        batch: paged_attention.PagedBatch,
+        spec: AttentionSpec,
+    ) -> tuple[jax.Array, jax.Array]:
+        sharded = jax.shard_map(
+            partial(
+                paged_attention.attend,
+                backend=context.attention.backend,
+                target=context.attention.target,
+            ),
+            mesh=context.mesh,
+            in_specs=(
+                *(heads, heads, heads),
+                pages,
+                whole,
+                spec.partitioned(heads=PartitionSpec(TENSOR), tokens=whole),
+            ),
+            out_specs=(heads, pages),
+            check_vma=False,
+        )
+        result: tuple[jax.Array, jax.Array] = sharded(*qkv, cache, batch, spec)
+        return result
+
+    return attend
 
 
 @dataclass(frozen=True)
@@ -145,10 +152,7 @@ class PackedAttend:
         k: jax.Array,
         v: jax.Array,
         cache: None,
-        *,
-        scale: float,
-        sliding_window: int | None,
+        spec: AttentionSpec,
     ) -> tuple[jax.Array, None]:
         """See layers.attention.Attend."""
-        assert sliding_window is None, "an encoder sees all"
-        return packed_attention(q, k, v, self.prompts, scale=scale), cache
+        return packed_attention(q, k, v, self.prompts, spec), cache

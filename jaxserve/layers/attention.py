@@ -1,22 +1,29 @@
-"""How a layer attends: the protocol its caller fills in, and the dense answer of the full forward.
+"""Attention as a layer calls it, and attention within whole sequences.
 
-A decoder layer knows queries, keys and values; it does not know where earlier keys and values
-are kept. The compiled step passes an `Attend` that reads and writes pages, the full-sequence
-forward passes `attend_dense`, a researcher may pass one that records the weights.
+A decoder layer computes queries, keys and values, and does not know where earlier keys and values
+are kept. A compiled step passes an `Attend` that reads and writes pages, a forward pass over a
+whole sequence passes `attend_dense`, and a researcher may pass one that records the weights.
 """
 
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
-# Queries that `packed_attention` takes at once: their scores are the largest array of an encoder.
+from pallas_kernels.paged_attention import AttentionSpec
+from pallas_kernels.rotary import rotate
+
+# Queries of `packed_attention` per block: their scores are the largest array of an encoder.
 PACKED_QUERIES = 128
+
+# Score of a key that a query does not see. Finite: a row without keys must not become NaN.
+_MASKED = -1e30
 
 
 class Attend[Cache](Protocol):
-    """Attention of one layer over whatever `Cache` is: KV pages, or None for a whole sequence."""
+    """Attention of one layer over a `Cache`: KV pages, or None for a whole sequence."""
 
     def __call__(
         self,
@@ -24,15 +31,9 @@ class Attend[Cache](Protocol):
         k: Float[Array, "tokens kv_heads head_dim"],
         v: Float[Array, "tokens kv_heads head_dim"],
         cache: Cache,
-        *,
-        scale: float,
-        sliding_window: int | None,
+        spec: AttentionSpec,
     ) -> tuple[Float[Array, "tokens heads head_dim"], Cache]:
-        """Return what each token gathered, and the cache with the new keys and values in it.
-
-        q and k are rotated already. sliding_window: a token sees itself and the
-        `sliding_window - 1` tokens before it; None is all of them.
-        """
+        """Attend as `spec` says; return the result and the cache with the new keys and values."""
         ...
 
 
@@ -40,24 +41,20 @@ def causal_attention(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    *,
-    scale: float,
-    sliding_window: int | None = None,
+    spec: AttentionSpec,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Attend within one whole sequence, each token to itself and those before it.
+    """Attend within one whole sequence, each token to itself and the tokens before it.
 
     Each key-value head serves heads / kv_heads neighbouring query heads (Ainslie et al., "GQA",
     2023, arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of `v`.
     """
+    rows = jnp.arange(q.shape[0])
+    distances = rows[:, None] - rows[None, :]
+    mask = distances >= 0
+    if spec.sliding_window is not None:
+        mask &= distances < spec.sliding_window
     with jax.named_scope("attention"):
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            is_causal=True,
-            local_window_size=None if sliding_window is None else (sliding_window - 1, 0),
-        )
+        return _attend(*_rotated(q, k, spec), v, mask, spec)
 
 
 def attend_dense(
@@ -65,12 +62,10 @@ def attend_dense(
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
     cache: None,
-    *,
-    scale: float,
-    sliding_window: int | None,
+    spec: AttentionSpec,
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:
-    """Attend within one whole sequence, keeping nothing: the `Attend` of the full forward."""
-    return causal_attention(q, k, v, scale=scale, sliding_window=sliding_window), cache
+    """Attend within one whole sequence without a cache: the `Attend` of a decoder by itself."""
+    return causal_attention(q, k, v, spec), cache
 
 
 def packed_attention(
@@ -78,24 +73,22 @@ def packed_attention(
     k: Float[Array, "tokens heads head_dim"],
     v: Float[Array, "tokens heads head_dim"],
     texts: Int32[Array, " tokens"],
-    *,
-    scale: float,
+    spec: AttentionSpec,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Attend within whole texts that lie packed together, each token to all tokens of its text.
+    """Attend within whole texts packed one after the other, each token to all tokens of its text.
 
-    texts: which text each token is of. A few queries at a time meet all keys.
+    texts: the text of each token. Blocks of queries are processed one after the other.
     """
+    assert spec.sliding_window is None, "packed attention has no window"
 
     def attend(block: tuple[Array, Array]) -> Array:
         queries, own = block
-        mask = own[:, None] == texts[None, :]
-        return jax.nn.dot_product_attention(
-            queries[None], k[None], v[None], scale=scale, mask=mask[None, None]
-        )[0]
+        return _attend(queries, k, v, own[:, None] == texts[None, :], spec)
 
     num_tokens = q.shape[0]
     size = max(size for size in range(1, PACKED_QUERIES + 1) if num_tokens % size == 0)
     with jax.named_scope("attention"):
+        q, k = _rotated(q, k, spec)
         blocks = (q.reshape(-1, size, *q.shape[1:]), texts.reshape(-1, size))
         mixed: Array = lax.map(attend, blocks)
         return mixed.reshape(q.shape)
@@ -106,11 +99,32 @@ def attend_both_ways(
     k: Float[Array, "tokens heads head_dim"],
     v: Float[Array, "tokens heads head_dim"],
     cache: None,
-    *,
-    scale: float,
-    sliding_window: int | None,
+    spec: AttentionSpec,
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:
     """Attend within one whole text, each token to all: the `Attend` of an encoder by itself."""
-    assert sliding_window is None, "an encoder sees all"
-    with jax.named_scope("attention"):
-        return jax.nn.dot_product_attention(q, k, v, scale=scale), cache
+    return packed_attention(q, k, v, jnp.zeros(q.shape[0], jnp.int32), spec), cache
+
+
+def _rotated(q: Array, k: Array, spec: AttentionSpec) -> tuple[Array, Array]:
+    return (q, k) if spec.rope is None else (rotate(q, spec.rope), rotate(k, spec.rope))
+
+
+def _attend(
+    q: Float[Array, "queries heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    mask: Bool[Array, "queries tokens"],
+    spec: AttentionSpec,
+) -> Float[Array, "queries heads head_dim"]:
+    """Attend where `mask` is true. Queries and keys are rotated; there is no cache to scale."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
+    scores = jnp.einsum("tgrk,sgk->grts", grouped, k, preferred_element_type=jnp.float32)
+    scores *= spec.scale
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
+    scores = jnp.where(mask, scores, _MASKED)
+    if spec.sinks is not None:
+        sinks = spec.sinks.astype(scores.dtype).reshape(*scores.shape[:2], 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:3], 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[0]].astype(v.dtype)
+    return jnp.einsum("grts,sgk->tgrk", weights, v).reshape(q.shape)

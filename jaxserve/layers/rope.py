@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 from numpy.typing import NDArray
 
-type RopeTable = tuple[Float[Array, "tokens pairs"], Float[Array, "tokens pairs"]]
+from pallas_kernels.rotary import RopeTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,21 +171,6 @@ def rotation(
         # float32: bfloat16 cannot tell position 257 from 256.
         angles = positions.astype(jnp.float32)[:, None] * frequencies
         return jnp.cos(angles) * rope.magnitude, jnp.sin(angles) * rope.magnitude
-
-
-def rotate(
-    x: Float[Array, "tokens heads head_dim"], table: RopeTable
-) -> Float[Array, "tokens heads head_dim"]:
-    """Turn the halves of each head of `x` against each other.
-
-    Pair i is dimensions i and i + head_dim / 2, the order of Hugging Face checkpoints. Computed in
-    float32, returned in the dtype of `x`.
-    """
-    with jax.named_scope("rope"):
-        cos, sin = (part[:, None, :] for part in table)
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 def _inverse_frequencies(base: float, head_dim: int) -> NDArray[np.float64]:

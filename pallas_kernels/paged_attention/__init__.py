@@ -11,6 +11,7 @@ from pallas_kernels.paged_attention.batch import AttentionConfig as AttentionCon
 from pallas_kernels.paged_attention.batch import CacheSpec as CacheSpec
 from pallas_kernels.paged_attention.batch import PagedBatch as PagedBatch
 from pallas_kernels.paged_attention.batch import make_batch as make_batch
+from pallas_kernels.paged_attention.spec import AttentionSpec as AttentionSpec
 from pallas_kernels.paged_attention.trial import WrongResult as WrongResult
 from pallas_kernels.paged_attention.trial import self_check as self_check
 
@@ -18,6 +19,7 @@ __all__ = [
     "BACKENDS",
     "CACHE_DTYPES",
     "AttentionConfig",
+    "AttentionSpec",
     "CacheSpec",
     "PagedBatch",
     "WrongResult",

@@ -13,6 +13,8 @@ from pallas_kernels import dispatch
 from pallas_kernels.dispatch import Choice, Unsupported
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.spec import AttentionSpec
+from pallas_kernels.rotary import rotate
 from pallas_kernels.targets import Target, current_target
 
 OP = "paged_attention"
@@ -51,14 +53,15 @@ class Backend(Protocol):
         v: jax.Array,
         cache: jax.Array,
         batch: PagedBatch,
+        spec: AttentionSpec,
         *,
-        scale: float,
-        sinks: jax.Array | None,
         config: AttentionConfig,
         target: Target,
     ) -> tuple[jax.Array, jax.Array]:
-        """See api.attend; k and v have the cache's dtype already, sinks are float32[heads].
+        """See api.attend.
 
+        q and k are rotated, k and v are scaled and have the cache's dtype: of `spec`, a backend
+        reads `scale` and `sinks` (float32), and finds the rest in `config`.
         Shapes fit. Numbers of the batch may be any, if it was traced: none may lead outside of the
         arrays (`PagedBatch.confined`, where the backend does not look itself).
         """
@@ -175,24 +178,15 @@ def attend(
     v: Float[Array, "tokens kv_heads head_dim"],
     cache: jax.Array,
     batch: PagedBatch,
+    spec: AttentionSpec,
     *,
-    scale: float,
-    sliding_window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: Float[Array, " heads"] | None = None,
-    k_scale: Float[Array, " kv_heads"] | None = None,
-    v_scale: Float[Array, " kv_heads"] | None = None,
     backend: str | None = None,
     target: Target | None = None,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
     """Write this step's keys and values into the cache, then attend causally over the pages.
 
-    A query attends to the tokens of its own sequence up to its own position; with a
-    `sliding_window` of w, to itself and the w - 1 before. Query head h reads key/value head
-    h // (heads // kv_heads). Scores are scaled by `scale`, then bounded by `soft_cap` (Gemma 2,
-    arXiv:2408.00118); `sinks` join the softmax without a value (Xiao et al. 2023,
-    arXiv:2309.17453). A cache of float8_e4m3fn or int8 holds k / k_scale and v / v_scale, rounded
-    and clipped; scales are 1 where none are given.
+    A query attends to the tokens of its own sequence up to its own position, as `spec` says. Query
+    head h reads key/value head h // (heads // kv_heads).
 
     `cache` (made after `cache_spec` of the same backend) is returned updated; donate it. Padding
     rows come back as zeros and write to page 0 only. What lies in a page beyond a sequence's
@@ -206,9 +200,7 @@ def attend(
     Raises Unsupported, with the reasons, when no backend (or not `backend`) can do the case on
     `target` (default: what JAX runs on).
     """
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale must be positive and finite, got {scale}")
-    _check_shapes(q=q, k=k, v=v, sinks=sinks, k_scale=k_scale, v_scale=v_scale)
+    _check_shapes(q, k, v, spec)
     config = AttentionConfig(
         heads=q.shape[1],
         kv_heads=k.shape[1],
@@ -216,9 +208,9 @@ def attend(
         page_size=cache.shape[-2],
         dtype=q.dtype.name,
         cache_dtype=cache.dtype.name,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
-        sinks=sinks is not None,
+        sliding_window=spec.sliding_window,
+        soft_cap=spec.soft_cap,
+        sinks=spec.sinks is not None,
     )
     target = current_target() if target is None else target
     backend = choose(config, target=target, backend=backend).backend
@@ -227,25 +219,27 @@ def attend(
         num_pages=_num_pages(cache, config, backend),
         page_size=config.page_size,
     )
-    if k_scale is not None:
-        q = _times(q, jnp.repeat(k_scale, config.group))
+    if spec.rope is not None:
+        q, k = rotate(q, spec.rope), rotate(k, spec.rope)
+    if spec.k_scale is not None:
+        q = _times(q, jnp.repeat(spec.k_scale, config.group))
+    sinks = None if spec.sinks is None else spec.sinks.astype(jnp.float32)
     out, cache = BACKENDS[backend].attend(
         q,
-        _stored(k, k_scale, config.cache_dtype),
-        _stored(v, v_scale, config.cache_dtype),
+        _stored(k, spec.k_scale, config.cache_dtype),
+        _stored(v, spec.v_scale, config.cache_dtype),
         cache,
         batch,
-        scale=scale,
-        sinks=None if sinks is None else sinks.astype(jnp.float32),
+        replace(spec, sinks=sinks),
         config=config,
         target=target,
     )
-    if v_scale is not None:
-        out = _times(out, jnp.repeat(v_scale, config.group))
+    if spec.v_scale is not None:
+        out = _times(out, jnp.repeat(spec.v_scale, config.group))
     return out, cache
 
 
-def _check_shapes(q: jax.Array, k: jax.Array, **others: jax.Array | None) -> None:
+def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spec: AttentionSpec) -> None:
     """Raise ValueError for arguments of `attend` whose shapes do not fit each other."""
     if q.ndim != 3 or k.ndim != 3:
         raise ValueError(
@@ -260,9 +254,15 @@ def _check_shapes(q: jax.Array, k: jax.Array, **others: jax.Array | None) -> Non
         "k_scale": (kv_heads,),
         "v_scale": (kv_heads,),
     }
-    for name, array in {"k": k, **others}.items():
+    given = {"k": k, "v": v, "sinks": spec.sinks, "k_scale": spec.k_scale, "v_scale": spec.v_scale}
+    for name, array in given.items():
         if array is not None and array.shape != wanted[name]:
             raise ValueError(f"{name} must have shape {wanted[name]}, got {array.shape}")
+    if spec.rope is not None and any(
+        part.shape != (num_tokens, head_dim // 2) for part in spec.rope
+    ):
+        shapes = " and ".join(str(part.shape) for part in spec.rope)
+        raise ValueError(f"rope must have shape {(num_tokens, head_dim // 2)}, got {shapes}")
 
 
 def _num_pages(cache: jax.Array, config: AttentionConfig, backend: str) -> int:

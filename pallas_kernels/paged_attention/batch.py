@@ -38,10 +38,6 @@ class AttentionConfig:
             raise ValueError(
                 f"heads must be a multiple of kv_heads ({self.kv_heads}), got {self.heads}"
             )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
-        if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
-            raise ValueError(f"soft_cap must be positive and finite, got {self.soft_cap}")
 
     @property
     def group(self) -> int:

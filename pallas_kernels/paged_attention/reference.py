@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, Shaped
 
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
 # Rows per block when sequences may have many, blocks per group, and tokens per chunk of pages. On
@@ -89,15 +90,14 @@ def attend(
     v: Float[Array, "tokens kv_heads head_dim"],
     cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
+    spec: AttentionSpec,
     *,
-    scale: float,
-    sinks: Float[Array, " heads"] | None,
     config: AttentionConfig,
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
     """See api.Backend."""
     del target
-    how = _Scores(scale, config.soft_cap, config.sliding_window, sinks)
+    how = _Scores(spec.scale, config.soft_cap, config.sliding_window, spec.sinks)
     batch = batch.confined(
         num_tokens=q.shape[0], num_pages=cache.shape[1], page_size=config.page_size
     )

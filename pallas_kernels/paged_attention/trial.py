@@ -13,6 +13,7 @@ import numpy as np
 
 from pallas_kernels.paged_attention.api import attend, cache_spec
 from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch, make_batch
+from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
 # ||result - reference|| / ||reference||, by the dtype of queries and results. Rounding makes 1e-7,
@@ -130,12 +131,14 @@ def _run(
             v,
             cache,
             batch,
-            scale=config.head_dim**-0.5,
-            sliding_window=config.sliding_window,
-            soft_cap=config.soft_cap,
-            sinks=sinks,
-            k_scale=scale,
-            v_scale=scale,
+            AttentionSpec(
+                scale=config.head_dim**-0.5,
+                sliding_window=config.sliding_window,
+                soft_cap=config.soft_cap,
+                sinks=sinks,
+                k_scale=scale,
+                v_scale=scale,
+            ),
             backend=backend,
             target=target,
         )

@@ -8,6 +8,7 @@ import numpy as np
 
 from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.cases import Case
+from pallas_kernels.paged_attention.spec import AttentionSpec
 
 # A cache's axes in the reference's order, in which worlds have them too.
 AXES: tuple[str, ...] = ("planes", "pages", "kv_heads", "offsets", "head_dim")
@@ -50,6 +51,21 @@ class World:
     def scale(self) -> float:
         """Factor of the scores."""
         return float(self.case.config.head_dim**-0.5)
+
+    @property
+    def spec(self) -> AttentionSpec:
+        """What the layer asks of attention, its arrays on the device."""
+        config = self.case.config
+        arrays = (self.sinks, self.k_scale, self.v_scale)
+        sinks, k_scale, v_scale = (None if a is None else jnp.asarray(a) for a in arrays)
+        return AttentionSpec(
+            scale=self.scale,
+            sliding_window=config.sliding_window,
+            soft_cap=config.soft_cap,
+            sinks=sinks,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
 
 
 def draw(case: Case, seed: int) -> World:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from pallas_kernels import paged_attention
-from pallas_kernels.paged_attention import AttentionConfig, PagedBatch, make_batch
+from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec, PagedBatch, make_batch
 from pallas_kernels.paged_attention.cases import TESTS
 from pallas_kernels.paged_attention.worlds import lay_out
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 
+SPEC = AttentionSpec(scale=0.25)
 CONFIG = AttentionConfig(
     heads=4, kv_heads=2, head_dim=16, page_size=8, dtype="float32", cache_dtype="float32"
 )
@@ -107,7 +108,7 @@ def attend(batch: PagedBatch, backend: str, *, is_jitted: bool, seed: int = 0) -
     )
 
     def run(cache: jax.Array, batch: PagedBatch) -> jax.Array:
-        return paged_attention.attend(q, k, v, cache, batch, scale=0.25, backend=backend)[0]
+        return paged_attention.attend(q, k, v, cache, batch, SPEC, backend=backend)[0]
 
     cache = jnp.zeros(spec.shape, spec.dtype)
     return np.asarray((jax.jit(run) if is_jitted else run)(cache, batch))
@@ -206,22 +207,24 @@ def test_arguments_that_do_not_fit_each_other_are_named() -> None:
     cache = paged_attention.empty_cache(spec, backend="cpu")
 
     def run(**changes: Any) -> None:
-        arguments: dict[str, Any] = {"q": q, "k": k, "v": k, "cache": cache, "scale": 0.25}
+        arguments: dict[str, Any] = {"q": q, "k": k, "v": k, "cache": cache, "spec": SPEC}
         paged_attention.attend(**arguments | changes, batch=BATCH, backend="cpu")
 
     run()
     with pytest.raises(ValueError, match=r"v must have shape \(8, 2, 16\), got \(7, 2, 16\)"):
         run(v=k[:7])
     with pytest.raises(ValueError, match=r"sinks must have shape \(4,\), got \(2,\)"):
-        run(sinks=jnp.zeros(2))
+        run(spec=replace(SPEC, sinks=jnp.zeros(2)))
+    with pytest.raises(ValueError, match=r"rope must have shape \(8, 8\), got \(8, 16\) and"):
+        run(spec=replace(SPEC, rope=(jnp.zeros((8, 16)), jnp.zeros((8, 16)))))
     with pytest.raises(ValueError, match=r"cache of the cpu backend must be \[pages, kv_heads 2, "):
         run(cache=jnp.zeros((2, NUM_PAGES, 2, 8, 16)))
     with pytest.raises(ValueError, match="scale must be positive and finite, got 0"):
-        run(scale=0.0)
+        replace(SPEC, scale=0.0)
     with pytest.raises(ValueError, match="sliding_window must be at least 1, got 0"):
-        run(sliding_window=0)
+        replace(SPEC, sliding_window=0)
     with pytest.raises(ValueError, match="soft_cap must be positive and finite, got -1"):
-        run(soft_cap=-1.0)
+        replace(SPEC, soft_cap=-1.0)
     with pytest.raises(ValueError, match=r"backend must be one of .*, got 'cuda'"):
         paged_attention.empty_cache(spec, backend="cuda")
     with pytest.raises(ValueError, match="num_pages must be at least 1"):

@@ -98,8 +98,7 @@ def error_of(case: Case) -> float:
         jnp.asarray(world.v),
         jnp.asarray(world.cache),
         world.batch,
-        scale=world.scale,
-        sinks=None if world.sinks is None else jnp.asarray(world.sinks),
+        world.spec,
         config=config,
         target=H200.simulated(),
     )

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.gpu_targets import gpu_target_config
-from pallas_kernels.paged_attention import PagedBatch
+from pallas_kernels.paged_attention import AttentionSpec, PagedBatch
 from pallas_kernels.paged_attention.cases import LAYERS, Case, decode, ragged, shard
 from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
 from pallas_kernels.paged_attention.worlds import draw, relative_error
@@ -115,7 +115,7 @@ def test_results_are_rescaled_as_scores_grow_from_tile_to_tile(is_decode: bool) 
         jnp.asarray(world.v),
         jnp.asarray(world.cache),
         world.batch,
-        scale=config.head_dim**-0.5,
+        world.spec,
         backend="mosaic_gpu",
         target=find_target("b200").simulated(),
     )
@@ -193,7 +193,14 @@ def _compile(case: Case, place: str) -> None:
         q: jax.Array, k: jax.Array, v: jax.Array, cache: jax.Array, batch: PagedBatch
     ) -> tuple[jax.Array, jax.Array]:
         return paged_attention.attend(
-            q, k, v, cache, batch, scale=0.1, backend="mosaic_gpu", target=find_target(place)
+            q,
+            k,
+            v,
+            cache,
+            batch,
+            AttentionSpec(scale=0.1, sliding_window=config.sliding_window),
+            backend="mosaic_gpu",
+            target=find_target(place),
         )
 
     # Mosaic asks the default device which chip it is for.

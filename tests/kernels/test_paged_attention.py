@@ -97,7 +97,7 @@ RACES = [
 
 
 @jax.jit(
-    static_argnames=("config", "backend", "target", "detect_races"),
+    static_argnames=("backend", "target", "detect_races"),
     donate_argnames=("kv", "garbage"),
     keep_unused=True,
 )
@@ -106,7 +106,6 @@ def attend(
     kv: jax.Array,
     garbage: jax.Array,
     *,
-    config: AttentionConfig,
     backend: str,
     target: Target,
     detect_races: bool,
@@ -118,9 +117,6 @@ def attend(
         return paged_attention.attend(
             **arrays,
             cache=kv,
-            scale=config.head_dim**-0.5,
-            sliding_window=config.sliding_window,
-            soft_cap=config.soft_cap,
             backend=backend,
             target=target,
         )
@@ -135,13 +131,11 @@ def run(
     config = world.case.config
     spec = paged_attention.cache_spec(config, num_pages=world.cache.shape[1], backend=backend)
     arrays: dict[str, Any] = {"q": world.q, "k": world.k, "v": world.v, "batch": world.batch}
-    optional = {"sinks": world.sinks, "k_scale": world.k_scale, "v_scale": world.v_scale}
-    arrays |= {name: array for name, array in optional.items() if array is not None}
+    arrays["spec"] = world.spec
     out, kv = attend(
         jax.tree.map(jnp.asarray, arrays),
         jnp.asarray(pack(world.cache, spec)),
         jnp.full(world.q.shape, jnp.nan, world.q.dtype),
-        config=config,
         backend=backend,
         target=target_at(place),
         detect_races=detect_races,

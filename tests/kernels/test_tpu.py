@@ -58,9 +58,7 @@ def run(world: World) -> tuple[np.ndarray, np.ndarray]:
             v,
             cache,
             world.batch,
-            scale=world.scale,
-            sliding_window=config.sliding_window,
-            sinks=None if world.sinks is None else jnp.asarray(world.sinks),
+            world.spec,
             backend="tpu",
             target=find_target("v5e").simulated(),
         )

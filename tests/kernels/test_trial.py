@@ -16,7 +16,7 @@ from pallas_kernels.paged_attention import (
     reference,
     self_check,
 )
-from pallas_kernels.targets import CPU, find_target
+from pallas_kernels.targets import CPU, Target, find_target
 
 CONFIG = AttentionConfig(
     heads=4, kv_heads=2, head_dim=16, page_size=8, dtype="float32", cache_dtype="float32"
@@ -42,12 +42,10 @@ def test_another_order_of_additions_is_tolerated(
 
 
 def test_one_key_too_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, cache: jax.Array, batch: PagedBatch, **kw: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        config = kw.pop("config")
+    def attend(*args: Any, config: AttentionConfig, target: Target) -> tuple[jax.Array, jax.Array]:
+        assert config.sliding_window is not None
         wider = replace(config, sliding_window=config.sliding_window + 1)
-        return reference.attend(q, k, v, cache, batch, config=wider, **kw)
+        return reference.attend(*args, config=wider, target=target)
 
     with pytest.raises(WrongResult, match=r"tried backend .* wrong numbers on cpu"):
         check(monkeypatch, replace(CONFIG, sliding_window=512), attend)
@@ -61,8 +59,9 @@ def test_kernels_pass_past_a_window() -> None:
 
 
 def test_a_sink_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def attend(*args: Any, sinks: jax.Array, **kwargs: Any) -> tuple[jax.Array, jax.Array]:
-        return reference.attend(*args, sinks=None, **kwargs)
+    def attend(*args: Any, **kwargs: Any) -> tuple[jax.Array, jax.Array]:
+        without = [*args[:-1], replace(args[-1], sinks=None)]
+        return reference.attend(*without, **kwargs)
 
     with pytest.raises(WrongResult):
         check(monkeypatch, replace(CONFIG, sinks=True), attend)
@@ -70,12 +69,18 @@ def test_a_sink_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pages_mixed_up_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, cache: jax.Array, batch: PagedBatch, **kw: Any
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: jax.Array,
+        batch: PagedBatch,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[jax.Array, jax.Array]:
         table = jnp.sort(batch.page_table, axis=1)
         if q.shape[0] == batch.kv_lengths.shape[0]:
             batch = replace(batch, page_table=table)
-        return reference.attend(q, k, v, cache, batch, **kw)
+        return reference.attend(q, k, v, cache, batch, *args, **kwargs)
 
     with pytest.raises(WrongResult):
         check(monkeypatch, CONFIG, attend)

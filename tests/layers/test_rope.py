@@ -11,9 +11,9 @@ from jaxserve.layers.rope import (
     Llama3Rope,
     Rope,
     YarnRope,
-    rotate,
     rotation,
 )
+from pallas_kernels.rotary import rotate
 
 HEAD_DIM = 16
 

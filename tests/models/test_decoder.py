@@ -12,6 +12,7 @@ from jax import Array
 from jaxserve.errors import ConfigError
 from jaxserve.layers.attention import attend_dense, causal_attention
 from jaxserve.models import Decoder, bind, config_from_hf, init_model, params_of
+from pallas_kernels.paged_attention import AttentionSpec
 from tests.goldens.checkpoints import tiny_config
 
 
@@ -101,10 +102,10 @@ def test_a_sequence_in_two_parts_with_a_cache_is_the_sequence_whole() -> None:
     none = (None,) * model.config.num_layers
     whole, _ = model.hidden(row, jnp.arange(9), none, attend_dense)
 
-    def attend(q: Array, k: Array, v: Array, cache: Any, **how: Any) -> tuple[Array, Any]:
+    def attend(q: Array, k: Array, v: Array, cache: Any, spec: AttentionSpec) -> tuple[Array, Any]:
         k, v = (jnp.concatenate(pair) for pair in zip(cache, (k, v), strict=True))
         padded = jnp.concatenate([jnp.zeros((len(k) - len(q), *q.shape[1:])), q])
-        return causal_attention(padded, k, v, **how)[len(k) - len(q) :], (k, v)
+        return causal_attention(padded, k, v, spec)[len(k) - len(q) :], (k, v)
 
     empty = (jnp.zeros((0, 2, 16)),) * 2
     first, caches = model.hidden(row[:5], jnp.arange(5), (empty,) * 3, attend)
@@ -116,11 +117,9 @@ def test_each_layer_attends_with_its_own_window_and_cache() -> None:
     model = tiny_model("qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     seen: list[tuple[int, int | None]] = []
 
-    def attend(
-        q: Array, k: Array, v: Array, cache: int, *, scale: float, sliding_window: int | None
-    ) -> tuple[Array, int]:
-        seen.append((cache, sliding_window))
-        return causal_attention(q, k, v, scale=scale, sliding_window=sliding_window), cache + 10
+    def attend(q: Array, k: Array, v: Array, cache: int, spec: AttentionSpec) -> tuple[Array, int]:
+        seen.append((cache, spec.sliding_window))
+        return causal_attention(q, k, v, spec), cache + 10
 
     _, after = model.hidden(tokens(5), jnp.arange(5), (0, 1, 2), attend)
     assert seen == [(0, None), (1, 4), (2, 4)]

@@ -13,6 +13,7 @@ import numpy as np
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.native.library import register
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
 # As attend.c has them: lanes of a vector, rows of an item, tokens of a block.
@@ -67,9 +68,8 @@ def attend(
     v: jax.Array,
     cache: jax.Array,
     batch: PagedBatch,
+    spec: AttentionSpec,
     *,
-    scale: float,
-    sinks: jax.Array | None,
     config: AttentionConfig,
     target: Target,
 ) -> tuple[jax.Array, jax.Array]:
@@ -89,8 +89,8 @@ def attend(
             batch.page_table,
             batch.query_starts,
             batch.kv_lengths,
-            jnp.zeros(0, jnp.float32) if sinks is None else sinks,
-            scale=np.float32(scale),
+            jnp.zeros(0, jnp.float32) if spec.sinks is None else spec.sinks,
+            scale=np.float32(spec.scale),
             soft_cap=np.float32(config.soft_cap or 0),
             sliding_window=np.int32(config.sliding_window or 0),
         )

@@ -19,6 +19,7 @@ from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, Pag
 from pallas_kernels.paged_attention.mosaic_gpu import sm80, sm90, sm100, work
 from pallas_kernels.paged_attention.mosaic_gpu.combine import combine
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
+from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
 
@@ -142,9 +143,8 @@ def attend(
     v: Float[Array, "tokens kv_heads head_dim"],
     cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
+    spec: AttentionSpec,
     *,
-    scale: float,
-    sinks: Float[Array, " heads"] | None,
     config: AttentionConfig,
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
@@ -156,7 +156,7 @@ def attend(
     cache = reference.write(cache, k, v, batch)
     query_tokens = _query_tokens(config, target, batch.max_query_length)
     with jax.named_scope("paged_attention"):
-        decoded, is_decoded = _decode(q, cache, batch, query_tokens, scale, sinks, config, target)
+        decoded, is_decoded = _decode(q, cache, batch, query_tokens, spec, config, target)
         if query_tokens == batch.max_query_length:
             return decoded, cache
         items = work.prefill_work(
@@ -171,8 +171,8 @@ def attend(
             cache,
             batch.page_table,
             items,
-            scale=scale,
-            sinks=sinks,
+            scale=spec.scale,
+            sinks=spec.sinks,
             config=config,
             target=target,
         )
@@ -190,8 +190,7 @@ def _decode(
     cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     query_tokens: int,
-    scale: float,
-    sinks: Float[Array, " heads"] | None,
+    spec: AttentionSpec,
     config: AttentionConfig,
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
@@ -219,10 +218,10 @@ def _decode(
         batch.page_table,
         todo.items,
         query_tokens=query_tokens,
-        scale=scale,
+        scale=spec.scale,
         config=config,
         target=target,
     )
-    merged = combine(parts, sums, todo.row_items, sinks=sinks, dtype=q.dtype, target=target)
+    merged = combine(parts, sums, todo.row_items, sinks=spec.sinks, dtype=q.dtype, target=target)
     is_decoded = todo.row_items[:, work.FIRST_ITEM] < todo.row_items[:, work.END_ITEM]
     return merged, is_decoded

@@ -21,6 +21,7 @@ from pallas_kernels import simulation
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
+from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.paged_attention.tpu import tuning
 from pallas_kernels.paged_attention.tpu.decode import decode
 from pallas_kernels.paged_attention.tpu.layout import LANES, layout_of
@@ -97,9 +98,8 @@ def attend(
     v: Shaped[Array, "tokens kv_heads head_dim"],
     cache: Shaped[Array, "pages kv_heads page_size lanes"],
     batch: PagedBatch,
+    spec: AttentionSpec,
     *,
-    scale: float,
-    sinks: Float[Array, " heads"] | None,
     config: AttentionConfig,
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
@@ -111,7 +111,7 @@ def attend(
         num_tokens=num_tokens, num_pages=cache.shape[0], page_size=config.page_size
     )
     layout, options = layout_of(config), _options(target)
-    scoring = Scoring(scale, config.soft_cap, config.sliding_window)
+    scoring = Scoring(spec.scale, config.soft_cap, config.sliding_window)
     vmem_bytes = VMEM_BYTES[target.architecture]
     row_counts = jnp.diff(batch.query_starts)
     queries, new = layout.pad_queries(q), layout.join(k, v)
@@ -123,7 +123,7 @@ def attend(
             prefilled = prefill(
                 queries,
                 cache,
-                sinks,
+                spec.sinks,
                 batch,
                 row_counts > 1,
                 layout=layout,
@@ -143,7 +143,7 @@ def attend(
             new,
             cache,
             prefilled,
-            sinks,
+            spec.sinks,
             batch,
             row_counts == 1,
             layout=layout,
