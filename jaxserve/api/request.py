@@ -289,13 +289,18 @@ class Request:
             rest = "" if self.pools else " and at least one must be left for the answer"
             raise ContextLengthError(
                 f"This model's maximum context length is {max_model_len} tokens, but the prompt"
-                f" has {len(self.prompt_ids)}{rest}",
+                f" has {len(self.prompt_ids)}{rest}. Please reduce the length of the input prompt.",
                 param="prompt",
             )
         # Looked at one by one only to name the wrong one: a prompt may have 100,000.
         is_fine = set(map(type, self.prompt_ids)) == {int}
         if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
-            Limits(0, vocab_size - 1).check_all("prompt", self.prompt_ids)
+            try:
+                Limits(0, vocab_size - 1).check_all("ids", self.prompt_ids)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(
+                    f"prompt has a token id out of vocabulary: {error.message}", param="prompt"
+                ) from error
         if self.pools:
             return
         for name in ("max_tokens", "min_tokens"):
@@ -303,7 +308,9 @@ class Request:
             if wanted is not None and len(self.prompt_ids) + wanted > max_model_len:
                 raise ContextLengthError(
                     f"This model's maximum context length is {max_model_len} tokens, but"
-                    f" {len(self.prompt_ids)} prompt tokens and {name}={wanted} were asked for",
+                    f" {len(self.prompt_ids)} prompt tokens and {name}={wanted} were asked for."
+                    " Please reduce the length of the input prompt or the number of requested"
+                    " output tokens.",
                     param=name,
                 )
         self.params.check_vocabulary(vocab_size)

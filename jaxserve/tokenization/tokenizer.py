@@ -148,7 +148,8 @@ class Tokenizer:
         if num_chars > limit:
             raise ContextLengthError(
                 f"This model's maximum context length is {max_model_len} tokens, which is at most"
-                f" {limit} characters, but {param} has {num_chars}",
+                f" {limit} characters, but {param} has {num_chars}. Please reduce the length of the"
+                " input prompt.",
                 param=param,
             )
 

@@ -54,7 +54,7 @@ class PoolingPrompts:
         if self.truncate is not None and not -1 <= self.truncate <= self.max_model_len:
             raise InvalidRequestError(
                 f"truncate_prompt_tokens must be in [-1, {self.max_model_len}],"
-                f" got {self.truncate}",
+                f" got {self.truncate}. Please request a smaller truncation size.",
                 param="truncate_prompt_tokens",
             )
 
@@ -92,7 +92,7 @@ class PoolingPrompts:
             )
         except InvalidRequestError as error:
             error.param = self.param
-            error.message = error.message.replace("prompt", self.param)
+            error.message = error.message.replace("prompt", self.param, 1)
             raise
         return request
 
