@@ -45,9 +45,7 @@ class Device:
         self._num_steps = num_steps
         pages = plan.cache.pages_for(plan.scheduler.max_model_len)
         self._shape = shape = StepShape(batch, batch, pages, Variant.FULL)
-        params = random_params(
-            plan.model, seed=0, dtype=plan.dtype, mesh=plan.context.mesh, packed=plan.linear.packed
-        )
+        params = random_params(plan.model, plan.layout, seed=0)
         self._leaves = leaves = tuple(jax.tree.leaves(params))
         programs = plan.programs
         self._cache, self._state = programs.compile(params, Helper.ALLOCATE)()

@@ -79,14 +79,7 @@ class Bench:
     """A runner with random weights, and the least that its steps must read and compute."""
 
     def __init__(self, plan: EnginePlan) -> None:
-        params = random_params(
-            plan.model,
-            seed=0,
-            dtype=plan.dtype,
-            mesh=plan.context.mesh,
-            quantization=plan.options.quantization,
-            packed=plan.linear.packed,
-        )
+        params = random_params(plan.model, plan.layout, seed=0)
         self._plan = plan
         self._runner = ModelRunner(
             params,

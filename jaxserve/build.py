@@ -246,27 +246,12 @@ def _make_programs(
 
 
 def _load_params(plan: EnginePlan, startup: Startup) -> Params:
-    options, model, mesh = plan.options, plan.model, plan.context.mesh
-    dtype, quantization = plan.dtype, options.quantization
+    options = plan.options
     num_bytes = 0 if options.load_format == "dummy" else plan.checkpoint.num_bytes
     with startup.stage("weights", num_bytes=num_bytes):
         if options.load_format == "dummy":
-            return random_params(
-                model,
-                seed=options.seed,
-                dtype=dtype,
-                mesh=mesh,
-                quantization=quantization,
-                packed=plan.linear.packed,
-            )
-        return load_params(
-            plan.checkpoint,
-            model,
-            dtype=dtype,
-            mesh=mesh,
-            quantization=quantization,
-            packed=plan.linear.packed,
-        )
+            return random_params(plan.model, plan.layout, seed=options.seed)
+        return load_params(plan.checkpoint, plan.model, plan.layout)
 
 
 def read_template(chat_template: str | None) -> str | None:

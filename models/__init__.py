@@ -13,8 +13,6 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
-from jax.typing import DTypeLike
-
 from jaxserve.errors import CheckpointError
 from jaxserve.models.capture import capture as capture
 from jaxserve.models.config import DecoderConfig as DecoderConfig
@@ -27,18 +25,19 @@ from jaxserve.models.hf_config import decoder_config
 from jaxserve.models.hf_reader import HfConfig as HfConfig
 from jaxserve.models.hf_rope import stretched_rope as stretched_rope
 from jaxserve.models.hf_rope import with_overrides as with_overrides
-from jaxserve.models.params import Matrix as Matrix
 from jaxserve.models.params import Model as Model
 from jaxserve.models.params import Params as Params
-from jaxserve.models.params import Path as Path
 from jaxserve.models.params import abstract_params as abstract_params
 from jaxserve.models.params import bind as bind
-from jaxserve.models.params import finishers as finishers
-from jaxserve.models.params import param_axes as param_axes
 from jaxserve.models.params import params_of as params_of
 from jaxserve.models.params import random_params as random_params
+from jaxserve.models.params import weight_specs as weight_specs
+from jaxserve.models.weights import Cut as Cut
 from jaxserve.models.weights import HfTensor as HfTensor
 from jaxserve.models.weights import Parts, llama_tensors
+from jaxserve.models.weights import Stored as Stored
+from jaxserve.quantization.layout import Path as Path
+from jaxserve.quantization.layout import WeightLayout
 
 # Files here that are not families.
 _SHARED = frozenset(
@@ -76,13 +75,14 @@ class Family(Protocol):
 class DecoderFamily:
     """A family that is Llama's, but for its architecture and where its own parameters lie.
 
-    hidden_act: what its config.json must say. tensors: by parameter of a layer, the checkpoint's
-    tensors and what their dimensions hold, as in `weights.py`.
+    hidden_act: what its config.json must say. tensors, top_tensors: by parameter of a layer and of
+    the model, the checkpoint's tensors and what their dimensions hold, as in `weights.py`.
     """
 
     architecture: type[Decoder]
     hidden_act: str = "silu"
     tensors: Parts = field(default_factory=dict)
+    top_tensors: Parts = field(default_factory=dict)
 
     def config_from_hf(self, hf: Mapping[str, object]) -> DecoderConfig:
         """See Family."""
@@ -91,7 +91,7 @@ class DecoderFamily:
 
     def hf_tensors(self, config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
         """See Family."""
-        return llama_tensors(config, more=self.tensors)
+        return llama_tensors(config, more=self.tensors, top=self.top_tensors)
 
 
 # By model_type, what `register_family` was given.
@@ -133,9 +133,9 @@ def hf_tensors(config: ModelConfig) -> dict[Path, tuple[HfTensor, ...]]:
     return _family(config.model_type).hf_tensors(config)
 
 
-def init_model(config: DecoderConfig, *, seed: int = 0, dtype: DTypeLike = "float32") -> Decoder:
+def init_model(config: DecoderConfig, *, seed: int = 0, dtype: str = "float32") -> Decoder:
     """Return a model with random parameters, ready to call, differentiate and train."""
-    return bind(config, random_params(config, seed=seed, dtype=dtype))
+    return bind(config, random_params(config, WeightLayout(dtype=dtype), seed=seed))
 
 
 def _family(model_type: object) -> Family:

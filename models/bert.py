@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from jaxserve.models.config import EncoderConfig
 from jaxserve.models.hf_config import encoder_config
 from jaxserve.models.hf_reader import HfConfig
-from jaxserve.models.params import Path
 from jaxserve.models.weights import HfTensor, encoder_tensors
+from jaxserve.quantization.layout import Path
 
 
 def config_from_hf(hf: Mapping[str, object]) -> EncoderConfig:

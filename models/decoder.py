@@ -204,7 +204,7 @@ class Decoder(nnx.Module):
         """
         config = self.config
         tap = _leave if tap is None else tap
-        x = tap("embedding", embed(self.embedding[...], token_ids))
+        x = tap("embedding", embed(self.embedding[...], token_ids, rows))
         table = rotation(
             config.rope,
             config.head_dim,

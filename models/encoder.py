@@ -114,7 +114,7 @@ class Encoder(nnx.Module):
         """
         del rope_length
         config = self.config
-        x = embed(self.embedding[...], token_ids % config.vocab_size)
+        x = embed(self.embedding[...], token_ids % config.vocab_size, rows)
         x = x + self.positions[...][positions + config.first_position]
         x = self.embedding_norm(x + self.segments[...][token_ids // config.vocab_size])
         for i, layer in enumerate(self.layers):

@@ -1,7 +1,6 @@
 """Parameters as plain trees: described, drawn at random, bound to the module that runs them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, overload
 from zlib import crc32
@@ -11,17 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
-from jax.sharding import Mesh, Sharding
-from jax.typing import DTypeLike
 
 from jaxserve.errors import ConfigError
 from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.encoder import Encoder
-from jaxserve.parallel.sharding import named_sharding
-from jaxserve.quantization.int8 import Int8Matrix, quantize
-from pallas_kernels import packed_linear
-from pallas_kernels.packed_linear import PackedMatrix
+from jaxserve.quantization.layout import Path, WeightLayout
+from jaxserve.quantization.matrix import Matrix, WeightSpec
 
 type Model = Decoder | Encoder
 
@@ -29,146 +24,50 @@ type Model = Decoder | Encoder
 # nesting is as deep as the module's.
 type Params = dict[Any, Any]
 
-# What stands for a matrix that is not kept as an array.
-type Matrix = Int8Matrix | PackedMatrix
-
-# A parameter's place in Params: attribute names and layer numbers from the model down.
-type Path = tuple[str | int, ...]
-
 _INITIAL_SCALE = 0.02
 
 
-def abstract_params(
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    mesh: Mesh | None = None,
-    quantization: str | None = None,
-    packed: str | None = None,
-) -> Params:
+def abstract_params(config: ModelConfig, layout: WeightLayout | None = None) -> Params:
     """Describe the parameters before they exist: a tree of jax.ShapeDtypeStruct.
 
-    With a mesh, every leaf carries its sharding; raises ConfigError where one cannot be.
-    quantization: a method of `jaxserve.quantization` for all matrices. packed: what they hold if
-    they are packed (`pallas_kernels.packed_linear`), which needs a mesh of one CPU.
+    layout: float32 arrays by default. With its sharding, every leaf carries one; raises ConfigError
+    where one cannot be.
     """
-
-    def array(axes: tuple[str, ...], sizes: dict[str, int], dtype: DTypeLike) -> Any:
-        shape = tuple(sizes[word] for word in axes)
-        sharding = None if mesh is None else named_sharding(axes, shape, mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    def describe(param: nnx.Param[jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct | Matrix:
-        axes, summed = param.get_metadata("axes"), param.get_metadata("summed")
-        sizes = dict(zip(axes, param.get_value().shape, strict=True))
-        if not summed or quantization is packed is None:
-            described: jax.ShapeDtypeStruct = array(axes, sizes, dtype)
-            return described
-        kept = tuple(word for word in axes if word not in summed)
-        if packed is not None:
-            matrix = packed_linear.packed_spec(
-                tuple(sizes[word] for word in summed),
-                tuple(sizes[word] for word in kept),
-                kind=packed,
-                dtype=dtype,
-            )
-            words = ("panels", "panel")
-            panels = array(words, dict(zip(words, matrix.panels.shape, strict=True)), jnp.uint8)
-            return replace(matrix, panels=panels)
-        return Int8Matrix(
-            array(axes, sizes, jnp.int8), array(kept, sizes, jnp.float32), jnp.dtype(dtype).name
-        )
-
-    described = {path: describe(param) for path, param in _declared_params(config)}
-    abstract: Params = unflatten_dict(described)
+    layout = layout or WeightLayout()
+    specs = weight_specs(config)
+    abstract: Params = unflatten_dict(
+        {path: layout.describe(path, spec) for path, spec in specs.items()}
+    )
     return abstract
 
 
-def param_axes(config: ModelConfig) -> dict[Path, tuple[str, ...]]:
-    """Return, for every parameter, the words for what its dimensions hold."""
-    return {path: param.get_metadata("axes") for path, param in _declared_params(config)}
+def weight_specs(config: ModelConfig) -> dict[Path, WeightSpec]:
+    """Return the axes and the shape of every parameter."""
+    return {
+        path: WeightSpec(
+            param.get_metadata("axes"), param.get_value().shape, param.get_metadata("summed")
+        )
+        for path, param in _declared_params(config)
+    }
 
 
-def random_params(
-    config: ModelConfig,
-    *,
-    seed: int,
-    dtype: DTypeLike = jnp.float32,
-    mesh: Mesh | None = None,
-    quantization: str | None = None,
-    packed: str | None = None,
-) -> Params:
+def random_params(config: ModelConfig, layout: WeightLayout | None = None, *, seed: int) -> Params:
     """Draw parameters where they will live: matrices normal with deviation 0.02, norms one.
 
     A parameter's values depend on the seed and its own name only.
     """
-    wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
-    finish = finishers(config, dtype=dtype, mesh=mesh, quantization=quantization, packed=packed)
+    layout = layout or WeightLayout()
+    specs = weight_specs(config)
     params: dict[Path, Array | Matrix] = {}
     for path, param in _declared_params(config):
+        spec = specs[path]
         key = jax.random.fold_in(jax.random.key(seed), crc32(_name(path).encode()))
-        drawn_array = _draw(param.get_metadata("initial"), wanted[path])(key)
-        params[path] = finish[path](drawn_array) if path in finish else drawn_array
+        wanted = layout.array(spec.axes, spec.shape)
+        drawn_array = _draw(param.get_metadata("initial"), wanted)(key)
+        method = layout.method_of(path, spec)
+        params[path] = method.from_tensors({"weight": drawn_array}, spec, layout)
     drawn: Params = unflatten_dict(params)
     return drawn
-
-
-def finishers(
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike,
-    mesh: Mesh | None = None,
-    quantization: str | None = None,
-    packed: str | None = None,
-) -> dict[Path, Callable[[Array], Matrix]]:
-    """Return what turns each matrix into what stands for it; empty where arrays stay arrays."""
-    described = flatten_dict(
-        abstract_params(config, dtype=dtype, mesh=mesh, quantization=quantization, packed=packed)
-    )
-    finish: dict[Path, Callable[[Array], Matrix]] = {}
-    for path, param in _declared_params(config):
-        axes, wanted = param.get_metadata("axes"), described[path]
-        summed = tuple(axes.index(word) for word in param.get_metadata("summed"))
-        if isinstance(wanted, PackedMatrix):
-            finish[path] = _pack(summed, wanted.kind, wanted.panels.sharding)
-        elif isinstance(wanted, Int8Matrix):
-            finish[path] = _quantize(summed, wanted.values.sharding, wanted.scales.sharding)
-    return finish
-
-
-@lru_cache(maxsize=64)
-def _quantize(
-    summed: tuple[int, ...], values: Sharding | None, scales: Sharding | None
-) -> Callable[[Array], Matrix]:
-    """Return the compiled quantization of matrices laid out alike."""
-
-    def run(weight: Array) -> tuple[Array, Array]:
-        matrix = quantize(weight, summed)
-        return matrix.values, matrix.scales
-
-    compiled = jax.jit(run, out_shardings=(values, scales))
-
-    def finish(weight: Array) -> Matrix:
-        rounded, scale = compiled(weight)
-        return Int8Matrix(rounded, scale, weight.dtype.name)
-
-    return finish
-
-
-@lru_cache(maxsize=64)
-def _pack(
-    summed: tuple[int, ...], kind: str, sharding: Sharding | None
-) -> Callable[[Array], Matrix]:
-    """Return the compiled packing of matrices laid out alike."""
-
-    def run(weight: Array) -> PackedMatrix:
-        dtype = weight.dtype
-        if kind != "int8":
-            return packed_linear.pack(weight.astype(kind), summed, dtype=dtype)
-        matrix = quantize(weight, summed)
-        return packed_linear.pack(matrix.values, summed, scales=matrix.scales, dtype=dtype)
-
-    return jax.jit(run, out_shardings=sharding)
 
 
 @overload

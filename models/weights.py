@@ -1,10 +1,39 @@
 """Where the parameters of the Llama-shaped families lie in a Hugging Face checkpoint."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
-from jaxserve.models.params import Path, param_axes
+from jaxserve.models.params import weight_specs
+from jaxserve.quantization.layout import Path
+from jaxserve.quantization.matrix import WeightSpec
+
+
+class Part(NamedTuple):
+    """The range of a parameter's axis that a tensor fills."""
+
+    axis: str
+    start: int
+    size: int
+
+
+class Cut(NamedTuple):
+    """The range of a stored dimension that is read.
+
+    The axes of dimension `dim`, but for its first `outer` ones, lie in `total` numbers from `start`
+    on: rows of a fused projection, or rows of each head in one.
+    """
+
+    start: int
+    total: int
+    dim: int = 0
+    outer: int = 0
+
+
+# An axis of the parameter that the stored tensor orders otherwise: the names and sizes of the axes
+# that it is made of, outermost first.
+type Splits = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,17 +41,43 @@ class HfTensor:
     """One tensor of a checkpoint: its name, and which of our axes each of its dimensions holds.
 
     A dimension may hold several of our axes, flattened: o_proj.weight is
-    [(embed), (heads, head_dim)]. part: the axis of which it holds only some, and how many, where
-    several tensors lie one after the other in a parameter.
+    [(embed), (heads, head_dim)]. parts: where it lies in a parameter that is joined of several
+    tensors. cut: what is read of it, if not all. splits: axes that `dims` names by their pieces, in
+    another order.
+    Several parameters may read one tensor.
     """
 
     name: str
     dims: tuple[tuple[str, ...], ...]
-    part: tuple[str, int] | None = None
+    parts: tuple[Part, ...] = ()
+    cut: Cut | None = None
+    splits: Splits = ()
+
+    def sizes(self, spec: WeightSpec) -> dict[str, int]:
+        """Return the length in this tensor of each axis of its parameter, and of their pieces."""
+        pieces = {word: size for _, pieces in self.splits for word, size in pieces}
+        return spec.sizes | {part.axis: part.size for part in self.parts} | pieces
 
 
-# By parameter, the tensors that lie in it, each with what its dimensions hold.
-type Parts = Mapping[str, Sequence[tuple[str, str]]]
+class Stored(NamedTuple):
+    """A tensor of a checkpoint in a table: its name and its axes, as words.
+
+    name: `{experts}` in it stands for a tensor of each index of that axis.
+    dims: axes of a dimension with blanks between them, dimensions with commas.
+    cut, splits: see HfTensor.
+    """
+
+    name: str
+    dims: str
+    cut: Cut | None = None
+    splits: Splits = ()
+
+
+# By parameter, the tensors that lie in it.
+type Parts = Mapping[str, Sequence[tuple[str, str] | Stored]]
+
+# By axis, how much of it each tensor of a parameter fills.
+type Widths = Mapping[str, Sequence[int]]
 
 _TOP: Parts = {
     "embedding": [("model.embed_tokens.weight", "vocab, embed")],
@@ -90,14 +145,20 @@ _ENCODER_LAYER: Parts = {
 
 
 def llama_tensors(
-    config: DecoderConfig, *, more: Parts | None = None
+    config: DecoderConfig,
+    *,
+    more: Parts | None = None,
+    top: Parts | None = None,
+    widths: Widths | None = None,
 ) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter of a decoder.
 
-    more: of parameters of a layer that are a family's own, by their path in it: the names of their
-    tensors in the checkpoint's layer, and the axes of each dimension.
+    more, top: parameters that a family stores otherwise than Llama, those of each layer and those
+    of the model, by their paths in it. widths: of axes of its own along which tensors are joined,
+    the length of each tensor.
     """
-    return _tensors(config, _TOP, {**_LAYER, **(more or {})}, layers="model.layers")
+    tables = ({**_TOP, **(top or {})}, {**_LAYER, **(more or {})})
+    return _tensors(config, *tables, layers="model.layers", widths=widths)
 
 
 def encoder_tensors(
@@ -107,7 +168,7 @@ def encoder_tensors(
 
     base: what its tensors' names begin with. dense, score: where the head's two products are.
     """
-    top = {
+    top: Parts = {
         **{path: [(f"{base}.{name}", dims)] for path, (name, dims) in _ENCODER_TOP.items()},
         "dense": [(f"{dense}.weight", "pooled, embed")],
         "dense_bias": [(f"{dense}.bias", "pooled")],
@@ -118,32 +179,57 @@ def encoder_tensors(
 
 
 def _tensors(
-    config: ModelConfig, top: Parts, inner: Parts, *, layers: str
+    config: ModelConfig, top: Parts, inner: Parts, *, layers: str, widths: Widths | None = None
 ) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter that `config` declares.
 
-    Several tensors of a parameter lie in it one after the other along the axis of their `part`.
-    top, inner: the parts of the model and of a layer, of which there are many under `layers`.
+    top, inner: the tensors of the model and of a layer, whose names begin with `layers`.
     """
     # How many of a key-value head's queries, keys and values; of gates and ups.
-    widths = {"qkv": (config.heads // config.kv_heads, 1, 1), "gate_up": (1, 1)}
+    own = {"qkv": (config.heads // config.kv_heads, 1, 1), "gate_up": (1, 1)}
+    widths = {**own, **(widths or {})}
     tensors: dict[Path, tuple[HfTensor, ...]] = {}
-    for path, axes in param_axes(config).items():
+    for path, spec in weight_specs(config).items():
         match path:
             case ("layers", layer, *rest):
-                parts, prefix = inner[_dotted(rest)], f"{layers}.{layer}."
+                stored, prefix = inner[_dotted(rest)], f"{layers}.{layer}."
             case _:
-                parts, prefix = top[_dotted(path)], ""
-        axis = next((word for word in axes if word in widths), None)
-        tensors[path] = tuple(
-            HfTensor(
-                prefix + name,
-                tuple(tuple(dim.split()) for dim in dims.split(",")),
-                None if axis is None else (axis, widths[axis][i]),
-            )
-            for i, (name, dims) in enumerate(parts)
-        )
+                stored, prefix = top[_dotted(path)], ""
+        tensors[path] = tuple(_placed(stored, spec, widths, prefix))
     return tensors
+
+
+def _placed(
+    stored: Sequence[tuple[str, str] | Stored],
+    spec: WeightSpec,
+    widths: Widths,
+    prefix: str,
+) -> Iterator[HfTensor]:
+    """Yield the tensors of a parameter, each with the range of it that it fills.
+
+    Tensors lie one after another along the axis that has `widths`.
+    """
+    joined = next((word for word in spec.axes if word in widths), None)
+    start = 0
+    for i, (name, dims, cut, splits) in enumerate(Stored(*each) for each in stored):
+        parts: tuple[Part, ...] = ()
+        if joined is not None:
+            size = widths[joined][i]
+            parts = (Part(joined, start, size),)
+            start += size
+        tensor = HfTensor(
+            prefix + name, tuple(tuple(dim.split()) for dim in dims.split(",")), parts, cut, splits
+        )
+        stacked = next((word for word in spec.axes if f"{{{word}}}" in name), None)
+        if stacked is None:
+            yield tensor
+            continue
+        for index in range(spec.sizes[stacked]):
+            yield replace(
+                tensor,
+                name=tensor.name.replace(f"{{{stacked}}}", str(index)),
+                parts=(*parts, Part(stacked, index, 1)),
+            )
 
 
 def _dotted(path: Iterable[str | int]) -> str:

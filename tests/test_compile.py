@@ -15,7 +15,8 @@ from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.published import published
 from jaxserve.models import abstract_params, config_from_hf
-from jaxserve.parallel.sharding import make_mesh
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
+from jaxserve.quantization import WeightLayout
 from pallas_kernels.targets import CPU, Target, find_target
 from pallas_kernels.topology import TopologyError, absent_devices
 from tests.data import checkpoint
@@ -42,7 +43,9 @@ def config(tmp_path: Path) -> str:
 @pytest.mark.parametrize("name", published())
 def test_published_models_have_as_many_parameters_as_published(name: str) -> None:
     config = config_from_hf(Checkpoint.open(name).hf_config)
-    assert tree_bytes(abstract_params(config, dtype="bfloat16")) == 2 * PARAMETERS[name]
+    assert (
+        tree_bytes(abstract_params(config, WeightLayout(dtype="bfloat16"))) == 2 * PARAMETERS[name]
+    )
 
 
 def test_every_program_is_compiled_from_a_bare_configuration(
@@ -174,7 +177,8 @@ def count(shape: StepShape, *, context_len: int, devices: int = 1) -> Cost:
         target=CPU,
         devices=devices,
     )
-    params = abstract_params(model, dtype="bfloat16", mesh=make_mesh(devices))
+    layout = WeightLayout(dtype="bfloat16", sharding=ShardingPlan(make_mesh(devices)))
+    params = abstract_params(model, layout)
     return step_cost(model, shape, params=params, attention=attention, context_len=context_len)
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
 from examples.tiny_model.tokenizer import END_OF_TEXT, TURN_END
-from jaxserve.models import DecoderConfig, Params, hf_tensors, param_axes
+from jaxserve.models import DecoderConfig, Params, hf_tensors, weight_specs
 
 # Sampling when a request does not say; low enough that the facts stay right.
 _SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
@@ -42,16 +42,13 @@ def write_folder(
 def hf_weights(params: Params, config: DecoderConfig) -> dict[str, np.ndarray]:
     """Return the parameters as a checkpoint holds them: by its names, matrices as [out, in]."""
     weights: dict[str, np.ndarray] = {}
-    axes_of = param_axes(config)
+    specs = weight_specs(config)
     for path, tensors in hf_tensors(config).items():
-        axes = axes_of[path]
-        whole, first = _at(params, path), 0
+        axes, whole = specs[path].axes, _at(params, path)
         for tensor in tensors:
             value = whole
-            if tensor.part is not None:
-                axis, width = axes.index(tensor.part[0]), tensor.part[1]
-                value = jax.lax.slice_in_dim(whole, first, first + width, axis=axis)
-                first += width
+            for axis, start, width in tensor.parts:
+                value = jax.lax.slice_in_dim(value, start, start + width, axis=axes.index(axis))
             size = dict(zip(axes, value.shape, strict=True))
             order = [axes.index(word) for dim in tensor.dims for word in dim]
             shape = [int(np.prod([size[word] for word in dim])) for dim in tensor.dims]

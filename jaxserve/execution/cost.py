@@ -7,7 +7,6 @@ devices send each other, count as nothing.
 
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import jax
@@ -20,8 +19,7 @@ from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
 from jaxserve.execution.shapes import DrawShape, StepShape, Variant
 from jaxserve.models import ModelConfig, Params
-from jaxserve.quantization.int8 import Int8Matrix
-from pallas_kernels.packed_linear import PackedMatrix
+from jaxserve.quantization.matrix import as_matrix, matrices
 from pallas_kernels.targets import Target
 
 type IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -77,11 +75,9 @@ class StepCosts:
         self._key_bytes = 2 * config.kv_heads * config.head_dim * _itemsize(config.cache_dtype)
         table = params["embedding"]
         head = table if model.tied_embeddings else params.get("lm_head", ())
-        self._weights = tree_bytes(params) - (0 if head is table else _bytes(table))
-        layers = jax.tree.leaves(params["layers"], is_leaf=_is_matrix)
-        matrices = sum(_size(leaf) for leaf in layers if _is_matrix(leaf) or leaf.ndim > 1)
-        num_weights = sum(_size(leaf) for leaf in jax.tree.leaves(head, is_leaf=_is_matrix))
-        self._token_flops, self._logit_flops = 2 * matrices, 2 * num_weights
+        self._weights = tree_bytes(params) - (0 if head is table else as_matrix(table).num_bytes)
+        self._token_flops = 2 * sum(matrix.num_weights for matrix in matrices(params["layers"]))
+        self._logit_flops = 2 * sum(matrix.num_weights for matrix in matrices(head))
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
         self._token_written_bytes = model.num_caches * self._key_bytes
         self._logit_bytes = model.vocab_size * _LOGIT_BYTES
@@ -188,11 +184,11 @@ def step_cost(
 
 def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
     """Count a draw: the head once, and its logits."""
-    head = params["embedding"] if model.tied_embeddings else params["lm_head"]
+    head = as_matrix(params["embedding"] if model.tied_embeddings else params["lm_head"])
     logit_bytes = shape.rows * model.vocab_size * _LOGIT_BYTES
     return Cost(
-        flops=2 * shape.rows * _size(head),
-        read_bytes=_bytes(head) + logit_bytes,
+        flops=2 * shape.rows * head.num_weights,
+        read_bytes=head.num_bytes + logit_bytes,
         written_bytes=logit_bytes,
     )
 
@@ -204,24 +200,6 @@ def helper_cost(programs: ProgramSet, helper: Helper) -> Cost:
         return Cost(flops=0, read_bytes=0, written_bytes=tree_bytes(programs.cache) + state)
     row = state // jax.tree.leaves(programs.state)[0].shape[0]
     return Cost(flops=0, read_bytes=row, written_bytes=row)
-
-
-def _is_matrix(leaf: object) -> bool:
-    return isinstance(leaf, Int8Matrix | PackedMatrix)
-
-
-def _size(leaf: Any) -> int:
-    """Numbers that one device holds of an array, or of a matrix that stands for one."""
-    if isinstance(leaf, PackedMatrix):
-        return leaf.size
-    array = leaf.values if isinstance(leaf, Int8Matrix) else leaf
-    assert array.sharding is not None
-    shape: tuple[int, ...] = array.sharding.shard_shape(array.shape)
-    return prod(shape)
-
-
-def _bytes(param: Any) -> int:
-    return sum(_size(leaf) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(param))
 
 
 def _itemsize(dtype: DTypeLike) -> int:

@@ -1,26 +1,19 @@
 """Token lookup."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxserve.quantization import int8
-from jaxserve.quantization.int8 import Int8Matrix
-from pallas_kernels import packed_linear
-from pallas_kernels.packed_linear import PackedMatrix
+from jaxserve.quantization.matrix import Matrix, Rows, as_matrix
 
 
 def embed(
-    table: Float[Array, "vocab embed"] | Int8Matrix | PackedMatrix,
+    table: Float[Array, "vocab embed"] | Matrix,
     token_ids: Int[Array, " tokens"],
+    rows: Rows,
 ) -> Float[Array, "tokens embed"]:
     """Return the rows `token_ids` of `table`.
 
     An id outside of the table gives a row of NaN, so that it cannot pass for a token.
     """
     with jax.named_scope("embed"):
-        if isinstance(table, PackedMatrix):
-            return packed_linear.take(table, token_ids)
-        if isinstance(table, Int8Matrix):
-            return int8.embed(table, token_ids)
-        return jnp.take(table, token_ids, axis=0, mode="fill", fill_value=jnp.nan)
+        return as_matrix(table).take(token_ids, rows)

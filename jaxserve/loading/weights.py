@@ -1,52 +1,44 @@
 """Parameters onto their devices: from safetensors, tensor by tensor.
 
-Each device's part of a tensor is read from the memory-mapped file and sent as it is stored; the
-device puts it into our layout and dtype (ten times faster than numpy, even on a CPU). The next
-tensor is read when that is done, so the host holds one tensor beside what its devices hold.
+The next tensor is read when the last one is in its place, so the host holds one tensor beside what
+its devices hold.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
-from numpy.typing import NDArray
+from flax.traverse_util import unflatten_dict
 from safetensors import safe_open
 from tqdm import tqdm
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import Checkpoint, TensorInfo
 from jaxserve.loading.names import stored_names, usual_name
+from jaxserve.loading.placement import Joined, Piece
 from jaxserve.models import (
     Decoder,
     DecoderConfig,
     HfTensor,
-    Matrix,
     ModelConfig,
     Params,
-    abstract_params,
     bind,
     config_from_hf,
-    finishers,
     hf_tensors,
-    param_axes,
+    weight_specs,
 )
+from jaxserve.quantization import Component, WeightLayout
 
 logger = logging.getLogger(__name__)
 
-_READABLE = frozenset({"F32", "BF16", "F16"})
 # Names of one kind in an error message: another model's folder would list thousands.
 _MOST_LISTED = 8
 # Tables and masks that older releases of transformers saved; they are computed here.
@@ -64,7 +56,7 @@ _ROWS_AT_ONCE = 1024
 def load_model(
     name: str | Path,
     *,
-    dtype: DTypeLike | None = None,
+    dtype: str | None = None,
     revision: str | None = None,
     hf_overrides: Mapping[str, object] | None = None,
 ) -> Decoder:
@@ -75,67 +67,67 @@ def load_model(
     """
     checkpoint = Checkpoint.open(name, revision=revision, hf_overrides=hf_overrides)
     config = with_own_head(checkpoint, config_from_hf(checkpoint.hf_config))
-    return bind(config, load_params(checkpoint, config, dtype=dtype or checkpoint.dtype))
+    layout = WeightLayout(dtype=dtype or checkpoint.dtype)
+    return bind(config, load_params(checkpoint, config, layout))
 
 
 def load_params(
     checkpoint: Checkpoint,
     config: ModelConfig,
+    layout: WeightLayout,
     *,
-    dtype: DTypeLike,
-    mesh: Mesh | None = None,
-    quantization: str | None = None,
-    packed: str | None = None,
     progress: bool = True,
 ) -> Params:
-    """Load a checkpoint's parameters as `dtype`, laid over `mesh` (default: JAX's default device).
+    """Load a checkpoint's parameters, kept as `layout` says.
 
-    quantization, packed: see `abstract_params`; it is done matrix by matrix, on their devices.
     progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
     that is missing, unexpected, misshapen or of a dtype that cannot be read.
     """
-    stored, axes = checkpoint.tensors, param_axes(config)
-    names = stored_names(stored)
-    tensors = {
-        path: tuple(_as_stored(tensor, names) for tensor in parts)
-        for path, parts in hf_tensors(config).items()
+    specs = weight_specs(config)
+    names = stored_names(checkpoint.tensors)
+    pieces = {
+        path: [Piece(tensor, spec, layout.method_of(path, spec), layout) for tensor in tensors]
+        for path, tensors in hf_tensors(config).items()
+        for spec in (specs[path],)
     }
-    wanted = flatten_dict(abstract_params(config, dtype=dtype, mesh=mesh))
-    targets = [
-        _Target(path, index, tensor, axes[path], wanted[path])
-        for path in axes
-        for index, tensor in enumerate(tensors[path])
+    sources = [
+        _Source(path, number, key, _as_stored(component, names))
+        for path, of_path in pieces.items()
+        for number, piece in enumerate(of_path)
+        for key, component in piece.components.items()
     ]
-    finish = finishers(config, dtype=dtype, mesh=mesh, quantization=quantization, packed=packed)
-    _check(checkpoint.name, targets, stored, spare=config.spare_tensors)
+    _check(checkpoint, [source.component for source in sources], spare=config.spare_tensors)
+    infos = checkpoint.tensors
 
-    def file_of(target: _Target) -> Path:
-        return stored[target.tensor.name].file
+    def info_of(source: _Source) -> TensorInfo:
+        return infos[source.component.name]
 
-    params: dict[Any, Array | Matrix] = {}
-    parts: dict[Any, dict[int, Array]] = {}
+    params: dict[Any, Any] = {}
+    joined = {path: Joined(len(of_path)) for path, of_path in pieces.items()}
+    waiting: dict[tuple[Any, int], dict[str, jax.Array]] = {}
     with tqdm(
-        total=sum(target.num_bytes for target in targets),
+        total=sum(_num_bytes(info_of(source)) for source in sources),
         desc="Loading weights",
         unit="B",
         unit_scale=True,
         disable=None if progress else True,  # None: on a terminal only
     ) as bar:
-        for file, in_file in groupby(sorted(targets, key=file_of), key=file_of):
+        in_order = sorted(sources, key=lambda source: info_of(source).file)
+        for file, in_file in groupby(in_order, key=lambda source: info_of(source).file):
             with safe_open(file, framework="numpy") as opened:
-                for target in in_file:
-                    source = opened.get_slice(target.tensor.name)
-                    # Waiting bounds the host's copies: transfers to a device are asynchronous.
-                    placed = target.place(source.__getitem__).block_until_ready()
-                    bar.update(target.num_bytes)
-                    together = parts.setdefault(target.path, {})
-                    together[target.index] = placed
-                    if len(together) < len(tensors[target.path]):
+                for path, number, key, component in in_file:
+                    piece = pieces[path][number]
+                    components = waiting.setdefault((path, number), {})
+                    stored = opened.get_slice(component.name)
+                    components[key] = piece.read(component, stored.__getitem__)
+                    bar.update(_num_bytes(infos[component.name]))
+                    if len(components) < len(piece.components):
                         continue
-                    del parts[target.path]
-                    whole = target.join([together[index] for index in sorted(together)])
-                    is_plain = target.path not in finish
-                    params[target.path] = whole if is_plain else finish[target.path](whole)
+                    del waiting[path, number]
+                    joined[path].add(piece, piece.arrange(components))
+                    if joined[path].is_complete:
+                        tensors = joined.pop(path).tensors
+                        params[path] = piece.method.from_tensors(tensors, piece.spec, layout)
     loaded: Params = unflatten_dict(params)
     return loaded
 
@@ -169,110 +161,48 @@ def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfi
     return untied
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A tensor to load: which of a parameter's it is, where it lies, what it shall become."""
+class _Source(NamedTuple):
+    """A stored tensor to read: the parameter, and which component of which of its pieces it is."""
 
-    path: tuple[str | int, ...]
-    index: int
-    tensor: HfTensor
-    axes: tuple[str, ...]
-    whole: jax.ShapeDtypeStruct  # the parameter
-
-    @property
-    def wanted(self) -> jax.ShapeDtypeStruct:
-        """What the tensor becomes: the parameter, or its part of it."""
-        if self.tensor.part is None:
-            return self.whole
-        sizes = dict(zip(self.axes, self.whole.shape, strict=True)) | dict([self.tensor.part])
-        shape = tuple(sizes[word] for word in self.axes)
-        return jax.ShapeDtypeStruct(shape, self.whole.dtype, sharding=self.whole.sharding)
-
-    @property
-    def num_bytes(self) -> int:
-        return int(self.wanted.size * self.wanted.dtype.itemsize)
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        sizes = dict(zip(self.axes, self.wanted.shape, strict=True))
-        return tuple(math.prod(sizes[word] for word in dim) for dim in self.tensor.dims)
-
-    def join(self, parts: list[Array]) -> Array:
-        """Return the parameter of which `parts` are all there is, in order."""
-        if self.tensor.part is None:
-            return parts[0]
-        return _join(self.axes.index(self.tensor.part[0]), self.whole.sharding)(*parts)
-
-    def place(self, read: Callable[[Any], NDArray[Any]]) -> Array:
-        """Return the parameter on its devices; `read` gives a part of the stored tensor."""
-        final = self.wanted.sharding
-        shape = self.stored_shape
-        stored: Array
-        if isinstance(final, NamedSharding):
-            # Of axes that share a stored dimension one at most is cut, and it is the outermost
-            # of those that are longer than 1.
-            cut = dict(zip(self.axes, final.spec, strict=True))
-            spec = PartitionSpec(
-                *(next((cut[word] for word in dim if cut[word]), None) for dim in self.tensor.dims)
-            )
-            stored = jax.make_array_from_callback(shape, NamedSharding(final.mesh, spec), read)
-        else:
-            stored = jnp.asarray(read((slice(None),) * len(shape)))
-        return _arrange(self.tensor.dims, self.axes, self.wanted)(stored)
+    path: Any
+    number: int
+    key: str
+    component: Component
 
 
-@lru_cache(maxsize=64)
-def _arrange(
-    dims: tuple[tuple[str, ...], ...], axes: tuple[str, ...], wanted: jax.ShapeDtypeStruct
-) -> Callable[[Array], Array]:
-    """Return the compiled change from the stored layout to `axes`; a model has about ten."""
-    sizes = dict(zip(axes, wanted.shape, strict=True))
-    words = [word for dim in dims for word in dim]
-
-    def arrange(stored: Array) -> Array:
-        split = stored.reshape([sizes[word] for word in words])
-        return split.transpose([words.index(word) for word in axes]).astype(wanted.dtype)
-
-    return jax.jit(arrange, out_shardings=wanted.sharding)
-
-
-@lru_cache(maxsize=64)
-def _join(axis: int, sharding: Any) -> Callable[..., Array]:
-    """Return the compiled joining of a parameter's parts."""
-
-    def join(*parts: Array) -> Array:
-        return jnp.concatenate(parts, axis)
-
-    return jax.jit(join, out_shardings=sharding)
+def _num_bytes(info: TensorInfo) -> int:
+    """Return the bytes of a stored tensor; names of dtypes say how many bits they have."""
+    bits = re.search(r"\d+", info.dtype)
+    return math.prod(info.shape) * (int(bits[0]) if bits else 8) // 8
 
 
 def _check(
-    name: str,
-    targets: Iterable[_Target],
-    stored: Mapping[str, TensorInfo],
-    *,
-    spare: tuple[str, ...],
+    checkpoint: Checkpoint, components: Iterable[Component], *, spare: tuple[str, ...]
 ) -> None:
     """Raise one CheckpointError that names all that is wrong with the stored tensors."""
-    expected = {target.tensor.name: target.stored_shape for target in targets}
+    stored = checkpoint.tensors
+    expected = {component.name: component for component in components}
     missing = sorted(expected.keys() - stored.keys())
     unexpected = sorted(
         tensor for tensor in stored.keys() - expected.keys() if not _is_redundant(tensor, spare)
     )
     present = [(tensor, stored[tensor]) for tensor in sorted(expected.keys() & stored.keys())]
     misshapen = [
-        f"{tensor} is {list(info.shape)}, not {list(expected[tensor])}"
+        f"{tensor} is {list(info.shape)}, not {list(expected[tensor].shape)}"
         for tensor, info in present
-        if info.shape != expected[tensor]
+        if info.shape != expected[tensor].shape
     ]
     unreadable = [
-        f"{tensor} is {info.dtype}" for tensor, info in present if info.dtype not in _READABLE
+        f"{tensor} is {info.dtype}"
+        for tensor, info in present
+        if info.dtype not in expected[tensor].dtypes
     ]
+    readable = sorted({dtype for component in expected.values() for dtype in component.dtypes})
     found = (
         ("missing", missing),
         ("unexpected", unexpected),
         ("misshapen", misshapen),
-        (f"of a dtype other than {', '.join(sorted(_READABLE))}", unreadable),
+        (f"of a dtype other than {', '.join(readable)}", unreadable),
     )
     faults = [f"{len(each)} {kind}: {_listed(each)}" for kind, each in found if each]
     if missing == [_HEAD]:
@@ -281,7 +211,9 @@ def _check(
             """ (--hf-overrides '{"tie_word_embeddings": true}')"""
         )
     if faults:
-        raise CheckpointError(f"tensors of {name} do not fit its config.json: {'; '.join(faults)}")
+        raise CheckpointError(
+            f"tensors of {checkpoint.name} do not fit its config.json: {'; '.join(faults)}"
+        )
 
 
 def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
@@ -289,7 +221,7 @@ def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
     return tensor.endswith(_BUFFERS) or usual_name(tensor).startswith(spare)
 
 
-def _as_stored(tensor: HfTensor, names: Mapping[str, str]) -> HfTensor:
+def _as_stored[Named: (HfTensor, Component)](tensor: Named, names: Mapping[str, str]) -> Named:
     """Return a tensor by its name in the checkpoint: a bare model's has no `model.` before it."""
     bare = tensor.name.partition(".")[2]
     stored = names.get(tensor.name) or names.get(bare)

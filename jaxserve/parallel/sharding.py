@@ -1,7 +1,9 @@
-"""Sharding in words: parameters name what their axes hold, one table says where that goes."""
+"""Sharding in words: parameters name what their axes hold, a plan says where each word lies."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import jax
 import numpy as np
@@ -9,13 +11,62 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.errors import ConfigError
 
-TENSOR = "tensor"
+# Mesh axes. A mesh need not have all of them: words of a missing axis are replicated.
+TENSOR, EXPERT = "tensor", "expert"
 
-# Words that are not listed (embed, head_dim) are replicated.
-MESH_AXIS = {"heads": TENSOR, "kv_heads": TENSOR, "ffw": TENSOR, "vocab": TENSOR}
+# Mesh axes of each word. Words that are not listed (embed, head_dim) are replicated.
+RULES = (
+    ("heads", (TENSOR,)),
+    ("kv_heads", (TENSOR,)),
+    ("ffw", (TENSOR,)),
+    ("vocab", (TENSOR,)),
+    ("experts", (EXPERT,)),
+)
 
-# A head cannot be cut and ffw pads badly; a vocabulary that does not divide is merely replicated.
+# A vocabulary that does not divide is replicated. Heads cannot be split and ffw pads badly.
 _MAY_REPLICATE = frozenset({"vocab"})
+
+
+@dataclass(frozen=True)
+class ShardingPlan:
+    """Where arrays lie on a mesh: the mesh axes that each axis word is split over."""
+
+    mesh: Mesh
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = RULES
+
+    def mesh_axes(self, word: str) -> tuple[str, ...]:
+        """Return the mesh axes of a word, without those of one device."""
+        return tuple(axis for axis in dict(self.rules).get(word, ()) if self.axis_size(axis) > 1)
+
+    def axis_size(self, axis: str) -> int:
+        """Return the devices along a mesh axis, 1 if the mesh does not have it."""
+        size: int = self.mesh.shape.get(axis, 1)
+        return size
+
+    def num_shards(self, word: str) -> int:
+        """Return the number of pieces that an axis of this word is split into."""
+        return prod(self.axis_size(axis) for axis in self.mesh_axes(word))
+
+    def spec(self, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+        """Return how an array of `shape`, whose dimensions hold `axes`, lies on the mesh.
+
+        Raises ConfigError unless heads, kv_heads, ffw and experts divide by their mesh axes.
+        """
+        places: list[str | tuple[str, ...] | None] = []
+        for word, size in zip(axes, shape, strict=True):
+            names, num_shards = self.mesh_axes(word), self.num_shards(word)
+            if size % num_shards and word not in _MAY_REPLICATE:
+                raise ConfigError(
+                    f"tensor_parallel_size must divide the model's {word} ({size}),"
+                    f" got {num_shards}"
+                )
+            is_split = names and size % num_shards == 0
+            places.append((names[0] if len(names) == 1 else names) if is_split else None)
+        return PartitionSpec(*places)
+
+    def sharding(self, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
+        """Return `spec` bound to the mesh."""
+        return NamedSharding(self.mesh, self.spec(axes, shape))
 
 
 def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -42,22 +93,10 @@ def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None
 
 
 def partition_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Return how an array of `shape` whose dimensions hold `axes` is laid over `mesh`.
-
-    Raises ConfigError where heads, kv_heads or ffw are not a multiple of the mesh axis.
-    """
-    places: list[str | None] = []
-    for word, size in zip(axes, shape, strict=True):
-        place = MESH_AXIS.get(word)
-        parts = 1 if place is None else mesh.shape.get(place, 1)
-        if size % parts and word not in _MAY_REPLICATE:
-            raise ConfigError(
-                f"tensor_parallel_size must divide the model's {word} ({size}), got {parts}"
-            )
-        places.append(place if parts > 1 and size % parts == 0 else None)
-    return PartitionSpec(*places)
+    """Return how an array of `shape` lies on `mesh` by the default rules; see ShardingPlan."""
+    return ShardingPlan(mesh).spec(axes, shape)
 
 
 def named_sharding(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Return `partition_spec` bound to its mesh."""
-    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+    return ShardingPlan(mesh).sharding(axes, shape)

@@ -16,6 +16,7 @@ from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models import ModelConfig, Params, abstract_params
 from jaxserve.observability.startup import Startup
+from jaxserve.quantization import WeightLayout
 from pallas_kernels.paged_attention import CacheSpec
 
 
@@ -36,6 +37,7 @@ class EnginePlan:
     model: ModelConfig
     dtype: str
     linear: LinearPlan
+    layout: WeightLayout
     context: StepContext
     cache_spec: CacheSpec
     shapes: ShapeTable
@@ -75,13 +77,7 @@ class EnginePlan:
 
     def abstract_params(self) -> Params:
         """Describe the parameters that the programs take: shapes, dtypes and shardings."""
-        return abstract_params(
-            self.model,
-            dtype=self.dtype,
-            mesh=self.context.mesh,
-            quantization=self.options.quantization,
-            packed=self.linear.packed,
-        )
+        return abstract_params(self.model, self.layout)
 
     @property
     def programs(self) -> ProgramSet:

@@ -34,11 +34,12 @@ from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import with_own_head
 from jaxserve.models import DecoderConfig, ModelConfig, abstract_params, read_config, stretched_rope
 from jaxserve.observability.startup import Startup
-from jaxserve.parallel.sharding import named_sharding, partition_spec
+from jaxserve.parallel.sharding import ShardingPlan, named_sharding, partition_spec
 from jaxserve.planning.engine_plan import EnginePlan, capped_line
 from jaxserve.planning.hardware import Hardware, find_hardware
 from jaxserve.planning.pooling import default_max_length, read_pooling
 from jaxserve.planning.remedies import remedies
+from jaxserve.quantization import WeightLayout, find_method
 
 logger = logging.getLogger(__name__)
 
@@ -238,9 +239,13 @@ def _plan(
         target=hardware.target,
         backend=options.linear_backend,
     )
-    params = abstract_params(
-        model, dtype=dtype, mesh=mesh, quantization=options.quantization, packed=linear.packed
+    layout = WeightLayout(
+        dtype=dtype,
+        sharding=ShardingPlan(mesh),
+        packed=linear.packed,
+        method=find_method(options.quantization),
     )
+    params = abstract_params(model, layout)
     page = attention.cache_spec(1)
     page_sharding = named_sharding(page.axes, page.shape, mesh)
     useful_pages, usual_bytes = None, None
@@ -299,6 +304,7 @@ def _plan(
         model=model,
         dtype=dtype,
         linear=linear,
+        layout=layout,
         context=StepContext(
             model=model,
             mesh=mesh,

@@ -1,5 +1,30 @@
-"""Weights in fewer bits: one file for each method, named as users ask for it.
+"""How weights are kept: one file for each method, named as users ask for it.
 
-A quantized matrix is a pytree that stands where the array would; `layers.linear.einsum` and
-`layers.embed.embed` are the only ones to ask what a weight is made of.
+A Matrix is a pytree that stands where an array would, and knows its product; a Method says what a
+checkpoint stores of one and how it is loaded.
 """
+
+from importlib import import_module
+
+from jaxserve.quantization.layout import ARRAYS, Component, Method, WeightLayout
+from jaxserve.quantization.matrix import ALL_ROWS, Matrix, Rows, WeightSpec
+
+__all__ = [
+    "ALL_ROWS",
+    "ARRAYS",
+    "Component",
+    "Matrix",
+    "Method",
+    "Rows",
+    "WeightLayout",
+    "WeightSpec",
+    "find_method",
+]
+
+
+def find_method(name: str | None) -> Method:
+    """Return a method by its name (`config.QUANTIZATIONS`); None is plain arrays."""
+    if name is None:
+        return ARRAYS
+    method: Method = import_module(f"{__name__}.{name}").METHOD
+    return method

@@ -6,15 +6,19 @@ without its outlier decomposition). On a CPU with VNNI that is three to four tim
 float32, and a quarter of the memory.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from types import EllipsisType
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8
+
+from jaxserve.quantization import packed
+from jaxserve.quantization.layout import Arrays, WeightLayout, shardings_of
+from jaxserve.quantization.matrix import Matrix, Rows, WeightSpec, shard_size
 
 # Below this, XLA on CPUs multiplies int8 a number at a time: 8 rows take a fifth of the time of 1.
 _LEAST_ROWS = 8
@@ -23,20 +27,44 @@ _LARGEST = 127.0
 
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scales"], meta_fields=["dtype"])
 @dataclass(frozen=True)
-class Int8Matrix:
-    """A matrix as int8, and the scales of its output channels.
-
-    values and scales are arrays, or descriptions of them before they exist.
-    """
+class Int8Matrix(Matrix):
+    """A matrix as int8, and the scales of its output channels."""
 
     values: Any  # int8, in the layout of the matrix
     scales: Any  # float32, the axes that a product does not sum over, in order
     dtype: str  # of the numbers that these stand for
 
-    def __getitem__(self, index: EllipsisType) -> "Int8Matrix":
-        """Return the matrix itself, as `array[...]` does."""
-        assert index is ..., "a quantized matrix has no parts"
-        return self
+    def einsum(
+        self, spec: str, x: Float[Array, "tokens ..."], rows: Rows, *, dtype: DTypeLike
+    ) -> Float[Array, "tokens ..."]:
+        """Multiply activations, whose first axis is their tokens.
+
+        A token that is not finite gives a result that is not finite.
+        """
+        del rows
+        num_tokens = x.shape[0]
+        if num_tokens < _LEAST_ROWS:
+            x = jnp.pad(x, [(0, _LEAST_ROWS - num_tokens)] + [(0, 0)] * (x.ndim - 1))
+        x = x.astype(jnp.float32)
+        scales = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True) / _LARGEST
+        rounded = jnp.round(x / jnp.where(scales == 0, 1.0, scales)).astype(jnp.int8)
+        product = jnp.einsum(spec, rounded, self.values, preferred_element_type=jnp.int32)
+        scales = scales.reshape(-1, *[1] * (product.ndim - 1))
+        result: Array = product.astype(jnp.float32) * scales * self.scales
+        return result[:num_tokens].astype(dtype)
+
+    def take(self, indices: Int[Array, " tokens"], rows: Rows) -> Float[Array, "tokens embed"]:
+        """Return rows of a quantized table; NaN outside of it."""
+        del rows
+        found: Int8[Array, "tokens embed"] = jnp.take(self.values, indices, axis=0, mode="clip")
+        scales = jnp.take(self.scales, indices, mode="fill", fill_value=jnp.nan)
+        result: Array = found.astype(jnp.float32) * scales[:, None]
+        return result.astype(jnp.dtype(self.dtype))
+
+    @property
+    def num_weights(self) -> int:
+        """Weights that one device holds."""
+        return shard_size(self.values)
 
 
 def quantize(weight: Float[Array, "..."], summed: tuple[int, ...]) -> Int8Matrix:
@@ -50,28 +78,44 @@ def quantize(weight: Float[Array, "..."], summed: tuple[int, ...]) -> Int8Matrix
     return Int8Matrix(values, jnp.squeeze(scales, summed), weight.dtype.name)
 
 
-def einsum(
-    spec: str, x: Float[Array, "tokens ..."], weight: Int8Matrix, *, dtype: DTypeLike
-) -> Float[Array, "tokens ..."]:
-    """Multiply activations, whose first axis is their tokens, by a quantized matrix.
+class Int8Method(Arrays):
+    """Read floating-point tensors and keep them as int8."""
 
-    A token that is not finite gives a result that is not finite.
-    """
-    num_tokens = x.shape[0]
-    if num_tokens < _LEAST_ROWS:
-        x = jnp.pad(x, [(0, _LEAST_ROWS - num_tokens)] + [(0, 0)] * (x.ndim - 1))
-    x = x.astype(jnp.float32)
-    scales = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True) / _LARGEST
-    rounded = jnp.round(x / jnp.where(scales == 0, 1.0, scales)).astype(jnp.int8)
-    product = jnp.einsum(spec, rounded, weight.values, preferred_element_type=jnp.int32)
-    scales = scales.reshape(-1, *[1] * (product.ndim - 1))
-    result: Array = product.astype(jnp.float32) * scales * weight.scales
-    return result[:num_tokens].astype(dtype)
+    def describe(self, spec: WeightSpec, layout: WeightLayout) -> Matrix:
+        """Describe the quantized matrix."""
+        if layout.packed is not None:
+            return packed.describe(spec, kind="int8", dtype=layout.dtype, sharding=layout.sharding)
+        return Int8Matrix(
+            layout.array(spec.axes, spec.shape, jnp.int8),
+            layout.array(spec.kept, spec.sizes_of(spec.kept), jnp.float32),
+            layout.dtype,
+        )
+
+    def from_tensors(
+        self, tensors: Mapping[str, Array], spec: WeightSpec, layout: WeightLayout
+    ) -> Matrix:
+        """Quantize a matrix on its devices."""
+        if layout.packed is None:
+            return _quantizing(self, spec, layout)(tensors["weight"])
+        matrix = _quantizing(self, spec, layout.plain)(tensors["weight"])
+        return packed.pack(
+            matrix.values,
+            spec,
+            scales=matrix.scales,
+            dtype=layout.dtype,
+            sharding=layout.sharding,
+        )
 
 
-def embed(table: Int8Matrix, token_ids: Int[Array, " tokens"]) -> Float[Array, "tokens embed"]:
-    """Return the rows `token_ids` of a quantized table; NaN outside of it."""
-    rows: Int8[Array, "tokens embed"] = jnp.take(table.values, token_ids, axis=0, mode="clip")
-    scales = jnp.take(table.scales, token_ids, mode="fill", fill_value=jnp.nan)
-    found: Array = rows.astype(jnp.float32) * scales[:, None]
-    return found.astype(jnp.dtype(table.dtype))
+METHOD = Int8Method()
+
+
+@lru_cache(maxsize=64)
+def _quantizing(
+    method: Int8Method, spec: WeightSpec, layout: WeightLayout
+) -> Callable[[Array], Int8Matrix]:
+    """Return the compiled quantization of matrices laid out alike."""
+    return jax.jit(
+        partial(quantize, summed=spec.summed_dims),
+        out_shardings=shardings_of(method.describe(spec, layout)),
+    )

@@ -1,9 +1,16 @@
-"""What every way to keep a weight shares: the rows of a product."""
+"""A weight, however its numbers are kept: what model code and cost counts ask of it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import prod
+from types import EllipsisType
+from typing import Any, Self
 
 import jax
-from jaxtyping import Array, Int32
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Int32
 
 
 @jax.tree_util.register_dataclass
@@ -20,3 +27,109 @@ class Rows:
 
 
 ALL_ROWS = Rows()
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """A parameter in the words of the model: what its axes hold and how long they are.
+
+    summed: the axes that products sum over, the first or the last ones; none of a vector.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    summed: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of each axis."""
+        return dict(zip(self.axes, self.shape, strict=True))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The axes that products keep: output channels."""
+        return tuple(word for word in self.axes if word not in self.summed)
+
+    @property
+    def summed_dims(self) -> tuple[int, ...]:
+        """Positions of the axes that products sum over."""
+        return tuple(self.axes.index(word) for word in self.summed)
+
+    def sizes_of(self, words: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the lengths of some axes."""
+        return tuple(self.sizes[word] for word in words)
+
+
+class Matrix(ABC):
+    """A weight matrix: a pytree that stands where an array would.
+
+    Its leaves are arrays, or jax.ShapeDtypeStructs before they exist.
+    """
+
+    @abstractmethod
+    def einsum(
+        self, spec: str, x: Float[Array, "..."], rows: Rows, *, dtype: DTypeLike
+    ) -> Float[Array, "..."]:
+        """Contract activations with the matrix; see `layers.linear.einsum`."""
+
+    @abstractmethod
+    def take(self, indices: Int[Array, " rows"], rows: Rows) -> Float[Array, "rows inputs"]:
+        """Return rows of a table; see `layers.embed.embed`."""
+
+    @property
+    @abstractmethod
+    def num_weights(self) -> int:
+        """Weights that one device holds."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that one device holds."""
+        leaves = jax.tree.leaves(self)
+        return sum(shard_size(leaf) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+    def __getitem__(self, index: EllipsisType) -> Self:
+        """Return the matrix itself, as `array[...]` does."""
+        assert index is ..., "a quantized matrix has no parts"
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ArrayMatrix(Matrix):
+    """A plain array seen as a Matrix; trees of parameters hold the array itself."""
+
+    array: Any
+
+    def einsum(
+        self, spec: str, x: Float[Array, "..."], rows: Rows, *, dtype: DTypeLike
+    ) -> Float[Array, "..."]:
+        """Multiply as XLA does; narrow types are accumulated in float32."""
+        del rows  # XLA computes padding, too
+        return jnp.einsum(spec, x, self.array, preferred_element_type=dtype)
+
+    def take(self, indices: Int[Array, " rows"], rows: Rows) -> Float[Array, "rows inputs"]:
+        """Gather rows."""
+        del rows
+        return jnp.take(self.array, indices, axis=0, mode="fill", fill_value=jnp.nan)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights that one device holds."""
+        return shard_size(self.array)
+
+
+def as_matrix(weight: Any) -> Matrix:
+    """Return what a tree of parameters holds in one place as a Matrix."""
+    return weight if isinstance(weight, Matrix) else ArrayMatrix(weight)
+
+
+def matrices(params: Any) -> list[Matrix]:
+    """Return everything in a tree of parameters but its vectors."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Matrix))
+    return [as_matrix(leaf) for leaf in leaves if isinstance(leaf, Matrix) or leaf.ndim > 1]
+
+
+def shard_size(leaf: Any) -> int:
+    """Return the numbers that one device holds of an (abstract) array."""
+    sharding = getattr(leaf, "sharding", None)
+    return prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape))

@@ -19,7 +19,6 @@ from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, Program, name_of
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.loading.published import published
-from jaxserve.models import abstract_params
 from jaxserve.planning.engine_plan import EnginePlan
 from jaxserve.planning.planner import plan_engine
 from jaxserve.planning.precompile import Tuner
@@ -103,7 +102,7 @@ def plan_for(model: str, name: str, num_devices: int) -> EnginePlan:
 @cache
 def compiled_for(model: str, name: str, num_devices: int, program: Program) -> Compiled:
     plan = plan_for(model, name, num_devices)
-    params = abstract_params(plan.model, dtype=plan.dtype, mesh=plan.context.mesh)
+    params = plan.abstract_params()
     return Compiled(plan, program, Tuner(plan).compile(params, program)[0])
 
 

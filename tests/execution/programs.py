@@ -11,7 +11,8 @@ from jaxserve.execution.context import StepContext
 from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
-from jaxserve.parallel.sharding import make_mesh, partition_spec
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh, partition_spec
+from jaxserve.quantization import WeightLayout
 from pallas_kernels.targets import CPU
 
 PAGES = 32
@@ -127,5 +128,7 @@ def compile_case(case: Case) -> Program:
         attention=attention,
     )
     program = ProgramSet(context, cache_spec=spec, num_slots=case.shape.sequences + 1)
-    compiled = program.compile(abstract_params(model, mesh=mesh), case.shape)
+    compiled = program.compile(
+        abstract_params(model, WeightLayout(sharding=ShardingPlan(mesh))), case.shape
+    )
     return Program(compiled, program.cache, program.state)

@@ -9,14 +9,17 @@ import pytest
 from jaxserve.execution.cost import Cost, StepCosts
 from jaxserve.execution.shapes import Variant
 from jaxserve.models import DecoderConfig, abstract_params
-from jaxserve.parallel.sharding import make_mesh
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
+from jaxserve.quantization import ARRAYS, WeightLayout
+from jaxserve.quantization.int8 import METHOD as INT8
 from tests.execution.programs import SMALL, plan
 
 HEAD = 64 * 512
 
 
 def costs(model: DecoderConfig, **kept: Any) -> StepCosts:
-    params = abstract_params(model, mesh=make_mesh(1), **kept)
+    layout = WeightLayout(sharding=ShardingPlan(make_mesh(1)), **kept)
+    params = abstract_params(model, layout)
     return StepCosts(model, params=params, attention=plan(model))
 
 
@@ -75,14 +78,14 @@ def test_only_rows_that_sample_have_logits() -> None:
 def test_how_matrices_are_kept_changes_bytes_and_no_flops(*, tied: bool) -> None:
     model = replace(SMALL, tied_embeddings=tied)
     arrays, packed, halves, rounded = (
-        costs(model, quantization=quantization, packed=kind).count(
+        costs(model, method=method, packed=kind).count(
             np.array([7]), np.array([1]), num_tokens=1, num_sampled=1, variant=Variant.GREEDY
         )
-        for quantization, kind in (
-            (None, None),
-            (None, "float32"),
-            (None, "bfloat16"),
-            ("int8", "int8"),
+        for method, kind in (
+            (ARRAYS, None),
+            (ARRAYS, "float32"),
+            (ARRAYS, "bfloat16"),
+            (INT8, "int8"),
         )
     )
     assert arrays.flops == packed.flops == halves.flops == rounded.flops

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 from jaxserve.layers.embed import embed
 from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.layers.norm import rms_norm
+from jaxserve.quantization import WeightSpec, packed
 from pallas_kernels import packed_linear
 from pallas_kernels.targets import CPU
 
@@ -29,18 +31,29 @@ def test_einsum_gives_float32_where_asked_and_does_not_round_on_the_way() -> Non
 def test_packed_products_skip_padding_rows() -> None:
     x, weight = jnp.ones((5, 4)), jnp.ones((4, 3))
     packed_linear.check(CPU, weight.dtype)
-    packed = packed_linear.pack(weight, (0,), dtype="float32")
+    spec = WeightSpec(("embed", "ffw"), (4, 3), summed=("embed",))
+    matrix = packed.pack(weight, spec, dtype="float32", sharding=None)
 
     @jax.jit
     def products(num_rows: jax.Array) -> tuple[jax.Array, ...]:
         rows = Rows(num_rows)
-        some = einsum("td,df->tf", x, packed, rows), einsum("td,df->tf", x, weight, rows)
-        return *some, einsum("td,df->tf", x, packed, ALL_ROWS)
+        some = einsum("td,df->tf", x, matrix, rows), einsum("td,df->tf", x, weight, rows)
+        return *some, einsum("td,df->tf", x, matrix, ALL_ROWS)
 
     some, of_array, whole = products(jnp.asarray(2))
     assert_allclose(some, 4 * np.array([1, 1, 0, 0, 0])[:, None] * np.ones(3))
     assert_allclose(of_array, np.full((5, 3), 4.0))
     assert_allclose(whole, np.full((5, 3), 4.0))
+
+
+def test_packed_products_refuse_another_order_of_axes() -> None:
+    x, weight = jnp.ones((5, 4)), jnp.ones((4, 3, 2))
+    packed_linear.check(CPU, weight.dtype)
+    spec = WeightSpec(("embed", "gate_up", "ffw"), (4, 3, 2), summed=("embed",))
+    matrix = packed.pack(weight, spec, dtype="float32", sharding=None)
+    assert einsum("td,dpf->tpf", x, matrix, ALL_ROWS).shape == (5, 3, 2)
+    with pytest.raises(AssertionError, match="cannot compute"):
+        einsum("td,dpf->tfp", x, matrix, ALL_ROWS)
 
 
 def test_rms_norm_gives_unit_mean_square_times_the_weight() -> None:
@@ -60,5 +73,5 @@ def test_rms_norm_squares_in_float32() -> None:
 
 def test_embed_looks_rows_up_and_makes_nan_of_an_id_outside() -> None:
     table = jnp.arange(6.0).reshape(3, 2)
-    rows = embed(table, jnp.array([2, 0, 3]))
+    rows = embed(table, jnp.array([2, 0, 3]), ALL_ROWS)
     assert_allclose(rows, [[4.0, 5.0], [0.0, 1.0], [np.nan, np.nan]])

@@ -19,7 +19,8 @@ from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_model, load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, read_config
-from jaxserve.parallel.sharding import make_mesh
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
+from jaxserve.quantization import WeightLayout
 from tests.goldens.checkpoints import (
     ENCODER_CASES,
     HfConfig,
@@ -30,6 +31,7 @@ from tests.goldens.checkpoints import (
 
 CONFIG = tiny_config("qwen3")
 MODEL = config_from_hf(CONFIG)
+FLOAT32 = WeightLayout(dtype="float32")
 
 
 def write(folder: Path, stored: Mapping[str, NDArray[Any]], config: HfConfig = CONFIG) -> Path:
@@ -40,14 +42,12 @@ def write(folder: Path, stored: Mapping[str, NDArray[Any]], config: HfConfig = C
 
 def faults(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        load_params(Checkpoint.open(folder), MODEL, dtype="float32")
+        load_params(Checkpoint.open(folder), MODEL, FLOAT32)
     return str(caught.value)
 
 
 def test_projections_are_turned_into_axes_by_meaning(tmp_path: Path) -> None:
-    params = load_params(
-        Checkpoint.open(write_checkpoint(tmp_path, CONFIG)), MODEL, dtype="float32"
-    )
+    params = load_params(Checkpoint.open(write_checkpoint(tmp_path, CONFIG)), MODEL, FLOAT32)
     stored = {
         name.removeprefix("model.layers.1."): value for name, value in tensors(CONFIG).items()
     }
@@ -74,10 +74,10 @@ def test_projections_are_turned_into_axes_by_meaning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_a_mesh_holds_the_same_values_where_the_plan_says(tmp_path: Path, num_devices: int) -> None:
     checkpoint, mesh = Checkpoint.open(write_checkpoint(tmp_path, CONFIG)), make_mesh(num_devices)
-    placed = load_params(checkpoint, MODEL, dtype="float32", mesh=mesh)
-    alone = load_params(checkpoint, MODEL, dtype="float32")
+    placed = load_params(checkpoint, MODEL, WeightLayout(sharding=ShardingPlan(mesh)))
+    alone = load_params(checkpoint, MODEL, FLOAT32)
     jax.tree.map(np.testing.assert_array_equal, placed, alone)
-    planned = abstract_params(MODEL, mesh=mesh)
+    planned = abstract_params(MODEL, WeightLayout(sharding=ShardingPlan(mesh)))
     places = jax.tree.map(lambda array, plan: array.sharding == plan.sharding, placed, planned)
     assert all(jax.tree.leaves(places))
 
@@ -85,7 +85,12 @@ def test_a_mesh_holds_the_same_values_where_the_plan_says(tmp_path: Path, num_de
 def test_a_model_on_a_mesh_computes_what_it_computes_on_one_device(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, CONFIG))
     on_one, on_two = (
-        jax.jit(bind(MODEL, load_params(checkpoint, MODEL, dtype="float32", mesh=make_mesh(n))))
+        jax.jit(
+            bind(
+                MODEL,
+                load_params(checkpoint, MODEL, WeightLayout(sharding=ShardingPlan(make_mesh(n)))),
+            )
+        )
         for n in (1, 2)
     )
     np.testing.assert_allclose(on_two(jnp.arange(9)), on_one(jnp.arange(9)), atol=1e-5)
@@ -94,7 +99,7 @@ def test_a_model_on_a_mesh_computes_what_it_computes_on_one_device(tmp_path: Pat
 def test_heads_that_the_mesh_cannot_share_are_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, CONFIG))
     with pytest.raises(ConfigError, match=r"kv_heads \(2\), got 4"):
-        load_params(checkpoint, MODEL, dtype="float32", mesh=make_mesh(4))
+        load_params(checkpoint, MODEL, WeightLayout(sharding=ShardingPlan(make_mesh(4))))
 
 
 def test_shards_of_a_checkpoint_load_as_the_single_file_does(tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_shards_of_a_checkpoint_load_as_the_single_file_does(tmp_path: Path) -> 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16", "float16"])
 def test_dtypes_are_cast_as_numpy_casts_them(tmp_path: Path, stored: str, wanted: str) -> None:
     saved = {name: value.astype(jnp.dtype(stored)) for name, value in tensors(CONFIG).items()}
-    params = load_params(Checkpoint.open(write(tmp_path, saved)), MODEL, dtype=wanted)
+    params = load_params(Checkpoint.open(write(tmp_path, saved)), MODEL, WeightLayout(dtype=wanted))
     embedding = params["embedding"]
     assert embedding.dtype == jnp.dtype(wanted)
     np.testing.assert_array_equal(
@@ -211,7 +216,7 @@ def test_what_tools_put_before_names_is_seen_through(
     tmp_path: Path, rename: Callable[[str], str]
 ) -> None:
     stored = {rename(name): value for name, value in tensors(CONFIG).items()}
-    params = load_params(Checkpoint.open(write(tmp_path, stored)), MODEL, dtype="float32")
+    params = load_params(Checkpoint.open(write(tmp_path, stored)), MODEL, FLOAT32)
     np.testing.assert_array_equal(params["embedding"], tensors(CONFIG)["model.embed_tokens.weight"])
 
 
@@ -236,7 +241,7 @@ def test_an_old_conversion_of_an_encoder_is_the_same_model(tmp_path: Path, case:
     }
     write(older, renamed, config)
     found, expected = (
-        load_params(Checkpoint.open(folder), model, dtype="float32") for folder in (older, newer)
+        load_params(Checkpoint.open(folder), model, FLOAT32) for folder in (older, newer)
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -250,7 +255,7 @@ def test_shards_of_several_dtypes_load_as_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), "utf-8")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}), "utf-8")
-    params = load_params(Checkpoint.open(tmp_path), MODEL, dtype="float32")
+    params = load_params(Checkpoint.open(tmp_path), MODEL, FLOAT32)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
@@ -261,6 +266,7 @@ import jax
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import config_from_hf
+from jaxserve.quantization import WeightLayout
 
 def held():  # bytes of anonymous memory: what is mapped from a file is not a copy
     status = Path("/proc/self/status").read_text()
@@ -278,9 +284,9 @@ def watch():
         peak = max(peak, held())
         time.sleep(0.001)
 
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)  # a failure ends the process
 watcher.start()
-params = load_params(checkpoint, config, dtype="float32", progress=False)
+params = load_params(checkpoint, config, WeightLayout(dtype="float32"), progress=False)
 done = True
 watcher.join()
 print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), peak - before)

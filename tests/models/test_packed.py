@@ -10,8 +10,10 @@ import pytest
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, random_params
-from jaxserve.parallel.sharding import make_mesh
-from pallas_kernels.packed_linear import PackedMatrix, check
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
+from jaxserve.quantization import WeightLayout, find_method
+from jaxserve.quantization.packed import Packed
+from pallas_kernels.packed_linear import check
 from pallas_kernels.targets import CPU
 from tests.goldens.checkpoints import tiny_config, write_checkpoint
 
@@ -23,15 +25,17 @@ IDS = jnp.arange(12)
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_those_of_arrays(tmp_path: Path, packed: str, *, tied: bool) -> None:
     hf = tiny_config("qwen3", tie_word_embeddings=tied)
-    config, mesh = config_from_hf(hf), make_mesh(1)
+    config, sharding = config_from_hf(hf), ShardingPlan(make_mesh(1))
     dtype = "bfloat16" if packed == "bfloat16" else "float32"
-    quantization = "int8" if packed == "int8" else None
+    method = find_method("int8" if packed == "int8" else None)
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, hf))
-    arrays = load_params(checkpoint, config, dtype=dtype, mesh=mesh, quantization=quantization)
+    arrays = load_params(
+        checkpoint, config, WeightLayout(dtype=dtype, sharding=sharding, method=method)
+    )
     if packed == "bfloat16":  # kept as such, used as float32
         arrays = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), arrays)
     loaded = load_params(
-        checkpoint, config, dtype="float32", mesh=mesh, quantization=quantization, packed=packed
+        checkpoint, config, WeightLayout(sharding=sharding, method=method, packed=packed)
     )
     expected = jax.jit(bind(config, arrays))(IDS)
     found = jax.jit(bind(config, loaded))(IDS)
@@ -44,10 +48,14 @@ def test_logits_are_those_of_arrays(tmp_path: Path, packed: str, *, tied: bool) 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_parameters_are_what_was_planned(quantization: str | None) -> None:
-    config, mesh = config_from_hf(tiny_config("qwen2")), make_mesh(1)
-    packed = quantization or "float32"
-    planned = abstract_params(config, mesh=mesh, quantization=quantization, packed=packed)
-    drawn = random_params(config, seed=0, mesh=mesh, quantization=quantization, packed=packed)
+    config = config_from_hf(tiny_config("qwen2"))
+    layout = WeightLayout(
+        sharding=ShardingPlan(make_mesh(1)),
+        packed=quantization or "float32",
+        method=find_method(quantization),
+    )
+    planned = abstract_params(config, layout)
+    drawn = random_params(config, layout, seed=0)
 
     def agree(array: jax.Array, plan: jax.ShapeDtypeStruct) -> bool:
         is_alike = array.shape == plan.shape and array.dtype == plan.dtype
@@ -55,6 +63,6 @@ def test_parameters_are_what_was_planned(quantization: str | None) -> None:
 
     assert all(jax.tree.leaves(jax.tree.map(agree, drawn, planned)))
     layer = drawn["layers"][0]
-    assert isinstance(drawn["embedding"], PackedMatrix)
-    assert isinstance(layer["mlp"]["down"], PackedMatrix)
+    assert isinstance(drawn["embedding"], Packed)
+    assert isinstance(layer["mlp"]["down"], Packed)
     assert layer["attention"]["qkv_bias"].dtype == layer["mlp_norm"].dtype == jnp.float32

@@ -1,21 +1,21 @@
 """Parameters described before they exist, and drawn where they will live."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxserve.models import abstract_params, config_from_hf, param_axes, random_params
-from jaxserve.parallel.sharding import make_mesh
+from jaxserve.models import abstract_params, config_from_hf, random_params, weight_specs
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
+from jaxserve.quantization import WeightLayout
 from tests.goldens.checkpoints import tensor_shapes, tiny_config
 
 CONFIG = config_from_hf(tiny_config("qwen3"))
 
 
 def test_description_has_the_shapes_dtype_and_places_of_what_is_drawn() -> None:
-    mesh = make_mesh(2)
-    described = abstract_params(CONFIG, dtype=jnp.bfloat16, mesh=mesh)
-    drawn = random_params(CONFIG, seed=0, dtype=jnp.bfloat16, mesh=mesh)
+    layout = WeightLayout(dtype="bfloat16", sharding=ShardingPlan(make_mesh(2)))
+    described = abstract_params(CONFIG, layout)
+    drawn = random_params(CONFIG, layout, seed=0)
     same = jax.tree.map(
         lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding),
         described,
@@ -31,16 +31,18 @@ def test_description_counts_what_a_checkpoint_stores() -> None:
 
 
 def test_every_dimension_has_a_word() -> None:
-    axes = param_axes(CONFIG)
+    specs = weight_specs(CONFIG)
     shapes = flatten_dict(abstract_params(CONFIG))
-    assert axes.keys() == shapes.keys()
-    assert axes["layers", 0, "attention", "o"] == ("heads", "head_dim", "embed")
-    assert all(len(axes[path]) == len(shapes[path].shape) for path in axes)
+    assert specs.keys() == shapes.keys()
+    assert specs["layers", 0, "attention", "o"].axes == ("heads", "head_dim", "embed")
+    assert all(len(spec.axes) == len(shapes[path].shape) for path, spec in specs.items())
 
 
 def test_random_parameters_do_not_depend_on_the_number_of_devices() -> None:
-    one = random_params(CONFIG, seed=3, mesh=make_mesh(1))
-    two = random_params(CONFIG, seed=3, mesh=make_mesh(2))
+    one, two = (
+        random_params(CONFIG, WeightLayout(sharding=ShardingPlan(make_mesh(n))), seed=3)
+        for n in (1, 2)
+    )
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 

@@ -14,6 +14,7 @@ from jaxserve.layers.attention import attend_dense
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import bind, config_from_hf, read_config
+from jaxserve.quantization import WeightLayout
 from tests.goldens.checkpoints import (
     ENCODER_CASES,
     LABEL_CASES,
@@ -37,7 +38,7 @@ def goldens() -> dict[str, NDArray[np.float32]]:
 def load(folder: Path, hf: dict[str, Any]) -> Any:
     checkpoint = Checkpoint.open(write_checkpoint(folder, hf))
     config = read_config(hf)
-    return bind(config, load_params(checkpoint, config, dtype="float32"))
+    return bind(config, load_params(checkpoint, config, WeightLayout()))
 
 
 @pytest.mark.parametrize("case", ENCODER_CASES)

@@ -13,8 +13,9 @@ from jaxserve.layers.linear import ALL_ROWS, einsum
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_params
 from jaxserve.models import abstract_params, bind, config_from_hf, random_params
-from jaxserve.parallel.sharding import make_mesh
-from jaxserve.quantization.int8 import Int8Matrix, quantize
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
+from jaxserve.quantization import WeightLayout
+from jaxserve.quantization.int8 import METHOD, Int8Matrix, quantize
 from tests.goldens.checkpoints import tiny_config, write_checkpoint
 
 RNG = np.random.default_rng(3)
@@ -83,7 +84,7 @@ def test_a_token_that_is_not_finite_spoils_no_other() -> None:
 
 def test_rows_of_a_quantized_table_are_looked_up() -> None:
     table = normal(10, 6).astype(jnp.bfloat16)
-    found = embed(quantize(table, (1,)), jnp.asarray([3, 9, 10]))
+    found = embed(quantize(table, (1,)), jnp.asarray([3, 9, 10]), ALL_ROWS)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         found[:2].astype(jnp.float32), table[jnp.asarray([3, 9])].astype(jnp.float32), atol=0.03
@@ -96,15 +97,16 @@ def test_loaded_parameters_are_what_was_planned(tmp_path: Path, num_devices: int
     hf = tiny_config("qwen3")
     config, mesh = config_from_hf(hf), make_mesh(num_devices)
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, hf))
-    loaded = load_params(checkpoint, config, dtype="float32", mesh=mesh, quantization="int8")
-    planned = abstract_params(config, dtype="float32", mesh=mesh, quantization="int8")
+    layout = WeightLayout(sharding=ShardingPlan(mesh), method=METHOD)
+    loaded = load_params(checkpoint, config, layout)
+    planned = abstract_params(config, layout)
 
     def agree(array: jax.Array, plan: jax.ShapeDtypeStruct) -> bool:
         is_alike = array.shape == plan.shape and array.dtype == plan.dtype
         return bool(is_alike and array.sharding == plan.sharding)
 
     assert all(jax.tree.leaves(jax.tree.map(agree, loaded, planned)))
-    plain = load_params(checkpoint, config, dtype="float32")
+    plain = load_params(checkpoint, config, WeightLayout())
     ids = jnp.arange(12)
     exact = jax.jit(bind(config, plain))(ids)
     near = jax.jit(bind(config, loaded))(ids)
@@ -113,7 +115,7 @@ def test_loaded_parameters_are_what_was_planned(tmp_path: Path, num_devices: int
 
 def test_matrices_are_quantized_and_vectors_are_not() -> None:
     config = config_from_hf(tiny_config("qwen2"))
-    params = random_params(config, seed=0, quantization="int8")
+    params = random_params(config, WeightLayout(method=METHOD), seed=0)
     layer = params["layers"][0]
     assert isinstance(layer["mlp"]["down"], Int8Matrix)
     assert isinstance(params["embedding"], Int8Matrix)
