@@ -172,6 +172,9 @@ def _load(
         vocab_size=plan.model.vocab_size,
         eos_ids=sorted(eos_ids),
     )
+    structured = StructuredOutputsConfig.of(options.structured_outputs_config)
+    if structured.note is not None:
+        report(structured.note)
     engine = Engine(
         Scheduler(
             plan.scheduler,
@@ -184,11 +187,7 @@ def _load(
         can_generate=plan.pooling is None or plan.pooling.can_generate,
         max_logprobs=plan.context.sampling.max_logprobs,
         check=plan.context.sampling.processors.check,
-        walks=Walks(
-            GrammarCompiler(
-                vocabulary, defaults=StructuredOutputsConfig.of(options.structured_outputs_config)
-            )
-        ),
+        walks=Walks(GrammarCompiler(vocabulary, defaults=structured)),
         metrics=metrics,
     )
     compilations.mark()

@@ -100,6 +100,21 @@ def test_weights_are_drawn_at_random_for_a_model_that_has_none(tmp_path: Path) -
     assert len(token_ids) == 3
 
 
+def test_a_backend_that_llguidance_stands_in_for_is_reported(tmp_path: Path) -> None:
+    options = EngineOptions(
+        model=folder(tmp_path, vocab_size=2048),
+        tokenizer=str(EMBEDDED_FOLDER),
+        load_format="dummy",
+        warm_up="none",
+        structured_outputs_config={"backend": "xgrammar"},
+    )
+    lines: list[str] = []
+    build(plan_engine(options), report=lines.append)
+    assert any("backend=xgrammar has no effect" in line for line in lines)
+    with pytest.raises(ConfigError, match="xgrammar, outlines, lm-format-enforcer, got 'regexes'"):
+        replace(options, structured_outputs_config={"backend": "regexes"})
+
+
 def test_running_out_of_memory_says_what_to_change() -> None:
     wanted = pytest.raises(MemoryPlanError, match="Lower --gpu-memory-utilization")
     with wanted, _explaining_out_of_memory():

@@ -39,6 +39,7 @@ def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         "m --compilation-config.cudagraph_mode FULL --cudagraph-capture-sizes 1 2 4 8",
         "m --no-enable-log-requests --enable-prompt-tokens-details --enable-request-id-headers",
         "m --limit-mm-per-prompt '{\"image\": 0}' --mm-processor-cache-gb 0",
+        "m --guided-decoding-backend xgrammar",
         "m --max_num_batched_tokens=8k --data_parallel_size=1 --max_model_len 8K",
     ],
 )

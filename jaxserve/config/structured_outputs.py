@@ -9,14 +9,17 @@ from typing import Any
 from jaxserve.errors import ConfigError
 
 BACKENDS = ("auto", "guidance")
+# Those of vLLM: its command lines name them.
+OTHER_BACKENDS = ("xgrammar", "outlines", "lm-format-enforcer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsConfig:
     """What holds for requests that say nothing else; names as in vLLM.
 
-    backend: "guidance", which "auto" chooses. whitespace_pattern is our own; the others are those
-    of StructuredOutputsParams. Raises ConfigError.
+    backend: "guidance", which "auto" chooses; it stands in for vLLM's other backends.
+    whitespace_pattern is our own; the others are those of StructuredOutputsParams. Raises
+    ConfigError.
     """
 
     backend: str = "auto"
@@ -25,10 +28,10 @@ class StructuredOutputsConfig:
     whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
+        if self.backend not in BACKENDS + OTHER_BACKENDS:
             raise ConfigError(
-                f"structured_outputs_config.backend must be {' or '.join(BACKENDS)},"
-                f" got {self.backend!r}"
+                "structured_outputs_config.backend must be one of"
+                f" {', '.join(BACKENDS + OTHER_BACKENDS)}, got {self.backend!r}"
             )
         for name in ("disable_any_whitespace", "disable_additional_properties"):
             if not isinstance(getattr(self, name), bool):
@@ -47,6 +50,16 @@ class StructuredOutputsConfig:
                 "structured_outputs_config.whitespace_pattern cannot be given with"
                 " disable_any_whitespace"
             )
+
+    @property
+    def note(self) -> str | None:
+        """The line that reports a backend that llguidance stands in for."""
+        if self.backend in BACKENDS:
+            return None
+        return (
+            f"structured_outputs_config.backend={self.backend} has no effect: grammars are compiled"
+            " by llguidance"
+        )
 
     @staticmethod
     def of(fields: Mapping[str, Any]) -> "StructuredOutputsConfig":

@@ -309,7 +309,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
     ),
     *_only("chats are answered as the assistant", {"response-role": "assistant"}),
     *_only("the template shows which form it reads", {"chat-template-content-format": "auto"}),
-    *_only("grammars are compiled by llguidance", {"guided-decoding-backend": "auto guidance"}),
+    *_values("grammars are compiled by llguidance", "guided-decoding-backend"),
     *_refused(
         "--structured-outputs-config has it",
         "guided-decoding-disable-any-whitespace",
