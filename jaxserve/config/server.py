@@ -24,8 +24,8 @@ class ServerConfig:
     `module.name`, innermost last, trusted like code. disable_docs: whether there is no
     /openapi.json and no /docs. tokenizer_info: whether GET /tokenizer_info is served.
     disable_access_log: whether requests are not logged; those to quiet_paths never are.
-    api_keys: when there are any, every route but the probes (/health, /live, /ping, /ready) and the
-    files of the playground asks for one of them.
+    api_keys: when there are any, every route but the probes (/api/hello, /health, /live, /ping,
+    /ready) and the files of the playground asks for one of them.
     allowed_origins: web origins whose pages may call the server; none by default. allowed_methods,
     allowed_headers, allow_credentials: what those pages may send.
     allowed_hosts: names that requests may have in their Host header, besides addresses and those of

@@ -100,6 +100,8 @@ ROUTES = (
     Route("/health", health),
     Route("/ping", health, methods=["GET", "POST"]),
     Route("/live", live),
+    # Claude Code sends a HEAD request to it before anything else.
+    Route("/api/hello", live),
     Route("/load", load),
     Route("/ready", ready),
     Route("/version", version),

@@ -11,7 +11,7 @@ from tests.server.world import World
 
 KEY = "sk-right"
 ALLOWED = {"authorization": f"Bearer {KEY}"}
-OPEN = {"/health", "/live", "/ping", "/ready"}
+OPEN = {"/api/hello", "/health", "/live", "/ping", "/ready"}
 PATHS = sorted(route.path.replace("{model_id:path}", "x") for route in ROUTES)
 
 

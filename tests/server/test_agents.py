@@ -81,8 +81,9 @@ def test_each_tool_can_be_forced(http: TestClient, name: str) -> None:
         assert f'"name":"{function}"' in answer.text.replace(" ", "")
 
 
-def test_a_server_is_looked_for_at_its_root(http: TestClient) -> None:
-    answer = http.head("/")
+@pytest.mark.parametrize("path", ["/", "/api/hello"])
+def test_claude_code_finds_a_server(http: TestClient, path: str) -> None:
+    answer = http.head(path)
     assert (answer.status_code, answer.content) == (200, b"")
 
 

@@ -29,7 +29,7 @@ log = get_logger(__name__)
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-OPEN_PATHS = frozenset({"/health", "/live", "/ping", "/ready"})
+OPEN_PATHS = frozenset({"/api/hello", "/health", "/live", "/ping", "/ready"})
 PROBED_PATHS = OPEN_PATHS | {"/metrics"}
 IGNORED_HEADER = "x-jaxserve-ignored"
 
