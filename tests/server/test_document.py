@@ -39,6 +39,8 @@ BEYOND = (
     "min_pattern_size must be in [1,",
     "must not be empty, got []",
     "must not be of type",
+    "must be that of a tool declared before",
+    "must hold more than tools",
     "cannot be given with",
     "can only be given with a form",
     "that a double holds exactly",

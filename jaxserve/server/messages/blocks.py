@@ -1,10 +1,12 @@
 """The turns of /v1/messages, made of blocks, and the messages of a chat that they are."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.server.messages.tools import AnyTool
 from jaxserve.server.schema.body import MAX_PARTS, Body, by_type
 from jaxserve.server.schema.fields import Unread
 from jaxserve.server.schema.literals import encode_json
@@ -60,6 +62,18 @@ class ToolUseBlock(Block):
     input: dict[str, Any]
 
 
+class ToolReferenceBlock(Block):
+    """A tool that a search has found, for the model to call."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+    @property
+    def text(self) -> str:
+        """What the model reads. The tool's definition is among the others, as all are sent."""
+        return f"The tool {self.tool_name} is available.\n"
+
+
 class ToolResultBlock(Block):
     """What came of a call; templates have no place for `is_error`."""
 
@@ -67,8 +81,40 @@ class ToolResultBlock(Block):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: "Texts" = Field(default_factory=list)
+    content: "Results" = Field(default_factory=list)
     is_error: bool = False
+
+
+class ToolName(Body):
+    """A tool that is declared in `tools`, or was before in the conversation."""
+
+    type: Literal["tool_reference"]
+    name: str
+
+
+class ToolDefinition(Body):
+    """A tool that is declared in the middle of a conversation."""
+
+    type: Literal["tool_definition"]
+    definition: AnyTool
+
+
+class ToolAdditionBlock(Block):
+    """A tool that is on offer from here on."""
+
+    type: Literal["tool_addition"]
+    tool: Annotated[
+        Annotated[ToolName, Tag("(tool_reference)")]
+        | Annotated[ToolDefinition, Tag("(tool_definition)")],
+        by_type("an object of type tool_reference or tool_definition: others are not supported"),
+    ]
+
+
+class ToolRemovalBlock(Block):
+    """A tool that is no longer on offer from here on."""
+
+    type: Literal["tool_removal"]
+    tool: ToolName
 
 
 # A string, or blocks of text.
@@ -78,21 +124,34 @@ type Texts = Annotated[
     Field(max_length=MAX_PARTS),
     BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock]),
 ]
+type Result = Annotated[
+    Annotated[TextBlock, Tag("(text)")] | Annotated[ToolReferenceBlock, Tag("(tool_reference)")],
+    by_type("a block of type text or tool_reference: others are not supported"),
+]
+# A string, or blocks of text and of tools that were found.
+type Results = Annotated[
+    list[Result],
+    FailFast(),
+    Field(max_length=MAX_PARTS),
+    BeforeValidator(_blocks, json_schema_input_type=str | list[Result]),
+]
 type AnyBlock = Annotated[
     Annotated[TextBlock, Tag("(text)")]
     | Annotated[ThinkingBlock, Tag("(thinking)")]
     | Annotated[RedactedThinkingBlock, Tag("(redacted_thinking)")]
     | Annotated[ToolUseBlock, Tag("(tool_use)")]
-    | Annotated[ToolResultBlock, Tag("(tool_result)")],
+    | Annotated[ToolResultBlock, Tag("(tool_result)")]
+    | Annotated[ToolAdditionBlock, Tag("(tool_addition)")]
+    | Annotated[ToolRemovalBlock, Tag("(tool_removal)")],
     by_type(
-        "a block of type text, thinking, redacted_thinking, tool_use or tool_result: others are not"
-        " supported"
+        "a block of type text, thinking, redacted_thinking, tool_use, tool_result, tool_addition or"
+        " tool_removal: others are not supported"
     ),
 ]
 ALLOWED_BLOCKS = {
-    "user": (TextBlock, ToolResultBlock),
+    "user": (TextBlock, ToolResultBlock, ToolAdditionBlock, ToolRemovalBlock),
     "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
-    "system": (TextBlock,),
+    "system": (TextBlock, ToolAdditionBlock, ToolRemovalBlock),
 }
 
 
@@ -108,7 +167,7 @@ class Message(Body):
     ]
 
 
-def text_parts(blocks: list[TextBlock]) -> list[dict[str, str]]:
+def text_parts(blocks: Sequence[Result]) -> list[dict[str, str]]:
     """Return blocks of text as a chat's parts."""
     return [{"type": "text", "text": block.text} for block in blocks]
 
@@ -133,7 +192,7 @@ def chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
                 parts += text_parts([block])
             case ThinkingBlock():
                 rest["reasoning"] = rest.get("reasoning", "") + block.thinking
-            case RedactedThinkingBlock():
+            case RedactedThinkingBlock() | ToolAdditionBlock() | ToolRemovalBlock():
                 continue
             case ToolUseBlock():
                 arguments = encode_json(block.input).decode()
@@ -148,4 +207,7 @@ def chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
     if message.role == "assistant":
         # One text: parts would come apart again in templates that take no parts.
         return [{**rest, "content": "".join(part["text"] for part in parts)}]
-    return [*results, {**rest, "content": parts or ""}] if parts or not results else results
+    # What holds nothing but results and changes of tools says nothing itself.
+    return (
+        results if message.content and not parts else [*results, {**rest, "content": parts or ""}]
+    )

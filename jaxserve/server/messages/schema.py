@@ -1,22 +1,35 @@
 """The bodies of POST /v1/messages and /v1/messages/count_tokens, and the chat they ask for."""
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import FailFast, Field, Tag
 
 from jaxserve.api.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.schema import FUNCTION_NAME, MAX_MESSAGES, MAX_TOOLS
+from jaxserve.server.chat.schema import MAX_MESSAGES, MAX_TOOLS
 from jaxserve.server.messages.blocks import (
-    BLOCK_HINTS,
-    Block,
+    AnyBlock,
     Message,
     RedactedThinkingBlock,
     Texts,
+    ToolAdditionBlock,
+    ToolDefinition,
+    ToolName,
+    ToolRemovalBlock,
     chat_messages,
     text_parts,
 )
 from jaxserve.server.messages.edits import ContextManagement, clear_thinking
+from jaxserve.server.messages.tools import (
+    AnyTool,
+    HostedTool,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    chat_tool,
+    chat_tool_choice,
+)
 from jaxserve.server.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
 from jaxserve.server.schema.fields import Unread
 from jaxserve.server.schema.ignored import Place
@@ -30,11 +43,6 @@ FIELD_NAMES = {
     "response_format": "output_config.format",
     "thinking_token_budget": "thinking.budget_tokens",
 }
-# Types of tools that run on Anthropic's servers or that its models know by heart.
-HOSTED_TOOL = (
-    r"^(advisor|bash|code_execution|computer|mcp_toolset|memory|str_replace_based_edit_tool"
-    r"|text_editor|tool_search_tool(_bm25|_regex)?|web_fetch|web_search)(_[0-9]{8})?$"
-)
 UNREAD = Unread(
     # Hints and bookkeeping.
     ignored=frozenset(
@@ -46,64 +54,6 @@ UNREAD = Unread(
     },
 )
 UNUSED_DISPLAY = Unread(repeated={"display": ()})
-
-
-class Tool(Block):
-    """A function that the model may call; all are sent to it, whatever `defer_loading` says."""
-
-    unread = Unread(
-        ignored=BLOCK_HINTS
-        | {"allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"}
-    )
-
-    type: Literal["custom"] = "custom"
-    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
-    description: str | None = None
-    input_schema: dict[str, Any]
-    strict: bool | None = None
-
-
-class HostedTool(Body):
-    """A tool that Anthropic's servers run, such as `web_search_20250305`. The model is not told."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Annotated[str, Field(pattern=HOSTED_TOOL)]
-    name: str
-
-
-type AnyTool = Annotated[
-    Annotated[Tool, Tag("(custom)")] | Annotated[HostedTool, Tag("(hosted)")],
-    Discriminator(lambda tool: "(custom)" if _tool_type(tool) in {"custom", None} else "(hosted)"),
-]
-
-
-def _tool_type(tool: object) -> object:
-    return tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-
-
-class ToolMode(Body):
-    """Whether to call a tool: maybe, surely, or not at all."""
-
-    type: Literal["auto", "any", "none"]
-    disable_parallel_tool_use: bool = False
-
-
-class NamedTool(Body):
-    """The tool to call."""
-
-    type: Literal["tool"]
-    name: str
-    disable_parallel_tool_use: bool = False
-
-
-type ToolChoice = Annotated[
-    Annotated[ToolMode, Tag("(auto)")]
-    | Annotated[ToolMode, Tag("(any)")]
-    | Annotated[ToolMode, Tag("(none)")]
-    | Annotated[NamedTool, Tag("(tool)")],
-    by_type("an object of type auto, any, tool or none"),
-]
 
 
 class Thoughts(Body):
@@ -174,18 +124,60 @@ class MessagesPrompt(Body):
 
     def unread_parts(self) -> list[Place]:
         """Return the places of what only Anthropic's servers could use, whose type ends each."""
-        tools: list[Place] = [
+        places: list[Place] = [
             ("tools", index, tool.type)
             for index, tool in enumerate(self.tools)
             if isinstance(tool, HostedTool)
         ]
-        thoughts: list[Place] = [
-            ("messages", index, "content", number, block.type)
-            for index, message in enumerate(self.messages)
-            for number, block in enumerate(message.content)
-            if isinstance(block, RedactedThinkingBlock)
-        ]
-        return [*tools, *thoughts]
+        for index, number, block in self._blocks:
+            place: Place = ("messages", index, "content", number)
+            match block:
+                case RedactedThinkingBlock():
+                    places.append((*place, block.type))
+                case ToolAdditionBlock(tool=ToolDefinition(definition=HostedTool() as tool)):
+                    places.append((*place, "tool", "definition", tool.type))
+        return places
+
+    @property
+    def _blocks(self) -> Iterator[tuple[int, int, AnyBlock]]:
+        """All blocks of the messages, each with the index of its message and its own."""
+        for index, message in enumerate(self.messages):
+            for number, block in enumerate(message.content):
+                yield index, number, block
+
+    def _offered_tools(self) -> list[AnyTool]:
+        """Return the tools on offer at the end of the conversation.
+
+        Raises InvalidRequestError for a change of a tool that is not declared.
+        """
+        names = {tool.name for tool in self.tools}
+        defined: dict[str | None, AnyTool] = {}
+        removed: set[str | None] = set()
+        for index, number, block in self._blocks:
+            match block:
+                case ToolAdditionBlock(tool=ToolDefinition(definition=tool)):
+                    defined[tool.name] = tool
+                    removed.discard(tool.name)
+                case (
+                    ToolAdditionBlock(tool=ToolName(name=name))
+                    | ToolRemovalBlock(tool=ToolName(name=name))
+                ):
+                    if name not in names and name not in defined:
+                        param = f"messages[{index}].content[{number}].tool.name"
+                        raise InvalidRequestError(
+                            f"{param} must be that of a tool declared before, got {show(name)}",
+                            param=param,
+                        )
+                    change = removed.add if block.type == "tool_removal" else removed.discard
+                    change(name)
+        tools = [tool for tool in self.tools if tool.name not in defined] + [*defined.values()]
+        if len(tools) > MAX_TOOLS:
+            raise InvalidRequestError(
+                f"messages must define at most {MAX_TOOLS} tools together with those of tools,"
+                f" got {len(tools)}",
+                param="messages",
+            )
+        return [tool for tool in tools if tool.name not in removed]
 
     def chat(self) -> dict[str, Any]:
         """Return the fields of the chat that makes the same prompt.
@@ -196,17 +188,20 @@ class MessagesPrompt(Body):
         messages = [{"role": "system", "content": text_parts(self.system)}] if self.system else []
         for index, message in enumerate(self.messages):
             messages += chat_messages(message, f"messages[{index}]")
+        if not messages:
+            raise InvalidRequestError("messages must hold more than tools", param="messages")
         for edit in () if self.context_management is None else self.context_management.edits:
             clear_thinking(messages, keep=edit.num_kept)
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
         if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
-        tools = [_chat_tool(tool) for tool in self.tools if isinstance(tool, Tool)]
+        offered = self._offered_tools()
+        tools = [chat_tool(tool) for tool in offered if isinstance(tool, Tool)]
         if tools:
             fields["tools"] = tools
         if self.tool_choice is not None:
-            self._check_choice(self.tool_choice)
-            fields |= _chat_tool_choice(self.tool_choice)
+            _check_choice(self.tool_choice, offered)
+            fields |= chat_tool_choice(self.tool_choice)
         match self.thinking:
             case BoundedThoughts(budget_tokens=budget):
                 fields["thinking_token_budget"] = budget
@@ -226,15 +221,16 @@ class MessagesPrompt(Body):
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
 
-    def _check_choice(self, choice: ToolChoice) -> None:
-        """Raise InvalidRequestError if a tool must be called that this server does not run."""
-        hosted = {tool.name: tool.type for tool in self.tools if isinstance(tool, HostedTool)}
-        if isinstance(choice, NamedTool) and choice.name in hosted:
-            raise InvalidRequestError(
-                f"tool_choice must name a tool of type custom, got {show(choice.name)} of type"
-                f" {show(hosted[choice.name])}, which this server does not run",
-                param="tool_choice",
-            )
+
+def _check_choice(choice: ToolChoice, offered: Sequence[AnyTool]) -> None:
+    """Raise InvalidRequestError if a tool must be called that this server does not run."""
+    hosted = {tool.name: tool.type for tool in offered if isinstance(tool, HostedTool)}
+    if isinstance(choice, NamedTool) and choice.name in hosted:
+        raise InvalidRequestError(
+            f"tool_choice must name a tool of type custom, got {show(choice.name)} of type"
+            f" {show(hosted[choice.name])}, which this server does not run",
+            param="tool_choice",
+        )
 
 
 type StopSequences = Annotated[
@@ -266,23 +262,3 @@ class MessagesBody(MessagesPrompt):
             "stop": self.stop_sequences,
             "seed": self.seed,
         }
-
-
-def _chat_tool(tool: Tool) -> dict[str, Any]:
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.input_schema,
-        "strict": tool.strict,
-    }
-    return {"type": "function", "function": function}
-
-
-def _chat_tool_choice(choice: ToolChoice) -> dict[str, Any]:
-    wanted: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
-    if isinstance(choice, NamedTool):
-        wanted = {"type": "function", "function": {"name": choice.name}}
-    return {
-        "tool_choice": wanted,
-        "parallel_tool_calls": not choice.disable_parallel_tool_use,
-    }
