@@ -1,5 +1,6 @@
 """vLLM's command lines: flags without an effect, other spellings, and suggestions."""
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -16,6 +17,22 @@ def serve(line: str) -> tuple[dict[str, object], list[str]]:
     """Return the values and the notes of `jaxserve serve` with a line of arguments."""
     args = vars(_parser().parse_args(["serve", *shlex.split(line)]))
     return args, args["notes"]
+
+
+# Every flag of `vllm serve` 0.32, a line each, with its other spellings behind it.
+FLAGS_OF_VLLM = (Path(__file__).parent / "vllm_serve_flags.txt").read_text("utf-8").splitlines()
+# `jaxserve chat` has `-q` for a question, as vLLM's does.
+OTHERWISE = {"-q"}
+
+
+def spellings(command: str) -> set[str]:
+    """Return what flags of a command may be called."""
+    [commands] = (
+        action.choices
+        for action in _parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return set(commands[command]._option_string_actions)
 
 
 def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -40,6 +57,7 @@ def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         "m --no-enable-log-requests --enable-prompt-tokens-details --enable-request-id-headers",
         "m --limit-mm-per-prompt '{\"image\": 0}' --mm-processor-cache-gb 0",
         "m --guided-decoding-backend xgrammar",
+        "m -ep -dpl 1 -dpb mp -n 1 -r 0 --additional-config {}",
         "m --max_num_batched_tokens=8k --data_parallel_size=1 --max_model_len 8K",
     ],
 )
@@ -91,6 +109,10 @@ def test_a_dotted_flag_without_a_value_is_a_switch() -> None:
     [
         ("m --data-parallel-size 2", "--data-parallel-size must be 1, got 2: a server has one"),
         ("m -pp 4", "--pipeline-parallel-size must be 1, got 4"),
+        ("m -dcp 2", "--decode-context-parallel-size must be 1, got 2"),
+        ("m --lora-modules a=b c=d", "--lora-modules is not supported: adapters"),
+        ("m --hf-token secret", "--hf-token is not supported: HF_TOKEN in the environment"),
+        ("m --max-num-queued-tokens 5", "--max-queued-requests bounds the queue"),
         ("m --enable-lora", "--enable-lora is not supported: adapters"),
         ("m --cpu-offload-gb 10", "--cpu-offload-gb must be 0 or 0.0, got 10"),
         ('m --speculative-config \'{"method": "ngram"}\'', "speculative decoding"),
@@ -136,11 +158,25 @@ def test_every_inert_flag_takes_a_value_that_it_allows_and_is_no_flag_of_ours() 
     ours = {flag.keyword for flag in (*ENGINE_FLAGS, *SERVER_FLAGS)}
     for flag in INERT_FLAGS:
         assert flag.keyword not in ours
+        if flag.allowed == ():
+            with pytest.raises(ConfigError, match="is not supported"):
+                split_inert({flag.keyword: "x"})
         for value in (True, "x") if flag.allowed is None else flag.allowed:
             kept, notes = split_inert({flag.keyword: value})
             assert not kept
             assert len(notes) == 1
     assert len({flag.name for flag in INERT_FLAGS}) == len(INERT_FLAGS)
+
+
+def test_every_flag_of_vllm_serve_is_known() -> None:
+    known = spellings("serve") | OTHERWISE
+    assert len(FLAGS_OF_VLLM) > 300
+    assert [line for line in FLAGS_OF_VLLM if not known >= {*line.split()}] == []
+
+
+def test_run_batch_has_the_flags_of_vllms() -> None:
+    own = {"--input-file", "--output-file", "--output-tmp-dir", "--enable-metrics", "--port"}
+    assert own | {f"--{flag.name}" for flag in INERT_FLAGS} <= spellings("run-batch")
 
 
 def test_a_config_file_may_hold_flags_without_effect(tmp_path: Path) -> None:

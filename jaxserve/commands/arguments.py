@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from jaxserve.config.engine import EngineOptions
 from jaxserve.config.flag import add_flags
 from jaxserve.config.flags import ENGINE_FLAGS
-from jaxserve.config.vllm_flags import INERT_FLAGS, InertFlag
+from jaxserve.config.inert_flag import InertFlag
+from jaxserve.config.vllm_flags import INERT_FLAGS
 from jaxserve.errors import ConfigError
 
 
@@ -84,10 +85,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "engine", ENGINE_FLAGS, defaults=EngineOptions)
     parser.set_defaults(notes=[])
     for flag in INERT_FLAGS:
-        _add_inert(parser, flag)
+        add_inert(parser, flag)
 
 
-def _add_inert(parser: argparse.ArgumentParser, flag: InertFlag) -> None:
+def add_inert(parser: argparse.ArgumentParser, flag: InertFlag) -> None:
     """Accept a flag of vLLM's that has no effect; what is to be reported goes into `notes`."""
 
     class Note(argparse.Action):

@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
-from jaxserve.commands.arguments import add_engine_arguments, model_of, say
+from jaxserve.commands.arguments import add_engine_arguments, add_inert, model_of, say
 from jaxserve.config.flag import add_flags, given
 from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
+from jaxserve.config.vllm_flags import BATCH_FLAGS
 from jaxserve.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ ANSWER_FLAGS = tuple(
         "enable-per-request-metrics",
         "reasoning-parser",
         "return-tokens-as-token-ids",
+        "strict-fields",
         "tool-call-parser",
         "trust-request-chat-template",
     }
@@ -55,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_arguments(parser)
     add_flags(parser, "answers", ANSWER_FLAGS)
+    for flag in BATCH_FLAGS:
+        add_inert(parser, flag)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -125,6 +125,7 @@ ENGINE_FLAGS = (
     Flag(
         name="gpu-memory-utilization",
         field="memory_fraction",
+        aliases=("--device-memory-utilization",),
         parse=float,
         help="share of the device's memory to use",
     ),
@@ -408,6 +409,7 @@ SERVER_FLAGS = (
     ),
     Flag(
         name="max-concurrent-requests",
+        aliases=("--max-num-queued-reqs",),
         field="max_concurrent_requests",
         parse=number,
         help="answers made at once; more requests are refused",
@@ -476,6 +478,7 @@ SERVER_FLAGS = (
     Flag(
         name="api-server-count",
         field="api_server_count",
+        aliases=("-asc",),
         parse=int,
         help="processes that speak HTTP, beside the engine's",
     ),

@@ -5,78 +5,18 @@ jaxserve does not have, or ask for what it does anyway. Each one given is report
 value that asks for something else is refused with the reason: it would change what is served.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from jaxserve.errors import ConfigError
-
-ON, OFF = "true", "false"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InertFlag:
-    """A flag of vLLM that has no effect.
-
-    reason: why it has none, or why its other values are refused. allowed: the values that may be
-    given, as text; any if None. A switch takes no value, and has a `--no-` form.
-    """
-
-    name: str
-    reason: str
-    allowed: tuple[str, ...] | None = None
-    switch: bool = False
-    many: bool = False
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def keyword(self) -> str:
-        """The name as a Python keyword."""
-        return self.name.replace("-", "_")
-
-    def note(self, value: object, *, called: str) -> str:
-        """Return the line that reports the flag, by the name it was given under.
-
-        Raises ConfigError for a value that is refused.
-        """
-        if self.allowed is None:
-            return f"{called} has no effect: {self.reason}"
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        if text in self.allowed:
-            return f"{called} has no effect: {text} is what jaxserve does anyway"
-        if self.switch or not self.allowed:
-            raise ConfigError(f"{called} is not supported: {self.reason}")
-        raise ConfigError(
-            f"{called} must be {' or '.join(self.allowed)}, got {text}: {self.reason}"
-        )
-
-
-def _switches(reason: str, *names: str) -> Iterable[InertFlag]:
-    return (InertFlag(name=name, reason=reason, switch=True) for name in names)
-
-
-def _values(reason: str, *names: str) -> Iterable[InertFlag]:
-    return (InertFlag(name=name, reason=reason) for name in names)
-
-
-def _lists(reason: str, *names: str) -> Iterable[InertFlag]:
-    return (InertFlag(name=name, reason=reason, many=True) for name in names)
-
-
-def _refused(reason: str, *names: str) -> Iterable[InertFlag]:
-    """Switches that may only be off."""
-    return (InertFlag(name=n, reason=reason, switch=True, allowed=(OFF,)) for n in names)
-
-
-def _only(reason: str, allowed: Mapping[str, str]) -> Iterable[InertFlag]:
-    """Flags of one value, each with those that may be given, separated by spaces; maybe none."""
-    return (
-        InertFlag(
-            name=name, reason=reason, allowed=tuple(values.split()), aliases=ALIASES.get(name, ())
-        )
-        for name, values in allowed.items()
-    )
-
+from jaxserve.config.inert_flag import (
+    InertFlag,
+    lists,
+    only,
+    refused,
+    switches,
+    unsupported,
+    values,
+)
 
 COMPILED = "every step is one compiled program, and shapes are chosen at start"
 NO_TORCH = "it tunes PyTorch or CUDA libraries, which jaxserve does not use"
@@ -92,16 +32,10 @@ NO_TRANSFER = "KV caches are not moved between engines yet"
 ONE_LOG_LINE = "each request is one log line, without its prompt and answer"
 NOT_COLLECTED = "these metrics are not collected"
 NO_PLUGINS = "jaxserve is not extended by this kind of plugin"
-# The short names of flags that every deployment script has.
-ALIASES = {
-    "pipeline-parallel-size": ("-pp",),
-    "data-parallel-size": ("-dp",),
-    "speculative-config": ("-sc",),
-}
 
 INERT_FLAGS: tuple[InertFlag, ...] = (
-    *_switches(COMPILED, "enforce-eager", "cudagraph-metrics", "jit-monitor-verbose"),
-    *_values(
+    *switches(COMPILED, "enforce-eager", "cudagraph-metrics", "jit-monitor-verbose"),
+    *values(
         COMPILED,
         "max-cudagraph-capture-size",
         "max-seq-len-to-capture",
@@ -109,18 +43,17 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "jit-monitor-mode",
         "num-scheduler-steps",
     ),
-    InertFlag(name="compilation-config", reason=COMPILED, aliases=("-cc",)),
-    InertFlag(name="optimization-level", reason=COMPILED, aliases=("-O",)),
-    *_lists(COMPILED, "cudagraph-capture-sizes"),
-    *_switches(NO_CODE, "trust-remote-code"),
-    *_values(NO_CODE, "code-revision"),
-    *_switches(
+    *values(COMPILED, "compilation-config -cc", "optimization-level -O"),
+    *lists(COMPILED, "cudagraph-capture-sizes"),
+    *switches(NO_CODE, "trust-remote-code"),
+    *values(NO_CODE, "code-revision"),
+    *switches(
         "prompts are computed in chunks whenever the token budget asks for it",
         "enable-chunked-prefill",
         "long-prefill-token-threshold-adaptive",
         "scheduler-reserve-full-isl",
     ),
-    *_values(
+    *values(
         "--max-decode-slowdown bounds what prompts cost running sequences",
         "long-prefill-token-threshold",
         "max-num-partial-prefills",
@@ -130,7 +63,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "scheduler-delay-factor",
         "watermark",
     ),
-    *_switches(
+    *switches(
         ONE_LOG_LINE,
         "disable-log-requests",
         "enable-log-requests",
@@ -140,25 +73,25 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "enable-logging-iteration-details",
         "log-error-stack",
     ),
-    *_values(ONE_LOG_LINE, "max-log-len"),
-    *_values("--log-level sets the level of all logs", "uvicorn-log-level", "logging-config"),
-    *_switches("metrics are always collected", "disable-log-stats"),
-    *_values("jaxserve hides no metrics", "show-hidden-metrics-for-version"),
-    *_switches(
+    *values(ONE_LOG_LINE, "max-log-len"),
+    *values("--log-level sets the level of all logs", "uvicorn-log-level", "logging-config"),
+    *switches("metrics are always collected", "disable-log-stats"),
+    *values("jaxserve hides no metrics", "show-hidden-metrics-for-version"),
+    *switches(
         NOT_COLLECTED, "kv-cache-metrics", "enable-mfu-metrics", "enable-layerwise-nvtx-tracing"
     ),
-    *_values(NOT_COLLECTED, "kv-cache-metrics-sample", "per-request-spec-decode-metrics"),
-    *_switches("usage always counts cached tokens", "enable-prompt-tokens-details"),
-    *_switches("every answer carries x-request-id", "enable-request-id-headers"),
-    *_switches("/load always tells how many requests are served", "enable-server-load-tracking"),
-    *_switches("/docs needs no network", "enable-offline-docs"),
-    *_switches("each parser knows by itself whether its model reasons", "enable-reasoning"),
-    *_switches(
+    *values(NOT_COLLECTED, "kv-cache-metrics-sample", "per-request-spec-decode-metrics"),
+    *switches("usage always counts cached tokens", "enable-prompt-tokens-details"),
+    *switches("every answer carries x-request-id", "enable-request-id-headers"),
+    *switches("/load always tells how many requests are served", "enable-server-load-tracking"),
+    *switches("/docs needs no network", "enable-offline-docs"),
+    *switches("each parser knows by itself whether its model reasons", "enable-reasoning"),
+    *switches(
         "a prompt has no tools where tool_choice is none", "exclude-tools-when-tool-choice-none"
     ),
-    *_switches("it is for Cohere's models", "cohere-is-reasoning-model"),
-    *_values("it is for Cohere's models", "cohere-format"),
-    *_switches(
+    *switches("it is for Cohere's models", "cohere-is-reasoning-model"),
+    *values("it is for Cohere's models", "cohere-format"),
+    *switches(
         NO_TORCH,
         "disable-cascade-attn",
         "disable-custom-all-reduce",
@@ -181,9 +114,9 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "swa-bounded-replay",
         "use-tqdm-on-load",
     ),
-    *_values(
+    *values(
         NO_TORCH,
-        "attention-config",
+        "attention-config -ac",
         "block-allocator",
         "distributed-timeout-seconds",
         "cpu-distributed-timeout-seconds",
@@ -200,10 +133,10 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "sparse-indexer-topk-backend",
         "tokenizer-pool-size",
     ),
-    *_lists(NO_TORCH, "numa-bind-nodes", "numa-bind-cpus"),
-    *_values("prefixes are hashed by SHA-256", "prefix-caching-hash-algo"),
-    *_values(NO_OFFLOAD, "swap-space", "kv-offloading-backend", "offload-backend"),
-    *_only(
+    *lists(NO_TORCH, "numa-bind-nodes", "numa-bind-cpus"),
+    *values("prefixes are hashed by SHA-256", "prefix-caching-hash-algo"),
+    *values(NO_OFFLOAD, "swap-space", "kv-offloading-backend", "offload-backend"),
+    *only(
         NO_OFFLOAD,
         {
             "cpu-offload-gb": "0 0.0",
@@ -212,35 +145,39 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
             "preemption-mode": "recompute",
         },
     ),
-    *_only(
+    *only(
         ONE_ENGINE,
         {
-            "pipeline-parallel-size": "1",
-            "data-parallel-size": "1",
-            "data-parallel-size-local": "1",
-            "decode-context-parallel-size": "1",
-            "prefill-context-parallel-size": "1",
-            "nnodes": "1",
-            "node-rank": "0",
+            "pipeline-parallel-size -pp": "1",
+            "data-parallel-size -dp": "1",
+            "data-parallel-size-local -dpl": "1",
+            "decode-context-parallel-size -dcp": "1",
+            "prefill-context-parallel-size -pcp": "1",
+            "nnodes -n": "1",
+            "node-rank -r": "0",
             "distributed-executor-backend": "mp uni",
         },
     ),
-    *_values(
-        ONE_ENGINE, "data-parallel-backend", "data-parallel-rpc-port", "master-addr", "master-port"
+    *values(
+        ONE_ENGINE,
+        "data-parallel-backend -dpb",
+        "data-parallel-rpc-port -dpp",
+        "master-addr",
+        "master-port",
     ),
-    *_refused(
+    *refused(
         ONE_ENGINE,
         "headless",
-        "data-parallel-external-lb",
-        "data-parallel-hybrid-lb",
-        "data-parallel-multi-port-external-lb",
+        "data-parallel-external-lb -dpe",
+        "data-parallel-hybrid-lb -dph",
+        "data-parallel-multi-port-external-lb -dpm",
     ),
-    *_only("JAX_PLATFORMS chooses the device", {"device": "auto"}),
-    *_switches(NO_EXPERTS, "enable-ep-weight-filter", "enable-expert-parallel"),
-    *_refused(NO_EXPERTS, "enable-eplb", "enable-dbo", "enable-elastic-ep"),
-    *_values(NO_EXPERTS, "moe-backend", "all2all-backend", "eplb-config"),
-    *_values(NO_EXPERTS, "expert-placement-strategy"),
-    *_values(
+    *only("JAX_PLATFORMS chooses the device", {"device": "auto"}),
+    *switches(NO_EXPERTS, "enable-ep-weight-filter", "enable-expert-parallel -ep"),
+    *refused(NO_EXPERTS, "enable-eplb", "enable-dbo", "enable-elastic-ep"),
+    *values(NO_EXPERTS, "moe-backend", "all2all-backend", "eplb-config"),
+    *values(NO_EXPERTS, "expert-placement-strategy"),
+    *values(
         NO_RECURRENCE,
         "gdn-prefill-backend",
         "kda-decode-backend",
@@ -251,7 +188,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "mamba-cache-mode",
         "mamba-ssm-cache-dtype",
     ),
-    *_switches(
+    *switches(
         TEXT_ONLY,
         "disable-chunked-mm-input",
         "interleave-mm-strings",
@@ -259,7 +196,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "skip-mm-profiling",
         "trust-request-mm-kwargs",
     ),
-    *_values(
+    *values(
         TEXT_ONLY,
         "allowed-local-media-path",
         "limit-mm-per-prompt",
@@ -275,20 +212,20 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "mm-shm-cache-max-object-size-mb",
         "mm-tensor-ipc",
     ),
-    *_lists(TEXT_ONLY, "allowed-media-domains"),
-    *_refused(TEXT_ONLY, "enable-mm-embeds", "mm-encoder-only"),
-    *_refused("prompts are text or token ids", "enable-prompt-embeds", "skip-tokenizer-init"),
-    *_refused(NO_ADAPTERS, "enable-lora"),
-    *_values(NO_ADAPTERS, "lora-dtype", "max-cpu-loras", "max-lora-rank", "max-loras"),
-    *_switches(NO_ADAPTERS, "fully-sharded-loras", "enable-tower-connector-lora"),
-    *_refused("the engine cannot sleep yet", "enable-sleep-mode"),
-    *_refused("gRPC is not served", "grpc"),
-    *_refused("answers do not carry it", "enable-return-routed-experts", "return-sampling-mask"),
-    *_refused("windows are part of the model", "disable-sliding-window"),
-    *_only(NO_SPECULATION, {"speculative-config": "null {}", "num-lookahead-slots": "0"}),
-    *_only(NO_TRANSFER, {"kv-transfer-config": "null {}", "ec-transfer-config": "null {}"}),
-    *_only(NO_TRANSFER, {"kv-events-config": "null {}"}),
-    *_only(
+    *lists(TEXT_ONLY, "allowed-media-domains"),
+    *refused(TEXT_ONLY, "enable-mm-embeds", "mm-encoder-only"),
+    *refused("prompts are text or token ids", "enable-prompt-embeds", "skip-tokenizer-init"),
+    *refused(NO_ADAPTERS, "enable-lora"),
+    *values(NO_ADAPTERS, "lora-dtype", "max-cpu-loras", "max-lora-rank", "max-loras"),
+    *switches(NO_ADAPTERS, "fully-sharded-loras", "enable-tower-connector-lora"),
+    *refused("the engine cannot sleep yet", "enable-sleep-mode"),
+    *refused("gRPC is not served", "grpc"),
+    *refused("answers do not carry it", "enable-return-routed-experts", "return-sampling-mask"),
+    *refused("windows are part of the model", "disable-sliding-window"),
+    *only(NO_SPECULATION, {"speculative-config -sc": "null {}", "num-lookahead-slots": "0"}),
+    *only(NO_TRANSFER, {"kv-transfer-config": "null {}", "ec-transfer-config": "null {}"}),
+    *only(NO_TRANSFER, {"kv-events-config": "null {}"}),
+    *only(
         NO_PLUGINS,
         {
             "tool-parser-plugin": "",
@@ -299,7 +236,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
             "scheduler-cls": "",
         },
     ),
-    *_only(
+    *only(
         "the checkpoint's own format is read",
         {
             "config-format": "auto hf",
@@ -307,23 +244,122 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
             "tokenizer-mode": "auto fast hf",
         },
     ),
-    *_only("chats are answered as the assistant", {"response-role": "assistant"}),
-    *_only("the template shows which form it reads", {"chat-template-content-format": "auto"}),
-    *_values("grammars are compiled by llguidance", "guided-decoding-backend"),
-    *_refused(
+    *only("chats are answered as the assistant", {"response-role": "assistant"}),
+    *only("the template shows which form it reads", {"chat-template-content-format": "auto"}),
+    *values("grammars are compiled by llguidance", "guided-decoding-backend"),
+    *refused(
         "--structured-outputs-config has it",
         "guided-decoding-disable-any-whitespace",
         "guided-decoding-disable-additional-properties",
     ),
-    *_switches("there is one backend, and none to fall to", "guided-decoding-disable-fallback"),
-    *_values("the request line and headers may have 64 KiB", "h11-max-incomplete-event-size"),
-    *_values("the request line and headers may have 64 KiB", "h11-max-header-count"),
-    *_only("the fingerprint is a hash", {"fingerprint-mode": "full hash"}),
-    *_only("traces are not exported yet", {"otlp-traces-endpoint": ""}),
-    *_only("tools are run by clients", {"tool-server": ""}),
-    *_refused("prompts and answers are text", "tokens-only"),
-    *_only("--rope-scaling is part of --hf-overrides", {"rope-scaling": "", "rope-theta": ""}),
-    *_values("files that are not read are not downloaded", "ignore-patterns"),
+    *switches("there is one backend, and none to fall to", "guided-decoding-disable-fallback"),
+    *values("the request line and headers may have 64 KiB", "h11-max-incomplete-event-size"),
+    *values("the request line and headers may have 64 KiB", "h11-max-header-count"),
+    *only("the fingerprint is a hash", {"fingerprint-mode": "full hash"}),
+    *only("traces are not exported yet", {"otlp-traces-endpoint": ""}),
+    *only("tools are run by clients", {"tool-server": ""}),
+    *refused("prompts and answers are text", "tokens-only"),
+    *only("--rope-scaling is part of --hf-overrides", {"rope-scaling": "", "rope-theta": ""}),
+    *values("files that are not read are not downloaded", "ignore-patterns"),
+    *only("streams send no comments between tokens", {"sse-keep-alive-interval": "0"}),
+    *only("each tool says whether it is strict", {"tool-strict-level": "auto"}),
+    *only(
+        "a model that reasons is asked not to", {"anthropic-disabled-thinking-effort": "auto none"}
+    ),
+    *refused("there is no /inference/v1/generate", "enable-scale-out"),
+    *unsupported("the fingerprint is made from what answers depend on", "fingerprint-value"),
+    *values("gRPC is not served", "grpc-port"),
+    *values(
+        ONE_ENGINE,
+        "data-parallel-supervisor-port",
+        "dp-supervisor-probe-interval-s",
+        "dp-supervisor-probe-timeout-s",
+        "dp-supervisor-probe-failure-threshold",
+        "dp-sync-interval",
+        "data-parallel-address -dpa",
+        "dcp-comm-backend",
+        "dcp-kv-cache-interleave-size",
+        "cp-kv-cache-interleave-size",
+    ),
+    *only(ONE_ENGINE, {"data-parallel-rank -dpn": "0", "data-parallel-start-rank -dpr": "0"}),
+    *switches(ONE_ENGINE, "dcp-q-replicate"),
+    *unsupported("CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS chooses the devices", "device-ids"),
+    *unsupported("--hf-overrides replaces values of config.json", "hf-config-path"),
+    *unsupported("--revision chooses model and tokenizer", "tokenizer-revision"),
+    *unsupported("HF_TOKEN in the environment is the hub's token", "hf-token"),
+    *only("models are those of jaxserve.models", {"model-class-overrides": "{}"}),
+    *unsupported("a checkpoint says how it is quantized, or --quantization", "quantization-config"),
+    *switches("no quantization is deprecated", "allow-deprecated-quantization"),
+    *refused("answers cannot be replayed", "enable-trace-replay"),
+    *switches("the engine cannot sleep yet", "sleep-mode-offload-cudagraph"),
+    *lists("the engine cannot sleep yet", "sleep-preserve-parameter-names"),
+    *values(
+        NO_RECURRENCE,
+        "mamba-ssu-algorithm",
+        "mamba-cache-philox-rounds",
+        "replayssm-buffer-len",
+        "prefix-cache-retention-interval",
+    ),
+    *switches(
+        NO_RECURRENCE,
+        "enable-mamba-cache-stochastic-rounding",
+        "enable-mamba-shared-prefix-checkpoint",
+        "use-replayssm",
+    ),
+    *only(NO_EXPERTS, {"ubatch-size": "0"}),
+    *values(
+        NO_EXPERTS,
+        "elastic-ep-max-dp-size",
+        "dbo-decode-token-threshold",
+        "dbo-prefill-token-threshold",
+    ),
+    *switches("an engine that dies is started again", "enable-fault-tolerance"),
+    *values("an engine that dies is started again", "fault-tolerance-config"),
+    *unsupported("all layers have the same KV cache", "kv-cache-dtype-skip-layers"),
+    *refused("all layers have KV caches of their own", "kv-sharing-fast-prefill"),
+    *values("prefixes are matched by pages", "prefix-match-unit"),
+    *values(NO_OFFLOAD, "offload-num-in-group", "offload-prefetch-step"),
+    *lists(NO_OFFLOAD, "cpu-offload-params", "offload-params"),
+    *values(
+        TEXT_ONLY,
+        "mm-encoder-attn-dtype",
+        "mm-encoder-fp8-scale-path",
+        "mm-encoder-fp8-scale-save-path",
+        "mm-encoder-fp8-scale-save-margin",
+        "video-pruning-rate",
+        "video-pruning-method",
+        "ec-manager-config",
+    ),
+    *switches(TEXT_ONLY, "mm-device-do-normalize"),
+    *unsupported(NO_ADAPTERS, "lora-modules", "default-mm-loras"),
+    *lists(NO_ADAPTERS, "lora-target-modules"),
+    *values(NO_ADAPTERS, "max-lora-cls-labels"),
+    *switches(
+        NO_ADAPTERS,
+        "specialize-active-lora",
+        "enable-mixed-moe-lora-format",
+        "enable-moe-shared-loras",
+    ),
+    *values("--log-level sets the level of all logs", "log-config-file"),
+    *unsupported("traces are not exported yet", "collect-detailed-traces"),
+    *unsupported("histograms have vLLM's buckets, and finer ones", "custom-histogram-buckets"),
+    *unsupported("--max-num-seqs bounds the running batch", "max-num-active-seqs"),
+    *unsupported("--max-queued-requests bounds the queue", "max-num-queued-tokens"),
+    *unsupported(NO_SPECULATION, "spec-method", "spec-model", "spec-tokens"),
+    *only("answers are not watermarked yet", {"watermark-config": "null {}"}),
+    *only("no diffusion model is served", {"diffusion-config -dc": "null {}"}),
+    *only("no model with n-gram tables is served", {"engram-config": "null {}"}),
+    *only("--reasoning-parser knows where reasoning begins", {"reasoning-config": "null {}"}),
+    *only("answers do not carry it", {"aux-output-config": "null {}"}),
+    *only("weights are loaded from checkpoints", {"weight-transfer-config": "null {}"}),
+    *values("it is for vLLM's plugins of hardware", "additional-config"),
+)
+
+# Of `vllm run-batch`, in addition.
+BATCH_FLAGS: tuple[InertFlag, ...] = (
+    *values("results are written to the output file as they come", "output-tmp-dir"),
+    *values("run-batch listens nowhere", "host", "port", "url"),
+    *switches("run-batch listens nowhere", "enable-metrics"),
 )
 
 BY_KEYWORD: Mapping[str, InertFlag] = {flag.keyword: flag for flag in INERT_FLAGS}
