@@ -209,7 +209,7 @@ def _placed(
 
     Tensors lie one after another along the axis that has `widths`.
     """
-    joined = next((word for word in spec.axes if word in widths), None)
+    joined = next((word for word in spec.axes if word in widths and len(stored) > 1), None)
     start = 0
     for i, (name, dims, cut, splits) in enumerate(Stored(*each) for each in stored):
         parts: tuple[Part, ...] = ()

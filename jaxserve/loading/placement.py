@@ -63,7 +63,7 @@ class Piece:
         if component.shape != self.stored_shape or self.tensor.cut is not None:
             return PartitionSpec()
         sizes = self.tensor.sizes(self.spec)
-        described = self.layout.array(self.spec.axes, [sizes[axis] for axis in self.spec.axes])
+        described = self.described(self.spec.axes, [sizes[axis] for axis in self.spec.axes])
         assert isinstance(described.sharding, NamedSharding)
         places = dict(zip(self.spec.axes, described.sharding.spec, strict=True))
         return PartitionSpec(
@@ -72,6 +72,11 @@ class Piece:
                 for dim in self.tensor.dims
             )
         )
+
+    def described(self, axes: Sequence[str], shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+        """Describe an array of this piece; an axis that is joined is whole on every device."""
+        joined = {part.axis for part in self.tensor.parts}
+        return self.layout.array(["" if axis in joined else axis for axis in axes], shape)
 
     def arrange(self, components: Mapping[str, Array]) -> Mapping[str, "Arranged"]:
         """Return what the method makes of the components, in the axes of the parameter."""
@@ -108,8 +113,9 @@ class Joined:
                 continue
             whole = self.tensors.get(key)
             if whole is None:
-                sizes = piece.spec.sizes
-                shape = [sizes.get(*pair) for pair in zip(each.axes, each.array.shape, strict=True)]
+                whole_axes = {part.axis: piece.spec.sizes[part.axis] for part in piece.tensor.parts}
+                lengths = zip(each.axes, each.array.shape, strict=True)
+                shape = [whole_axes.get(axis, length) for axis, length in lengths]
                 whole = _zeros(piece.layout.array(each.axes, shape, each.array.dtype))()
             starts = {part.axis: part.start for part in piece.tensor.parts}
             at = tuple(np.int32(starts.get(axis, 0)) for axis in each.axes)
@@ -132,8 +138,9 @@ def _arranging(
     A model has about ten.
     """
 
-    def unpack(components: Mapping[str, Array]) -> Mapping[str, Array]:
-        return piece.method.unpack(components, piece.layout)
+    def unpack(components: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = piece.method.unpack(components, piece.layout)
+        return {key: _cut(piece, each) for key, each in tensors.items()}
 
     def arrange(components: Mapping[str, Array]) -> dict[str, Array]:
         return {key: _permuted(piece, each) for key, each in unpack(components).items()}
@@ -144,15 +151,14 @@ def _arranging(
         for key, leaf in jax.eval_shape(unpack, described).items()
     }
     places = {
-        key: piece.layout.array(axes[key], leaf.shape).sharding
+        key: piece.described(axes[key], leaf.shape).sharding
         for key, leaf in jax.eval_shape(arrange, described).items()
     }
     return jax.jit(arrange, out_shardings=places), axes
 
 
 def _permuted(piece: Piece, tensor: Array) -> Array:
-    """Slice, split and permute a stored tensor into the axes of its parameter."""
-    tensor = _cut(piece, tensor)
+    """Split and permute a stored tensor into the axes of its parameter."""
     words, shape = _words(piece, tensor.shape)
     order = [word for axis in _merged(piece, words) for word in _pieces(piece, axis)]
     sizes = dict(zip(words, shape, strict=True))
@@ -182,11 +188,17 @@ def _cut(piece: Piece, tensor: Array) -> Array:
 def _words(piece: Piece, shape: Sequence[int]) -> tuple[list[str], list[int]]:
     """Return the axes that a stored tensor splits into, in its order, and their lengths.
 
-    A dimension that the method has shortened stays one axis.
+    A dimension that the method has shortened stays one axis. Axes that the tensor does not have, as
+    it is one of a stack, come first.
     """
     sizes = piece.tensor.sizes(piece.spec)
-    words: list[str] = []
-    lengths: list[int] = []
+    own = {word for dim in piece.tensor.dims for word in dim}
+    words = [
+        axis
+        for axis in piece.spec.axes
+        if axis not in own and axis not in dict(piece.tensor.splits)
+    ]
+    lengths = [sizes[word] for word in words]
     for dim, length in zip(piece.tensor.dims, shape, strict=True):
         split = [sizes[word] for word in dim]
         is_whole = math.prod(split) == length
