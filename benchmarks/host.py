@@ -97,7 +97,6 @@ def played_runner(plan: EnginePlan) -> ModelRunner:
         programs=programs,
         shapes=plan.shapes,
         num_slots=plan.num_slots,
-        pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
         clock=time.thread_time,
     )
 
@@ -167,7 +166,7 @@ def main() -> None:
     )
     # Nobody shall be preempted, and a plan has room for a sequence of full length.
     each = 2 + (PROMPT_TOKENS + 2 * args.steps) // PAGE_SIZE
-    longest = plan.cache.pages_for(plan.scheduler.max_model_len)
+    longest = plan.shapes.shapes[0].pages
     plan = plan.with_num_pages(1 + max(max(args.sequences) * each, longest))
     print(f"{plan.name}, microseconds per step, medians of {args.steps} steps")
     print(HEADER)

@@ -43,7 +43,7 @@ class Device:
 
     def __init__(self, plan: EnginePlan, *, batch: int, num_steps: int) -> None:
         self._num_steps = num_steps
-        pages = plan.cache.pages_for(plan.scheduler.max_model_len)
+        pages = plan.shapes.shapes[0].pages
         self._shape = shape = StepShape(batch, batch, pages, Variant.FULL)
         params = random_params(plan.model, plan.layout, seed=0)
         self._leaves = leaves = tuple(jax.tree.leaves(params))

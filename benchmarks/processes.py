@@ -94,7 +94,7 @@ def new_engine(num_sequences: int) -> Engine:
         max_num_batched_tokens=max(512, num_sequences * len(PROMPT_IDS)),
     )
     return Engine(
-        Scheduler(scheduler, CacheConfig(num_pages=pages, page_size=PAGE_SIZE)),
+        Scheduler(scheduler, CacheConfig.paged(num_pages=pages, page_size=PAGE_SIZE)),
         InstantRunner(),
         vocab_size=VOCAB_SIZE,
         metrics=Metrics(max_model_len=MAX_MODEL_LEN).engine("bench"),

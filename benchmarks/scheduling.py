@@ -22,6 +22,7 @@ from typing import Any
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.api.plan import StepPlan, StepResult
 from jaxserve.api.request import Request, SamplingParams
+from jaxserve.engine.memory import PrefixHit
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence
 
@@ -170,8 +171,8 @@ def quantile(values: list[float], share: float) -> float:
 class InOrder(Scheduler):
     """A scheduler that lets nobody pass for what the cache holds."""
 
-    def _nearest_to_cache(self, first: Sequence, shared: list[int]) -> tuple[Sequence, list[int]]:
-        return first, shared
+    def _nearest_to_cache(self, first: Sequence, hit: PrefixHit) -> tuple[Sequence, PrefixHit]:
+        return first, hit
 
 
 def make_scheduler(
@@ -195,7 +196,7 @@ def make_scheduler(
         work=device.work if work is None else work,
         step_sizes=device.sizes if sizes is None else sizes,
     )
-    cache = CacheConfig(
+    cache = CacheConfig.paged(
         num_pages=num_pages, page_size=page_size, enable_prefix_caching=enable_prefix_caching
     )
     return kind(config, cache)

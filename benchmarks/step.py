@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from jaxserve.api.plan import RowPlan, SlotAssignment, StepPlan
+from jaxserve.api.plan import RowPlan, SlotAssignment, StepPlan, TableWrite
 from jaxserve.api.request import SamplingParams
 from jaxserve.bench.ceilings import Ceilings, measure_ceilings
 from jaxserve.bench.machine import describe_machine
@@ -87,7 +87,6 @@ class Bench:
             programs=ProgramPool(partial(plan.programs.compile, params)),
             shapes=plan.shapes,
             num_slots=plan.scheduler.max_num_seqs + 1,
-            pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
         )
         # The embedding is looked up, not read, unless it is the head as well.
         read, described = dict(params), abstract_params(plan.model)
@@ -172,8 +171,8 @@ class Bench:
 
     def _page_numbers(self, batch: int, tokens: int) -> list[tuple[int, ...]]:
         """Deal the pages out at random, as after days of serving."""
-        each = self._plan.cache.pages_for(tokens)
-        numbers = list(range(1, self._plan.cache.num_pages))
+        each = -(-tokens // self._plan.cache.page_size)
+        numbers = list(range(1, self._plan.memory.num_pages))
         self._random.shuffle(numbers)
         return [tuple(numbers[i * each : (i + 1) * each]) for i in range(batch)]
 
@@ -186,7 +185,7 @@ class Bench:
             start=start,
             num_tokens=num_tokens,
             token_ids=tuple(self._random.randrange(vocab_size) for _ in range(num_tokens)),
-            new_pages=pages if start == 0 else (),
+            table=(TableWrite(0, pages),) if start == 0 else (),
         )
 
     def _assignment(self, slot: int) -> SlotAssignment:

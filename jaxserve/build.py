@@ -157,7 +157,6 @@ def _load(
                 programs=programs,
                 shapes=plan.shapes,
                 num_slots=plan.num_slots,
-                pages_per_sequence=plan.cache.pages_for(plan.scheduler.max_model_len),
             )
         if jax.default_backend() == "cpu":
             keep_freed(2 * plan.memory.workspace)  # which is an estimate

@@ -3,15 +3,17 @@
 from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from hashlib import blake2b
 
 import numpy as np
 
+from jaxserve.api.caches import CacheGroup, PagedGroup, StateGroup, WindowGroup
+from jaxserve.api.engine_config import CacheConfig
 from jaxserve.api.plan import (
-    RUBBISH_PAGE,
-    RUBBISH_SLOT,
+    NULL_PAGE,
+    NULL_SLOT,
     DrawPlan,
     RowPlan,
     SlotAssignment,
@@ -92,10 +94,88 @@ class Slot:
 
     assignment: SlotAssignment
     tokens: list[int]
-    pages: list[int] = field(default_factory=list[int])
+    table: list[int]
     num_written: int = 0  # entries up to here were computed, or found in shared pages
     has_row: bool = False
     is_held: bool = False
+
+
+class FakeGroup:
+    """What a cache group has on the fake device: entries by page and offset.
+
+    An entry is a digest of all tokens up to it, of this group alone: pages of a pool belong to one
+    group at a time.
+    """
+
+    overwrites = False  # whether a row may write where it reads
+
+    def __init__(self, group: CacheGroup, entries: dict[tuple[int, int], bytes]) -> None:
+        self.group = group
+        self.entries = entries
+
+    def columns(self, slot: Slot) -> list[int]:
+        """The group's part of a slot's row of the page table."""
+        first = self.group.first_column
+        return slot.table[first : first + self.group.num_columns]
+
+    def place(self, slot: Slot, position: int, page_size: int) -> tuple[int, int]:
+        """Where the entry of a token is that lies behind the last one."""
+        return self.columns(slot)[position // page_size], position % page_size
+
+    def seen(self, start: int) -> range:
+        """The positions whose entries a row that begins at `start` reads."""
+        return range(start)
+
+    def read(self, slot: Slot, row: RowPlan, page_size: int) -> list[tuple[int, int]]:
+        """Where a row reads the entries of `seen`."""
+        return [self.place(slot, position, page_size) for position in self.seen(row.start)]
+
+    def write(self, slot: Slot, row: RowPlan, page_size: int) -> list[tuple[int, int]]:
+        """Where a row writes the entries of its tokens."""
+        positions = range(row.start, row.start + row.num_tokens)
+        return [self.place(slot, position, page_size) for position in positions]
+
+
+class FakeWindow(FakeGroup):
+    """A group of the last tokens: its first column says at which page the others begin."""
+
+    group: WindowGroup
+
+    def place(self, slot: Slot, position: int, page_size: int) -> tuple[int, int]:
+        """See FakeGroup."""
+        first, *pages = self.columns(slot)
+        index = position // page_size - first
+        assert 0 <= index < len(pages), f"position {position} is outside of what is kept"
+        return pages[index], position % page_size
+
+    def seen(self, start: int) -> range:
+        """See FakeGroup."""
+        return range(max(0, start - self.group.window + 1), start)
+
+
+class FakeState(FakeGroup):
+    """A group of states: the entry of the last token alone, in a page of its own."""
+
+    overwrites = True
+
+    def seen(self, start: int) -> range:
+        """See FakeGroup."""
+        return range(max(0, start - 1), start)
+
+    def read(self, slot: Slot, row: RowPlan, page_size: int) -> list[tuple[int, int]]:
+        """See FakeGroup."""
+        return [(self.columns(slot)[0], 0)] if row.start else []
+
+    def write(self, slot: Slot, row: RowPlan, page_size: int) -> list[tuple[int, int]]:
+        """See FakeGroup."""
+        return [(self.columns(slot)[1], 0)] * row.num_tokens
+
+
+FAKE_GROUPS: dict[type[CacheGroup], type[FakeGroup]] = {
+    PagedGroup: FakeGroup,
+    WindowGroup: FakeWindow,
+    StateGroup: FakeState,
+}
 
 
 class FakePendingStep:
@@ -136,8 +216,7 @@ class FakeRunner:
     def __init__(
         self,
         *,
-        num_pages: int,
-        page_size: int,
+        cache: CacheConfig,
         max_num_seqs: int,
         max_num_batched_tokens: int,
         vocab_size: int = 64,
@@ -156,13 +235,18 @@ class FakeRunner:
         self.plans: list[StepPlan] = []
         self.num_computed_tokens = 0
         self.num_draws = 0
-        self._num_pages = num_pages
-        self._page_size = page_size
+        self._cache = cache
+        self._page_size = cache.page_size
+        self._num_columns = sum(group.num_columns for group in cache.groups)
+        self._entries: list[dict[tuple[int, int], bytes]] = [{} for _ in cache.num_pages]
+        self._groups = [
+            FAKE_GROUPS[type(group)](group, self._entries[group.pool]) for group in cache.groups
+        ]
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_pending = max_pending
         self._fails = fails
-        self._entries: dict[tuple[int, int], bytes] = {}
+        self._last_entries: dict[int, bytes] = {}  # by slot
         self._slots: dict[int, Slot] = {}
 
     def dispatch(self, plan: StepPlan) -> FakePendingStep:
@@ -170,10 +254,10 @@ class FakeRunner:
         self.plans.append(plan)
         self._check_shape(plan)
         for assignment in plan.assignments:
-            assert RUBBISH_SLOT < assignment.slot <= self._max_num_seqs
+            assert NULL_SLOT < assignment.slot <= self._max_num_seqs
             assert 0 <= assignment.seed < 2**64
             tokens = [*assignment.prompt_ids, *assignment.output_ids]
-            self._slots[assignment.slot] = Slot(assignment, tokens)
+            self._slots[assignment.slot] = Slot(assignment, tokens, [0] * self._num_columns)
         token_ids: list[int | None] = []
         invalid: set[int] = set()
         logprobs: dict[int, PositionLogprobs] = {}
@@ -190,8 +274,7 @@ class FakeRunner:
             if self._fails(row, slot.tokens):
                 invalid.add(index)
             if self._pools and row.samples:
-                stop = row.start + row.num_tokens
-                vectors[index] = vector(self._entries[self._place(slot, stop - 1)])
+                vectors[index] = vector(self._last_entries[row.slot])
             token_id = self._sample(row, slot) if row.samples and not self._pools else None
             token_ids.append(token_id)
             if token_id is not None and slot.assignment.params.logprobs is not None:
@@ -251,42 +334,47 @@ class FakeRunner:
         if row.targets:
             prompt_ids = slot.assignment.prompt_ids
             assert row.targets == prompt_ids[row.start + 1 : stop + 1], "wrong targets"
-        assert row.first_new_page == len(slot.pages) or not row.new_pages
-        slot.pages.extend(row.new_pages)
-        for page in row.new_pages:
-            assert RUBBISH_PAGE < page < self._num_pages, f"page {page} does not exist"
-        assert len(set(slot.pages)) == len(slot.pages), "a page twice in one sequence"
-        assert stop <= len(slot.pages) * self._page_size, "no page for a token"
-        # Everything read must be there, and be this very sequence's prefix.
+        for column, pages in row.table:
+            assert 0 <= column <= column + len(pages) <= self._num_columns
+            slot.table[column : column + len(pages)] = pages
         entry = b""
-        for position in range(row.start):
-            entry = chain(entry, slot.tokens[position])
-            assert self._entries.get(self._place(slot, position)) == entry, (
-                f"position {position} of slot {row.slot} does not hold its own prefix"
-            )
+        chained = [entry := chain(entry, token_id) for token_id in slot.tokens[: row.start]]
+        for number, group in enumerate(self._groups):
+            num_pages = self._cache.num_pages[group.group.pool]
+            places = group.write(slot, row, self._page_size)
+            assert all(NULL_PAGE < page < num_pages for page, _ in places), "a page does not exist"
+            # Everything read must be there, and be this very sequence's prefix.
+            read = group.read(slot, row, self._page_size)
+            assert group.overwrites or not set(read) & set(places), "a page twice in one sequence"
+            for position, place in zip(group.seen(row.start), read, strict=True):
+                assert group.entries.get(place) == chained[position] + bytes([number]), (
+                    f"position {position} of slot {row.slot} does not hold its own prefix"
+                )
 
     def _check_writes(self, plan: StepPlan) -> None:
         """No page that one row writes may be written or read by another of the same step."""
-        writers: dict[int, int] = {}
-        for row in plan.rows:
-            pages = self._slots[row.slot].pages
-            stop = row.start + row.num_tokens
-            for page in pages[row.start // self._page_size : (stop - 1) // self._page_size + 1]:
-                assert page not in writers, f"two rows write page {page}"
-                writers[page] = row.slot
-        for row in plan.rows:
-            pages = self._slots[row.slot].pages
-            for page in pages[: (row.start - 1) // self._page_size + 1]:
-                assert writers.get(page, row.slot) == row.slot, f"page {page} read while written"
-
-    def _place(self, slot: Slot, position: int) -> tuple[int, int]:
-        return slot.pages[position // self._page_size], position % self._page_size
+        writers: dict[tuple[int, int], int] = {}
+        for group in self._groups:
+            for row in plan.rows:
+                for page, _ in set(group.write(self._slots[row.slot], row, self._page_size)):
+                    key = group.group.pool, page
+                    assert writers.setdefault(key, row.slot) == row.slot, f"two rows write {key}"
+        for group in self._groups:
+            for row in plan.rows:
+                for page, _ in set(group.read(self._slots[row.slot], row, self._page_size)):
+                    key = group.group.pool, page
+                    assert writers.get(key, row.slot) == row.slot, f"{key} read while written"
 
     def _write(self, row: RowPlan, slot: Slot) -> None:
         stop = row.start + row.num_tokens
-        for position in range(row.start, stop):
-            parent = self._entries[self._place(slot, position - 1)] if position else b""
-            self._entries[self._place(slot, position)] = chain(parent, slot.tokens[position])
+        for number, group in enumerate(self._groups):
+            read = group.read(slot, row, self._page_size)
+            entry = group.entries[read[-1]][:-1] if read else b""
+            written = group.write(slot, row, self._page_size)
+            for token_id, place in zip(slot.tokens[row.start : stop], written, strict=True):
+                entry = chain(entry, token_id)
+                group.entries[place] = entry + bytes([number])
+            self._last_entries[row.slot] = entry
         slot.num_written = stop
 
     def draw(self, plan: DrawPlan) -> FakePendingStep:
@@ -332,7 +420,7 @@ class FakeRunner:
         num_generated = stop - len(assignment.prompt_ids)
         bans = num_generated < assignment.params.min_tokens
         token_id = draw(
-            self._entries[self._place(slot, stop - 1)],
+            self._last_entries[row.slot],
             seed=assignment.seed,
             vocab_size=self.vocab_size,
             banned=assignment.stop_ids if bans else (),

@@ -81,8 +81,8 @@ def check(plan: EnginePlan) -> None:
     """Assert what an engine relies on when it starts and runs one sequence of full length."""
     memory, cache = plan.memory, plan.cache
     assert memory.free >= 0
-    assert cache.num_pages == memory.num_pages
-    assert cache.num_pages - 1 >= cache.pages_for(plan.scheduler.max_model_len)
+    assert cache.num_pages == (memory.num_pages,)
+    assert (memory.num_pages - 1) * cache.page_size >= plan.scheduler.max_model_len
     is_capped = plan.full_context is not None
     assert is_capped == any("is capped at" in line for line in plan.lines())
     if is_capped:

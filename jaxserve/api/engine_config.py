@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import inf, sqrt
 
+from jaxserve.api.caches import CacheGroup, PagedGroup
 from jaxserve.api.checks import check_choice, check_positive, check_slowdown
 from jaxserve.errors import ConfigError
 
@@ -13,22 +14,35 @@ DEFAULT_MAX_QUEUED_REQUESTS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """The paged KV cache: `num_pages` pages of `page_size` tokens, page 0 included."""
+    """Pages of `page_size` tokens, and what sequences keep in them.
 
-    num_pages: int
+    num_pages: pages of each pool, the null page included. groups: see `api/caches.py`.
+    """
+
+    num_pages: tuple[int, ...]
     page_size: int
+    groups: tuple[CacheGroup, ...]
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_pages < 2:
-            raise ConfigError(
-                f"num_pages must be at least 2 (page 0 is padding), got {self.num_pages}"
-            )
+        for num_pages in self.num_pages:
+            if num_pages < 2:
+                raise ConfigError(
+                    f"num_pages must be at least 2 (page 0 is padding), got {num_pages}"
+                )
         check_positive("page_size", self.page_size)
 
-    def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold `num_tokens` tokens."""
-        return -(-num_tokens // self.page_size)
+    @staticmethod
+    def paged(
+        *, num_pages: int, page_size: int, enable_prefix_caching: bool = True
+    ) -> "CacheConfig":
+        """Return the cache of a model whose layers all keep every token."""
+        return CacheConfig(
+            num_pages=(num_pages,),
+            page_size=page_size,
+            groups=(PagedGroup(max_pages=num_pages - 1),),
+            enable_prefix_caching=enable_prefix_caching,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

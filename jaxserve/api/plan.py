@@ -6,7 +6,8 @@ imports the other. Steps run on the device in the order of their dispatch, so th
 step n+1 before it has read step n: a row marked `feedback` takes as its input token the one that
 the previous step of its slot sampled, which never left the device.
 
-Page 0 and slot 0 are rubbish: padding rows read and write them, sequences never own them.
+Page 0 of every pool and slot 0 are the null page and the null slot: padding rows read and write
+them, sequences never own them.
 
 What is made for every row of every step is a Struct: 16 times cheaper to make than a frozen
 dataclass (benchmarks/host.py shows what that comes to).
@@ -14,15 +15,15 @@ dataclass (benchmarks/host.py shows what that comes to).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
 
 from jaxserve.api.request import PositionLogprobs, SamplingParams
 
-RUBBISH_PAGE = 0
-RUBBISH_SLOT = 0
+NULL_PAGE = 0
+NULL_SLOT = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +45,22 @@ class SlotAssignment:
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
 
 
+class TableWrite(NamedTuple):
+    """Numbers that replace those of a slot's row of the page table, from `column` on.
+
+    What a column means is a matter of its cache group (`api/caches.py`); most are pages.
+    """
+
+    column: int
+    pages: tuple[int, ...]
+
+
 class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     """One sequence's share of a step: the tokens at positions [start, start + num_tokens).
 
     token_ids: those tokens; empty for `feedback` (then num_tokens is 1).
-    new_pages: pages appended to the sequence since its last row (all of them after an
-    assignment); they stand at index `first_new_page` of its page table.
+    table: changes to the slot's row of the page table since its last row (all that it needs, after
+    an assignment), in order.
     samples: whether the row reaches the end of the sequence, so that a token is drawn.
     holds: whether it does, and the token is drawn later, by a `DrawPlan`: samples is false then.
     targets: the tokens at positions [start + 1, start + 1 + len(targets)) whose
@@ -60,8 +71,7 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     start: int
     num_tokens: int
     token_ids: tuple[int, ...]
-    new_pages: tuple[int, ...] = ()
-    first_new_page: int = 0
+    table: tuple[TableWrite, ...] = ()
     samples: bool = True
     holds: bool = False
     targets: tuple[int, ...] = ()

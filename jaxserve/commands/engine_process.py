@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
 from jaxserve.commands.arguments import say
 from jaxserve.config.engine import EngineOptions
@@ -51,9 +50,18 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
     )
     metrics = Metrics(max_model_len=planned.scheduler.max_model_len)
     loaded = build(planned, metrics=metrics.engine(names[0]), report=say)
-    # As vLLM's dashboards know them.
-    pages = {"block_size": planned.cache.page_size, "num_gpu_blocks": planned.cache.num_pages}
-    metrics.set_cache_config({**asdict(planned.cache), **pages}, model_name=names[0])
+    cache, num_pages = planned.cache, planned.memory.num_pages
+    metrics.set_cache_config(
+        {
+            "num_pages": num_pages,
+            "page_size": cache.page_size,
+            "enable_prefix_caching": cache.enable_prefix_caching,
+            # As vLLM's dashboards know them.
+            "block_size": cache.page_size,
+            "num_gpu_blocks": num_pages,
+        },
+        model_name=names[0],
+    )
     metrics.set_compilations(lambda: loaded.compilations.since_mark, model_name=names[0])
     metrics.set_startup(loaded.startup, model_name=names[0])
 

@@ -1,18 +1,42 @@
-"""The KV memory of sequences: which pages each has, and which it can share."""
+"""The cache memory of sequences: which pages each has, and which it can share."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 
+from jaxserve.api.caches import CacheGroup, PagedGroup, StateGroup, WindowGroup
 from jaxserve.api.engine_config import CacheConfig
 from jaxserve.api.request import Request
+from jaxserve.engine.cache_group import UNBOUNDED, GroupManager
+from jaxserve.engine.paged_groups import PagedManager, WindowManager
 from jaxserve.engine.pages import PageAllocator
-from jaxserve.engine.prefix_cache import PrefixCache
+from jaxserve.engine.prefix_cache import PendingPrefixes, PrefixCache
 from jaxserve.engine.sequence import Sequence
+from jaxserve.engine.state_group import StateManager
 from jaxserve.errors import InvalidRequestError
+
+# The one place that tells kinds of groups apart.
+_MANAGERS: dict[type[CacheGroup], Callable[..., GroupManager]] = {
+    PagedGroup: PagedManager,
+    WindowGroup: WindowManager,
+    StateGroup: StateManager,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHit:
+    """The longest prefix of a sequence that all groups accept.
+
+    shared: by group, the pages that the sequence needs of it.
+    """
+
+    num_pages: int
+    shared: tuple[list[int], ...]
 
 
 class KVMemory:
-    """Gives pages to sequences as they grow, and keeps what they have computed findable.
+    """Gives sequences the pages of all cache groups as they grow, and keeps prefixes findable.
 
     A sequence enters with a promise of the pages for all its known tokens, since to run out of
     them half-way through a prompt would waste what was computed. It takes them as it needs them.
@@ -20,51 +44,109 @@ class KVMemory:
 
     def __init__(self, config: CacheConfig) -> None:
         self._page_size = config.page_size
-        self._pages_for = config.pages_for
-        self._prefixes = PrefixCache()
-        self._pages = PageAllocator(config.num_pages, self._prefixes)
+        self._pools = [PageAllocator(number, PrefixCache()) for number in config.num_pages]
+        self._pool_of = [group.pool for group in config.groups]
+        self._groups = [
+            _MANAGERS[type(group)](
+                group,
+                self._pools[group.pool],
+                # A single group needs none.
+                tag=number.to_bytes(2) if number else b"",
+                page_size=config.page_size,
+            )
+            for number, group in enumerate(config.groups)
+        ]
+        self._token_pools = [
+            pool
+            for number, pool in enumerate(self._pools)
+            if any(each.holds_tokens and each.pool is pool for each in self._groups)
+        ]
+        self._num_token_groups = sum(each.holds_tokens for each in self._groups)
+        self._pending = PendingPrefixes(is_sparse=any(each.is_sparse for each in self._groups))
+        self._longest = self._longest_sequence()
         self._num_empty = 0
+        self._num_released = 0
 
     @property
     def num_pages(self) -> int:
-        """Pages there are."""
-        return self._pages.num_pages
+        """Pages of the pool that is fullest."""
+        return self._fullest.num_pages
 
     @property
     def num_used(self) -> int:
-        """Pages that sequences have."""
-        return self._pages.num_held
+        """Pages of that pool that sequences have."""
+        return self._fullest.num_held
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens for which the pages of sequences have room."""
+        return sum(pool.num_held for pool in self._token_pools) * self._page_size
 
     @property
     def num_empty(self) -> int:
-        """Token slots of used pages in which nothing is written, nor by a step under way."""
+        """Token slots of used pages in which nothing is written, nor by a step in flight."""
         return self._num_empty
+
+    @property
+    def num_released(self) -> int:
+        """Pages that running sequences have released so far because no later token sees them."""
+        return self._num_released
+
+    @property
+    def _fullest(self) -> PageAllocator:
+        return max(self._pools, key=lambda pool: pool.num_held / pool.num_pages)
 
     def max_length(self, request: Request) -> int:
         """Return how long a sequence can be; raises InvalidRequestError if the request's cannot."""
-        num_pages, page_size = self._pages.num_pages, self._page_size
-        # The token that ends a sequence is never computed, so it needs no place in a page.
-        pool_length = num_pages * page_size + 1
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
-        if num_prompt + (max_tokens or 1) > pool_length:
+        if num_prompt + (max_tokens or 1) > self._longest:
             wanted = "" if max_tokens is None else f" and max_tokens={max_tokens}"
+            num_pages = self._pools[0].num_pages
             raise InvalidRequestError(
-                f"the KV cache has {num_pages} pages of {page_size} tokens, but the prompt has"
-                f" {num_prompt} tokens{wanted}: one sequence can have at most {pool_length}",
-                param="prompt" if num_prompt >= pool_length else "max_tokens",
+                f"the KV cache has {num_pages} pages of {self._page_size} tokens, but the prompt"
+                f" has {num_prompt} tokens{wanted}: one sequence can have at most {self._longest}",
+                param="prompt" if num_prompt >= self._longest else "max_tokens",
             )
-        return pool_length
+        return self._longest
 
-    def find(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
-        """Return the pages a waiting sequence can start from, and the page it had better await."""
+    def _longest_sequence(self) -> int:
+        """Return how many tokens a sequence can have that has all pools to itself."""
+
+        def fits(length: int) -> bool:
+            wanted = Counter[int]()
+            for pool, group in zip(self._pool_of, self._groups, strict=True):
+                wanted[pool] += group.num_wanted(length)
+            return all(count <= self._pools[pool].num_pages for pool, count in wanted.items())
+
+        if fits(UNBOUNDED):
+            return UNBOUNDED
+        low, high = 0, UNBOUNDED
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        # The token that ends a sequence is never computed, so it needs no place in a page.
+        return low + 1
+
+    def find(self, sequence: Sequence) -> tuple[PrefixHit, bytes | None]:
+        """Return what a waiting sequence can start from, and the digest of the page to wait for."""
         if not sequence.reads_cache:
-            return [], None
+            return self._hit(sequence, 0), None
         # At least one token must be computed, to have logits to sample from.
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)
-        shared = self._prefixes.find(islice(sequence.digests, limit))
-        missing = islice(sequence.digests, len(shared), limit)
-        return shared, self._prefixes.find_expected(missing, order=sequence.order)
+        digests = sequence.digests
+        count, num_accepting, number = limit, 0, 0
+        while num_accepting < len(self._groups):
+            accepted = self._groups[number].longest(digests, count)
+            num_accepting = num_accepting + 1 if accepted == count else 1
+            count = accepted
+            number = (number + 1) % len(self._groups)
+        missing = islice(digests, count, limit)
+        return self._hit(sequence, count), self._pending.find(missing, order=sequence.order)
+
+    def _hit(self, sequence: Sequence, count: int) -> PrefixHit:
+        shared = tuple([group.shared(sequence.digests, count) for group in self._groups])
+        return PrefixHit(count, shared)
 
     def finds_more(self, sequence: Sequence, num_pages: int) -> bool:
         """Whether a waiting sequence probably finds more than so many pages, which `find` tells."""
@@ -72,107 +154,155 @@ class KVMemory:
             return False
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)
-        # Of a prefix, what comes last is forgotten first.
-        return num_pages < limit and self._prefixes.knows(sequence.digests[num_pages])
+        # The tail of a prefix is evicted before its head.
+        digests = sequence.digests
+        return num_pages < limit and self._groups[0].page_of(digests[num_pages]) is not None
 
-    def has_room(self, sequence: Sequence, shared: list[int]) -> bool:
-        """Whether a sequence can enter that starts from `shared` pages."""
-        num_new = self._pages_for(sequence.length) - len(shared)
-        return self._pages.can_allocate(num_new, sharing=shared)
+    def has_room(self, sequence: Sequence, hit: PrefixHit) -> bool:
+        """Whether a sequence can enter that starts from a prefix hit."""
+        taken = self._num_new(sequence, hit)
+        for pool, group, shared in zip(self._pool_of, self._groups, hit.shared, strict=True):
+            taken[pool] += group.num_taken(shared)
+        return all(self._pools[pool].can_allocate(count) for pool, count in taken.items())
 
-    def forgets(self, sequence: Sequence, shared: list[int]) -> bool:
-        """Whether cached pages would be forgotten for the sake of such a sequence."""
-        return self._pages_for(sequence.length) - len(shared) > self._pages.num_worthless
+    def evicts(self, sequence: Sequence, hit: PrefixHit) -> bool:
+        """Whether cached pages would be evicted for such a sequence."""
+        new = self._num_new(sequence, hit)
+        return any(count > self._pools[pool].num_worthless for pool, count in new.items())
 
-    def enter(self, sequence: Sequence, slot: int, shared: list[int]) -> None:
-        """Let a sequence run from `shared` pages on."""
-        num_new = self._pages_for(sequence.length) - len(shared)
-        self._pages.share(shared)
-        self._pages.reserve(num_new)
-        sequence.enter(slot, shared, num_reserved=num_new, page_size=self._page_size)
-        if sequence.root_digest is not None:
+    def _num_new(self, sequence: Sequence, hit: PrefixHit) -> Counter[int]:
+        """Return by pool how many pages to promise to a sequence that enters."""
+        new = Counter[int]()
+        for pool, group, shared in zip(self._pool_of, self._groups, hit.shared, strict=True):
+            new[pool] += group.num_new(sequence.length, hit.num_pages, shared)
+        return new
+
+    def enter(self, sequence: Sequence, slot: int, hit: PrefixHit) -> None:
+        """Let a sequence run from a prefix hit on."""
+        leaves = sequence.root_digest is not None
+        sequence.enter(slot, num_cached=hit.num_pages * self._page_size)
+        sequence.num_registered = hit.num_pages
+        sequence.holdings = [
+            group.enter(sequence.length, hit.num_pages, shared, sequence.table, leaves=leaves)
+            for group, shared in zip(self._groups, hit.shared, strict=True)
+        ]
+        self._num_empty += self._empty_slots(sequence)
+        if leaves:
             num_full = sequence.length // self._page_size
             sequence.extend_digests(num_full, page_size=self._page_size)
-            expected = islice(sequence.digests, len(shared), num_full)
-            self._prefixes.expect(expected, order=sequence.order)
+            startable = [
+                sequence.digests[page]
+                for page in range(hit.num_pages, num_full)
+                if all(holding.leaves_start(page) for holding in sequence.holdings)
+            ]
+            self._pending.add(startable, order=sequence.order)
 
-    def extend(self, sequence: Sequence, num_tokens: int) -> None:
-        """Give a sequence the pages it was promised for its next `num_tokens` tokens."""
-        stop = sequence.num_scheduled + num_tokens
-        num_new = self._pages_for(stop) - len(sequence.pages)
-        self._pages.cancel(num_new)
-        sequence.num_reserved -= num_new
-        sequence.pages += self._pages.allocate(num_new)
-        self._num_empty += num_new * self._page_size
+    def _empty_slots(self, sequence: Sequence) -> int:
+        slots = sum(holding.num_slots for holding in sequence.holdings)
+        return slots - self._num_token_groups * sequence.num_scheduled
+
+    def max_stop(self, sequence: Sequence) -> int:
+        """Return where the next step of a running sequence must stop."""
+        start = sequence.num_scheduled
+        return min([holding.max_stop(start) for holding in sequence.holdings])
+
+    def extend(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Prepare for a step that computes the next tokens of a sequence, up to `max_stop`.
+
+        Return False, and do nothing, if there is not a page for each. Promised pages there are.
+        """
+        start = sequence.num_scheduled
+        stop = start + num_tokens
+        holdings, table = sequence.holdings, sequence.table
+        lacking = Counter[int]()
+        for pool, holding in zip(self._pool_of, holdings, strict=True):
+            assert stop <= holding.max_stop(start), f"{sequence} is to compute too much at once"
+            lacking[pool] += holding.num_lacking(stop)
+        if not all(self._pools[pool].can_allocate(count) for pool, count in lacking.items()):
+            return False
+        self._num_empty -= self._empty_slots(sequence)
+        sequence.capacity = min([holding.extend(start, stop, table) for holding in holdings])
+        self._num_empty += self._empty_slots(sequence)
+        return True
 
     def promise(self, sequence: Sequence) -> bool:
         """Promise a running sequence the pages for all its known tokens; False if there are not."""
-        num_known = self._pages_for(sequence.length)
-        num_new = num_known - len(sequence.pages) - sequence.num_reserved
-        if num_new > 0:
-            if not self._pages.can_allocate(num_new):
-                return False
-            self._pages.reserve(num_new)
-            sequence.num_reserved += num_new
-        return True
-
-    def add_page(self, sequence: Sequence) -> bool:
-        """Give a sequence one page beyond its promise; False if there is none."""
-        if not self._pages.can_allocate(1):
+        new = Counter[int]()
+        for pool, holding in zip(self._pool_of, sequence.holdings, strict=True):
+            new[pool] += max(holding.num_missing(sequence.length) - holding.num_reserved, 0)
+        if not all(self._pools[pool].can_allocate(count) for pool, count in new.items()):
             return False
-        sequence.pages += self._pages.allocate(1)
-        self._num_empty += self._page_size
+        for pool, holding in zip(self._pool_of, sequence.holdings, strict=True):
+            num_new = max(holding.num_missing(sequence.length) - holding.num_reserved, 0)
+            self._pools[pool].reserve(num_new)
+            holding.num_reserved += num_new
         return True
 
     def fill(self, num_tokens: int) -> None:
         """Note that the next step writes so many tokens."""
-        self._num_empty -= num_tokens
+        self._num_empty -= self._num_token_groups * num_tokens
 
-    def register(self, sequence: Sequence) -> Iterable[bytes]:
-        """Make the pages findable that have become full; return their digests."""
+    def commit(self, sequence: Sequence) -> Iterable[bytes]:
+        """Make the pages findable that are full, and release those that no later token sees.
+
+        Return the digests of the full pages.
+        """
         first, num_full = sequence.num_registered, sequence.num_computed // self._page_size
         sequence.num_registered = num_full
-        if sequence.root_digest is None:
-            return ()
-        sequence.extend_digests(num_full, page_size=self._page_size)
-        for page in range(first, num_full):
-            self._prefixes.register(sequence.digests[page], sequence.pages[page])
-        return sequence.digests[first:num_full]
+        digests: list[bytes] = []
+        if sequence.root_digest is not None:
+            sequence.extend_digests(num_full, page_size=self._page_size)
+            digests = sequence.digests[first:num_full]
+            for holding in sequence.holdings:
+                holding.register(sequence.digests, first, num_full)
+            for digest in digests:
+                self._pending.complete(digest)
+        for holding in sequence.holdings:
+            self._num_released += holding.release(
+                sequence.num_computed, sequence.length, sequence.table
+            )
+        return digests
 
     def leave(self, sequence: Sequence) -> Iterable[bytes]:
         """Take everything back; return the digests of pages that it will not compute after all."""
-        self._num_empty -= len(sequence.pages) * self._page_size - sequence.num_scheduled
-        self._pages.free(sequence.pages)
-        self._pages.cancel(sequence.num_reserved)
+        self._num_empty -= self._empty_slots(sequence)
+        for holding in sequence.holdings:
+            holding.leave()
         given_up = sequence.digests[sequence.num_registered :]
-        self._prefixes.give_up(given_up, order=sequence.order)
+        self._pending.give_up(given_up, order=sequence.order)
         sequence.leave()
         return given_up
 
     def distrust(self, sequence: Sequence) -> None:
-        """See to it that nobody else starts from the pages of a sequence."""
-        self._prefixes.forget(sequence.pages)
+        """Keep other sequences from starting from what this one has computed."""
+        for group in self._groups:
+            group.forget(sequence.digests[: sequence.num_registered])
 
     def forget_prefixes(self) -> None:
         """Forget all cached prefixes; sequences that run keep their pages."""
-        self._pages.forget_prefixes()
+        for pool in self._pools:
+            pool.forget_prefixes()
 
     def is_expected(self, digest: bytes) -> bool:
         """Whether a running sequence computes the page."""
-        return self._prefixes.is_expected(digest)
+        return digest in self._pending
 
     def check_integrity(self, running: list[Sequence]) -> None:
         """Assert that every page is in one state, and what is held by these sequences."""
-        self._pages.check_integrity(
-            (page for sequence in running for page in sequence.pages),
-            num_reserved=sum(sequence.num_reserved for sequence in running),
-        )
-        num_empty = 0
-        written: set[int] = set()
-        for sequence in running:
-            num_empty += len(sequence.pages) * self._page_size - sequence.num_scheduled
-            # Pages that are not full yet are written by one sequence alone.
-            own = sequence.pages[sequence.num_computed // self._page_size :]
-            assert written.isdisjoint(own), f"two sequences write to one of pages {own}"
-            written.update(own)
+        for number, pool in enumerate(self._pools):
+            groups = [group for group, of in enumerate(self._pool_of) if of == number]
+            own = [sequence.holdings[group] for sequence in running for group in groups]
+            pool.check_integrity(
+                [page for holding in own for page in holding.held],
+                num_reserved=sum(holding.num_reserved for holding in own),
+                rolling=[page for holding in own if holding.is_rolling for page in holding.held],
+            )
+            written: set[int] = set()
+            for sequence in running:
+                for group in groups:
+                    # Pages that are not full yet are written by one sequence alone.
+                    pages = sequence.holdings[group].written(sequence.num_computed)
+                    assert written.isdisjoint(pages), f"two sequences write to one of {pages}"
+                    written.update(pages)
+        num_empty = sum(map(self._empty_slots, running))
         assert self._num_empty == num_empty, "written tokens are miscounted"

@@ -32,6 +32,7 @@ class PlanBuilder:
         """Tell the runner of a sequence that has just taken a slot."""
         assert sequence.slot is not None, sequence
         request = sequence.request
+        sequence.is_assigned = True
         self._assignments.append(
             SlotAssignment(
                 slot=sequence.slot,
@@ -48,25 +49,24 @@ class PlanBuilder:
         """Plan the one token that a running sequence lacks; it must have the page for it."""
         # The hot loop of the host: once per sequence and step.
         start = sequence.num_scheduled
-        slot, num_sent = sequence.slot, sequence.num_sent_pages
+        slot = sequence.slot
         assert slot is not None, sequence
         length = start + 1
         # A token that has not been read is the device's own to feed back.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
         samples = sequence.walk is None and not self._holds
-        if num_sent < len(sequence.pages):
+        if sequence.table:
             row = RowPlan(
                 slot=slot,
                 start=start,
                 num_tokens=1,
                 token_ids=token_ids,
-                new_pages=tuple(sequence.pages[num_sent:]),
-                first_new_page=num_sent,
+                table=tuple(sequence.table),
                 samples=samples,
                 holds=not samples,
             )
-            sequence.num_sent_pages = len(sequence.pages)
+            sequence.table.clear()
         else:
             row = RowPlan(
                 slot=slot,
@@ -91,7 +91,6 @@ class PlanBuilder:
         stop = start + num_tokens
         is_last = stop == sequence.length
         samples = is_last and sequence.walk is None and not self._holds
-        num_sent = sequence.num_sent_pages
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:
             targets = sequence.request.prompt_ids[start + 1 : stop + 1]
@@ -100,13 +99,12 @@ class PlanBuilder:
             start=start,
             num_tokens=num_tokens,
             token_ids=sequence.tokens(start, stop),
-            new_pages=tuple(sequence.pages[num_sent:]),
-            first_new_page=num_sent,
+            table=tuple(sequence.table),
             samples=samples,
             holds=is_last and not samples,
             targets=targets,
         )
-        sequence.num_sent_pages = len(sequence.pages)
+        sequence.table.clear()
         sequence.num_scheduled = stop
         if is_last:
             sequence.length += samples

@@ -45,21 +45,17 @@ def page_digests(parent: bytes, token_ids: Sequence[int], *, page_size: int) -> 
 
 
 class PrefixCache:
-    """An index from digests to pages, and the order in which idle pages may be forgotten.
+    """Index from digests to the pages of one pool, with the idle pages in order of eviction.
 
-    A page it knows is either in use (someone holds a reference; the allocator counts them) or
-    idle: its contents can still be found, but its memory may be taken for something else at any
-    time, least recently used first.
-
-    It also knows which pages are being computed, by the order of the sequence that does so: whoever
-    wants one of them had better wait.
+    A known page is either in use (someone holds a reference; the allocator counts them) or idle:
+    its contents can still be found, but its memory may be taken for something else at any time,
+    least recently used first. Where groups share a pool, each appends its tag to its digests.
     """
 
     def __init__(self) -> None:
         self._pages: dict[bytes, int] = {}
         self._digests: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._expected: dict[bytes, Order] = {}
 
     @property
     def num_idle(self) -> int:
@@ -74,6 +70,10 @@ class PrefixCache:
         """Whether the page is known and nobody uses it."""
         return page in self._idle
 
+    def get(self, digest: bytes) -> int | None:
+        """Return the page of a digest, which may be idle; None if there is none."""
+        return self._pages.get(digest)
+
     def find(self, digests: Iterable[bytes]) -> list[int]:
         """Return the pages of the longest known prefix of `digests`. They may be idle."""
         found: list[int] = []
@@ -84,41 +84,8 @@ class PrefixCache:
             found.append(page)
         return found
 
-    def knows(self, digest: bytes) -> bool:
-        """Whether the page can be found."""
-        return digest in self._pages
-
-    def expect(self, digests: Iterable[bytes], *, order: Order) -> None:
-        """Note that the sequence of this order computes these pages, unless another does."""
-        for digest in digests:
-            self._expected.setdefault(digest, order)
-
-    def find_expected(self, digests: Iterable[bytes], *, order: Order) -> bytes | None:
-        """Return the last of the first `digests` that sequences ahead of `order` compute.
-
-        A sequence of higher precedence computes it at least as soon as one of this order could.
-        """
-        last = None
-        for digest in digests:
-            computed_by = self._expected.get(digest)
-            if computed_by is None or computed_by > order:
-                break
-            last = digest
-        return last
-
-    def give_up(self, digests: Iterable[bytes], *, order: Order) -> None:
-        """Note that the sequence of this order computes these pages no more."""
-        for digest in digests:
-            if self._expected.get(digest) == order:
-                del self._expected[digest]
-
-    def is_expected(self, digest: bytes) -> bool:
-        """Whether a sequence computes the page."""
-        return digest in self._expected
-
     def register(self, digest: bytes, page: int) -> None:
         """Make a page in use findable, unless an equal one is already known."""
-        self._expected.pop(digest, None)
         # Two sequences may compute the same page at once. The first stays the known one; moving
         # the second's readers over would gain one page and cost a change of its page table.
         if digest not in self._pages:
@@ -140,12 +107,13 @@ class PrefixCache:
         del self._pages[self._digests.pop(page)]
         return page
 
-    def forget(self, pages: Iterable[int]) -> None:
-        """Make pages in use unfindable, where they are known at all."""
-        for page in pages:
-            digest = self._digests.pop(page, None)
-            if digest is not None:
-                del self._pages[digest]
+    def forget(self, digest: bytes) -> int | None:
+        """Make the page of a digest unfindable; return it if it was idle."""
+        page = self._pages.pop(digest, None)
+        if page is None:
+            return None
+        del self._digests[page]
+        return page if self._idle.pop(page, page) is None else None
 
     def reset(self) -> list[int]:
         """Forget everything and return the pages that were idle."""
@@ -159,3 +127,48 @@ class PrefixCache:
         """Assert that both directions of the index agree and idle pages are known."""
         assert {page: digest for digest, page in self._pages.items()} == self._digests
         assert self._idle.keys() <= self._digests.keys()
+
+
+class PendingPrefixes:
+    """Prefixes that running sequences are computing, so that others can wait for them.
+
+    is_sparse: whether a sequence leaves something to start from at some of its pages only.
+    """
+
+    def __init__(self, *, is_sparse: bool = False) -> None:
+        self._is_sparse = is_sparse
+        self._computed_by: dict[bytes, Order] = {}
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a sequence computes the page."""
+        return digest in self._computed_by
+
+    def add(self, digests: Iterable[bytes], *, order: Order) -> None:
+        """Note that the sequence of this order computes these pages, unless another does."""
+        for digest in digests:
+            self._computed_by.setdefault(digest, order)
+
+    def find(self, digests: Iterable[bytes], *, order: Order) -> bytes | None:
+        """Return the last of the first `digests` that sequences ahead of `order` compute.
+
+        A sequence of higher precedence computes it at least as soon as one of this order could.
+        """
+        last = None
+        for digest in digests:
+            computed_by = self._computed_by.get(digest)
+            if computed_by is None and self._is_sparse:
+                continue
+            if computed_by is None or computed_by > order:
+                break
+            last = digest
+        return last
+
+    def complete(self, digest: bytes) -> None:
+        """Note that a page has been computed."""
+        self._computed_by.pop(digest, None)
+
+    def give_up(self, digests: Iterable[bytes], *, order: Order) -> None:
+        """Note that the sequence of this order does not compute these pages after all."""
+        for digest in digests:
+            if self._computed_by.get(digest) == order:
+                del self._computed_by[digest]

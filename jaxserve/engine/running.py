@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 
-from jaxserve.api.plan import RUBBISH_SLOT
+from jaxserve.api.plan import NULL_SLOT
 from jaxserve.engine.sequence import Sequence, by_order
 
 
@@ -18,7 +18,7 @@ class RunningSet:
         self.prefilling: list[Sequence] = []
         self.decoding: list[Sequence] = []
         self._num_slots = num_slots
-        self._free_slots = list(range(num_slots, RUBBISH_SLOT, -1))
+        self._free_slots = list(range(num_slots, NULL_SLOT, -1))
 
     def __len__(self) -> int:
         return len(self.prefilling) + len(self.decoding)

@@ -27,7 +27,7 @@ import numpy as np
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.api.request import LOWEST_PRIORITY, FinishReason, Request
-from jaxserve.engine.memory import KVMemory
+from jaxserve.engine.memory import KVMemory, PrefixHit
 from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefills import are_jumps_worth, divide, prefill_budget, whole
 from jaxserve.engine.running import RunningSet
@@ -184,7 +184,7 @@ class Scheduler:
         if plan is not None:
             self._in_flight.append((plan, [*builder.sequences]))
             self._memory.fill(plan.num_tokens)
-            self._totals.num_kv_slots += self._memory.num_used * self._cache.page_size
+            self._totals.num_kv_slots += self._memory.num_slots
             self._totals.num_empty_kv_slots += self._memory.num_empty
         return plan
 
@@ -272,7 +272,7 @@ class Scheduler:
                 if len(sequence.prompt_logprobs) == sequence.num_prompt - 1:
                     sequence.targets_stop = 0
             if num_computed >= (sequence.num_registered + 1) * page_size:
-                self._waiting.release(self._memory.register(sequence))
+                self._waiting.release(self._memory.commit(sequence))
             if token_id is not None:
                 output_ids = sequence.output_ids
                 output_ids.append(token_id)
@@ -319,6 +319,7 @@ class Scheduler:
             num_preemptions=totals.num_preemptions,
             num_kv_slots=totals.num_kv_slots,
             num_empty_kv_slots=totals.num_empty_kv_slots,
+            num_released_pages=self._memory.num_released,
         )
 
     def check_integrity(self) -> None:
@@ -347,21 +348,20 @@ class Scheduler:
 
     def _schedule_decodes(self, builder: PlanBuilder) -> int:
         """Plan a token of every sequence that lacks one only; return how many they attend to."""
-        page_size = self._cache.page_size
         context = 0
         # Preemption shortens the list at its end: those there have no row yet.
         for sequence in self._running.decoding:
             length = sequence.length
             if length in (sequence.max_length, sequence.num_scheduled):
                 continue  # its last token is being sampled and nothing follows it, or it is held
-            if length <= len(sequence.pages) * page_size or self._add_page(sequence):
+            if length <= sequence.capacity or self._extend(sequence):
                 builder.add_decode(sequence)
                 context += length
         return context
 
-    def _add_page(self, sequence: Sequence) -> bool:
-        """Give a running sequence one more page; False if that took preempting itself."""
-        while not self._memory.add_page(sequence):
+    def _extend(self, sequence: Sequence) -> bool:
+        """Find room for one more token; False if that took preempting the sequence itself."""
+        while not self._memory.extend(sequence, 1):
             victim = self._running.last
             self._preempt(victim)
             if victim is sequence:
@@ -382,16 +382,16 @@ class Scheduler:
             sequence = self._waiting.first
             if sequence is None:
                 return
-            shared, awaited = self._memory.find(sequence)
+            hit, awaited = self._memory.find(sequence)
             if awaited is not None:
                 self._waiting.hold(sequence, awaited)
                 continue
-            if self._memory.forgets(sequence, shared):
-                sequence, shared = self._nearest_to_cache(sequence, shared)
-            if not self._memory.has_room(sequence, shared):
+            if self._memory.evicts(sequence, hit):
+                sequence, hit = self._nearest_to_cache(sequence, hit)
+            if not self._memory.has_room(sequence, hit):
                 return  # nobody overtakes it, or a long prompt might wait for ever
             self._waiting.start(sequence, self._clock())
-            self._memory.enter(sequence, self._running.take_slot(), shared)
+            self._memory.enter(sequence, self._running.take_slot(), hit)
             self._running.add(sequence)
             num_tokens += sequence.length - sequence.num_scheduled
             if sequence.num_cached_tokens is None:
@@ -399,23 +399,23 @@ class Scheduler:
                 self._totals.prefix_queries += sequence.num_prompt
                 self._totals.prefix_hits += sequence.num_cached
 
-    def _nearest_to_cache(self, first: Sequence, shared: list[int]) -> tuple[Sequence, list[int]]:
-        """Return who is to run instead of the first in the queue, and the pages to start from.
+    def _nearest_to_cache(self, first: Sequence, hit: PrefixHit) -> tuple[Sequence, PrefixHit]:
+        """Return the sequence to run instead of the first in the queue, and its prefix hit.
 
         It is the one that finds most of itself in the cache, among the next few of the same
         priority: soon it might not. Nobody is passed over more often than there are such places.
         """
         if first.num_passed == MAX_PASSED:
-            return first, shared
-        best, most = first, shared
+            return first, hit
+        best, most = first, hit
         for sequence in self._waiting.next(MAX_PASSED):
             if sequence.order[0] != first.order[0]:
                 break
-            if not self._memory.finds_more(sequence, len(most)):
+            if not self._memory.finds_more(sequence, most.num_pages):
                 continue
-            pages, awaited = self._memory.find(sequence)
-            if awaited is None and len(pages) > len(most):
-                best, most = sequence, pages
+            found, awaited = self._memory.find(sequence)
+            if awaited is None and found.num_pages > most.num_pages:
+                best, most = sequence, found
         if best is not first:
             first.num_passed += 1
         return best, most
@@ -447,9 +447,13 @@ class Scheduler:
             self._add_chunk(builder, sequence, num_tokens)
 
     def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
-        """Plan the next `num_tokens` tokens of a prompt, and give it the pages for them."""
-        self._memory.extend(sequence, num_tokens)
-        if sequence.num_sent_pages == 0:
+        """Plan the next tokens of a prompt, at most `num_tokens`, and give it pages for them."""
+        num_tokens = min(num_tokens, self._memory.max_stop(sequence) - sequence.num_scheduled)
+        if num_tokens == 0:
+            return  # a step in flight fills what it may have at once
+        has_pages = self._memory.extend(sequence, num_tokens)
+        assert has_pages, "a page that was promised is not there"
+        if not sequence.is_assigned:
             builder.assign(sequence)
             if sequence.scheduled_s is None:
                 sequence.scheduled_s = self._clock()

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import attrgetter
 
+from jaxserve.api.plan import TableWrite
 from jaxserve.api.request import FinishReason, PositionLogprobs, Request, RequestMetrics
+from jaxserve.engine.cache_group import Holding
 from jaxserve.engine.prefix_cache import Order, page_digests, private_root_digest, root_digest
 from jaxserve.grammar.walks import Walk
 
@@ -55,10 +57,11 @@ class Sequence:
     order: precedence, lower first; unique. root_digest: of the chain of `digests`, None if its
     pages are of use to nobody else. stop_ids: tokens that end it, of which eos_ids go
     without saying. max_length: prompt and output tokens at most. is_decoding: whether a token was
-    sampled since it took its slot, so that one token is all it ever lacks. num_sent_pages: how
-    many of `pages` the runner knows. num_reserved: pages promised for its known tokens, beyond
-    `pages`. num_registered: how many of them the prefix cache was
-    offered. digests: the chain over its full pages, as far as it was needed.
+    sampled since it took its slot, so that one token is all it ever lacks. is_assigned: whether the
+    runner knows that the slot is its. holdings: what it holds in each cache group. capacity: the
+    length up to which rows of one token need nothing more of them. table: changes to its row of the
+    page table that the runner does not know yet. num_registered: full pages that the prefix cache
+    was offered. digests: the chain over its full pages, as far as it was needed.
     awaited_digest: of the page it waits for, which another sequence computes. num_passed: how
     often another has run before it for what the cache held.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
@@ -79,15 +82,16 @@ class Sequence:
     length: int
     output_ids: list[int] = field(default_factory=list[int])
     slot: int | None = None
-    pages: list[int] = field(default_factory=list[int])
+    holdings: list[Holding] = field(default_factory=list[Holding])
+    capacity: int = 0
+    table: list[TableWrite] = field(default_factory=list[TableWrite])
     num_cached: int = 0
     num_computed: int = 0
     num_scheduled: int = 0
     is_decoding: bool = False
     walk: Walk | None = None
     is_told: bool = False
-    num_sent_pages: int = 0
-    num_reserved: int = 0
+    is_assigned: bool = False
     num_registered: int = 0
     digests: list[bytes] = field(default_factory=list[bytes])
     awaited_digest: bytes | None = None
@@ -110,7 +114,7 @@ class Sequence:
         return (
             f"Sequence({self.group.request.id!r}, choice {self.index}, slot {self.slot}, entries"
             f" {self.num_cached} <= {self.num_computed} <= {self.num_scheduled} <= {self.length},"
-            f" known {self.num_known}, pages {self.pages}, {self.finish_reason})"
+            f" known {self.num_known}, {self.finish_reason})"
         )
 
     @property
@@ -183,22 +187,20 @@ class Sequence:
             token_ids = self.tokens(done * page_size, num_pages * page_size)
             self.digests += page_digests(parent, token_ids, page_size=page_size)
 
-    def enter(self, slot: int, shared: list[int], *, num_reserved: int, page_size: int) -> None:
-        """Take a slot, pages that hold its first tokens already, and a promise of further ones."""
+    def enter(self, slot: int, *, num_cached: int) -> None:
+        """Take a slot and start behind `num_cached` tokens, which are in the cache."""
         self.slot = slot
-        self.pages = shared
-        self.num_reserved = num_reserved
-        self.num_cached = self.num_computed = self.num_scheduled = len(shared) * page_size
-        self.num_registered = len(shared)
+        self.num_cached = self.num_computed = self.num_scheduled = num_cached
 
     def leave(self) -> None:
         """Forget slot, pages and whatever is in flight; the known tokens stay."""
         self.slot = None
-        self.pages = []
+        self.holdings = []
+        self.table.clear()
         self.length = self.num_known
         self.num_cached = self.num_computed = self.num_scheduled = 0
-        self.num_sent_pages = self.num_registered = self.num_reserved = 0
-        self.is_decoding = False
+        self.capacity = self.num_registered = 0
+        self.is_decoding = self.is_assigned = False
         if self.targets_stop:
             # The prompt starts over, and so do its log-probabilities.
             self.prompt_logprobs.clear()
@@ -211,11 +213,9 @@ class Sequence:
         assert self.num_known <= self.length, self
         assert not self.is_decoding or self.num_scheduled >= self.length - 1, self
         assert self.length <= self.max_length, self
-        assert self.num_sent_pages <= len(self.pages), self
-        assert self.num_registered <= len(self.pages), self
         if self.slot is None:
-            assert not self.pages, self
-            assert self.num_reserved == 0, self
+            assert not self.holdings, self
+            assert not self.table, self
             assert self.num_scheduled == self.is_decoding == 0, self
             assert self.length == self.num_known, self
 

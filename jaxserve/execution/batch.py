@@ -257,10 +257,10 @@ class SlotTable:
             variant = Variant.GREEDY if params.is_greedy else Variant.SAMPLE
         self._variants[slot] = variant
 
-    def extend(self, row: RowPlan) -> None:
-        """Append a row's new pages to its slot's page table."""
-        end = row.first_new_page + len(row.new_pages)
-        self.page_table[row.slot, row.first_new_page : end] = row.new_pages
+    def update(self, row: RowPlan) -> None:
+        """Bring a slot's row of the page table up to date."""
+        for column, pages in row.table:
+            self.page_table[row.slot, column : column + len(pages)] = pages
 
     def variant_for(self, rows: "Rows") -> Variant:
         """Return the least variant that does what every row needs."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxserve.api.plan import (
-    RUBBISH_SLOT,
+    NULL_SLOT,
     DrawPlan,
     RowPlan,
     SlotAssignment,
@@ -50,7 +50,6 @@ class ModelRunner:
         programs: ProgramPool,
         shapes: ShapeTable,
         num_slots: int,
-        pages_per_sequence: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._leaves = tuple(jax.tree.leaves(params))
@@ -61,7 +60,7 @@ class ModelRunner:
         self._processors = context.sampling.processors
         held_dtype = context.attention.configs[0].dtype
         self._nothing_held = np.zeros(context.model.embed, held_dtype)
-        self._table = SlotTable(num_slots=num_slots, pages=pages_per_sequence)
+        self._table = SlotTable(num_slots=num_slots, pages=shapes.shapes[0].pages)
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
         self._state: State[jax.Array]
@@ -83,8 +82,8 @@ class ModelRunner:
             self._assign(assignment)
         rows, table = Rows(plan.rows), self._table
         for row in plan.rows:
-            if row.new_pages:
-                table.extend(row)
+            if row.table:
+                table.update(row)
         variant = Variant.POOL if self._all_shapes.pools else table.variant_for(rows)
         shape = self._shapes.choose(rows.lengths.tolist(), variant)
         packed = pack(rows, variant, shape, table)
@@ -156,7 +155,7 @@ class ModelRunner:
         if self._all_shapes.pools:
             return
         for draw in self._shapes.draws:
-            row = RowPlan(slot=RUBBISH_SLOT, start=0, num_tokens=1, token_ids=())
+            row = RowPlan(slot=NULL_SLOT, start=0, num_tokens=1, token_ids=())
             packed = pack_draw(
                 Rows((row,)),
                 (None,),
@@ -167,7 +166,7 @@ class ModelRunner:
             )
             jax.block_until_ready(self._run_draw(draw, packed))
         nobody = SlotAssignment(
-            slot=RUBBISH_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
+            slot=NULL_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
         )
         self._assign(nobody)
         jax.block_until_ready(self._state)
@@ -210,7 +209,7 @@ def _rubbish_rows(shape: StepShape) -> tuple[RowPlan, ...]:
         # No more tokens than pages, whatever their size: all are in the page table.
         lengths = [1, min(shape.tokens - 1, shape.pages)][-shape.sequences :]
     return tuple(
-        RowPlan(slot=RUBBISH_SLOT, start=0, num_tokens=length, token_ids=(0,) * length)
+        RowPlan(slot=NULL_SLOT, start=0, num_tokens=length, token_ids=(0,) * length)
         for length in lengths
     )
 

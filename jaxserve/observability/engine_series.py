@@ -73,6 +73,9 @@ class EngineSeries:
         self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._kv_slots = own_counter("kv_slots", "Tokens that used KV pages could hold, by step.")
         self._empty_kv_slots = own_counter("empty_kv_slots", "Those of kv_slots that held nothing.")
+        self._released_pages = own_counter(
+            "kv_pages_released", "KV pages released because they fell behind a sliding window."
+        )
         self._preemptions = counter("num_preemptions", "Sequences preempted.")
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
         self._computed_prompt_tokens, self._reused_prompt_tokens = (
@@ -201,6 +204,7 @@ class EngineSeries:
         self._cached_tokens.inc(stats.prefix_hits)
         self._kv_slots.inc(stats.num_kv_slots)
         self._empty_kv_slots.inc(stats.num_empty_kv_slots)
+        self._released_pages.inc(stats.num_released_pages)
         self._preemptions.inc(stats.num_preemptions)
         self._prompt_tokens.inc(stats.num_prompt_tokens)
         self._computed_prompt_tokens.inc(stats.num_prompt_tokens - stats.num_reused_tokens)

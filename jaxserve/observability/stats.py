@@ -18,6 +18,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     prefix_queries and prefix_hits are in tokens: prompt tokens looked up, and found, in the cache.
     num_kv_slots: tokens that the used pages could hold, and num_empty_kv_slots: those of them that
     held nothing, added up over steps: the ratio is the waste of KV memory.
+    num_released_pages: pages released because they fell behind a sliding window.
     first_token_s: seconds from the arrival of its request to the first token of each choice that
     got it. inter_token_s: seconds since a choice's last token, and how many choices waited just so
     long: most of a step's do. record: where the time of the step went that was committed, None if
@@ -37,6 +38,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     num_preemptions: int = 0
     num_kv_slots: int = 0
     num_empty_kv_slots: int = 0
+    num_released_pages: int = 0
     first_token_s: tuple[float, ...] = ()
     inter_token_s: Mapping[float, int] = {}
     record: StepRecord | None = None
@@ -64,6 +66,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
             num_preemptions=self.num_preemptions - before.num_preemptions,
             num_kv_slots=self.num_kv_slots - before.num_kv_slots,
             num_empty_kv_slots=self.num_empty_kv_slots - before.num_empty_kv_slots,
+            num_released_pages=self.num_released_pages - before.num_released_pages,
             first_token_s=first_token_s,
             inter_token_s=inter_token_s,
             record=record,

@@ -89,7 +89,7 @@ class EnginePlan:
         return replace(
             self,
             memory=replace(self.memory, num_pages=num_pages),
-            cache=replace(self.cache, num_pages=num_pages),
+            cache=replace(self.cache, num_pages=(num_pages,)),
             cache_spec=self.context.attention.cache_spec(num_pages),
         )
 

@@ -323,7 +323,7 @@ def _plan(
         cache_spec=cache_spec,
         shapes=shapes,
         scheduler=scheduler,
-        cache=CacheConfig(
+        cache=CacheConfig.paged(
             num_pages=memory.num_pages,
             page_size=page_size,
             # Other vectors than the last need every hidden state of a prompt.

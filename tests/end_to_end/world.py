@@ -110,7 +110,7 @@ def engine_for(
     plan = loaded.plan
     cache = replace(plan.cache, enable_prefix_caching=enable_prefix_caching)
     if num_pages is not None:
-        cache = replace(cache, num_pages=num_pages)
+        cache = replace(cache, num_pages=(num_pages,))
     engine = Engine(
         Scheduler(
             replace(plan.scheduler, **scheduler),

@@ -29,7 +29,7 @@ def make(
             max_queued_requests=max_queued_requests,
             policy=policy,
         ),
-        CacheConfig(num_pages=num_pages, page_size=page_size),
+        CacheConfig.paged(num_pages=num_pages, page_size=page_size),
         eos_ids=[EOS],
         seed=seed,
         clock=lambda: now[0],

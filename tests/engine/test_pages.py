@@ -14,7 +14,7 @@ def make(num_pages: int = 5) -> tuple[PageAllocator, PrefixCache]:
     return PageAllocator(num_pages, cache), cache
 
 
-def test_the_rubbish_page_is_never_given_out() -> None:
+def test_the_null_page_is_never_given_out() -> None:
     pages, _ = make(5)
     assert sorted(pages.allocate(4)) == [1, 2, 3, 4]
     assert not pages.can_allocate(1)
@@ -77,13 +77,14 @@ def test_the_tail_of_a_prefix_is_forgotten_before_its_head() -> None:
     assert cache.find([b"\0", b"\1", b"\2"]) == taken[:2]
 
 
-def test_pages_to_be_woken_do_not_count_twice() -> None:
+def test_sharing_an_idle_page_takes_a_free_one() -> None:
     pages, cache = make(3)
     taken = pages.allocate(2)
     cache.register(b"digest", taken[0])
     pages.free(taken)
-    assert pages.can_allocate(1, sharing=taken[:1])
-    assert not pages.can_allocate(2, sharing=taken[:1])
+    assert pages.num_idle(taken) == 1
+    pages.share(taken[:1])
+    assert (pages.num_idle(taken), pages.num_free) == (0, 1)
 
 
 def test_forgetting_prefixes_frees_idle_pages_and_leaves_held_ones() -> None:

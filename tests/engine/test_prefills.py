@@ -35,7 +35,7 @@ def prompt(length: int, done: int = 0, *, serial: int = 0) -> Sequence:
         enable_prefix_caching=False,
     )
     sequence = group.sequences[0]
-    sequence.enter(serial + 1, [], num_reserved=0, page_size=4)
+    sequence.enter(serial + 1, num_cached=0)
     if done:
         PlanBuilder().add_chunk(sequence, done)
     return sequence

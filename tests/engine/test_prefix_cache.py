@@ -75,11 +75,20 @@ def test_the_least_recently_used_idle_page_is_evicted() -> None:
 def test_a_forgotten_page_can_be_registered_anew() -> None:
     cache = PrefixCache()
     cache.register(b"a", 1)
-    cache.forget([1, 2])
+    assert cache.forget(b"a") is None
+    assert cache.forget(b"unknown") is None
     assert cache.find([b"a"]) == []
     cache.register(b"b", 1)
     assert cache.find([b"b"]) == [1]
     cache.check_integrity()
+
+
+def test_forgetting_an_idle_page_returns_it() -> None:
+    cache = PrefixCache()
+    cache.register(b"a", 1)
+    cache.rest(1)
+    assert cache.forget(b"a") == 1
+    assert cache.num_idle == 0
 
 
 def test_registering_a_page_twice_is_a_bug() -> None:

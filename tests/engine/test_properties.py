@@ -1,12 +1,13 @@
 """Whatever arrives, in whatever order, under whatever pressure: the same tokens, and no leak."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxserve.api.caches import LayerCache, Paged, Recurrent, StateArray, Window
 from jaxserve.api.engine_config import WorkModel
 from jaxserve.api.request import FinishReason
 from tests.engine.world import World, request, word_tokenizer
@@ -15,6 +16,20 @@ from tests.fakes import token_logprobs
 # Few different prompt openings, longer than some pages, so that prefixes are often shared, and
 # often while they are being computed.
 PREFIXES = ((), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 9, 9, 9, 9), tuple(range(10, 34)))
+
+
+PAGED = Paged(kv_heads=2, head_dim=8)
+WINDOW = Window(kv_heads=2, head_dim=8, window=5)
+STATE = Recurrent((StateArray((4, 8), "float32", ("heads", "head_dim")),))
+# What the layers of a model keep; nothing is the default of `World`, one paged group.
+MIXTURES: tuple[tuple[LayerCache, ...], ...] = (
+    (),
+    (),
+    (WINDOW,),
+    (PAGED, WINDOW),
+    (STATE, PAGED),
+    (WINDOW, replace(WINDOW, window=9), PAGED, STATE),
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,10 @@ def arrivals(draw: st.DrawFn) -> Arrival:
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
+    layers = draw(st.sampled_from(MIXTURES))
     # The longest prompt with the longest output, and hardly more.
-    smallest = -(-(max(map(len, PREFIXES)) + 12 + 14) // page_size) + 1
+    num_kinds = max(len(set(layers) - {STATE}), 1)
+    smallest = num_kinds * -(-(max(map(len, PREFIXES)) + 12 + 14) // page_size) + 1
     max_num_seqs = draw(st.integers(1, 6))
     return World(
         num_pages=smallest + draw(st.integers(0, 2 * smallest)),
@@ -76,6 +93,9 @@ def worlds(draw: st.DrawFn) -> World:
         policy=draw(st.sampled_from(["fcfs", "priority"])),
         async_scheduling=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
+        layers=layers,
+        num_states=draw(st.integers(3, 9)),
+        checkpoint_interval=draw(st.integers(1, 4)),
         tokenizer=word_tokenizer(),
     )
 

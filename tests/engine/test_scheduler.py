@@ -24,7 +24,8 @@ def test_a_prompt_longer_than_the_budget_is_computed_in_chunks() -> None:
 def test_a_prompt_gets_pages_chunk_by_chunk() -> None:
     scheduler = make(max_num_batched_tokens=10)
     scheduler.add(request("a", LONG))
-    assert [len(scheduled(scheduler).rows[0].new_pages) for _ in range(3)] == [3, 2, 1]
+    writes = [scheduled(scheduler).rows[0].table for _ in range(3)]
+    assert [[len(write.pages) for write in table] for table in writes] == [[3], [2], [1]]
 
 
 def test_pages_promised_to_a_prompt_are_not_given_to_others() -> None:
@@ -78,8 +79,7 @@ def test_a_new_page_is_sent_when_a_decode_begins_it() -> None:
     scheduler = make()
     scheduler.add(request("a", (1, 2, 3)))
     rows = [scheduled(scheduler).rows[0] for _ in range(3)]
-    assert [row.new_pages for row in rows] == [(1,), (), (2,)]
-    assert [row.first_new_page for row in rows if row.new_pages] == [0, 1]
+    assert [row.table for row in rows] == [((0, (1,)),), (), ((1, (2,)),)]
 
 
 def test_an_idle_scheduler_plans_nothing() -> None:

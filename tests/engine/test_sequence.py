@@ -32,8 +32,7 @@ def test_tokens_runs_from_prompt_into_output(start: int, stop: int) -> None:
 
 def test_a_token_is_known_from_its_commit_on() -> None:
     sequence = make((1, 2, 3))
-    sequence.enter(1, [], num_reserved=1, page_size=4)
-    sequence.pages, sequence.num_reserved = [1], 0
+    sequence.enter(1, num_cached=0)
     PlanBuilder().add_chunk(sequence, 3)
     assert (sequence.num_known, sequence.length) == (3, 4)
     sequence.check_integrity()
@@ -45,13 +44,12 @@ def test_a_token_is_known_from_its_commit_on() -> None:
 
 def test_leaving_keeps_known_tokens_and_drops_awaited_ones() -> None:
     sequence = make((1, 2, 3), (4,))
-    sequence.enter(1, [], num_reserved=1, page_size=4)
-    sequence.pages, sequence.num_reserved = [1], 0
+    sequence.enter(1, num_cached=0)
     PlanBuilder().add_chunk(sequence, 4)
     assert sequence.length == 5
     sequence.leave()
     assert sequence.length == 4
-    assert (sequence.slot, sequence.pages) == (None, [])
+    assert sequence.slot is None
     sequence.check_integrity()
 
 

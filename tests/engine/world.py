@@ -1,13 +1,14 @@
 """A small engine around the fake device, and what its requests should come to."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models
 
+from jaxserve.api.caches import CacheSizes, LayerCache, PagedGroup, StatePages, plan_layout
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.api.plan import RowPlan
 from jaxserve.api.request import FinishReason, Request, SamplingParams, TokenEvent
@@ -15,7 +16,7 @@ from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.frontend.text_engine import TextEngine
 from jaxserve.grammar import Walks
-from jaxserve.observability.stats import EngineMetrics
+from jaxserve.observability.stats import EngineMetrics, StepStats
 from tests.fakes import FakeRunner, solo_run
 
 EOS = 3
@@ -91,6 +92,9 @@ class World:
         work: WorkModel = WorkModel(),  # noqa: B008
         step_sizes: tuple[int, ...] = (),
         enable_prefix_caching: bool = True,
+        layers: Sequence[LayerCache] = (),
+        num_states: int = 8,
+        checkpoint_interval: int = 1,
         vocab_size: int = 64,
         tokenizer: Tokenizer | None = None,
         pools: bool = False,
@@ -102,6 +106,29 @@ class World:
     ) -> None:
         self.max_model_len = max_model_len
         self.pool_tokens = (num_pages - 1) * page_size
+        cache = CacheConfig.paged(
+            num_pages=num_pages,
+            page_size=page_size,
+            enable_prefix_caching=enable_prefix_caching,
+        )
+        if layers:
+            layout = plan_layout(
+                layers,
+                CacheSizes(
+                    page_size=page_size,
+                    max_model_len=max_model_len,
+                    tokens_in_flight=2 * max_num_batched_tokens,
+                    checkpoint_interval=checkpoint_interval,
+                ),
+            )
+            cache = replace(
+                cache,
+                groups=layout.groups,
+                num_pages=tuple(
+                    num_states if isinstance(pool.pages, StatePages) else num_pages
+                    for pool in layout.pools
+                ),
+            )
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_model_len=max_model_len,
@@ -116,16 +143,13 @@ class World:
                 pools=pools,
                 whole_prompts=whole_prompts,
             ),
-            CacheConfig(
-                num_pages=num_pages,
-                page_size=page_size,
-                enable_prefix_caching=enable_prefix_caching,
-            ),
+            cache,
             eos_ids=[eos_id],
         )
+        if not any(isinstance(group, PagedGroup) for group in cache.groups):
+            self.pool_tokens = max_model_len
         self.runner = FakeRunner(
-            num_pages=num_pages,
-            page_size=page_size,
+            cache=cache,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             vocab_size=vocab_size,
@@ -146,6 +170,7 @@ class World:
         self.events: list[TokenEvent] = []
         self.answers: dict[tuple[str, int], Answer] = defaultdict(Answer)
         self.finished: list[str] = []
+        self.stats: list[StepStats] = []
 
     def add(self, *requests: Request) -> None:
         """Add requests to the engine."""
@@ -157,6 +182,7 @@ class World:
         """Do a step, check every invariant, and collect what it brought."""
         events = self.text.step()
         self.engine.check_integrity()
+        self.stats.append(self.engine.stats())
         for event in events:
             answer = self.answers[event.request_id, event.index]
             assert answer.finish_reason is None, "an event after the last one"
@@ -193,6 +219,13 @@ class World:
     def output(self, name: str = "a", index: int = 0) -> list[int]:
         """The tokens that a choice got."""
         return self.answers[name, index].token_ids
+
+    def cached(self, name: str) -> int:
+        """The prompt tokens of a request that were found in the cache."""
+        last = self.answers[name, 0].last
+        assert last is not None
+        assert last.num_cached_tokens is not None
+        return last.num_cached_tokens
 
     def expected(self, name: str = "a", index: int = 0) -> list[int]:
         """The tokens that a choice gets when it is alone in the world."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jaxserve.api.plan import RowPlan, SlotAssignment
+from jaxserve.api.plan import RowPlan, SlotAssignment, TableWrite
 from jaxserve.api.request import SamplingParams
 from jaxserve.execution.batch import MIN_TEMPERATURE, Rows, SlotTable, StepInput, pack, unpack
 from jaxserve.execution.shapes import StepShape, Variant
@@ -59,8 +59,7 @@ def worlds(draw: st.DrawFn) -> World:
                 start=start,
                 num_tokens=num_tokens,
                 token_ids=() if is_feedback else tuple(range(slot * 100, slot * 100 + num_tokens)),
-                new_pages=tuple(pages[slot][first_new:]),
-                first_new_page=first_new,
+                table=(TableWrite(first_new, tuple(pages[slot][first_new:])),),
                 samples=draw(st.booleans()),
                 targets=tuple(range(slot, slot + num_tokens)) if has_targets else (),
             )
@@ -99,10 +98,9 @@ def table_of(world: World) -> SlotTable:
     table.page_table[1:] = 77
     for row in world.rows:
         table.assign(world.assignments[row.slot])
-        table.page_table[row.slot, : row.first_new_page] = world.pages[row.slot][
-            : row.first_new_page
-        ]
-        table.extend(row)
+        (write,) = row.table
+        table.page_table[row.slot, : write.column] = world.pages[row.slot][: write.column]
+        table.update(row)
     return table
 
 

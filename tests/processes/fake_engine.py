@@ -31,7 +31,9 @@ VOCAB_SIZE = 64
 MAX_MODEL_LEN = 4096
 PAGE_SIZE = 16
 MAX_NUM_SEQS = 32
-NUM_PAGES = 1 + MAX_NUM_SEQS * MAX_MODEL_LEN // PAGE_SIZE
+CACHE = CacheConfig.paged(
+    num_pages=1 + MAX_NUM_SEQS * MAX_MODEL_LEN // PAGE_SIZE, page_size=PAGE_SIZE
+)
 
 
 class Device(FakeRunner):
@@ -42,8 +44,7 @@ class Device(FakeRunner):
 
     def __init__(self, step_s: float) -> None:
         super().__init__(
-            num_pages=NUM_PAGES,
-            page_size=PAGE_SIZE,
+            cache=CACHE,
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=512,
             vocab_size=VOCAB_SIZE,
@@ -111,7 +112,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             SchedulerConfig(
                 max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=512
             ),
-            CacheConfig(num_pages=NUM_PAGES, page_size=PAGE_SIZE),
+            CACHE,
         ),
         device,
         vocab_size=VOCAB_SIZE,

@@ -157,11 +157,11 @@ class World:
             pools=pooling is not None,
         )
         num_pages = 1 + max_num_seqs * max_model_len // PAGE_SIZE
+        cache = CacheConfig.paged(num_pages=num_pages, page_size=PAGE_SIZE)
         self.runner = TimedRunner(
             step_s=step_s,
             script=script,
-            num_pages=num_pages,
-            page_size=PAGE_SIZE,
+            cache=cache,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=64,
             vocab_size=VOCAB_SIZE,
@@ -174,7 +174,7 @@ class World:
         self.engine = Engine(
             Scheduler(
                 scheduler,
-                CacheConfig(num_pages=num_pages, page_size=PAGE_SIZE),
+                cache,
                 eos_ids=self.tokenizer.eos_ids,
             ),
             self.runner,

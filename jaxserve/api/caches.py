@@ -1,0 +1,300 @@
+"""What the layers of a model keep between steps, and how layers that keep the same form groups.
+
+A model lists one spec per layer: `Paged`, `Window`, `Recurrent` or `Shared`. Layers with equal
+specs form a group. A group has columns of its own in the page table and a manager of its own in the
+scheduler (`engine/cache_group.py`). Groups whose pages look the same draw them from one pool.
+
+    layers    0 Window   1 Paged   2 Window   3 Paged   4 Recurrent
+    groups    A: layers 0, 2 (Window)   B: layers 1, 3 (Paged)   C: layer 4 (Recurrent)
+    pools     0: arrays 0, 1, used by A and B alike              1: array 2, used by C
+
+A page of a pool is a page in each of the pool's arrays, one array for each layer of a group. So a
+page can hold tokens of either group, and memory goes to the group that needs it.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+# Largest share by which padding may raise the layers of a group: where groups share a pool, a group
+# takes a page in every array, whether it has a layer for it or not.
+MAX_PADDED_LAYERS = 1.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGroup:
+    """Layers that keep the same.
+
+    layers: their numbers in the model, in order. pool: the pool that its pages come from.
+    first_column: the first of its columns in a row of the page table.
+    """
+
+    layers: tuple[int, ...] = ()
+    pool: int = 0
+    first_column: int = 0
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the page table that the group uses."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedGroup(CacheGroup):
+    """Layers that keep every token. Column i is the page of tokens [i * page_size, ...).
+
+    max_pages: pages of a sequence at most.
+    """
+
+    max_pages: int
+
+    @property
+    def num_columns(self) -> int:
+        """See CacheGroup."""
+        return self.max_pages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowGroup(CacheGroup):
+    """Layers that see the last `window` tokens; pages behind the window are released.
+
+    The first column is the index of the oldest page that is kept, the others are the pages from
+    that one on. max_pages: pages of a sequence that are kept at once.
+    """
+
+    max_pages: int
+    window: int
+
+    @property
+    def num_columns(self) -> int:
+        """See CacheGroup."""
+        return 1 + self.max_pages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateGroup(CacheGroup):
+    """Layers that keep one state per sequence, in a page that a step reads and overwrites.
+
+    The columns are the page that a step reads and the page that it writes. They differ after a
+    checkpoint, which is a state left as it was at a page boundary. checkpoint_interval: pages of
+    tokens between two checkpoints of a sequence.
+    """
+
+    checkpoint_interval: int
+
+    @property
+    def num_columns(self) -> int:
+        """See CacheGroup."""
+        return 2
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValuePages:
+    """Pages of keys and values."""
+
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateArray:
+    """One array of a state: its shape for one sequence, its dtype, a word for each axis."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatePages:
+    """Pages that are a state each, of several arrays."""
+
+    arrays: tuple[StateArray, ...]
+
+
+type PageKind = KeyValuePages | StatePages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSizes:
+    """What the size of a group's columns follows from.
+
+    tokens_in_flight: tokens of one sequence in all steps in flight together.
+    """
+
+    page_size: int
+    max_model_len: int
+    tokens_in_flight: int
+    checkpoint_interval: int
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.page_size)
+
+
+class LayerCache(Hashable, Protocol):
+    """What one layer keeps. Layers with equal specs form a group."""
+
+    @property
+    def pages(self) -> PageKind:
+        """What its pages look like. Groups with equal pages share a pool."""
+        ...
+
+    def group(self, sizes: CacheSizes) -> CacheGroup:
+        """Return the group of such layers, without layers, pool and columns yet."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paged:
+    """Keys and values of every token."""
+
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def pages(self) -> KeyValuePages:
+        """See LayerCache."""
+        return KeyValuePages(self.kv_heads, self.head_dim)
+
+    def group(self, sizes: CacheSizes) -> PagedGroup:
+        """See LayerCache."""
+        return PagedGroup(max_pages=sizes.pages_for(sizes.max_model_len))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Keys and values of the last `window` tokens, the newest included."""
+
+    kv_heads: int
+    head_dim: int
+    window: int
+
+    @property
+    def pages(self) -> KeyValuePages:
+        """See LayerCache."""
+        return KeyValuePages(self.kv_heads, self.head_dim)
+
+    def group(self, sizes: CacheSizes) -> WindowGroup:
+        """See LayerCache."""
+        # Pages are released when a step that fills a page is committed: until then what steps wrote
+        # is kept. The window may begin anywhere in its first page.
+        kept = sizes.pages_for(self.window - 1 + sizes.tokens_in_flight) + 2
+        return WindowGroup(
+            max_pages=min(kept, sizes.pages_for(sizes.max_model_len)), window=self.window
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """A state that each token updates, whatever the length of its sequence."""
+
+    arrays: tuple[StateArray, ...]
+
+    @property
+    def pages(self) -> StatePages:
+        """See LayerCache."""
+        return StatePages(self.arrays)
+
+    def group(self, sizes: CacheSizes) -> StateGroup:
+        """See LayerCache."""
+        return StateGroup(checkpoint_interval=sizes.checkpoint_interval)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Nothing of its own: the layer reads what the earlier layer `layer` keeps."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Pages that look the same: one number stands for a page in each of `num_arrays` arrays."""
+
+    pages: PageKind
+    num_arrays: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a layer keeps what it keeps: its group, and its array among those of all pools."""
+
+    group: int
+    array: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """The groups and pools of a model, and the place of each of its layers."""
+
+    groups: tuple[CacheGroup, ...]
+    pools: tuple[Pool, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the page table."""
+        return sum(group.num_columns for group in self.groups)
+
+    def pages_of(self, array: int) -> tuple[int, PageKind]:
+        """Return the pool of an array, and what its pages look like."""
+        for number, pool in enumerate(self.pools):
+            if array < pool.num_arrays:
+                return number, pool.pages
+            array -= pool.num_arrays
+        raise IndexError(array)
+
+
+def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> CacheLayout:
+    """Divide the layers of a model into groups and pools.
+
+    A model without layers that keep anything gets one paged group without layers: a prompt then
+    counts as pages in which nothing lies.
+    """
+    owners = [_owner(layers, number) for number in range(len(layers))]
+    by_spec: dict[LayerCache, list[int]] = {}
+    for number, layer in enumerate(layers):
+        if not isinstance(layer, Shared):
+            by_spec.setdefault(layer, []).append(number)
+    pools: list[Pool] = []
+    groups: list[CacheGroup] = []
+    places: dict[int, Place] = {}
+    first_array = column = 0
+    for pages in dict.fromkeys(spec.pages for spec in by_spec):
+        members = {spec: found for spec, found in by_spec.items() if spec.pages == pages}
+        size = _group_size([len(found) for found in members.values()])
+        for spec, found in members.items():
+            for first in range(0, len(found), size):
+                part = tuple(found[first : first + size])
+                for offset, number in enumerate(part):
+                    places[number] = Place(len(groups), first_array + offset)
+                group = spec.group(sizes)
+                groups.append(replace(group, layers=part, pool=len(pools), first_column=column))
+                column += group.num_columns
+        pools.append(Pool(pages, size))
+        first_array += size
+    if not groups:
+        groups = [PagedGroup(max_pages=sizes.pages_for(sizes.max_model_len))]
+        pools = [Pool(KeyValuePages(0, 0), 0)]
+    return CacheLayout(tuple(groups), tuple(pools), tuple(places[owner] for owner in owners))
+
+
+def _owner(layers: Sequence[LayerCache | Shared], number: int) -> int:
+    """Return the layer that keeps what a layer reads."""
+    layer = layers[number]
+    while isinstance(layer, Shared):
+        if not 0 <= layer.layer < number:
+            raise ValueError(f"layer {number} can share with an earlier layer, got {layer.layer}")
+        number = layer.layer
+        layer = layers[number]
+    return number
+
+
+def _group_size(counts: list[int]) -> int:
+    """Return the layers of a group: as many as do not pad any of these counts by much."""
+    return next(
+        size
+        for size in range(max(counts), 0, -1)
+        if all(-(-count // size) * size <= MAX_PADDED_LAYERS * count for count in counts)
+    )

@@ -1,0 +1,145 @@
+"""Groups whose pages hold states: one that a sequence updates, and checkpoints of it."""
+
+from collections.abc import Sequence
+from typing import override
+
+from jaxserve.api.caches import StateGroup
+from jaxserve.api.plan import NULL_PAGE, TableWrite
+from jaxserve.engine.cache_group import UNBOUNDED, GroupManager, Holding
+from jaxserve.engine.pages import PageAllocator
+
+
+class StateManager(GroupManager):
+    """A page per sequence, and checkpoints: pages that hold its state at some page boundaries."""
+
+    holds_tokens = False
+    is_sparse = True
+
+    def __init__(
+        self, group: StateGroup, pool: PageAllocator, *, tag: bytes, page_size: int
+    ) -> None:
+        super().__init__(group, pool, tag=tag, page_size=page_size)
+        self.span = group.checkpoint_interval * page_size
+
+    @override
+    def num_wanted(self, length: int) -> int:
+        # One to write, and a checkpoint to start from.
+        return 2
+
+    @override
+    def longest(self, digests: Sequence[bytes], limit: int) -> int:
+        counts = range(limit, 0, -1)
+        return next((n for n in counts if self.page_of(digests[n - 1]) is not None), 0)
+
+    @override
+    def shared(self, digests: Sequence[bytes], count: int) -> list[int]:
+        page = self.page_of(digests[count - 1]) if count else None
+        return [] if page is None else [page]
+
+    @override
+    def num_new(self, length: int, count: int, shared: list[int]) -> int:
+        return 1
+
+    @override
+    def enter(
+        self, length: int, count: int, shared: list[int], table: list[TableWrite], *, leaves: bool
+    ) -> "StateHolding":
+        self.pool.share(shared)
+        start = count * self.page_size
+        # Others can start behind the last full page before the last known token.
+        last = (length - 1) // self.page_size * self.page_size
+        return StateHolding(self, start, shared, last_checkpoint=last if leaves else None)
+
+
+class StateHolding(Holding):
+    """The page that the sequence's steps write, and earlier ones that are or become checkpoints.
+
+    A step whose end is to be a checkpoint leaves its page alone: the next step reads that page and
+    writes a new one. So a checkpoint takes a page and no copying. Without a free page there is
+    no checkpoint.
+    """
+
+    __slots__ = ("_earlier", "_last", "_manager", "_page", "_read", "_sent", "num_reserved")
+
+    def __init__(
+        self, manager: StateManager, start: int, shared: list[int], *, last_checkpoint: int | None
+    ) -> None:
+        self._manager = manager
+        self._last = last_checkpoint
+        # By the number of tokens that each is the state of.
+        self._earlier = [(start, page) for page in shared]
+        self._read = shared[0] if shared else NULL_PAGE
+        self._page: int | None = None
+        self._sent: TableWrite | None = None
+        self.num_reserved = 1
+        manager.pool.reserve(1)
+
+    @property
+    @override
+    def held(self) -> list[int]:
+        return [page for _, page in self._earlier] + ([] if self._page is None else [self._page])
+
+    @override
+    def written(self, num_computed: int) -> list[int]:
+        del num_computed
+        return [] if self._page is None else [self._page]
+
+    @override
+    def num_missing(self, length: int) -> int:
+        return int(self._page is None)
+
+    @override
+    def num_lacking(self, stop: int) -> int:
+        return 0
+
+    @override
+    def max_stop(self, start: int) -> int:
+        # At the next checkpoint.
+        if self._last is None:
+            return UNBOUNDED
+        regular = (start // self._manager.span + 1) * self._manager.span
+        return min(regular, self._last) if start < self._last else regular
+
+    @override
+    def leaves_start(self, page: int) -> bool:
+        stop = (page + 1) * self._manager.page_size
+        return self._last is not None and (stop % self._manager.span == 0 or stop == self._last)
+
+    @override
+    def extend(self, start: int, stop: int, table: list[TableWrite]) -> int:
+        pool = self._manager.pool
+        if self._page is None:
+            pool.cancel(1)
+            self.num_reserved = 0
+            (self._page,) = pool.allocate(1)
+        write = TableWrite(self._manager.first_column, (self._read, self._page))
+        if write != self._sent:
+            table.append(write)
+            self._sent = write
+        self._read = self._page
+        if stop == self.max_stop(start) and pool.can_allocate(1):
+            self._earlier.append((stop, self._page))
+            (self._page,) = pool.allocate(1)
+        if write.pages != (self._read, self._page):
+            return stop  # the next row needs other columns
+        return max(stop, self.max_stop(stop) - 1)
+
+    @override
+    def register(self, digests: Sequence[bytes], first: int, stop: int) -> None:
+        for length, page in self._earlier:
+            index = length // self._manager.page_size - 1
+            if first <= index < stop:
+                self._manager.register(digests[index], page)
+
+    @override
+    def release(self, num_computed: int, length: int, table: list[TableWrite]) -> int:
+        # Once the step behind a checkpoint is committed.
+        read = [page for stop, page in self._earlier if stop < num_computed]
+        self._earlier = [each for each in self._earlier if each[0] >= num_computed]
+        self._manager.pool.free(read)
+        return 0
+
+    @override
+    def leave(self) -> None:
+        self._manager.pool.free(self.held)
+        self._manager.pool.cancel(self.num_reserved)
