@@ -44,5 +44,12 @@ def test_every_generated_part_stands_somewhere(generate: ModuleType) -> None:
     "command", sorted(set(COMMAND.findall((DOCS / "from-vllm.md").read_text("utf-8"))))
 )
 def test_the_commands_for_who_switches_are_understood(command: str) -> None:
-    if "..." not in command:
-        _parser().parse_args(shlex.split(command)[1:])
+    _, name, *words = shlex.split(command)
+    args = vars(_parser().parse_args([name, *(word for word in words if word != "...")]))
+    # What is given arrives as what it is called.
+    assert args["run"].__module__ == f"jaxserve.commands.{name}"
+    assert args["model"] in words
+    for flag, value in zip(words, [*words[1:], ""], strict=True):
+        if flag.startswith("--"):
+            arrived = args[flag[2:].replace("-", "_")]
+            assert arrived is True if value.startswith("--") or not value else value in str(arrived)

@@ -384,11 +384,19 @@ def test_a_response_that_cannot_be_kept_is_an_error_with_words(
 def test_a_response_in_the_background_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxserve.server.responses.handler.FINISH_DELAYS_S", (0.05,) * 100)
     body = {"input": "hello", "max_output_tokens": 20, "ignore_eos": True, "background": True}
+    body["seed"] = 1
     with World(step_s=0.01) as world, world.http() as http:
         path = f"/v1/responses/{http.post('/v1/responses', json=body).json()['id']}"
         with locked(world.folder / "responses.sqlite"):
             wait_for(world.is_idle)
+            # Made, and kept nowhere yet.
+            assert http.get(path).json()["status"] in {"queued", "in_progress"}
         wait_for(lambda: http.get(path).json()["status"] == "incomplete")
+        kept = http.get(path).json()
+        assert kept["usage"]["output_tokens"] == 20
+        foreground = http.post("/v1/responses", json={**body, "background": False}).json()
+        texts = [each["output"][0]["content"][0]["text"] for each in (kept, foreground)]
+        assert texts[0] == texts[1] != ""
 
 
 def test_a_locked_database_can_be_read_and_not_written(tmp_path: Path) -> None:
