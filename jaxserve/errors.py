@@ -17,6 +17,8 @@ Messages name the parameter, the value found and the limit. They are written her
 from an exception of another library, so that they carry no addresses, paths or secrets of the host.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from math import inf
 
@@ -131,3 +133,14 @@ class KernelError(JaxserveError):
 
 class CheckpointError(JaxserveError):
     """A checkpoint is missing, incomplete, of an unknown kind, or does not match its config."""
+
+
+@contextmanager
+def naming(position: int, count: int, *, what: str = "prompt") -> Iterator[None]:
+    """Say in the error of one of several prompts or pairs which of them it is of."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if count > 1:
+            error.add_note(f"in {what} {position} of {count}, counted from 0")
+        raise

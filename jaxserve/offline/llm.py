@@ -15,7 +15,7 @@ from jaxserve.api.request import Request, RequestOutputKind, SamplingParams, Tok
 from jaxserve.build import build_with_tokenizer
 from jaxserve.config.flags import engine_options
 from jaxserve.engine.engine import COULD_GENERATE, POOLS
-from jaxserve.errors import ConfigError, InvalidRequestError
+from jaxserve.errors import ConfigError, InvalidRequestError, naming
 from jaxserve.execution.logits_processors import LogitsProcessor, place_of
 from jaxserve.frontend.beam_search import BeamSearch, BeamSearchParams, check_search, run_searches
 from jaxserve.frontend.text_engine import TextEngine
@@ -35,7 +35,6 @@ from jaxserve.offline.prompts import (
     PromptReader,
     is_conversation,
     listed,
-    naming,
     one_each,
 )
 from jaxserve.planning.engine_plan import EnginePlan

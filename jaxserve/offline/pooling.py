@@ -9,8 +9,8 @@ from tqdm import tqdm
 from jaxserve.api.pooling import PoolingModel, PoolingParams
 from jaxserve.api.request import Request, TokenEvent
 from jaxserve.engine.engine import GENERATES
-from jaxserve.errors import InvalidRequestError, JaxserveError
-from jaxserve.offline.prompts import Prompt, PromptReader, listed, naming
+from jaxserve.errors import InvalidRequestError, JaxserveError, naming
+from jaxserve.offline.prompts import Prompt, PromptReader, listed
 from jaxserve.planning.engine_plan import EnginePlan
 from jaxserve.server.pooling.requests import Pairs, PoolingPrompts, Vector, answer
 from jaxserve.tokenization.tokenizer import Tokenizer

@@ -1,7 +1,6 @@
 """What a caller of `LLM` may give as a prompt, and how it becomes token ids."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -178,14 +177,3 @@ def one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int)
                 f"{name} must be {kind.__name__}, got {show(value)}", param=name
             )
     return values
-
-
-@contextmanager
-def naming(position: int, num_prompts: int) -> Iterator[None]:
-    """Say in a prompt's error which prompt it is of."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        if num_prompts > 1:
-            error.add_note(f"in prompt {position} of {num_prompts}, counted from 0")
-        raise

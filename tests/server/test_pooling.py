@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.errors import InvalidRequestError
+from jaxserve.server.pooling.requests import Pairs, PoolingPrompts
 from jaxserve.server.pooling.vector_formats import DTYPES
 from tests.data import needs_data
 from tests.fakes import solo_vector
@@ -447,3 +449,15 @@ def test_one_path_takes_what_a_pooling_model_is_asked(
     assert post(cross_encoder, "/invocations", **pair)["data"][0]["object"] == "score"
     ranking = {"query": TEXTS[0], "documents": TEXTS[1:]}
     assert len(post(cross_encoder, "/invocations", **ranking)["results"]) == 2
+
+
+@pytest.mark.parametrize("labels", [(), ("relevance",)], ids=["embeddings", "cross-encoder"])
+def test_the_pair_that_is_too_long_is_named(labels: tuple[str, ...]) -> None:
+    pooling = PoolingModel(type=PoolingType.LAST, width=WIDTH, labels=labels)
+    pairs = Pairs(pooling=pooling, firsts=["a"], seconds=["b", "c", "fox " * 200])
+    prompts = PoolingPrompts(
+        tokenizer=tokenizer(), pooling=pooling, max_model_len=64, vocab_size=320, param="prompts"
+    )
+    with pytest.raises(InvalidRequestError) as caught:
+        pairs.requests(prompts)
+    assert caught.value.__notes__ == ["in pair 2 of 3, counted from 0"]

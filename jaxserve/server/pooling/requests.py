@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingParams
 from jaxserve.api.request import Request
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import InvalidRequestError, naming
 from jaxserve.server.pooling.schema import check_pairs
 from jaxserve.tokenization.tokenizer import Tokenizer, truncated
 
@@ -169,16 +169,18 @@ class Pairs:
         """Return the requests whose vectors `scores` wants. Slow: encodes."""
         check_pairs(len(self.firsts), len(self.seconds), param=prompts.param)
         limits = self.max_first_tokens or None, self.max_second_tokens or None
+        requests: list[Request] = []
         if not self.pooling.is_cross_encoder:
-            return tuple(
-                prompts.of(text, part_limits=(limit,))
-                for texts, limit in zip((self.firsts, self.seconds), limits, strict=True)
-                for text in texts
-            )
+            for texts, limit in zip((self.firsts, self.seconds), limits, strict=True):
+                for index, text in enumerate(texts):
+                    with naming(index, len(texts), what="pair"):
+                        requests.append(prompts.of(text, part_limits=(limit,)))
+            return tuple(requests)
         firsts = self.firsts if len(self.firsts) > 1 else [*self.firsts] * len(self.seconds)
-        return tuple(
-            prompts.of(*pair, part_limits=limits) for pair in zip(firsts, self.seconds, strict=True)
-        )
+        for index, pair in enumerate(zip(firsts, self.seconds, strict=True)):
+            with naming(index, len(firsts), what="pair"):
+                requests.append(prompts.of(*pair, part_limits=limits))
+        return tuple(requests)
 
     def scores(self, vectors: Sequence[bytes], params: PoolingParams) -> list[float]:
         """Return the score of each pair, of the vectors of the requests."""
