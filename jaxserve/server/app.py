@@ -29,6 +29,7 @@ from jaxserve.server.batches.files import (
 from jaxserve.server.batches.handler import cancel_batch, create_batch, get_batch, list_batches
 from jaxserve.server.batches.runner import AsBatch, BatchRunner, LineRunner
 from jaxserve.server.batches.trouble import BatchTrouble
+from jaxserve.server.chat.conversations import create_chat_completions
 from jaxserve.server.chat.handler import create_chat_completion
 from jaxserve.server.completions.handler import create_completion
 from jaxserve.server.errors import HANDLERS
@@ -65,6 +66,7 @@ from jaxserve.server.tokenize.handler import detokenize, tokenize, tokenizer_inf
 
 ROUTES = (
     Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
+    Route("/v1/chat/completions/batch", create_chat_completions, methods=["POST"]),
     Route("/v1/completions", create_completion, methods=["POST"]),
     Route("/v1/files", upload_file, methods=["POST"]),
     Route("/v1/files", list_files, methods=["GET"]),

@@ -18,6 +18,7 @@ from jaxserve.server.batches.files import (
 )
 from jaxserve.server.batches.handler import cancel_batch, create_batch, get_batch, list_batches
 from jaxserve.server.batches.schema import Batch, BatchBody, BatchList, File, FileDeleted, FileList
+from jaxserve.server.chat.conversations import ConversationsBody, create_chat_completions
 from jaxserve.server.chat.handler import create_chat_completion
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.completions.handler import create_completion
@@ -97,6 +98,7 @@ FORM: dict[str, Any] = {
 
 OPERATIONS: Mapping[Callable[..., Any], Operation] = {
     create_chat_completion: Operation(bodies=(ChatBody,), answer=ChatCompletion, event=ChatChunk),
+    create_chat_completions: Operation(bodies=(ConversationsBody,), answer=ChatCompletion),
     create_completion: Operation(bodies=(CompletionBody,), answer=Completion, event=Completion),
     create_response: Operation(
         bodies=(ResponsesBody,),

@@ -70,7 +70,7 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             created=self.created,
             model=self.model,
             system_fingerprint=self.fingerprint,
-            choices=[self._choice(index, choice) for index, choice in enumerate(choices)],
+            choices=[self.choice(index, choice) for index, choice in enumerate(choices)],
             usage=usage,
             metrics=None if timing is UNSET else timing,
         )
@@ -103,7 +103,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         chunk.usage, chunk.metrics = usage, timing
         return chunk
 
-    def _choice(self, index: int, choice: Collected) -> ChatChoice:
+    def choice(self, index: int, choice: Collected) -> ChatChoice:
+        """Return a choice of the answer as it is sent."""
         body = self.body
         parser = self._reading.parser()
         return ChatChoice(

@@ -184,13 +184,15 @@ class Tool(Body):
     function: Function
 
 
-class Chat(Body):
-    """A chat and how to make a prompt of it: what completions and /tokenize share."""
+type Messages = Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class ChatOptions(Body):
+    """How to make a prompt of a chat, whatever its messages."""
 
     unread = UNREAD
 
     model: str | None = None
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
         default_factory=list
     )
@@ -204,6 +206,12 @@ class Chat(Body):
     chat_template: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     reasoning_effort: ReasoningEffort | None = None
+
+
+class Chat(ChatOptions):
+    """A chat and how to make a prompt of it: what completions and /tokenize share."""
+
+    messages: Messages
 
     @property
     def offered_functions(self) -> list[Function]:
@@ -327,16 +335,21 @@ class Chat(Body):
         )
 
 
-class ChatBody(Chat, GenerationBody):
-    """A chat to be continued."""
+class ChatGeneration(GenerationBody):
+    """What is wanted of a chat's answer, beside what all generated texts have."""
 
     logprobs: bool = False
     top_logprobs: Annotated[int, told("logprobs")] = 0
     max_completion_tokens: Annotated[Int32, told("max_tokens")] | None = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
-    takes_any_budget: ClassVar[bool] = False
     thinking_token_budget: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+
+
+class ChatBody(Chat, ChatGeneration):
+    """A chat to be continued."""
+
+    takes_any_budget: ClassVar[bool] = False
 
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
@@ -381,18 +394,3 @@ class ChatBody(Chat, GenerationBody):
                 logprobs=self.top_logprobs if self.logprobs else None,
                 prompt_logprobs=self.prompt_logprobs,
             )
-
-
-class CappedChatBody(ChatBody):
-    """A chat of another API, whose limits are upper bounds where they must be given.
-
-    They are lowered to what the model has room for, and a budget for reasoning is kept by a model
-    that does not reason.
-    """
-
-    takes_any_budget: ClassVar[bool] = True
-
-    @property
-    def has_limit(self) -> bool:
-        """Whether a limit must be kept to the letter."""
-        return False

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pydantic_core
@@ -21,7 +21,7 @@ from jaxserve.server.chat.pieces import (
     Text,
     chat_body,
 )
-from jaxserve.server.chat.schema import CappedChatBody, Chat, ChatBody
+from jaxserve.server.chat.schema import Chat, ChatBody
 from jaxserve.server.generation.prompts import encode_chat
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read
@@ -55,6 +55,21 @@ from jaxserve.server.schema.parsing import parse, renamed
 from jaxserve.server.state import server_state
 
 STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class CappedChatBody(ChatBody):
+    """A chat of another API, whose limits are upper bounds where they must be given.
+
+    They are lowered to what the model has room for, and a budget for reasoning is kept by a model
+    that does not reason.
+    """
+
+    takes_any_budget: ClassVar[bool] = True
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether a limit must be kept to the letter."""
+        return False
 
 
 async def create_message(http: HttpRequest) -> Response:
