@@ -392,3 +392,13 @@ def test_null_is_the_same_as_absent(http: TestClient) -> None:
         ("temperature", "n", "stop", "logprobs", "seed", "stream", "stream_options", "logit_bias")
     )
     assert http.post(TEXT, json=text(**nulls)).status_code == 200
+
+
+def test_an_answer_about_a_prompt_has_a_limit(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxserve.server.generation.prompts.MAX_PROMPT_LOGPROBS", 60)
+    assert http.post(TEXT, json=text(prompt=[5] * 3, prompt_logprobs=20)).status_code == 200
+    error = error_of(http.post(TEXT, json=text(prompt=[5] * 4, prompt_logprobs=20)), 400)
+    assert error["param"] == "prompt_logprobs"
+    assert "at most 60, got 20 times 4" in error["message"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from jaxserve.api.request import LOWEST_PRIORITY, Request, SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
+from jaxserve.errors import InvalidRequestError
 from jaxserve.server.chat.response_parser import ChatReading
 from jaxserve.server.chat.schema import Chat, ChatBody
 from jaxserve.server.chat.tool_constraints import BUDGET_NAMES, FIELD_NAMES, bound_to
@@ -16,6 +17,9 @@ from jaxserve.server.schema.ignored import IgnoredFields
 from jaxserve.server.schema.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 from jaxserve.tokenization.tokenizer import truncated
+
+# Log-probabilities in one answer about its prompt, some 60 bytes of JSON each.
+MAX_PROMPT_LOGPROBS = 2**20
 
 
 def encode(
@@ -173,7 +177,23 @@ class RequestMaker:
             max_model_len=self.model.max_model_len,
             max_logprobs=self.model.max_logprobs,
         )
+        self._check_prompt_logprobs(request)
         return request
+
+    def _check_prompt_logprobs(self, request: Request) -> None:
+        """Raise InvalidRequestError if the answer would hold too many log-probabilities.
+
+        A short request with the whole vocabulary at each token of its prompt has an answer of
+        hundreds of megabytes, which would hold up all others while it is written.
+        """
+        wanted = request.params.prompt_logprobs
+        each = self.model.vocab_size if wanted == -1 else wanted or 0
+        if each * len(request.prompt_ids) > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequestError(
+                f"prompt_logprobs times the tokens of the prompt must be at most"
+                f" {MAX_PROMPT_LOGPROBS}, got {each} times {len(request.prompt_ids)}",
+                param="prompt_logprobs",
+            )
 
 
 def cache_salt(state: ServerState, record: AccessRecord, asked: str | None) -> str:
