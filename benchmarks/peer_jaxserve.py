@@ -17,8 +17,7 @@ from jaxserve import __version__
 from jaxserve.bench.throughput import run_jobs
 from jaxserve.bench.workload import Job
 from jaxserve.commands.arguments import Parser, add_engine_arguments, model_of
-from jaxserve.config.flag import given
-from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.config.flags import ENGINE_FLAGS, given
 from jaxserve.offline.llm import LLM
 
 

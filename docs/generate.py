@@ -14,8 +14,8 @@ from typing import Any
 
 from jaxserve.api.request import SamplingParams
 from jaxserve.config.engine import EngineOptions
-from jaxserve.config.flag import Flag
 from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
+from jaxserve.config.option import Flag, default_of
 from jaxserve.config.server import ServerConfig
 from jaxserve.config.vllm_flags import INERT_FLAGS
 from jaxserve.server.schema.fields import IGNORED, REFUSED
@@ -34,7 +34,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def flags(listed: Sequence[Flag], settings: type[Any]) -> str:
     """Return a table of flags, with the defaults of the settings that they fill."""
-    defaults = {field.name: field.default for field in fields(settings)}
+    defaults = {field.name: default_of(field) for field in fields(settings)}
     return table(
         ("flag", "meaning", "default"),
         (

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 from jaxserve.api.caches import CacheGroup, PagedGroup
-from jaxserve.api.checks import check_choice, check_positive, check_slowdown
 from jaxserve.errors import ConfigError
 
 POLICIES = ("fcfs", "priority")
@@ -30,7 +29,7 @@ class CacheConfig:
                 raise ConfigError(
                     f"num_pages must be at least 2 (page 0 is padding), got {num_pages}"
                 )
-        check_positive("page_size", self.page_size)
+        _check_positive("page_size", self.page_size)
 
     @staticmethod
     def paged(
@@ -96,15 +95,19 @@ class SchedulerConfig:
     whole_prompts: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("policy", self.policy, POLICIES)
-        check_slowdown(self.max_decode_slowdown)
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if not self.max_decode_slowdown > 1:
+            raise ConfigError(
+                f"max_decode_slowdown must be a number above 1, got {self.max_decode_slowdown!r}"
+            )
         for name in (
             "max_model_len",
             "max_num_seqs",
             "max_num_batched_tokens",
             "max_queued_requests",
         ):
-            check_positive(name, getattr(self, name))
+            _check_positive(name, getattr(self, name))
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens must be at least max_num_seqs ({self.max_num_seqs}),"
@@ -115,3 +118,8 @@ class SchedulerConfig:
                 f"max_num_batched_tokens must be at least max_model_len ({self.max_model_len}),"
                 f" got {self.max_num_batched_tokens}: this model reads a prompt in one step"
             )
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")

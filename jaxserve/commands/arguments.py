@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxserve.config.engine import EngineOptions
-from jaxserve.config.flag import add_flags
-from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.config.flags import ENGINE_FLAGS, add_flags
 from jaxserve.config.inert_flag import InertFlag
 from jaxserve.config.vllm_flags import INERT_FLAGS
 from jaxserve.errors import ConfigError

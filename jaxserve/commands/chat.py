@@ -8,8 +8,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.config.flag import add_flags, given
-from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
+from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, add_flags, given, sampling_fields
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 
 if TYPE_CHECKING:

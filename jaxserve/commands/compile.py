@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
-from jaxserve.config.flag import given, number
-from jaxserve.config.flags import ENGINE_FLAGS, engine_options
+from jaxserve.config.flags import ENGINE_FLAGS, engine_options, given
+from jaxserve.config.values import number
 
 if TYPE_CHECKING:
     from jaxserve.planning.engine_plan import EnginePlan

@@ -6,8 +6,7 @@ import json
 import sys
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.config.flag import add_flags, given
-from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, sampling_fields
+from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, add_flags, given, sampling_fields
 
 HELP = "continue prompts"
 MAX_TOKENS = 256

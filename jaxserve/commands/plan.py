@@ -3,8 +3,7 @@
 import argparse
 
 from jaxserve.commands.arguments import add_engine_arguments, add_target, model_of
-from jaxserve.config.flag import given
-from jaxserve.config.flags import ENGINE_FLAGS, engine_options
+from jaxserve.config.flags import ENGINE_FLAGS, engine_options, given
 
 HELP = "print the memory plan of a model without loading it"
 

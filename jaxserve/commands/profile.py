@@ -8,8 +8,7 @@ from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.commands.bench.dataset import add_workload_arguments, workload_for
-from jaxserve.config.flag import given
-from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.config.flags import ENGINE_FLAGS, given
 
 HELP = "show where the time of every step goes"
 

@@ -8,8 +8,14 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
 from jaxserve.commands.arguments import add_engine_arguments, add_inert, model_of, say
-from jaxserve.config.flag import add_flags, given
-from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
+from jaxserve.config.flags import (
+    ENGINE_FLAGS,
+    SERVER_FLAGS,
+    add_flags,
+    engine_options,
+    given,
+    server_config,
+)
 from jaxserve.config.vllm_flags import BATCH_FLAGS
 from jaxserve.errors import ConfigError, InvalidRequestError
 

@@ -5,8 +5,14 @@ import socket
 
 from jaxserve import __version__
 from jaxserve.commands.arguments import add_engine_arguments, model_of
-from jaxserve.config.flag import add_flags, given
-from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
+from jaxserve.config.flags import (
+    ENGINE_FLAGS,
+    SERVER_FLAGS,
+    add_flags,
+    engine_options,
+    given,
+    server_config,
+)
 from jaxserve.config.server import ServerConfig
 
 HELP = "serve a model to OpenAI clients"

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.config.flag import given
-from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.config.flags import ENGINE_FLAGS, given
 from jaxserve.errors import ConfigError
 
 HELP = "seconds that one batch takes"

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxserve.commands.arguments import add_engine_arguments, model_of, say
-from jaxserve.config.flag import given
-from jaxserve.config.flags import ENGINE_FLAGS
+from jaxserve.config.flags import ENGINE_FLAGS, given
 
 HELP = "seconds from the start of a server to its first token"
 
