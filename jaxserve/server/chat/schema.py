@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, FailFast, Field, Tag
+from pydantic import ConfigDict, FailFast, Field, Tag
 
 from jaxserve.api.request import SamplingParams
 from jaxserve.chat.harmony import Harmony
@@ -11,6 +11,7 @@ from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.server.chat.parts import Content
 from jaxserve.server.schema.body import (
     INT32_MAX,
     MAX_PARTS,
@@ -19,7 +20,6 @@ from jaxserve.server.schema.body import (
     by_type,
     given,
     told,
-    wanted,
 )
 from jaxserve.server.schema.fields import REFUSED, UNREAD, Unread
 from jaxserve.server.schema.generation import GenerationBody
@@ -35,30 +35,6 @@ FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
 # Beyond OpenAI's roles, those of a model's own, such as ipython; its template says which.
 ROLE = r"^[a-zA-Z0-9_.-]{1,64}$"
 type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-class TextPart(Body):
-    """Part of a message. Hints about caching have no effect: prefixes are cached anyway."""
-
-    unread = Unread(ignored=frozenset({"cache_control", "prompt_cache_breakpoint"}))
-
-    type: Literal["text"]
-    text: str
-
-
-def _only_text(value: object) -> object:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        raise wanted(f"a part of type text: {show(kind)} is not supported")
-    return value
-
-
-type Parts = Annotated[
-    list[Annotated[TextPart, BeforeValidator(_only_text, json_schema_input_type=TextPart)]],
-    FailFast(),
-    Field(min_length=1, max_length=MAX_PARTS),
-]
-type Content = str | Parts
 
 
 class FunctionName(Body):
@@ -104,12 +80,15 @@ class FunctionCall(Body):
 
 
 class ToolCall(Body):
-    """A tool call of an assistant's message; `index` is left over from a stream's deltas."""
+    """A tool call of an assistant's message; `index` is left over from a stream's deltas.
+
+    Some clients leave the type out, as there is one only.
+    """
 
     unread = Unread(ignored=frozenset({"index"}))
 
     id: str
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionCall
 
 
@@ -162,7 +141,8 @@ class Message(Body):
             # Templates know no refusals: it is what the assistant said.
             message["content"] = self.refusal
         elif self.content is not None:
-            message["content"] = [{"type": "text", "text": part.text} for part in self.content]
+            parts = [{"type": "text", "text": part.text} for part in self.content]
+            message["content"] = parts or ""
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         return message

@@ -18,7 +18,8 @@ from pydantic_core import CoreSchema
 
 from jaxserve.api.pooling import PoolingParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.schema import Chat, TextPart
+from jaxserve.server.chat.parts import TextPart
+from jaxserve.server.chat.schema import Chat
 from jaxserve.server.completions.schema import Prompt, SomeIds, read_prompts
 from jaxserve.server.schema.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
 from jaxserve.server.schema.fields import IGNORED, REFUSED, TEXT_ONLY, UNREAD, WITH_MESSAGES, Unread

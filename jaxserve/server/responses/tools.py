@@ -30,6 +30,7 @@ HOSTED = (
     "image_generation",
     "local_shell",
     "mcp",
+    "programmatic_tool_calling",
     "shell",
     "tool_search",
     "web_search",

@@ -1,0 +1,65 @@
+"""Parts of a chat's messages: text, by any of its names."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
+
+from jaxserve.server.schema.body import MAX_PARTS, Body, wanted
+from jaxserve.server.schema.fields import Unread
+from jaxserve.server.schema.parsing import show
+
+PART_HINTS = Unread(ignored=frozenset({"cache_control", "prompt_cache_breakpoint"}))
+
+
+class TextPart(Body):
+    """Part of a message, perhaps by the name that /v1/responses has for it.
+
+    Hints about caching have no effect: prefixes are cached anyway.
+    """
+
+    unread = PART_HINTS
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class RefusalPart(Body):
+    """A refusal, of an answer sent back, which the model reads as any text."""
+
+    unread = PART_HINTS
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """The text that the model reads."""
+        return self.refusal
+
+
+# By the type of a part. One of none is taken for text, which says what it lacks.
+PART_TYPES = {
+    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
+    "refusal": "refusal",
+}
+
+
+def _part_type(value: object) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return PART_TYPES.get(kind, "text") if isinstance(kind, str) else "text"
+
+
+def _known_part(value: object) -> object:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind not in PART_TYPES:
+        raise wanted(f"a part of type text: {show(kind)} is not supported")
+    return value
+
+
+type Part = Annotated[
+    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")],
+    Discriminator(_part_type),
+    BeforeValidator(_known_part, json_schema_input_type=TextPart | RefusalPart),
+]
+type Parts = Annotated[list[Part], FailFast(), Field(max_length=MAX_PARTS)]
+type Content = str | Parts
