@@ -204,7 +204,7 @@ FIELDS: list[tuple[str, Any, str, str]] = [
     (CHAT, {"messages": "hello"}, "messages", "list, got 'hello'"),
     (CHAT, {"messages": ["hello"]}, "messages[0]", "object, got 'hello'"),
     (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role", "required"),
-    (CHAT, with_message(role="wizard"), "messages[0].role", "got 'wizard'"),
+    (CHAT, with_message(role="a wizard"), "messages[0].role", "got 'a wizard'"),
     (CHAT, with_message(content=5), "messages[0].content", "a string or a list, got 5"),
     (CHAT, with_message(content=None), "messages[0].content", "required"),
     (CHAT, with_message(content=["x"]), "messages[0].content[0]", "an object"),
