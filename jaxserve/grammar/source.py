@@ -44,10 +44,11 @@ def grammar_source(
     else:
         # An end that is text like any other cannot be told from the thought that it ends.
         raise refusal("max_reasoning_tokens", f"cannot be kept: {end} is no token of the model")
-    reasoning = "thought"
+    reasoning = "thought GAP"
     if params.reasoning_begin is not None:
-        reasoning = f"(GAP {literals(params.reasoning_begin, markup)} thought)?"
-    start = f"%llguidance {{}}\nstart: {reasoning} GAP @answer\n{thought}\nGAP: /{GAP}/\n"
+        # Without reasoning there is no gap: it would be part of the answer.
+        reasoning = f"(GAP {literals(params.reasoning_begin, markup)} thought GAP)?"
+    start = f"%llguidance {{}}\nstart: {reasoning} @answer\n{thought}\nGAP: /{GAP}/\n"
     return _within(start, grammar, name="answer")
 
 

@@ -67,6 +67,11 @@ def test_reasoning_stands_between_its_marks(text: str) -> None:
     assert not accepts(StructuredOutputsParams(**THINKING), text)
 
 
+@pytest.mark.parametrize("text", [" a", "\n\na"])
+def test_an_answer_without_reasoning_begins_at_once(text: str) -> None:
+    assert not accepts(StructuredOutputsParams(**THINKING), text)
+
+
 @pytest.mark.parametrize("limit", [0, 1, 5])
 def test_reasoning_ends_when_its_tokens_are_used_up(limit: int) -> None:
     params = StructuredOutputsParams(**THINKING, max_reasoning_tokens=limit)
