@@ -152,6 +152,9 @@ class GrammarCompiler:
             before = heap_bytes()
             matcher = _with_stack(lambda: self._compile(source))
         if matcher.is_error():
+            if params.whitespace_pattern is not None:
+                # Raises what is wrong with the pattern, if that is it.
+                self._check_pattern("whitespace_pattern", params.whitespace_pattern)
             raise refusal(params.kind, _reason(matcher.get_error()))
         # Other threads allocate, too, so that this is no more than about right.
         grown = min(heap_bytes() - before, MAX_LEXER_BYTES)
@@ -161,6 +164,13 @@ class GrammarCompiler:
             self._compiled.setdefault(key, grammar)
             self._evict()
         return grammar
+
+    def _check_pattern(self, name: str, pattern: str) -> None:
+        """Raise InvalidRequestError if the regex of a field cannot be followed by itself."""
+        try:
+            self.compiled(StructuredOutputsParams(regex=pattern))
+        except InvalidRequestError as error:
+            raise refusal(name, error.message.partition(" ")[2]) from error
 
     def _compile(self, source: str) -> LLMatcher:
         matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)

@@ -231,6 +231,16 @@ def test_a_form_that_allows_none_of_the_allowed_tokens_is_the_clients_error(
         ({"guided_regex": "a", "guided_choice": ["a"]}, "structured_outputs", "exactly one of"),
         ({"guided_regex": "a", "structured_outputs": {"regex": "a"}}, "guided_regex", "one form"),
         ({"regex": "a"}, "regex", "use structured_outputs"),
+        (
+            {**FORM, "structured_outputs": {"whitespace_pattern": "("}},
+            "structured_outputs.whitespace_pattern",
+            "structured_outputs.whitespace_pattern cannot be followed",
+        ),
+        (
+            {**FORM, "guided_whitespace_pattern": "("},
+            "guided_whitespace_pattern",
+            "guided_whitespace_pattern cannot be followed",
+        ),
         (BREAKS, "guided_whitespace_pattern", "only be given with a form"),
         (COMPACT, "structured_outputs", "exactly one of"),
         ({"guided_regex": "a", **BREAKS}, "guided_whitespace_pattern", "is for JSON"),

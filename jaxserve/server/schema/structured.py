@@ -182,9 +182,12 @@ def structured_names(
     response_format: ResponseFormat | None, guided: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return what the fields of `structured_outputs` are called in a body that has them."""
+    names = {f"structured_outputs.{GUIDED[name]}": name for name in guided if name in GUIDED}
     if response_format is not None:
-        return {f"structured_outputs.{kind}": "response_format" for kind in KINDS}
-    return {f"structured_outputs.{GUIDED[name]}": name for name in guided if name in GUIDED}
+        names = {f"structured_outputs.{kind}": "response_format" for kind in KINDS}
+    if WHITESPACE in guided:
+        names["structured_outputs.whitespace_pattern"] = WHITESPACE
+    return names
 
 
 def _of_format(form: ResponseFormat) -> StructuredOutputsParams | None:
