@@ -143,7 +143,7 @@ class Bench:
         assert self._compilations.since_mark == 0, "a program was compiled while the clock ran"
         model, rows = self._plan.model, steps[0].rows
         attended = sum((row.start + (row.num_tokens + 1) / 2) * row.num_tokens for row in rows)
-        per_layer = 4 * model.heads * model.head_dim * attended
+        per_pair = sum(layer.mixer.pair_flops(devices=1) for layer in model.layers)
         flops = 2 * (self._num_weights - self._head) * tokens + 2 * self._head * len(rows)
         cached = sum(row.start + row.num_tokens for row in rows)
         return Measured(
@@ -154,7 +154,7 @@ class Bench:
             step_ms=queued_s / len(steps) * 1e3,
             latency_ms=waited_s / len(steps) * 1e3,
             bytes=self._weight_bytes + cached * self._page_bytes // self._plan.cache.page_size,
-            flops=(flops + per_layer * model.num_layers) / self._plan.context.mesh.size,
+            flops=(flops + per_pair * attended) / self._plan.context.mesh.size,
         )
 
     def _run(self, plans: Sequence[StepPlan], *, wait: bool = False) -> float:

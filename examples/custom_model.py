@@ -4,38 +4,33 @@ python examples/custom_model.py arcee-ai/AFM-4.5B-Base "Once upon a time"
 """
 
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxserve import LLM
-from jaxserve.layers.linear import Rows, einsum
-from jaxserve.models import Decoder, DecoderConfig, DecoderFamily, Tap, register_family
+from jaxserve.layers.linear import einsum
+from jaxserve.models import DecoderConfig, DecoderFamily, Dense, ForwardContext, register_family
 from jaxserve.models.declare import matrix
 
 
 class SquaredReluMLP(nnx.Module):
     """down(relu(up(x)) ** 2) (So et al., 2021, arXiv:2109.08668)."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        self.up = matrix("embed", embed=config.embed, ffw=config.ffw)
-        self.down = matrix("ffw", ffw=config.ffw, embed=config.embed)
+    def __init__(self, config: DecoderConfig, layer: Dense) -> None:
+        self.up = matrix("embed", embed=config.embed, ffw=layer.ffw)
+        self.down = matrix("ffw", ffw=layer.ffw, embed=config.embed)
 
-    def __call__(self, x: jax.Array, rows: Rows, tap: Tap) -> jax.Array:
-        """Transform each token of `x` by itself."""
-        active = jnp.square(jax.nn.relu(einsum("td,df->tf", x, self.up[...], rows)))
-        return einsum("tf,fd->td", tap("active", active), self.down[...], rows)
-
-
-class Arcee(Decoder):
-    """The decoder, with these."""
-
-    feed_forward = SquaredReluMLP
+    def __call__(self, x: jax.Array, context: ForwardContext[Any]) -> jax.Array:
+        """Return what to add to the stream."""
+        active = jnp.square(jax.nn.relu(einsum("td,df->tf", x, self.up[...], context.rows)))
+        return einsum("tf,fd->td", context.tap("active", active), self.down[...], context.rows)
 
 
-UP = {"mlp.up": [("mlp.up_proj.weight", "ffw, embed")]}  # What else there is lies as in Llama.
-FAMILY = DecoderFamily(Arcee, hidden_act="relu2", tensors=UP)
+UP = {"mlp.up": [("mlp.up_proj.weight", "ffw, embed")]}  # All other parameters lie as in Llama.
+FAMILY = DecoderFamily(feed_forward=SquaredReluMLP, hidden_act="relu2", tensors=UP)
 
 if __name__ == "__main__":
     register_family("arcee", FAMILY)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxserve.layers.norm import rms_norm
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import load_model
 from jaxserve.models import Decoder, Tap, capture, config_from_hf, init_model
@@ -57,8 +56,7 @@ def logit_lens(model: Decoder, token_ids: Array) -> Array:
     """
     _, seen = capture(model, token_ids, "layers.*.out")
     streams = [seen[f"layers.{i}.out"] for i in range(model.config.num_layers)]
-    normed = (rms_norm(x, model.final_norm[...], eps=model.config.norm_eps) for x in streams)
-    return jnp.stack([model.logits(x).argmax(axis=-1) for x in normed])
+    return jnp.stack([model.logits(model.final_norm(x)).argmax(axis=-1) for x in streams])
 
 
 @jax.jit
@@ -67,19 +65,19 @@ def head_importance(model: Decoder, token_ids: Array) -> Array:
 
     One program runs all the ablations: the head to silence is an argument, mapped over.
     """
-    config = model.config
+    num_heads = model.layers[0].attention.o[...].shape[0]
 
     def ablated(layer: Array, head: Array) -> Array:
         def silence(name: str, value: Array) -> Array:
             if not name.endswith(".attention.heads"):
                 return value
             number = int(name.split(".")[1])  # layers.N.attention.heads
-            is_silent = (layer == number) & (jnp.arange(config.heads) == head)
+            is_silent = (layer == number) & (jnp.arange(num_heads) == head)
             return jnp.where(is_silent[:, None], 0, value)
 
         return loss(model, token_ids, tap=silence)
 
-    layers, heads = jnp.arange(config.num_layers), jnp.arange(config.heads)
+    layers, heads = jnp.arange(model.config.num_layers), jnp.arange(num_heads)
     per_head = jax.vmap(jax.vmap(ablated, in_axes=(None, 0)), in_axes=(0, None))
     return per_head(layers, heads) - loss(model, token_ids)
 

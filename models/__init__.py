@@ -7,7 +7,7 @@ finds it. `register_family` is for one process.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -16,12 +16,16 @@ from typing import Any, Protocol, cast
 from jaxserve.errors import CheckpointError
 from jaxserve.models.capture import capture as capture
 from jaxserve.models.config import DecoderConfig as DecoderConfig
+from jaxserve.models.config import Dense as Dense
 from jaxserve.models.config import EncoderConfig as EncoderConfig
+from jaxserve.models.config import GroupedQuery as GroupedQuery
+from jaxserve.models.config import LayerConfig as LayerConfig
 from jaxserve.models.config import ModelConfig as ModelConfig
 from jaxserve.models.decoder import Decoder as Decoder
-from jaxserve.models.decoder import Tap as Tap
 from jaxserve.models.encoder import Encoder as Encoder
-from jaxserve.models.hf_config import decoder_config
+from jaxserve.models.forward import ForwardContext as ForwardContext
+from jaxserve.models.forward import Tap as Tap
+from jaxserve.models.hf_config import Modules, decoder_config
 from jaxserve.models.hf_reader import HfConfig as HfConfig
 from jaxserve.models.hf_rope import stretched_rope as stretched_rope
 from jaxserve.models.hf_rope import with_overrides as with_overrides
@@ -42,16 +46,21 @@ from jaxserve.quantization.layout import WeightLayout
 # Files here that are not families.
 _SHARED = frozenset(
     {
+        "attention",
         "capture",
         "config",
         "declare",
         "decoder",
         "encoder",
+        "forward",
         "hf_config",
         "hf_reader",
         "hf_rope",
+        "mlp",
+        "norm",
         "params",
         "weights",
+        "work",
     }
 )
 
@@ -71,23 +80,20 @@ class Family(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderFamily:
-    """A family that is Llama's, but for its architecture and where its own parameters lie.
+@dataclass(frozen=True, kw_only=True)
+class DecoderFamily(Modules):
+    """A family that is Llama's but for some modules and where their parameters lie.
 
-    hidden_act: what its config.json must say. tensors, top_tensors: by parameter of a layer and of
-    the model, the checkpoint's tensors and what their dimensions hold, as in `weights.py`.
+    tensors, top_tensors: by parameter of a layer and of the model, the checkpoint's tensors and
+    what their dimensions hold, as in `weights.py`.
     """
 
-    architecture: type[Decoder]
-    hidden_act: str = "silu"
     tensors: Parts = field(default_factory=dict)
     top_tensors: Parts = field(default_factory=dict)
 
     def config_from_hf(self, hf: Mapping[str, object]) -> DecoderConfig:
         """See Family."""
-        config = decoder_config(HfConfig(hf), hidden_act=self.hidden_act)
-        return replace(config, architecture=self.architecture)
+        return decoder_config(HfConfig(hf), modules=self)
 
     def hf_tensors(self, config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
         """See Family."""

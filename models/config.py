@@ -1,13 +1,24 @@
-"""What a decoder is: sizes, rotation, and the few switches in which the families differ."""
+"""Descriptions of models: sizes, and of each layer its parts and how they are joined.
+
+Descriptions are frozen and hashable, so that they can be static arguments of jit. Each names the
+module that computes it, and reports what its layer costs, so that planning knows no formulas.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+from jaxserve.layers.attention import PACKED_QUERIES
 from jaxserve.layers.rope import Rope
+from jaxserve.models.work import LayerWork
+from jaxserve.quantization.matrix import matrices
+from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec
 
-# How the names of tensors begin that encoders are saved with, and that embeddings or scores of
-# labels do without: the heads of other tasks, and the positions' own numbers.
+# Makes a normalisation: called with epsilon and, by its axis word, the width (`embed=64`).
+type Norm = Callable[..., Any]
+
+# Prefixes of tensors that encoders are saved with and that embeddings and scores do not need: the
+# heads of other tasks, and the positions' own numbers.
 _SPARE = (
     "cls.",
     "lm_head.",
@@ -21,51 +32,245 @@ _SPARE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Everything that shapes a decoder's parameters and its forward pass.
+class Mixer(Protocol):
+    """Description of the part of a layer that mixes the tokens of a sequence."""
 
-    Frozen and hashable, so it can be a static argument of jit. embed, ffw and head_dim are widths;
-    sliding_windows has one entry per layer: how many tokens it sees, itself included, or None for
-    all. qkv_bias, output_bias and mlp_bias say which projections add a bias, qk_norm whether
-    queries and keys are normalised per head before they are rotated. num_labels: how many labels a
-    head scores that stands in place of the language model's; 0 is no head at all. architecture:
-    makes the module that computes it, where that is no plain `Decoder`: a subclass of it.
+    @property
+    def module(self) -> Callable[[Any, Any], Any]:
+        """Module that computes it, called with the model's description and this one."""
+        ...
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that a query attends to, itself included; None is all before it."""
+        ...
+
+    @property
+    def rope(self) -> Rope | None:
+        """Rotary positions; None for a mixer without."""
+        ...
+
+    def divides(self, devices: int) -> str | None:
+        """Return what cannot be divided among so many devices, None if all can."""
+        ...
+
+    def attention(
+        self, *, devices: int, page_size: int, dtype: str, cache_dtype: str
+    ) -> AttentionConfig:
+        """Return what one device asks of paged attention."""
+        ...
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """Return bytes of temporaries per token on one device, those of the kernel excluded."""
+        ...
+
+    def pair_flops(self, *, devices: int) -> int:
+        """Return FLOPs on one device for each pair of a query and a key that it sees."""
+        ...
+
+    def key_bytes(self, *, devices: int, itemsize: int) -> int:
+        """Return bytes that one device keeps of each token."""
+        ...
+
+
+class FeedForward(Protocol):
+    """Description of the part of a layer that transforms each token by itself."""
+
+    @property
+    def module(self) -> Callable[[Any, Any], Any]:
+        """Module that computes it, called with the model's description and this one."""
+        ...
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """Return bytes of temporaries per token on one device."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedQuery:
+    """Attention in which each key-value head serves heads / kv_heads query heads.
+
+    scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: whether each
+    head has a sink. rope: None where queries and keys are not rotated. qk_norm: whether queries and
+    keys are normalised per head before. is_causal: False lets a token attend to later ones too.
+    """
+
+    module: Callable[[Any, "GroupedQuery"], Any]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: Rope | None
+    sliding_window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    is_causal: bool = True
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def spec(self) -> AttentionSpec:
+        """What the layer asks of attention, without the arrays."""
+        return AttentionSpec(
+            scale=self.scale, sliding_window=self.sliding_window, soft_cap=self.soft_cap
+        )
+
+    def divides(self, devices: int) -> str | None:
+        """See Mixer."""
+        for word, count in (("heads", self.heads), ("kv_heads", self.kv_heads)):
+            if count % devices:
+                return f"{word} ({count})"
+        return None
+
+    def attention(
+        self, *, devices: int, page_size: int, dtype: str, cache_dtype: str
+    ) -> AttentionConfig:
+        """See Mixer."""
+        return AttentionConfig(
+            heads=self.heads // devices,
+            kv_heads=self.kv_heads // devices,
+            head_dim=self.head_dim,
+            page_size=page_size,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            sliding_window=self.sliding_window,
+            soft_cap=self.soft_cap,
+            sinks=self.sinks,
+        )
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See Mixer: queries, keys and values, and the scores of attention without a kernel."""
+        heads = (self.heads + 2 * self.kv_heads) // devices
+        # Scores and weights, float32.
+        scores = 0 if self.is_causal else 8 * PACKED_QUERIES * self.heads // devices
+        return heads * self.head_dim * itemsize + scores
+
+    def pair_flops(self, *, devices: int) -> int:
+        """See Mixer."""
+        return 4 * (self.heads // devices) * self.head_dim
+
+    def key_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See Mixer."""
+        return 2 * (self.kv_heads // devices) * self.head_dim * itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A feed-forward that every token passes; ffw is its width."""
+
+    module: Callable[[Any, "Dense"], Any]
+    ffw: int
+    bias: bool = False
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See FeedForward: a gate, what it gates, and their product."""
+        return 3 * (self.ffw // devices) * itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """One layer: its parts, and how they are joined to the stream.
+
+    block: module that joins them, called with the model's description and this one. pre_norm:
+    whether mixer and feed-forward read the normalised stream. post_norm: whether their results are
+    normalised. residual_multiplier: factor of the results as they are added to the stream.
+    """
+
+    block: Callable[[Any, "LayerConfig"], Any]
+    mixer: Mixer
+    feed_forward: FeedForward
+    pre_norm: bool = True
+    post_norm: bool = False
+    residual_multiplier: float = 1.0
+
+    def work(self, params: Any, *, devices: int, cache_itemsize: int) -> LayerWork:
+        """Count the FLOPs and bytes of the layer on one device.
+
+        params: its parameters, or abstract ones, with shardings. cache_itemsize: bytes of a number
+        in the cache. Every token meets every matrix, once.
+        """
+        return LayerWork(
+            token_flops=2 * sum(matrix.num_weights for matrix in matrices(params)),
+            pair_flops=self.mixer.pair_flops(devices=devices),
+            key_bytes=self.mixer.key_bytes(devices=devices, itemsize=cache_itemsize),
+            sliding_window=self.mixer.sliding_window,
+        )
+
+    def workspace_bytes(
+        self, num_tokens: int, *, attending: int, devices: int, itemsize: int
+    ) -> int:
+        """Estimate the temporaries of a step of so many tokens on one device.
+
+        attending: bytes of the attention kernel. The two parts run one after the other.
+        """
+        mixer = self.mixer.row_bytes(devices=devices, itemsize=itemsize)
+        feed_forward = self.feed_forward.row_bytes(devices=devices, itemsize=itemsize)
+        return max(num_tokens * mixer + attending, num_tokens * feed_forward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelConfig:
+    """Fields of decoders and encoders alike.
+
+    embed: width of the stream. norm: normalisations in the layers. architecture: module that
+    computes the model: `Decoder`, `Encoder` or a family's own.
     """
 
     model_type: str
     vocab_size: int
     embed: int
-    ffw: int
-    num_layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    norm: Norm
     norm_eps: float
-    rope: Rope
-    max_position: int
-    tied_embeddings: bool
-    sliding_windows: tuple[int | None, ...]
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    num_labels: int | None = None
-    architecture: Callable[["DecoderConfig"], Any] | None = None
+    layers: tuple[LayerConfig, ...]
+    architecture: Callable[[Any], Any]
 
     @property
-    def is_causal(self) -> bool:
-        """Whether a token sees none after it."""
-        return True
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(_ModelConfig):
+    """Everything that shapes a decoder's parameters and its forward pass.
+
+    final_norm: normalisation before the head.
+    embedding_multiplier, logit_multiplier: factors of the embeddings and of the logits.
+    logit_soft_cap: a logit l becomes logit_soft_cap * tanh(l / logit_soft_cap). num_labels: labels
+    scored by a head in place of the language model's; 0 is no head at all.
+    """
+
+    final_norm: Norm
+    max_position: int
+    tied_embeddings: bool
+    embedding_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    logit_soft_cap: float | None = None
+    num_labels: int | None = None
+
+    is_causal: ClassVar[bool] = True
 
     @property
     def num_caches(self) -> int:
-        """How many layers keep keys and values."""
+        """Number of layers that keep keys and values."""
         return self.num_layers
 
     @property
+    def head(self) -> str | None:
+        """Parameter that logits are computed with; None for a model without."""
+        if self.num_labels is not None:
+            return None
+        return "embedding" if self.tied_embeddings else "lm_head"
+
+    @property
     def spare_tensors(self) -> tuple[str, ...]:
-        """How the names of tensors begin that a checkpoint may have and this model needs not."""
+        """Prefixes of tensors that a checkpoint may have and this model does not need."""
         if self.num_labels is None:
             return ("lm_head.",) if self.tied_embeddings else ()
         return ("lm_head.",) if self.num_labels else ("lm_head.", "score.")
@@ -76,31 +281,32 @@ class DecoderConfig:
 
     @property
     def num_token_ids(self) -> int:
-        """Token ids that a prompt may have: those below."""
+        """Upper limit of the token ids of a prompt."""
         return self.vocab_size
 
     @property
+    def rope(self) -> Rope | None:
+        """Rotary positions of the layers that see farthest; None for a model without."""
+        mixers = [layer.mixer for layer in self.layers if layer.mixer.rope is not None]
+        farthest = [mixer for mixer in mixers if mixer.sliding_window is None] or mixers
+        return farthest[0].rope if farthest else None
+
+    @property
     def longest_context(self) -> int:
-        """How many tokens a sequence may have: `max_position`, stretched by the RoPE's factor."""
-        return self.rope.longest_context(self.max_position)
+        """Tokens that a sequence may have: `max_position`, stretched by the RoPE's factor."""
+        rope = self.rope
+        return self.max_position if rope is None else rope.longest_context(self.max_position)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(_ModelConfig):
     """Everything that shapes an encoder of the BERT families; see DecoderConfig.
 
     num_positions: rows of the table of positions, of which a text begins at `first_position`.
-    num_segments: kinds of text that token ids tell apart, see `encoder.py`. num_labels: how many
-    labels its head scores; 0 is no head.
+    num_segments: kinds of text that token ids tell apart, see `encoder.py`. num_labels: labels that
+    its head scores; 0 is no head.
     """
 
-    model_type: str
-    vocab_size: int
-    embed: int
-    ffw: int
-    num_layers: int
-    heads: int
-    norm_eps: float
     num_positions: int
     first_position: int
     num_segments: int
@@ -110,26 +316,12 @@ class EncoderConfig:
     is_causal: ClassVar[bool] = False
     num_caches: ClassVar[int] = 0
     tied_embeddings: ClassVar[bool] = False
+    head: ClassVar[str | None] = None
     spare_tensors: ClassVar[tuple[str, ...]] = _SPARE
 
     @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.embed // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values: each head has its own."""
-        return self.heads
-
-    @property
-    def sliding_windows(self) -> tuple[None, ...]:
-        """Every layer sees the whole text."""
-        return (None,) * self.num_layers
-
-    @property
     def max_position(self) -> int:
-        """How many tokens a text may have."""
+        """Tokens that a text may have."""
         return self.num_positions - self.first_position
 
     @property
@@ -139,7 +331,7 @@ class EncoderConfig:
 
     @property
     def num_token_ids(self) -> int:
-        """Token ids that a text may have: those below."""
+        """Upper limit of the token ids of a text."""
         return self.vocab_size * self.num_segments
 
     def pooled(self, num_labels: int) -> "EncoderConfig":

@@ -18,60 +18,31 @@ from jaxtyping import Array, Float, Int
 from jaxserve.layers.attention import Attend, attend_both_ways
 from jaxserve.layers.embed import embed
 from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
-from jaxserve.layers.norm import layer_norm
-from jaxserve.models.config import EncoderConfig
-from jaxserve.models.declare import matrix, ones, zeros
-from pallas_kernels.paged_attention import AttentionSpec
-
-
-class Norm(nnx.Module):
-    """Normalisation of the stream (Ba et al., 2016, arXiv:1607.06450)."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        """Declare scale and shift."""
-        self.eps = config.norm_eps
-        self.weight = ones(embed=config.embed)
-        self.bias = zeros(embed=config.embed)
-
-    def __call__(self, x: Float[Array, "tokens embed"]) -> Float[Array, "tokens embed"]:
-        """Return the stream, normalised."""
-        return layer_norm(x, self.weight[...], self.bias[...], eps=self.eps)
+from jaxserve.models.config import EncoderConfig, LayerConfig
+from jaxserve.models.declare import matrix, zeros
+from jaxserve.models.forward import ForwardContext
 
 
 class EncoderBlock(nnx.Module):
-    """One layer."""
+    """One layer: attention and an MLP, each added to the stream, which is then normalised."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, layer: LayerConfig) -> None:
         """Declare the layer's parameters."""
-        d, h, k, f = config.embed, config.heads, config.head_dim, config.ffw
-        self.spec = AttentionSpec(scale=k**-0.5)
-        self.qkv = matrix("embed", embed=d, kv_heads=h, qkv=3, head_dim=k)
-        self.qkv_bias = zeros(kv_heads=h, qkv=3, head_dim=k)
-        self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
-        self.o_bias = zeros(embed=d)
-        self.attention_norm = Norm(config)
-        self.up = matrix("embed", embed=d, ffw=f)
-        self.up_bias = zeros(ffw=f)
-        self.down = matrix("ffw", ffw=f, embed=d)
-        self.down_bias = zeros(embed=d)
-        self.mlp_norm = Norm(config)
+        self.attention = layer.mixer.module(config, layer.mixer)
+        self.attention_norm = config.norm(config.norm_eps, embed=config.embed)
+        self.mlp = layer.feed_forward.module(config, layer.feed_forward)
+        self.mlp_norm = config.norm(config.norm_eps, embed=config.embed)
 
-    def __call__[Cache](
-        self, x: Float[Array, "tokens embed"], rows: Rows, cache: Cache, attend: Attend[Cache]
+    def __call__(
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[None]
     ) -> Float[Array, "tokens embed"]:
-        """Return the stream after this layer; what the cache holds is not kept."""
+        """Return the stream after this layer; an encoder has no caches."""
         with jax.named_scope("attention"):
-            qkv = einsum("td,dgpk->tgpk", x, self.qkv[...], rows) + self.qkv_bias[...]
-            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-            mixed, _ = attend(q, k, v, cache, self.spec)
-            x = self.attention_norm(
-                x + einsum("thk,hkd->td", mixed, self.o[...], rows) + self.o_bias[...]
-            )
+            mixed, _ = self.attention(x, None, context)
+            x = self.attention_norm(x + mixed)
         with jax.named_scope("mlp"):
-            wide = einsum("td,df->tf", x, self.up[...], rows) + self.up_bias[...]
-            active = jax.nn.gelu(wide, approximate=False)
-            out = einsum("tf,fd->td", active, self.down[...], rows) + self.down_bias[...]
-            return self.mlp_norm(x + out)
+            normalised: Array = self.mlp_norm(x + self.mlp(x, context))
+            return normalised
 
 
 class Encoder(nnx.Module):
@@ -84,8 +55,8 @@ class Encoder(nnx.Module):
         self.embedding = matrix("embed", vocab=config.vocab_size, embed=d)
         self.positions = matrix("", positions=config.num_positions, embed=d)
         self.segments = matrix("", segments=config.num_segments, embed=d)
-        self.embedding_norm = Norm(config)
-        self.layers = nnx.List(EncoderBlock(config) for _ in range(config.num_layers))
+        self.embedding_norm = config.norm(config.norm_eps, embed=d)
+        self.layers = nnx.List(layer.block(config, layer) for layer in config.layers)
         self.dense = matrix("embed", embed=d, pooled=d) if labels else None
         self.dense_bias = zeros(pooled=d) if labels else None
         self.score = matrix("pooled", pooled=d, labels=labels) if labels else None
@@ -112,14 +83,16 @@ class Encoder(nnx.Module):
 
         caches: none, and none come back. rope_length: of no meaning here.
         """
-        del rope_length
         config = self.config
+        context = ForwardContext(
+            positions=positions, attend=attend, rows=rows, rope_length=rope_length or 0
+        )
         x = embed(self.embedding[...], token_ids % config.vocab_size, rows)
         x = x + self.positions[...][positions + config.first_position]
         x = self.embedding_norm(x + self.segments[...][token_ids // config.vocab_size])
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
-                x = layer(x, rows, None, attend)
+                x = layer(x, context)
         return x, tuple(caches)
 
     def pooled(

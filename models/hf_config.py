@@ -3,15 +3,51 @@
 Keys and defaults are those of transformers 5.23.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
 from jaxserve.errors import CheckpointError
-from jaxserve.models.config import DecoderConfig, EncoderConfig
+from jaxserve.models.attention import Attention
+from jaxserve.models.config import (
+    DecoderConfig,
+    Dense,
+    EncoderConfig,
+    GroupedQuery,
+    LayerConfig,
+    Norm,
+)
+from jaxserve.models.decoder import Block, Decoder
+from jaxserve.models.encoder import Encoder, EncoderBlock
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import read_rope
+from jaxserve.models.mlp import MLP, GeluMLP
+from jaxserve.models.norm import LayerNorm, RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modules:
+    """The modules of a decoder family; those of Llama by default.
+
+    hidden_act: the activation that `config.json` must name for this feed-forward.
+    """
+
+    block: Callable[[DecoderConfig, LayerConfig], Any] = Block
+    attention: Callable[[DecoderConfig, GroupedQuery], Any] = Attention
+    feed_forward: Callable[[DecoderConfig, Dense], Any] = MLP
+    norm: Norm = RMSNorm
+    final_norm: Norm = RMSNorm
+    architecture: Callable[[DecoderConfig], Any] = Decoder
+    hidden_act: str = "silu"
+
+
+_LLAMA = Modules()
 
 
 def decoder_config(
     reader: HfConfig,
     *,
+    modules: Modules = _LLAMA,
     qkv_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
@@ -19,13 +55,12 @@ def decoder_config(
     head_dim: int | None = None,
     kv_heads: int | None = None,
     sliding_windows: tuple[int | None, ...] | None = None,
-    hidden_act: str = "silu",
 ) -> DecoderConfig:
     """Read what all families share. Keywords are what a family fixes or defaults to.
 
     head_dim and kv_heads stand in for absent keys (default: embed / heads, and heads).
     """
-    reader.only("hidden_act", hidden_act)
+    reader.only("hidden_act", modules.hidden_act)
     reader.only("quantization_config", None, {})
     reader.only("partial_rotary_factor", 1.0, None)
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
@@ -45,25 +80,39 @@ def decoder_config(
         )
     if head_dim % 2:
         raise CheckpointError(f"head_dim must be even for rotary positions, got {head_dim}")
+    mixer = GroupedQuery(
+        module=modules.attention,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=read_rope(reader, max_position=max_position),
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        qk_norm=qk_norm,
+    )
+    feed_forward = Dense(
+        module=modules.feed_forward, ffw=reader.integer("intermediate_size"), bias=mlp_bias
+    )
     return DecoderConfig(
         model_type=reader.word("model_type") or "",
         vocab_size=reader.integer("vocab_size"),
         embed=embed,
-        ffw=reader.integer("intermediate_size"),
-        num_layers=num_layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
-        rope=read_rope(reader, max_position=max_position),
+        norm=modules.norm,
+        final_norm=modules.final_norm,
+        layers=tuple(
+            LayerConfig(
+                block=modules.block,
+                mixer=replace(mixer, sliding_window=window),
+                feed_forward=feed_forward,
+            )
+            for window in sliding_windows or (None,) * num_layers
+        ),
         max_position=max_position,
         tied_embeddings=reader.flag("tie_word_embeddings", default=False),
-        sliding_windows=(None,) * num_layers if sliding_windows is None else sliding_windows,
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
-        mlp_bias=mlp_bias,
-        qk_norm=qk_norm,
         num_labels=read_num_labels(reader, default="ForCausalLM"),
+        architecture=modules.architecture,
     )
 
 
@@ -84,18 +133,34 @@ def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
             "config.json has an architecture ...ForCausalLM; jaxserve supports encoders that give"
             " embeddings (...Model) and scores (...ForSequenceClassification)"
         )
+    layer = LayerConfig(
+        block=EncoderBlock,
+        mixer=GroupedQuery(
+            module=Attention,
+            heads=heads,
+            kv_heads=heads,
+            head_dim=embed // heads,
+            scale=(embed // heads) ** -0.5,
+            rope=None,
+            qkv_bias=True,
+            output_bias=True,
+            is_causal=False,
+        ),
+        feed_forward=Dense(module=GeluMLP, ffw=reader.integer("intermediate_size"), bias=True),
+        pre_norm=False,
+    )
     return EncoderConfig(
         model_type=reader.word("model_type") or "",
         vocab_size=reader.integer("vocab_size"),
         embed=embed,
-        ffw=reader.integer("intermediate_size"),
-        num_layers=reader.integer("num_hidden_layers"),
-        heads=heads,
         norm_eps=reader.number("layer_norm_eps", default=1e-12),
+        norm=LayerNorm,
+        layers=(layer,) * reader.integer("num_hidden_layers"),
         num_positions=reader.integer("max_position_embeddings"),
         first_position=first_position,
         num_segments=reader.integer("type_vocab_size", default=2),
         num_labels=num_labels,
+        architecture=Encoder,
     )
 
 

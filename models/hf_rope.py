@@ -40,6 +40,8 @@ def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
         return {"rope_parameters": {**settings, "factor": math.ceil(num_tokens / num_positions)}}
 
     match model.rope:
+        case None:
+            return {"max_position_embeddings": num_tokens}
         case Llama3Rope():  # its factor is no part of how long the context is
             return {"max_position_embeddings": num_tokens}
         case YarnRope(original_max_position=original):

@@ -99,9 +99,7 @@ def params_of(model: Model) -> Params:
 
 @lru_cache(maxsize=8)
 def _declared(config: ModelConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
-    if isinstance(config, EncoderConfig):
-        return nnx.split(Encoder(config))
-    return nnx.split((config.architecture or Decoder)(config))
+    return nnx.split(config.architecture(config))
 
 
 def _name(path: Path) -> str:

@@ -81,12 +81,12 @@ type Widths = Mapping[str, Sequence[int]]
 
 _TOP: Parts = {
     "embedding": [("model.embed_tokens.weight", "vocab, embed")],
-    "final_norm": [("model.norm.weight", "embed")],
+    "final_norm.weight": [("model.norm.weight", "embed")],
     "lm_head": [("lm_head.weight", "vocab, embed")],
     "score": [("score.weight", "labels, embed")],
 }
 _LAYER: Parts = {
-    "attention_norm": [("input_layernorm.weight", "embed")],
+    "attention_norm.weight": [("input_layernorm.weight", "embed")],
     "attention.qkv": [
         ("self_attn.q_proj.weight", "kv_heads qkv head_dim, embed"),
         ("self_attn.k_proj.weight", "kv_heads qkv head_dim, embed"),
@@ -99,9 +99,9 @@ _LAYER: Parts = {
         ("self_attn.v_proj.bias", "kv_heads qkv head_dim"),
     ],
     "attention.o_bias": [("self_attn.o_proj.bias", "embed")],
-    "attention.q_norm": [("self_attn.q_norm.weight", "head_dim")],
-    "attention.k_norm": [("self_attn.k_norm.weight", "head_dim")],
-    "mlp_norm": [("post_attention_layernorm.weight", "embed")],
+    "attention.q_norm.weight": [("self_attn.q_norm.weight", "head_dim")],
+    "attention.k_norm.weight": [("self_attn.k_norm.weight", "head_dim")],
+    "mlp_norm.weight": [("post_attention_layernorm.weight", "embed")],
     "mlp.gate_up": [
         ("mlp.gate_proj.weight", "gate_up ffw, embed"),
         ("mlp.up_proj.weight", "gate_up ffw, embed"),
@@ -121,24 +121,24 @@ _ENCODER_TOP = {
     "embedding_norm.bias": ("embeddings.LayerNorm.bias", "embed"),
 }
 _ENCODER_LAYER: Parts = {
-    "qkv": [
+    "attention.qkv": [
         ("attention.self.query.weight", "kv_heads qkv head_dim, embed"),
         ("attention.self.key.weight", "kv_heads qkv head_dim, embed"),
         ("attention.self.value.weight", "kv_heads qkv head_dim, embed"),
     ],
-    "qkv_bias": [
+    "attention.qkv_bias": [
         ("attention.self.query.bias", "kv_heads qkv head_dim"),
         ("attention.self.key.bias", "kv_heads qkv head_dim"),
         ("attention.self.value.bias", "kv_heads qkv head_dim"),
     ],
-    "o": [("attention.output.dense.weight", "embed, heads head_dim")],
-    "o_bias": [("attention.output.dense.bias", "embed")],
+    "attention.o": [("attention.output.dense.weight", "embed, heads head_dim")],
+    "attention.o_bias": [("attention.output.dense.bias", "embed")],
     "attention_norm.weight": [("attention.output.LayerNorm.weight", "embed")],
     "attention_norm.bias": [("attention.output.LayerNorm.bias", "embed")],
-    "up": [("intermediate.dense.weight", "ffw, embed")],
-    "up_bias": [("intermediate.dense.bias", "ffw")],
-    "down": [("output.dense.weight", "embed, ffw")],
-    "down_bias": [("output.dense.bias", "embed")],
+    "mlp.up": [("intermediate.dense.weight", "ffw, embed")],
+    "mlp.up_bias": [("intermediate.dense.bias", "ffw")],
+    "mlp.down": [("output.dense.weight", "embed, ffw")],
+    "mlp.down_bias": [("output.dense.bias", "embed")],
     "mlp_norm.weight": [("output.LayerNorm.weight", "embed")],
     "mlp_norm.bias": [("output.LayerNorm.bias", "embed")],
 }
@@ -185,9 +185,6 @@ def _tensors(
 
     top, inner: the tensors of the model and of a layer, whose names begin with `layers`.
     """
-    # How many of a key-value head's queries, keys and values; of gates and ups.
-    own = {"qkv": (config.heads // config.kv_heads, 1, 1), "gate_up": (1, 1)}
-    widths = {**own, **(widths or {})}
     tensors: dict[Path, tuple[HfTensor, ...]] = {}
     for path, spec in weight_specs(config).items():
         match path:
@@ -195,7 +192,9 @@ def _tensors(
                 stored, prefix = inner[_dotted(rest)], f"{layers}.{layer}."
             case _:
                 stored, prefix = top[_dotted(path)], ""
-        tensors[path] = tuple(_placed(stored, spec, widths, prefix))
+        # How many of a key-value head's queries, keys and values; of gates and ups.
+        own = {"qkv": (spec.sizes.get("qkv", 0) - 2, 1, 1), "gate_up": (1, 1)}
+        tensors[path] = tuple(_placed(stored, spec, {**own, **(widths or {})}, prefix))
     return tensors
 
 

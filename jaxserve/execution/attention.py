@@ -84,23 +84,18 @@ def plan_attention(
     backend: the one to take, None for the best that accepts. Raises ConfigError, with the
     reasons, where none does and where the heads do not divide.
     """
-    for word, count in (("heads", model.heads), ("kv_heads", model.kv_heads)):
-        if count % devices:
+    mixers = dict.fromkeys(layer.mixer for layer in model.layers)
+    for mixer in mixers:
+        undivided = mixer.divides(devices)
+        if undivided is not None:
             raise ConfigError(
-                f"tensor_parallel_size must divide the model's {word} ({count}), got {devices}"
+                f"tensor_parallel_size must divide the model's {undivided}, got {devices}"
             )
-    configs = tuple(
-        AttentionConfig(
-            heads=model.heads // devices,
-            kv_heads=model.kv_heads // devices,
-            head_dim=model.head_dim,
-            page_size=page_size,
-            dtype=dtype,
-            cache_dtype=cache_dtype,
-            sliding_window=window,
-        )
-        for window in dict.fromkeys(model.sliding_windows)
+    asked = (
+        mixer.attention(devices=devices, page_size=page_size, dtype=dtype, cache_dtype=cache_dtype)
+        for mixer in mixers
     )
+    configs = tuple(dict.fromkeys(asked))
     if backend is not None and backend not in paged_attention.BACKENDS:
         raise ConfigError(
             f"attention_backend must be one of {', '.join(paged_attention.BACKENDS)},"

@@ -5,7 +5,6 @@ The count is the same for every target, so that targets compare; compilers' own 
 devices send each other, count as nothing.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +68,27 @@ class StepCosts:
 
     def __init__(self, model: ModelConfig, *, params: Params, attention: AttentionPlan) -> None:
         config = attention.configs[0]
-        # How many layers have which window.
-        self._windows = list(Counter(model.sliding_windows).items())
-        self._pair_flops = 4 * config.heads * config.head_dim
-        self._key_bytes = 2 * config.kv_heads * config.head_dim * _itemsize(config.cache_dtype)
-        table = params["embedding"]
-        head = table if model.tied_embeddings else params.get("lm_head", ())
-        self._weights = tree_bytes(params) - (0 if head is table else as_matrix(table).num_bytes)
-        self._token_flops = 2 * sum(matrix.num_weights for matrix in matrices(params["layers"]))
+        works = [
+            layer.work(
+                params["layers"][i],
+                devices=attention.devices,
+                cache_itemsize=_itemsize(config.cache_dtype),
+            )
+            for i, layer in enumerate(model.layers)
+        ]
+        # FLOPs of a pair and bytes of a key, over the layers that have the same window.
+        self._windows: dict[int | None, tuple[int, int]] = {}
+        for work in works:
+            pair, key = self._windows.get(work.sliding_window, (0, 0))
+            both = (pair + work.pair_flops, key + work.key_bytes)
+            self._windows[work.sliding_window] = both
+        head = () if model.head is None else params[model.head]
+        looked_up = 0 if model.head == "embedding" else as_matrix(params["embedding"]).num_bytes
+        self._weights = tree_bytes(params) - looked_up
+        self._token_flops = sum(work.token_flops for work in works)
         self._logit_flops = 2 * sum(matrix.num_weights for matrix in matrices(head))
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
-        self._token_written_bytes = model.num_caches * self._key_bytes
+        self._token_written_bytes = sum(w.key_bytes for w in works) if model.num_caches else 0
         self._logit_bytes = model.vocab_size * _LOGIT_BYTES
         self._remembered_bytes = model.vocab_size * _MEMORY_BYTES
 
@@ -97,20 +106,18 @@ class StepCosts:
         num_tokens: the sum of the lengths. num_sampled: rows that draw a token, which alone need
         logits, but for those of every token in Variant.SCORE.
         """
-        pairs = kept = 0  # over all layers: pairs of a query and a key; keys that any query sees
-        for window, num_layers in self._windows:
-            of_pairs, of_keys = _attended(starts, lengths, num_tokens, window)
-            pairs += num_layers * of_pairs
-            kept += num_layers * of_keys
+        flops = key_bytes = 0  # of attention
+        for window, (pair, key) in self._windows.items():
+            num_pairs, num_keys = _attended(starts, lengths, num_tokens, window)
+            flops += num_pairs * pair
+            key_bytes += num_keys * key
         num_logits = num_sampled + (num_tokens if variant is Variant.SCORE else 0)
         remembered = num_sampled * self._remembered_bytes if variant >= Variant.FULL else 0
         return Cost(
-            flops=self._token_flops * num_tokens
-            + self._logit_flops * num_logits
-            + self._pair_flops * pairs,
+            flops=self._token_flops * num_tokens + self._logit_flops * num_logits + flops,
             read_bytes=self._weights
             + self._token_read_bytes * num_tokens
-            + self._key_bytes * kept
+            + key_bytes
             + self._logit_bytes * num_logits
             + remembered,
             written_bytes=self._token_written_bytes * num_tokens + self._logit_bytes * num_logits,
@@ -126,9 +133,8 @@ class StepCosts:
         products with quantized weights, as a multiple of the others'.
         Layers with a sliding window count for nothing: what they attend to does not grow.
         """
-        num_layers = sum(count for window, count in self._windows if window is None)
-        pair = num_layers * self._pair_flops / self._token_flops
-        key = num_layers * self._key_bytes / self._token_flops
+        pair_flops, key_bytes = self._windows.get(None, (0, 0))
+        pair, key = pair_flops / self._token_flops, key_bytes / self._token_flops
         per_byte = flops_per_byte * product_speed
         return WorkModel(
             free_tokens=max(round(self._weights * per_byte / self._token_flops), 1),
@@ -184,7 +190,8 @@ def step_cost(
 
 def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
     """Count a draw: the head once, and its logits."""
-    head = as_matrix(params["embedding"] if model.tied_embeddings else params["lm_head"])
+    assert model.head is not None, "only a head for tokens draws"
+    head = as_matrix(params[model.head])
     logit_bytes = shape.rows * model.vocab_size * _LOGIT_BYTES
     return Cost(
         flops=2 * shape.rows * head.num_weights,

@@ -15,7 +15,6 @@ from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.heads.score import SCORED_ROWS
 from jaxserve.execution.host_memory import free_bytes
 from jaxserve.execution.shapes import StepShape, Variant
-from jaxserve.layers.attention import PACKED_QUERIES
 from jaxserve.models import ModelConfig
 
 GIB = 1 << 30
@@ -150,21 +149,23 @@ def workspace_bytes(
     """
     itemsize = jnp.dtype(dtype).itemsize
     row_copies = _ROW_COPIES.get(attention.target.name, 1)
+    layers = set(config.layers)
     largest = 0.0
     for shape in shapes:
         stream = 2 * shape.tokens * config.embed * itemsize
-        num_heads = (config.heads + 2 * config.kv_heads) // attention.devices
-        qkv = shape.tokens * num_heads * config.head_dim * itemsize
+        attending = 0
         if config.is_causal:
             attending = attention.workspace_bytes(
                 num_tokens=shape.tokens,
                 num_sequences=shape.sequences,
                 max_query_length=shape.max_query_length,
             )
-        else:
-            # Scores and weights, float32.
-            attending = 8 * PACKED_QUERIES * shape.tokens * config.heads // attention.devices
-        mlp = 3 * shape.tokens * config.ffw // attention.devices * itemsize
+        largest_layer = max(
+            layer.workspace_bytes(
+                shape.tokens, attending=attending, devices=attention.devices, itemsize=itemsize
+            )
+            for layer in layers
+        )
         num_rows = shape.sequences * _COPIES[shape.variant]
         if shape.variant is Variant.SCORE:
             num_rows = max(num_rows, SCORED_ROWS * _COPIES_OF_SCORED)
@@ -172,7 +173,7 @@ def workspace_bytes(
         if shape.variant is Variant.SCORE:
             # An id and a score for each alternative of each token.
             logits += shape.tokens * max_logprobs * 8
-        rows = stream + max(qkv + attending, mlp)
+        rows = stream + largest_layer
         largest = max(largest, row_copies * rows, logits)
     return int(largest * _MARGIN)
 

@@ -1,6 +1,6 @@
 """Compiled steps of models that never exist: described, compiled, read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -45,6 +45,25 @@ def decoder(
             "tie_word_embeddings": tied,
         }
     )
+
+
+def with_attention(model: DecoderConfig, **changes: Any) -> DecoderConfig:
+    """Return the model with other attention in every layer."""
+    layers = (replace(layer, mixer=_replaced(layer.mixer, changes)) for layer in model.layers)
+    return replace(model, layers=tuple(layers))
+
+
+def with_feed_forward(model: DecoderConfig, **changes: Any) -> DecoderConfig:
+    """Return the model with other feed-forwards in every layer."""
+    layers = (
+        replace(layer, feed_forward=_replaced(layer.feed_forward, changes))
+        for layer in model.layers
+    )
+    return replace(model, layers=tuple(layers))
+
+
+def _replaced(part: Any, changes: dict[str, Any]) -> Any:
+    return replace(part, **changes)
 
 
 SMALL = decoder(embed=64, ffw=172, num_layers=1, heads=8, kv_heads=4, head_dim=8, vocab_size=512)

@@ -12,7 +12,7 @@ from jaxserve.models import DecoderConfig, abstract_params
 from jaxserve.parallel.sharding import ShardingPlan, make_mesh
 from jaxserve.quantization import ARRAYS, WeightLayout
 from jaxserve.quantization.int8 import METHOD as INT8
-from tests.execution.programs import SMALL, plan
+from tests.execution.programs import SMALL, plan, with_attention
 
 HEAD = 64 * 512
 
@@ -48,7 +48,7 @@ def count(
 def test_attention_is_counted_pair_by_pair(
     starts: list[int], lengths: list[int], window: int | None
 ) -> None:
-    model = replace(SMALL, sliding_windows=(window,))
+    model = with_attention(SMALL, sliding_window=window)
     pairs, keys = 0, set()
     for sequence, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         for query in range(start, start + length):
@@ -64,6 +64,20 @@ def test_attention_is_counted_pair_by_pair(
     read = cost.read_bytes - alone.read_bytes - tokens * 64 * 4
     assert read == len(keys) * 2 * 4 * 8 * 4
     assert cost.written_bytes - alone.written_bytes == tokens * 2 * 4 * 8 * 4
+
+
+def test_layers_that_differ_are_counted_each_by_itself() -> None:
+    full, windowed = (
+        with_attention(replace(SMALL, layers=SMALL.layers * 2), sliding_window=window)
+        for window in (None, 3)
+    )
+    mixed = replace(full, layers=(full.layers[0], windowed.layers[1]))
+    starts, lengths = [7, 40], [1, 5]
+    costs_ = [count(model, starts, lengths) for model in (full, mixed, windowed)]
+    for name in ("flops", "read_bytes", "written_bytes"):
+        first, middle, last = (getattr(cost, name) for cost in costs_)
+        assert 2 * middle == first + last
+    assert costs_[0].flops > costs_[2].flops
 
 
 def test_only_rows_that_sample_have_logits() -> None:

@@ -1,5 +1,7 @@
 """The memory plan, and what it says of a step held against what XLA makes of one."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,7 +16,14 @@ from jaxserve.execution.memory import (
     workspace_bytes,
 )
 from jaxserve.execution.shapes import StepShape, Variant
-from tests.execution.programs import MEDIUM, PAGES, SMALL, Case, compile_case
+from tests.execution.programs import (
+    MEDIUM,
+    PAGES,
+    SMALL,
+    Case,
+    compile_case,
+    with_feed_forward,
+)
 from tests.execution.programs import plan as plan_attention
 
 CASES = {
@@ -46,6 +55,19 @@ def test_the_workspace_is_estimated_from_above_and_within_three_times(case: Case
         dtype=jnp.float32,
     )
     assert actual <= estimate <= 3 * actual
+
+
+def test_the_workspace_is_that_of_the_widest_layer() -> None:
+    wide = with_feed_forward(SMALL, ffw=4 * 172)
+    one, both = (
+        replace(SMALL, layers=layers) for layers in (SMALL.layers + wide.layers, wide.layers)
+    )
+    shape = StepShape(128, 32, PAGES, Variant.GREEDY)
+    narrow, mixed, widest = (
+        workspace_bytes(model, [shape], attention=plan_attention(model), dtype=jnp.float32)
+        for model in (SMALL, one, both)
+    )
+    assert narrow < mixed == widest
 
 
 @every_case

@@ -9,7 +9,14 @@ import pytest
 from jaxserve.errors import ConfigError
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.models import DecoderConfig
-from tests.execution.programs import PAGES, SMALL, Case, compile_case
+from tests.execution.programs import (
+    PAGES,
+    SMALL,
+    Case,
+    compile_case,
+    with_attention,
+    with_feed_forward,
+)
 
 STEP = StepShape(8, 8, PAGES, Variant.GREEDY)
 
@@ -24,7 +31,7 @@ def test_each_device_holds_its_heads_of_every_page() -> None:
         assert layer.sharding is not None
         pages, kv_heads, planes, offsets, head_dim = layer.sharding.shard_shape(layer.shape)
         assert (pages, kv_heads, planes, offsets, head_dim) == (20_000, 1, 2, 16, 8)
-    whole = jnp.dtype(jnp.float32).itemsize * 2 * 20_000 * SMALL.kv_heads * 16 * 8
+    whole = jnp.dtype(jnp.float32).itemsize * 2 * 20_000 * 4 * 16 * 8
     kept = program.aliased_bytes
     assert whole // 4 <= kept < whole // 4 * 1.01
 
@@ -32,9 +39,9 @@ def test_each_device_holds_its_heads_of_every_page() -> None:
 @pytest.mark.parametrize(
     ("model", "found"),
     [
-        (replace(SMALL, heads=6), r"heads \(6\)"),
-        (replace(SMALL, kv_heads=2), r"kv_heads \(2\)"),
-        (replace(SMALL, ffw=170), r"ffw \(170\)"),
+        (with_attention(SMALL, heads=6), r"heads \(6\)"),
+        (with_attention(SMALL, kv_heads=2), r"kv_heads \(2\)"),
+        (with_feed_forward(SMALL, ffw=170), r"ffw \(170\)"),
     ],
 )
 def test_what_does_not_divide_is_named(model: DecoderConfig, found: str) -> None:

@@ -68,7 +68,9 @@ def test_projections_are_turned_into_axes_by_meaning(tmp_path: Path) -> None:
         part = layer["mlp"]["gate_up"][:, i]
         np.testing.assert_array_equal(part, stored[f"mlp.{name}_proj.weight"].T)
     np.testing.assert_array_equal(layer["mlp"]["down"], stored["mlp.down_proj.weight"].T)
-    np.testing.assert_array_equal(layer["attention"]["k_norm"], stored["self_attn.k_norm.weight"])
+    np.testing.assert_array_equal(
+        layer["attention"]["k_norm"]["weight"], stored["self_attn.k_norm.weight"]
+    )
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])

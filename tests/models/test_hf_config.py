@@ -1,17 +1,41 @@
 """`config.json` is read strictly: what would be computed wrongly is refused by key and value."""
 
+from pathlib import Path
+
 import pytest
 
+from jaxserve import models
 from jaxserve.errors import CheckpointError
 from jaxserve.layers.rope import LinearRope, Rope, YarnRope
-from jaxserve.models import config_from_hf, families
+from jaxserve.models import DecoderConfig, GroupedQuery, config_from_hf, families
 from tests.goldens.checkpoints import tiny_config
 
 FAMILIES = ("bert", "llama", "mistral", "qwen2", "qwen3", "roberta", "xlm_roberta")
 
 
+def attention(config: DecoderConfig) -> GroupedQuery:
+    mixer = config.layers[0].mixer
+    assert isinstance(mixer, GroupedQuery)
+    return mixer
+
+
+def windows(config: DecoderConfig) -> tuple[int | None, ...]:
+    return tuple(layer.mixer.sliding_window for layer in config.layers)
+
+
 def test_families_are_the_files() -> None:
     assert families() == FAMILIES
+
+
+def test_a_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder_of_parts"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .reading import config_from_hf as config_from_hf\n")
+    (folder / "reading.py").write_text("from jaxserve.models.llama import config_from_hf\n")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    assert "folder_of_parts" in families()
+    config = config_from_hf(tiny_config("llama") | {"model_type": "folder-of-parts"})
+    assert config.model_type == "folder-of-parts"
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "decoder", "../llama", "__init__", 3, None])
@@ -134,24 +158,24 @@ def test_labels_may_be_counted_without_being_named(
 
 def test_only_layers_from_max_window_layers_on_slide() -> None:
     hf = tiny_config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2)
-    assert config_from_hf(hf).sliding_windows == (None, None, 8)
+    assert windows(config_from_hf(hf)) == (None, None, 8)
 
 
 def test_no_layer_slides_unless_use_sliding_window_says_so() -> None:
     hf = tiny_config("qwen2", sliding_window=8, max_window_layers=0)
-    assert config_from_hf(hf).sliding_windows == (None, None, None)
+    assert windows(config_from_hf(hf)) == (None, None, None)
 
 
 def test_absent_keys_take_the_defaults_of_transformers() -> None:
     def without(family: str, *keys: str) -> dict[str, object]:
         return {key: value for key, value in tiny_config(family).items() if key not in keys}
 
-    assert config_from_hf(without("llama", "num_key_value_heads")).kv_heads == 4
-    assert config_from_hf(without("llama", "head_dim")).head_dim == 8
+    assert attention(config_from_hf(without("llama", "num_key_value_heads"))).kv_heads == 4
+    assert attention(config_from_hf(without("llama", "head_dim"))).head_dim == 8
     assert config_from_hf(without("llama", "rms_norm_eps")).norm_eps == 1e-6
     assert config_from_hf(without("llama", "tie_word_embeddings")).tied_embeddings is False
-    assert config_from_hf(without("qwen3", "head_dim")).head_dim == 128
-    assert config_from_hf(without("mistral")).sliding_windows == (4096,) * 3
+    assert attention(config_from_hf(without("qwen3", "head_dim"))).head_dim == 128
+    assert windows(config_from_hf(without("mistral"))) == (4096,) * 3
 
 
 def test_a_config_is_a_hashable_static() -> None:

@@ -105,6 +105,7 @@ def test_the_overrides_that_are_advised_reach_the_length(settings: dict[str, obj
     config = config_from_hf(published)
     stretched = config_from_hf(with_overrides(published, stretched_rope(config, 1000)))
     assert 1000 <= stretched.longest_context < 2000
+    assert stretched.rope is not None
     assert stretched.rope.theta == 5e5
 
 

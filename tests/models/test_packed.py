@@ -65,4 +65,4 @@ def test_parameters_are_what_was_planned(quantization: str | None) -> None:
     layer = drawn["layers"][0]
     assert isinstance(drawn["embedding"], Packed)
     assert isinstance(layer["mlp"]["down"], Packed)
-    assert layer["attention"]["qkv_bias"].dtype == layer["mlp_norm"].dtype == jnp.float32
+    assert layer["attention"]["qkv_bias"].dtype == layer["mlp_norm"]["weight"].dtype == jnp.float32

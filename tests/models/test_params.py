@@ -52,4 +52,4 @@ def test_random_parameters_differ_by_seed_and_by_name() -> None:
     gate, up = first[0]["mlp"]["gate_up"].swapaxes(0, 1)
     assert not np.array_equal(gate, up)
     assert not np.array_equal(first[0]["mlp"]["down"], first[1]["mlp"]["down"])
-    np.testing.assert_array_equal(first[0]["mlp_norm"], np.ones(32))
+    np.testing.assert_array_equal(first[0]["mlp_norm"]["weight"], np.ones(32))

@@ -1,0 +1,57 @@
+"""The attention of a layer: projections, rotation, and the call of what attends."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxserve.layers.linear import einsum
+from jaxserve.models.config import GroupedQuery, ModelConfig
+from jaxserve.models.declare import matrix, zeros
+from jaxserve.models.forward import ForwardContext
+from pallas_kernels.rotary import rotate
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention; see GroupedQuery."""
+
+    def __init__(self, config: ModelConfig, mixer: GroupedQuery) -> None:
+        """Declare the projections, and what the family adds to them."""
+        self.mixer = mixer
+        d, h, kv, k = config.embed, mixer.heads, mixer.kv_heads, mixer.head_dim
+        # One product for all three: each key-value head's queries, then its key, then its value.
+        qkv = mixer.group + 2
+        self.qkv = matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
+        self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
+        self.qkv_bias = zeros(kv_heads=kv, qkv=qkv, head_dim=k) if mixer.qkv_bias else None
+        self.o_bias = zeros(embed=d) if mixer.output_bias else None
+        self.q_norm: Any = config.norm(config.norm_eps, head_dim=k) if mixer.qk_norm else None
+        self.k_norm: Any = config.norm(config.norm_eps, head_dim=k) if mixer.qk_norm else None
+        self.sinks = zeros(heads=h) if mixer.sinks else None
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], cache: Cache, context: ForwardContext[Cache]
+    ) -> tuple[Float[Array, "tokens embed"], Cache]:
+        """Mix `x` over positions; return what to add to the stream, and the cache."""
+        rows, tap = context.rows, context.tap
+        qkv = plus(einsum("td,dgpk->tgpk", x, self.qkv[...], rows), self.qkv_bias)
+        q = qkv[:, :, :-2].reshape(x.shape[0], -1, qkv.shape[-1])
+        k, v = qkv[:, :, -2], qkv[:, :, -1]
+        if self.mixer.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.mixer.rope is not None:
+            table = context.rotation(self.mixer.rope, self.mixer.head_dim)
+            q, k = rotate(q, table), rotate(k, table)
+        spec = self.mixer.spec
+        if self.sinks is not None:
+            spec = replace(spec, sinks=self.sinks[...])
+        mixed, cache = context.attend(tap("q", q), tap("k", k), tap("v", v), cache, spec)
+        mixed = tap("heads", mixed)
+        return plus(einsum("thk,hkd->td", mixed, self.o[...], rows), self.o_bias), cache
+
+
+def plus(x: jax.Array, bias: nnx.Param[Array] | None) -> jax.Array:
+    """Add a bias, where there is one."""
+    return x if bias is None else x + bias[...]

@@ -1,0 +1,47 @@
+"""What the layers of one forward pass share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Array, Int
+
+from jaxserve.layers.attention import Attend
+from jaxserve.layers.linear import Rows
+from jaxserve.layers.rope import Rope, rotation
+from pallas_kernels.rotary import RopeTable
+
+# Sees every named activation and returns what the model goes on with: records, or replaces.
+type Tap = Callable[[str, Array], Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardContext[Cache]:
+    """Arguments of a forward pass that every layer gets.
+
+    positions: int32[tokens]. attend: attention over the caches. rows: which tokens are live, and
+    their adapters. rope_length: length that dynamic RoPE is scaled for. observer: the tap of the
+    caller, None without. prefix: of the names that it sees.
+    """
+
+    positions: Int[Array, " tokens"]
+    attend: Attend[Cache]
+    rows: Rows
+    rope_length: int
+    observer: Tap | None = None
+    prefix: str = ""
+    _tables: dict[tuple[Rope, int], RopeTable] = field(default_factory=dict)
+
+    def rotation(self, rope: Rope, head_dim: int) -> RopeTable:
+        """Return cosines and sines at the positions, computed once for all layers."""
+        key = (rope, head_dim)
+        if key not in self._tables:
+            self._tables[key] = rotation(rope, head_dim, self.positions, length=self.rope_length)
+        return self._tables[key]
+
+    def tap(self, name: str, value: Array) -> Array:
+        """Show an activation to the observer; return what to go on with."""
+        return value if self.observer is None else self.observer(self.prefix + name, value)
+
+    def under(self, part: str) -> "ForwardContext[Cache]":
+        """Return the context of a part of the model, whose name begins those of its activations."""
+        return self if self.observer is None else replace(self, prefix=f"{self.prefix}{part}.")

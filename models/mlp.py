@@ -1,0 +1,52 @@
+"""Feed-forwards of a layer: what transforms each token by itself."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxserve.layers.linear import einsum
+from jaxserve.models.attention import plus
+from jaxserve.models.config import Dense, ModelConfig
+from jaxserve.models.declare import matrix, zeros
+from jaxserve.models.forward import ForwardContext
+
+
+class MLP(nnx.Module):
+    """A gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
+        """Declare the projections, and their biases where the family has them."""
+        d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
+        self.gate_up = matrix("embed", embed=d, gate_up=2, ffw=f)
+        self.down = matrix("ffw", ffw=f, embed=d)
+        self.gate_up_bias = zeros(gate_up=2, ffw=f) if bias else None
+        self.down_bias = zeros(embed=d) if bias else None
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
+    ) -> Float[Array, "tokens embed"]:
+        """Return what to add to the stream."""
+        rows = context.rows
+        gate_up = plus(einsum("td,dpf->tpf", x, self.gate_up[...], rows), self.gate_up_bias)
+        active = context.tap("active", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1])
+        return plus(einsum("tf,fd->td", active, self.down[...], rows), self.down_bias)
+
+
+class GeluMLP(nnx.Module):
+    """An MLP without a gate: down(gelu(up(x))) (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
+
+    def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
+        """Declare the projections, and their biases where the family has them."""
+        d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
+        self.up = matrix("embed", embed=d, ffw=f)
+        self.down = matrix("ffw", ffw=f, embed=d)
+        self.up_bias = zeros(ffw=f) if bias else None
+        self.down_bias = zeros(embed=d) if bias else None
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
+    ) -> Float[Array, "tokens embed"]:
+        """Return what to add to the stream."""
+        wide = plus(einsum("td,df->tf", x, self.up[...], context.rows), self.up_bias)
+        active = context.tap("active", jax.nn.gelu(wide, approximate=False))
+        return plus(einsum("tf,fd->td", active, self.down[...], context.rows), self.down_bias)

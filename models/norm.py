@@ -1,0 +1,34 @@
+"""Normalisations as modules: their parameters, and how they start in training."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxserve.layers.norm import layer_norm, rms_norm
+from jaxserve.models.declare import ones, zeros
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+
+    def __init__(self, eps: float, **width: int) -> None:
+        """Declare the scale. width: the axis word and size of what is normalised."""
+        self.eps = eps
+        self.weight = ones(**width)
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Return `x`, normalised along its last dimension."""
+        return rms_norm(x, self.weight[...], eps=self.eps)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al., 2016, arXiv:1607.06450)."""
+
+    def __init__(self, eps: float, **width: int) -> None:
+        """Declare scale and shift. width: the axis word and size of what is normalised."""
+        self.eps = eps
+        self.weight = ones(**width)
+        self.bias = zeros(**width)
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Return `x`, normalised along its last dimension."""
+        return layer_norm(x, self.weight[...], self.bias[...], eps=self.eps)
