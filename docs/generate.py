@@ -18,7 +18,7 @@ from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
 from jaxserve.config.option import Flag, default_of
 from jaxserve.config.server import ServerConfig
 from jaxserve.config.vllm_flags import INERT_FLAGS
-from jaxserve.server.schema.fields import IGNORED, REFUSED
+from jaxserve.frontend.schema.fields import IGNORED, REFUSED
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -24,9 +24,12 @@ LAYERS = (
     {"commands", "cli", "__main__", "__init__"},
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
-# Strangers although their layers would allow it: kernels stand alone, and the plan is all that the
-# engine and the device code know of each other.
-STRANGERS = {("pallas_kernels", unit) for unit in LAYERS[0]} | {("engine", "execution")}
+# Strangers although their layers would allow it: kernels stand alone, the plan is all that the
+# engine and the device code know of each other, and `LLM` needs no server.
+STRANGERS = {("pallas_kernels", unit) for unit in LAYERS[0]} | {
+    ("engine", "execution"),
+    ("offline", "server"),
+}
 NO_JAX = LAYERS[0] | {
     "tokenization",
     "engine",

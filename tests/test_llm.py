@@ -194,7 +194,7 @@ def test_chat_without_a_template_says_so(llm: LLM) -> None:
 
 def test_a_message_is_checked_as_the_server_checks_it(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages\[0\]\.role"):
-        llm.chat([{"role": "wizard", "content": "hi"}], GREEDY, chat_template=TEMPLATE)
+        llm.chat([{"role": "a wizard", "content": "hi"}], GREEDY, chat_template=TEMPLATE)
 
 
 def test_an_unknown_option_is_named_with_the_nearest_known_one() -> None:

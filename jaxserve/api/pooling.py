@@ -1,7 +1,7 @@
 """Pooling: a prompt answered by one vector, an embedding or scores of labels, and by no text.
 
 The engine yields raw float32 vectors; what a request wants of one (its first dimensions, length 1,
-probabilities) is made of it where the request is looked after (`server/pooling/requests.py`).
+probabilities) is made of it where the request is looked after (`frontend/pooling.py`).
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.api.limits import show
-from jaxserve.api.request import LIMITS
+from jaxserve.api.request import LIMITS, SamplingParams
 from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
 from jaxserve.loading.diagnosis import read_object
 
@@ -47,6 +47,15 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
     max_new_tokens: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the parameters of a request that asks for nothing itself."""
+        values = {
+            parameter: getattr(self, name)
+            for name, parameter in _DEFAULTS.items()
+            if getattr(self, name) is not None
+        }
+        return SamplingParams(**values)
 
     @staticmethod
     def read(

@@ -39,7 +39,6 @@ from jaxserve.offline.prompts import (
 )
 from jaxserve.planning.engine_plan import EnginePlan
 from jaxserve.planning.planner import plan_engine
-from jaxserve.server.schema.generation import GenerationBody
 
 logger = logging.getLogger(__name__)
 
@@ -287,12 +286,7 @@ class LLM(PoolingMethods):
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Return what the model's authors recommend: its `generation_config.json`, over ours."""
-        return GenerationBody().sampling_params(
-            self._generation,
-            max_tokens=self._generation.max_new_tokens or SamplingParams().max_tokens,
-            logprobs=None,
-            prompt_logprobs=None,
-        )
+        return self._generation.sampling_params()
 
     def reset_prefix_cache(self) -> None:
         """Forget what was computed for the beginnings of prompts."""

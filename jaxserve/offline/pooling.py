@@ -10,9 +10,9 @@ from jaxserve.api.pooling import PoolingModel, PoolingParams
 from jaxserve.api.request import Request, TokenEvent
 from jaxserve.engine.engine import GENERATES
 from jaxserve.errors import InvalidRequestError, JaxserveError, naming
+from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer
 from jaxserve.offline.prompts import Prompt, PromptReader, listed
 from jaxserve.planning.engine_plan import EnginePlan
-from jaxserve.server.pooling.requests import Pairs, PoolingPrompts, Vector, answer
 from jaxserve.tokenization.tokenizer import Tokenizer
 
 
@@ -108,7 +108,7 @@ class OfflinePooler:
         truncate: int | None,
         use_tqdm: bool,
     ) -> list[PooledRequestOutput[ScoringOutput]]:
-        """Return the score of each pair of texts; see `server.pooling.Pairs`."""
+        """Return the score of each pair of texts; see `frontend.pooling.Pairs`."""
         pooling = self._pooling()
         pairs = Pairs(pooling=pooling, firsts=firsts, seconds=seconds)
         requests = pairs.requests(self._prompts(pooling, truncate))

@@ -8,10 +8,10 @@ from typing import Any, NotRequired, TypedDict, TypeGuard, cast
 
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import parse, show
 from jaxserve.observability.ignored_fields import IgnoredLog
-from jaxserve.server.chat.schema import Chat
-from jaxserve.server.schema.ignored import IgnoredFields
-from jaxserve.server.schema.parsing import parse, show
 from jaxserve.tokenization.tokenizer import Tokenizer
 
 

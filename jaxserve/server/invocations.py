@@ -9,12 +9,12 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.server.chat.handler import create_chat_completion
 from jaxserve.server.completions.handler import create_completion
 from jaxserve.server.http.bodies import read
 from jaxserve.server.pooling.handler import classify, create_embeddings, rerank, score
 from jaxserve.server.pooling.schema import FIRSTS
-from jaxserve.server.schema.ignored import IgnoredFields
 from jaxserve.server.state import ServerState, server_state
 
 type Endpoint = Callable[[Request], Awaitable[Response]]

@@ -11,10 +11,10 @@ from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.chat import tool_parsers
 from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.chat.response_parser import ChatReading
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.chat.tool_constraints import FIELD_NAMES, bound_to
-from jaxserve.server.schema.parsing import parse
 from tests.chat.answers import form_of, found_in
 from tests.grammar.world import Model, accepts
 from tests.server.world import World

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.schema import decoding
-from jaxserve.server.schema.decoding import decode_json
+from jaxserve.server.http import decoding
+from jaxserve.server.http.decoding import decode_json
 
 CHARS = 'ab"\\,[]{}: é\n'
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from jaxserve.frontend.chat import Message
+from jaxserve.frontend.schema.fields import IGNORED, REFUSED
+from jaxserve.frontend.schema.generation import StreamOptions
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server.app import ROUTES
-from jaxserve.server.chat.schema import ChatBody, Message
+from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.completions.schema import CompletionBody
-from jaxserve.server.schema.fields import IGNORED, REFUSED
-from jaxserve.server.schema.generation import StreamOptions
 from jaxserve.server.tokenize.schema import DetokenizeBody, TokenizeBody, TokenizeChatBody
 
 ROOT = Path(__file__).resolve().parents[2]

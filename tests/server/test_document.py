@@ -12,6 +12,8 @@ from jsonschema import Draft202012Validator, validators
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.frontend.schema.body import Body
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.admin.openapi import describe_api
 from jaxserve.server.admin.operations import OPERATIONS
 from jaxserve.server.app import ROUTES
@@ -21,8 +23,6 @@ from jaxserve.server.completions.schema import CompletionBody
 from jaxserve.server.messages.schema import MessagesBody
 from jaxserve.server.pooling.schema import ClassifyBody, EmbeddingBody, RerankBody, ScoreBody
 from jaxserve.server.responses.schema import ResponsesBody
-from jaxserve.server.schema.body import Body
-from jaxserve.server.schema.parsing import parse
 from jaxserve.server.tokenize.schema import DetokenizeBody, TokenizeBody
 
 DOCUMENT = describe_api(ROUTES, OPERATIONS)

@@ -7,9 +7,10 @@ from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.execution.logits_processors import LogitsProcessors
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server import ServerConfig
 from jaxserve.server.completions.schema import CompletionBody
-from jaxserve.server.schema.parsing import decode, parse
+from jaxserve.server.http.decoding import decode
 from tests.server.world import MAX_MODEL_LEN, World, events
 
 CHAT = "/v1/chat/completions"

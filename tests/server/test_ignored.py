@@ -9,12 +9,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.frontend.schema.ignored import (
+    MAX_HEADER_CHARS,
+    MAX_NAMES,
+    IgnoredFields,
+    unread_places,
+)
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.observability.ignored_fields import MAX_UNKNOWN, OTHER, IgnoredLog
 from jaxserve.offline.prompts import ChatOptions, PromptReader
 from jaxserve.server import ServerConfig
 from jaxserve.server.chat.schema import ChatBody
-from jaxserve.server.schema.ignored import MAX_HEADER_CHARS, MAX_NAMES, IgnoredFields, unread_places
-from jaxserve.server.schema.parsing import parse
 from tests.server.test_metrics import scrape
 from tests.server.world import World, tokenizer
 

@@ -7,9 +7,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.schema import MAX_TOOLS
+from jaxserve.frontend.chat import MAX_TOOLS
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.messages.schema import MessagesBody
-from jaxserve.server.schema.parsing import parse
 from tests.server.world import World
 
 PATH = "/v1/messages"

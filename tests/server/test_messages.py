@@ -10,11 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.chat.pieces import Arguments, Call, End, Piece, Reasoning, Text
+from jaxserve.server.http.decoding import decode
 from jaxserve.server.messages.handler import MessageWriter
 from jaxserve.server.messages.schema import MessagesBody
 from jaxserve.server.schema.answers import PromptTokensDetails, Usage
-from jaxserve.server.schema.parsing import decode, parse
 from tests.server.world import MAX_MODEL_LEN, World
 
 PATH = "/v1/messages"

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.pooling.requests import Pairs, PoolingPrompts
+from jaxserve.frontend.pooling import Pairs, PoolingPrompts
 from jaxserve.server.pooling.vector_formats import DTYPES
 from tests.data import needs_data
 from tests.fakes import solo_vector

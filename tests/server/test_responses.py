@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from jaxserve.api.request import SamplingParams
 from jaxserve.frontend.generation_defaults import GenerationDefaults
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server import ServerConfig
 from jaxserve.server.chat.pieces import Arguments, Call, End, Piece, Reasoning, Text
 from jaxserve.server.chat.schema import ChatBody
@@ -20,7 +21,6 @@ from jaxserve.server.responses.schema import ResponsesBody
 from jaxserve.server.responses.tools import targets
 from jaxserve.server.responses.writer import ResponseWriter
 from jaxserve.server.schema.answers import PromptTokensDetails, Usage
-from jaxserve.server.schema.parsing import parse
 from tests.chat.answers import form_of
 from tests.data import needs_data
 from tests.server.test_openai_spec import check

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from jaxserve.chat.past_calls import RENDER_ERRORS
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.schema import Chat
-from jaxserve.server.schema.parsing import parse
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import DATA, needs_data
 

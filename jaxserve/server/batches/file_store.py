@@ -14,9 +14,9 @@ import msgspec
 from msgspec import UNSET
 
 from jaxserve.errors import InvalidRequestError, StorageError, StorageFault
+from jaxserve.frontend.schema.parsing import show
 from jaxserve.server.batches.schema import File
 from jaxserve.server.database import Database, storage_faults
-from jaxserve.server.schema.parsing import show
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SCHEMA = """

@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.parsing import parse, show
 from jaxserve.server.batches.schema import ExpiresAfter, File, FileDeleted, FileList
 from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import BodyTooLargeError
@@ -22,7 +23,6 @@ from jaxserve.server.http.body_budget import Lease
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import owner_of
 from jaxserve.server.schema.pages import page_of
-from jaxserve.server.schema.parsing import parse, show
 from jaxserve.server.state import server_state
 
 # OpenAI's limit for the input of a batch.

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.parsing import show
 from jaxserve.server.batches.schema import WINDOW_S, Batch, BatchBody, BatchList, Counts
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read_as
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import owner_of
 from jaxserve.server.schema.pages import page_of
-from jaxserve.server.schema.parsing import show
 from jaxserve.server.state import server_state
 
 MAX_LISTED = 100

@@ -15,6 +15,7 @@ from msgspec import UNSET
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.errors import InvalidRequestError, StorageError
+from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.observability.logging import get_logger
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server.batches.schema import (
@@ -33,7 +34,6 @@ from jaxserve.server.batches.trouble import BatchTrouble
 from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import error_response
 from jaxserve.server.http.middleware import access_record
-from jaxserve.server.schema.literals import encode_json
 
 log = get_logger(__name__)
 

@@ -7,9 +7,10 @@ from msgspec import UNSET, Struct
 from pydantic import ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.body import Body, Metadata
+from jaxserve.frontend.schema.parsing import parse
+from jaxserve.server.http.decoding import decode
 from jaxserve.server.schema.answers import Maybe
-from jaxserve.server.schema.body import Body, Metadata
-from jaxserve.server.schema.parsing import decode, parse
 
 MAX_CUSTOM_ID_CHARS = 512
 # A line is a body and little else.

@@ -11,8 +11,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.chat import ChatOptions, Messages
 from jaxserve.server.chat.handler import ChatWriter, chat_writer
-from jaxserve.server.chat.schema import ChatBody, ChatGeneration, ChatOptions, Messages
+from jaxserve.server.chat.schema import ChatBody, ChatGeneration
 from jaxserve.server.completions.schema import MAX_CHOICES
 from jaxserve.server.generation.events import Collected
 from jaxserve.server.http.answer import json_response

@@ -12,6 +12,7 @@ from msgspec import UNSET, Struct
 from starlette.requests import Request as HttpRequest
 
 from jaxserve.api.request import SamplingParams
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.chat.handler import ChatWriter, chat_writer
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.schema.answers import (
@@ -21,7 +22,6 @@ from jaxserve.server.schema.answers import (
     ToolCallDelta,
     Usage,
 )
-from jaxserve.server.schema.parsing import parse
 
 # Every chunk tells the usage so far.
 STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}

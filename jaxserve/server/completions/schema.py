@@ -7,9 +7,9 @@ from pydantic import BeforeValidator, Field
 from jaxserve.api.request import SamplingParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.generation_defaults import GenerationDefaults
-from jaxserve.server.schema.body import MAX_TOKEN_IDS, Int32, TokenIds, told, wanted
-from jaxserve.server.schema.generation import GenerationBody
-from jaxserve.server.schema.parsing import show
+from jaxserve.frontend.schema.body import MAX_TOKEN_IDS, Int32, TokenIds, told, wanted
+from jaxserve.frontend.schema.generation import GenerationBody
+from jaxserve.frontend.schema.parsing import show
 
 MAX_CHOICES = 256
 # OpenAI's limit for inputs of embeddings; completions have that of choices, too.

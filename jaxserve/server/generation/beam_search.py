@@ -8,8 +8,8 @@ from jaxserve.api.request import FinishReason, PositionLogprobs, Request, Reques
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.beam_search import BeamSearch, check_search
 from jaxserve.frontend.detokenizer import Detokenizer
+from jaxserve.frontend.schema.generation import GenerationBody
 from jaxserve.server.generation.events import merged
-from jaxserve.server.schema.generation import GenerationBody
 from jaxserve.server.state import ServedModel
 
 

@@ -25,6 +25,7 @@ from jaxserve.api.request import (
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.client.streams import merge
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from jaxserve.frontend.schema.parsing import renamed
 from jaxserve.server.errors import GenerationError, ShuttingDownError
 from jaxserve.server.http.middleware import AccessRecord
 from jaxserve.server.schema.answers import (
@@ -33,7 +34,6 @@ from jaxserve.server.schema.answers import (
     Timing,
     Usage,
 )
-from jaxserve.server.schema.parsing import renamed
 from jaxserve.server.state import MAX_AT_ONCE, ServedModel, ServerState
 
 type Run = Callable[[Request], AsyncGenerator[TokenEvent]]

@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from jaxserve.api.request import TokenEvent
+from jaxserve.frontend.schema.generation import StreamOptions
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.completions.schema import CompletionBody
 from jaxserve.server.generation.beam_search import search_beams
@@ -25,7 +26,6 @@ from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import access_record
 from jaxserve.server.http.sse import DONE, EventStream, event
 from jaxserve.server.schema.answers import ChatChunk, Completion, Maybe, Timing, Usage
-from jaxserve.server.schema.generation import StreamOptions
 from jaxserve.server.state import server_state
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from jaxserve.api.request import LOWEST_PRIORITY, Request, SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import renamed
 from jaxserve.server.chat.response_parser import ChatReading
-from jaxserve.server.chat.schema import Chat, ChatBody
+from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.chat.tool_constraints import BUDGET_NAMES, FIELD_NAMES, bound_to
 from jaxserve.server.completions.schema import CompletionBody
 from jaxserve.server.http.middleware import AccessRecord
-from jaxserve.server.schema.ignored import IgnoredFields
-from jaxserve.server.schema.parsing import renamed
 from jaxserve.server.state import ServedModel, ServerState
 from jaxserve.tokenization.tokenizer import truncated
 

@@ -5,12 +5,15 @@ from typing import Any
 
 from starlette.requests import Request
 
+from jaxserve.frontend.schema.body import Body
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import parse
+from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
+from jaxserve.server.http.body_budget import Lease
+from jaxserve.server.http.decoding import decode
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import access_record
-from jaxserve.server.schema.body import Body
-from jaxserve.server.schema.ignored import IgnoredFields
-from jaxserve.server.schema.parsing import check_media_type, decode, parse, read_body
 from jaxserve.server.state import server_state
 
 # Parsed on the event loop up to this size, in a few milliseconds at worst.
@@ -43,3 +46,28 @@ async def read[T](http: Request, make: Callable[[dict[str, Any], IgnoredFields],
 async def read_as[T: Body](http: Request, model: type[T]) -> T:
     """Return the body as a model; raises InvalidRequestError naming the field at fault."""
     return await read(http, lambda fields, ignored: parse(fields, model, ignored))
+
+
+async def read_body(request: Request, *, max_bytes: int, lease: Lease) -> bytes:
+    """Return the body, refusing one that is too long before reading it where it says so.
+
+    lease: for as long as the caller keeps the body. Raises BodyTooLargeError, BodiesFullError.
+    Starlette's own limit answers in plain text, which OpenAI's clients cannot read.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise BodyTooLargeError(max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLargeError(max_bytes)
+        lease.hold(len(body))
+    return bytes(body)
+
+
+def check_media_type(request: Request) -> None:
+    """Raise MediaTypeError unless the body is said to be JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MediaTypeError

@@ -18,11 +18,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.errors import OverloadedError
+from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.observability.ignored_fields import IgnoredLog
 from jaxserve.observability.logging import get_logger
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server.errors import UnauthorizedError, error_response
-from jaxserve.server.schema.ignored import IgnoredFields
 from jaxserve.server.transport.http11 import IS_SURPLUS
 
 log = get_logger(__name__)

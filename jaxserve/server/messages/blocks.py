@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.schema.body import MAX_PARTS, Body, by_type
+from jaxserve.frontend.schema.fields import Unread
+from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.server.messages.tools import AnyTool
-from jaxserve.server.schema.body import MAX_PARTS, Body, by_type
-from jaxserve.server.schema.fields import Unread
-from jaxserve.server.schema.literals import encode_json
 
 BLOCK_HINTS = frozenset({"cache_control"})
 

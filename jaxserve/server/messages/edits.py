@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import FailFast, Field, Tag
 
-from jaxserve.server.schema.body import Body, Int32, by_type
+from jaxserve.frontend.schema.body import Body, Int32, by_type
 
 MAX_EDITS = 16
 

@@ -11,6 +11,9 @@ import pydantic_core
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import parse, renamed
 from jaxserve.server.chat.pieces import (
     Arguments,
     Call,
@@ -21,7 +24,7 @@ from jaxserve.server.chat.pieces import (
     Text,
     chat_body,
 )
-from jaxserve.server.chat.schema import Chat, ChatBody
+from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.generation.prompts import encode_chat
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read
@@ -50,8 +53,6 @@ from jaxserve.server.messages.answers import (
     ToolUseOut,
 )
 from jaxserve.server.messages.schema import MessagesBody, MessagesPrompt
-from jaxserve.server.schema.ignored import IgnoredFields
-from jaxserve.server.schema.parsing import parse, renamed
 from jaxserve.server.state import server_state
 
 STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}

@@ -7,7 +7,11 @@ from pydantic import FailFast, Field, Tag
 
 from jaxserve.api.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.schema import MAX_MESSAGES, MAX_TOOLS
+from jaxserve.frontend.chat import MAX_MESSAGES, MAX_TOOLS
+from jaxserve.frontend.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
+from jaxserve.frontend.schema.fields import Unread
+from jaxserve.frontend.schema.ignored import Place
+from jaxserve.frontend.schema.parsing import show
 from jaxserve.server.messages.blocks import (
     AnyBlock,
     Message,
@@ -30,10 +34,6 @@ from jaxserve.server.messages.tools import (
     chat_tool,
     chat_tool_choice,
 )
-from jaxserve.server.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
-from jaxserve.server.schema.fields import Unread
-from jaxserve.server.schema.ignored import Place
-from jaxserve.server.schema.parsing import show
 
 # What our fields are called in an Anthropic request; errors of a chat speak of it by these names.
 FIELD_NAMES = {

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from jaxserve.server.chat.schema import FUNCTION_NAME
-from jaxserve.server.schema.body import Body, by_type
-from jaxserve.server.schema.fields import Unread
+from jaxserve.frontend.chat import FUNCTION_NAME
+from jaxserve.frontend.schema.body import Body, by_type
+from jaxserve.frontend.schema.fields import Unread
 
 # Types of tools that run on Anthropic's servers or that its models know by heart.
 HOSTED_TOOL = (

@@ -15,6 +15,9 @@ from jaxserve.api.pooling import PoolingModel, PoolingParams
 from jaxserve.api.request import LOWEST_PRIORITY, Request
 from jaxserve.engine.engine import GENERATES
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import parse, show
 from jaxserve.server.generation.events import Job, Tally
 from jaxserve.server.generation.prompts import cache_salt, encode_chat
 from jaxserve.server.http.answer import json_response
@@ -40,7 +43,6 @@ from jaxserve.server.pooling.answers import (
     Score,
     Scores,
 )
-from jaxserve.server.pooling.requests import Pairs, PoolingPrompts, Vector, answer
 from jaxserve.server.pooling.schema import (
     ClassifyBody,
     ClassifyChatBody,
@@ -58,8 +60,6 @@ from jaxserve.server.pooling.schema import (
     VectorsChatBody,
 )
 from jaxserve.server.pooling.vector_formats import by_type, join_bytes, to_json
-from jaxserve.server.schema.ignored import IgnoredFields
-from jaxserve.server.schema.parsing import parse, show
 from jaxserve.server.state import ServedModel, ServerState, server_state
 
 

@@ -18,13 +18,20 @@ from pydantic_core import CoreSchema
 
 from jaxserve.api.pooling import PoolingParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.parts import TextPart
-from jaxserve.server.chat.schema import Chat
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.chat_parts import TextPart
+from jaxserve.frontend.schema.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
+from jaxserve.frontend.schema.fields import (
+    IGNORED,
+    REFUSED,
+    TEXT_ONLY,
+    UNREAD,
+    WITH_MESSAGES,
+    Unread,
+)
+from jaxserve.frontend.schema.generation import REQUEST_ID
+from jaxserve.frontend.schema.parsing import parse, renamed, show
 from jaxserve.server.completions.schema import Prompt, SomeIds, read_prompts
-from jaxserve.server.schema.body import CACHE_SALT, NULL, Body, Int32, Truncation, given, wanted
-from jaxserve.server.schema.fields import IGNORED, REFUSED, TEXT_ONLY, UNREAD, WITH_MESSAGES, Unread
-from jaxserve.server.schema.generation import REQUEST_ID
-from jaxserve.server.schema.parsing import parse, renamed, show
 
 # OpenAI's own limit.
 MAX_INPUTS = 2048
@@ -285,13 +292,3 @@ class RerankBody(PairBody):
     def texts(self) -> list[str]:
         """The documents as texts."""
         return [each if isinstance(each, str) else each.text for each in self.documents]
-
-
-def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:
-    """Raise InvalidRequestError unless one text meets many, or as many meet as many."""
-    if num_firsts not in {1, num_seconds}:
-        raise InvalidRequestError(
-            f"the first texts must be one, or as many as the second ({num_seconds}),"
-            f" got {num_firsts}",
-            param=param,
-        )

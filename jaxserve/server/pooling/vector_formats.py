@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.pooling import Vector
 from jaxserve.server.pooling.answers import BytesPlace, EmbeddingsByType
-from jaxserve.server.pooling.requests import Vector
 from jaxserve.server.pooling.schema import VectorBody
 
 DTYPES: dict[str, Any] = {

@@ -14,9 +14,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from jaxserve.errors import InvalidRequestError, JaxserveError, StorageError
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.schema.parsing import parse, renamed
 from jaxserve.observability.logging import get_logger
 from jaxserve.server.chat.pieces import ChatAnswer, chat_body
-from jaxserve.server.chat.schema import Chat, ChatBody
+from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.generation.prompts import encode_chat
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read_as
@@ -30,7 +32,6 @@ from jaxserve.server.responses.schema import ResponsePrompt, ResponsesBody
 from jaxserve.server.responses.store import BEAT_S, ResponseStore
 from jaxserve.server.responses.tools import targets
 from jaxserve.server.responses.writer import ResponseWriter, response_error
-from jaxserve.server.schema.parsing import parse, renamed
 from jaxserve.server.state import ServedModel, ServerState, server_state
 
 log = get_logger(__name__)

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 
-from jaxserve.server.chat.schema import MAX_MESSAGES
+from jaxserve.frontend.chat import MAX_MESSAGES
+from jaxserve.frontend.schema.body import MAX_PARTS, Body, by_type
+from jaxserve.frontend.schema.fields import Unread
 from jaxserve.server.responses.tools import arguments_of, flat_name
-from jaxserve.server.schema.body import MAX_PARTS, Body, by_type
-from jaxserve.server.schema.fields import Unread
 
 type Status = Literal["in_progress", "completed", "incomplete"]
 

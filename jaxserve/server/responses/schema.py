@@ -7,7 +7,13 @@ from pydantic import FailFast, Field, Tag
 
 from jaxserve.chat.past_calls import ARGUMENTS
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.chat.schema import MAX_TOOLS, ReasoningEffort
+from jaxserve.frontend.chat import MAX_TOOLS, ReasoningEffort
+from jaxserve.frontend.schema.body import Body, ExactBody, Int32, Metadata, by_type
+from jaxserve.frontend.schema.fields import REFUSED, Unread
+from jaxserve.frontend.schema.generation import SamplingBody
+from jaxserve.frontend.schema.ignored import Place
+from jaxserve.frontend.schema.parsing import show
+from jaxserve.frontend.schema.structured import JsonObjectFormat, TextFormat
 from jaxserve.server.responses.items import (
     ITEMS,
     CustomToolCallItem,
@@ -20,12 +26,6 @@ from jaxserve.server.responses.items import (
     is_instruction,
 )
 from jaxserve.server.responses.tools import AnyTool, chat_tools, flat_name, unread_tools
-from jaxserve.server.schema.body import Body, ExactBody, Int32, Metadata, by_type
-from jaxserve.server.schema.fields import REFUSED, Unread
-from jaxserve.server.schema.generation import SamplingBody
-from jaxserve.server.schema.ignored import Place
-from jaxserve.server.schema.parsing import show
-from jaxserve.server.schema.structured import JsonObjectFormat, TextFormat
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
 FIELD_NAMES = {

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from jaxserve.errors import InvalidRequestError, StorageError
+from jaxserve.frontend.schema.parsing import show
 from jaxserve.server.database import Database
 from jaxserve.server.responses.answers import Response, ResponseError
 from jaxserve.server.responses.items import response_of
-from jaxserve.server.schema.parsing import show
 
 # A response in the making shows that its process lives at least so often; see `beat`.
 BEAT_S = 0.5

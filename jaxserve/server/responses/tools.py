@@ -13,11 +13,11 @@ import pydantic_core
 from pydantic import ConfigDict, Discriminator, FailFast, Field, Tag
 
 from jaxserve.api.structured_outputs import MAX_BYTES
+from jaxserve.frontend.chat import FUNCTION_NAME, MAX_TOOLS
+from jaxserve.frontend.schema.body import Body, by_type
+from jaxserve.frontend.schema.fields import Unread
+from jaxserve.frontend.schema.ignored import Place
 from jaxserve.grammar import lark_pattern
-from jaxserve.server.chat.schema import FUNCTION_NAME, MAX_TOOLS
-from jaxserve.server.schema.body import Body, by_type
-from jaxserve.server.schema.fields import Unread
-from jaxserve.server.schema.ignored import Place
 
 # Types of tools that OpenAI's servers run, or that its models know by heart.
 HOSTED = (

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.schema.parsing import show
+from jaxserve.frontend.schema.parsing import show
 
 
 class Listed(Protocol):

@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.api.limits import Limits
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.generation.prompts import encode, encode_chat
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read, read_as
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import access_record
-from jaxserve.server.schema.ignored import IgnoredFields
-from jaxserve.server.schema.parsing import parse
 from jaxserve.server.state import ServedModel, server_state
 from jaxserve.server.tokenize.schema import (
     DetokenizeAnswer,

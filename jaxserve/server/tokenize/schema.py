@@ -5,9 +5,9 @@ from typing import Annotated
 import msgspec
 from pydantic import Field
 
-from jaxserve.server.chat.schema import Chat
-from jaxserve.server.schema.body import Body, TokenIds
-from jaxserve.server.schema.fields import IGNORED, REFUSED, UNREAD, WITH_MESSAGES, Unread
+from jaxserve.frontend.chat import Chat
+from jaxserve.frontend.schema.body import Body, TokenIds
+from jaxserve.frontend.schema.fields import IGNORED, REFUSED, UNREAD, WITH_MESSAGES, Unread
 
 MAX_TOKENS = 2**20
 

@@ -1,4 +1,4 @@
-"""From the bytes of a body to a checked request model, with errors in our own words."""
+"""From plain values to a checked request model, with errors in our own words."""
 
 import re
 import reprlib
@@ -9,15 +9,10 @@ from typing import Any
 
 import pydantic
 import pydantic_core
-from starlette.requests import Request
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.errors import BodyTooLargeError, MediaTypeError
-from jaxserve.server.http.body_budget import Lease
-from jaxserve.server.schema.body import Body
-from jaxserve.server.schema.decoding import decode_json
-from jaxserve.server.schema.ignored import IgnoredFields, show_place
-from jaxserve.server.schema.literals import check_schemas
+from jaxserve.frontend.schema.body import Body
+from jaxserve.frontend.schema.ignored import IgnoredFields, show_place
 
 MAX_SHOWN_CHARS = 60
 MAX_COMPLAINTS = 8
@@ -58,55 +53,6 @@ WANTED: Mapping[str, str] = {
     "tuple_type": "a list",
     "wanted": "{wanted}",
 }
-
-
-async def read_body(request: Request, *, max_bytes: int, lease: Lease) -> bytes:
-    """Return the body, refusing one that is too long before reading it where it says so.
-
-    lease: for as long as the caller keeps the body. Raises BodyTooLargeError, BodiesFullError.
-    Starlette's own limit answers in plain text, which OpenAI's clients cannot read.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise BodyTooLargeError(max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise BodyTooLargeError(max_bytes)
-        lease.hold(len(body))
-    return bytes(body)
-
-
-def check_media_type(request: Request) -> None:
-    """Raise MediaTypeError unless the body is said to be JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise MediaTypeError
-
-
-def decode(body: bytes) -> dict[str, Any]:
-    """Return a JSON object, refusing NaN, infinities, lone surrogates and bad UTF-8.
-
-    A number that a double does not hold as it is written is refused where a schema has it.
-    Raises InvalidRequestError, also for more than the limits of decoding.py.
-    """
-    try:
-        fields = decode_json(body)
-    except InvalidRequestError:  # a ValueError too
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(
-            "the body is not JSON: it must be UTF-8, of finite numbers, and not nested too deep",
-            param=None,
-            code="invalid_json",
-        ) from error
-    if not isinstance(fields, dict):
-        raise InvalidRequestError(
-            f"the body must be a JSON object, got {show(fields)}", param=None, code="invalid_json"
-        )
-    check_schemas(fields)
-    return fields
 
 
 def parse[T: Body](

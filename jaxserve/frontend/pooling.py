@@ -12,7 +12,6 @@ import numpy as np
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingParams
 from jaxserve.api.request import Request
 from jaxserve.errors import InvalidRequestError, naming
-from jaxserve.server.pooling.schema import check_pairs
 from jaxserve.tokenization.tokenizer import Tokenizer, truncated
 
 type Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -208,3 +207,13 @@ def _activate(activation: Activation, vector: Vector) -> Any:
 def _unit(vector: Vector) -> Any:
     """Return a vector at length 1; one of zeros stays as it is."""
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:
+    """Raise InvalidRequestError unless one text meets many, or as many meet as many."""
+    if num_firsts not in {1, num_seconds}:
+        raise InvalidRequestError(
+            f"the first texts must be one, or as many as the second ({num_seconds}),"
+            f" got {num_firsts}",
+            param=param,
+        )

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
-from jaxserve.server.schema.body import MAX_PARTS, Body, wanted
-from jaxserve.server.schema.fields import Unread
-from jaxserve.server.schema.parsing import show
+from jaxserve.frontend.schema.body import MAX_PARTS, Body, wanted
+from jaxserve.frontend.schema.fields import Unread
+from jaxserve.frontend.schema.parsing import show
 
 PART_HINTS = Unread(ignored=frozenset({"cache_control", "prompt_cache_breakpoint"}))
 

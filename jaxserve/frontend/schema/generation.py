@@ -24,7 +24,7 @@ from jaxserve.api.request import (
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.beam_search import LENGTH_PENALTY_LIMITS, TEMPERATURES, BeamSearchParams
 from jaxserve.frontend.generation_defaults import GenerationDefaults
-from jaxserve.server.schema.body import (
+from jaxserve.frontend.schema.body import (
     CACHE_SALT,
     INT32_MAX,
     BadWords,
@@ -37,9 +37,9 @@ from jaxserve.server.schema.body import (
     told,
     wanted,
 )
-from jaxserve.server.schema.fields import UNREAD, Unread
-from jaxserve.server.schema.literals import encode_json
-from jaxserve.server.schema.structured import (
+from jaxserve.frontend.schema.fields import UNREAD, Unread
+from jaxserve.frontend.schema.literals import encode_json
+from jaxserve.frontend.schema.structured import (
     GUIDED,
     Choice,
     ResponseFormat,
@@ -298,15 +298,16 @@ class GenerationBody(SamplingBody):
 
         Raises InvalidRequestError for values out of range.
         """
+        recommended = defaults.sampling_params()
         return SamplingParams(
             n=self.n,
-            temperature=_first(self.temperature, defaults.temperature, 1.0),
-            top_p=_first(self.top_p, defaults.top_p, 1.0),
-            top_k=_first(self.top_k, defaults.top_k, 0),
-            min_p=_first(self.min_p, defaults.min_p, 0.0),
+            temperature=_given(self.temperature, recommended.temperature),
+            top_p=_given(self.top_p, recommended.top_p),
+            top_k=_given(self.top_k, recommended.top_k),
+            min_p=_given(self.min_p, recommended.min_p),
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, 1.0),
+            repetition_penalty=_given(self.repetition_penalty, recommended.repetition_penalty),
             logit_bias=self.logit_bias,
             allowed_token_ids=None
             if self.allowed_token_ids is None
@@ -336,8 +337,5 @@ class GenerationBody(SamplingBody):
         )
 
 
-def _first[T](asked: T | None, default: T | None, otherwise: T) -> T:
-    """The first of three that is given."""
-    if asked is not None:
-        return asked
-    return otherwise if default is None else default
+def _given[T](asked: T | None, otherwise: T) -> T:
+    return otherwise if asked is None else asked

@@ -9,7 +9,7 @@ from typing import Any, TypeAliasType, get_args
 from pydantic import AliasChoices
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.schema.body import Body
+from jaxserve.frontend.schema.body import Body
 
 # Names kept of one request; further ones are not counted either.
 MAX_NAMES = 64

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.schema.literals import read_float
+from jaxserve.frontend.schema.literals import check_schemas, read_float
+from jaxserve.frontend.schema.parsing import show
 
 # Limits of a body. Honest ones stay below: 4096 messages with calls are 25,000 lists and objects
 # and 100,000 strings, and 2048 prompts of 512 ids are 1,050,624 values. Validating that much holds
@@ -179,3 +180,27 @@ def _marks(text: bytes) -> Iterator[Marks]:
             depth = int(depths[-1]) if depths.size else depth
             yield Marks(places + start, marks, depths, np.flatnonzero(is_quote) + start)
         start += len(part)
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """Return a JSON object, refusing NaN, infinities, lone surrogates and bad UTF-8.
+
+    A number that a double does not hold as it is written is refused where a schema has it.
+    Raises InvalidRequestError, also for more than the limits above.
+    """
+    try:
+        fields = decode_json(body)
+    except InvalidRequestError:  # a ValueError too
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(
+            "the body is not JSON: it must be UTF-8, of finite numbers, and not nested too deep",
+            param=None,
+            code="invalid_json",
+        ) from error
+    if not isinstance(fields, dict):
+        raise InvalidRequestError(
+            f"the body must be a JSON object, got {show(fields)}", param=None, code="invalid_json"
+        )
+    check_schemas(fields)
+    return fields

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, FailFast, Field, Tag
 
 from jaxserve.api.structured_outputs import JSON_OPTIONS, KINDS, MAX_BYTES, StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.server.schema.body import ExactBody, by_type, given
-from jaxserve.server.schema.parsing import renamed
+from jaxserve.frontend.schema.body import ExactBody, by_type, given
+from jaxserve.frontend.schema.parsing import renamed
 
 # vLLM's older fields, and what each is of `structured_outputs`.
 GUIDED: Mapping[str, str] = {

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from jaxserve.api.request import LIMITS, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
-from jaxserve.server.schema.fields import Unread
+from jaxserve.frontend.schema.fields import Unread
 
 INT32_MAX = 2**31 - 1
 # A salt becomes part of a cache key: vLLM's rule, no character that could split one.

@@ -1,0 +1,309 @@
+"""A chat as users write it: messages, tools, and the prompt that a template makes of them."""
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, FailFast, Field, Tag
+
+from jaxserve.chat.harmony import Harmony
+from jaxserve.chat.reasoning_format import ReasoningFormat
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.errors import InvalidRequestError
+from jaxserve.frontend.chat_parts import Content
+from jaxserve.frontend.schema.body import (
+    MAX_PARTS,
+    Body,
+    by_type,
+    given,
+)
+from jaxserve.frontend.schema.fields import REFUSED, UNREAD, Unread
+from jaxserve.frontend.schema.ignored import IgnoredFields
+from jaxserve.frontend.schema.parsing import show
+
+MAX_MESSAGES = 4096
+MAX_TOOLS = 256
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_CHARS = 2**16
+FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
+
+# Beyond OpenAI's roles, those of a model's own, such as ipython; its template says which.
+ROLE = r"^[a-zA-Z0-9_.-]{1,64}$"
+type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class FunctionName(Body):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedFunction(Body):
+    """A function that must be called, or may be."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(Body):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolsChoice(Body):
+    """The choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+type ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("str")]
+    | Annotated[NamedFunction, Tag("(function)")]
+    | Annotated[AllowedToolsChoice, Tag("(allowed_tools)")],
+    by_type("none, auto, required, a function by its name, or allowed_tools with a mode"),
+]
+
+
+class FunctionCall(Body):
+    """The call of a function, as a model made it before."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """A tool call of an assistant's message; `index` is left over from a stream's deltas.
+
+    Some clients leave the type out, as there is one only.
+    """
+
+    unread = Unread(ignored=frozenset({"index"}))
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+type ToolCalls = Annotated[list[ToolCall], FailFast(), Field(max_length=MAX_PARTS)]
+
+
+class Message(Body):
+    """One message of a chat. Some agents send back more of an answer than a model reads."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"properties": {"role": {"const": "assistant"}}}, given("content")],
+            "if": {"properties": {"role": {"const": "tool"}}},
+            "then": given("tool_call_id"),
+        }
+    )
+
+    unread = Unread(
+        ignored=frozenset(
+            {"annotations", "cache_control", "provider_specific_fields", "reasoning_details"}
+        ),
+        refused={name: REFUSED[name] for name in ("audio", "function_call")},
+    )
+
+    role: Annotated[str, Field(pattern=ROLE)]
+    content: Content | None = None
+    name: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: ToolCalls = Field(default_factory=list)
+    tool_call_id: str | None = None
+
+    def for_template(self, place: str) -> dict[str, Any]:
+        """Return the message as chat templates read it; `place` names it in errors."""
+        if self.content is None and self.role != "assistant":
+            raise InvalidRequestError(
+                f"{place}.content is required", param=f"{place}.content", code="missing_field"
+            )
+        if self.tool_call_id is None and self.role == "tool":
+            raise InvalidRequestError(
+                f"{place}.tool_call_id is required",
+                param=f"{place}.tool_call_id",
+                code="missing_field",
+            )
+        message = self.model_dump(exclude={"content", "tool_calls"}, exclude_none=True)
+        if isinstance(self.content, str):
+            message["content"] = self.content
+        elif self.content is None and self.refusal is not None:
+            # Templates know no refusals: it is what the assistant said.
+            message["content"] = self.refusal
+        elif self.content is not None:
+            parts = [{"type": "text", "text": part.text} for part in self.content]
+            message["content"] = parts or ""
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        return message
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+type Messages = Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class ChatOptions(Body):
+    """How to make a prompt of a chat, whatever its messages."""
+
+    unread = UNREAD
+
+    model: str | None = None
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
+        default_factory=list
+    )
+    tool_choice: ToolChoice = "auto"
+    documents: Annotated[list[dict[str, Any]], FailFast(), Field(max_length=MAX_DOCUMENTS)] = Field(
+        default_factory=list
+    )
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template: Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)] | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: ReasoningEffort | None = None
+
+
+class Chat(ChatOptions):
+    """A chat and how to make a prompt of it: what completions and /tokenize share."""
+
+    messages: Messages
+
+    @property
+    def offered_functions(self) -> list[Function]:
+        """The functions that the model may call; none where it must not."""
+        mode, names = self._choice
+        functions = [tool.function for tool in self.tools]
+        if mode == "none":
+            return []
+        return functions if names is None else [f for f in functions if f.name in names]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be tool calls."""
+        return self._choice[0] == "required"
+
+    @property
+    def must_call_once(self) -> bool:
+        """Whether it must be one call, as a function that is named is called once."""
+        return isinstance(self.tool_choice, NamedFunction)
+
+    @property
+    def _choice(self) -> tuple[str, list[str] | None]:
+        """Whether the model may call, must, or must not; and which functions, all if None."""
+        match self.tool_choice:
+            case NamedFunction(function=function):
+                return "required", [function.name]
+            case AllowedToolsChoice(allowed_tools=some):
+                return some.mode, [tool.function.name for tool in some.tools]
+            case mode:
+                return mode, None
+
+    @property
+    def last_text(self) -> str:
+        """The text of the last message."""
+        content = self.messages[-1].content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+
+    @property
+    def continues_reasoning(self) -> bool:
+        """Whether the answer goes on with reasoning, which the last message has and no more."""
+        last = self.messages[-1]
+        has_reasoning = bool(last.reasoning or last.reasoning_content)
+        has_more = bool(self.last_text or last.tool_calls)
+        return self.continue_final_message and has_reasoning and not has_more
+
+    def check_tools(self) -> None:
+        """Raise InvalidRequestError unless what is chosen is there."""
+        names = {tool.function.name for tool in self.tools}
+        for name in self._choice[1] or ():
+            if name not in names:
+                raise InvalidRequestError(
+                    f"tool_choice must name functions of tools, got {show(name)}",
+                    param="tool_choice",
+                )
+        if self.must_call and not self.tools:
+            raise InvalidRequestError(
+                "tool_choice can only be required where there are tools", param="tool_choice"
+            )
+
+    def num_chars(self) -> int:
+        """Return how much text the messages hold, at least: what no rendering can shorten."""
+        return sum(
+            len(message.content)
+            if isinstance(message.content, str)
+            else sum(len(part.text) for part in message.content or ())
+            for message in self.messages
+        )
+
+    def render(
+        self,
+        template: ChatTemplate,
+        ignored: IgnoredFields | None = None,
+        *,
+        reasoning: ReasoningFormat | Harmony | None = None,
+    ) -> str:
+        """Return the prompt. Raises InvalidRequestError where the template cannot take it.
+
+        ignored: gets roles and names in chat_template_kwargs that the template does not read.
+        reasoning: how the model sets its reasoning apart, as far as it is known.
+        """
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
+        variables = template.readable(self.chat_template_kwargs)
+        if ignored is not None:
+            for name in self.chat_template_kwargs.keys() - variables.keys():
+                ignored.add(("chat_template_kwargs", name))
+        if self.reasoning_effort is not None:
+            thinks = self.reasoning_effort != "none"
+            for name, value in (
+                ("reasoning_effort", self.reasoning_effort),
+                # What templates call the switch that OpenAI has as an effort.
+                ("enable_thinking", thinks),
+                ("thinking", thinks),
+            ):
+                if name in template.variables:
+                    variables.setdefault(name, value)
+        chat = [message.for_template(f"messages[{i}]") for i, message in enumerate(self.messages)]
+        if ignored is not None:
+            ignored.add_roles(template.unread_roles(chat))
+        offered = {function.name for function in self.offered_functions}
+        tools = [tool for tool in self.tools if tool.function.name in offered]
+        render = (
+            partial(template.render_reasoning, reasoning=reasoning)
+            if self.continues_reasoning
+            else partial(
+                template.render,
+                add_generation_prompt=not self.continue_final_message
+                if self.add_generation_prompt is None
+                else self.add_generation_prompt,
+                continue_final_message=self.continue_final_message,
+            )
+        )
+        return render(
+            chat,
+            tools=[tool.model_dump(exclude_none=True) for tool in tools],
+            documents=self.documents,
+            variables=variables,
+        )
