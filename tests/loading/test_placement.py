@@ -121,7 +121,8 @@ class Fused:
         return config_from_hf({**hf, "model_type": "llama"})
 
     def hf_tensors(self, config: DecoderConfig) -> dict[ParamPath, tuple[HfTensor, ...]]:
-        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        mixer: Any = config.layers[0].mixer
+        queries, keys = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
         total, name = queries + 2 * keys, "self_attn.qkv_proj.weight"
         dims = "kv_heads qkv head_dim, embed"
         return llama_tensors(
