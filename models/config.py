@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
+from jaxserve.api.caches import LayerCache, Paged, Shared, Window
 from jaxserve.layers.attention import PACKED_QUERIES
 from jaxserve.layers.rope import Rope
 from jaxserve.models.work import LayerWork
@@ -50,14 +51,19 @@ class Mixer(Protocol):
         """Rotary positions; None for a mixer without."""
         ...
 
+    @property
+    def cache(self) -> LayerCache | Shared:
+        """What the layer keeps between steps."""
+        ...
+
     def divides(self, devices: int) -> str | None:
         """Return what cannot be divided among so many devices, None if all can."""
         ...
 
     def attention(
         self, *, devices: int, page_size: int, dtype: str, cache_dtype: str
-    ) -> AttentionConfig:
-        """Return what one device asks of paged attention."""
+    ) -> AttentionConfig | None:
+        """Return what one device asks of paged attention; None for a mixer without."""
         ...
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
@@ -120,6 +126,13 @@ class GroupedQuery:
         return AttentionSpec(
             scale=self.scale, sliding_window=self.sliding_window, soft_cap=self.soft_cap
         )
+
+    @property
+    def cache(self) -> LayerCache:
+        """See Mixer."""
+        if self.sliding_window is None:
+            return Paged(kv_heads=self.kv_heads, head_dim=self.head_dim)
+        return Window(kv_heads=self.kv_heads, head_dim=self.head_dim, window=self.sliding_window)
 
     def divides(self, devices: int) -> str | None:
         """See Mixer."""
@@ -257,9 +270,9 @@ class DecoderConfig(_ModelConfig):
     is_causal: ClassVar[bool] = True
 
     @property
-    def num_caches(self) -> int:
-        """Number of layers that keep keys and values."""
-        return self.num_layers
+    def caches(self) -> tuple[LayerCache | Shared, ...]:
+        """What each layer keeps between steps."""
+        return tuple(layer.mixer.cache for layer in self.layers)
 
     @property
     def head(self) -> str | None:
@@ -314,7 +327,7 @@ class EncoderConfig(_ModelConfig):
 
     # What those who plan for a decoder ask of it.
     is_causal: ClassVar[bool] = False
-    num_caches: ClassVar[int] = 0
+    caches: ClassVar[tuple[LayerCache, ...]] = ()
     tied_embeddings: ClassVar[bool] = False
     head: ClassVar[str | None] = None
     spare_tensors: ClassVar[tuple[str, ...]] = _SPARE

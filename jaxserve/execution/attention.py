@@ -95,7 +95,7 @@ def plan_attention(
         mixer.attention(devices=devices, page_size=page_size, dtype=dtype, cache_dtype=cache_dtype)
         for mixer in mixers
     )
-    configs = tuple(dict.fromkeys(asked))
+    configs = tuple(dict.fromkeys(config for config in asked if config is not None))
     if backend is not None and backend not in paged_attention.BACKENDS:
         raise ConfigError(
             f"attention_backend must be one of {', '.join(paged_attention.BACKENDS)},"

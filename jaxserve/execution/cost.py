@@ -88,7 +88,7 @@ class StepCosts:
         self._token_flops = sum(work.token_flops for work in works)
         self._logit_flops = 2 * sum(matrix.num_weights for matrix in matrices(head))
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
-        self._token_written_bytes = sum(w.key_bytes for w in works) if model.num_caches else 0
+        self._token_written_bytes = sum(w.key_bytes for w in works) if model.caches else 0
         self._logit_bytes = model.vocab_size * _LOGIT_BYTES
         self._remembered_bytes = model.vocab_size * _MEMORY_BYTES
 

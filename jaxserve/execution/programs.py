@@ -94,7 +94,7 @@ class ProgramSet:
         pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
         self.cache = tuple(
             jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
-            for _ in range(context.model.num_caches)
+            for _ in context.model.caches
         )
         self.state: State[jax.ShapeDtypeStruct] = jax.tree.map(
             lambda leaf: self._described(leaf.shape, leaf.dtype),

@@ -275,7 +275,7 @@ def _plan(
             dtype=dtype,
             max_logprobs=max_logprobs,
         ),
-        page=model.num_caches
+        page=len(model.caches)
         * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
         page_size=page_size,
         pages_per_sequence=pages_per_sequence,
