@@ -1,6 +1,7 @@
 """What an engine reports as series, under vLLM's metric names."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from jaxserve.api.request import FinishReason
 from jaxserve.observability.series import SeriesSet, Tally, Value
@@ -37,28 +38,57 @@ def token_bounds(max_model_len: int) -> tuple[int, ...]:
     return tuple(bounds)
 
 
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes the series of one engine, with its labels."""
+
+    series: SeriesSet
+    labels: Mapping[str, str]
+    token_bounds: Sequence[float]
+
+    def gauge(self, name: str, text: str, **more: str) -> Value:
+        return self.series.gauge(f"vllm:{name}", text, {**self.labels, **more})
+
+    def counter(self, name: str, text: str, **more: str) -> Value:
+        return self.series.counter(f"vllm:{name}", text, {**self.labels, **more})
+
+    def own_counter(self, name: str, text: str, **more: str) -> Value:
+        return self.series.counter(f"jaxserve:{name}", text, {**self.labels, **more})
+
+    def histogram(self, name: str, text: str, bounds: Sequence[float]) -> Tally:
+        return self.series.histogram(f"vllm:{name}", text, self.labels, bounds)
+
+
 class EngineSeries:
     """`EngineMetrics` of one engine, under vLLM's names."""
 
     def __init__(
         self, series: SeriesSet, labels: Mapping[str, str], *, token_bounds: Sequence[float]
     ) -> None:
-        def gauge(name: str, text: str, **more: str) -> Value:
-            return series.gauge(f"vllm:{name}", text, {**labels, **more})
+        make = _Maker(series, labels, token_bounds)
+        self._load = _LoadSeries(make)
+        self._steps = _StepSeries(make)
+        self._choices = _ChoiceSeries(make)
 
-        def counter(name: str, text: str, **more: str) -> Value:
-            return series.counter(f"vllm:{name}", text, {**labels, **more})
+    def observe_step(self, stats: StepStats) -> None:
+        """Set the gauges and add the step's increments."""
+        self._load.observe(stats)
+        if stats.record is not None:
+            self._steps.observe(stats.record)
 
-        def own_counter(name: str, text: str, **more: str) -> Value:
-            return series.counter(f"jaxserve:{name}", text, {**labels, **more})
+    def observe_finished(self, stats: FinishedStats) -> None:
+        """Count a choice that ended, and the times it reached."""
+        self._choices.observe(stats)
 
-        def histogram(name: str, text: str, bounds: Sequence[float]) -> Tally:
-            return series.histogram(f"vllm:{name}", text, labels, bounds)
 
-        self._running = gauge("num_requests_running", "Sequences in the running batch.")
-        self._waiting = gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
+class _LoadSeries:
+    """What the scheduler has to do: sequences, KV pages, tokens and their latencies."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._running = make.gauge("num_requests_running", "Sequences in the running batch.")
+        self._waiting = make.gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
         self._waiting_for_capacity, self._deferred = (
-            gauge(
+            make.gauge(
                 "num_requests_waiting_by_reason",
                 "Sequences waiting: for a slot or KV pages (capacity), or for a prefix that another"
                 " sequence computes (deferred).",
@@ -66,134 +96,47 @@ class EngineSeries:
             )
             for reason in ("capacity", "deferred")
         )
-        self._cache_usage = gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
-        self._prefix_queries = counter(
+        self._cache_usage = make.gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
+        self._prefix_queries = make.counter(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
-        self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
-        self._kv_slots = own_counter("kv_slots", "Tokens that used KV pages could hold, by step.")
-        self._empty_kv_slots = own_counter("empty_kv_slots", "Those of kv_slots that held nothing.")
-        self._released_pages = own_counter(
+        self._prefix_hits = make.counter(
+            "prefix_cache_hits", "Prompt tokens found in the prefix cache."
+        )
+        self._kv_slots = make.own_counter(
+            "kv_slots", "Tokens that used KV pages could hold, by step."
+        )
+        self._empty_kv_slots = make.own_counter(
+            "empty_kv_slots", "Those of kv_slots that held nothing."
+        )
+        self._released_pages = make.own_counter(
             "kv_pages_released", "KV pages released because they fell behind a sliding window."
         )
-        self._preemptions = counter("num_preemptions", "Sequences preempted.")
-        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
+        self._preemptions = make.counter("num_preemptions", "Sequences preempted.")
+        self._prompt_tokens = make.counter("prompt_tokens", "Prompt tokens processed.")
         self._computed_prompt_tokens, self._reused_prompt_tokens = (
-            counter(
+            make.counter(
                 "prompt_tokens_by_source",
                 "Prompt tokens processed: computed, or taken from the prefix cache.",
                 source=source,
             )
             for source in ("local_compute", "local_cache_hit")
         )
-        self._generation_tokens = counter("generation_tokens", "Tokens generated.")
-        self._cached_tokens = counter(
+        self._generation_tokens = make.counter("generation_tokens", "Tokens generated.")
+        self._cached_tokens = make.counter(
             "prompt_tokens_cached", "Prompt tokens taken from the prefix cache."
         )
-        self._finished = {
-            reason: counter(
-                "request_success", "Choices that ended, by reason.", finished_reason=reason.value
-            )
-            for reason in FinishReason
-        }
-        self._step_tokens = histogram(
+        self._step_tokens = make.histogram(
             "iteration_tokens_total", "Tokens computed by a step.", STEP_TOKENS
         )
-        self._flops = counter(
-            "estimated_flops_per_gpu", "FLOPs that the steps needed at least, of each device."
-        )
-        self._read_bytes = counter(
-            "estimated_read_bytes_per_gpu",
-            "Bytes of device memory that the steps had to read at least, on each device.",
-        )
-        self._written_bytes = counter(
-            "estimated_write_bytes_per_gpu",
-            "Bytes of device memory that the steps had to write at least, on each device.",
-        )
-        # By program; of those there are a few dozen at most.
-        self._steps: dict[str, Value] = {}
-        self._count_steps: Callable[[str], Value] = lambda program: own_counter(
-            "steps", "Steps made, by the program that ran.", program=program
-        )
-        self._phases = {
-            phase: own_counter(
-                "step_phase_seconds",
-                "Time of the engine's thread while there was work, by the phase of a step.",
-                phase=phase,
-            )
-            for phase in PHASES
-        }
-        self._device_seconds = own_counter(
-            "step_device_seconds", "Time from when the device could begin a step to its end."
-        )
-        self._gap_lower, self._gap_upper = (
-            own_counter(
-                "device_gap_seconds",
-                "Bounds of the time in which the device had nothing to do though there was work.",
-                bound=bound,
-            )
-            for bound in ("lower", "upper")
-        )
-        self._computed_tokens = own_counter(
-            "step_tokens", "Tokens computed by steps, padding not counted."
-        )
-        self._padding_tokens = own_counter(
-            "step_padding_tokens", "Rows of padding computed by steps."
-        )
-        self._sequences = own_counter("step_sequences", "Sequences of steps, one count a step.")
-        self._first_token = histogram(
+        self._first_token = make.histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_S
         )
-        self._inter_token = histogram(
+        self._inter_token = make.histogram(
             "inter_token_latency_seconds", "Between one token and the next.", PER_TOKEN_S
         )
-        self._per_token = histogram(
-            "request_time_per_output_token_seconds",
-            "Mean time of a choice's tokens after its first.",
-            PER_TOKEN_S,
-        )
-        self._end_to_end = histogram(
-            "e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S
-        )
-        self._queue_time = histogram(
-            "request_queue_time_seconds", "From arrival to the first step.", REQUEST_S
-        )
-        self._inference_time = histogram(
-            "request_inference_time_seconds", "From the first step to the end.", REQUEST_S
-        )
-        self._prefill_time = histogram(
-            "request_prefill_time_seconds", "From the first step to the first token.", REQUEST_S
-        )
-        self._decode_time = histogram(
-            "request_decode_time_seconds", "From the first token to the end.", REQUEST_S
-        )
-        tokens = token_bounds
-        self._request_prompt_tokens = histogram(
-            "request_prompt_tokens", "Prompt tokens of a choice.", tokens
-        )
-        self._request_computed_tokens = histogram(
-            "request_prefill_kv_computed_tokens",
-            "Prompt tokens of a choice that the prefix cache did not have.",
-            tokens,
-        )
-        self._request_generation_tokens = histogram(
-            "request_generation_tokens", "Tokens generated by a choice.", tokens
-        )
-        self._request_longest = histogram(
-            "request_max_num_generation_tokens",
-            "Tokens generated by the longest choice of a request.",
-            tokens,
-        )
-        self._request_max_tokens = histogram(
-            "request_params_max_tokens", "max_tokens as asked for.", tokens
-        )
-        self._request_n = histogram("request_params_n", "n of a request.", CHOICES)
-        self._request_preemptions = histogram(
-            "request_num_preemptions", "Preemptions of a choice.", PREEMPTIONS
-        )
 
-    def observe_step(self, stats: StepStats) -> None:
-        """Set the gauges and add the step's increments."""
+    def observe(self, stats: StepStats) -> None:
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)
@@ -217,10 +160,58 @@ class EngineSeries:
             self._first_token.observe(latency_s)
         for latency_s, count in stats.inter_token_s.items():
             self._inter_token.observe(latency_s, count)
-        if stats.record is not None:
-            self._observe_record(stats.record)
 
-    def _observe_record(self, record: StepRecord) -> None:
+
+class _StepSeries:
+    """What steps take: the engine's time by phase, the device's, and the work they compute."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._flops = make.counter(
+            "estimated_flops_per_gpu", "FLOPs that the steps needed at least, of each device."
+        )
+        self._read_bytes = make.counter(
+            "estimated_read_bytes_per_gpu",
+            "Bytes of device memory that the steps had to read at least, on each device.",
+        )
+        self._written_bytes = make.counter(
+            "estimated_write_bytes_per_gpu",
+            "Bytes of device memory that the steps had to write at least, on each device.",
+        )
+        # By program; of those there are a few dozen at most.
+        self._steps: dict[str, Value] = {}
+        self._count_steps: Callable[[str], Value] = lambda program: make.own_counter(
+            "steps", "Steps made, by the program that ran.", program=program
+        )
+        self._phases = {
+            phase: make.own_counter(
+                "step_phase_seconds",
+                "Time of the engine's thread while there was work, by the phase of a step.",
+                phase=phase,
+            )
+            for phase in PHASES
+        }
+        self._device_seconds = make.own_counter(
+            "step_device_seconds", "Time from when the device could begin a step to its end."
+        )
+        self._gap_lower, self._gap_upper = (
+            make.own_counter(
+                "device_gap_seconds",
+                "Bounds of the time in which the device had nothing to do though there was work.",
+                bound=bound,
+            )
+            for bound in ("lower", "upper")
+        )
+        self._computed_tokens = make.own_counter(
+            "step_tokens", "Tokens computed by steps, padding not counted."
+        )
+        self._padding_tokens = make.own_counter(
+            "step_padding_tokens", "Rows of padding computed by steps."
+        )
+        self._sequences = make.own_counter(
+            "step_sequences", "Sequences of steps, one count a step."
+        )
+
+    def observe(self, record: StepRecord) -> None:
         steps = self._steps.get(record.program)
         if steps is None:
             steps = self._steps[record.program] = self._count_steps(record.program)
@@ -237,8 +228,63 @@ class EngineSeries:
         self._read_bytes.inc(record.read_bytes)
         self._written_bytes.inc(record.written_bytes)
 
-    def observe_finished(self, stats: FinishedStats) -> None:
-        """Count a choice that ended, and the times it reached."""
+
+class _ChoiceSeries:
+    """The choices that have ended: their sizes and their times."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._finished = {
+            reason: make.counter(
+                "request_success", "Choices that ended, by reason.", finished_reason=reason.value
+            )
+            for reason in FinishReason
+        }
+        self._per_token = make.histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time of a choice's tokens after its first.",
+            PER_TOKEN_S,
+        )
+        self._end_to_end = make.histogram(
+            "e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S
+        )
+        self._queue_time = make.histogram(
+            "request_queue_time_seconds", "From arrival to the first step.", REQUEST_S
+        )
+        self._inference_time = make.histogram(
+            "request_inference_time_seconds", "From the first step to the end.", REQUEST_S
+        )
+        self._prefill_time = make.histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", REQUEST_S
+        )
+        self._decode_time = make.histogram(
+            "request_decode_time_seconds", "From the first token to the end.", REQUEST_S
+        )
+        tokens = make.token_bounds
+        self._request_prompt_tokens = make.histogram(
+            "request_prompt_tokens", "Prompt tokens of a choice.", tokens
+        )
+        self._request_computed_tokens = make.histogram(
+            "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a choice that the prefix cache did not have.",
+            tokens,
+        )
+        self._request_generation_tokens = make.histogram(
+            "request_generation_tokens", "Tokens generated by a choice.", tokens
+        )
+        self._request_longest = make.histogram(
+            "request_max_num_generation_tokens",
+            "Tokens generated by the longest choice of a request.",
+            tokens,
+        )
+        self._request_max_tokens = make.histogram(
+            "request_params_max_tokens", "max_tokens as asked for.", tokens
+        )
+        self._request_n = make.histogram("request_params_n", "n of a request.", CHOICES)
+        self._request_preemptions = make.histogram(
+            "request_num_preemptions", "Preemptions of a choice.", PREEMPTIONS
+        )
+
+    def observe(self, stats: FinishedStats) -> None:
         self._finished[stats.reason].inc()
         self._request_prompt_tokens.observe(stats.num_prompt_tokens)
         self._request_computed_tokens.observe(stats.num_prompt_tokens - stats.num_cached_tokens)
