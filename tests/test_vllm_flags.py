@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli import _parser
-from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options
+from jaxserve.config.flags import ENGINE_FLAGS, SERVER_FLAGS, engine_options, server_config
 from jaxserve.config.vllm_flags import INERT_FLAGS, split_inert
 from jaxserve.errors import ConfigError
 
@@ -185,3 +185,22 @@ def test_a_config_file_may_hold_flags_without_effect(tmp_path: Path) -> None:
     args, notes = serve(f"m --config {config}")
     assert args["max_num_seqs"] == 4
     assert len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "keys"),
+    [
+        ({}, ()),
+        ({"VLLM_API_KEY": "theirs"}, ("theirs",)),
+        ({"VLLM_API_KEY": "theirs", "JAXSERVE_API_KEY": "ours"}, ("ours",)),
+    ],
+)
+def test_the_key_that_vllm_takes_from_the_environment_is_wanted_of_clients(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], keys: tuple[str, ...]
+) -> None:
+    for name in ("VLLM_API_KEY", "JAXSERVE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert server_config({}).api_keys == keys
+    assert server_config({"api_key": ("given",)}).api_keys == ("given",)

@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxserve.config.engine import EngineOptions
 from jaxserve.config.option import Flag, default_of, flags_of
-from jaxserve.config.server import API_KEY_VARIABLE, ServerConfig
+from jaxserve.config.server import API_KEY_VARIABLE, VLLM_API_KEY_VARIABLE, ServerConfig
 from jaxserve.config.values import number
 from jaxserve.config.vllm_flags import split_inert
 from jaxserve.errors import ConfigError
@@ -140,8 +140,9 @@ def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOpti
 def server_config(keywords: Mapping[str, Any]) -> ServerConfig:
     """Return the settings of a server, with the API keys of the environment."""
     values = to_fields(keywords, SERVER_FLAGS)
-    if "api_keys" not in values and os.environ.get(API_KEY_VARIABLE):
-        values["api_keys"] = (os.environ[API_KEY_VARIABLE],)
+    key = os.environ.get(API_KEY_VARIABLE) or os.environ.get(VLLM_API_KEY_VARIABLE)
+    if "api_keys" not in values and key:
+        values["api_keys"] = (key,)
     with speaking_of(SERVER_FLAGS):
         return ServerConfig(**values)
 

@@ -12,6 +12,8 @@ from jaxserve.errors import ConfigError
 
 MIB = 2**20
 API_KEY_VARIABLE = "JAXSERVE_API_KEY"
+# Of whoever comes from vLLM: a server that did not read it would be open to all.
+VLLM_API_KEY_VARIABLE = "VLLM_API_KEY"
 ROOT_PATH = r"(/[^/?#\s]+)+"
 ALLOWED_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
 
@@ -61,7 +63,8 @@ class ServerConfig:
     )
     force_include_usage: bool = option(
         False,
-        "end every stream with its usage, as stream_options.include_usage does",
+        "tell the usage in every chunk of every stream, as stream_options does with include_usage"
+        " and continuous_usage_stats",
         flag="enable-force-include-usage",
     )
     strict_fields: bool = option(
@@ -75,7 +78,8 @@ class ServerConfig:
     api_keys: tuple[str, ...] = option(
         (),
         "keys of which clients must send one, for every route but the probes, /api/hello and the"
-        f" playground's files (better: in {API_KEY_VARIABLE})",
+        f" playground's files (better: in {API_KEY_VARIABLE} or"
+        f" {VLLM_API_KEY_VARIABLE})",
         flag="api-key",
         is_secret=True,
     )

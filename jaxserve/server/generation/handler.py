@@ -108,17 +108,19 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
     async def chunks(self) -> AsyncGenerator[list[Chunk]]:
         """Yield the answer's chunks, those of a step together.
 
-        With continuous_usage_stats each chunk has the usage of its choice, up to and including the
-        tokens of the event that it tells of.
+        With continuous_usage_stats, or where the operator forces it, each chunk has the usage of
+        its choice, up to and including the tokens of the event that it tells of.
         """
         options = self.body.stream_options or StreamOptions()
-        include_usage = options.include_usage or self.job.state.config.force_include_usage
+        is_forced = self.job.state.config.force_include_usage
+        include_usage = options.include_usage or is_forced
+        is_continuous = options.continuous_usage_stats or is_forced
         tally = self.tally()
         interval = self.body.stream_interval or self.job.state.config.stream_interval
 
         def told(chunks: list[Chunk], new: TokenEvent) -> list[Chunk]:
             if include_usage:
-                usage = tally.usage(new) if options.continuous_usage_stats else None
+                usage = tally.usage(new) if is_continuous else None
                 for chunk in chunks:
                     chunk.usage = usage
             return chunks
