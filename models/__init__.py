@@ -23,6 +23,7 @@ from jaxserve.models.config import LayerConfig as LayerConfig
 from jaxserve.models.config import ModelConfig as ModelConfig
 from jaxserve.models.decoder import Decoder as Decoder
 from jaxserve.models.encoder import Encoder as Encoder
+from jaxserve.models.fitting import fitted as fitted
 from jaxserve.models.forward import ForwardContext as ForwardContext
 from jaxserve.models.forward import Tap as Tap
 from jaxserve.models.hf_config import Modules, decoder_config
@@ -52,6 +53,7 @@ _SHARED = frozenset(
         "declare",
         "decoder",
         "encoder",
+        "fitting",
         "forward",
         "hf_config",
         "hf_reader",

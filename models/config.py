@@ -56,6 +56,15 @@ class Mixer(Protocol):
         """What the layer keeps between steps."""
         ...
 
+    @property
+    def stored(self) -> "Mixer":
+        """What a checkpoint has of it, before it was fitted."""
+        ...
+
+    def fitted(self, devices: int) -> "Mixer":
+        """Return it with copies of what there is too little of for so many devices."""
+        ...
+
     def divides(self, devices: int) -> str | None:
         """Return what cannot be divided among so many devices, None if all can."""
         ...
@@ -99,6 +108,7 @@ class GroupedQuery:
     scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: whether each
     head has a sink. rope: None where queries and keys are not rotated. qk_norm: whether queries and
     keys are normalised per head before. is_causal: False lets a token attend to later ones too.
+    kv_copies: `kv_heads` for each one that the checkpoint has.
     """
 
     module: Callable[[Any, "GroupedQuery"], Any]
@@ -114,6 +124,18 @@ class GroupedQuery:
     output_bias: bool = False
     qk_norm: bool = False
     is_causal: bool = True
+    kv_copies: int = 1
+
+    @property
+    def stored(self) -> "GroupedQuery":
+        """See Mixer."""
+        return replace(self, kv_heads=self.kv_heads // self.kv_copies, kv_copies=1)
+
+    def fitted(self, devices: int) -> "GroupedQuery":
+        """See Mixer: every device attends with a key-value head of its own."""
+        copies = max(devices // self.kv_heads, 1) if devices % self.kv_heads == 0 else 1
+        kv_heads, kv_copies = self.kv_heads * copies, self.kv_copies * copies
+        return replace(self, kv_heads=kv_heads, kv_copies=kv_copies)
 
     @property
     def group(self) -> int:
@@ -256,7 +278,8 @@ class DecoderConfig(_ModelConfig):
     final_norm: normalisation before the head.
     embedding_multiplier, logit_multiplier: factors of the embeddings and of the logits.
     logit_soft_cap: a logit l becomes logit_soft_cap * tanh(l / logit_soft_cap). num_labels: labels
-    scored by a head in place of the language model's; 0 is no head at all.
+    scored by a head in place of the language model's; 0 is no head at all. vocab_padding: rows of
+    the embedding and the head behind the vocabulary.
     """
 
     final_norm: Norm
@@ -266,6 +289,7 @@ class DecoderConfig(_ModelConfig):
     logit_multiplier: float = 1.0
     logit_soft_cap: float | None = None
     num_labels: int | None = None
+    vocab_padding: int = 0
 
     is_causal: ClassVar[bool] = True
 

@@ -64,12 +64,13 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig) -> None:
         """Declare the parameters, which do not exist yet: `bind` puts arrays in their place."""
         self.config = config
-        self.embedding = matrix("embed", vocab=config.vocab_size, embed=config.embed)
+        num_rows = config.vocab_size + config.vocab_padding
+        self.embedding = matrix("embed", vocab=num_rows, embed=config.embed)
         self.layers = nnx.List(layer.block(config, layer) for layer in config.layers)
         self.final_norm = config.final_norm(config.norm_eps, embed=config.embed)
         d, labels = config.embed, config.num_labels
         has_lm_head = labels is None and not config.tied_embeddings
-        self.lm_head = matrix("embed", embed=d, vocab=config.vocab_size) if has_lm_head else None
+        self.lm_head = matrix("embed", embed=d, vocab=num_rows) if has_lm_head else None
         self.score = matrix("embed", embed=d, labels=labels) if labels else None
 
     def __call__(
@@ -130,7 +131,7 @@ class Decoder(nnx.Module):
     def logits(
         self, hidden: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows vocab"]:
-        """Return the float32 logits of rows of `hidden`."""
+        """Return the float32 logits of rows of `hidden`, `vocab_padding` included."""
         assert self.config.num_labels is None, "this model has no head for tokens"
         with jax.named_scope("lm_head"):
             if self.lm_head is None:

@@ -15,6 +15,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.encoder import Encoder
+from jaxserve.models.fitting import fit, stored_layout, stored_model
 from jaxserve.quantization.layout import Path, WeightLayout
 from jaxserve.quantization.matrix import Matrix, WeightSpec
 
@@ -43,12 +44,12 @@ def abstract_params(config: ModelConfig, layout: WeightLayout | None = None) -> 
 
 def weight_specs(config: ModelConfig) -> dict[Path, WeightSpec]:
     """Return the axes and the shape of every parameter."""
-    return {
-        path: WeightSpec(
-            param.get_metadata("axes"), param.get_value().shape, param.get_metadata("summed")
-        )
-        for path, param in _declared_params(config)
-    }
+    return {path: _spec(param) for path, param in _declared_params(config)}
+
+
+def _spec(param: nnx.Param[Any]) -> WeightSpec:
+    axes, summed = param.get_metadata("axes"), param.get_metadata("summed")
+    return WeightSpec(axes, param.get_value().shape, summed)
 
 
 def random_params(config: ModelConfig, layout: WeightLayout | None = None, *, seed: int) -> Params:
@@ -57,15 +58,16 @@ def random_params(config: ModelConfig, layout: WeightLayout | None = None, *, se
     A parameter's values depend on the seed and its own name only.
     """
     layout = layout or WeightLayout()
-    specs = weight_specs(config)
+    specs, of_layout = weight_specs(config), stored_layout(config, layout)
     params: dict[Path, Array | Matrix] = {}
-    for path, param in _declared_params(config):
-        spec = specs[path]
+    for path, param in _declared_params(stored_model(config)):
+        spec, of_param = specs[path], _spec(param)
         key = jax.random.fold_in(jax.random.key(seed), crc32(_name(path).encode()))
-        wanted = layout.array(spec.axes, spec.shape)
+        wanted = of_layout.array(of_param.axes, of_param.shape)
         drawn_array = _draw(param.get_metadata("initial"), wanted)(key)
+        weight = fit(drawn_array, spec.axes, of_param, spec, layout)
         method = layout.method_of(path, spec)
-        params[path] = method.from_tensors({"weight": drawn_array}, spec, layout)
+        params[path] = method.from_tensors({"weight": weight}, spec, layout)
     drawn: Params = unflatten_dict(params)
     return drawn
 

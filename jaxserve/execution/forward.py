@@ -64,7 +64,7 @@ def logits_of(model: Decoder, hidden: jax.Array, rows: Rows, mesh: Mesh) -> jax.
     split = partition_spec(("rows", "vocab"), logits.shape, mesh)
     parts = lax.with_sharding_constraint(logits, NamedSharding(mesh, split))
     whole: jax.Array = lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec()))
-    return whole
+    return whole[:, : model.config.vocab_size]
 
 
 def paged_batch(inputs: StepInput, shape: StepShape) -> paged_attention.PagedBatch:

@@ -102,12 +102,14 @@ class Joined:
 
     num_pieces: int
     tensors: dict[str, Array] = field(default_factory=dict[str, Array])
+    axes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     num_read: int = 0
 
     def add(self, piece: Piece, arranged: Mapping[str, Arranged]) -> None:
         """Put in a piece, whose arrays are not used after."""
         self.num_read += 1
         for key, each in arranged.items():
+            self.axes[key] = each.axes
             if self.num_pieces == 1:
                 self.tensors[key] = each.array
                 continue

@@ -35,6 +35,7 @@ from jaxserve.models import (
     hf_tensors,
     weight_specs,
 )
+from jaxserve.models.fitting import fit, stored_layout, stored_model
 from jaxserve.quantization import Component, WeightLayout
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,13 @@ def load_params(
     progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
     that is missing, unexpected, misshapen or of a dtype that cannot be read.
     """
-    specs = weight_specs(config)
+    model, read_layout = stored_model(config), stored_layout(config, layout)
+    specs, read_specs = weight_specs(config), weight_specs(model)
     names = stored_names(checkpoint.tensors)
     pieces = {
-        path: [Piece(tensor, spec, layout.method_of(path, spec), layout) for tensor in tensors]
-        for path, tensors in hf_tensors(config).items()
-        for spec in (specs[path],)
+        path: [Piece(tensor, spec, layout.method_of(path, spec), read_layout) for tensor in tensors]
+        for path, tensors in hf_tensors(model).items()
+        for spec in (read_specs[path],)
     }
     sources = [
         _Source(path, number, key, _as_stored(component, names))
@@ -126,8 +128,12 @@ def load_params(
                     del waiting[path, number]
                     joined[path].add(piece, piece.arrange(components))
                     if joined[path].is_complete:
-                        tensors = joined.pop(path).tensors
-                        params[path] = piece.method.from_tensors(tensors, piece.spec, layout)
+                        whole, spec = joined.pop(path), specs[path]
+                        tensors = {
+                            key: fit(tensor, whole.axes[key], piece.spec, spec, layout)
+                            for key, tensor in whole.tensors.items()
+                        }
+                        params[path] = piece.method.from_tensors(tensors, spec, layout)
     loaded: Params = unflatten_dict(params)
     return loaded
 

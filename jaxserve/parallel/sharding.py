@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import jax
@@ -46,6 +46,11 @@ class ShardingPlan:
     def num_shards(self, word: str) -> int:
         """Return the number of pieces that an axis of this word is split into."""
         return prod(self.axis_size(axis) for axis in self.mesh_axes(word))
+
+    def without(self, *words: str) -> "ShardingPlan":
+        """Return the plan that replicates these words."""
+        rules = tuple((word, axes) for word, axes in self.rules if word not in words)
+        return replace(self, rules=rules)
 
     def spec(self, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
         """Return how an array of `shape`, whose dimensions hold `axes`, lies on the mesh.

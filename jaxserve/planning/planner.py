@@ -32,7 +32,14 @@ from jaxserve.execution.shapes import ShapeTable
 from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import with_own_head
-from jaxserve.models import DecoderConfig, ModelConfig, abstract_params, read_config, stretched_rope
+from jaxserve.models import (
+    DecoderConfig,
+    ModelConfig,
+    abstract_params,
+    fitted,
+    read_config,
+    stretched_rope,
+)
 from jaxserve.observability.startup import Startup
 from jaxserve.parallel.sharding import ShardingPlan, named_sharding, partition_spec
 from jaxserve.planning.engine_plan import EnginePlan, capped_line
@@ -180,8 +187,9 @@ def _plan_within_memory(
 def _plan(
     options: EngineOptions, subject: _Subject, hardware: Hardware, *, max_model_len: int
 ) -> EnginePlan:
-    checkpoint, model, pooling = subject.checkpoint, subject.model, subject.pooling
-    mesh = hardware.mesh
+    checkpoint, pooling, mesh = subject.checkpoint, subject.pooling, hardware.mesh
+    sharding = ShardingPlan(mesh)
+    model = fitted(subject.model, sharding)
     device = mesh.devices.flat[0]
     defaults = _CPU if device.platform == "cpu" else _ACCELERATOR
     # bfloat16 is emulated on most CPUs, and many times slower there.
@@ -241,7 +249,7 @@ def _plan(
     )
     layout = WeightLayout(
         dtype=dtype,
-        sharding=ShardingPlan(mesh),
+        sharding=sharding,
         packed=linear.packed,
         method=find_method(options.quantization),
     )

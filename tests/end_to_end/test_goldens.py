@@ -1,12 +1,14 @@
 """Greedy tokens are those of transformers, token for token, however they are scheduled."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from jaxserve.api.request import Request
 from jaxserve.build import LoadedModel
 from jaxserve.errors import CheckpointError
+from jaxserve.models import DecoderConfig
 from tests.data import checkpoint
 from tests.end_to_end.world import (
     Answers,
@@ -20,6 +22,7 @@ from tests.end_to_end.world import (
     request,
     serve,
 )
+from tests.goldens.checkpoints import tiny_config, write_checkpoint
 
 
 def check(answers: Answers, found: list[Golden]) -> None:
@@ -174,3 +177,23 @@ def test_on_several_devices(devices: int, stories_goldens: list[Golden]) -> None
     loaded = load(checkpoint("stories260K-hf"), warm_up="none", tensor_parallel_size=devices)
     assert loaded.plan.context.mesh.devices.size == devices
     check(serve(engine_for(loaded), golden_requests(stories_goldens)), stories_goldens)
+
+
+def test_a_vocabulary_that_does_not_divide_on_several_devices() -> None:
+    name = "babyllama-char105-hf"
+    loaded = load(checkpoint(name), warm_up="none", tensor_parallel_size=2)
+    model = loaded.plan.model
+    assert isinstance(model, DecoderConfig)
+    assert model.vocab_padding == 1
+    check(serve(engine_for(loaded), golden_requests(goldens(name))), goldens(name))
+
+
+def test_more_devices_than_kv_heads(tmp_path: Path) -> None:
+    hf = tiny_config("qwen3", num_attention_heads=8, num_key_value_heads=2, vocab_size=97)
+    write_checkpoint(tmp_path, hf)
+    tokens = []
+    for devices in (1, 4):
+        loaded = load(tmp_path, warm_up="none", tensor_parallel_size=devices)
+        answers = serve(engine_for(loaded), noise(6, vocab_size=97, max_length=20))
+        tokens.append({key: answer.token_ids for key, answer in answers.items()})
+    assert tokens[0] == tokens[1]

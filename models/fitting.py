@@ -1,0 +1,103 @@
+"""Models fitted to a mesh: KV heads replicated where shards outnumber them, vocabularies padded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxserve.models.config import DecoderConfig, ModelConfig
+from jaxserve.parallel.sharding import ShardingPlan
+from jaxserve.quantization.layout import WeightLayout
+from jaxserve.quantization.matrix import WeightSpec
+
+
+def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Config:
+    """Return a decoder whose KV heads and vocabulary divide by their shards.
+
+    Each KV head has copies if there are more shards, a multiple of the heads: every device attends
+    with its own. Rows of zeros follow the vocabulary. Encoders stay as they are.
+    """
+    if not isinstance(config, DecoderConfig):
+        return config
+    shards = sharding.num_shards("kv_heads")
+    return replace(
+        config,
+        layers=tuple(replace(layer, mixer=layer.mixer.fitted(shards)) for layer in config.layers),
+        vocab_padding=-config.vocab_size % sharding.num_shards("vocab"),
+    )
+
+
+def stored_model[Config: ModelConfig](config: Config) -> Config:
+    """Return the model that a checkpoint of `config` holds."""
+    if not isinstance(config, DecoderConfig):
+        return config
+    layers = tuple(replace(layer, mixer=layer.mixer.stored) for layer in config.layers)
+    return replace(config, layers=layers, vocab_padding=0)
+
+
+def stored_layout(config: ModelConfig, layout: WeightLayout) -> WeightLayout:
+    """Return where tensors lie before `fit`: axes that grow may not divide yet."""
+    if layout.sharding is None or not isinstance(config, DecoderConfig):
+        return layout
+    grown = {
+        "kv_heads": stored_model(config).layers != config.layers,
+        "vocab": config.vocab_padding > 0,
+    }
+    sharding = layout.sharding.without(*(word for word, grows in grown.items() if grows))
+    return replace(layout, sharding=sharding)
+
+
+def fit(
+    tensor: Array,
+    axes: Sequence[str],
+    before: WeightSpec,
+    after: WeightSpec,
+    layout: WeightLayout,
+) -> Array:
+    """Return a tensor of a stored parameter as one of the fitted parameter, on its devices.
+
+    axes: of the tensor, which may be a part of a quantized matrix.
+    """
+    if before == after:
+        return tensor
+    copies = after.sizes.get("kv_heads", 1) // before.sizes.get("kv_heads", 1)
+    padding = after.sizes.get("vocab", 0) - before.sizes.get("vocab", 0)
+    described = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+    return _fitting(tuple(axes), copies, padding, layout, described)(tensor)
+
+
+@lru_cache(maxsize=64)
+def _fitting(
+    axes: tuple[str, ...],
+    copies: int,
+    padding: int,
+    layout: WeightLayout,
+    described: jax.ShapeDtypeStruct,
+) -> Callable[[Array], Array]:
+    grow = partial(_grown, axes=axes, copies=copies, padding=padding)
+    shape = jax.eval_shape(grow, described).shape
+    return jax.jit(grow, out_shardings=layout.array(axes, shape).sharding)
+
+
+def _grown(tensor: Array, *, axes: tuple[str, ...], copies: int, padding: int) -> Array:
+    if "vocab" in axes:
+        widths = [(0, padding if axis == "vocab" else 0) for axis in axes]
+        return jnp.pad(tensor, widths)
+    heads = axes.index("kv_heads")
+    if "qkv" not in axes:
+        return jnp.repeat(tensor, copies, axis=heads)
+    # Of each key-value head its queries, the key and the value: queries are shared out among the
+    # copies, the others repeated.
+    qkv = axes.index("qkv")
+    assert qkv == heads + 1, axes
+    shape, num_queries = tensor.shape, tensor.shape[qkv] - 2
+    queries = lax.slice_in_dim(tensor, 0, num_queries, axis=qkv).reshape(
+        *shape[:heads], shape[heads] * copies, num_queries // copies, *shape[qkv + 1 :]
+    )
+    pairs = jnp.repeat(
+        lax.slice_in_dim(tensor, num_queries, num_queries + 2, axis=qkv), copies, axis=heads
+    )
+    return jnp.concatenate([queries, pairs], axis=qkv)
