@@ -20,7 +20,7 @@ from jaxserve.config.vllm_flags import BATCH_FLAGS
 from jaxserve.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from jaxserve.server.batches.runner import LineRunner, Numbered
+    from jaxserve.server.batches.lines import LineRunner, Numbered
 
 HELP = "answer a file of requests"
 # Enough to fill the engine; those that find no room in its queue wait.

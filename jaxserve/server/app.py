@@ -27,7 +27,8 @@ from jaxserve.server.batches.files import (
     upload_file,
 )
 from jaxserve.server.batches.handler import cancel_batch, create_batch, get_batch, list_batches
-from jaxserve.server.batches.runner import AsBatch, BatchRunner, LineRunner
+from jaxserve.server.batches.lines import AsBatch, LineRunner
+from jaxserve.server.batches.runner import BatchRunner
 from jaxserve.server.batches.trouble import BatchTrouble
 from jaxserve.server.chat.conversations import create_chat_completions
 from jaxserve.server.chat.handler import create_chat_completion

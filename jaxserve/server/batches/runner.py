@@ -2,119 +2,37 @@
 
 import asyncio
 import time
-import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Any
 
-import msgspec
 from msgspec import UNSET
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.errors import InvalidRequestError, StorageError
-from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.observability.logging import get_logger
 from jaxserve.observability.metrics import Metrics
+from jaxserve.server.batches.lines import (
+    MAX_RETRY_S,
+    MIN_RETRY_S,
+    POLL_S,
+    LineRunner,
+    Numbered,
+    check_lines,
+    read_lines,
+    result_of,
+)
 from jaxserve.server.batches.schema import (
     Batch,
     BatchError,
     BatchErrors,
-    Line,
     LineError,
-    LineResponse,
-    Result,
-    lines_of,
-    parse_line,
 )
 from jaxserve.server.batches.store import BatchStore
 from jaxserve.server.batches.trouble import BatchTrouble
-from jaxserve.server.database import storage_faults
-from jaxserve.server.errors import error_response
-from jaxserve.server.http.middleware import access_record
 
 log = get_logger(__name__)
 
-MAX_LINES = 50_000
-MAX_ERRORS = 100
-# How often the store is asked for new batches, and for whether the one that runs was cancelled.
-POLL_S = 0.5
-MIN_RETRY_S = 1.0
-MAX_RETRY_S = 30.0
-OVERLOADED = 503
 INTERNAL = "internal"
-
-type Numbered = tuple[int, Line]
-
-
-class AsBatch:
-    """Middleware that tells the endpoints that they answer a line of a batch, and whose."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one line."""
-        record = access_record(scope)
-        record.key_id, record.batch = scope["state"]["owner"] or None, scope["state"]["batch"]
-        app = self._app
-        try:
-            for name in scope["state"]["ignored"]:
-                record.ignored.add((name,))
-        except InvalidRequestError as error:
-            app = error_response(error, scope)
-        await app(scope, receive, send)
-
-
-class LineRunner:
-    """Answers lines by the application's own endpoints, without HTTP."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def answer_all(
-        self, lines: Iterable[Numbered], *, concurrency: int, owner: str = "", batch: str = ""
-    ) -> AsyncGenerator[list[tuple[int, Result]]]:
-        """Yield what becomes of lines, with their numbers, some at a time, as they are answered.
-
-        Yields at least every POLL_S seconds, if only nothing. concurrency: lines under way at once.
-        Closing the generator leaves the rest.
-        """
-        rest = iter(lines)
-        running: dict[asyncio.Task[Result], int] = {}
-        try:
-            while True:
-                for number, line in islice(rest, concurrency - len(running)):
-                    answer = self._answer(line, owner=owner, batch=batch)
-                    running[asyncio.create_task(answer)] = number
-                if not running:
-                    return
-                done, _ = await asyncio.wait(
-                    running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                yield [(running.pop(task), task.result()) for task in done]
-        finally:
-            for task in running:
-                task.cancel()
-            if running:
-                await asyncio.wait(running)
-
-    async def _answer(self, line: Line, *, owner: str, batch: str) -> Result:
-        """Return what becomes of a line; waits while the server is full, or has no engine."""
-        if line.body.get("stream"):
-            body = {"message": "stream must be false in a batch, got True", "param": "stream"}
-            error = {"error": {**body, "type": "invalid_request_error", "code": None}}
-            return _result(line, LineResponse(400, uuid.uuid4().hex, error))
-        delay_s = MIN_RETRY_S
-        while True:
-            state = {"owner": owner, "batch": batch, "ignored": (*(line.model_extra or ()),)}
-            status, request_id, body = await _post(self._app, line, state)
-            if status != OVERLOADED:
-                return _result(line, LineResponse(status, request_id, body))
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, MAX_RETRY_S)
 
 
 class BatchRunner:
@@ -283,8 +201,7 @@ class BatchRunner:
         """Give every line without a result the result that it came too late."""
         late = LineError("batch_expired", "the batch expired before this request was answered")
         results = [
-            (number, Result(id=_line_id(), custom_id=line.custom_id, response=None, error=late))
-            for number, line in self._lines_to_do(batch)
+            (number, result_of(line, error=late)) for number, line in self._lines_to_do(batch)
         ]
         return self._store.add_results(batch.id, results, _expired if results else None)
 
@@ -294,50 +211,6 @@ class BatchRunner:
 
     async def _change(self, batch: Batch, change: Callable[[Batch], None]) -> Batch:
         return await self._do(partial(self._store.change, batch.id, change))
-
-
-def read_lines(path: Path) -> Iterator[Numbered]:
-    """Yield the requests of an input file and their line numbers.
-
-    Raises InvalidRequestError for a line that is none, StorageError where it cannot be read.
-    """
-    with storage_faults(path), path.open("rb") as file:
-        for number, text in lines_of(file):
-            if text.strip():
-                yield number, parse_line(text)
-
-
-def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]]:
-    """Return how many requests a file has, and what is wrong with it.
-
-    endpoint: to which all must go, if to one. Raises StorageError where it cannot be read.
-    """
-    errors: list[BatchError] = []
-    seen: set[str] = set()
-    with storage_faults(path), path.open("rb") as file:
-        for number, text in lines_of(file):
-            if not text.strip() or len(errors) == MAX_ERRORS:
-                continue
-            try:
-                line = parse_line(text)
-            except InvalidRequestError as error:
-                errors.append(
-                    BatchError(error.code or "invalid_line", error.message, error.param, number)
-                )
-                continue
-            if endpoint is not None and line.url != endpoint:
-                message = f"url must be the batch's endpoint, {endpoint}"
-                errors.append(BatchError("mismatched_endpoint", message, "url", number))
-            elif line.custom_id in seen:
-                message = "custom_id must not come twice"
-                errors.append(BatchError("duplicate_custom_id", message, "custom_id", number))
-            seen.add(line.custom_id)
-    if not seen and not errors:
-        errors.append(BatchError("empty_file", "the input file has no requests", None, None))
-    if len(seen) > MAX_LINES:
-        message = f"a batch has at most {MAX_LINES} requests, got {len(seen)}"
-        errors.append(BatchError("too_many_requests", message, None, None))
-    return len(seen), errors
 
 
 def _begin(batch: Batch, *, total: int) -> None:
@@ -369,47 +242,3 @@ def _end(batch: Batch) -> None:
         batch.status = "expired"
     else:
         batch.status, batch.completed_at = "completed", now
-
-
-def _result(line: Line, response: LineResponse) -> Result:
-    return Result(id=_line_id(), custom_id=line.custom_id, response=response, error=None)
-
-
-def _line_id() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
-
-
-async def _post(app: ASGIApp, line: Line, state: dict[str, Any]) -> tuple[int, str, Any]:
-    """Return an application's status, request id and JSON for a line."""
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": line.method,
-        "scheme": "http",
-        "path": line.url,
-        "raw_path": line.url.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "state": state,
-    }
-    request: list[Message] = [
-        {"type": "http.request", "body": encode_json(line.body), "more_body": False}
-    ]
-    answer: list[Message] = []
-
-    async def receive() -> Message:
-        if request:
-            return request.pop()
-        # Nobody leaves.
-        never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        return await never
-
-    async def send(message: Message) -> None:
-        answer.append(message)
-
-    await app(scope, receive, send)
-    headers = dict(answer[0]["headers"])
-    body = b"".join(message.get("body", b"") for message in answer[1:])
-    return answer[0]["status"], headers[b"x-request-id"].decode(), msgspec.json.decode(body)
