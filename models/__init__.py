@@ -1,4 +1,4 @@
-"""Model families, one file per Hugging Face `model_type`; imported as `jaxserve.models`.
+"""Model families, one file or folder per Hugging Face `model_type`; imported as `jaxserve.models`.
 
 A family's file reads its `config.json` into a `DecoderConfig`; what the families share is in
 `decoder.py`. To add a family, add a file. Other packages bring theirs by an entry point of the

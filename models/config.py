@@ -107,7 +107,7 @@ class GroupedQuery:
 
     scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: whether each
     head has a sink. rope: None where queries and keys are not rotated. qk_norm: whether queries and
-    keys are normalised per head before. is_causal: False lets a token attend to later ones too.
+    keys are normalised per head, before rotation. is_causal: False lets a token see later ones.
     kv_copies: `kv_heads` for each one that the checkpoint has.
     """
 
