@@ -51,7 +51,8 @@ from jaxserve.processes.messages import (
 )
 from jaxserve.server.app import create_app
 from jaxserve.server.batches.runner import BatchRunner
-from jaxserve.server.state import KernelChoice, ServedModel, ServerState
+from jaxserve.server.models import KernelChoice, ServedModel
+from jaxserve.server.state import ServerState
 from jaxserve.server.transport.run import Server
 from jaxserve.tokenization.tokenizer import Tokenizer
 
@@ -212,7 +213,8 @@ class ApiProcess:
         freeze_garbage()
         hello = msgspec.json.decode(message.hello, type=Hello)
         self._client.connect(message.address, client=message.client, tokenizer=tokenizer.backend)
-        self._state.welcome([served_model(hello, self._client, tokenizer, self._state.config)])
+        model = served_model(hello, self._client, tokenizer, self._state.config)
+        self._state.router.add(0, model)
 
     async def _scrape(self) -> Sequence[Family]:
         """Return the series of all processes; this one's own, if the supervisor is busy."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxserve.config.server import ServerConfig as ServerConfig
     from jaxserve.server.app import create_app as create_app
-    from jaxserve.server.state import ServedModel as ServedModel
+    from jaxserve.server.models import ServedModel as ServedModel
     from jaxserve.server.transport.listener import bind as bind
 
 __all__ = ["ServedModel", "ServerConfig", "bind", "create_app"]
 
 _HOMES = {
-    "ServedModel": "server.state",
+    "ServedModel": "server.models",
     "ServerConfig": "config.server",
     "bind": "server.transport.listener",
     "create_app": "server.app",

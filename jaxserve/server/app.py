@@ -45,6 +45,7 @@ from jaxserve.server.http.middleware import (
 )
 from jaxserve.server.invocations import invoke
 from jaxserve.server.messages.handler import count_tokens, create_message
+from jaxserve.server.models import ModelRouter, ServedModel
 from jaxserve.server.playground.handler import playground_routes
 from jaxserve.server.pooling.handler import (
     classify,
@@ -62,7 +63,7 @@ from jaxserve.server.responses.handler import (
     get_response,
     list_input_items,
 )
-from jaxserve.server.state import Scrape, ServedModel, ServerState
+from jaxserve.server.state import Scrape, ServerState
 from jaxserve.server.tokenize.handler import detokenize, tokenize, tokenizer_info
 
 ROUTES = (
@@ -127,7 +128,7 @@ def create_app(
 ) -> Starlette:
     """Return the application that serves `models`, the first of them to requests that name none.
 
-    Without models it says that it loads, until its state is told to `welcome` some. The models'
+    Without models it says that it loads, until its `router` is told of some. The models'
     engines run; the application does not stop them, `Server` does. folder, scrape: see ServerState.
     report_batches: called in place of telling the state what delays batches.
     What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
@@ -179,7 +180,9 @@ def create_app(
     )
     # A redirect would be to the host that the client's Host header names.
     app.router.redirect_slashes = inner.router.redirect_slashes = False
-    state = ServerState(models, metrics=metrics, config=config, folder=folder, scrape=scrape)
+    state = ServerState(
+        ModelRouter(models), metrics=metrics, config=config, folder=folder, scrape=scrape
+    )
     app.state.server = inner.state.server = state
     # Made when it is first asked for.
     app.state.openapi = cache(partial(describe_api, routes, OPERATIONS, root_path=config.root_path))

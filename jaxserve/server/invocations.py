@@ -41,7 +41,7 @@ async def invoke(http: Request) -> Response:
 def endpoint_of(fields: dict[str, Any], _: IgnoredFields, *, state: ServerState) -> Endpoint:
     """Return the endpoint that a body is for; raises InvalidRequestError for none."""
     name = fields.get("model")
-    pooling = state.model(name if isinstance(name, str) else None).pooling
+    pooling = state.router.model(name if isinstance(name, str) else None).pooling
     if pooling is None:
         if "messages" in fields:
             return create_chat_completion

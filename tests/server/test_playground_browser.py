@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from jaxserve.server import ServerConfig
+from jaxserve.server.models import ModelRouter
 from tests.server.browser import Browser, find_chromium
 from tests.server.world import World
 
@@ -328,12 +329,12 @@ CONTRAST = """(() => {
 
 def test_a_page_that_waits_for_its_model_begins_by_itself(browser: Browser, tmp_path: Path) -> None:
     world = World()
-    world.app.state.server.welcome(())
+    world.app.state.server.router = ModelRouter()
     with world, world.listening() as address:
         browser.open(address.url)
         browser.wait("document.querySelector('#model-note').textContent")
         assert browser.run("document.querySelector('#model').value") == ""
-        world.app.state.server.welcome([world.model])
+        world.app.state.server.router.add(0, world.model)
         browser.wait(f"document.querySelector('#model').value == {json.dumps(world.name)}")
         say(browser, "once upon")
         browser.wait(HAS_ANSWERED)

@@ -30,7 +30,7 @@ from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.grammar import GrammarChecker, GrammarCompiler, Vocabulary, Walks
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
-from jaxserve.server.state import KernelChoice
+from jaxserve.server.models import KernelChoice
 from jaxserve.server.transport.run import Server
 from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.fakes import FakePendingStep, FakeRunner, Slot, solo_run
@@ -118,6 +118,7 @@ class World:
     """
 
     name = "tiny/model"
+    alias = "alias"
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class World:
             self.engine, self.tokenizer.backend, hang_timeout_s=hang_timeout_s
         )
         self.model = ServedModel(
-            names=(self.name, "alias"),
+            names=(self.name, self.alias),
             client=self.client,
             tokenizer=self.tokenizer,
             chat=ChatTemplate(self.tokenizer) if has_chat else None,

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from jaxserve.server.batches.trouble import BatchTrouble
 from jaxserve.server.errors import EngineSilentError, ShuttingDownError
 from jaxserve.server.http.answer import json_response
-from jaxserve.server.state import KernelChoice, server_state
+from jaxserve.server.models import KernelChoice
+from jaxserve.server.state import server_state
 
 
 class ModelHealth(msgspec.Struct):
@@ -46,9 +47,9 @@ async def health(http: Request) -> Response:
     An engine writes a heartbeat from its loop, so that one that hangs is found too.
     """
     state = server_state(http)
-    for model in state.models:
+    for model in state.router.models:
         model.client.check_health()
-    details = {model.name: ModelHealth(model.kernels) for model in state.models}
+    details = {model.name: ModelHealth(model.kernels) for model in state.router.models}
     # Batches that are delayed are no reason to restart a server that answers.
     return json_response(Status("ok", details, state.batch_trouble))
 
@@ -62,7 +63,7 @@ async def ready(http: Request) -> Response:
     state = server_state(http)
     if state.is_stopping:
         raise ShuttingDownError
-    for model in state.models:
+    for model in state.router.models:
         model.client.check_health()
         if not model.client.is_responding:
             raise EngineSilentError

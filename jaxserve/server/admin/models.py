@@ -4,20 +4,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.server.http.answer import json_response
+from jaxserve.server.models import ServedModel
 from jaxserve.server.schema.answers import Model, ModelList
-from jaxserve.server.state import ServedModel, server_state
+from jaxserve.server.state import server_state
 
 
 async def list_models(http: Request) -> Response:
     """Answer with every model under each of its names."""
-    models = server_state(http).models
+    models = server_state(http).router.models
     return json_response(ModelList([_entry(m, name) for m in models for name in m.names]))
 
 
 async def get_model(http: Request) -> Response:
     """Answer with one model; its id may hold slashes."""
     name: str = http.path_params["model_id"]
-    return json_response(_entry(server_state(http).model(name), name))
+    return json_response(_entry(server_state(http).router.model(name), name))
 
 
 def _entry(model: ServedModel, name: str) -> Model:

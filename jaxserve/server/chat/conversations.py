@@ -42,7 +42,7 @@ class ConversationsBody(ChatOptions, ChatGeneration):
 async def create_chat_completions(http: HttpRequest) -> Response:
     """Answer several chats at once, each by one choice."""
     body = await read_as(http, ConversationsBody)
-    model = server_state(http).model(body.model)
+    model = server_state(http).router.model(body.model)
     model.check_num_prompts(len(body.messages), param="messages")
     writers: list[ChatWriter] = []
     for index, chat in enumerate(body.chats()):

@@ -14,8 +14,8 @@ from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.chat.syntax import Schemas
 from jaxserve.grammar import Function, can_bind
 from jaxserve.server.chat.schema import ChatBody
+from jaxserve.server.models import ServedModel
 from jaxserve.server.schema.answers import CalledFunction, ChatMessage, ToolCall
-from jaxserve.server.state import ServedModel
 
 # Tokens at the end of a prompt that show whether it opens reasoning.
 NUM_TAIL_TOKENS = 16

@@ -10,7 +10,7 @@ from jaxserve.frontend.beam_search import BeamSearch, check_search
 from jaxserve.frontend.detokenizer import Detokenizer
 from jaxserve.frontend.schema.generation import GenerationBody
 from jaxserve.server.generation.events import merged
-from jaxserve.server.state import ServedModel
+from jaxserve.server.models import ServedModel
 
 
 async def search_beams(

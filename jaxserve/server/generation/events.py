@@ -28,13 +28,14 @@ from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedErro
 from jaxserve.frontend.schema.parsing import renamed
 from jaxserve.server.errors import GenerationError, ShuttingDownError
 from jaxserve.server.http.middleware import AccessRecord
+from jaxserve.server.models import MAX_AT_ONCE, ServedModel
 from jaxserve.server.schema.answers import (
     CompletionTokensDetails,
     PromptTokensDetails,
     Timing,
     Usage,
 )
-from jaxserve.server.state import MAX_AT_ONCE, ServedModel, ServerState
+from jaxserve.server.state import ServerState
 
 type Run = Callable[[Request], AsyncGenerator[TokenEvent]]
 

@@ -35,7 +35,7 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
     Raises InvalidRequestError where it cannot be done.
     """
     state, record = server_state(http), access_record(http.scope)
-    model = state.model(body.model)
+    model = state.router.model(body.model)
     maker = RequestMaker(
         model=model,
         body=body,

@@ -16,7 +16,8 @@ from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.chat.tool_constraints import BUDGET_NAMES, FIELD_NAMES, bound_to
 from jaxserve.server.completions.schema import CompletionBody
 from jaxserve.server.http.middleware import AccessRecord
-from jaxserve.server.state import ServedModel, ServerState
+from jaxserve.server.models import ServedModel
+from jaxserve.server.state import ServerState
 from jaxserve.tokenization.tokenizer import truncated
 
 # Log-probabilities in one answer about its prompt, some 60 bytes of JSON each.

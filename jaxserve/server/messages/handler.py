@@ -91,7 +91,7 @@ async def count_tokens(http: HttpRequest) -> Response:
     body, chat = await read(http, _counted)
     with renamed(body.field_names):
         work = partial(
-            encode_chat, state.model(body.model), chat, access_record(http.scope).ignored
+            encode_chat, state.router.model(body.model), chat, access_record(http.scope).ignored
         )
         tokens = await run_in(state.lanes.prompts, work)
     return json_response(TokenCount(len(tokens)))

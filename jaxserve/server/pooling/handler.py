@@ -25,6 +25,7 @@ from jaxserve.server.http.bodies import read, read_as
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import AccessRecord, access_record
+from jaxserve.server.models import ServedModel
 from jaxserve.server.pooling.answers import (
     BilledUnits,
     Classification,
@@ -60,7 +61,7 @@ from jaxserve.server.pooling.schema import (
     VectorsChatBody,
 )
 from jaxserve.server.pooling.vector_formats import by_type, join_bytes, to_json
-from jaxserve.server.state import ServedModel, ServerState, server_state
+from jaxserve.server.state import ServerState, server_state
 
 
 async def create_embeddings(http: HttpRequest) -> Response:
@@ -194,7 +195,7 @@ class Call:
     def of(cls, http: HttpRequest, body: PoolingBody, *, param: str) -> Self:
         """Return the call of a body; param: its field of prompts. Raises InvalidRequestError."""
         state, record = server_state(http), access_record(http.scope)
-        model = state.model(body.model)
+        model = state.router.model(body.model)
         pooling, params = model.pooling, body.params()
         if pooling is None:
             raise InvalidRequestError(GENERATES, param="model")

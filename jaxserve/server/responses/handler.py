@@ -26,13 +26,14 @@ from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import access_record, owner_of
 from jaxserve.server.http.sse import EventStream, tagged_event
+from jaxserve.server.models import ServedModel
 from jaxserve.server.responses.answers import InputTokens, ItemList, Response, ResponseDeleted
 from jaxserve.server.responses.items import ITEMS, Item, with_ids
 from jaxserve.server.responses.schema import ResponsePrompt, ResponsesBody
 from jaxserve.server.responses.store import BEAT_S, ResponseStore
 from jaxserve.server.responses.tools import targets
 from jaxserve.server.responses.writer import ResponseWriter, response_error
-from jaxserve.server.state import ServedModel, ServerState, server_state
+from jaxserve.server.state import ServerState, server_state
 
 log = get_logger(__name__)
 
@@ -49,7 +50,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     earlier = await _earlier_items(http, body)
 
     def make() -> tuple[dict[str, str], ChatBody]:
-        start = _first_item(state.model(body.model), body, earlier)
+        start = _first_item(state.router.model(body.model), body, earlier)
         fields = body.chat(earlier, start=start)
         names = body.field_names(earlier, fields, start=start)
         with renamed(names):
@@ -97,7 +98,7 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     body = await _read(http, ResponsePrompt)
     access_record(http.scope).ignored.add_hints(body.unread_parts())
     earlier = await _earlier_items(http, body)
-    model, ignored = state.model(body.model), access_record(http.scope).ignored
+    model, ignored = state.router.model(body.model), access_record(http.scope).ignored
 
     def work() -> int:
         start = _first_item(model, body, earlier)

@@ -14,7 +14,8 @@ from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read, read_as
 from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.middleware import access_record
-from jaxserve.server.state import ServedModel, server_state
+from jaxserve.server.models import ServedModel
+from jaxserve.server.state import server_state
 from jaxserve.server.tokenize.schema import (
     DetokenizeAnswer,
     DetokenizeBody,
@@ -28,7 +29,9 @@ async def tokenize(http: Request) -> Response:
     """Answer with the ids of a text or a chat, and how many there are."""
     state = server_state(http)
     body = await read(http, _text_or_chat)
-    work = partial(_tokenized, state.model(body.model), body, access_record(http.scope).ignored)
+    work = partial(
+        _tokenized, state.router.model(body.model), body, access_record(http.scope).ignored
+    )
     return json_response(await run_in(state.lanes.prompts, work))
 
 
@@ -36,7 +39,7 @@ async def detokenize(http: Request) -> Response:
     """Answer with the text of ids."""
     state = server_state(http)
     body = await read_as(http, DetokenizeBody)
-    model = state.model(body.model)
+    model = state.router.model(body.model)
 
     def work() -> str:
         Limits(0, model.vocab_size - 1).check_all("tokens", body.tokens)
@@ -47,7 +50,7 @@ async def detokenize(http: Request) -> Response:
 
 async def tokenizer_info(http: Request) -> Response:
     """Answer with the settings of the model's tokenizer, its chat template included."""
-    return json_response(server_state(http).model(None).tokenizer.settings)
+    return json_response(server_state(http).router.model(None).tokenizer.settings)
 
 
 def _text_or_chat(

@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
             acceptor.close()
         if self._batches is not None:
             await self._batches.stop()
-        models = () if self._state.is_loading else self._state.models
+        models = () if self._state.router.is_loading else self._state.router.models
         drain_timeout_s = self._state.config.shutdown_timeout_s
         await asyncio.gather(
             *(model.client.shutdown(drain_timeout_s=drain_timeout_s) for model in models)
