@@ -25,7 +25,7 @@ from jaxserve.execution.program_sources import ProgramSources
 from jaxserve.execution.programs import Program, all_programs, first_programs
 from jaxserve.execution.runner import ModelRunner
 from jaxserve.frontend.generation_defaults import GenerationDefaults
-from jaxserve.grammar import GrammarCompiler, Vocabulary, Walks
+from jaxserve.grammar import GrammarCompiler, MatcherPool, Vocabulary
 from jaxserve.loading.weights import load_params
 from jaxserve.models import Params, random_params
 from jaxserve.observability.startup import Startup
@@ -186,7 +186,7 @@ def _load(
         can_generate=plan.pooling is None or plan.pooling.can_generate,
         max_logprobs=plan.context.sampling.max_logprobs,
         check=plan.context.sampling.processors.check,
-        walks=Walks(GrammarCompiler(vocabulary, defaults=structured)),
+        matchers=MatcherPool(GrammarCompiler(vocabulary, defaults=structured)),
         metrics=metrics,
     )
     compilations.mark()

@@ -12,7 +12,7 @@ from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar.walks import Walks
+from jaxserve.grammar.matchers import MatcherPool
 from jaxserve.observability.stats import EngineMetrics, FinishedStats, StepStats
 from jaxserve.observability.timeline import StepRecord, Timeline
 
@@ -41,7 +41,7 @@ class Engine:
     use.
 
     vocab_size: token ids a request may name. max_logprobs: alternatives it may ask for. check:
-    raises InvalidRequestError for parameters that the runner does not take. walks: None where no
+    raises InvalidRequestError for parameters that the runner does not take. matchers: None where no
     grammar can be followed. clock: seconds, as
     `time.monotonic`. `timeline` tells where the time of recent steps went.
     """
@@ -55,7 +55,7 @@ class Engine:
         can_generate: bool = True,
         max_logprobs: int = DEFAULT_MAX_LOGPROBS,
         check: Callable[[SamplingParams], None] | None = None,
-        walks: Walks | None = None,
+        matchers: MatcherPool | None = None,
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,7 +70,7 @@ class Engine:
         # Steps under way: with async scheduling one is computed while its successor is planned.
         self._max_in_flight = 2 if scheduler.config.async_scheduling else 1
         self._in_flight: deque[tuple[StepPlan | DrawPlan, PendingStep]] = deque()
-        self._grammars = None if walks is None else Grammars(scheduler, walks)
+        self._grammars = None if matchers is None else Grammars(scheduler, matchers)
         self._is_holding = False  # whether the newest step holds all its tokens
         # When the newest step or draw was read, and how long the newest step took.
         self._finished_s = self._step_s = 0.0

@@ -1,16 +1,15 @@
-"""The sequences whose answers follow grammars.
+"""Sequences whose answers follow grammars: deferred sampling.
 
-Such a sequence takes part in steps like any other, but that its token is not drawn in the step: the
-device holds what the head would read. The token is drawn as soon as its mask is there, by a program
-of its own between two steps, and is fed back as other tokens are. So while a step computes the next
-position, the last draw is read, the matcher moves on, and the mask is computed: only sequences with
-a grammar ever wait for one.
+Such a sequence runs in steps like any other, but its token is not sampled in the step: the device
+keeps the hidden state that the head would read. The token is sampled when its bitmask is ready, by
+a program that runs between two steps, and is fed back like other tokens. While a step computes the
+next position, the host reads the token, advances the matcher and computes the bitmask, so only
+sequences with a grammar wait for one.
 
-While any of them runs, the other sequences are held too, and drawn with them: the model's head is
-the largest of its matrices, and the device is to read it once and not in step and draw.
+While such a sequence runs, sampling is deferred for all others too: the head is the largest matrix
+of the model, and the device should read it once and not twice.
 
-Where a grammar forces tokens, they are appended at once, without a draw, and computed together as
-those of a prompt are.
+Forced tokens are appended without sampling, and computed together like those of a prompt.
 """
 
 from collections.abc import Iterable
@@ -22,15 +21,15 @@ from jaxserve.api.plan import DrawPlan
 from jaxserve.api.request import FinishReason
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
-from jaxserve.grammar.walks import Walks
+from jaxserve.grammar.matchers import MatcherPool
 
 
 class Grammars:
-    """Leads sequences by their grammars; part of an engine, on its thread."""
+    """The engine's sequences with grammars, and their matchers."""
 
-    def __init__(self, scheduler: Scheduler, walks: Walks) -> None:
+    def __init__(self, scheduler: Scheduler, matchers: MatcherPool) -> None:
         self._scheduler = scheduler
-        self._walks = walks
+        self._walks = matchers
         self._sequences: list[Sequence] = []
 
     @property
@@ -40,79 +39,79 @@ class Grammars:
 
     @property
     def is_running(self) -> bool:
-        """Whether any that does takes part in steps."""
+        """Whether any such sequence runs in steps."""
         return any(sequence.slot is not None for sequence in self._sequences)
 
     def begin(self, group: SequenceGroup) -> None:
-        """Lead the choices of a request from now on, if it asks for a grammar."""
+        """Start matchers for the choices of a request, if it asks for a grammar."""
         params = group.request.params
         if params.structured_outputs is None:
             return
-        # What was forced has no log-probabilities, and is not counted where logits are adjusted.
+        # Forced tokens have no log-probabilities, and penalties do not count them.
         may_jump = params.logprobs is None and not params.adjusts_logits
-        walks = self._walks.begin(
+        matchers = self._walks.begin(
             params.structured_outputs,
             params.n,
             may_jump=may_jump,
             is_wanted=lambda: group.num_unfinished > 0,
         )
-        for sequence, walk in zip(group.sequences, walks, strict=True):
-            sequence.walk = walk
+        for sequence, matcher in zip(group.sequences, matchers, strict=True):
+            sequence.matcher = matcher
         self._sequences += group.sequences
 
     def wait(self, timeout_s: float, *, is_idle: bool) -> None:
-        """Wait for moves: those of the last draw, or any, if there is nothing else to do."""
+        """Wait for the bitmasks of the latest tokens or, if the engine is idle, for any bitmask."""
         if is_idle:
             self._walks.wait_for_any(timeout_s)
         else:
             self._walks.wait(timeout_s)
 
     def follow(self) -> Iterable[Update]:
-        """Do what the grammars have said since this was called last; yield what changed.
+        """Append forced tokens and finish complete answers; yield the updates.
 
-        An update is to be told before the next one is asked for.
+        The caller must handle an update before it asks for the next.
         """
         self._sequences = [each for each in self._sequences if not each.is_finished]
         for sequence in self._sequences:
-            walk = sequence.walk
-            assert walk is not None
-            move = walk.move
-            if move is None:
+            matcher = sequence.matcher
+            assert matcher is not None
+            tokens = matcher.next
+            if tokens is None:
                 continue
-            if move.forced:
-                walk.move = msgspec.structs.replace(move, forced=())
-                for token_id in self._scheduler.force(sequence, move.forced):
+            if tokens.forced:
+                matcher.next = msgspec.structs.replace(tokens, forced=())
+                for token_id in self._scheduler.force(sequence, tokens.forced):
                     yield sequence, token_id, None
                 self._scheduler.finish_if_done(sequence, sequence.output_ids[-1])
-            if not sequence.is_finished and move.mask is None:
-                reason = FinishReason.STOP if move.error is None else FinishReason.ERROR
-                param = f"structured_outputs.{walk.params.kind}" if move.is_refused else None
-                self._scheduler.finish(sequence, reason, error=move.error, error_param=param)
+            if not sequence.is_finished and tokens.bitmask is None:
+                reason = FinishReason.STOP if tokens.error is None else FinishReason.ERROR
+                param = f"structured_outputs.{matcher.params.kind}" if tokens.is_refused else None
+                self._scheduler.finish(sequence, reason, error=tokens.error, error_param=param)
             if sequence.is_finished:
                 yield sequence, None, None
 
     def plan_draw(self, max_rows: int) -> DrawPlan | None:
-        """Plan to draw the tokens that are held and may be drawn now; None if there are none."""
+        """Plan the deferred samples whose bitmasks are ready; None if there are none."""
         ready: list[Sequence] = []
         masks: list[np.ndarray | None] = []
         for sequence in self._scheduler.held:
-            walk = sequence.walk
-            if walk is None:
+            matcher = sequence.matcher
+            if matcher is None:
                 ready.append(sequence)
                 masks.append(None)
-            elif walk.move is not None and walk.move.mask is not None:
+            elif matcher.next is not None and matcher.next.bitmask is not None:
                 ready.append(sequence)
-                masks.append(walk.move.mask)
+                masks.append(matcher.next.bitmask)
         if not ready or max_rows == 0:
             return None
         return self._scheduler.draw(ready[:max_rows], masks[:max_rows])
 
     def note(self, updates: Iterable[Update]) -> None:
-        """Take note of the tokens that were drawn."""
+        """Pass sampled tokens to their matchers."""
         steps = [
-            (sequence.walk, token_id)
+            (sequence.matcher, token_id)
             for sequence, token_id, _ in updates
-            if sequence.walk is not None and token_id is not None and not sequence.is_finished
+            if sequence.matcher is not None and token_id is not None and not sequence.is_finished
         ]
         if steps:
             self._walks.advance(steps)

@@ -55,7 +55,7 @@ class PlanBuilder:
         # A token that has not been read is the device's own to feed back.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
-        samples = sequence.walk is None and not self._holds
+        samples = sequence.matcher is None and not self._holds
         if sequence.table:
             row = RowPlan(
                 slot=slot,
@@ -90,7 +90,7 @@ class PlanBuilder:
         start = sequence.num_scheduled
         stop = start + num_tokens
         is_last = stop == sequence.length
-        samples = is_last and sequence.walk is None and not self._holds
+        samples = is_last and sequence.matcher is None and not self._holds
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:
             targets = sequence.request.prompt_ids[start + 1 : stop + 1]

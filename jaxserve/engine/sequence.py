@@ -9,7 +9,7 @@ from jaxserve.api.plan import TableWrite
 from jaxserve.api.request import FinishReason, PositionLogprobs, Request, RequestMetrics
 from jaxserve.engine.cache_group import Holding
 from jaxserve.engine.prefix_cache import Order, page_digests, private_root_digest, root_digest
-from jaxserve.grammar.walks import Walk
+from jaxserve.grammar.matchers import GrammarMatcher
 
 by_order = attrgetter("order")
 
@@ -66,7 +66,7 @@ class Sequence:
     often another has run before it for what the cache held.
     targets_stop: log-probabilities are wanted of prompt tokens at positions [1, targets_stop);
     0 when none are, or no more. num_cached_tokens: prompt tokens found in the cache when it first
-    ran (None before that), which is what usage reports. vector: of a request that pools. walk:
+    ran (None before that), which is what usage reports. vector: of a request that pools. matcher:
     through its grammar, None without one. is_told: whether its client knows that it has begun.
     """
 
@@ -89,7 +89,7 @@ class Sequence:
     num_computed: int = 0
     num_scheduled: int = 0
     is_decoding: bool = False
-    walk: Walk | None = None
+    matcher: GrammarMatcher | None = None
     is_told: bool = False
     is_assigned: bool = False
     num_registered: int = 0
@@ -155,7 +155,7 @@ class Sequence:
     @property
     def is_jumping(self) -> bool:
         """Whether all the tokens it lacks were forced by its grammar, or drawn before."""
-        return self.walk is not None and self.num_scheduled >= self.num_prompt
+        return self.matcher is not None and self.num_scheduled >= self.num_prompt
 
     @property
     def times(self) -> RequestMetrics:

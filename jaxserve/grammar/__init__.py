@@ -8,6 +8,6 @@ from jaxserve.grammar.calls import strict_calls as strict_calls
 from jaxserve.grammar.compiler import GrammarChecker as GrammarChecker
 from jaxserve.grammar.compiler import GrammarCompiler as GrammarCompiler
 from jaxserve.grammar.lark_pattern import lark_pattern as lark_pattern
+from jaxserve.grammar.matchers import MatcherPool as MatcherPool
 from jaxserve.grammar.sandbox import GrammarSandbox as GrammarSandbox
 from jaxserve.grammar.vocabulary import Vocabulary as Vocabulary
-from jaxserve.grammar.walks import Walks as Walks

@@ -11,9 +11,9 @@ import pytest
 from jaxserve.api.engine_config import WorkModel
 from jaxserve.api.request import FinishReason, Request, SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
-from jaxserve.grammar import GrammarCompiler, Walks
+from jaxserve.grammar import GrammarCompiler, MatcherPool
 from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar
-from jaxserve.grammar.walks import Walk
+from jaxserve.grammar.matchers import GrammarMatcher
 from tests.engine.world import World
 from tests.grammar.world import compiler, vocabulary
 from tests.server.world import VOCAB_SIZE, tokenizer
@@ -36,7 +36,7 @@ def make(**settings: Any) -> World:
             "vocab_size": VOCAB_SIZE,
             "tokenizer": tokenizer().backend,
             "eos_id": END,
-            "walks": Walks(compiler()),
+            "matchers": MatcherPool(compiler()),
             "num_pages": 256,
             "max_model_len": 256,
             **settings,
@@ -102,8 +102,8 @@ def test_forced_tokens_are_drawn_where_their_probabilities_are_wanted() -> None:
     assert [each.chosen.token_id for each in reported] == world.output()
 
 
-class AtOnce(Walks):
-    """Walks whose moves are waited for."""
+class AtOnce(MatcherPool):
+    """A pool that waits for each bitmask."""
 
     def begin(
         self,
@@ -112,12 +112,12 @@ class AtOnce(Walks):
         *,
         may_jump: bool,
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> list[Walk]:
-        walks = super().begin(params, count, may_jump=may_jump, is_wanted=is_wanted)
+    ) -> list[GrammarMatcher]:
+        matchers = super().begin(params, count, may_jump=may_jump, is_wanted=is_wanted)
         self.wait_for_any(30.0)
-        return walks
+        return matchers
 
-    def advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
+    def advance(self, steps: Sequence[tuple[GrammarMatcher, int]]) -> None:
         super().advance(steps)
         self.wait(30.0)
 
@@ -127,7 +127,7 @@ def test_what_is_forced_is_computed_at_once_unless_that_pads_a_step_for_many(
     num_free: int, jumps: bool
 ) -> None:
     world = make(
-        walks=AtOnce(compiler()),
+        matchers=AtOnce(compiler()),
         max_num_seqs=8,
         max_num_batched_tokens=64,
         step_sizes=(32,),
@@ -228,32 +228,32 @@ def test_an_aborted_answer_leaves_nothing_behind() -> None:
 
 
 def test_without_a_tokenizer_there_are_no_grammars() -> None:
-    world = make(walks=None)
+    world = make(matchers=None)
     with pytest.raises(ValueError, match="structured_outputs needs a tokenizer"):
         world.engine.add(ask())
 
 
-class Stuck(Walks):
-    """Walks whose moves do not come until they are let go."""
+class Stuck(MatcherPool):
+    """A pool whose bitmasks do not come until `may_go` is set."""
 
     def __init__(self, compiler: GrammarCompiler) -> None:
         super().__init__(compiler)
         self.may_go = threading.Event()
 
-    def _look(self, ways: Sequence[tuple[Walk, tuple[int, ...]]]) -> None:
+    def _look(self, ways: Sequence[tuple[GrammarMatcher, tuple[int, ...]]]) -> None:
         assert self.may_go.wait(30.0)
         super()._look(ways)
 
 
 def test_only_the_sequence_itself_waits_for_its_mask() -> None:
-    walks = Stuck(compiler())
-    world = make(walks=walks)
+    matchers = Stuck(compiler())
+    world = make(matchers=matchers)
     world.add(ask("slow"), ask("free", asked=None, max_tokens=40))
     for _ in range(60):
         world.step()
     assert "free" in world.finished
     assert world.output("slow") == []
-    walks.may_go.set()
+    matchers.may_go.set()
     while world.engine.has_work:
         world.step()
     world.check_idle()
@@ -277,7 +277,7 @@ class Slow(GrammarCompiler):
 
 def test_a_grammar_that_is_compiled_does_not_wait_for_others_to_be() -> None:
     slow = Slow()
-    world = make(walks=Walks(slow))
+    world = make(matchers=MatcherPool(slow))
     world.run(ask("first"))
     world.add(*(ask(f"slow {n}", asked={"regex": f"a{n}"}) for n in range(3)), ask("cached"))
     while "cached" not in world.finished:
@@ -290,7 +290,7 @@ def test_a_grammar_that_is_compiled_does_not_wait_for_others_to_be() -> None:
 
 def test_a_grammar_that_nobody_waits_for_is_not_compiled() -> None:
     slow = Slow()
-    world = make(walks=Walks(slow))
+    world = make(matchers=MatcherPool(slow))
     world.add(*(ask(str(n), asked={"regex": f"a{n}"}) for n in range(4)))
     while len(slow.asked) < MAX_COMPILING:
         world.step()
@@ -313,8 +313,8 @@ def test_while_a_grammar_runs_no_other_token_is_drawn_within_a_step() -> None:
     assert world.runner.plans[-1].rows[0].samples, "and later as before"
 
 
-class Prompt(Walks):
-    """Walks whose moves have come before a step looks for them, however busy the machine is."""
+class Prompt(MatcherPool):
+    """A pool whose bitmasks are ready before a step looks for them, however busy the machine is."""
 
     def begin(
         self,
@@ -323,19 +323,19 @@ class Prompt(Walks):
         *,
         may_jump: bool,
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> list[Walk]:
-        walks = super().begin(params, count, may_jump=may_jump, is_wanted=is_wanted)
-        while any(walk.move is None for walk in walks):
+    ) -> list[GrammarMatcher]:
+        matchers = super().begin(params, count, may_jump=may_jump, is_wanted=is_wanted)
+        while any(matcher.next is None for matcher in matchers):
             self.wait_for_any(1.0)
-        return walks
+        return matchers
 
-    def advance(self, steps: Sequence[tuple[Walk, int]]) -> None:
+    def advance(self, steps: Sequence[tuple[GrammarMatcher, int]]) -> None:
         super().advance(steps)
         self.wait(30.0)
 
 
 def test_draws_of_one_step_are_read_before_the_next_but_one() -> None:
-    world = make(walks=Prompt(compiler()))
+    world = make(matchers=Prompt(compiler()))
     world.run(*(ask(str(seed), seed=seed, logprobs=0) for seed in range(4)))
     # Every sequence advances with every step, as those without a grammar do.
     longest = max(len(world.output(str(seed))) for seed in range(4))

@@ -15,7 +15,7 @@ from jaxserve.api.request import FinishReason, Request, SamplingParams, TokenEve
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.frontend.text_engine import TextEngine
-from jaxserve.grammar import Walks
+from jaxserve.grammar import MatcherPool
 from jaxserve.observability.stats import EngineMetrics, StepStats
 from tests.fakes import FakeRunner, solo_run
 
@@ -100,7 +100,7 @@ class World:
         pools: bool = False,
         whole_prompts: bool = False,
         eos_id: int = EOS,
-        walks: Walks | None = None,
+        matchers: MatcherPool | None = None,
         metrics: EngineMetrics | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
@@ -161,7 +161,7 @@ class World:
             self.scheduler,
             self.runner,
             vocab_size=vocab_size,
-            walks=walks,
+            matchers=matchers,
             metrics=metrics,
         )
         self.tokenizer = tokenizer

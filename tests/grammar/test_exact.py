@@ -13,9 +13,9 @@ from llguidance import LLParserLimits
 from jaxserve.api.structured_outputs import MAX_BYTES, StructuredOutputsParams
 from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar import GrammarCompiler, Walks
+from jaxserve.grammar import GrammarCompiler, MatcherPool
+from jaxserve.grammar.matchers import GrammarMatcher
 from jaxserve.grammar.numbers import MAX_CHARS
-from jaxserve.grammar.walks import Walk
 from tests.grammar.world import accepts, checker, compiler, vocabulary
 from tests.server.world import tokenizer
 
@@ -33,24 +33,24 @@ NUMBERS: dict[str, Any] = {
 
 def filled(params: StructuredOutputsParams, *, prefer: str, max_tokens: int = 400) -> str:
     """An answer of a model that writes what it prefers wherever it may."""
-    walks = Walks(compiler())
-    (walk,) = walks.begin(params, 1, may_jump=False)
+    matchers = MatcherPool(compiler())
+    (matcher,) = matchers.begin(params, 1, may_jump=False)
     end = tokenizer().eos_ids[0]
     token_ids: list[int] = []
     while True:
-        walks.wait(10.0)
-        while walk.move is None:
-            walks.wait_for_any(10.0)
-        if walk.move.mask is None:
-            assert walk.move.error is None
+        matchers.wait(10.0)
+        while matcher.next is None:
+            matchers.wait_for_any(10.0)
+        if matcher.next.bitmask is None:
+            assert matcher.next.error is None
             return tokenizer().decode(token_ids)
-        allowed = _tokens(walk.move.mask)
+        allowed = _tokens(matcher.next.bitmask)
         if allowed == [end]:
             return tokenizer().decode(token_ids)
         texts = {token: tokenizer().decode([token]) for token in allowed if token != end}
         token_ids.append(min(texts, key=lambda token: (_rank(texts[token], prefer), token)))
         assert len(token_ids) < max_tokens, f"no end: {tokenizer().decode(token_ids)!r}"
-        walks.advance([(walk, token_ids[-1])])
+        matchers.advance([(matcher, token_ids[-1])])
 
 
 def _tokens(mask: np.ndarray) -> list[int]:
@@ -296,40 +296,40 @@ def test_a_schema_of_any_size_is_served_or_refused(name: str) -> None:
         checker().check(params)
     except InvalidRequestError:
         return
-    walks = Walks(compiler())
-    (walk,) = walks.begin(params, 1, may_jump=True)
+    matchers = MatcherPool(compiler())
+    (matcher,) = matchers.begin(params, 1, may_jump=True)
     token_ids = 0
     while token_ids < 60:
-        _wait(walks, walk)
-        assert walk.move is not None
-        assert walk.move.error is None or walk.move.is_refused, walk.move.error
-        if walk.move.mask is None:
+        _wait(matchers, matcher)
+        assert matcher.next is not None
+        assert matcher.next.error is None or matcher.next.is_refused, matcher.next.error
+        if matcher.next.bitmask is None:
             return
         token_ids += 1
-        allowed = _tokens(walk.move.mask)
-        walks.advance([(walk, allowed[7 * token_ids % len(allowed)])])
+        allowed = _tokens(matcher.next.bitmask)
+        matchers.advance([(matcher, allowed[7 * token_ids % len(allowed)])])
 
 
-def _wait(walks: Walks, walk: Walk) -> None:
-    while walk.move is None:
-        walks.wait_for_any(10.0)
+def _wait(matchers: MatcherPool, matcher: GrammarMatcher) -> None:
+    while matcher.next is None:
+        matchers.wait_for_any(10.0)
 
 
 def test_a_grammar_that_grows_too_complex_on_the_way_blames_the_request() -> None:
     """What only shows when a part of an answer is there: its objects combine."""
     schema = {"type": "array", "items": {"anyOf": [properties(900), properties(950)] * 2}}
-    walks = Walks(compiler())
-    (walk,) = walks.begin(StructuredOutputsParams(json=schema), 1, may_jump=False)
+    matchers = MatcherPool(compiler())
+    (matcher,) = matchers.begin(StructuredOutputsParams(json=schema), 1, may_jump=False)
     for text in '[{"p':
-        _wait(walks, walk)
-        assert walk.move is not None
-        if walk.move.error is not None:
+        _wait(matchers, matcher)
+        assert matcher.next is not None
+        if matcher.next.error is not None:
             break
-        walks.advance([(walk, tokenizer().encode(text, add_special_tokens=False)[0])])
-    _wait(walks, walk)
-    assert walk.move is not None
-    assert walk.move.is_refused
-    assert "structured_outputs.json is too complex" in str(walk.move.error)
+        matchers.advance([(matcher, tokenizer().encode(text, add_special_tokens=False)[0])])
+    _wait(matchers, matcher)
+    assert matcher.next is not None
+    assert matcher.next.is_refused
+    assert "structured_outputs.json is too complex" in str(matcher.next.error)
 
 
 def test_an_object_of_700_optional_properties_is_served() -> None:
@@ -346,17 +346,17 @@ def test_a_long_answer_outlasts_the_states_of_one_lexer(monkeypatch: pytest.Monk
         initial_lexer_fuel=1_000_000, step_lexer_fuel=50_000, max_lexer_states=6000
     )
     monkeypatch.setattr("jaxserve.grammar.compiler.LIMITS", few)
-    walks = Walks(GrammarCompiler(vocabulary()))
+    matchers = MatcherPool(GrammarCompiler(vocabulary()))
     params = StructuredOutputsParams(json={"type": "string", "maxLength": 1500})
-    (walk,) = walks.begin(params, 1, may_jump=False)
+    (matcher,) = matchers.begin(params, 1, may_jump=False)
     for char in ['"', *"x" * 1500, '"']:
-        while walk.move is None:
-            walks.wait_for_any(10.0)
-        assert walk.move.error is None
+        while matcher.next is None:
+            matchers.wait_for_any(10.0)
+        assert matcher.next.error is None
         (token_id,) = tokenizer().encode(char, add_special_tokens=False)
-        assert walk.move.mask is not None
-        assert token_id in _tokens(walk.move.mask)
-        walks.advance([(walk, token_id)])
-    walks.wait(10.0)
-    assert walk.move is not None
-    assert walk.move.error is None
+        assert matcher.next.bitmask is not None
+        assert token_id in _tokens(matcher.next.bitmask)
+        matchers.advance([(matcher, token_id)])
+    matchers.wait(10.0)
+    assert matcher.next is not None
+    assert matcher.next.error is None

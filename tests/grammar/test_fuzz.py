@@ -14,7 +14,7 @@ from hypothesis_jsonschema import from_schema
 
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
-from jaxserve.grammar.walks import LIMIT_REACHED
+from jaxserve.grammar.matchers import LIMIT_REACHED
 from tests.grammar.world import accepts, compiler, vocabulary
 from tests.server.world import tokenizer
 

@@ -27,7 +27,7 @@ from jaxserve.client.in_process import InProcessClient
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.frontend.generation_defaults import GenerationDefaults
-from jaxserve.grammar import GrammarChecker, GrammarCompiler, Vocabulary, Walks
+from jaxserve.grammar import GrammarChecker, GrammarCompiler, MatcherPool, Vocabulary
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server import ServedModel, ServerConfig, bind, create_app
 from jaxserve.server.models import KernelChoice
@@ -180,7 +180,7 @@ class World:
             ),
             self.runner,
             vocab_size=VOCAB_SIZE,
-            walks=Walks(GrammarCompiler(vocabulary)),
+            matchers=MatcherPool(GrammarCompiler(vocabulary)),
             metrics=self.metrics.engine(self.name),
         )
         self.client = InProcessClient(
