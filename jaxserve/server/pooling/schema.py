@@ -138,7 +138,7 @@ class EmbeddingBody(VectorBody, InputBody):
     """Prompts to embed, each by itself."""
 
 
-class EmbeddingChatBody(VectorBody, ConversationBody):
+class EmbeddingChatBody(ConversationBody, VectorBody):
     """A chat to embed."""
 
 
@@ -148,7 +148,7 @@ class VectorsBody(VectorBody, InputBody):
     task: str | None = None
 
 
-class VectorsChatBody(VectorBody, ConversationBody):
+class VectorsChatBody(ConversationBody, VectorBody):
     """A chat to pool into a vector, as the model has it."""
 
     task: str | None = None
