@@ -235,6 +235,7 @@ class LayerConfig:
             pair_flops=self.mixer.pair_flops(devices=devices),
             key_bytes=self.mixer.key_bytes(devices=devices, itemsize=cache_itemsize),
             sliding_window=self.mixer.sliding_window,
+            state_bytes=self.mixer.cache.state_bytes // devices,
         )
 
     def workspace_bytes(

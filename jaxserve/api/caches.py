@@ -12,9 +12,13 @@ A page of a pool is a page in each of the pool's arrays, one array for each laye
 page can hold tokens of either group, and memory goes to the group that needs it.
 """
 
+from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from math import prod
+from typing import ClassVar, Protocol
+
+import numpy as np
 
 # Largest share by which padding may raise the layers of a group: where groups share a pool, a group
 # takes a page in every array, whether it has a layer for it or not.
@@ -25,10 +29,12 @@ MAX_PADDED_LAYERS = 1.2
 class CacheGroup:
     """Layers that keep the same.
 
-    layers: their numbers in the model, in order. pool: the pool that its pages come from.
-    first_column: the first of its columns in a row of the page table.
+    max_pages: pages of one sequence at once at most. layers: their numbers in the model, in order.
+    pool: the pool that its pages come from. first_column: the first of its columns in a row of the
+    page table.
     """
 
+    max_pages: int
     layers: tuple[int, ...] = ()
     pool: int = 0
     first_column: int = 0
@@ -41,12 +47,7 @@ class CacheGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedGroup(CacheGroup):
-    """Layers that keep every token. Column i is the page of tokens [i * page_size, ...).
-
-    max_pages: pages of a sequence at most.
-    """
-
-    max_pages: int
+    """Layers that keep every token. Column i is the page of tokens [i * page_size, ...)."""
 
     @property
     def num_columns(self) -> int:
@@ -59,10 +60,9 @@ class WindowGroup(CacheGroup):
     """Layers that see the last `window` tokens; pages behind the window are released.
 
     The first column is the index of the oldest page that is kept, the others are the pages from
-    that one on. max_pages: pages of a sequence that are kept at once.
+    that one on.
     """
 
-    max_pages: int
     window: int
 
     @property
@@ -80,6 +80,8 @@ class StateGroup(CacheGroup):
     tokens between two checkpoints of a sequence.
     """
 
+    # One to write, and a checkpoint to start from.
+    max_pages: int = 2
     checkpoint_interval: int
 
     @property
@@ -91,6 +93,8 @@ class StateGroup(CacheGroup):
 @dataclass(frozen=True, slots=True)
 class KeyValuePages:
     """Pages of keys and values."""
+
+    holds_tokens: ClassVar[bool] = True
 
     kv_heads: int
     head_dim: int
@@ -108,6 +112,8 @@ class StateArray:
 @dataclass(frozen=True, slots=True)
 class StatePages:
     """Pages that are a state each, of several arrays."""
+
+    holds_tokens: ClassVar[bool] = False
 
     arrays: tuple[StateArray, ...]
 
@@ -140,6 +146,11 @@ class LayerCache(Hashable, Protocol):
         """What its pages look like. Groups with equal pages share a pool."""
         ...
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of a sequence, which every step reads and writes."""
+        ...
+
     def group(self, sizes: CacheSizes) -> CacheGroup:
         """Return the group of such layers, without layers, pool and columns yet."""
         ...
@@ -148,6 +159,8 @@ class LayerCache(Hashable, Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paged:
     """Keys and values of every token."""
+
+    state_bytes: ClassVar[int] = 0
 
     kv_heads: int
     head_dim: int
@@ -166,6 +179,8 @@ class Paged:
 class Window:
     """Keys and values of the last `window` tokens, the newest included."""
 
+    state_bytes: ClassVar[int] = 0
+
     kv_heads: int
     head_dim: int
     window: int
@@ -175,8 +190,10 @@ class Window:
         """See LayerCache."""
         return KeyValuePages(self.kv_heads, self.head_dim)
 
-    def group(self, sizes: CacheSizes) -> WindowGroup:
-        """See LayerCache."""
+    def group(self, sizes: CacheSizes) -> CacheGroup:
+        """See LayerCache. A window as long as the longest sequence keeps every token."""
+        if self.window >= sizes.max_model_len:
+            return Paged(kv_heads=self.kv_heads, head_dim=self.head_dim).group(sizes)
         # Pages are released when a step that fills a page is committed: until then what steps wrote
         # is kept. The window may begin anywhere in its first page.
         kept = sizes.pages_for(self.window - 1 + sizes.tokens_in_flight) + 2
@@ -196,6 +213,11 @@ class Recurrent:
         """See LayerCache."""
         return StatePages(self.arrays)
 
+    @property
+    def state_bytes(self) -> int:
+        """See LayerCache."""
+        return sum(prod(each.shape) * np.dtype(each.dtype).itemsize for each in self.arrays)
+
     def group(self, sizes: CacheSizes) -> StateGroup:
         """See LayerCache."""
         return StateGroup(checkpoint_interval=sizes.checkpoint_interval)
@@ -204,6 +226,8 @@ class Recurrent:
 @dataclass(frozen=True, slots=True)
 class Shared:
     """Nothing of its own: the layer reads what the earlier layer `layer` keeps."""
+
+    state_bytes: ClassVar[int] = 0
 
     layer: int
 
@@ -237,13 +261,50 @@ class CacheLayout:
         """Columns of the page table."""
         return sum(group.num_columns for group in self.groups)
 
-    def pages_of(self, array: int) -> tuple[int, PageKind]:
-        """Return the pool of an array, and what its pages look like."""
-        for number, pool in enumerate(self.pools):
-            if array < pool.num_arrays:
-                return number, pool.pages
-            array -= pool.num_arrays
-        raise IndexError(array)
+    @property
+    def main_pool(self) -> int:
+        """The pool whose pages are counted for users: the first whose pages hold tokens."""
+        return next((i for i, pool in enumerate(self.pools) if pool.pages.holds_tokens), 0)
+
+    def pages_of(self, array: int) -> PageKind:
+        """Return what the pages of an array look like."""
+        return [pool.pages for pool in self.pools for _ in range(pool.num_arrays)][array]
+
+    def max_pages(self, pool: int) -> int:
+        """Return how many pages of a pool a sequence has at once at most."""
+        return sum(group.max_pages for group in self.groups if group.pool == pool)
+
+    def num_pages(self, num_pages: int, *, num_states: int) -> tuple[int, ...]:
+        """Return the pages of each pool if the main pool has `num_pages`, null pages included.
+
+        Other pools of tokens get as many for their share of a longest sequence, pools of states
+        `num_states`.
+        """
+        main = self.max_pages(self.main_pool)
+
+        def pages(number: int, pool: Pool) -> int:
+            if number == self.main_pool:
+                return num_pages
+            if not pool.pages.holds_tokens:
+                return num_states
+            own = self.max_pages(number)
+            return max(num_pages * own // main, own + 1)
+
+        return tuple(pages(number, pool) for number, pool in enumerate(self.pools))
+
+    def max_tokens(self, page_size: int) -> int:
+        """Return how many tokens the group with most pages of a sequence has room for."""
+        return max(group.max_pages for group in self.groups) * page_size
+
+    def longest_sequence(self, num_pages: int, page_size: int) -> int:
+        """Return how many tokens a sequence can have with so many pages of the main pool."""
+        most = [group.max_pages for group in self.groups if group.pool == self.main_pool]
+        lengths = range(0, self.max_tokens(page_size) + 1, page_size)
+
+        def needed(length: int) -> int:
+            return sum(min(length // page_size, count) for count in most)
+
+        return lengths[bisect_right(lengths, num_pages, key=needed) - 1]
 
 
 def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> CacheLayout:

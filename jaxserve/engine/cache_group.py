@@ -33,8 +33,8 @@ class Holding(ABC):
         """The pages it has a reference to."""
 
     @property
-    def num_slots(self) -> int:
-        """Tokens, from the first on, for which it has or has released pages."""
+    def num_begun(self) -> int:
+        """Pages of tokens that it has, or has released."""
         return 0
 
     @abstractmethod
@@ -86,11 +86,14 @@ class Holding(ABC):
 class GroupManager(ABC):
     """Finds and hands out the pages of one group, which come from `pool`.
 
-    tag: tells its digests from those of other groups of the pool.
+    tag: tells its digests from those of other groups of the pool. num_begun: pages of tokens that
+    running sequences have, or have released.
     """
 
     # Whether every token has room of its own in a page.
     holds_tokens = True
+    # Whether running sequences release pages.
+    releases = True
     # Whether sequences leave something to start from at some of their pages only.
     is_sparse = False
 
@@ -101,6 +104,7 @@ class GroupManager(ABC):
         self.tag = tag
         self.page_size = page_size
         self.first_column = group.first_column
+        self.num_begun = 0
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens."""

@@ -58,13 +58,20 @@ class KVMemory:
         ]
         self._token_pools = [
             pool
-            for number, pool in enumerate(self._pools)
+            for pool in self._pools
             if any(each.holds_tokens and each.pool is pool for each in self._groups)
         ]
         self._num_token_groups = sum(each.holds_tokens for each in self._groups)
-        self._pending = PendingPrefixes(is_sparse=any(each.is_sparse for each in self._groups))
+        self._sparse = [group for group, each in enumerate(self._groups) if each.is_sparse]
+        self._pending = PendingPrefixes(is_sparse=bool(self._sparse))
         self._longest = self._longest_sequence()
-        self._num_empty = 0
+        self._members = [
+            (pool, [group for group, of in enumerate(self._pool_of) if of == number])
+            for number, pool in enumerate(self._pools)
+        ]
+        self._releasing = [group for group, each in enumerate(self._groups) if each.releases]
+        # Tokens that running sequences have written, or will have after the steps in flight.
+        self._num_written = 0
         self._num_released = 0
 
     @property
@@ -85,7 +92,8 @@ class KVMemory:
     @property
     def num_empty(self) -> int:
         """Token slots of used pages in which nothing is written, nor by a step in flight."""
-        return self._num_empty
+        begun = sum([group.num_begun for group in self._groups])
+        return begun * self._page_size - self._num_token_groups * self._num_written
 
     @property
     def num_released(self) -> int:
@@ -186,20 +194,15 @@ class KVMemory:
             group.enter(sequence.length, hit.num_pages, shared, sequence.table, leaves=leaves)
             for group, shared in zip(self._groups, hit.shared, strict=True)
         ]
-        self._num_empty += self._empty_slots(sequence)
+        self._num_written += sequence.num_cached
         if leaves:
             num_full = sequence.length // self._page_size
             sequence.extend_digests(num_full, page_size=self._page_size)
-            startable = [
-                sequence.digests[page]
-                for page in range(hit.num_pages, num_full)
-                if all(holding.leaves_start(page) for holding in sequence.holdings)
-            ]
-            self._pending.add(startable, order=sequence.order)
-
-    def _empty_slots(self, sequence: Sequence) -> int:
-        slots = sum(holding.num_slots for holding in sequence.holdings)
-        return slots - self._num_token_groups * sequence.num_scheduled
+            pages: Iterable[int] = range(hit.num_pages, num_full)
+            for group in self._sparse:
+                pages = [page for page in pages if sequence.holdings[group].leaves_start(page)]
+            digests = [sequence.digests[page] for page in pages]
+            self._pending.add(digests, order=sequence.order)
 
     def max_stop(self, sequence: Sequence) -> int:
         """Return where the next step of a running sequence must stop."""
@@ -214,15 +217,16 @@ class KVMemory:
         start = sequence.num_scheduled
         stop = start + num_tokens
         holdings, table = sequence.holdings, sequence.table
-        lacking = Counter[int]()
-        for pool, holding in zip(self._pool_of, holdings, strict=True):
-            assert stop <= holding.max_stop(start), f"{sequence} is to compute too much at once"
-            lacking[pool] += holding.num_lacking(stop)
-        if not all(self._pools[pool].can_allocate(count) for pool, count in lacking.items()):
-            return False
-        self._num_empty -= self._empty_slots(sequence)
-        sequence.capacity = min([holding.extend(start, stop, table) for holding in holdings])
-        self._num_empty += self._empty_slots(sequence)
+        for pool, members in self._members:
+            num_lacking = 0
+            for group in members:
+                num_lacking += holdings[group].num_lacking(stop)
+            if num_lacking > pool.num_free:
+                return False
+        sequence.capacity = UNBOUNDED
+        for holding in holdings:
+            capacity = holding.extend(start, stop, table)
+            sequence.capacity = min(sequence.capacity, capacity)
         return True
 
     def promise(self, sequence: Sequence) -> bool:
@@ -240,7 +244,7 @@ class KVMemory:
 
     def fill(self, num_tokens: int) -> None:
         """Note that the next step writes so many tokens."""
-        self._num_empty -= self._num_token_groups * num_tokens
+        self._num_written += num_tokens
 
     def commit(self, sequence: Sequence) -> Iterable[bytes]:
         """Make the pages findable that are full, and release those that no later token sees.
@@ -255,17 +259,16 @@ class KVMemory:
             digests = sequence.digests[first:num_full]
             for holding in sequence.holdings:
                 holding.register(sequence.digests, first, num_full)
-            for digest in digests:
-                self._pending.complete(digest)
-        for holding in sequence.holdings:
-            self._num_released += holding.release(
+            self._pending.complete(digests)
+        for group in self._releasing:
+            self._num_released += sequence.holdings[group].release(
                 sequence.num_computed, sequence.length, sequence.table
             )
         return digests
 
     def leave(self, sequence: Sequence) -> Iterable[bytes]:
         """Take everything back; return the digests of pages that it will not compute after all."""
-        self._num_empty -= self._empty_slots(sequence)
+        self._num_written -= sequence.num_scheduled
         for holding in sequence.holdings:
             holding.leave()
         given_up = sequence.digests[sequence.num_registered :]
@@ -289,8 +292,7 @@ class KVMemory:
 
     def check_integrity(self, running: list[Sequence]) -> None:
         """Assert that every page is in one state, and what is held by these sequences."""
-        for number, pool in enumerate(self._pools):
-            groups = [group for group, of in enumerate(self._pool_of) if of == number]
+        for pool, groups in self._members:
             own = [sequence.holdings[group] for sequence in running for group in groups]
             pool.check_integrity(
                 [page for holding in own for page in holding.held],
@@ -304,5 +306,8 @@ class KVMemory:
                     pages = sequence.holdings[group].written(sequence.num_computed)
                     assert written.isdisjoint(pages), f"two sequences write to one of {pages}"
                     written.update(pages)
-        num_empty = sum(map(self._empty_slots, running))
-        assert self._num_empty == num_empty, "written tokens are miscounted"
+        for group, manager in enumerate(self._groups):
+            begun = sum(sequence.holdings[group].num_begun for sequence in running)
+            assert manager.num_begun == begun, "pages are miscounted"
+        num_written = sum(sequence.num_scheduled for sequence in running)
+        assert self._num_written == num_written, "written tokens are miscounted"

@@ -13,6 +13,8 @@ from jaxserve.engine.pages import PageAllocator
 class PagedManager(GroupManager):
     """Pages of all tokens."""
 
+    releases = False
+
     @override
     def num_wanted(self, length: int) -> int:
         return self.pages_for(length)
@@ -36,6 +38,7 @@ class PagedManager(GroupManager):
     ) -> "PagedHolding":
         self.pool.share(shared)
         holding = PagedHolding(self, shared, self.num_new(length, count, shared))
+        self.num_begun += count
         if shared:
             table.append(TableWrite(self.first_column, tuple(shared)))
         return holding
@@ -60,8 +63,8 @@ class PagedHolding(Holding):
 
     @property
     @override
-    def num_slots(self) -> int:
-        return (self.first + len(self.pages)) * self._manager.page_size
+    def num_begun(self) -> int:
+        return self.first + len(self.pages)
 
     @override
     def written(self, num_computed: int) -> list[int]:
@@ -73,7 +76,7 @@ class PagedHolding(Holding):
 
     @override
     def num_lacking(self, stop: int) -> int:
-        num_new = self._manager.pages_for(stop) - self.first - len(self.pages)
+        num_new = -(-stop // self._manager.page_size) - self.first - len(self.pages)
         return max(num_new - self.num_reserved, 0)
 
     def _column(self) -> int:
@@ -83,23 +86,29 @@ class PagedHolding(Holding):
     @override
     def extend(self, start: int, stop: int, table: list[TableWrite]) -> int:
         manager, pages = self._manager, self.pages
-        num_new = manager.pages_for(stop) - self.first - len(pages)
+        num_begun = self.first + len(pages)
+        num_new = -(-stop // manager.page_size) - num_begun
         if num_new > 0:
-            promised = min(num_new, self.num_reserved)
-            manager.pool.cancel(promised)
-            self.num_reserved -= promised
+            if self.num_reserved:
+                promised = min(num_new, self.num_reserved)
+                manager.pool.cancel(promised)
+                self.num_reserved -= promised
             new = manager.pool.allocate(num_new)
             table.append(TableWrite(self._column() + len(pages), tuple(new)))
             pages += new
-        return self.num_slots
+            manager.num_begun += num_new
+            num_begun += num_new
+        return num_begun * manager.page_size
 
     @override
     def register(self, digests: Sequence[bytes], first: int, stop: int) -> None:
+        tag, register = self._manager.tag, self._manager.pool.prefix_cache.register
         for page in range(first, stop):
-            self._manager.register(digests[page], self.pages[page - self.first])
+            register(digests[page] + tag, self.pages[page - self.first])
 
     @override
     def leave(self) -> None:
+        self._manager.num_begun -= self.num_begun
         self._manager.pool.free(self.pages)
         self._manager.pool.cancel(self.num_reserved)
 
@@ -110,6 +119,8 @@ class WindowManager(PagedManager):
     Pages are shared `rolling` (see PageAllocator), so what a sequence releases makes room for what
     it needs next, and its promise holds to the end of its known tokens.
     """
+
+    releases = True
 
     def __init__(
         self, group: WindowGroup, pool: PageAllocator, *, tag: bytes, page_size: int
@@ -161,6 +172,7 @@ class WindowManager(PagedManager):
         self.pool.share(shared, rolling=True)
         holding = WindowHolding(self, shared, self.num_new(length, count, shared))
         holding.first = count - len(shared)
+        self.num_begun += count
         table.append(holding.whole())
         return holding
 
@@ -186,6 +198,11 @@ class WindowHolding(PagedHolding):
         return min(num_later, self._manager.max_pages) - len(self.pages)
 
     @override
+    def extend(self, start: int, stop: int, table: list[TableWrite]) -> int:
+        assert stop <= self.max_stop(start), "more pages than the page table has columns for"
+        return super().extend(start, stop, table)
+
+    @override
     def max_stop(self, start: int) -> int:
         del start
         return (self.first + self._manager.max_pages) * self._manager.page_size
@@ -208,5 +225,6 @@ class WindowHolding(PagedHolding):
 
     @override
     def leave(self) -> None:
+        self._manager.num_begun -= self.num_begun
         self._manager.pool.free(self.pages, rolling=True)
         self._manager.pool.cancel(self.num_reserved)

@@ -10,7 +10,7 @@ from jaxserve.engine.prefix_cache import PrefixCache
 class PageAllocator:
     """Gives out page numbers and counts who uses them.
 
-    Every page but the rubbish page is in exactly one state:
+    Every page but the null page is in exactly one state:
 
         held    one or more references
         idle    none, but its contents can be found through the prefix cache
@@ -29,7 +29,7 @@ class PageAllocator:
 
     @property
     def num_pages(self) -> int:
-        """Pages that can be held at all; the rubbish page is not one of them."""
+        """Pages that can be held at all; the null page is not one of them."""
         return len(self._references) - 1
 
     @property
@@ -57,7 +57,7 @@ class PageAllocator:
 
     def allocate(self, num_pages: int) -> list[int]:
         """Take pages with one reference each, forgetting idle ones when no other is left."""
-        assert self.can_allocate(num_pages), f"{num_pages} pages wanted, {self.num_free} free"
+        assert num_pages <= self.num_free, f"{num_pages} pages wanted, {self.num_free} free"
         taken: list[int] = []
         for _ in range(num_pages):
             page = self._free.pop() if self._free else self.prefix_cache.evict()

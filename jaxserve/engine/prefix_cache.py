@@ -163,9 +163,11 @@ class PendingPrefixes:
             last = digest
         return last
 
-    def complete(self, digest: bytes) -> None:
-        """Note that a page has been computed."""
-        self._computed_by.pop(digest, None)
+    def complete(self, digests: Iterable[bytes]) -> None:
+        """Note that pages have been computed."""
+        if self._computed_by:
+            for digest in digests:
+                self._computed_by.pop(digest, None)
 
     def give_up(self, digests: Iterable[bytes], *, order: Order) -> None:
         """Note that the sequence of this order does not compute these pages after all."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jaxserve.api.caches import KeyValuePages
 from jaxserve.errors import ConfigError, KernelError
 from jaxserve.models import ModelConfig
 from pallas_kernels import Unsupported, paged_attention
@@ -31,10 +32,25 @@ class AttentionPlan:
         """The name of the backend that computes every layer."""
         return self.choice.backend
 
-    def cache_spec(self, num_pages: int) -> CacheSpec:
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self.configs[0].page_size
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of queries and results."""
+        return self.configs[0].dtype
+
+    def cache_spec(self, pages: KeyValuePages, num_pages: int) -> CacheSpec:
         """Describe one layer's cache, over all devices."""
+        config = next(
+            config
+            for config in self.configs
+            if (config.kv_heads * self.devices, config.head_dim) == (pages.kv_heads, pages.head_dim)
+        )
         return paged_attention.cache_spec(
-            self.configs[0], num_pages=num_pages, devices=self.devices, backend=self.backend
+            config, num_pages=num_pages, devices=self.devices, backend=self.backend
         )
 
     def workspace_bytes(self, *, num_tokens: int, num_sequences: int, max_query_length: int) -> int:

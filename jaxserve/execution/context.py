@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
+from jaxserve.api.caches import CacheLayout
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
 from jaxserve.api.pooling import PoolingType
 from jaxserve.execution.attention import AttentionPlan
@@ -26,7 +27,7 @@ class StepContext:
 
     model: ModelConfig
     mesh: Mesh
-    cache_sharding: PartitionSpec
+    caches: CacheLayout
     rope_length: int
     branches: bool  # whether a program runs the least variant that does, or its own
     attention: AttentionPlan

@@ -89,6 +89,7 @@ class StepCosts:
         self._logit_flops = 2 * sum(matrix.num_weights for matrix in matrices(head))
         self._token_read_bytes = model.embed * _itemsize(config.dtype)
         self._token_written_bytes = sum(w.key_bytes for w in works) if model.caches else 0
+        self._state_bytes = sum(work.state_bytes for work in works)
         self._logit_bytes = model.vocab_size * _LOGIT_BYTES
         self._remembered_bytes = model.vocab_size * _MEMORY_BYTES
 
@@ -118,9 +119,12 @@ class StepCosts:
             read_bytes=self._weights
             + self._token_read_bytes * num_tokens
             + key_bytes
+            + self._state_bytes * len(starts)
             + self._logit_bytes * num_logits
             + remembered,
-            written_bytes=self._token_written_bytes * num_tokens + self._logit_bytes * num_logits,
+            written_bytes=self._token_written_bytes * num_tokens
+            + self._state_bytes * len(starts)
+            + self._logit_bytes * num_logits,
         )
 
     def work(

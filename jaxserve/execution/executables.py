@@ -28,7 +28,6 @@ from jaxserve import __version__
 from jaxserve.errors import ConfigError
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.programs import Program, name_of
-from pallas_kernels.paged_attention import CacheSpec
 
 type Key = Mapping[str, str | int]
 
@@ -54,9 +53,8 @@ _RUNTIMES = {
 
 def executable_key(
     context: StepContext,
-    cache_spec: CacheSpec,
     *,
-    num_pages: int,
+    num_pages: tuple[int, ...],
     num_slots: int,
     quantization: str | None,
     packed: str | None,
@@ -86,8 +84,8 @@ def executable_key(
         "logits_processors": context.sampling.processors.key,
         "slots": num_slots,
         "block_size": config.page_size,
-        "pages": num_pages,
-        "cache": str(cache_spec.shape),
+        "pages": num_pages[context.caches.main_pool],
+        "cache": f"{num_pages} {_digest(repr(context.caches).encode())[:16]}",
         "xla_flags": _flags(),
     }
 

@@ -7,11 +7,14 @@ from math import inf, prod
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxserve.api.caches import CacheLayout
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.attention import AttentionPlan
+from jaxserve.execution.caches import describe_caches
 from jaxserve.execution.heads.score import SCORED_ROWS
 from jaxserve.execution.host_memory import free_bytes
 from jaxserve.execution.shapes import StepShape, Variant
@@ -51,8 +54,9 @@ _ROW_COPIES = {"v7x": 2.2}
 class MemoryPlan:
     """Bytes on each device of the mesh, and the pages that fit.
 
-    weights, state (what slots remember), workspace (temporaries of the largest step) and one page
-    of all layers. `limit` is what may be used of the device's memory.
+    weights, state (what slots remember), workspace (temporaries of the largest step), one page of
+    all layers, and one state of all recurrent layers. `limit` is what may be used of the device's
+    memory.
     """
 
     limit: int
@@ -62,11 +66,13 @@ class MemoryPlan:
     page: int
     page_size: int
     num_pages: int
+    recurrent: int = 0
+    num_states: int = 0
 
     @property
     def cache(self) -> int:
-        """Bytes of KV pages."""
-        return self.num_pages * self.page
+        """Bytes of KV pages and recurrent states."""
+        return self.num_pages * self.page + self.num_states * self.recurrent
 
     @property
     def free(self) -> int:
@@ -77,9 +83,13 @@ class MemoryPlan:
         """Return the plan as a table, a line each."""
         tokens = (self.num_pages - 1) * self.page_size
         pages = f"{self.num_pages} x {self.page_size} = {tokens} tokens"
+        states = f"{self.num_states}, of sequences and of prefixes"
+        recurrent = self.num_states * self.recurrent
         rows = (
             ("weights", self.weights, ""),
-            *([("KV pages", self.cache, pages)] if self.page else []),  # none of an encoder
+            # None of an encoder.
+            *([("KV pages", self.num_pages * self.page, pages)] if self.page else []),
+            *([("states", recurrent, states)] if recurrent else []),
             ("slot state", self.state, ""),
             ("workspace", self.workspace, "estimate for the largest step"),
             ("free", self.free, f"of {show_bytes(self.limit)} usable"),
@@ -105,6 +115,29 @@ def tree_bytes(tree: object) -> int:
         shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
         total += prod(shape) * np.dtype(leaf.dtype).itemsize
     return total
+
+
+@dataclass(frozen=True)
+class PageSizes:
+    """Bytes that one device holds of a page of tokens, and of a state, in all layers."""
+
+    tokens: int
+    state: int
+
+
+def page_sizes(layout: CacheLayout, attention: AttentionPlan, mesh: Mesh) -> PageSizes:
+    """Return the bytes of a page of the main pool with its share of others, and of a state."""
+    arrays = describe_caches(layout, attention, mesh, num_pages=(1,) * len(layout.pools))
+    share = layout.max_pages(layout.main_pool)
+    first = tokens = state = 0
+    for number, pool in enumerate(layout.pools):
+        num_bytes = tree_bytes(arrays[first : first + pool.num_arrays])
+        first += pool.num_arrays
+        if pool.pages.holds_tokens:
+            tokens += num_bytes * layout.max_pages(number)
+        else:
+            state += num_bytes
+    return PageSizes(tokens=-(-tokens // share), state=state)
 
 
 def usable_bytes(
@@ -197,7 +230,9 @@ def plan_memory(
     workspace: int,
     page: int,
     page_size: int,
-    pages_per_sequence: int,
+    layout: CacheLayout,
+    recurrent: int = 0,
+    num_states: int = 0,
     cache_bytes: int | None,
     num_pages: int | None,
     usual_bytes: int | None,
@@ -207,16 +242,19 @@ def plan_memory(
 
     The number of pages is `num_pages`, or what `cache_bytes` hold and the null page, or else what
     is left within `limit`: of that no more than `usual_bytes` hold, unless one sequence of full
-    length needs more, and no more than `useful_pages`. Raises MemoryPlanError unless weights and
-    workspace fit, ContextMemoryError unless one sequence of full length can run.
+    length needs more, and no more than `useful_pages`. page: bytes of one page of the main pool,
+    with its share of other pools of tokens. recurrent: bytes of one state, of which there are
+    `num_states`. Raises MemoryPlanError unless weights and workspace fit, ContextMemoryError unless
+    one sequence of full length can run.
     """
-    fixed = weights + state + workspace
+    fixed = weights + state + workspace + num_states * recurrent
+    pages_per_sequence = layout.max_pages(layout.main_pool)
     needed_pages = pages_per_sequence + 1  # the null page holds no tokens
     needed = (fixed + needed_pages * page) / limit if limit > 0 else inf
     room = limit - fixed
     parts = (
-        f"weights {show_bytes(weights)}, slot state {show_bytes(state)} and workspace"
-        f" {show_bytes(workspace)}"
+        f"weights {show_bytes(weights)}, slot state {show_bytes(state + num_states * recurrent)}"
+        f" and workspace {show_bytes(workspace)}"
     )
     if room < 0:
         raise MemoryPlanError(
@@ -243,10 +281,10 @@ def plan_memory(
             needed=(fixed + num_pages * page) / limit,
         )
     if num_pages < needed_pages:
-        num_tokens = max(num_pages - 1, 0) * page_size
+        num_tokens = layout.longest_sequence(max(num_pages - 1, 0), page_size)
         held = f"{asked} hold {num_tokens}" if asked else f"there is room for {num_tokens}"
         raise ContextMemoryError(
-            f"The KV cache of one sequence of {pages_per_sequence * page_size} tokens does not fit:"
+            f"The KV cache of one sequence of {layout.max_tokens(page_size)} tokens does not fit:"
             f" it needs {show_bytes(needed_pages * page)}, and {held} beside {parts}, of"
             f" {show_bytes(limit)} usable",
             num_tokens=num_tokens,
@@ -260,4 +298,6 @@ def plan_memory(
         page=page,
         page_size=page_size,
         num_pages=num_pages,
+        recurrent=recurrent,
+        num_states=num_states,
     )

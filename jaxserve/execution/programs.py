@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxserve.execution.batch import packed_draw_size, packed_size
+from jaxserve.execution.caches import KVCache, allocate_caches, describe_caches
 from jaxserve.execution.context import StepContext
-from jaxserve.execution.forward import KVCache
 from jaxserve.execution.heads.pool import PoolOutput, PoolState, abstract_pool_state, pool_step
 from jaxserve.execution.heads.sample import StepOutput
 from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape
@@ -20,9 +20,6 @@ from jaxserve.execution.state import SlotState, abstract_state, remember
 from jaxserve.execution.step import draw as draw_of_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
-from jaxserve.parallel.sharding import named_sharding
-from pallas_kernels import paged_attention
-from pallas_kernels.paged_attention import CacheSpec
 
 
 class Helper(StrEnum):
@@ -82,20 +79,17 @@ def described_state(
 class ProgramSet:
     """What an engine runs on its devices, and what it keeps on them, before either exists.
 
-    cache and state: trees of jax.ShapeDtypeStruct, each with its sharding. A step takes both by
+    num_pages: of each pool of the layout. cache and state: trees of jax.ShapeDtypeStruct, each with
+    its sharding. A step takes both by
     donation and returns them where they were; so do draws and REMEMBER with the state. Of the
     parameters steps and draws take the leaves, as a tuple.
     """
 
-    def __init__(self, context: StepContext, *, cache_spec: CacheSpec, num_slots: int) -> None:
+    def __init__(self, context: StepContext, *, num_pages: tuple[int, ...], num_slots: int) -> None:
         self._mesh = mesh = context.mesh
         self._vocab_size = context.model.vocab_size
         self._replicated = replicated = NamedSharding(mesh, PartitionSpec())
-        pages = named_sharding(cache_spec.axes, cache_spec.shape, mesh)
-        self.cache = tuple(
-            jax.ShapeDtypeStruct(cache_spec.shape, cache_spec.dtype, sharding=pages)
-            for _ in context.model.caches
-        )
+        self.cache = describe_caches(context.caches, context.attention, mesh, num_pages=num_pages)
         self.state: State[jax.ShapeDtypeStruct] = jax.tree.map(
             lambda leaf: self._described(leaf.shape, leaf.dtype),
             described_state(
@@ -103,7 +97,7 @@ class ProgramSet:
                 pools=context.pooling is not None,
                 num_slots=num_slots,
                 extra_size=context.sampling.processors.row_size,
-                dtype=context.attention.configs[0].dtype,
+                dtype=context.attention.dtype,
             ),
         )
         kept = (self.cache, self.state)
@@ -207,23 +201,8 @@ def draw(
 
 
 def _allocate(
-    cache: tuple[jax.ShapeDtypeStruct, ...],
-    state: State[jax.ShapeDtypeStruct],
-    context: StepContext,
+    cache: tuple[Any, ...], state: State[jax.ShapeDtypeStruct], context: StepContext
 ) -> tuple[KVCache, State[jax.Array]]:
-    """Make a cache that holds nothing yet, each device its part, and a state of zeros."""
-
-    def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        assert leaf.sharding is not None
-        part = jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-        made: jax.Array = jax.shard_map(
-            partial(paged_attention.empty_cache, part, backend=context.attention.backend),
-            mesh=context.mesh,
-            in_specs=(),
-            out_specs=context.cache_sharding,
-            check_vma=False,
-        )()
-        return made
-
+    """Make a cache that holds nothing yet, and a state of zeros."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    return tuple(map(make, cache)), zeros
+    return allocate_caches(cache, context), zeros

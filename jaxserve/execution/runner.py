@@ -19,9 +19,9 @@ from jaxserve.api.plan import (
 )
 from jaxserve.api.request import PositionLogprobs, SamplingParams, TokenLogprob
 from jaxserve.execution.batch import Rows, SlotTable, pack, pack_draw
+from jaxserve.execution.caches import KVCache
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.cost import StepCosts
-from jaxserve.execution.forward import KVCache
 from jaxserve.execution.heads.pool import PoolOutput
 from jaxserve.execution.heads.sample import DrawStatus, StepOutput
 from jaxserve.execution.program_pool import ProgramPool
@@ -58,8 +58,10 @@ class ModelRunner:
         self._all_shapes = shapes
         self._vocab_size = context.model.vocab_size
         self._processors = context.sampling.processors
-        held_dtype = context.attention.configs[0].dtype
+        held_dtype = context.attention.dtype
         self._nothing_held = np.zeros(context.model.embed, held_dtype)
+        # Tokens for which every group has columns, whatever the size of pages.
+        self._null_tokens = min(group.max_pages for group in context.caches.groups)
         self._table = SlotTable(num_slots=num_slots, pages=shapes.shapes[0].pages)
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
@@ -142,14 +144,14 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Run every program there is on rubbish: the first run of each takes longer.
+        """Run every program there is on the null slot: the first run of each takes longer.
 
         Not on padding alone, which computes no attention and draws no tokens: what those need is
         made when they first run (measured on a CPU: the first prompt took twice as long).
         """
         self._take_over()
         for shape in self._shapes.shapes:
-            rows = Rows(_rubbish_rows(shape))
+            rows = Rows(_null_rows(shape, self._null_tokens))
             packed = pack(rows, Variant.GREEDY, shape, self._table)
             jax.block_until_ready(self._run(shape, packed))
         if self._all_shapes.pools:
@@ -202,12 +204,11 @@ class ModelRunner:
         return output
 
 
-def _rubbish_rows(shape: StepShape) -> tuple[RowPlan, ...]:
-    """Return rows of the rubbish slot, whose tokens all lie in the rubbish page."""
+def _null_rows(shape: StepShape, num_tokens: int) -> tuple[RowPlan, ...]:
+    """Return rows of the null slot, of at most so many tokens, which all lie in the null page."""
     lengths = [1] * shape.sequences
     if not shape.is_decode:
-        # No more tokens than pages, whatever their size: all are in the page table.
-        lengths = [1, min(shape.tokens - 1, shape.pages)][-shape.sequences :]
+        lengths = [1, min(shape.tokens - 1, num_tokens)][-shape.sequences :]
     return tuple(
         RowPlan(slot=NULL_SLOT, start=0, num_tokens=length, token_ids=(0,) * length)
         for length in lengths

@@ -27,7 +27,7 @@ MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlotState[Leaf]:
-    """A row per slot, slot 0 being the rubbish slot; from `seen` on for those with a memory.
+    """A row per slot, slot 0 being the null slot; from `seen` on for those with a memory.
 
     A slot's memory is overwritten as a whole when a sequence takes it that needs one, and is not
     read for others, so nothing is left of an earlier owner. Leaf: jax.Array on the device,

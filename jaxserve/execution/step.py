@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxserve.execution.batch import StepInput, unpack, unpack_draw, unpack_masks
+from jaxserve.execution.caches import KVCache
 from jaxserve.execution.context import StepContext
-from jaxserve.execution.forward import KVCache, forward, logits_of
+from jaxserve.execution.forward import forward, logits_of
 from jaxserve.execution.heads.sample import (
     Drawn,
     StepOutput,

@@ -17,7 +17,6 @@ from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models import ModelConfig, Params, abstract_params
 from jaxserve.observability.startup import Startup
 from jaxserve.quantization import WeightLayout
-from pallas_kernels.paged_attention import CacheSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,6 @@ class EnginePlan:
     linear: LinearPlan
     layout: WeightLayout
     context: StepContext
-    cache_spec: CacheSpec
     shapes: ShapeTable
     scheduler: SchedulerConfig
     cache: CacheConfig
@@ -54,7 +52,7 @@ class EnginePlan:
 
     @property
     def num_slots(self) -> int:
-        """Rows of the slot state: one per sequence, and the rubbish slot."""
+        """Rows of the slot state: one per sequence, and the null slot."""
         return self.scheduler.max_num_seqs + 1
 
     @property
@@ -68,8 +66,7 @@ class EnginePlan:
         """Everything that the compiled programs of this engine depend on."""
         return executable_key(
             self.context,
-            self.cache_spec,
-            num_pages=self.memory.num_pages,
+            num_pages=self.cache.num_pages,
             num_slots=self.num_slots,
             quantization=self.options.quantization,
             packed=self.linear.packed,
@@ -82,15 +79,15 @@ class EnginePlan:
     @property
     def programs(self) -> ProgramSet:
         """The programs of this engine, to be compiled."""
-        return ProgramSet(self.context, cache_spec=self.cache_spec, num_slots=self.num_slots)
+        return ProgramSet(self.context, num_pages=self.cache.num_pages, num_slots=self.num_slots)
 
     def with_num_pages(self, num_pages: int) -> "EnginePlan":
         """Return this plan with another number of KV pages."""
+        pools = self.context.caches.num_pages(num_pages, num_states=self.memory.num_states)
         return replace(
             self,
             memory=replace(self.memory, num_pages=num_pages),
-            cache=replace(self.cache, num_pages=(num_pages,)),
-            cache_spec=self.context.attention.cache_spec(num_pages),
+            cache=replace(self.cache, num_pages=pools),
         )
 
     def lines(self) -> list[str]:

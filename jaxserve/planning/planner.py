@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax
-
+from jaxserve.api.caches import CacheSizes, plan_layout
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.pooling import PoolingModel, PoolingType
 from jaxserve.config.engine import KV_CACHE_DTYPES, EngineOptions
@@ -23,6 +22,7 @@ from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.execution.memory import (
     CPU_CACHE_BYTES,
     ContextMemoryError,
+    page_sizes,
     plan_memory,
     tree_bytes,
     workspace_bytes,
@@ -41,7 +41,7 @@ from jaxserve.models import (
     stretched_rope,
 )
 from jaxserve.observability.startup import Startup
-from jaxserve.parallel.sharding import ShardingPlan, named_sharding, partition_spec
+from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.planning.engine_plan import EnginePlan, capped_line
 from jaxserve.planning.hardware import Hardware, find_hardware
 from jaxserve.planning.pooling import default_max_length, read_pooling
@@ -49,6 +49,11 @@ from jaxserve.planning.remedies import remedies
 from jaxserve.quantization import WeightLayout, find_method
 
 logger = logging.getLogger(__name__)
+
+# Pages of tokens between two checkpoints of a recurrent state, beside the one at a prompt's end.
+CHECKPOINT_INTERVAL = 16
+# States of recurrent layers for each slot: the sequence's own, and checkpoints of prefixes.
+STATES_PER_SLOT = 4
 
 EMBEDDED_MODEL = "jaxserve-tiny"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / EMBEDDED_MODEL
@@ -218,11 +223,20 @@ def _plan(
         pools=pooling is not None,
         whole_prompts=not model.is_causal,
     )
-    pages_per_sequence = -(-max_model_len // page_size)
+    cache_layout = plan_layout(
+        model.caches,
+        CacheSizes(
+            page_size=page_size,
+            max_model_len=max_model_len,
+            # The scheduler plans a step while another one is computed.
+            tokens_in_flight=2 * scheduler.max_num_batched_tokens,
+            checkpoint_interval=CHECKPOINT_INTERVAL,
+        ),
+    )
     limits = {
         "max_num_seqs": scheduler.max_num_seqs,
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
-        "pages": pages_per_sequence,
+        "pages": cache_layout.num_columns,
     }
     if pooling is None:
         shapes = ShapeTable.plan(**limits, platform=device.platform)
@@ -254,12 +268,13 @@ def _plan(
         method=find_method(options.quantization),
     )
     params = abstract_params(model, layout)
-    page = attention.cache_spec(1)
-    page_sharding = named_sharding(page.axes, page.shape, mesh)
+    pages = page_sizes(cache_layout, attention, mesh)
+    num_states = 1 + STATES_PER_SLOT * scheduler.max_num_seqs if pages.state else 0
     useful_pages, usual_bytes = None, None
     if device.platform == "cpu":
         # Twice what the running sequences can fill: the rest keeps prefixes.
-        useful_pages = 2 * scheduler.max_num_seqs * pages_per_sequence + 1
+        per_sequence = cache_layout.max_pages(cache_layout.main_pool)
+        useful_pages = 2 * scheduler.max_num_seqs * per_sequence + 1
         usual_bytes = CPU_CACHE_BYTES // options.tensor_parallel_size
     cache_bytes = options.kv_cache_memory_bytes
     memory = plan_memory(
@@ -283,16 +298,16 @@ def _plan(
             dtype=dtype,
             max_logprobs=max_logprobs,
         ),
-        page=len(model.caches)
-        * tree_bytes(jax.ShapeDtypeStruct(page.shape, page.dtype, sharding=page_sharding)),
+        page=pages.tokens,
         page_size=page_size,
-        pages_per_sequence=pages_per_sequence,
+        layout=cache_layout,
+        recurrent=pages.state,
+        num_states=num_states,
         cache_bytes=None if cache_bytes is None else cache_bytes // options.tensor_parallel_size,
-        num_pages=options.num_pages if model.is_causal else scheduler.max_num_seqs + 1,
+        num_pages=options.num_pages if pages.tokens else num_states or scheduler.max_num_seqs + 1,
         usual_bytes=usual_bytes,
         useful_pages=useful_pages,
     )
-    cache_spec = attention.cache_spec(memory.num_pages)
     scheduler = replace(
         scheduler,
         work=StepCosts(model, params=params, attention=attention).work(
@@ -316,7 +331,7 @@ def _plan(
         context=StepContext(
             model=model,
             mesh=mesh,
-            cache_sharding=partition_spec(cache_spec.axes, cache_spec.shape, mesh),
+            caches=cache_layout,
             rope_length=max_model_len,
             sampling=SamplingSettings(
                 max_logprobs=max_logprobs,
@@ -328,12 +343,12 @@ def _plan(
             pooling=None if pooling is None else pooling.type,
         ),
         pooling=pooling,
-        cache_spec=cache_spec,
         shapes=shapes,
         scheduler=scheduler,
-        cache=CacheConfig.paged(
-            num_pages=memory.num_pages,
+        cache=CacheConfig(
+            num_pages=cache_layout.num_pages(memory.num_pages, num_states=memory.num_states),
             page_size=page_size,
+            groups=cache_layout.groups,
             # Other vectors than the last need every hidden state of a prompt.
             enable_prefix_caching=options.enable_prefix_caching
             and (pooling is None or pooling.type is PoolingType.LAST),

@@ -99,7 +99,7 @@ def load(folder: Path, **options: Any) -> LoadedModel:
 def engine_for(
     loaded: LoadedModel,
     *,
-    num_pages: int | None = None,
+    num_pages: int | tuple[int, ...] | None = None,
     enable_prefix_caching: bool = True,
     **scheduler: Any,
 ) -> TextEngine:
@@ -110,7 +110,9 @@ def engine_for(
     plan = loaded.plan
     cache = replace(plan.cache, enable_prefix_caching=enable_prefix_caching)
     if num_pages is not None:
-        cache = replace(cache, num_pages=(num_pages,))
+        cache = replace(
+            cache, num_pages=num_pages if isinstance(num_pages, tuple) else (num_pages,)
+        )
     engine = Engine(
         Scheduler(
             replace(plan.scheduler, **scheduler),

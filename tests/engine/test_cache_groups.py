@@ -1,5 +1,7 @@
 """Groups of layers that keep different things of a sequence, in one scheduler."""
 
+import re
+
 import pytest
 
 from jaxserve.api.caches import (
@@ -16,6 +18,7 @@ from jaxserve.api.caches import (
     WindowGroup,
     plan_layout,
 )
+from jaxserve.observability.metrics import Metrics, render
 from tests.engine.world import World, request
 
 PAGED = Paged(kv_heads=2, head_dim=8)
@@ -68,7 +71,7 @@ def test_pages_that_look_different_have_pools_of_their_own() -> None:
         PagedGroup(layers=(1,), pool=1, first_column=2, max_pages=16),
     )
     assert found.places == (Place(0, 0), Place(1, 2), Place(0, 1))
-    assert [found.pages_of(array)[0] for array in range(3)] == [0, 0, 1]
+    assert [found.pages_of(array) for array in range(3)] == [STATE.pages, STATE.pages, PAGED.pages]
 
 
 def test_a_layer_that_shares_has_the_place_of_the_other() -> None:
@@ -95,6 +98,16 @@ def test_pages_behind_a_window_are_released_while_the_sequence_runs() -> None:
     # The window, two steps in flight, and pages begun at both ends.
     assert most <= 8
     assert world.engine.stats().num_released_pages >= 12
+
+
+def test_released_pages_are_counted_in_the_metrics() -> None:
+    metrics = Metrics(max_model_len=64)
+    world = World(num_pages=20, layers=[WINDOW], metrics=metrics.engine("tiny"))
+    world.run(request("a", LONG, max_tokens=14))
+    (value,) = re.findall(
+        rb"^jaxserve:kv_pages_released_total.* (.*)$", render(metrics.snapshot()), re.MULTILINE
+    )
+    assert float(value) == world.engine.stats().num_released_pages > 0
 
 
 def test_a_sequence_longer_than_the_pool_runs_in_a_window() -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
+from jaxserve.api.caches import CacheSizes, plan_layout
 from jaxserve.execution.attention import AttentionPlan, plan_attention
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
-from jaxserve.parallel.sharding import ShardingPlan, make_mesh, partition_spec
+from jaxserve.parallel.sharding import ShardingPlan, make_mesh
 from jaxserve.quantization import WeightLayout
 from pallas_kernels.targets import CPU
 
@@ -137,17 +138,27 @@ def compile_case(case: Case) -> Program:
     model = case.model
     mesh = make_mesh(case.devices)
     attention = plan(model, devices=case.devices)
-    spec = attention.cache_spec(case.num_pages)
+    layout = plan_layout(
+        model.caches,
+        CacheSizes(
+            page_size=16,
+            max_model_len=model.max_position,
+            tokens_in_flight=2 * case.shape.tokens,
+            checkpoint_interval=1,
+        ),
+    )
+    num_pages = layout.num_pages(case.num_pages, num_states=case.num_pages)
+    shape = replace(case.shape, pages=layout.num_columns)
     context = StepContext(
         model=model,
         mesh=mesh,
-        cache_sharding=partition_spec(spec.axes, spec.shape, mesh),
+        caches=layout,
         rope_length=model.max_position,
         branches=case.branches,
         attention=attention,
     )
-    program = ProgramSet(context, cache_spec=spec, num_slots=case.shape.sequences + 1)
+    program = ProgramSet(context, num_pages=num_pages, num_slots=case.shape.sequences + 1)
     compiled = program.compile(
-        abstract_params(model, WeightLayout(sharding=ShardingPlan(mesh))), case.shape
+        abstract_params(model, WeightLayout(sharding=ShardingPlan(mesh))), shape
     )
     return Program(compiled, program.cache, program.state)

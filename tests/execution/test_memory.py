@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxserve.api.caches import CacheSizes, plan_layout
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.heads.sample import FEW_SAMPLED
 from jaxserve.execution.memory import (
@@ -124,6 +125,11 @@ def test_devices_exchange_logits_and_no_weights() -> None:
 
 
 MB = 1 << 20
+# Sequences of 32 pages of 16 tokens.
+LAYOUT = plan_layout(
+    SMALL.caches,
+    CacheSizes(page_size=16, max_model_len=512, tokens_in_flight=64, checkpoint_interval=1),
+)
 
 
 def plan(
@@ -142,7 +148,7 @@ def plan(
         workspace=40 * MB,
         page=MB,
         page_size=16,
-        pages_per_sequence=32,
+        layout=LAYOUT,
         cache_bytes=cache_bytes,
         num_pages=num_pages,
         usual_bytes=usual_bytes,

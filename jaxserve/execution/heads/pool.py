@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxserve.api.pooling import PoolingType
 from jaxserve.execution.batch import StepInput, unpack
+from jaxserve.execution.caches import KVCache
 from jaxserve.execution.context import StepContext
-from jaxserve.execution.forward import KVCache, forward
+from jaxserve.execution.forward import forward
 from jaxserve.execution.shapes import StepShape
 from jaxserve.models import Params, bind
 

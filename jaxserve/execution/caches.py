@@ -1,0 +1,295 @@
+"""The caches of a step: arrays of pages for every pool, and what a layer sees of them.
+
+A layer's part of the step gets a view: the array of the layer, and how the sequences of the step
+lie in its group's pages. Groups of one pool use the same arrays, so layers update them in turn.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.api.caches import (
+    CacheGroup,
+    CacheLayout,
+    KeyValuePages,
+    PagedGroup,
+    PageKind,
+    StateGroup,
+    StatePages,
+    WindowGroup,
+)
+from jaxserve.execution.attention import AttentionPlan
+from jaxserve.execution.batch import StepInput
+from jaxserve.execution.context import StepContext
+from jaxserve.execution.shapes import StepShape
+from jaxserve.parallel.sharding import TENSOR, named_sharding, partition_spec
+from pallas_kernels import paged_attention
+from pallas_kernels.paged_attention import AttentionSpec, PagedBatch
+
+# For each array of a layout, an array of keys and values, or the arrays of a state.
+type KVCache = tuple[Any, ...]
+
+
+def describe_caches(
+    layout: CacheLayout, attention: AttentionPlan, mesh: Mesh, *, num_pages: tuple[int, ...]
+) -> tuple[Any, ...]:
+    """Describe the caches before they exist: trees of jax.ShapeDtypeStruct with shardings.
+
+    num_pages: of each pool.
+    """
+    found: list[Any] = []
+    for pool, count in zip(layout.pools, num_pages, strict=True):
+        describe = partial(_DESCRIBE[type(pool.pages)], pool.pages, attention, mesh, count)
+        found += [describe() for _ in range(pool.num_arrays)]
+    return tuple(found)
+
+
+def _describe_keys(
+    pages: KeyValuePages, attention: AttentionPlan, mesh: Mesh, num_pages: int
+) -> jax.ShapeDtypeStruct:
+    spec = attention.cache_spec(pages, num_pages)
+    sharding = named_sharding(spec.axes, spec.shape, mesh)
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
+
+
+def _describe_states(
+    pages: StatePages, attention: AttentionPlan, mesh: Mesh, num_pages: int
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    del attention
+    return tuple(
+        jax.ShapeDtypeStruct(
+            (num_pages, *array.shape),
+            np.dtype(array.dtype),
+            sharding=named_sharding(("pages", *array.axes), (num_pages, *array.shape), mesh),
+        )
+        for array in pages.arrays
+    )
+
+
+def allocate_caches(described: tuple[Any, ...], context: StepContext) -> KVCache:
+    """Make caches that hold nothing yet, each device its part; traced."""
+    return tuple(
+        _ALLOCATE[type(context.caches.pages_of(number))](each, context)
+        for number, each in enumerate(described)
+    )
+
+
+def _allocate_keys(described: jax.ShapeDtypeStruct, context: StepContext) -> jax.Array:
+    sharding = described.sharding
+    assert isinstance(sharding, NamedSharding)
+    part = jax.ShapeDtypeStruct(sharding.shard_shape(described.shape), described.dtype)
+    made: jax.Array = jax.shard_map(
+        partial(paged_attention.empty_cache, part, backend=context.attention.backend),
+        mesh=context.mesh,
+        in_specs=(),
+        out_specs=sharding.spec,
+        check_vma=False,
+    )()
+    return made
+
+
+def _allocate_states(
+    described: tuple[jax.ShapeDtypeStruct, ...], context: StepContext
+) -> tuple[jax.Array, ...]:
+    del context
+    return tuple(jnp.zeros(array.shape, array.dtype) for array in described)
+
+
+_DESCRIBE: dict[type[PageKind], Callable[..., Any]] = {
+    KeyValuePages: _describe_keys,
+    StatePages: _describe_states,
+}
+_ALLOCATE: dict[type[PageKind], Callable[..., Any]] = {
+    KeyValuePages: _allocate_keys,
+    StatePages: _allocate_states,
+}
+
+
+class CacheArrays:
+    """The arrays of a step while it is traced; each layer puts its new one in place of the old."""
+
+    def __init__(self, arrays: KVCache) -> None:
+        self._arrays = list(arrays)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._arrays[number]
+
+    def __setitem__(self, number: int, array: Any) -> None:
+        self._arrays[number] = array
+
+    @property
+    def all(self) -> KVCache:
+        """The arrays as they are now."""
+        return tuple(self._arrays)
+
+
+def layer_caches(
+    arrays: CacheArrays, inputs: StepInput, shape: StepShape, context: StepContext
+) -> tuple[Any, ...]:
+    """Return what each layer sees of the caches in a step."""
+    layout = context.caches
+    views = [_VIEWS[type(group)](group, inputs, shape, context) for group in layout.groups]
+    return tuple(views[place.group](arrays, place.array) for place in layout.places)
+
+
+def _columns(group: CacheGroup, inputs: StepInput) -> jax.Array:
+    """Return the part of the page table that is a group's: int32[sequences, columns]."""
+    return inputs.page_table[:, group.first_column : group.first_column + group.num_columns]
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Keys and values of a layer, for `PagedAttend`."""
+
+    batch: PagedBatch
+    arrays: CacheArrays
+    number: int
+
+
+def _paged_views(
+    group: CacheGroup, inputs: StepInput, shape: StepShape, context: StepContext
+) -> Callable[[CacheArrays, int], PagedCache]:
+    del context
+    return partial(PagedCache, _paged_batch(inputs, shape, _columns(group, inputs)))
+
+
+def _window_views(
+    group: CacheGroup, inputs: StepInput, shape: StepShape, context: StepContext
+) -> Callable[[CacheArrays, int], PagedCache]:
+    table = _columns(group, inputs)
+    # Attention within a window is the same wherever the window lies, so positions may count from
+    # the oldest page that is kept, and kernels meet no others.
+    skipped = table[:, 0] * context.attention.page_size
+    batch = replace(
+        _paged_batch(inputs, shape, table[:, 1:]),
+        kv_lengths=inputs.kv_lengths - skipped,
+        positions=jnp.maximum(inputs.positions - skipped[inputs.row_sequences], 0),
+    )
+    return partial(PagedCache, batch)
+
+
+def _paged_batch(inputs: StepInput, shape: StepShape, page_table: jax.Array) -> PagedBatch:
+    return PagedBatch(
+        page_table=page_table,
+        query_starts=inputs.query_starts,
+        kv_lengths=inputs.kv_lengths,
+        row_sequences=inputs.row_sequences,
+        positions=inputs.positions,
+        max_query_length=shape.max_query_length,
+    )
+
+
+@dataclass(frozen=True)
+class StateCache:
+    """States of a layer; see layers.recurrent.States."""
+
+    pages: jax.Array  # int32[sequences, 2], the page that is read and the page that is written
+    is_new: jax.Array  # bool[sequences], whether the sequence begins in this step
+    query_starts: jax.Array
+    row_sequences: jax.Array
+    arrays: CacheArrays
+    number: int
+
+    def read(self) -> tuple[jax.Array, ...]:
+        """See States."""
+
+        def rows(array: jax.Array) -> jax.Array:
+            found = array[self.pages[:, 0]]
+            is_new = self.is_new.reshape(-1, *[1] * (found.ndim - 1))
+            return jnp.where(is_new, jnp.zeros_like(found), found)
+
+        return tuple(map(rows, self.arrays[self.number]))
+
+    def write(self, states: tuple[jax.Array, ...]) -> "StateCache":
+        """See States."""
+        self.arrays[self.number] = tuple(
+            array.at[self.pages[:, 1]].set(new.astype(array.dtype))
+            for array, new in zip(self.arrays[self.number], states, strict=True)
+        )
+        return self
+
+
+def _state_views(
+    group: CacheGroup, inputs: StepInput, shape: StepShape, context: StepContext
+) -> Callable[[CacheArrays, int], StateCache]:
+    del shape, context
+    num_sequences = inputs.kv_lengths.shape[0]
+    rows = jnp.arange(inputs.row_sequences.shape[0])
+    return partial(
+        StateCache,
+        _columns(group, inputs),
+        inputs.kv_lengths == jnp.diff(inputs.query_starts),
+        inputs.query_starts,
+        jnp.where(rows < inputs.query_starts[-1], inputs.row_sequences, num_sequences),
+    )
+
+
+# The one place of the step that tells kinds of groups apart.
+_VIEWS: dict[type[CacheGroup], Callable[..., Callable[[CacheArrays, int], Any]]] = {
+    PagedGroup: _paged_views,
+    WindowGroup: _window_views,
+    StateGroup: _state_views,
+}
+
+
+@dataclass(frozen=True)
+class PagedAttend:
+    """Paged attention as a decoder layer calls it: every device attends with its own heads."""
+
+    context: StepContext
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache, spec: AttentionSpec
+    ) -> tuple[jax.Array, PagedCache]:
+        """See layers.attention.Attend."""
+        arrays, number = cache.arrays, cache.number
+        pages = self.context.caches.pages_of(number)
+        assert isinstance(pages, KeyValuePages), "attention reads keys and values"
+        attend = _attend_sharded(self.context, pages)
+        out, arrays[number] = attend((q, k, v), arrays[number], cache.batch, spec)
+        return out, cache
+
+
+# A jitted function of its own: it is traced and lowered once for all layers that are alike, which
+# takes most of a second for a kernel. XLA puts it in their places again.
+@lru_cache(maxsize=16)
+def _attend_sharded(
+    context: StepContext, kind: KeyValuePages
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    described = context.attention.cache_spec(kind, 1)
+    pages = partition_spec(described.axes, described.shape, context.mesh)
+    heads, whole = PartitionSpec(None, TENSOR, None), PartitionSpec()
+
+    @jax.jit
+    def attend(
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        cache: jax.Array,
+        batch: paged_attention.PagedBatch,
+        spec: AttentionSpec,
+    ) -> tuple[jax.Array, jax.Array]:
+        sharded = jax.shard_map(
+            partial(
+                paged_attention.attend,
+                backend=context.attention.backend,
+                target=context.attention.target,
+            ),
+            mesh=context.mesh,
+            in_specs=(
+                *(heads, heads, heads),
+                pages,
+                whole,
+                spec.partitioned(heads=PartitionSpec(TENSOR), tokens=whole),
+            ),
+            out_specs=(heads, pages),
+            check_vma=False,
+        )
+        result: tuple[jax.Array, jax.Array] = sharded(*qkv, cache, batch, spec)
+        return result
+
+    return attend
