@@ -64,6 +64,7 @@ class InstantRunner:
     """A device that takes no time and counts upwards."""
 
     num_steps: int = 0
+    max_in_flight: int = 2
 
     @property
     def limits(self) -> StepLimits:

@@ -220,7 +220,7 @@ class FakeRunner:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         vocab_size: int = 64,
-        max_pending: int = 2,
+        max_in_flight: int = 2,
         pools: bool = False,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
@@ -244,7 +244,7 @@ class FakeRunner:
         ]
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._max_pending = max_pending
+        self.max_in_flight = max_in_flight
         self._fails = fails
         self._last_entries: dict[int, bytes] = {}  # by slot
         self._slots: dict[int, Slot] = {}
@@ -290,7 +290,7 @@ class FakeRunner:
         pending = FakePendingStep(self, plan.num_tokens, result)
         self.pending.append(pending)
         # Between two steps there may be a draw.
-        assert len(self.pending) <= self._max_pending + 1, "too much in flight"
+        assert len(self.pending) <= self.max_in_flight + 1, "too much in flight"
         return pending
 
     def _check_shape(self, plan: StepPlan) -> None:

@@ -27,7 +27,7 @@ class GatedRunner:
 
     def __init__(self, runner: FakeRunner) -> None:
         self._runner = runner
-        self.limits = runner.limits
+        self.limits, self.max_in_flight = runner.limits, runner.max_in_flight
         self.gate = threading.Event()
         self.error: Exception | None = None
 

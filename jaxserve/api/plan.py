@@ -84,10 +84,16 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """A whole step: at most one row per slot, rows of a single token first."""
+    """A whole step: at most one row per slot, rows of a single token first.
+
+    programs: those that it may use, from the StepLimits that it was planned with; None for all that
+    the runner has. Every runner takes the same program for the same plan, however far its compiler
+    is.
+    """
 
     rows: tuple[RowPlan, ...]
     assignments: tuple[SlotAssignment, ...] = ()
+    programs: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -106,6 +112,7 @@ class DrawPlan:
 
     rows: tuple[RowPlan, ...]
     masks: tuple[np.ndarray | None, ...]
+    programs: int | None = None  # see StepPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +155,15 @@ class StepRun(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StepLimits(Struct, frozen=True, kw_only=True, gc=False):
-    """What a step may have at most: tokens, and rows; and what a draw may have, of rows."""
+    """What a step may have at most: tokens, and rows; and what a draw may have, of rows.
+
+    programs: those that are compiled, a bit for each; only runners know which is which.
+    """
 
     num_tokens: int
     num_sequences: int
     num_draws: int = 0
+    programs: int | None = None
 
 
 class PendingStep(Protocol):
@@ -178,6 +189,11 @@ class Runner(Protocol):
     @property
     def limits(self) -> StepLimits:
         """What a step may have now. They grow while programs are made, and never shrink."""
+        ...
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be under way at once, so that the device never waits for the host."""
         ...
 
     def dispatch(self, plan: StepPlan) -> PendingStep:

@@ -67,8 +67,9 @@ class Engine:
         self._check = check
         self._metrics = metrics
         self._clock = clock
-        # Steps under way: with async scheduling one is computed while its successor is planned.
-        self._max_in_flight = 2 if scheduler.config.async_scheduling else 1
+        # With async scheduling steps are computed while their successors are planned.
+        is_async = scheduler.config.async_scheduling
+        self._max_in_flight = runner.max_in_flight if is_async else 1
         self._in_flight: deque[tuple[StepPlan | DrawPlan, PendingStep]] = deque()
         self._grammars = None if matchers is None else Grammars(scheduler, matchers)
         self._is_holding = False  # whether the newest step holds all its tokens
@@ -202,7 +203,7 @@ class Engine:
             grammars.wait(PATIENCE * self._step_s, is_idle=False)
         for update in grammars.follow():
             self._emit([update])
-        plan = grammars.plan_draw(limits.num_draws)
+        plan = grammars.plan_draw(limits)
         if plan is not None:
             self._in_flight.append((plan, self._runner.draw(plan)))
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from jaxserve.api.plan import DrawPlan
+from jaxserve.api.plan import DrawPlan, StepLimits
 from jaxserve.api.request import FinishReason
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
@@ -90,7 +90,7 @@ class Grammars:
             if sequence.is_finished:
                 yield sequence, None, None
 
-    def plan_draw(self, max_rows: int) -> DrawPlan | None:
+    def plan_draw(self, limits: StepLimits) -> DrawPlan | None:
         """Plan the deferred samples whose bitmasks are ready; None if there are none."""
         ready: list[Sequence] = []
         masks: list[np.ndarray | None] = []
@@ -102,9 +102,10 @@ class Grammars:
             elif matcher.next is not None and matcher.next.bitmask is not None:
                 ready.append(sequence)
                 masks.append(matcher.next.bitmask)
+        max_rows = limits.num_draws
         if not ready or max_rows == 0:
             return None
-        return self._scheduler.draw(ready[:max_rows], masks[:max_rows])
+        return self._scheduler.draw(ready[:max_rows], masks[:max_rows], programs=limits.programs)
 
     def note(self, updates: Iterable[Update]) -> None:
         """Pass sampled tokens to their matchers."""

@@ -8,10 +8,12 @@ class PlanBuilder:
     """Collects the rows of a step, single tokens first.
 
     holds: whether all its tokens are drawn later, and not only those that follow a grammar.
+    programs: as in StepPlan.
     """
 
-    def __init__(self, *, holds: bool = False) -> None:
+    def __init__(self, *, holds: bool = False, programs: int | None = None) -> None:
         self._holds = holds
+        self._programs = programs
         self._singles: list[RowPlan] = []
         self._chunks: list[RowPlan] = []
         self._single_sequences: list[Sequence] = []
@@ -120,4 +122,7 @@ class PlanBuilder:
     def plan(self) -> StepPlan | None:
         """Return what was collected, None if that is nothing."""
         rows = (*self._singles, *self._chunks)
-        return StepPlan(rows=rows, assignments=tuple(self._assignments)) if rows else None
+        if not rows:
+            return None
+        assignments = tuple(self._assignments)
+        return StepPlan(rows=rows, assignments=assignments, programs=self._programs)

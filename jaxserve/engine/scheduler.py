@@ -172,7 +172,7 @@ class Scheduler:
         if limits is not None:
             self._max_tokens = min(self.config.max_num_batched_tokens, limits.num_tokens)
             self._max_sequences = min(self.config.max_num_seqs, limits.num_sequences)
-        builder = PlanBuilder(holds=holds)
+        builder = PlanBuilder(holds=holds, programs=None if limits is None else limits.programs)
         num_preemptions = self._totals.num_preemptions
         context = self._schedule_decodes(builder)
         if self._totals.num_preemptions == num_preemptions:
@@ -193,8 +193,14 @@ class Scheduler:
         """The sequences whose next tokens wait to be drawn."""
         return [sequence for sequence in self._running.decoding if sequence.is_held]
 
-    def draw(self, sequences: list[Sequence], masks: Iterable[np.ndarray | None]) -> DrawPlan:
-        """Plan to draw the tokens of sequences that are held; masks: as in DrawPlan."""
+    def draw(
+        self,
+        sequences: list[Sequence],
+        masks: Iterable[np.ndarray | None],
+        *,
+        programs: int | None = None,
+    ) -> DrawPlan:
+        """Plan to draw the tokens of sequences that are held; masks, programs: as in DrawPlan."""
         rows = []
         for sequence in sequences:
             assert sequence.is_held, sequence
@@ -202,7 +208,7 @@ class Scheduler:
             start = sequence.length - 1
             rows.append(RowPlan(slot=sequence.slot, start=start, num_tokens=1, token_ids=()))
             sequence.length += 1
-        plan = DrawPlan(rows=tuple(rows), masks=tuple(masks))
+        plan = DrawPlan(rows=tuple(rows), masks=tuple(masks), programs=programs)
         self._in_flight.append((plan, [*sequences]))
         return plan
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from msgspec import structs
 
 from jaxserve.api.plan import (
     NULL_SLOT,
@@ -66,9 +67,17 @@ class ModelRunner:
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
         self._state: State[jax.Array]
+        # The tables of those programs that plans may use, by their bits in this order.
+        self._order: tuple[StepShape | DrawShape, ...] = (*shapes.shapes, *shapes.draws)
+        self._tables: dict[int, ShapeTable] = {}
         self._cache, self._state = programs.get(Helper.ALLOCATE)()
         programs.get(shapes.shapes[0])
         self._take_over()
+
+    @property
+    def max_in_flight(self) -> int:
+        """One step on the device and its successor behind it; see plan.Runner."""
+        return 2
 
     @property
     def limits(self) -> StepLimits:
@@ -87,7 +96,7 @@ class ModelRunner:
             if row.table:
                 table.update(row)
         variant = Variant.POOL if self._all_shapes.pools else table.variant_for(rows)
-        shape = self._shapes.choose(rows.lengths.tolist(), variant)
+        shape = self._table_of(plan.programs).choose(rows.lengths.tolist(), variant)
         packed = pack(rows, variant, shape, table)
         cost = self._costs.count(
             rows.starts,
@@ -125,7 +134,7 @@ class ModelRunner:
         start_s = self._clock()
         rows, table = Rows(plan.rows), self._table
         variant = table.variant_for(rows)
-        shape = self._shapes.choose_draw(rows.num_rows)
+        shape = self._table_of(plan.programs).choose_draw(rows.num_rows)
         packed = pack_draw(rows, plan.masks, variant, shape, table, vocab_size=self._vocab_size)
         pack_s = self._clock() - start_s
         return PendingResult(
@@ -174,10 +183,21 @@ class ModelRunner:
         jax.block_until_ready(self._state)
 
     def _take_over(self) -> None:
-        """From now on use the shapes that have been made meanwhile."""
+        """Let plans use the shapes that have been compiled meanwhile."""
         self._num_programs = self._programs.num_made  # first: another may come in between
-        self._shapes = self._all_shapes.only(self._programs.has)
-        self._limits = self._shapes.limits
+        compiled = sum(1 << i for i, each in enumerate(self._order) if self._programs.has(each))
+        self._shapes = self._table_of(compiled)
+        self._limits = structs.replace(self._shapes.limits, programs=compiled)
+
+    def _table_of(self, programs: int | None) -> ShapeTable:
+        """Return the shapes that a plan may use. One that is not compiled here is waited for."""
+        if programs is None:
+            return self._shapes
+        table = self._tables.get(programs)
+        if table is None:
+            usable = {each for i, each in enumerate(self._order) if programs >> i & 1}
+            table = self._tables[programs] = self._all_shapes.only(usable.__contains__)
+        return table
 
     def _assign(self, assignment: SlotAssignment) -> None:
         params, extra = assignment.params, self._processors.row(assignment.params)

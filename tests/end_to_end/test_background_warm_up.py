@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import pytest
 
+from jaxserve.api.plan import NULL_SLOT, RowPlan, StepLimits, StepPlan
 from jaxserve.build import LoadedModel
 from jaxserve.config.engine import EngineOptions
 from jaxserve.execution.program_pool import ProgramPool
@@ -118,3 +119,23 @@ def test_a_program_that_cannot_be_made_is_done_without(
         assert loaded.runner.limits.num_tokens == FIRST_TOKENS
     told = [record for record in caplog.records if "could not be made" in record.message]
     assert len(told) == len(shapes) - 1
+
+
+def test_a_plan_takes_the_program_it_was_planned_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    row = RowPlan(slot=NULL_SLOT, start=0, num_tokens=1, token_ids=(5,))
+    with half_warm(monkeypatch, folder) as (loaded, gate):
+        runner = loaded.runner
+
+        def program(limits: StepLimits) -> str:
+            pending = runner.dispatch(StepPlan(rows=(row,), programs=limits.programs))
+            pending.wait()
+            return pending.run.program
+
+        early = runner.limits
+        first = program(early)
+        gate.let(len(all_programs(loaded.plan.shapes)) - 3)
+        late = runner.limits
+        assert first == loaded.plan.shapes.shapes[0].name == program(early)
+        assert program(late) == "decode-1-full"

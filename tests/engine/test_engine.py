@@ -64,6 +64,20 @@ def test_without_async_scheduling_every_step_is_read_at_once() -> None:
     assert not world.runner.pending
 
 
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
+def test_as_many_steps_are_under_way_as_the_runner_says(max_in_flight: int) -> None:
+    world = World(num_pages=200, max_in_flight=max_in_flight)
+    requests = [request(f"{i}", [*range(4, 10 + 4 * i)], max_tokens=10) for i in range(4)]
+    world.add(*requests)
+    most = 0
+    while world.engine.has_work:
+        world.step()
+        most = max(most, len(world.runner.pending))
+    assert most == max_in_flight - 1
+    for each in requests:
+        assert world.output(each.id) == world.expected(each.id)
+
+
 def test_an_idle_engine_steps_without_effect() -> None:
     world = World()
     assert world.step() == []
@@ -90,6 +104,7 @@ def test_steps_keep_to_limits_that_grow_under_way(async_scheduling: bool) -> Non
 
 def test_an_exception_of_the_runner_leaves_the_engine() -> None:
     class BrokenRunner:
+        max_in_flight = 2
         limits = StepLimits(num_tokens=16, num_sequences=4)
 
         def dispatch(self, plan: StepPlan) -> FakePendingStep:
@@ -269,7 +284,7 @@ def test_a_request_whose_text_cannot_be_made_fails_alone(
 
 def test_a_request_that_cannot_be_served_is_refused_whole() -> None:
     world = World(vocab_size=64)
-    with pytest.raises(InvalidRequestError, match="prompt must be in \\[0, 63\\], got 64"):
+    with pytest.raises(InvalidRequestError, match="ids must be in \\[0, 63\\], got 64"):
         world.engine.add(request("a", (1, 64)))
     with pytest.raises(ContextLengthError):
         world.engine.add(request("a", (1,) * 64))

@@ -87,6 +87,7 @@ class World:
         max_model_len: int = 64,
         max_queued_requests: int = 1000,
         policy: str = "fcfs",
+        max_in_flight: int = 2,
         async_scheduling: bool = True,
         max_decode_slowdown: float = inf,
         work: WorkModel = WorkModel(),  # noqa: B008
@@ -153,7 +154,7 @@ class World:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             vocab_size=vocab_size,
-            max_pending=2 if async_scheduling else 1,
+            max_in_flight=max_in_flight if async_scheduling else 1,
             pools=pools,
             fails=fails,
         )
