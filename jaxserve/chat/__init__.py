@@ -1,4 +1,4 @@
-"""From chat messages to a prompt, and from the text of an answer to what is in it."""
+"""Chat templates, and parsers of reasoning and tool calls in answers."""
 
-# What may stand for a parser's name: what the model's template shows, and leaving the text alone.
+# In place of a parser's name: choose by the chat template; parse nothing.
 AUTO, NONE = "auto", "none"

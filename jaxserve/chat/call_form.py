@@ -1,22 +1,22 @@
-"""How models of one kind write calls, for grammars that make them write no others."""
+"""The exact form in which a family of models writes tool calls, for grammars that enforce it."""
 
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Of arguments: JSON, or each in a place of its own; what they are, grammar/parameters.py tells.
+# How arguments are written: one JSON object, or each in its place; see grammar/parameters.py.
 type Style = Literal["json", "qwen_xml", "glm_xml", "deepseek_xml", "seed_xml", "python"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallForm:
-    """How calls are written, to the letter: as chat templates write those of earlier turns.
+    """The exact text of tool calls, as chat templates write those of earlier turns.
 
-    call: one call, in which "{name}" and "{arguments}" have their places, as may "{index}", which
-    is a number, and "{n}", which is a line break or nothing. begin, between and end: what stands
-    before, between and after all of them. style: how arguments are written. name: what names of
-    functions can be. is_single: whether an answer has one call at most. after_reasoning: what
-    stands before everything else where reasoning does.
+    call: template of one call, with the placeholders "{name}", "{arguments}" and optionally
+    "{index}" (a number) and "{n}" (a line break or nothing). begin, between and end: text before,
+    between and after the calls. style: how arguments are written. name: regex of function names.
+    is_single: whether an answer has at most one call. after_reasoning: text between reasoning and
+    the first call.
     """
 
     call: str
@@ -30,11 +30,11 @@ class CallForm:
 
     @property
     def is_json(self) -> bool:
-        """Whether a call is a JSON object and nothing else."""
+        """Whether a call is exactly one JSON object."""
         return self.style == "json" and not self.begin and self.call.startswith("{")
 
     def json_call(self, name: str) -> dict[str, Any]:
-        """Return the object that a call is, with None for its arguments."""
+        """Return the JSON object of a call, with None in place of its arguments."""
         text = self.call.replace("{name}", name).replace("{arguments}", "null")
         call: dict[str, Any] = json.loads(text)
         return call

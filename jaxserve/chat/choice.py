@@ -1,4 +1,4 @@
-"""Which parsers fit a model, found out from its chat template."""
+"""Choose the parsers of a model by probing its chat template."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxserve.chat.pieces import Kind
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 
-# A call that no format can mistake: a text that could be a number, and a number.
+# A call that distinguishes all formats: one string argument that looks like a number, one number.
 NAME = "jaxserve_probe"
 ARGUMENTS: dict[str, Any] = {"text": "7", "number": 7}
 PROPERTIES = {"text": {"type": "string"}, "number": {"type": "integer"}}
@@ -29,9 +29,9 @@ CALL = {
 
 
 def answer_format(*, tools: str, reasoning: str) -> AnswerFormat:
-    """Return the format of parsers' names; `none` leaves tool calls or reasoning in the text.
+    """Return the answer format of two parsers by name; `none` leaves that part in the text.
 
-    Raises ConfigError for a name that is none.
+    Raises ConfigError for an unknown name.
     """
     return AnswerFormat(
         tools=None if tools == NONE else tool_parsers.tool_format(tools),
@@ -40,10 +40,10 @@ def answer_format(*, tools: str, reasoning: str) -> AnswerFormat:
 
 
 def find_tool_parser(template: ChatTemplate) -> str:
-    """Return the parser that reads a call as the template writes one.
+    """Return the name of the parser that reads calls as the template writes them.
 
-    Where the template does not write them, it is the one whose signs the template has; `none`
-    where nothing fits, or the template has no place for tools.
+    If the template writes no calls, choose by the parsers' signs in its source. Return `none` if no
+    parser fits or the template takes no tools.
     """
     if not template.reads_tools:
         return NONE
@@ -56,12 +56,12 @@ def find_tool_parser(template: ChatTemplate) -> str:
             left = [_left_by(AnswerFormat(tools=form), text) for text in texts]
             readers += [(num_chars, name) for num_chars in left if num_chars is not None]
             signed += [name] if form.signs else []
-    # Of several the one that leaves the least markup in the text.
+    # If several parsers fit, take the one that leaves the least markup in the text.
     return min(readers)[1] if readers else signed[0] if signed else NONE
 
 
 def find_reasoning_parser(template: ChatTemplate) -> str:
-    """Return the parser with most signs that the template has, each of them; or `none`."""
+    """Return the parser with the most signs, all of them in the template; else `none`."""
     signed = [
         (len(form.signs), name)
         for name in reasoning_parsers.names()
@@ -71,7 +71,7 @@ def find_reasoning_parser(template: ChatTemplate) -> str:
 
 
 def written_calls(template: ChatTemplate) -> list[str]:
-    """Return how the template writes a call as an answer: without its prompt and with it."""
+    """Return a call as the template writes it in an answer: without the prompt, and with it."""
     assistant = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 
     def render(messages: Sequence[dict[str, Any]], *, is_prompt: bool) -> str:
@@ -79,7 +79,7 @@ def written_calls(template: ChatTemplate) -> list[str]:
 
     try:
         whole = render([USER, assistant], is_prompt=False)
-        # With some the prompt has begun what the answer does not have, such as reasoning.
+        # Some templates open reasoning in the prompt, which the answer then lacks.
         prompts = [render([USER], is_prompt=is_prompt) for is_prompt in (True, False)]
     except InvalidRequestError:
         return []
@@ -93,7 +93,7 @@ def _beyond(prompt: str, whole: str) -> str:
 
 
 def _left_by(form: AnswerFormat, text: str) -> int | None:
-    """Return how much text besides the call a format finds; None if it does not find the call."""
+    """Return the characters that a format leaves beside the call; None if it finds no call."""
     parser = AnswerParser(form, schemas={NAME: SCHEMA})
     pieces = parser.feed(text) + parser.finish()
     called = [piece.text for piece in pieces if piece.kind is Kind.CALL]

@@ -1,4 +1,4 @@
-"""Calls that a grammar makes a model write where its own form cannot hold them: a list of JSON."""
+"""The form of forced calls for models whose own form cannot express them: a JSON list."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

@@ -1,10 +1,10 @@
-"""OpenAI's harmony, which gpt-oss writes: an answer is messages, each of a channel.
+"""OpenAI's harmony format, which gpt-oss writes: an answer is a list of messages with channels.
 
     <|channel|>analysis<|message|>Where is it?<|end|><|start|>assistant<|channel|>commentary
     to=functions.weather <|constrain|>json<|message|>{"city": "Oslo"}<|call|>
 
-What a message is, its header says: a call if it is to a recipient, reasoning on the channel
-analysis, else content.
+The header of a message tells its kind: a call if it has a recipient, reasoning on the channel
+`analysis`, and content otherwise.
 """
 
 import re
@@ -34,10 +34,10 @@ HEADER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Harmony:
-    """What stands for this format where formats are named: of calls, of reasoning, or of both.
+    """The harmony format, usable as a format of calls, of reasoning, or of both.
 
-    begins and ends: what stands around reasoning, as in ReasoningFormat. written: how a call that
-    a grammar binds is written, which ends the answer.
+    begins and ends: markers around reasoning, as in ReasoningFormat. written: the form of a call
+    that a grammar enforces; such a call ends the answer.
     """
 
     signs: tuple[str, ...] = (CHANNEL, "analysis")
@@ -49,7 +49,7 @@ class Harmony:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that the tokenizer must leave in."""
+        """Special tokens that the detokenizer must keep in the text."""
         return MARKERS
 
     def opened(self, prompt: str, *, begin: str) -> str:
@@ -60,14 +60,14 @@ class Harmony:
 def read_messages(
     source: Source, sink: Sink, *, splits_reasoning: bool, finds_calls: bool, is_open: bool
 ) -> Reading[None]:
-    """Read a whole answer; what is not asked for apart is content.
+    """Read a whole answer; parts that the caller did not ask for are content.
 
-    is_open: whether the answer begins within a message of reasoning.
+    is_open: whether the answer begins inside a reasoning message.
     """
     if is_open:
         yield from _read_body(source, sink.reasoning)
         sink.after_markup()
-    # The prompt has begun the first message, up to its role.
+    # The prompt ends with the header of the first message, up to its role.
     begins: tuple[str, ...] = (START, CHANNEL, "to=")
     while (yield from source.peek()):
         source.mark()
@@ -77,7 +77,7 @@ def read_messages(
         header = None if text is None else HEADER.fullmatch(begin + text)
         recipient = header and (header["recipient"] or header["named_late"])
         if header is None or (recipient and not finds_calls):
-            # No message: text, up to where one may begin.
+            # Text outside a message, up to the next possible message.
             sink.content(source.release())
             end = yield from source.until((*begins, *ENDS), sink.content)
             yield from source.accept(*ENDS)
@@ -99,9 +99,9 @@ def read_messages(
 
 
 def _read_arguments(source: Source, sink: Sink) -> Reading[None]:
-    """Read the arguments of a call, which are all there if their message ends or they are JSON.
+    """Read the arguments of a call; they are complete if the message ends or they are valid JSON.
 
-    The token that ends the message of a call ends the answer too, and such tokens have no text.
+    The token that ends a call's message also ends the answer, and has no text.
     """
     parts: list[str] = []
 
@@ -114,7 +114,7 @@ def _read_arguments(source: Source, sink: Sink) -> Reading[None]:
 
 
 def _read_body(source: Source, emit: Emit) -> Reading[str]:
-    """Read the text of a message, and return its end; the next message ends one that has none."""
+    """Read the text of a message and return its end marker; the next message may end it too."""
     end = yield from source.until((*ENDS, START), emit, trims=True)
     yield from source.accept(*ENDS)
     return end

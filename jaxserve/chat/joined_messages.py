@@ -1,4 +1,4 @@
-"""Conversations as strict chat templates take them, which expect turns to alternate."""
+"""Merge messages for strict chat templates, which require alternating turns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +9,10 @@ SYSTEM = frozenset({"system", "developer"})
 
 
 def one_system_message(messages: Sequence[Message]) -> list[Message]:
-    """Return the same conversation with no system message but one at its beginning.
+    """Return the conversation with at most one system message, at its beginning.
 
-    Those that begin the conversation are joined. Later ones are instructions in the middle, which
-    join the user's message before or after them, or become a user's message.
+    Leading system messages are joined. A later one is merged into the user message before or
+    after it, or becomes a user message.
     """
     joined: list[Message] = []
     for message in messages:
@@ -26,7 +26,7 @@ def one_system_message(messages: Sequence[Message]) -> list[Message]:
 
 
 def one_user_message(messages: Sequence[Message]) -> list[Message]:
-    """Return the same conversation with each row of user messages as one."""
+    """Return the conversation with consecutive user messages merged."""
     joined: list[Message] = []
     for message in messages:
         if joined and message["role"] == joined[-1]["role"] == "user":
@@ -37,7 +37,7 @@ def one_user_message(messages: Sequence[Message]) -> list[Message]:
 
 
 def _join(first: Message, second: Message) -> Message:
-    """Return the first message with the text of the second behind its own."""
+    """Return the first message with the text of the second appended."""
     return {**first, "content": f"{_text(first)}\n\n{_text(second)}"}
 
 

@@ -1,4 +1,4 @@
-"""From the text of an answer to content, reasoning and tool calls, while it comes."""
+"""Incremental parser of answers: content, reasoning and tool calls."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from jaxserve.chat.tool_format import ToolFormat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
-    """How an answer is written: its reasoning and its tool calls, each None if left in the text."""
+    """The formats of reasoning and tool calls in an answer; None leaves that part in the text."""
 
     reasoning: ReasoningFormat | Harmony | None = None
     tools: ToolFormat | Harmony | None = None
 
     @property
     def markers(self) -> frozenset[str]:
-        """The texts that show what is where, which the tokenizer must leave in."""
+        """Special tokens that the detokenizer must keep in the text."""
         formats = (self.reasoning, self.tools)
         return frozenset(text for form in formats if form is not None for text in form.markers)
 
@@ -29,8 +29,8 @@ class AnswerFormat:
     ) -> Reading[None]:
         """Read a whole answer.
 
-        schemas: of the functions that can be called. is_open: whether the answer begins within
-        reasoning, as far as the prompt says.
+        schemas: parameters of the callable functions, by name. is_open: whether the answer begins
+        inside reasoning; None if the prompt does not tell.
         """
         if isinstance(self.reasoning, Harmony) or isinstance(self.tools, Harmony):
             yield from read_messages(
@@ -49,11 +49,11 @@ class AnswerFormat:
 
 
 class AnswerParser:
-    """Reads one answer, piece by piece; what the pieces are changes nothing of what is found.
+    """Parser of one answer, fed piece by piece; the result does not depend on the pieces.
 
-    Never raises for what the text is, and loses nothing of it but the markup.
+    No text makes it raise, and it drops nothing but markup and `dropped`.
 
-    dropped: texts that are to be left out, such as special tokens that are no markup.
+    dropped: texts to leave out, such as special tokens that are not markup.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class AnswerParser:
 
     @property
     def num_whole_calls(self) -> int:
-        """Tool calls whose arguments are all there."""
+        """Number of complete tool calls."""
         return self._sink.num_whole_calls
 
     def feed(self, text: str) -> list[Piece]:
-        """Return what is certain of the answer, now that `text` has come."""
+        """Add text, and return the pieces that no further text can change."""
         if text:
             self._source.add(text)
             self._go_on()
         return self._sink.take()
 
     def finish(self) -> list[Piece]:
-        """Return the rest: no more text will come."""
+        """Return the remaining pieces at the end of the answer."""
         self._source.is_whole = True
         self._go_on()
         return self._sink.take()

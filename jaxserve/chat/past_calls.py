@@ -1,9 +1,9 @@
-"""Tool calls of earlier turns, with their arguments in a form that a chat template takes.
+"""Tool calls of earlier turns, with arguments in the form that the chat template takes.
 
-Clients send arguments as text. Most templates want an object, which they write in their own way;
-some want the text. Text that is not the JSON of an object, such as that of a call which was cut,
-is written into the prompt as it is. A template that takes nothing but objects gets what is whole of
-one, and the string at its end: the text that it writes is then the text that the model wrote.
+Clients send arguments as text. Most templates want an object, which they serialize themselves; some
+want the text. Text that is not a JSON object, such as the arguments of a truncated call, goes into
+the prompt unchanged. A template that takes only objects gets the complete part of the object and
+the string at its end, so that it writes the text that the model wrote.
 """
 
 import re
@@ -20,7 +20,7 @@ from jaxserve.errors import InvalidRequestError
 type Message = Mapping[str, Any]
 type Apply = Callable[[Sequence[Message]], str]
 
-# What a template can raise on messages it was not written for.
+# Errors that a template can raise for messages it does not support.
 RENDER_ERRORS = (
     TemplateError,
     ArithmeticError,
@@ -35,11 +35,11 @@ ARGUMENTS = "messages[{}].tool_calls[{}].function.arguments"
 
 
 def render_calls(messages: Sequence[Message], apply: Apply) -> str:
-    """Return the prompt that `apply` makes of messages.
+    """Return the prompt that `apply` renders from messages.
 
-    Arguments of calls are text, or objects, which stay as they are. Raises what `apply` raises,
-    and InvalidRequestError, naming the arguments, for text that is neither the JSON of an object
-    nor the beginning of it where the template takes nothing else.
+    Arguments are text, or objects, which are passed on unchanged. Raises the errors of `apply`, and
+    InvalidRequestError naming the arguments if the template takes only objects and the text is not
+    a JSON object or the beginning of one.
     """
     calls = _Calls(messages)
     if not calls.texts:
@@ -47,11 +47,11 @@ def render_calls(messages: Sequence[Message], apply: Apply) -> str:
     try:
         prompt = apply(calls.filled(calls.value))
         lost = calls.words - calls.words_in(prompt)
-        # A template may also leave out all calls, whatever their arguments are.
+        # A template may also leave out all calls.
         if not lost or lost.isdisjoint(calls.words_in(apply(calls.filled(calls.mapping)))):
             return calls.with_texts(prompt)
     except RENDER_ERRORS:
-        # The template may take nothing but text, or not be at fault for the sake of arguments.
+        # Either the template takes only text, or the error has another cause.
         texts_only = _tried(apply, calls.filled(calls.word))
         if texts_only is not None:
             return calls.with_texts(texts_only)
@@ -61,10 +61,10 @@ def render_calls(messages: Sequence[Message], apply: Apply) -> str:
 
 
 class _Calls:
-    """The calls of messages, by their number, whose arguments are text.
+    """Calls whose arguments are text, by their number in the conversation.
 
-    Text that is no object is rendered as a word that nobody can guess, in whose place it is put
-    afterwards: templates may pass it through a filter for JSON, which would quote it.
+    Text that is not an object is rendered as a random placeholder and substituted afterwards,
+    because templates may pass arguments through a JSON filter, which would quote it.
     """
 
     def __init__(self, messages: Sequence[Message]) -> None:
@@ -82,23 +82,23 @@ class _Calls:
         self.words = {number for number, found in enumerate(self._objects) if found is None}
 
     def word(self, number: int) -> object:
-        """Return what stands for the text of a call's arguments."""
+        """Return the placeholder for the text of a call's arguments."""
         return f"{self._nonce}x{number}x"
 
     def value(self, number: int) -> object:
-        """Return a call's arguments as an object, or else what stands for their text."""
+        """Return a call's arguments as an object, or the placeholder for their text."""
         found = self._objects[number]
         return self.word(number) if found is None else found
 
     def mapping(self, number: int) -> object:
-        """Return a call's arguments as an object, or another object for those that are none."""
+        """Return a call's arguments as an object; if they are not one, a substitute object."""
         found = self._objects[number]
         return {self.word(number): self.word(number)} if found is None else found
 
     def part(self, number: int) -> object:
-        """Return a call's arguments as an object, as far as they came.
+        """Return the complete part of a call's arguments as an object.
 
-        Raises InvalidRequestError for text that is not the beginning of one.
+        Raises InvalidRequestError if the text is not the beginning of an object.
         """
         found = self._objects[number]
         if found is None:
@@ -108,7 +108,7 @@ class _Calls:
         return found
 
     def filled(self, form: Callable[[int], object]) -> Sequence[Message]:
-        """Return the messages with arguments in another form."""
+        """Return the messages with each call's arguments replaced."""
         numbers = iter(range(len(self.texts)))
 
         def call_with(call: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -125,15 +125,15 @@ class _Calls:
         ]
 
     def words_in(self, prompt: str) -> set[int]:
-        """Return the calls whose words stand in a prompt."""
+        """Return the calls whose placeholders are in a prompt."""
         return {int(match[1] or match[2]) for match in self._pattern.finditer(prompt)}
 
     def with_texts(self, prompt: str) -> str:
-        """Return a prompt with the texts of arguments in place of their words."""
+        """Return a prompt with placeholders replaced by the texts of arguments."""
         return self._pattern.sub(lambda match: self.texts[int(match[1] or match[2])], prompt)
 
     def _refusal(self, number: int) -> InvalidRequestError:
-        """Return the error that says what the template cannot take."""
+        """Return the error for arguments that the template does not take."""
         place, text = self._places[number], self.texts[number]
         shown = text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
         return InvalidRequestError(
@@ -144,7 +144,7 @@ class _Calls:
 
 
 def _tried(apply: Apply, messages: Sequence[Message]) -> str | None:
-    """Return the prompt of messages; None where the template does not take them."""
+    """Return the prompt of messages; None if the template raises."""
     try:
         return apply(messages)
     except RENDER_ERRORS:
@@ -152,7 +152,7 @@ def _tried(apply: Apply, messages: Sequence[Message]) -> str | None:
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """Return the object that a text is the JSON of, and an empty one for no text."""
+    """Parse a JSON object; empty text is an empty object."""
     try:
         value = msgspec.json.decode(text) if text else {}
     except (ValueError, RecursionError):
@@ -161,7 +161,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _beginning(text: str) -> dict[str, Any] | None:
-    """Return what there is of the object that a text begins."""
+    """Return the complete part of the object that a text begins."""
     try:
         value = pydantic_core.from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
     except ValueError:

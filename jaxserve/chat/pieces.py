@@ -1,4 +1,4 @@
-"""What a parser finds in the text of an answer, piece by piece."""
+"""Pieces of a parsed answer."""
 
 from enum import StrEnum
 from itertools import groupby
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What a piece of an answer is. CALL begins a tool call, whose ARGUMENTS follow."""
+    """Kind of a piece. CALL begins a tool call; its ARGUMENTS follow."""
 
     CONTENT = "content"
     REASONING = "reasoning"
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
 
 class Sink:
-    """Collects the pieces that readers find; neighbours of one kind become one piece."""
+    """Collector of pieces; consecutive pieces of one kind are merged."""
 
     def __init__(self) -> None:
         self._found: list[Piece] = []
@@ -34,11 +34,11 @@ class Sink:
         self.num_whole_calls = 0
 
     def content(self, text: str) -> None:
-        """Add text of the answer."""
+        """Add content."""
         self._add_text(Kind.CONTENT, text)
 
     def reasoning(self, text: str) -> None:
-        """Add text of the reasoning before it."""
+        """Add reasoning."""
         self._add_text(Kind.REASONING, text)
 
     def call(self, name: str, call_id: str = "") -> None:
@@ -48,14 +48,14 @@ class Sink:
         self._found.append(Piece(Kind.CALL, name, call_id))
 
     def arguments(self, text: str) -> None:
-        """Add to the arguments of the call, which are JSON."""
+        """Add to the JSON arguments of the current call."""
         self._has_arguments = True
         self._found.append(Piece(Kind.ARGUMENTS, text))
 
     def end_call(self) -> None:
-        """End a call whose arguments are all there; if it had no place for any, they are empty.
+        """End a complete call; if it has no arguments, they are an empty object.
 
-        A call that was cut is never ended: its arguments are as much as came.
+        A truncated call is never ended and keeps the arguments it has.
         """
         if not self._has_arguments:
             self.arguments("{}")
@@ -63,11 +63,11 @@ class Sink:
         self._is_after_markup = True
 
     def after_markup(self) -> None:
-        """Let white space that comes next belong to the markup before it."""
+        """Treat following white space as part of the markup before it."""
         self._is_after_markup = True
 
     def take(self) -> list[Piece]:
-        """Return what has been found since the last time."""
+        """Return the pieces found since the last call."""
         pieces: list[Piece] = []
         for kind, group in groupby(self._found, key=attrgetter("kind")):
             if kind is Kind.CALL:

@@ -1,4 +1,4 @@
-"""How models of one kind set their reasoning apart from their answers, and how it is read."""
+"""Formats of reasoning in answers, and how to read them."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from jaxserve.chat.source import Reading, Source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningFormat:
-    """Reasoning at the beginning of an answer, between two texts.
+    """Reasoning at the beginning of an answer, between two markers.
 
-    begins and ends: those texts, or several that may stand for each. ends_before: what ends it
-    too and belongs to the answer. wraps: what may stand around the answer proper. is_assumed:
-    whether an answer that does not say otherwise begins with reasoning. signs: texts of which the
-    chat template of such a model has each; none if that cannot be told.
+    begins and ends: the markers, with alternatives. ends_before: texts that also end the reasoning
+    and belong to the answer. wraps: markers that may enclose the answer itself. is_assumed: whether
+    an answer without a marker begins with reasoning. signs: texts that the chat template of such a
+    model contains; empty if it cannot be recognized.
     """
 
     begins: tuple[str, ...]
@@ -25,30 +25,30 @@ class ReasoningFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that show where reasoning is, which the tokenizer must leave in."""
+        """Special tokens that the detokenizer must keep in the text."""
         return (*self.begins, *self.ends, *self.ends_before)
 
     def is_opened_by(self, prompt: str) -> bool | None:
-        """Whether the answer to a prompt begins within reasoning; None if the model chooses."""
+        """Whether the answer to a prompt begins inside reasoning; None if the model decides."""
         tail = prompt.rstrip()
         if tail.endswith(self.begins):
             return True
         return False if tail.endswith(self.ends) else None
 
     def opened(self, prompt: str, *, begin: str) -> str:
-        """Return a prompt with the beginning of reasoning at its end, in place of an end."""
+        """Return the prompt with reasoning opened at its end, replacing a closing marker there."""
         for end in self.ends:
             if prompt.rstrip().endswith(end):
                 prompt = prompt.rstrip().removesuffix(end)
         return prompt if prompt.rstrip().endswith(self.begins) else prompt + begin
 
     def is_open_in(self, text: str) -> bool:
-        """Whether a text, the beginning of an answer, ends within reasoning."""
+        """Whether the beginning of an answer ends inside reasoning."""
         begin = max(text.rfind(marker) for marker in self.begins)
         return begin > max(text.rfind(marker) for marker in self.ends)
 
     def read(self, source: Source, sink: Sink, *, is_open: bool | None) -> Reading[None]:
-        """Read an answer's reasoning, if there is some, up to the answer proper."""
+        """Read the reasoning, if any, up to the answer itself."""
         if is_open is False:
             return
         begin = yield from source.accept(*self.begins)

@@ -1,4 +1,4 @@
-"""How many tokens of an answer are reasoning."""
+"""Count the reasoning tokens of an answer."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,10 @@ type Ids = tuple[int, ...]
 
 
 class ReasoningTokens:
-    """Counts the tokens between what begins and what ends reasoning, as token ids.
+    """Counter of tokens between the markers of reasoning, which are sequences of token ids.
 
-    is_open: whether the answer begins within. repeats: whether reasoning may begin again; else it
-    stands at the beginning of an answer or nowhere.
+    is_open: whether the answer begins inside reasoning. repeats: whether reasoning may occur
+    several times; otherwise it can only begin the answer.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ReasoningTokens:
             self._last = (*self._last, token_id)[-self._max_marker :]
             if self._is_open:
                 end = self._found(self._ends)
-                # The tokens of the marker before its last one were counted as they came.
+                # The earlier tokens of the marker have been counted; subtract them.
                 self.count += 1 - len(end)
                 self._is_open, self._may_begin = not end, self._repeats
             elif self._may_begin:
@@ -46,5 +46,5 @@ class ReasoningTokens:
                 self._may_begin = self._repeats or self._num_seen <= self._max_marker
 
     def _found(self, markers: tuple[Ids, ...]) -> Ids:
-        """Return the marker that the answer ends with; empty if with none."""
+        """Return the marker at the end of the answer; empty if there is none."""
         return next((ids for ids in markers if self._last[-len(ids) :] == ids), ())

@@ -1,11 +1,11 @@
-"""Text that comes in pieces, read by generators as if all of it were there.
+"""Incremental text source for readers that are generators.
 
-A reader is a generator that yields where it has to wait for more text, and asks `Source` only
-questions whose answer no further text can change. So it does the same whatever the pieces are:
-what is proved of whole texts holds of streams.
+A reader yields when it needs more text. It asks `Source` only questions whose answers cannot
+change when more text arrives. So its result does not depend on how the text was divided: tests of whole
+texts hold for streams.
 
-Every question looks a bounded distance ahead, and text is held back no longer than it takes to
-answer one; the work is linear in the text.
+Each question looks ahead a bounded distance, and text is held back only until its question is
+answered. The work is linear in the length of the text.
 """
 
 import re
@@ -16,18 +16,18 @@ from functools import lru_cache
 type Reading[T] = Generator[None, None, T]
 type Emit = Callable[[str], object]
 
-# White space beside markup belongs to the markup; so much of it.
+# Characters of white space next to markup that count as markup.
 MAX_SPACE = 64
 SPACE = re.compile(rf"\s{{0,{MAX_SPACE}}}")
-# What is looked for in one piece: a name, an id, a key, the header of a call.
+# Longest name, id, key or header of a call.
 MAX_SHORT = 256
 
 
 class Markers:
-    """Texts to be found, at the first place where one begins."""
+    """A set of markers to search for; the earliest match wins."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
-        # Longest first: of two that begin at one place the longer is meant.
+        # Longest first: if two markers begin at one place, the longer one matches.
         self._texts = sorted(texts)
         self._max_chars = max(map(len, texts), default=0)
         longest_first = sorted(texts, key=len, reverse=True)
@@ -37,9 +37,9 @@ class Markers:
         )
 
     def find(self, text: str, start: int) -> tuple[int, str]:
-        """Return where the first marker begins and the marker.
+        """Return the position of the first marker, and the marker.
 
-        With none there it is where one may begin that is not complete yet, or the end, and "".
+        If there is none, return "" and the position of a possible incomplete marker, or the end.
         """
         match = self._pattern.search(text, start)
         if match is not None:
@@ -57,19 +57,19 @@ class Markers:
 
 @lru_cache(maxsize=256)
 def markers(texts: tuple[str, ...], dropped: tuple[str, ...] = ()) -> Markers:
-    """Return the markers of these texts, and those of the others that are not part of them.
+    """Return markers of these texts, and of the other texts that they do not contain.
 
-    No text may contain another but at its end: else finding one could depend on what follows.
+    A text may contain another only at its end; otherwise a match could depend on later text.
     """
     others = tuple(other for other in dropped if not any(other in text for text in texts))
     return Markers((*texts, *others))
 
 
 class Source:
-    """The text of one answer, as far as it has come and has not been read.
+    """The unread text of one answer.
 
-    dropped: texts that are passed over in silence where markers are looked for, such as special
-    tokens that mean nothing to the reader.
+    dropped: texts to skip while searching for markers, such as special tokens that the reader does
+    not know.
     """
 
     def __init__(self, *, dropped: tuple[str, ...] = ()) -> None:
@@ -82,11 +82,11 @@ class Source:
 
     @property
     def position(self) -> int:
-        """Characters that have been read."""
+        """Number of characters read."""
         return self._num_read_before + self._at
 
     def add(self, text: str) -> None:
-        """Add what has come."""
+        """Add text."""
         kept = self._at if self._mark is None else self._mark
         self._text = self._text[kept:] + text
         self._num_read_before += kept
@@ -94,22 +94,22 @@ class Source:
         self._mark = None if self._mark is None else 0
 
     def drop(self, text: str) -> None:
-        """Pass over a text from now on."""
+        """Skip a text from now on."""
         self._dropped = (*self._dropped, text)
 
     def mark(self) -> None:
-        """Remember this place until `release`; text from here on is kept."""
+        """Keep text from this position until `release`."""
         self._mark = self._at
 
     def release(self) -> str:
-        """Return what was read since the mark, and forget the mark."""
+        """Return the text read since the mark, and remove the mark."""
         assert self._mark is not None, "nothing is marked"
         text = self._text[self._mark : self._at]
         self._mark = None
         return text
 
     def take(self, pattern: re.Pattern[str], *, limit: int | None = None) -> str:
-        """Read what of the text that has come matches here, at most `limit` characters."""
+        """Read the available text that matches here, at most `limit` characters."""
         stop = len(self._text) if limit is None else min(len(self._text), self._at + limit)
         match = pattern.match(self._text, self._at, stop)
         text = "" if match is None else match[0]
@@ -117,7 +117,7 @@ class Source:
         return text
 
     def skip(self, num_chars: int) -> str:
-        """Read so many characters, which must have come."""
+        """Read `count` characters, which must be available."""
         text = self._text[self._at : self._at + num_chars]
         assert len(text) == num_chars, "reading beyond the text"
         self._at += num_chars
@@ -186,7 +186,7 @@ class Source:
         return self.is_whole and (not rest or any(text.startswith(rest) for text in texts))
 
     def skip_rest(self) -> str:
-        """Read all that is there."""
+        """Read all available text."""
         return self.skip(len(self._text) - self._at)
 
     def is_cut_soon(self) -> bool:

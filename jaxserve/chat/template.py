@@ -1,4 +1,4 @@
-"""Chats to prompts through the model's own Jinja template, with nothing of a request trusted."""
+"""Render chats with the model's Jinja template; nothing in a request is trusted."""
 
 import re
 import uuid
@@ -34,18 +34,19 @@ SUPPLIED = {
     *(f"{kind}_token" for kind in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
     *DEFAULT_NAMESPACE,
 }
-# transformers' own tag around an assistant's turn; it changes nothing of what is read.
+# transformers' own tag around an assistant's turn; it does not change the prompt.
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-# What templates call the reasoning in a message.
+# Names of a message's reasoning in templates.
 REASONING = ("reasoning", "reasoning_content", "thinking")
 PROBE = "jaxserve-probe"
 
 
 class ChatTemplate:
-    """How one model wants its chats; renders them, and says what the template can take.
+    """A model's chat template: renders chats, and knows what the template supports.
 
-    defaults: variables for chats that do not set them; those that the template does not read are
-    left out. Raises CheckpointError when the tokenizer has no template or it does not parse.
+    defaults: template variables for chats that do not set them; variables that the template does
+    not read are left out. Raises CheckpointError if the tokenizer has no template or it does not
+    parse.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, defaults: Mapping[str, Any] | None = None) -> None:
@@ -194,7 +195,7 @@ class ChatTemplate:
         render = partial(self.render, tools=tools, documents=documents, variables=variables)
         *before, last = messages
         thought: str = last.get("reasoning") or last["reasoning_content"]
-        # A word that nobody can guess shows where the template has put the reasoning.
+        # A random placeholder shows where the template puts the reasoning.
         word = uuid.uuid4().hex
         marked = {**last, "reasoning": word, "reasoning_content": word}
         with suppress(InvalidRequestError):  # some templates take no message without content

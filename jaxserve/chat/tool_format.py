@@ -1,4 +1,4 @@
-"""How models of one kind write tool calls into their answers, and the machine that reads it."""
+"""Formats of tool calls in answers, and how to read them."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from jaxserve.chat.syntax import CallSyntax, Schemas
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
-    """Calls of one syntax, and what stands around them.
+    """Calls of one syntax, and the markers around them.
 
-    begins: texts by which calls show in an answer. between and ends: what may stand between
-    calls, and after them. chains: whether calls may follow each other with nothing between.
-    is_bare: whether an answer may also begin with a call as such. has_short_ids: whether
-    the model's template takes ids of calls of nine characters only. signs: texts of which the
-    template has each; none where the calls that it writes are sign enough. written: how calls
-    that a grammar binds are written; the first of `begins` begins them, unless they are bare.
+    begins: markers that open calls. between and ends: optional markers between and after calls.
+    chains: whether calls may follow each other without a marker. is_bare: whether an answer may
+    also begin with a call without a marker. has_short_ids: whether the model's template requires
+    call ids of nine characters. signs: texts that the template of such a model contains; empty if
+    the calls it writes identify it. written: the form of calls that a grammar enforces; they open
+    with the first of `begins`, unless they are bare.
     """
 
     call: CallSyntax
@@ -32,13 +32,13 @@ class ToolFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that show where calls are, which the tokenizer must leave in."""
+        """Special tokens that the detokenizer must keep in the text."""
         return (*self.begins, *self.call.begins, *self.ends)
 
     def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[None]:
         """Read the rest of an answer: calls, and the text around them.
 
-        What looked like a call and is none is text, as it was written.
+        Text that only looked like a call is content, unchanged.
         """
         begins = (*self.begins, *self.call.begins)
         between = (*self.begins, *self.between, *self.ends)
@@ -51,7 +51,7 @@ class ToolFormat:
             while True:
                 found = yield from source.accept(*between)
                 if not found and sink.num_calls > num_before and source.is_cut_within(*between):
-                    # What was cut is markup.
+                    # The truncated text is markup.
                     source.skip_rest()
                     return
                 if found in self.ends:

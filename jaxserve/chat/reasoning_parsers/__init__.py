@@ -28,7 +28,7 @@ def names() -> tuple[str, ...]:
 
 
 def reasoning_format(name: str) -> ReasoningFormat | Harmony:
-    """Return a parser's format; raises ConfigError for a name that is none."""
+    """Return a parser's format; raises ConfigError for an unknown name."""
     name = ALIASES.get(name, name)
     # Looked up among the files before anything is imported by a name from outside.
     if name not in names():

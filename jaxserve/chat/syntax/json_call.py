@@ -9,7 +9,7 @@ from jaxserve.chat.syntax.json_value import read_arguments, read_short_string
 
 NAMES = {"name", "function"}
 ARGUMENTS = {"arguments", "parameters"}
-# What models write beside them, and nobody needs.
+# Keys that models add and no client needs.
 ENVELOPE = {"id", "type"}
 # Arguments that come before the name are held until it is known, so much of them.
 MAX_HELD = 8192

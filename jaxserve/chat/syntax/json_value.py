@@ -83,7 +83,7 @@ def read_arguments(source: Source, emit: Emit, *, limit: int | None = None) -> R
     if is_whole and text == "null":
         return True
     if char == '"':
-        # If it is none after all, the client gets to see what it is.
+        # If it is not an object after all, the client gets the text as it is.
         with suppress(ValueError):
             text = pydantic_core.from_json(text, allow_partial="trailing-strings")
         is_whole = is_whole or is_object(text)

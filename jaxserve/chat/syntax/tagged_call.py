@@ -50,7 +50,7 @@ class TaggedCall:
 
     @property
     def begins(self) -> tuple[str, ...]:
-        """What stands before a name."""
+        """The markers before a name."""
         return (self.name[0],) if self.name[0] else ()
 
     def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[bool]:

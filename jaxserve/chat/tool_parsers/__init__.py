@@ -35,7 +35,7 @@ def names() -> tuple[str, ...]:
 
 
 def tool_format(name: str) -> ToolFormat | Harmony:
-    """Return a parser's format; raises ConfigError for a name that is none."""
+    """Return a parser's format; raises ConfigError for an unknown name."""
     name = ALIASES.get(name, name)
     # Looked up among the files before anything is imported by a name from outside.
     if name not in names():
