@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.api.caches import (
     CacheGroup,
@@ -28,7 +28,7 @@ from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.shapes import StepShape
-from jaxserve.parallel.sharding import TENSOR, named_sharding, partition_spec
+from jaxserve.parallel.sharding import ShardingPlan
 from pallas_kernels import paged_attention
 from pallas_kernels.paged_attention import AttentionSpec, PagedBatch
 
@@ -37,7 +37,11 @@ type KVCache = tuple[Any, ...]
 
 
 def describe_caches(
-    layout: CacheLayout, attention: AttentionPlan, mesh: Mesh, *, num_pages: tuple[int, ...]
+    layout: CacheLayout,
+    attention: AttentionPlan,
+    sharding: ShardingPlan,
+    *,
+    num_pages: tuple[int, ...],
 ) -> tuple[Any, ...]:
     """Describe the caches before they exist: trees of jax.ShapeDtypeStruct with shardings.
 
@@ -45,28 +49,28 @@ def describe_caches(
     """
     found: list[Any] = []
     for pool, count in zip(layout.pools, num_pages, strict=True):
-        describe = partial(_DESCRIBE[type(pool.pages)], pool.pages, attention, mesh, count)
+        describe = partial(_DESCRIBE[type(pool.pages)], pool.pages, attention, sharding, count)
         found += [describe() for _ in range(pool.num_arrays)]
     return tuple(found)
 
 
 def _describe_keys(
-    pages: KeyValuePages, attention: AttentionPlan, mesh: Mesh, num_pages: int
+    pages: KeyValuePages, attention: AttentionPlan, sharding: ShardingPlan, num_pages: int
 ) -> jax.ShapeDtypeStruct:
     spec = attention.cache_spec(pages, num_pages)
-    sharding = named_sharding(spec.axes, spec.shape, mesh)
-    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
+    place = sharding.sharding(spec.axes, spec.shape)
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place)
 
 
 def _describe_states(
-    pages: StatePages, attention: AttentionPlan, mesh: Mesh, num_pages: int
+    pages: StatePages, attention: AttentionPlan, sharding: ShardingPlan, num_pages: int
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
     del attention
     return tuple(
         jax.ShapeDtypeStruct(
             (num_pages, *array.shape),
             np.dtype(array.dtype),
-            sharding=named_sharding(("pages", *array.axes), (num_pages, *array.shape), mesh),
+            sharding=sharding.sharding(("pages", *array.axes), (num_pages, *array.shape)),
         )
         for array in pages.arrays
     )
@@ -263,8 +267,8 @@ def _attend_sharded(
     context: StepContext, kind: KeyValuePages
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     described = context.attention.cache_spec(kind, 1)
-    pages = partition_spec(described.axes, described.shape, context.mesh)
-    heads, whole = PartitionSpec(None, TENSOR, None), PartitionSpec()
+    pages = context.sharding.spec(described.axes, described.shape)
+    heads, whole = context.sharding.places("tokens", "heads", "head_dim"), PartitionSpec()
 
     @jax.jit
     def attend(
@@ -284,7 +288,7 @@ def _attend_sharded(
                 *(heads, heads, heads),
                 pages,
                 whole,
-                spec.partitioned(heads=PartitionSpec(TENSOR), tokens=whole),
+                spec.partitioned(heads=context.sharding.places("heads"), tokens=whole),
             ),
             out_specs=(heads, pages),
             check_vma=False,

@@ -10,6 +10,7 @@ from jaxserve.api.pooling import PoolingType
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors
 from jaxserve.models import ModelConfig
+from jaxserve.parallel.sharding import ShardingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,15 @@ class StepContext:
     """What a step is compiled against, beside its shape."""
 
     model: ModelConfig
-    mesh: Mesh
+    sharding: ShardingPlan
     caches: CacheLayout
     rope_length: int
     branches: bool  # whether a program runs the least variant that does, or its own
     attention: AttentionPlan
     sampling: SamplingSettings = SamplingSettings()
     pooling: PoolingType | None = None  # what `pooling.pool_step` makes of a prompt
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices that steps run on."""
+        return self.sharding.mesh

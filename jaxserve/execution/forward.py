@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.caches import CacheArrays, KVCache, PagedAttend, layer_caches
@@ -15,7 +15,7 @@ from jaxserve.execution.shapes import StepShape
 from jaxserve.layers.attention import packed_attention
 from jaxserve.layers.linear import Rows
 from jaxserve.models import Decoder
-from jaxserve.parallel.sharding import partition_spec
+from jaxserve.parallel.sharding import ShardingPlan
 from pallas_kernels.paged_attention import AttentionSpec
 
 
@@ -45,7 +45,7 @@ def forward(
     return hidden, arrays.all
 
 
-def logits_of(model: Decoder, hidden: jax.Array, rows: Rows, mesh: Mesh) -> jax.Array:
+def logits_of(model: Decoder, hidden: jax.Array, rows: Rows, sharding: ShardingPlan) -> jax.Array:
     """Return the logits of hidden states: float32[rows, vocab], whole on every device.
 
     rows: those of `hidden` that are not padding.
@@ -53,9 +53,11 @@ def logits_of(model: Decoder, hidden: jax.Array, rows: Rows, mesh: Mesh) -> jax.
     weights instead.
     """
     logits = model.logits(hidden, rows)
-    split = partition_spec(("rows", "vocab"), logits.shape, mesh)
-    parts = lax.with_sharding_constraint(logits, NamedSharding(mesh, split))
-    whole: jax.Array = lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec()))
+    split = sharding.sharding(("rows", "vocab"), logits.shape)
+    parts = lax.with_sharding_constraint(logits, split)
+    whole: jax.Array = lax.with_sharding_constraint(
+        parts, NamedSharding(sharding.mesh, PartitionSpec())
+    )
     return whole[:, : model.config.vocab_size]
 
 

@@ -7,7 +7,6 @@ from math import inf, prod
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxserve.api.caches import CacheLayout
@@ -19,6 +18,7 @@ from jaxserve.execution.heads.score import SCORED_ROWS
 from jaxserve.execution.host_memory import free_bytes
 from jaxserve.execution.shapes import StepShape, Variant
 from jaxserve.models import ModelConfig
+from jaxserve.parallel.sharding import ShardingPlan
 
 GIB = 1 << 30
 
@@ -125,9 +125,9 @@ class PageSizes:
     state: int
 
 
-def page_sizes(layout: CacheLayout, attention: AttentionPlan, mesh: Mesh) -> PageSizes:
+def page_sizes(layout: CacheLayout, attention: AttentionPlan, sharding: ShardingPlan) -> PageSizes:
     """Return the bytes of a page of the main pool with its share of others, and of a state."""
-    arrays = describe_caches(layout, attention, mesh, num_pages=(1,) * len(layout.pools))
+    arrays = describe_caches(layout, attention, sharding, num_pages=(1,) * len(layout.pools))
     share = layout.max_pages(layout.main_pool)
     first = tokens = state = 0
     for number, pool in enumerate(layout.pools):

@@ -89,7 +89,9 @@ class ProgramSet:
         self._mesh = mesh = context.mesh
         self._vocab_size = context.model.vocab_size
         self._replicated = replicated = NamedSharding(mesh, PartitionSpec())
-        self.cache = describe_caches(context.caches, context.attention, mesh, num_pages=num_pages)
+        self.cache = describe_caches(
+            context.caches, context.attention, context.sharding, num_pages=num_pages
+        )
         self.state: State[jax.ShapeDtypeStruct] = jax.tree.map(
             lambda leaf: self._described(leaf.shape, leaf.dtype),
             described_state(

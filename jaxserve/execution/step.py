@@ -49,7 +49,7 @@ def step(
     last = last_rows(inputs)
 
     def logits_of_first(count: int) -> jax.Array:
-        return logits_of(model, hidden[last[:count]], Rows(num_sampled(inputs)), context.mesh)
+        return logits_of(model, hidden[last[:count]], Rows(num_sampled(inputs)), context.sharding)
 
     held = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
     rows = hidden[last].astype(state.held.dtype)
@@ -95,7 +95,7 @@ def draw(
 
     # All of it in each branch: what branches share is written to memory.
     def drawn(variant: Variant) -> Drawn:
-        logits = logits_of(model, state.held[inputs.slots], ALL_ROWS, context.mesh)
+        logits = logits_of(model, state.held[inputs.slots], ALL_ROWS, context.sharding)
         with jax.named_scope("sampling"):
             allowed = unpack_masks(masks, vocab_size=context.model.vocab_size)
             return draw_tokens(logits, inputs, state, variant, context.sampling, allowed=allowed)

@@ -57,17 +57,21 @@ class ShardingPlan:
 
         Raises ConfigError unless heads, kv_heads, ffw and experts divide by their mesh axes.
         """
-        places: list[str | tuple[str, ...] | None] = []
+        words: list[str] = []
         for word, size in zip(axes, shape, strict=True):
-            names, num_shards = self.mesh_axes(word), self.num_shards(word)
+            num_shards = self.num_shards(word)
             if size % num_shards and word not in _MAY_REPLICATE:
                 raise ConfigError(
                     f"tensor_parallel_size must divide the model's {word} ({size}),"
                     f" got {num_shards}"
                 )
-            is_split = names and size % num_shards == 0
-            places.append((names[0] if len(names) == 1 else names) if is_split else None)
-        return PartitionSpec(*places)
+            words.append("" if size % num_shards else word)
+        return self.places(*words)
+
+    def places(self, *words: str) -> PartitionSpec:
+        """Return how an array lies whose dimensions hold `words` and divide."""
+        names = [self.mesh_axes(word) for word in words]
+        return PartitionSpec(*(each[0] if len(each) == 1 else each or None for each in names))
 
     def sharding(self, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
         """Return `spec` bound to the mesh."""
@@ -95,13 +99,3 @@ def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None
     # Auto: XLA places the collectives; the kernels sit in an explicit shard_map.
     chosen = np.array(found[:tensor_parallel_size])
     return Mesh(chosen, (TENSOR,), axis_types=(AxisType.Auto,))
-
-
-def partition_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Return how an array of `shape` lies on `mesh` by the default rules; see ShardingPlan."""
-    return ShardingPlan(mesh).spec(axes, shape)
-
-
-def named_sharding(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Return `partition_spec` bound to its mesh."""
-    return ShardingPlan(mesh).sharding(axes, shape)

@@ -268,7 +268,7 @@ def _plan(
         method=find_method(options.quantization),
     )
     params = abstract_params(model, layout)
-    pages = page_sizes(cache_layout, attention, mesh)
+    pages = page_sizes(cache_layout, attention, sharding)
     num_states = 1 + STATES_PER_SLOT * scheduler.max_num_seqs if pages.state else 0
     useful_pages, usual_bytes = None, None
     if device.platform == "cpu":
@@ -330,7 +330,7 @@ def _plan(
         layout=layout,
         context=StepContext(
             model=model,
-            mesh=mesh,
+            sharding=sharding,
             caches=cache_layout,
             rope_length=max_model_len,
             sampling=SamplingSettings(

@@ -136,7 +136,7 @@ def plan(model: DecoderConfig, *, devices: int = 1) -> AttentionPlan:
 def compile_case(case: Case) -> Program:
     """Compile a step; nothing is allocated."""
     model = case.model
-    mesh = make_mesh(case.devices)
+    sharding = ShardingPlan(make_mesh(case.devices))
     attention = plan(model, devices=case.devices)
     layout = plan_layout(
         model.caches,
@@ -151,14 +151,12 @@ def compile_case(case: Case) -> Program:
     shape = replace(case.shape, pages=layout.num_columns)
     context = StepContext(
         model=model,
-        mesh=mesh,
+        sharding=sharding,
         caches=layout,
         rope_length=model.max_position,
         branches=case.branches,
         attention=attention,
     )
     program = ProgramSet(context, num_pages=num_pages, num_slots=case.shape.sequences + 1)
-    compiled = program.compile(
-        abstract_params(model, WeightLayout(sharding=ShardingPlan(mesh))), shape
-    )
+    compiled = program.compile(abstract_params(model, WeightLayout(sharding=sharding)), shape)
     return Program(compiled, program.cache, program.state)

@@ -20,7 +20,7 @@ def score(model: Decoder, hidden: jax.Array, inputs: StepInput, context: StepCon
 
     def score_some(row: tuple[jax.Array, jax.Array]) -> Logprobs:
         rows, chosen = row
-        scores = jax.nn.log_softmax(logits_of(model, rows, ALL_ROWS, context.mesh), axis=-1)
+        scores = jax.nn.log_softmax(logits_of(model, rows, ALL_ROWS, context.sharding), axis=-1)
         return sampling.report(scores, chosen, num_top=context.sampling.max_logprobs)
 
     num_rows = hidden.shape[0]
