@@ -1,8 +1,8 @@
 """Incremental text source for readers that are generators.
 
 A reader yields when it needs more text. It asks `Source` only questions whose answers cannot
-change when more text arrives. So its result does not depend on how the text was divided: tests of whole
-texts hold for streams.
+change when more text arrives. So its result does not depend on how the text was divided: tests of
+whole texts hold for streams.
 
 Each question looks ahead a bounded distance, and text is held back only until its question is
 answered. The work is linear in the length of the text.

@@ -9,8 +9,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from jaxserve.observability.engine_series import EngineSeries, token_bounds
-from jaxserve.observability.series import Family, SeriesSet, metrics_of
+from jaxserve.observability.series import Family, SeriesSet, Value, metrics_of
 from jaxserve.observability.startup import Startup
+
+# Why a server refuses requests that it could answer at another time.
+REJECTION_REASONS = ("queue", "concurrency", "shutting_down")
 
 
 class Metrics:
@@ -30,6 +33,8 @@ class Metrics:
     def engine(self, model_name: str, *, engine: str = "0") -> "EngineSeries":
         """Return the series of one engine, all of them present at zero from the start."""
         labels = {"model_name": model_name, "engine": engine}
+        for reason in REJECTION_REASONS:
+            self._rejections(reason, model_name=model_name)
         return EngineSeries(self._series, labels, token_bounds=self.token_bounds)
 
     def set_cache_config(self, fields: Mapping[str, object], *, model_name: str) -> None:
@@ -47,12 +52,15 @@ class Metrics:
         self._startups[model_name] = startup
 
     def observe_rejection(self, reason: str, *, model_name: str) -> None:
-        """A request was refused for want of room; `reason` is a word of the server's."""
-        self._series.counter(
+        """Count a request that was refused for lack of room; see REJECTION_REASONS."""
+        self._rejections(reason, model_name=model_name).inc()
+
+    def _rejections(self, reason: str, *, model_name: str) -> Value:
+        return self._series.counter(
             "vllm:admission_rejections",
             "Requests refused because the server was full or stopping.",
             {"model_name": model_name, "reason": reason},
-        ).inc()
+        )
 
     def observe_refusal(self, reason: str) -> None:
         """A connection or a request was refused before its endpoint; `reason` is a word of ours."""

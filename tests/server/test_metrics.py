@@ -16,6 +16,7 @@ from tests.server.world import World, wait_for
 
 # Every series of vLLM's Grafana dashboard, and what the Gateway API's endpoint picker reads.
 NAMES = [
+    "admission_rejections_total",
     "e2e_request_latency_seconds_bucket",
     "estimated_flops_per_gpu_total",
     "estimated_read_bytes_per_gpu_total",

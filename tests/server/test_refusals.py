@@ -396,8 +396,21 @@ def test_null_is_the_same_as_absent(http: TestClient) -> None:
 def test_an_answer_about_a_prompt_has_a_limit(
     http: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxserve.server.generation.prompts.MAX_PROMPT_LOGPROBS", 60)
+    monkeypatch.setattr("jaxserve.server.generation.prompts.MAX_LOGPROBS_PER_ANSWER", 60)
     assert http.post(TEXT, json=text(prompt=[5] * 3, prompt_logprobs=20)).status_code == 200
     error = error_of(http.post(TEXT, json=text(prompt=[5] * 4, prompt_logprobs=20)), 400)
     assert error["param"] == "prompt_logprobs"
+    assert "at most 60, got 20 times 4" in error["message"]
+
+
+def test_an_answer_about_its_own_tokens_has_a_limit(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxserve.server.generation.prompts.MAX_LOGPROBS_PER_ANSWER", 60)
+    # What any server allows is not limited: such answers take long before they are large.
+    assert http.post(TEXT, json=text(logprobs=20, max_tokens=4)).status_code == 200
+    monkeypatch.setattr("jaxserve.server.generation.prompts.DEFAULT_MAX_LOGPROBS", 19)
+    assert http.post(TEXT, json=text(logprobs=20, max_tokens=3)).status_code == 200
+    error = error_of(http.post(TEXT, json=text(logprobs=20, max_tokens=2, n=2)), 400)
+    assert error["param"] == "logprobs"
     assert "at most 60, got 20 times 4" in error["message"]

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
 from jaxserve.api.request import LOWEST_PRIORITY, Request, SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
@@ -20,8 +21,9 @@ from jaxserve.server.models import ServedModel
 from jaxserve.server.state import ServerState
 from jaxserve.tokenization.tokenizer import truncated
 
-# Log-probabilities in one answer about its prompt, some 60 bytes of JSON each.
-MAX_PROMPT_LOGPROBS = 2**20
+# Log-probabilities in one answer, some 60 bytes of JSON each: those of the prompt, and those of
+# generated tokens where a request asks for more alternatives than servers allow by default.
+MAX_LOGPROBS_PER_ANSWER = 2**20
 
 
 def encode(
@@ -179,23 +181,33 @@ class RequestMaker:
             max_model_len=self.model.max_model_len,
             max_logprobs=self.model.max_logprobs,
         )
-        self._check_prompt_logprobs(request)
+        self._check_logprobs(request)
         return request
 
-    def _check_prompt_logprobs(self, request: Request) -> None:
+    def _check_logprobs(self, request: Request) -> None:
         """Raise InvalidRequestError if the answer would hold too many log-probabilities.
 
-        A short request with the whole vocabulary at each token of its prompt has an answer of
-        hundreds of megabytes, which would hold up all others while it is written.
+        A short request for the whole vocabulary at each token has an answer of hundreds of
+        megabytes, and writing it would delay all other requests.
         """
-        wanted = request.params.prompt_logprobs
-        each = self.model.vocab_size if wanted == -1 else wanted or 0
-        if each * len(request.prompt_ids) > MAX_PROMPT_LOGPROBS:
-            raise InvalidRequestError(
-                f"prompt_logprobs times the tokens of the prompt must be at most"
-                f" {MAX_PROMPT_LOGPROBS}, got {each} times {len(request.prompt_ids)}",
-                param="prompt_logprobs",
-            )
+        params = request.params
+        num_prompt = len(request.prompt_ids)
+        checks = [("prompt_logprobs", params.prompt_logprobs, num_prompt, "tokens of the prompt")]
+        per_token = self._count_of(params.logprobs)
+        if per_token > DEFAULT_MAX_LOGPROBS:
+            max_tokens = params.max_tokens or self.model.max_model_len - num_prompt
+            checks.append(("logprobs", params.logprobs, params.n * max_tokens, "tokens generated"))
+        for name, asked, num_tokens, what in checks:
+            count = self._count_of(asked)
+            if count * num_tokens > MAX_LOGPROBS_PER_ANSWER:
+                raise InvalidRequestError(
+                    f"{name} times the {what} must be at most {MAX_LOGPROBS_PER_ANSWER},"
+                    f" got {count} times {num_tokens}",
+                    param=name,
+                )
+
+    def _count_of(self, asked: int | None) -> int:
+        return self.model.vocab_size if asked == -1 else asked or 0
 
 
 def cache_salt(state: ServerState, record: AccessRecord, asked: str | None) -> str:
