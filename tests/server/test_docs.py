@@ -46,7 +46,8 @@ def test_every_error_code_is_named() -> None:
     code = re.compile(
         r'code="(\w+)"|\d{3}: \(.*, "(\w+)"\),?$|"(overloaded|loading|shutting_down)"', re.MULTILINE
     )
-    sources = (ROOT / "jaxserve" / "server").rglob("*.py")
+    folders = (ROOT / "jaxserve" / "server", ROOT / "jaxserve" / "frontend")
+    sources = (path for folder in folders for path in folder.rglob("*.py"))
     found = {
         name
         for path in sources
