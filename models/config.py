@@ -255,7 +255,8 @@ class _ModelConfig:
     """Fields of decoders and encoders alike.
 
     embed: width of the stream. norm: normalisations in the layers. architecture: module that
-    computes the model: `Decoder`, `Encoder` or a family's own.
+    computes the model: `Decoder`, `Encoder` or a family's own. vocab_padding: rows of the embedding
+    and the head behind the vocabulary.
     """
 
     model_type: str
@@ -265,6 +266,7 @@ class _ModelConfig:
     norm_eps: float
     layers: tuple[LayerConfig, ...]
     architecture: Callable[[Any], Any]
+    vocab_padding: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -279,8 +281,7 @@ class DecoderConfig(_ModelConfig):
     final_norm: normalisation before the head.
     embedding_multiplier, logit_multiplier: factors of the embeddings and of the logits.
     logit_soft_cap: a logit l becomes logit_soft_cap * tanh(l / logit_soft_cap). num_labels: labels
-    scored by a head in place of the language model's; 0 is no head at all. vocab_padding: rows of
-    the embedding and the head behind the vocabulary.
+    scored by a head in place of the language model's; 0 is no head at all.
     """
 
     final_norm: Norm
@@ -290,7 +291,6 @@ class DecoderConfig(_ModelConfig):
     logit_multiplier: float = 1.0
     logit_soft_cap: float | None = None
     num_labels: int | None = None
-    vocab_padding: int = 0
 
     is_causal: ClassVar[bool] = True
 

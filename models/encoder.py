@@ -52,7 +52,7 @@ class Encoder(nnx.Module):
         """Declare the parameters."""
         self.config = config
         d, labels = config.embed, config.num_labels
-        self.embedding = matrix("embed", vocab=config.vocab_size, embed=d)
+        self.embedding = matrix("embed", vocab=config.vocab_size + config.vocab_padding, embed=d)
         self.positions = matrix("", positions=config.num_positions, embed=d)
         self.segments = matrix("", segments=config.num_segments, embed=d)
         self.embedding_norm = config.norm(config.norm_eps, embed=d)

@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxserve.models.config import DecoderConfig, ModelConfig
+from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.quantization.layout import WeightLayout
 from jaxserve.quantization.matrix import WeightSpec
 
 
 def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Config:
-    """Return a decoder whose KV heads and vocabulary divide by their shards.
+    """Return a model whose KV heads and vocabulary divide by their shards.
 
     Each KV head has copies if there are more shards, a multiple of the heads: every device attends
-    with its own. Rows of zeros follow the vocabulary. Encoders stay as they are.
+    with its own. Rows of zeros follow the vocabulary.
     """
-    if not isinstance(config, DecoderConfig):
-        return config
     shards = sharding.num_shards("kv_heads")
     return replace(
         config,
@@ -32,15 +30,13 @@ def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Confi
 
 def stored_model[Config: ModelConfig](config: Config) -> Config:
     """Return the model that a checkpoint of `config` holds."""
-    if not isinstance(config, DecoderConfig):
-        return config
     layers = tuple(replace(layer, mixer=layer.mixer.stored) for layer in config.layers)
     return replace(config, layers=layers, vocab_padding=0)
 
 
 def stored_layout(config: ModelConfig, layout: WeightLayout) -> WeightLayout:
     """Return where tensors lie before `fit`: axes that grow may not divide yet."""
-    if layout.sharding is None or not isinstance(config, DecoderConfig):
+    if layout.sharding is None:
         return layout
     grown = {
         "kv_heads": stored_model(config).layers != config.layers,
