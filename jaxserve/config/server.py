@@ -15,6 +15,7 @@ API_KEY_VARIABLE = "JAXSERVE_API_KEY"
 # Of whoever comes from vLLM: a server that did not read it would be open to all.
 VLLM_API_KEY_VARIABLE = "VLLM_API_KEY"
 ROOT_PATH = r"(/[^/?#\s]+)+"
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ALLOWED_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
 
 
@@ -82,6 +83,12 @@ class ServerConfig:
         f" {VLLM_API_KEY_VARIABLE})",
         flag="api-key",
         is_secret=True,
+    )
+    api_key_names: tuple[str, ...] = option(
+        (),
+        "tenants of the keys of --api-key, in order: keys of one tenant share its stored files,"
+        " batches, responses and cached prefixes, so that a key can be replaced (default: each key"
+        " is a tenant of its own)",
     )
     allowed_origins: tuple[str, ...] = option(
         (),
@@ -239,6 +246,16 @@ class ServerConfig:
         self._check_network()
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys must not be empty strings")
+        if self.api_key_names and len(self.api_key_names) != len(self.api_keys):
+            raise ConfigError(
+                f"api_key_names must name the tenant of each of the {len(self.api_keys)} keys, got"
+                f" {len(self.api_key_names)} names"
+            )
+        for name in self.api_key_names:
+            if not TENANT.fullmatch(name):
+                raise ConfigError(
+                    f"api_key_names must be up to 64 letters, digits and any of . _ -, got {name!r}"
+                )
         for name in self.allowed_hosts:
             if not ALLOWED_HOST.fullmatch(name):
                 raise ConfigError(

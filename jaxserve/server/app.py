@@ -9,8 +9,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from jaxserve.access.keyring import Keyring
+from jaxserve.access.policy import Policy
 from jaxserve.config.server import ServerConfig
-from jaxserve.observability.ignored_fields import IgnoredLog
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server.admin.docs import get_docs, get_openapi
 from jaxserve.server.admin.health import health, live, load, ready
@@ -38,11 +39,13 @@ from jaxserve.server.http.extensions import extension
 from jaxserve.server.http.hosts import HostMiddleware
 from jaxserve.server.http.middleware import (
     OPEN_PATHS,
+    PROBED_PATHS,
     AuthorizeMiddleware,
     ObserveMiddleware,
     RootPathMiddleware,
     SurplusMiddleware,
 )
+from jaxserve.server.http.record import LogSink, MetricsSink, RecordSink
 from jaxserve.server.invocations import invoke
 from jaxserve.server.messages.handler import count_tokens, create_message
 from jaxserve.server.models import ModelRouter, ServedModel
@@ -123,23 +126,30 @@ def create_app(
     metrics: Metrics,
     config: ServerConfig,
     folder: Path,
+    policies: Sequence[Policy] = (),
+    sinks: Sequence[RecordSink] = (),
     scrape: Scrape | None = None,
     report_batches: Callable[[BatchTrouble | None], None] | None = None,
 ) -> Starlette:
     """Return the application that serves `models`, the first of them to requests that name none.
 
     Without models it says that it loads, until its `router` is told of some. The models'
-    engines run; the application does not stop them, `Server` does. folder, scrape: see ServerState.
+    engines run; the application does not stop them, `Server` does. folder, policies,
+    scrape: see ServerState. sinks: get the record of each request, after the metrics and the log.
     report_batches: called in place of telling the state what delays batches.
     What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
     is told to `start`.
     """
     observe = Middleware(
         ObserveMiddleware,
-        metrics=metrics,
-        ignored_log=IgnoredLog(),
-        access_log=not config.disable_access_log,
-        quiet_paths=config.quiet_paths,
+        sinks=[
+            MetricsSink(metrics),
+            LogSink(
+                access_log=not config.disable_access_log,
+                quiet_paths=PROBED_PATHS | {*config.quiet_paths},
+            ),
+            *sinks,
+        ],
         strict_fields=config.strict_fields,
     )
     middleware = [
@@ -159,12 +169,13 @@ def create_app(
             )
         )
     page = [] if config.disable_playground else playground_routes()
+    keyring = Keyring(config.api_keys, names=config.api_key_names)
     if config.api_keys:
         # A browser that opens the page has no key yet: the page asks for it.
         middleware.append(
             Middleware(
                 AuthorizeMiddleware,
-                api_keys=config.api_keys,
+                keyring=keyring,
                 open_paths=OPEN_PATHS | {route.path for route in page},
             )
         )
@@ -181,8 +192,14 @@ def create_app(
     # A redirect would be to the host that the client's Host header names.
     app.router.redirect_slashes = inner.router.redirect_slashes = False
     state = ServerState(
-        ModelRouter(models), metrics=metrics, config=config, folder=folder, scrape=scrape
+        ModelRouter(models),
+        metrics=metrics,
+        config=config,
+        folder=folder,
+        policies=policies,
+        scrape=scrape,
     )
+    state.batches.rename_tenants(keyring.renamed_tenants)
     app.state.server = inner.state.server = state
     # Made when it is first asked for.
     app.state.openapi = cache(partial(describe_api, routes, OPERATIONS, root_path=config.root_path))

@@ -184,7 +184,7 @@ async def on_jaxserve_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, JaxserveError)
     if isinstance(error, StorageError):
         # The operator's words, for the log.
-        request.scope["state"]["access"].error = str(error)
+        request.scope["state"]["record"].error = str(error)
     return error_response(error, request.scope)
 
 

@@ -1,22 +1,21 @@
-"""What the endpoints share: the models, the metrics, and how much is going on."""
+"""What the endpoints of a server share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from starlette.requests import Request
 
+from jaxserve.access.policy import Policies, Policy
 from jaxserve.config.server import ServerConfig
-from jaxserve.errors import OverloadedError
 from jaxserve.observability.metrics import Metrics
 from jaxserve.observability.series import Family
 from jaxserve.server.batches.store import BatchStore
 from jaxserve.server.batches.trouble import BatchTrouble
-from jaxserve.server.errors import ShuttingDownError
+from jaxserve.server.capacity import Capacity
 from jaxserve.server.http.body_budget import BodyBudget
 from jaxserve.server.http.lanes import Lanes
-from jaxserve.server.models import ModelRouter, ServedModel
+from jaxserve.server.models import ModelRouter
 from jaxserve.server.responses.store import ResponseStore
 
 # Of each body, and of each upload, that are not counted: what is kept of them before the endpoint
@@ -36,9 +35,10 @@ def server_state(http: Request) -> "ServerState":
 
 
 class ServerState:
-    """One server's models, metrics and load.
+    """What the endpoints of one server share.
 
-    folder: for what the server keeps, shared by its processes. scrape: returns the series to show,
+    folder: for what the server keeps, shared by its processes. policies: that admit requests, after
+    the server's own capacity does. scrape: returns the series to show,
     which may be more than the server's own `metrics`. batch_trouble: what delays batches, in
     whichever process runs them.
     """
@@ -50,10 +50,13 @@ class ServerState:
         metrics: Metrics,
         config: ServerConfig,
         folder: Path,
+        policies: Sequence[Policy] = (),
         scrape: Scrape | None = None,
     ) -> None:
         self.router = router
         self.metrics = metrics
+        self.capacity = Capacity(config.max_concurrent_requests, metrics=metrics)
+        self.policy = Policies([self.capacity, *policies])
         self.responses = ResponseStore(
             folder,
             max_responses=config.max_stored_responses,
@@ -72,44 +75,13 @@ class ServerState:
         self.background: set[asyncio.Task[None]] = set()
         self.scrape = scrape or self._own_series
         self.config = config
-        # In this order: not ready, but taking requests; taking none.
+        # Not ready, but taking requests until `capacity` drains.
         self.is_stopping = False
-        self.is_draining = False
         self.lanes = Lanes()
-        self._num_active = 0
 
     def note_batches(self, trouble: BatchTrouble | None) -> None:
         """Remember what delays batches, None when they go on."""
         self.batch_trouble = trouble
-
-    @property
-    def num_active(self) -> int:
-        """Answers that are being made."""
-        return self._num_active
-
-    @contextmanager
-    def admitted(self, model: ServedModel) -> Iterator[None]:
-        """Count an answer while it is made; raise OverloadedError when there are too many.
-
-        Also counts what the engine refuses inside.
-        """
-        try:
-            if self.is_draining:
-                raise ShuttingDownError
-            if self._num_active >= self.config.max_concurrent_requests:
-                raise OverloadedError(
-                    f"the server is making {self._num_active} answers, as many as it may",
-                    retry_after_s=1.0,
-                )
-        except OverloadedError as error:
-            reason = "shutting_down" if self.is_draining else "concurrency"
-            self.metrics.observe_rejection(reason, model_name=model.name)
-            raise error
-        self._num_active += 1
-        try:
-            yield
-        finally:
-            self._num_active -= 1
 
     async def _own_series(self) -> Sequence[Family]:
         return self.metrics.snapshot()

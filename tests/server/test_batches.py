@@ -224,7 +224,7 @@ def test_few_lines_are_under_way_at_once() -> None:
 
 
 def test_a_full_server_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.server.batches.runner.MIN_RETRY_S", 0.02)
+    monkeypatch.setattr("jaxserve.server.batches.lines.MIN_RETRY_S", 0.02)
     config = ServerConfig(port=0, max_concurrent_requests=1)
     with World(config=config) as world, serving(world) as http:
         batch = ended(http, begin(http, *(line(str(number)) for number in range(6))))

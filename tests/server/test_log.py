@@ -63,7 +63,7 @@ def test_nothing_said_and_no_key_is_logged(log: io.StringIO) -> None:
     assert "quick" not in log.getvalue()
     assert "sk-secret" not in log.getvalue()
     assert json.dumps(text["choices"][0]["text"]) not in log.getvalue()
-    assert len(lines(log)[0]["key_id"]) == 12
+    assert len(lines(log)[0]["tenant"]) == 12
 
 
 def test_a_request_cannot_forge_a_line(log: io.StringIO) -> None:

@@ -29,7 +29,7 @@ def test_while_draining_nothing_new_is_taken() -> None:
         assert [each.get("/ready").status_code for each in (client, other)] == [200, 200]
         wait_for(lambda: not world.is_idle())
         address.server.should_exit = True
-        wait_for(lambda: world.app.state.server.is_draining)
+        wait_for(lambda: world.app.state.server.capacity.is_draining)
         ready = client.get("/ready")
         refused = other.post("/v1/completions", json=BODY)
         with pytest.raises(httpx.ConnectError):

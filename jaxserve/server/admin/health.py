@@ -72,4 +72,4 @@ async def ready(http: Request) -> Response:
 
 async def load(http: Request) -> Response:
     """Answer with the number of answers that this process is making."""
-    return json_response(Load(server_state(http).num_active))
+    return json_response(Load(server_state(http).capacity.num_active))

@@ -19,6 +19,7 @@ from jaxserve.server.batches.schema import File
 from jaxserve.server.database import Database, storage_faults
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# owner: the tenant; the column is named as in the databases of earlier versions.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     id TEXT PRIMARY KEY,
@@ -59,7 +60,7 @@ class FileStore:
     """The files of one folder, shared by the processes of a server.
 
     What they hold lies in files of the folder, everything else in a database; a file without a row
-    there is none. owner: who may see something; another's does not exist. Calls are for worker
+    there is none. tenant: who may see something; another's does not exist. Calls are for worker
     threads. Those that name something raise InvalidRequestError (404) when it is not there, and
     all raise StorageError when the disk or the database cannot be used.
 
@@ -81,7 +82,7 @@ class FileStore:
 
     def add(
         self,
-        owner: str,
+        tenant: str,
         content: Iterable[bytes],
         *,
         filename: str,
@@ -102,15 +103,15 @@ class FileStore:
             )
             with self._database.transaction() as connection:
                 self._check_room(connection, num_bytes)
-                insert_file(connection, owner, file)
+                insert_file(connection, tenant, file)
         return file
 
-    def get(self, owner: str, file_id: str, *, param: str | None = None) -> File:
+    def get(self, tenant: str, file_id: str, *, param: str | None = None) -> File:
         """Return a file. param: the field that names it, if it is not the path."""
         self._forget_expired()
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT file FROM files WHERE id = ? AND owner = ?", (file_id, owner)
+                "SELECT file FROM files WHERE id = ? AND owner = ?", (file_id, tenant)
             ).fetchone()
         if row is None:
             raise not_found("file", file_id, param or "file_id")
@@ -129,22 +130,22 @@ class FileStore:
                 raise not_found("file", file_id, "file_id")
         return path
 
-    def all_of(self, owner: str, *, purpose: str | None) -> list[File]:
-        """Return the files of an owner, oldest first."""
+    def all_of(self, tenant: str, *, purpose: str | None) -> list[File]:
+        """Return the files of a tenant, oldest first."""
         self._forget_expired()
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT file FROM files WHERE owner = ? AND purpose = coalesce(?, purpose)"
                 " ORDER BY rowid",
-                (owner, purpose),
+                (tenant, purpose),
             ).fetchall()
         return [msgspec.json.decode(row["file"], type=File) for row in rows]
 
-    def delete(self, owner: str, file_id: str) -> None:
+    def delete(self, tenant: str, file_id: str) -> None:
         """Delete a file. A batch that reads it fails."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
-                "DELETE FROM files WHERE id = ? AND owner = ?", (file_id, owner)
+                "DELETE FROM files WHERE id = ? AND owner = ?", (file_id, tenant)
             )
             if cursor.rowcount == 0:
                 raise not_found("file", file_id, "file_id")
@@ -225,12 +226,12 @@ def described(
     )
 
 
-def insert_file(connection: sqlite3.Connection, owner: str, file: File) -> None:
-    """Claim a content that has been written, for an owner."""
+def insert_file(connection: sqlite3.Connection, tenant: str, file: File) -> None:
+    """Claim a content that has been written, for a tenant."""
     expires_at = None if file.expires_at is UNSET else file.expires_at
     connection.execute(
         "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
-        (file.id, owner, file.bytes, file.purpose, expires_at, msgspec.json.encode(file)),
+        (file.id, tenant, file.bytes, file.purpose, expires_at, msgspec.json.encode(file)),
     )
     if expires_at is not None:
         set_clock(connection, file.id, time.time())

@@ -21,7 +21,7 @@ from jaxserve.server.errors import BodyTooLargeError
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.body_budget import Lease
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import owner_of
+from jaxserve.server.http.record import tenant_of
 from jaxserve.server.schema.pages import page_of
 from jaxserve.server.state import server_state
 
@@ -52,7 +52,7 @@ async def upload_file(http: Request) -> Response:
             )
         work = partial(
             state.files.add,
-            owner_of(http.scope),
+            tenant_of(http.scope),
             _pieces(upload.file),
             filename=(upload.filename or "")[:MAX_FILENAME_CHARS],
             purpose=purpose,
@@ -65,7 +65,7 @@ async def list_files(http: Request) -> Response:
     """Answer with a page of the files there are."""
     state = server_state(http)
     work = partial(
-        state.files.all_of, owner_of(http.scope), purpose=http.query_params.get("purpose")
+        state.files.all_of, tenant_of(http.scope), purpose=http.query_params.get("purpose")
     )
     files = await run_in(state.lanes.storage, work)
     if http.query_params.get("order", "desc") == "desc":
@@ -90,14 +90,14 @@ async def delete_file(http: Request) -> Response:
     """Delete a file."""
     state = server_state(http)
     file_id = http.path_params["file_id"]
-    await run_in(state.lanes.storage, partial(state.files.delete, owner_of(http.scope), file_id))
+    await run_in(state.lanes.storage, partial(state.files.delete, tenant_of(http.scope), file_id))
     return json_response(FileDeleted(file_id))
 
 
 async def _found(http: Request) -> File:
     """Return the file that a path names, if it belongs to who asks."""
     state = server_state(http)
-    work = partial(state.files.get, owner_of(http.scope), http.path_params["file_id"])
+    work = partial(state.files.get, tenant_of(http.scope), http.path_params["file_id"])
     return await run_in(state.lanes.storage, work)
 
 

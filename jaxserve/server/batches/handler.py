@@ -14,7 +14,7 @@ from jaxserve.server.batches.schema import WINDOW_S, Batch, BatchBody, BatchList
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read_as
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import owner_of
+from jaxserve.server.http.record import tenant_of
 from jaxserve.server.schema.pages import page_of
 from jaxserve.server.state import server_state
 
@@ -25,10 +25,10 @@ DEFAULT_LISTED = 20
 async def create_batch(http: Request) -> Response:
     """Keep a batch, to be run."""
     state = server_state(http)
-    owner = owner_of(http.scope)
+    tenant = tenant_of(http.scope)
     body = await read_as(http, BatchBody)
     # Raises if it is not there.
-    find = partial(state.files.get, owner, body.input_file_id, param="input_file_id")
+    find = partial(state.files.get, tenant, body.input_file_id, param="input_file_id")
     file = await run_in(state.lanes.storage, find)
     if file.purpose != "batch":
         raise InvalidRequestError(
@@ -48,7 +48,7 @@ async def create_batch(http: Request) -> Response:
         metadata=body.metadata,
         output_expires_after_s=UNSET if lifetime is None else lifetime.seconds,
     )
-    await run_in(state.lanes.storage, partial(state.batches.add_batch, owner, batch))
+    await run_in(state.lanes.storage, partial(state.batches.add_batch, tenant, batch))
     return json_response(batch)
 
 
@@ -56,7 +56,7 @@ async def list_batches(http: Request) -> Response:
     """Answer with a page of the batches there are, newest first."""
     state = server_state(http)
     batches = await run_in(
-        state.lanes.storage, partial(state.batches.batches, owner_of(http.scope))
+        state.lanes.storage, partial(state.batches.batches, tenant_of(http.scope))
     )
     page = page_of(batches, http.query_params, max_limit=MAX_LISTED, default=DEFAULT_LISTED)
     return json_response(BatchList(**page))
@@ -78,7 +78,7 @@ async def cancel_batch(http: Request) -> Response:
 async def _found(http: Request) -> Batch:
     """Return the batch that a path names, if it belongs to who asks."""
     state = server_state(http)
-    work = partial(state.batches.batch, owner_of(http.scope), http.path_params["batch_id"])
+    work = partial(state.batches.batch, tenant_of(http.scope), http.path_params["batch_id"])
     return await run_in(state.lanes.storage, work)
 
 

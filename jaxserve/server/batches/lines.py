@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxserve.access.principal import Principal
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.server.batches.schema import (
@@ -23,7 +24,7 @@ from jaxserve.server.batches.schema import (
 )
 from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import error_response
-from jaxserve.server.http.middleware import access_record
+from jaxserve.server.http.record import request_record
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100
@@ -44,8 +45,9 @@ class AsBatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one line."""
-        record = access_record(scope)
-        record.key_id, record.batch = scope["state"]["owner"] or None, scope["state"]["batch"]
+        record = request_record(scope)
+        record.principal = Principal(scope["state"]["tenant"])
+        record.batch = scope["state"]["batch"]
         app = self._app
         try:
             for name in scope["state"]["ignored"]:
@@ -62,7 +64,7 @@ class LineRunner:
         self._app = app
 
     async def answer_all(
-        self, lines: Iterable[Numbered], *, concurrency: int, owner: str = "", batch: str = ""
+        self, lines: Iterable[Numbered], *, concurrency: int, tenant: str = "", batch: str = ""
     ) -> AsyncGenerator[list[tuple[int, Result]]]:
         """Yield what becomes of lines, with their numbers, some at a time, as they are answered.
 
@@ -74,7 +76,7 @@ class LineRunner:
         try:
             while True:
                 for number, line in islice(rest, concurrency - len(running)):
-                    answer = self._answer(line, owner=owner, batch=batch)
+                    answer = self._answer(line, tenant=tenant, batch=batch)
                     running[asyncio.create_task(answer)] = number
                 if not running:
                     return
@@ -88,7 +90,7 @@ class LineRunner:
             if running:
                 await asyncio.wait(running)
 
-    async def _answer(self, line: Line, *, owner: str, batch: str) -> Result:
+    async def _answer(self, line: Line, *, tenant: str, batch: str) -> Result:
         """Return what becomes of a line; waits while the server is full, or has no engine."""
         if line.body.get("stream"):
             body = {"message": "stream must be false in a batch, got True", "param": "stream"}
@@ -96,7 +98,7 @@ class LineRunner:
             return result_of(line, response=LineResponse(400, uuid.uuid4().hex, error))
         delay_s = MIN_RETRY_S
         while True:
-            state = {"owner": owner, "batch": batch, "ignored": (*(line.model_extra or ()),)}
+            state = {"tenant": tenant, "batch": batch, "ignored": (*(line.model_extra or ()),)}
             status, request_id, body = await _post(self._app, line, state)
             if status != OVERLOADED:
                 return result_of(line, response=LineResponse(status, request_id, body))

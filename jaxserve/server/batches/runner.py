@@ -99,9 +99,9 @@ class BatchRunner:
         if found is None:
             await asyncio.sleep(POLL_S)
             return
-        owner, batch = found
+        tenant, batch = found
         try:
-            await self._run_batch(owner, batch)
+            await self._run_batch(tenant, batch)
         except StorageError:
             raise
         except Exception as error:
@@ -110,7 +110,7 @@ class BatchRunner:
             else:
                 log.exception("a batch failed", batch=batch.id)
                 reason = BatchError("server_error", "the server could not run it", None, None)
-            await self._finish(owner, batch, partial(_fail, errors=[reason]))
+            await self._finish(tenant, batch, partial(_fail, errors=[reason]))
 
     async def _do[T](self, work: Callable[[], T]) -> T:
         """Do something in the store, and until the storage works if it does not."""
@@ -147,30 +147,30 @@ class BatchRunner:
             log.error("batches are delayed", reason=str(error), exc_info=traceback)
             self._report(BatchTrouble(reason, int(time.time())))
 
-    async def _run_batch(self, owner: str, batch: Batch) -> None:
+    async def _run_batch(self, tenant: str, batch: Batch) -> None:
         if batch.status == "validating":
-            batch = await self._validate(owner, batch)
+            batch = await self._validate(tenant, batch)
         if batch.status == "in_progress":
-            batch = await self._answer_all(owner, batch)
+            batch = await self._answer_all(tenant, batch)
         if batch.status in {"in_progress", "finalizing", "cancelling"}:
-            await self._finish(owner, batch, _end)
+            await self._finish(tenant, batch, _end)
 
-    async def _validate(self, owner: str, batch: Batch) -> Batch:
+    async def _validate(self, tenant: str, batch: Batch) -> Batch:
         """Look at every line before the first is answered."""
         try:
-            total, errors = await self._do(partial(self._checked_lines, owner, batch))
+            total, errors = await self._do(partial(self._checked_lines, tenant, batch))
         except InvalidRequestError:
             total = 0
             errors = [BatchError("not_found", "the input file is not there", None, None)]
         if errors:
-            return await self._finish(owner, batch, partial(_fail, errors=errors))
+            return await self._finish(tenant, batch, partial(_fail, errors=errors))
         return await self._change(batch, partial(_begin, total=total))
 
-    def _checked_lines(self, owner: str, batch: Batch) -> tuple[int, list[BatchError]]:
-        file = self._store.files.get(owner, batch.input_file_id)
+    def _checked_lines(self, tenant: str, batch: Batch) -> tuple[int, list[BatchError]]:
+        file = self._store.files.get(tenant, batch.input_file_id)
         return check_lines(self._store.files.content(file.id), batch.endpoint)
 
-    async def _answer_all(self, owner: str, batch: Batch) -> Batch:
+    async def _answer_all(self, tenant: str, batch: Batch) -> Batch:
         """Answer the lines that have no result, until all have or the batch is to end."""
         lines = await self._do(partial(self._lines_to_do, batch))
         zero_s = await self._do(partial(self._store.zero_s, batch))
@@ -180,7 +180,7 @@ class BatchRunner:
             return zero_s + time.monotonic() > batch.expires_at
 
         answers = self._lines.answer_all(
-            () if is_late() else lines, concurrency=self._concurrency, owner=owner, batch=batch.id
+            () if is_late() else lines, concurrency=self._concurrency, tenant=tenant, batch=batch.id
         )
         async with aclosing(answers):
             async for results in answers:
@@ -205,9 +205,9 @@ class BatchRunner:
         ]
         return self._store.add_results(batch.id, results, _expired if results else None)
 
-    async def _finish(self, owner: str, batch: Batch, change: Callable[[Batch], None]) -> Batch:
+    async def _finish(self, tenant: str, batch: Batch, change: Callable[[Batch], None]) -> Batch:
         """End a batch; what was answered of it is in its files, also if it failed."""
-        return await self._do(partial(self._store.finish, owner, batch.id, change))
+        return await self._do(partial(self._store.finish, tenant, batch.id, change))
 
     async def _change(self, batch: Batch, change: Callable[[Batch], None]) -> Batch:
         return await self._do(partial(self._store.change, batch.id, change))

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def claimed(folder: Path) -> Iterator[None]:
 class BatchStore:
     """The batches of one folder and the results of their lines, beside the `files` they read.
 
-    Owners, threads and errors are as in FileStore. max_batches: that are kept, in whatever state.
+    Tenants, threads and errors are as in FileStore. max_batches: that are kept, in whatever state.
     max_bytes: of all files together.
     """
 
@@ -83,12 +83,21 @@ class BatchStore:
         self.files = FileStore(folder / "files", self._database, max_bytes=max_bytes)
         self._max_batches = max_batches
 
-    def add_batch(self, owner: str, batch: Batch) -> None:
+    def rename_tenants(self, names: Mapping[str, str]) -> None:
+        """Give what tenants have stored to the tenants that they are called now."""
+        if not names:
+            return
+        with self._database.transaction() as connection:
+            for old, new in names.items():
+                connection.execute("UPDATE files SET owner = ? WHERE owner = ?", (new, old))
+                connection.execute("UPDATE batches SET owner = ? WHERE owner = ?", (new, old))
+
+    def add_batch(self, tenant: str, batch: Batch) -> None:
         """Keep a batch that is to be run; the oldest finished ones go when there are too many."""
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO batches VALUES (?, ?, ?, ?)",
-                (batch.id, owner, batch.status, msgspec.json.encode(batch)),
+                (batch.id, tenant, batch.status, msgspec.json.encode(batch)),
             )
             set_clock(connection, batch.id, time.time())
             (count,) = connection.execute("SELECT count(*) FROM batches").fetchone()
@@ -104,26 +113,26 @@ class BatchStore:
                         code="too_many_batches",
                     )
 
-    def batch(self, owner: str, batch_id: str) -> Batch:
+    def batch(self, tenant: str, batch_id: str) -> Batch:
         """Return a batch."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT batch FROM batches WHERE id = ? AND owner = ?", (batch_id, owner)
+                "SELECT batch FROM batches WHERE id = ? AND owner = ?", (batch_id, tenant)
             ).fetchone()
         if row is None:
             raise not_found("batch", batch_id, "batch_id")
         return msgspec.json.decode(row["batch"], type=Batch)
 
-    def batches(self, owner: str) -> list[Batch]:
-        """Return the batches of an owner, newest first."""
+    def batches(self, tenant: str) -> list[Batch]:
+        """Return the batches of a tenant, newest first."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT batch FROM batches WHERE owner = ? ORDER BY rowid DESC", (owner,)
+                "SELECT batch FROM batches WHERE owner = ? ORDER BY rowid DESC", (tenant,)
             ).fetchall()
         return [msgspec.json.decode(row["batch"], type=Batch) for row in rows]
 
     def next_batch(self) -> tuple[str, Batch] | None:
-        """Return the oldest batch that is not finished, and its owner."""
+        """Return the oldest batch that is not finished, and its tenant."""
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT owner, batch FROM batches WHERE status IN (?, ?, ?, ?) ORDER BY rowid",
@@ -154,7 +163,7 @@ class BatchStore:
             zero_s: float = row["zero_s"]
             return zero_s
 
-    def finish(self, owner: str, batch_id: str, change: Callable[[Batch], None]) -> Batch:
+    def finish(self, tenant: str, batch_id: str, change: Callable[[Batch], None]) -> Batch:
         """Put the results of a batch into its output and error files, and change it at the end."""
         with (
             self._results_file(batch_id, "output", is_error=False) as output,
@@ -168,7 +177,7 @@ class BatchStore:
                 change(batch)
 
             for file in filter(None, (output, errors)):
-                insert_file(connection, owner, file)
+                insert_file(connection, tenant, file)
             connection.execute("DELETE FROM results WHERE batch_id = ?", (batch_id,))
             connection.execute("DELETE FROM clocks WHERE id = ?", (batch_id,))
             return _change(connection, batch_id, finish)

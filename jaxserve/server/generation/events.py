@@ -11,9 +11,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
+from jaxserve.access.policy import Demand, Used
 from jaxserve.api.request import (
     FinishReason,
     PositionLogprobs,
@@ -27,7 +28,7 @@ from jaxserve.client.streams import merge
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.frontend.schema.parsing import renamed
 from jaxserve.server.errors import GenerationError, ShuttingDownError
-from jaxserve.server.http.middleware import AccessRecord
+from jaxserve.server.http.record import RequestRecord
 from jaxserve.server.models import MAX_AT_ONCE, ServedModel
 from jaxserve.server.schema.answers import (
     CompletionTokensDetails,
@@ -127,6 +128,33 @@ class Tally:
         return usage
 
 
+class Meter:
+    """Counts what the engine computes for requests. A prompt counts once the engine took it."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._prompts = {request.id: len(request.prompt_ids) for request in requests}
+        self._cached: dict[str, int] = {}
+        self._completion_tokens = 0
+
+    def add(self, event: TokenEvent) -> None:
+        """Count an event."""
+        cached = max(self._cached.get(event.request_id, 0), event.num_cached_tokens)
+        self._cached[event.request_id] = cached
+        self._completion_tokens += len(event.token_ids)
+
+    def add_all_prompts(self) -> None:
+        """Count prompts without events, too: the engine may have computed them already."""
+        self._cached = dict.fromkeys(self._prompts, 0) | self._cached
+
+    def used(self) -> Used:
+        """Return the counts so far."""
+        return Used(
+            prompt_tokens=sum(self._prompts[request_id] for request_id in self._cached),
+            cached_tokens=sum(self._cached.values()),
+            completion_tokens=self._completion_tokens,
+        )
+
+
 def _ms(start_s: float | None, stop_s: float | None) -> float | None:
     """Return the milliseconds between two times, None unless both have been."""
     return None if start_s is None or stop_s is None else 1000 * (stop_s - start_s)
@@ -173,7 +201,7 @@ class Job:
     state: ServerState
     model: ServedModel
     requests: tuple[Request, ...]
-    record: AccessRecord
+    record: RequestRecord
     field_names: Mapping[str, str] = field(default_factory=dict[str, str])
     run: Run | None = None
 
@@ -192,11 +220,12 @@ class Job:
         record = self.record
         record.model = self.model.name
         arrival_s = self.requests[0].arrival_s
-        with self.state.admitted(self.model), renamed(self.field_names):
-            run = self.run or self.model.client.generate
-            async with aclosing(merged(run, self.requests)) as events:
+        run = self.run or self.model.client.generate
+        with renamed(self.field_names):
+            async with self._admitted() as meter, aclosing(merged(run, self.requests)) as events:
                 try:
                     async for index, event in events:
+                        meter.add(event)
                         if event.finish_reason is not None:
                             record.finish_reason = event.finish_reason.value
                             record.error = event.error
@@ -205,11 +234,27 @@ class Job:
                             record.first_token_s = time.monotonic() - arrival_s
                         yield index, event
                 except (asyncio.CancelledError, GeneratorExit):
+                    meter.add_all_prompts()
                     record.finish_reason = FinishReason.ABORT.value
                     raise
                 except OverloadedError:
                     self.state.metrics.observe_rejection("queue", model_name=self.model.name)
                     raise
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncGenerator[Meter]:
+        """Hold the admission of these requests; yield what measures the use of it."""
+        demand = Demand(
+            model=self.model.name,
+            requests=self.requests,
+            is_batch=self.record.batch is not None,
+        )
+        admission = await self.state.policy.admit(self.record.principal, demand)
+        meter = Meter(self.requests)
+        try:
+            yield meter
+        finally:
+            admission.settle(meter.used())
 
     async def collect(self, tally: Tally) -> list[Collected]:
         """Return the choices of the whole answer, counted by `tally`."""

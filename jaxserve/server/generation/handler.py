@@ -23,7 +23,7 @@ from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read_as
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import access_record
+from jaxserve.server.http.record import request_record
 from jaxserve.server.http.sse import DONE, EventStream, event
 from jaxserve.server.schema.answers import ChatChunk, Completion, Maybe, Timing, Usage
 from jaxserve.server.state import server_state
@@ -34,12 +34,12 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
 
     Raises InvalidRequestError where it cannot be done.
     """
-    state, record = server_state(http), access_record(http.scope)
+    state, record = server_state(http), request_record(http.scope)
     model = state.router.model(body.model)
     maker = RequestMaker(
         model=model,
         body=body,
-        cache_salt=cache_salt(state, record, body.cache_salt),
+        cache_salt=cache_salt(record.principal, body.cache_salt),
         ignored=record.ignored,
         is_batch=record.batch is not None,
     )

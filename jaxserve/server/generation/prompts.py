@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from jaxserve.access.principal import Principal
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
 from jaxserve.api.request import LOWEST_PRIORITY, Request, SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
@@ -16,9 +17,7 @@ from jaxserve.server.chat.response_parser import ChatReading
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.chat.tool_constraints import BUDGET_NAMES, FIELD_NAMES, bound_to
 from jaxserve.server.completions.schema import CompletionBody
-from jaxserve.server.http.middleware import AccessRecord
 from jaxserve.server.models import ServedModel
-from jaxserve.server.state import ServerState
 from jaxserve.tokenization.tokenizer import truncated
 
 # Log-probabilities in one answer, some 60 bytes of JSON each: those of the prompt, and those of
@@ -210,12 +209,12 @@ class RequestMaker:
         return self.model.vocab_size if asked == -1 else asked or 0
 
 
-def cache_salt(state: ServerState, record: AccessRecord, asked: str | None) -> str:
-    """Return whose cached prefixes a request may share: its own key's, where there are several.
+def cache_salt(principal: Principal, asked: str | None) -> str:
+    """Return the salt of a request's cached prefixes, so that tenants share none.
 
     How fast an answer begins tells whether its prompt was cached, and so what others have asked.
     """
-    if len(state.config.api_keys) < 2:
+    if not principal.tenant:
         return asked or ""
-    # A client's salt has no "@" (protocol/body.py), so that none can look like another's.
-    return f"{record.key_id}@{asked or ''}"
+    # A client's salt has no "@" (CACHE_SALT), so that none can look like another tenant's.
+    return f"{principal.tenant}@{asked or ''}"

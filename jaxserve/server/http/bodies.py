@@ -13,7 +13,7 @@ from jaxserve.server.http.body_budget import Lease
 from jaxserve.server.http.decoding import decode
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import access_record
+from jaxserve.server.http.record import request_record
 from jaxserve.server.state import server_state
 
 # Parsed on the event loop up to this size, in a few milliseconds at worst.
@@ -29,7 +29,7 @@ async def read[T](http: Request, make: Callable[[dict[str, Any], IgnoredFields],
     no JSON object, and what `make` raises.
     """
     check_media_type(http)
-    ignored = access_record(http.scope).ignored
+    ignored = request_record(http.scope).ignored
     state = server_state(http)
     with state.body_budget.lease() as lease:
         body = await read_body(http, max_bytes=state.config.max_body_bytes, lease=lease)

@@ -3,26 +3,23 @@
 Pure ASGI: Starlette's BaseHTTPMiddleware would stand between a stream and its client's leaving.
 """
 
-import hashlib
-import hmac
 import re
 import time
 import uuid
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, fields
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxserve.access.keyring import Keyring
 from jaxserve.errors import OverloadedError
 from jaxserve.frontend.schema.ignored import IgnoredFields
-from jaxserve.observability.ignored_fields import IgnoredLog
 from jaxserve.observability.logging import get_logger
-from jaxserve.observability.metrics import Metrics
 from jaxserve.server.errors import UnauthorizedError, error_response
+from jaxserve.server.http.record import RecordSink, RequestRecord, request_record
 from jaxserve.server.transport.http11 import IS_SURPLUS
 
 log = get_logger(__name__)
@@ -32,39 +29,6 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 OPEN_PATHS = frozenset({"/api/hello", "/health", "/live", "/ping", "/ready"})
 PROBED_PATHS = OPEN_PATHS | {"/metrics"}
 IGNORED_HEADER = "x-jaxserve-ignored"
-
-
-@dataclass(slots=True)
-class AccessRecord:
-    """What the log line of a request says beside its path and status; endpoints fill it in.
-
-    ignored: fields of the body that nothing reads, for the answer's header.
-    """
-
-    request_id: str
-    ignored: IgnoredFields = field(default_factory=IgnoredFields)
-    model: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    first_token_s: float | None = None
-    finish_reason: str | None = None
-    error: str | None = None
-    key_id: str | None = None
-    batch: str | None = None
-
-
-LOGGED = tuple(each.name for each in fields(AccessRecord) if each.name != "ignored")
-
-
-def access_record(scope: Scope) -> AccessRecord:
-    """Return the record of the request in hand."""
-    record: AccessRecord = scope["state"]["access"]
-    return record
-
-
-def owner_of(scope: Scope) -> str:
-    """Return whose things the request in hand may see: those of its API key."""
-    return access_record(scope).key_id or ""
 
 
 class RootPathMiddleware:
@@ -93,27 +57,16 @@ class ObserveMiddleware:
     Once the server stops, every answer closes its connection, so that clients go elsewhere.
 
     A client's own x-request-id is logged and sent back; nothing is ever looked up by it.
-    access_log: whether requests are logged at the level info; those to quiet_paths never are,
-    unless they fail. ignored_log: notes the fields that nothing reads. strict_fields: whether
-    unknown fields are refused.
+    sinks: get the record of each request when it has ended. strict_fields: whether unknown fields
+    are refused.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        metrics: Metrics,
-        ignored_log: IgnoredLog,
-        access_log: bool = True,
-        quiet_paths: Sequence[str] = (),
-        strict_fields: bool = False,
+        self, app: ASGIApp, *, sinks: Sequence[RecordSink], strict_fields: bool = False
     ) -> None:
         self._app = app
-        self._metrics = metrics
-        self._ignored_log = ignored_log
+        self._sinks = sinks
         self._strict_fields = strict_fields
-        self._access_log = access_log
-        self._quiet_paths = PROBED_PATHS | {*quiet_paths}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -122,48 +75,39 @@ class ObserveMiddleware:
             return
         began_s = time.monotonic()
         sent_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        record = AccessRecord(request_id, IgnoredFields(is_strict=self._strict_fields))
-        scope.setdefault("state", {})["access"] = record
-        status = 0
+        record = RequestRecord(
+            request_id=sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex,
+            method=scope["method"] if scope["method"] in METHODS else "other",
+            ignored=IgnoredFields(is_strict=self._strict_fields),
+        )
+        scope.setdefault("state", {})["record"] = record
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers["x-request-id"] = record.request_id
                 if scope["app"].state.server.is_stopping:
                     headers["connection"] = "close"
                 if ignored := record.ignored.header:
                     headers[IGNORED_HEADER] = ignored
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=record.request_id):
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception as error:
-                if status:
+                if record.status:
                     raise
                 log.exception("request failed")
                 await error_response(error, scope)(scope, receive, send_with_id)
             finally:
-                self._report(scope, record, status=status, seconds=time.monotonic() - began_s)
-
-    def _report(self, scope: Scope, record: AccessRecord, *, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        route = scope.get("route")
-        handler = route.path if isinstance(route, Route) else "unmatched"
-        self._metrics.observe_http(method, handler, status)
-        for name, is_hint in record.ignored.names.items():
-            label = self._ignored_log.note(name, is_hint=is_hint)
-            self._metrics.observe_ignored_field(label)
-        # Probes come every second or so: at that rate they would be most of the log.
-        is_quiet = handler in self._quiet_paths and status < 400
-        write = log.info if self._access_log and not is_quiet else log.debug
-        known = {name: getattr(record, name) for name in LOGGED}
-        known = {name: value for name, value in known.items() if value is not None}
-        write("request", method=method, path=handler, status=status, seconds=seconds, **known)
+                record.seconds = time.monotonic() - began_s
+                route = scope.get("route")
+                if isinstance(route, Route):
+                    record.handler = route.path
+                for sink in self._sinks:
+                    sink.write(record)
 
 
 class SurplusMiddleware:
@@ -193,26 +137,25 @@ class SurplusMiddleware:
 class AuthorizeMiddleware:
     """Asks for an API key at every path but the open ones. Preflights (OPTIONS) carry none.
 
-    Decides by the path of the ASGI scope, never by a URL made with the Host header. Keys are
-    compared as digests, in a time that tells nothing of how much of one was right.
+    Decides by the path of the ASGI scope, never by a URL made with the Host header.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_keys: Sequence[str], open_paths: AbstractSet[str] = OPEN_PATHS
+        self, app: ASGIApp, *, keyring: Keyring, open_paths: AbstractSet[str] = OPEN_PATHS
     ) -> None:
         self._app = app
+        self._keyring = keyring
         self._open_paths = open_paths
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass or answer 401."""
+        """Let a request pass, with its principal in its record, or answer 401."""
         is_open = scope["type"] == "lifespan" or (
             scope["type"] == "http"
             and (scope["path"] in self._open_paths or scope["method"] == "OPTIONS")
         )
         if not is_open:
-            digest = self._known(Headers(scope=scope))
-            if digest is None:
+            principal = self._keyring.principal(_sent_key(Headers(scope=scope)))
+            if principal is None:
                 error = UnauthorizedError(
                     # OpenAI's words to begin with: LiteLLM knows the error by them.
                     "Incorrect API key provided: this server asks for one that it knows,"
@@ -220,15 +163,13 @@ class AuthorizeMiddleware:
                 )
                 await error_response(error, scope)(scope, receive, send)
                 return
-            access_record(scope).key_id = digest.hex()[:12]
+            request_record(scope).principal = principal
         await self._app(scope, receive, send)
 
-    def _known(self, headers: Headers) -> bytes | None:
-        """Return the digest of a known key, after looking at all of them."""
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            # Anthropic's way of sending a key.
-            key = headers.get("x-api-key", "")
-        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return digest if any(matches) else None
+
+def _sent_key(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        # Anthropic's way of sending a key.
+        key = headers.get("x-api-key", "")
+    return key.strip()

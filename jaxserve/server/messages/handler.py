@@ -30,7 +30,7 @@ from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import access_record
+from jaxserve.server.http.record import request_record
 from jaxserve.server.http.sse import EventStream, tagged_event
 from jaxserve.server.messages.answers import (
     BlockDelta,
@@ -91,7 +91,7 @@ async def count_tokens(http: HttpRequest) -> Response:
     body, chat = await read(http, _counted)
     with renamed(body.field_names):
         work = partial(
-            encode_chat, state.router.model(body.model), chat, access_record(http.scope).ignored
+            encode_chat, state.router.model(body.model), chat, request_record(http.scope).ignored
         )
         tokens = await run_in(state.lanes.prompts, work)
     return json_response(TokenCount(len(tokens)))

@@ -24,7 +24,7 @@ from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read, read_as
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import AccessRecord, access_record
+from jaxserve.server.http.record import RequestRecord, request_record
 from jaxserve.server.models import ServedModel
 from jaxserve.server.pooling.answers import (
     BilledUnits,
@@ -183,7 +183,7 @@ class Call:
 
     http: HttpRequest
     state: ServerState
-    record: AccessRecord
+    record: RequestRecord
     model: ServedModel
     pooling: PoolingModel
     params: PoolingParams
@@ -194,7 +194,7 @@ class Call:
     @classmethod
     def of(cls, http: HttpRequest, body: PoolingBody, *, param: str) -> Self:
         """Return the call of a body; param: its field of prompts. Raises InvalidRequestError."""
-        state, record = server_state(http), access_record(http.scope)
+        state, record = server_state(http), request_record(http.scope)
         model = state.router.model(body.model)
         pooling, params = model.pooling, body.params()
         if pooling is None:
@@ -210,7 +210,7 @@ class Call:
             truncation_side=body.truncation_side,
             pads=body.padding == "max_length",
             add_special_tokens=body.add_special_tokens,
-            cache_salt=cache_salt(state, record, body.cache_salt),
+            cache_salt=cache_salt(record.principal, body.cache_salt),
             priority=model.checked_priority(body.priority)
             if record.batch is None
             else LOWEST_PRIORITY,

@@ -24,7 +24,7 @@ from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read_as
 from jaxserve.server.http.disconnect import unless_disconnected
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import access_record, owner_of
+from jaxserve.server.http.record import request_record, tenant_of
 from jaxserve.server.http.sse import EventStream, tagged_event
 from jaxserve.server.models import ServedModel
 from jaxserve.server.responses.answers import InputTokens, ItemList, Response, ResponseDeleted
@@ -45,7 +45,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     """Answer items with items: whole, as a stream, or later, in the background."""
     state = server_state(http)
     body = await _read(http, ResponsesBody)
-    access_record(http.scope).ignored.add_hints(body.unread_parts())
+    request_record(http.scope).ignored.add_hints(body.unread_parts())
     body.check()
     earlier = await _earlier_items(http, body)
 
@@ -60,7 +60,7 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     with renamed(names):
         answer = await ChatAnswer.begin(http, chat)
     writer = ResponseWriter(answer, _begin(answer, body), targets(body.tools))
-    work = Work(state, writer, body, owner=owner_of(http.scope))
+    work = Work(state, writer, body, tenant=tenant_of(http.scope))
     if body.background:
         return json_response(await work.in_background())
     if body.stream:
@@ -96,9 +96,9 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     """Answer with the length of the prompt that a response would be made from."""
     state = server_state(http)
     body = await _read(http, ResponsePrompt)
-    access_record(http.scope).ignored.add_hints(body.unread_parts())
+    request_record(http.scope).ignored.add_hints(body.unread_parts())
     earlier = await _earlier_items(http, body)
-    model, ignored = state.router.model(body.model), access_record(http.scope).ignored
+    model, ignored = state.router.model(body.model), request_record(http.scope).ignored
 
     def work() -> int:
         start = _first_item(model, body, earlier)
@@ -113,12 +113,12 @@ class Work:
     """The making of one response, and keeping it if that was asked for."""
 
     def __init__(
-        self, state: ServerState, writer: ResponseWriter, body: ResponsesBody, *, owner: str
+        self, state: ServerState, writer: ResponseWriter, body: ResponsesBody, *, tenant: str
     ) -> None:
         self._state = state
         self._writer = writer
         self._body = body
-        self._owner = owner
+        self._tenant = tenant
 
     async def whole(self) -> Response:
         """Return the response when all of it is there."""
@@ -201,7 +201,7 @@ class Work:
         def work() -> None:
             response = self._writer.response
             items = with_ids(self._body.input, response.id)
-            self._state.responses.put(self._owner, response, items)
+            self._state.responses.put(self._tenant, response, items)
 
         try:
             await run_in(self._state.lanes.storage, work)
@@ -274,7 +274,7 @@ async def _read[B: ResponsePrompt](http: HttpRequest, model: type[B]) -> B:
     if not body.references:
         return body
     state = server_state(http)
-    find = partial(state.responses.items, owner_of(http.scope), body.references)
+    find = partial(state.responses.items, tenant_of(http.scope), body.references)
     return body.resolved(await run_in(state.lanes.storage, find))
 
 
@@ -283,10 +283,10 @@ async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
     if body.previous_response_id is None:
         return []
     state = server_state(http)
-    owner, response_id = owner_of(http.scope), body.previous_response_id
+    tenant, response_id = tenant_of(http.scope), body.previous_response_id
 
     def work() -> list[Item]:
-        return ITEMS.validate_python(state.responses.conversation(owner, response_id))
+        return ITEMS.validate_python(state.responses.conversation(tenant, response_id))
 
     return await run_in(state.lanes.storage, work)
 
@@ -296,5 +296,5 @@ async def _in_store(http: HttpRequest, work: Any) -> Any:
     state = server_state(http)
     response_id = http.path_params["response_id"]
     return await run_in(
-        state.lanes.storage, partial(work, state.responses, owner_of(http.scope), response_id)
+        state.lanes.storage, partial(work, state.responses, tenant_of(http.scope), response_id)
     )

@@ -68,7 +68,7 @@ class Stored:
 class ResponseStore:
     """Responses by id, bounded in number and bytes; shared by all processes through a file.
 
-    owner: who may see a response; another's does not exist. Calls are for worker threads. Those
+    tenant: who may see a response; another's does not exist. Calls are for worker threads. Those
     that name a response raise InvalidRequestError (404) when there is none.
     """
 
@@ -76,7 +76,7 @@ class ResponseStore:
         self._database = Database(folder / "responses.sqlite", SCHEMA)
         self._bounds = (max_responses, max_bytes)
 
-    def put(self, owner: str, response: Response, input_items: list[dict[str, Any]]) -> None:
+    def put(self, tenant: str, response: Response, input_items: list[dict[str, Any]]) -> None:
         """Keep a response, which may be unfinished. One that was deleted or cancelled stays so."""
         body, items = msgspec.json.encode(response), msgspec.json.encode(input_items)
         with self._database.transaction() as connection:
@@ -85,7 +85,7 @@ class ResponseStore:
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     response.id,
-                    owner,
+                    tenant,
                     response.previous_response_id,
                     items,
                     body,
@@ -118,12 +118,12 @@ class ResponseStore:
             )
             return cursor.rowcount == 1
 
-    def get(self, owner: str, response_id: str) -> Stored:
+    def get(self, tenant: str, response_id: str) -> Stored:
         """Return a response. One whose process has died in the making has failed."""
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT response, input, status, beat_s FROM responses WHERE id = ? AND owner = ?",
-                (response_id, owner),
+                (response_id, tenant),
             ).fetchone()
         if row is None:
             raise not_found(response_id, param="response_id")
@@ -134,9 +134,9 @@ class ResponseStore:
             body |= {"status": "failed", "error": msgspec.to_builtins(error)}
         return Stored(body, msgspec.json.decode(row["input"]))
 
-    def cancel(self, owner: str, response_id: str) -> dict[str, Any]:
+    def cancel(self, tenant: str, response_id: str) -> dict[str, Any]:
         """Cancel a response unless it is finished; return it. Whoever makes it asks `beat`."""
-        body = self.get(owner, response_id).response
+        body = self.get(tenant, response_id).response
         if not body["background"]:
             raise InvalidRequestError(
                 "only responses that were asked for with background=true can be cancelled",
@@ -151,21 +151,21 @@ class ResponseStore:
                 " WHERE id = ? AND status IN ('queued', 'in_progress')",
                 (msgspec.json.encode(body), response_id),
             )
-        return self.get(owner, response_id).response
+        return self.get(tenant, response_id).response
 
-    def delete(self, owner: str, response_id: str) -> None:
+    def delete(self, tenant: str, response_id: str) -> None:
         """Forget a response; those that follow it can no longer be followed."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
-                "DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, owner)
+                "DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, tenant)
             )
             if cursor.rowcount == 0:
                 raise not_found(response_id, param="response_id")
 
-    def conversation(self, owner: str, response_id: str) -> list[dict[str, Any]]:
+    def conversation(self, tenant: str, response_id: str) -> list[dict[str, Any]]:
         """Return the items of a response and of all before it: what each was sent and answered."""
         with self._database.reading() as connection:
-            rows = connection.execute(CHAIN, (response_id, owner, owner)).fetchall()
+            rows = connection.execute(CHAIN, (response_id, tenant, tenant)).fetchall()
         self._use([row["id"] for row in rows])
         items: list[dict[str, Any]] = []
         for row in rows:
@@ -180,7 +180,7 @@ class ResponseStore:
             items += msgspec.json.decode(row["response"])["output"]
         return items
 
-    def items(self, owner: str, item_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def items(self, tenant: str, item_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return items of inputs and outputs by their ids, as far as they are there."""
         wanted = set(item_ids)
         response_ids = sorted(set(map(response_of, wanted)))
@@ -189,7 +189,7 @@ class ResponseStore:
             for response_id in response_ids:
                 row = connection.execute(
                     "SELECT input, response FROM responses WHERE id = ? AND owner = ?",
-                    (response_id, owner),
+                    (response_id, tenant),
                 ).fetchone()
                 if row is None:
                     continue

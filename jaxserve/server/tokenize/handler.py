@@ -13,7 +13,7 @@ from jaxserve.server.generation.prompts import encode, encode_chat
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.bodies import read, read_as
 from jaxserve.server.http.lanes import run_in
-from jaxserve.server.http.middleware import access_record
+from jaxserve.server.http.record import request_record
 from jaxserve.server.models import ServedModel
 from jaxserve.server.state import server_state
 from jaxserve.server.tokenize.schema import (
@@ -30,7 +30,7 @@ async def tokenize(http: Request) -> Response:
     state = server_state(http)
     body = await read(http, _text_or_chat)
     work = partial(
-        _tokenized, state.router.model(body.model), body, access_record(http.scope).ignored
+        _tokenized, state.router.model(body.model), body, request_record(http.scope).ignored
     )
     return json_response(await run_in(state.lanes.prompts, work))
 

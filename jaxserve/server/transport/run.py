@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take nothing new, let the engines finish or end what they have, close what is left."""
-        self._state.is_stopping = self._state.is_draining = True
+        self._state.is_stopping = self._state.capacity.is_draining = True
         if self._refresh is not None:
             self._refresh.cancel()
         for acceptor in self._acceptors:
