@@ -88,7 +88,7 @@ def test_some_programs_are_compiled_where_names_are_given(
 def test_a_program_that_needs_more_than_there_is_does_not_fit(
     config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxserve.planning.planner.workspace_bytes", lambda *_, **__: 0)
+    monkeypatch.setattr("jaxserve.planning.parts.workspace_bytes", lambda *_, **__: 0)
     monkeypatch.setattr("jaxserve.planning.hardware.usable_bytes", lambda *_, **__: 2_000_000)
     # The reference copies what it attends to.
     needy = ("--attention-backend", "reference", "--only", "32x2-score")

@@ -222,43 +222,59 @@ class ContextMemoryError(MemoryPlanError):
         self.num_tokens = num_tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedBytes:
+    """Bytes per device that do not depend on the number of cache pages."""
+
+    weights: int
+    state: int
+    workspace: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLimits:
+    """What bounds the cache; the first that is not None decides.
+
+    num_pages: as many. num_bytes: as many bytes per device, and the null page. usual_bytes: no more
+    than these, unless one sequence of full length needs more. useful_pages: no more in any case
+    but those above.
+    """
+
+    num_pages: int | None = None
+    num_bytes: int | None = None
+    usual_bytes: int | None = None
+    useful_pages: int | None = None
+
+
 def plan_memory(
     *,
     limit: int,
-    weights: int,
-    state: int,
-    workspace: int,
-    page: int,
+    fixed: FixedBytes,
+    pages: PageSizes,
     page_size: int,
     layout: CacheLayout,
-    recurrent: int = 0,
     num_states: int = 0,
-    cache_bytes: int | None,
-    num_pages: int | None,
-    usual_bytes: int | None,
-    useful_pages: int | None,
+    cache: CacheLimits,
 ) -> MemoryPlan:
-    """Decide how many pages the cache gets, all sizes in bytes per device.
+    """Decide how many pages the cache gets within `limit` bytes per device.
 
-    The number of pages is `num_pages`, or what `cache_bytes` hold and the null page, or else what
-    is left within `limit`: of that no more than `usual_bytes` hold, unless one sequence of full
-    length needs more, and no more than `useful_pages`. page: bytes of one page of the main pool,
-    with its share of other pools of tokens. recurrent: bytes of one state, of which there are
-    `num_states`. Raises MemoryPlanError unless weights and workspace fit, ContextMemoryError unless
-    one sequence of full length can run.
+    page_size: tokens per page. num_states: recurrent states. Raises MemoryPlanError unless weights
+    and workspace fit, ContextMemoryError unless one sequence of full length can run.
     """
-    fixed = weights + state + workspace + num_states * recurrent
+    weights, state, workspace = fixed.weights, fixed.state, fixed.workspace
+    page, recurrent, num_pages = pages.tokens, pages.state, cache.num_pages
+    fixed_bytes = weights + state + workspace + num_states * recurrent
     pages_per_sequence = layout.max_pages(layout.main_pool)
     needed_pages = pages_per_sequence + 1  # the null page holds no tokens
-    needed = (fixed + needed_pages * page) / limit if limit > 0 else inf
-    room = limit - fixed
+    needed = (fixed_bytes + needed_pages * page) / limit if limit > 0 else inf
+    room = limit - fixed_bytes
     parts = (
         f"weights {show_bytes(weights)}, slot state {show_bytes(state + num_states * recurrent)}"
         f" and workspace {show_bytes(workspace)}"
     )
     if room < 0:
         raise MemoryPlanError(
-            f"The model does not fit: {parts} need {show_bytes(fixed)} of {show_bytes(limit)}"
+            f"The model does not fit: {parts} need {show_bytes(fixed_bytes)} of {show_bytes(limit)}"
             " usable",
             needed=needed,
         )
@@ -267,18 +283,18 @@ def plan_memory(
         asked = f"{num_pages} pages (--num-gpu-blocks-override)"
     else:
         num_pages = room // page
-        if cache_bytes is not None:
-            num_pages = cache_bytes // page + 1
-            asked = f"{show_bytes(cache_bytes)} (--kv-cache-memory-bytes)"
-        elif usual_bytes is not None:
-            num_pages = min(num_pages, max(usual_bytes // page + 1, needed_pages))
-        if useful_pages is not None:
-            num_pages = min(num_pages, useful_pages)
+        if cache.num_bytes is not None:
+            num_pages = cache.num_bytes // page + 1
+            asked = f"{show_bytes(cache.num_bytes)} (--kv-cache-memory-bytes)"
+        elif cache.usual_bytes is not None:
+            num_pages = min(num_pages, max(cache.usual_bytes // page + 1, needed_pages))
+        if cache.useful_pages is not None:
+            num_pages = min(num_pages, cache.useful_pages)
     if num_pages * page > room:
         raise MemoryPlanError(
             f"The KV cache does not fit: {asked} need {show_bytes(num_pages * page)}, and"
             f" {show_bytes(room)} are left beside {parts}",
-            needed=(fixed + num_pages * page) / limit,
+            needed=(fixed_bytes + num_pages * page) / limit,
         )
     if num_pages < needed_pages:
         num_tokens = layout.longest_sequence(max(num_pages - 1, 0), page_size)

@@ -10,8 +10,11 @@ from jaxserve.api.caches import CacheSizes, plan_layout
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.heads.sample import FEW_SAMPLED
 from jaxserve.execution.memory import (
+    CacheLimits,
     ContextMemoryError,
+    FixedBytes,
     MemoryPlan,
+    PageSizes,
     plan_memory,
     tree_bytes,
     workspace_bytes,
@@ -143,16 +146,16 @@ def plan(
 ) -> MemoryPlan:
     return plan_memory(
         limit=limit,
-        weights=weights,
-        state=10 * MB,
-        workspace=40 * MB,
-        page=MB,
+        fixed=FixedBytes(weights=weights, state=10 * MB, workspace=40 * MB),
+        pages=PageSizes(tokens=MB, state=0),
         page_size=16,
         layout=LAYOUT,
-        cache_bytes=cache_bytes,
-        num_pages=num_pages,
-        usual_bytes=usual_bytes,
-        useful_pages=useful_pages,
+        cache=CacheLimits(
+            num_pages=num_pages,
+            num_bytes=cache_bytes,
+            usual_bytes=usual_bytes,
+            useful_pages=useful_pages,
+        ),
     )
 
 
