@@ -29,7 +29,7 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.workload import Job
 from jaxserve.execution.batch import Rows, SlotTable, pack
 from jaxserve.execution.programs import Helper
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, StepShape
 from jaxserve.execution.step import step
 from jaxserve.models import random_params
 from jaxserve.offline.llm import LLM
@@ -44,7 +44,7 @@ class Device:
     def __init__(self, plan: EnginePlan, *, batch: int, num_steps: int) -> None:
         self._num_steps = num_steps
         pages = plan.shapes.shapes[0].pages
-        self._shape = shape = StepShape(batch, batch, pages, Variant.FULL)
+        self._shape = shape = StepShape(batch, batch, pages, FULL, branches=True)
         params = random_params(plan.model, plan.layout, seed=0)
         self._leaves = leaves = tuple(jax.tree.leaves(params))
         programs = plan.programs
@@ -58,7 +58,7 @@ class Device:
             table.assign(SlotAssignment(slot=slot, params=greedy, seed=0, prompt_ids=(0,)))
             table.page_table[slot] = np.arange(pages) + 1 + row * pages
             rows.append(RowPlan(slot=slot, start=CONTEXT, num_tokens=1, token_ids=()))
-        self._packed = pack(Rows(tuple(rows)), Variant.GREEDY, shape, table)
+        self._packed = pack(Rows(tuple(rows)), GREEDY, shape, table)
 
         def many(leaves: Any, cache: Any, state: Any, packed: jax.Array) -> Any:
             tree = jax.tree.structure(params)

@@ -11,7 +11,7 @@ from jaxserve.cli import main
 from jaxserve.execution.attention import plan_attention
 from jaxserve.execution.cost import Cost, step_cost
 from jaxserve.execution.memory import tree_bytes, usable_bytes
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, StepShape
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.published import published
 from jaxserve.models import abstract_params, config_from_hf
@@ -190,7 +190,7 @@ TOKEN_BYTES = 2 * 8 * 128 * 2  # keys and values of a token, in a layer
 
 
 def test_a_decode_step_is_counted_as_by_hand() -> None:
-    cost = count(StepShape(4, 4, 16, Variant.GREEDY), context_len=200)
+    cost = count(StepShape(4, 4, 16, GREEDY), context_len=200)
     attention = 32 * 4 * 32 * 128 * 200
     assert cost.flops == 4 * (2 * (LAYERS + HEAD) + attention)
     weights = 2 * (LAYERS + HEAD + NORMS)
@@ -200,16 +200,16 @@ def test_a_decode_step_is_counted_as_by_hand() -> None:
 
 
 def test_a_prompt_is_read_once_and_sees_itself_causally() -> None:
-    cost = count(StepShape(64, 1, 16, Variant.GREEDY), context_len=1)
+    cost = count(StepShape(64, 1, 16, GREEDY), context_len=1)
     pairs = 64 * 65 // 2
     assert cost.flops == 64 * 2 * LAYERS + 2 * HEAD + 32 * 4 * 32 * 128 * pairs
-    more = count(StepShape(64, 1, 16, Variant.GREEDY), context_len=65)
+    more = count(StepShape(64, 1, 16, GREEDY), context_len=65)
     assert more.num_bytes - cost.num_bytes == 32 * TOKEN_BYTES
     assert more.flops - cost.flops == 32 * 4 * 32 * 128 * 64
 
 
 def test_devices_share_weights_heads_and_cache() -> None:
-    shape = StepShape(8, 8, 16, Variant.GREEDY)
+    shape = StepShape(8, 8, 16, GREEDY)
     alone, quarter = (count(shape, context_len=200, devices=devices) for devices in (1, 4))
     assert quarter.flops == alone.flops // 4
     # But for norms, embedded tokens and logits, which every device has whole.
@@ -219,8 +219,7 @@ def test_devices_share_weights_heads_and_cache() -> None:
 
 def test_what_slots_remember_is_read_where_it_is_used() -> None:
     greedy, full = (
-        count(StepShape(8, 8, 16, variant), context_len=200)
-        for variant in (Variant.GREEDY, Variant.FULL)
+        count(StepShape(8, 8, 16, features), context_len=200) for features in (GREEDY, FULL)
     )
     assert full.num_bytes - greedy.num_bytes == 8 * 128256 * 9
     assert full.flops == greedy.flops

@@ -1,12 +1,12 @@
 """A step's input: packed by the host into one int32 array, unpacked by the step.
 
-    variant, rows | a record per sequence | token_ids | positions, row_sequences | targets
-                    [sequences, columns]    [tokens]    unless a decode step       if scored
+    needs, rows | a record per sequence | token_ids | positions, row_sequences | targets
+                  [sequences, columns]    [tokens]    unless a decode step       if scored
 
 A draw's input is the beginning of that, and the masks:
 
-    variant, rows | a record per row, without pages | masks
-                    [rows, columns]                   [rows, words]
+    needs, rows | a record per row, without pages | masks
+                  [rows, columns]                   [rows, words]
 
 A record holds what the sequence does in this step, and then what does not change while it has its
 slot: its sampling parameters and its page table, which `SlotTable` keeps as they are sent. So a
@@ -28,7 +28,7 @@ from jax import lax
 
 from jaxserve.api.limits import MAX_COUNT
 from jaxserve.api.plan import RowPlan, SlotAssignment
-from jaxserve.execution.shapes import DrawShape, StepShape, Variant
+from jaxserve.execution.shapes import GREEDY, SAMPLE, DrawShape, Feature, StepShape
 
 # The columns of a record, in order; after them comes the page table. First what each step sets.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")
@@ -53,7 +53,7 @@ MIN_TEMPERATURE = 0.01
 class StepInput:
     """What the host tells the device about a step; padding is zeros (slot 0, page 0)."""
 
-    variant: jax.Array  # int32[1], the Variant the rows need, at most the shape's
+    needs: jax.Array  # int32[1], the Feature bits that the rows need, covered by the shape's
     token_ids: jax.Array  # int32[tokens]
     positions: jax.Array  # int32[tokens]
     row_sequences: jax.Array  # int32[tokens]
@@ -89,7 +89,7 @@ class StepInput:
 
 
 _NOT_OF_SEQUENCES = frozenset(
-    ("variant", "token_ids", "positions", "row_sequences", "targets", "query_starts")
+    ("needs", "token_ids", "positions", "row_sequences", "targets", "query_starts")
 )
 
 
@@ -111,7 +111,7 @@ def _layout(shape: StepShape) -> _Layout:
     positions = tokens + shape.tokens
     row_sequences = positions + (0 if shape.is_decode else shape.tokens)
     targets = row_sequences + (0 if shape.is_decode else shape.tokens)
-    size = targets + (shape.tokens if shape.variant is Variant.SCORE else 0)
+    size = targets + (shape.tokens if Feature.PROMPT_LOGPROBS in shape.features else 0)
     return _Layout(columns, tokens, positions, row_sequences, targets, size)
 
 
@@ -146,9 +146,9 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
         row_sequences = jnp.where(rows < packed[1], rows, 0)
     else:
         positions, row_sequences = tokens(layout.positions), tokens(layout.row_sequences)
-    is_scored = shape.variant is Variant.SCORE
+    is_scored = Feature.PROMPT_LOGPROBS in shape.features
     return StepInput(
-        variant=packed[:1],
+        needs=packed[:1],
         token_ids=tokens(layout.tokens),
         positions=positions,
         row_sequences=row_sequences,
@@ -172,7 +172,7 @@ def unpack_draw(
     del found["query_stop"]
     empty = jnp.zeros(0, jnp.int32)
     inputs = StepInput(
-        variant=packed[:1],
+        needs=packed[:1],
         token_ids=empty,
         positions=empty,
         row_sequences=empty,
@@ -219,7 +219,7 @@ class SlotTable:
         self.ints = self.records[:, _NUM_STEP + 1 : _FIRST_FLOAT]
         self.floats = self.records[:, _FIRST_FLOAT:_FIRST_PAGE].view(np.float32)
         self.page_table = self.records[:, _FIRST_PAGE:]
-        self._variants = np.zeros(num_slots, np.int8)
+        self._needs = np.zeros(num_slots, np.int8)
         self.num_logprobs: list[int | None] = [None] * num_slots
         self.named: list[tuple[int, ...]] = [()] * num_slots
         self.num_prompt_logprobs = [0] * num_slots
@@ -251,23 +251,23 @@ class SlotTable:
         self.num_logprobs[slot] = _all_if_negative(params.logprobs)
         self.named[slot] = params.logprob_token_ids
         self.num_prompt_logprobs[slot] = _all_if_negative(params.prompt_logprobs) or 0
-        if adjusts or params.logprobs is not None:
-            variant = Variant.FULL
-        else:
-            variant = Variant.GREEDY if params.is_greedy else Variant.SAMPLE
-        self._variants[slot] = variant
+        needs = GREEDY if params.is_greedy else SAMPLE
+        if adjusts:
+            needs |= Feature.ADJUST
+        if params.logprobs is not None:
+            needs |= Feature.LOGPROBS
+        self._needs[slot] = needs
 
     def update(self, row: RowPlan) -> None:
         """Bring a slot's row of the page table up to date."""
         for column, pages in row.table:
             self.page_table[row.slot, column : column + len(pages)] = pages
 
-    def variant_for(self, rows: "Rows") -> Variant:
-        """Return the least variant that does what every row needs."""
-        if rows.has_targets:
-            return Variant.SCORE
+    def needs(self, rows: "Rows") -> Feature:
+        """Return the features that a program must have for these rows."""
         slots = rows.slots if rows.num_sampled == rows.num_rows else rows.slots[rows.samples]
-        return Variant(int(self._variants[slots].max(initial=Variant.NONE)))
+        needs = int(np.bitwise_or.reduce(self._needs[slots]))
+        return Feature(needs | Feature.PROMPT_LOGPROBS if rows.has_targets else needs)
 
 
 def _all_if_negative(count: int | None) -> int | None:
@@ -302,11 +302,11 @@ class Rows:
         self.num_tokens = len(self.tokens)
 
 
-def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np.ndarray:
-    """Lay out a step that needs `variant` as int32[packed_size(shape)]; padding is zeros."""
+def pack(rows: Rows, needs: Feature, shape: StepShape, table: SlotTable) -> np.ndarray:
+    """Lay out a step that needs these features as int32[packed_size(shape)]; padding is zeros."""
     layout, num_rows, num_tokens = _layout(shape), rows.num_rows, rows.num_tokens
     packed = np.zeros(layout.size, np.int32)
-    packed[:2] = variant, num_rows
+    packed[:2] = needs, num_rows
     records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
     live = records[:num_rows]
     # Any mode but "raise" writes where it is told to without a copy.
@@ -333,17 +333,17 @@ def pack(rows: Rows, variant: Variant, shape: StepShape, table: SlotTable) -> np
 def pack_draw(
     rows: Rows,
     masks: Iterable[np.ndarray | None],
-    variant: Variant,
+    needs: Feature,
     shape: DrawShape,
     table: SlotTable,
     *,
     vocab_size: int,
 ) -> np.ndarray:
-    """Lay out a draw that needs `variant`; masks: as in DrawPlan. Padding is zeros."""
+    """Lay out a draw that needs these features; masks: as in DrawPlan. Padding is zeros."""
     num_rows, num_words = rows.num_rows, mask_words(vocab_size)
     start = 2 + shape.rows * _FIRST_PAGE
     packed = np.zeros(packed_draw_size(shape, vocab_size=vocab_size), np.int32)
-    packed[:2] = variant, num_rows
+    packed[:2] = needs, num_rows
     live = packed[2:start].reshape(shape.rows, _FIRST_PAGE)[:num_rows]
     live[:] = table.records[rows.slots, :_FIRST_PAGE]
     live[:, 0] = rows.starts + rows.lengths

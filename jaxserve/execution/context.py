@@ -30,7 +30,6 @@ class StepContext:
     sharding: ShardingPlan
     caches: CacheLayout
     rope_length: int
-    branches: bool  # whether a program runs the least variant that does, or its own
     attention: AttentionPlan
     sampling: SamplingSettings = SamplingSettings()
     pooling: PoolingType | None = None  # what `pooling.pool_step` makes of a prompt

@@ -16,7 +16,7 @@ from jaxserve.api.engine_config import WorkModel
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
-from jaxserve.execution.shapes import DrawShape, StepShape, Variant
+from jaxserve.execution.shapes import DrawShape, Feature, StepShape
 from jaxserve.models import ModelConfig, Params
 from jaxserve.quantization.matrix import as_matrix, matrices
 from pallas_kernels.targets import Target
@@ -100,20 +100,20 @@ class StepCosts:
         *,
         num_tokens: int,
         num_sampled: int,
-        variant: Variant,
+        features: Feature,
     ) -> Cost:
         """Count a step whose rows compute `lengths` tokens each from the positions `starts` on.
 
         num_tokens: the sum of the lengths. num_sampled: rows that draw a token, which alone need
-        logits, but for those of every token in Variant.SCORE.
+        logits, but for those of every token with Feature.PROMPT_LOGPROBS.
         """
         flops = key_bytes = 0  # of attention
         for window, (pair, key) in self._windows.items():
             num_pairs, num_keys = _attended(starts, lengths, num_tokens, window)
             flops += num_pairs * pair
             key_bytes += num_keys * key
-        num_logits = num_sampled + (num_tokens if variant is Variant.SCORE else 0)
-        remembered = num_sampled * self._remembered_bytes if variant >= Variant.FULL else 0
+        num_logits = num_sampled + (num_tokens if Feature.PROMPT_LOGPROBS in features else 0)
+        remembered = num_sampled * self._remembered_bytes if Feature.ADJUST in features else 0
         return Cost(
             flops=self._token_flops * num_tokens + self._logit_flops * num_logits + flops,
             read_bytes=self._weights
@@ -188,7 +188,7 @@ def step_cost(
         lengths,
         num_tokens=rows * shape.sequences,
         num_sampled=shape.sequences,
-        variant=shape.variant,
+        features=shape.features,
     )
 
 

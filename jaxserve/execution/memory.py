@@ -16,7 +16,7 @@ from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.caches import describe_caches
 from jaxserve.execution.heads.score import SCORED_ROWS
 from jaxserve.execution.host_memory import free_bytes
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import Feature, StepShape
 from jaxserve.models import ModelConfig
 from jaxserve.parallel.sharding import ShardingPlan
 
@@ -28,14 +28,7 @@ CPU_CACHE_BYTES = 4 * GIB
 
 
 # How many arrays as large as the logits a step holds at once.
-_COPIES = {
-    Variant.NONE: 0,
-    Variant.GREEDY: 2,
-    Variant.SAMPLE: 6,
-    Variant.FULL: 9,
-    Variant.SCORE: 9,
-    Variant.POOL: 0,
-}
+_COPIES = {Feature.TOKENS: 2, Feature.RANDOM: 4, Feature.ADJUST: 2, Feature.LOGPROBS: 1}
 _COPIES_OF_SCORED = 4
 
 # Share of a GPU's pool that is left free: JAX's allocator cuts the pool into blocks, and a step's
@@ -199,11 +192,12 @@ def workspace_bytes(
             )
             for layer in layers
         )
-        num_rows = shape.sequences * _COPIES[shape.variant]
-        if shape.variant is Variant.SCORE:
+        is_scored = Feature.PROMPT_LOGPROBS in shape.features
+        num_rows = shape.sequences * sum(_COPIES.get(each, 0) for each in shape.features)
+        if is_scored:
             num_rows = max(num_rows, SCORED_ROWS * _COPIES_OF_SCORED)
         logits = num_rows * config.vocab_size * 4
-        if shape.variant is Variant.SCORE:
+        if is_scored:
             # An id and a score for each alternative of each token.
             logits += shape.tokens * max_logprobs * 8
         rows = stream + largest_layer

@@ -28,7 +28,7 @@ from jaxserve.execution.heads.sample import DrawStatus, StepOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Output, State
 from jaxserve.execution.sampling import Logprobs
-from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape, Variant
+from jaxserve.execution.shapes import GREEDY, POOL, DrawShape, Feature, ShapeTable, StepShape
 from jaxserve.execution.state import slot_memory
 from jaxserve.models import Params
 
@@ -95,15 +95,15 @@ class ModelRunner:
         for row in plan.rows:
             if row.table:
                 table.update(row)
-        variant = Variant.POOL if self._all_shapes.pools else table.variant_for(rows)
-        shape = self._table_of(plan.programs).choose(rows.lengths.tolist(), variant)
-        packed = pack(rows, variant, shape, table)
+        needs = POOL if self._all_shapes.pools else table.needs(rows)
+        shape = self._table_of(plan.programs).choose(rows.lengths.tolist(), needs)
+        packed = pack(rows, needs, shape, table)
         cost = self._costs.count(
             rows.starts,
             rows.lengths,
             num_tokens=rows.num_tokens,
-            num_sampled=0 if variant is Variant.POOL else rows.num_sampled,
-            variant=variant,
+            num_sampled=0 if needs == POOL else rows.num_sampled,
+            features=needs,
         )
         pack_s = self._clock() - start_s
         output = self._run(shape, packed)
@@ -123,9 +123,8 @@ class ModelRunner:
             output,
             rows,
             run=run,
-            # Whoever wants any has made it a step of one of these variants.
-            num_logprobs=_at(table.num_logprobs, rows) if variant >= Variant.FULL else None,
-            named=_at(table.named, rows) if variant >= Variant.FULL else None,
+            num_logprobs=_at(table.num_logprobs, rows) if Feature.LOGPROBS in needs else None,
+            named=_at(table.named, rows) if Feature.LOGPROBS in needs else None,
             num_prompt_logprobs=_at(table.num_prompt_logprobs, rows) if rows.has_targets else None,
         )
 
@@ -133,9 +132,9 @@ class ModelRunner:
         """Start a draw; see plan.Runner."""
         start_s = self._clock()
         rows, table = Rows(plan.rows), self._table
-        variant = table.variant_for(rows)
+        needs = table.needs(rows)
         shape = self._table_of(plan.programs).choose_draw(rows.num_rows)
-        packed = pack_draw(rows, plan.masks, variant, shape, table, vocab_size=self._vocab_size)
+        packed = pack_draw(rows, plan.masks, needs, shape, table, vocab_size=self._vocab_size)
         pack_s = self._clock() - start_s
         return PendingResult(
             self._run_draw(shape, packed),
@@ -147,8 +146,8 @@ class ModelRunner:
                 padded_sequences=shape.rows,
                 pack_s=pack_s,
             ),
-            num_logprobs=_at(table.num_logprobs, rows) if variant >= Variant.FULL else None,
-            named=_at(table.named, rows) if variant >= Variant.FULL else None,
+            num_logprobs=_at(table.num_logprobs, rows) if Feature.LOGPROBS in needs else None,
+            named=_at(table.named, rows) if Feature.LOGPROBS in needs else None,
             num_prompt_logprobs=None,
         )
 
@@ -161,7 +160,7 @@ class ModelRunner:
         self._take_over()
         for shape in self._shapes.shapes:
             rows = Rows(_null_rows(shape, self._null_tokens))
-            packed = pack(rows, Variant.GREEDY, shape, self._table)
+            packed = pack(rows, GREEDY, shape, self._table)
             jax.block_until_ready(self._run(shape, packed))
         if self._all_shapes.pools:
             return
@@ -170,7 +169,7 @@ class ModelRunner:
             packed = pack_draw(
                 Rows((row,)),
                 (None,),
-                Variant.GREEDY,
+                GREEDY,
                 draw,
                 self._table,
                 vocab_size=self._vocab_size,

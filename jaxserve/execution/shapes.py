@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from enum import IntFlag
 
 from jaxserve.api.plan import StepLimits
 from jaxserve.errors import ConfigError
@@ -11,42 +11,61 @@ from jaxserve.errors import ConfigError
 # weights, and it has room for every sequence and for useful pieces of prompts.
 _FIRST_TOKENS = 512
 
+# The smallest step with longer rows, in tokens. An accelerator computes 100 tokens and more in the
+# time in which it reads the weights, so a smaller step would be no faster.
+_SMALLEST_MIXED = {"cpu": 16, "gpu": 128, "tpu": 128}
 
-class Variant(IntEnum):
-    """How much a step can do after its logits; each can do all that the one before can.
 
-    NONE draws nothing. GREEDY takes the most likely token. SAMPLE draws from the filtered
-    distribution. FULL adjusts logits by what a slot remembers and reports log-probabilities.
-    SCORE also gives the log-probabilities of prompt tokens. POOL stands by itself: no logits, but
-    prompts' vectors.
+class Feature(IntFlag):
+    """What a program does with hidden states. A step needs some; its program covers them.
 
-    On accelerators there is a program for each, and a step runs the least that does. On CPUs,
-    where a branch costs nothing and a program costs seconds of compilation, there is one program
-    of each size, which branches to what the step needs when it runs.
+    TOKENS: take the most likely token. RANDOM: sample from the filtered distribution. ADJUST:
+    adjust logits by what a slot remembers. LOGPROBS: report log-probabilities of sampled tokens,
+    PROMPT_LOGPROBS of prompt tokens. DRAFTS: verify drafted tokens, so that a row yields several.
+    VECTORS: pool prompts into vectors; stands by itself.
     """
 
-    NONE = 0
-    GREEDY = 1
-    SAMPLE = 2
-    FULL = 3
-    SCORE = 4
-    POOL = 5
+    TOKENS = 1
+    RANDOM = 2
+    ADJUST = 4
+    LOGPROBS = 8
+    PROMPT_LOGPROBS = 16
+    DRAFTS = 32
+    VECTORS = 64
+
+
+NOTHING = Feature(0)
+GREEDY = Feature.TOKENS
+SAMPLE = GREEDY | Feature.RANDOM
+FULL = SAMPLE | Feature.ADJUST | Feature.LOGPROBS
+SCORE = FULL | Feature.PROMPT_LOGPROBS
+POOL = Feature.VECTORS
+
+_WORDS = {GREEDY: "greedy", SAMPLE: "sample", FULL: "full", SCORE: "score", POOL: "pool"}
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Rows of tokens, sequences and page table columns of a compiled step, padding included."""
+    """Rows of tokens, sequences and page table columns of a compiled step, padding included.
+
+    branches: whether it chooses at run time the least of its features that a step needs. Otherwise
+    it always does all of them.
+    """
 
     tokens: int
     sequences: int
     pages: int
-    variant: Variant
+    features: Feature
+    branches: bool = False
 
     @property
     def name(self) -> str:
         """A word for it, within one engine: pages are the same in all its shapes."""
         kind = f"decode-{self.sequences}" if self.is_decode else f"{self.tokens}x{self.sequences}"
-        return f"{kind}-{self.variant.name.lower()}"
+        words = _WORDS.get(self.features) or "+".join(
+            feature.name.lower() for feature in self.features if feature.name
+        )
+        return f"{kind}-{words}"
 
     @property
     def is_decode(self) -> bool:
@@ -61,7 +80,7 @@ class StepShape:
 
 @dataclass(frozen=True, slots=True)
 class DrawShape:
-    """Rows of a compiled draw, padding included. It branches to the least variant that does."""
+    """Rows of a compiled draw, padding included. It branches to the least features needed."""
 
     rows: int
 
@@ -73,28 +92,26 @@ class DrawShape:
 
 @dataclass(frozen=True, slots=True)
 class ShapeTable:
-    """The shapes an engine may use, in the order in which they are best made.
+    """The shapes an engine may use, in the order in which they are best compiled.
 
     Decode steps are padded to the next of a few numbers of sequences, steps with longer rows to
     the next of a few numbers of tokens. Between two sizes lies a factor of 2. On CPUs it is 1.5
     or less between decodes of more than 16, which take a CPU nearly as long as they are many, and
-    4 between those with longer rows: steps are filled (docs/scheduling.md), and programs cost
-    seconds to compile there.
+    4 between steps with longer rows, where products leave out rows of padding.
 
-    The first shape alone serves every request, in steps within `limits`; each of the others makes
-    some steps smaller, or larger ones possible. branches: whether programs branch when they run to
-    what a step needs, so that one variant of each size is enough. draws: the largest first.
+    A program that branches covers every feature, so there is one of each size. An accelerator has
+    a second one for decodes that sample greedily: it is a single graph without a branch.
+
+    The first shape has every feature and room for useful pieces of prompts, so that an engine can
+    serve anything with it alone, in small steps if need be. draws: the largest first.
     """
 
     shapes: tuple[StepShape, ...]
-    branches: bool
     draws: tuple[DrawShape, ...] = ()
-    # In order of preference, for those that fit.
-    _sorted: tuple[StepShape, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        preference = sorted(self.shapes, key=lambda s: (s.tokens, not s.is_decode, s.variant))
-        object.__setattr__(self, "_sorted", tuple(preference))
+    # Those that cover the features a step needs, in order of preference; filled as steps need them.
+    _covering: dict[Feature, tuple[StepShape, ...]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     @staticmethod
     def plan(
@@ -108,36 +125,22 @@ class ShapeTable:
             )
         is_cpu = platform == "cpu"
         singles = _sizes_up(8, max_num_seqs, factor=2)
+        drawn = _sizes_up(16, max_num_seqs, factor=4)
+        drawn = singles if is_cpu else _sizes_up(16, max_num_seqs, factor=4)
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
         if is_cpu:
             singles = sorted({1, *singles, *(3 * size // 4 for size in singles if size > 16)})
-        decode = [(size, size) for size in singles]
+            drawn = singles
         mixed = [
-            (tokens, min(max_num_seqs, tokens // 2))
-            for tokens in _sizes_down(16, largest, factor=4 if is_cpu else 2)
+            StepShape(tokens, min(max_num_seqs, tokens // 2), pages, SCORE, branches=True)
+            for tokens in _sizes_down(_SMALLEST_MIXED[platform], largest, factor=4 if is_cpu else 2)
         ]
-        draws = tuple(DrawShape(rows) for rows in reversed(singles))
-
-        def shapes(sizes: list[tuple[int, int]], *variants: Variant) -> list[StepShape]:
-            return [StepShape(*size, pages, variant) for size in sizes for variant in variants]
-
-        if is_cpu:
-            scored = shapes(mixed, Variant.SCORE)
-            full = shapes(decode, Variant.FULL)
-            return ShapeTable((scored[0], *full, *scored[1:]), branches=True, draws=draws)
-        # Prompts are scored, which is rare, in two sizes only.
-        first = next((size for size in mixed if size[0] >= _FIRST_TOKENS), mixed[-1])
-        often = (Variant.GREEDY, Variant.SAMPLE)
-        ordered = [
-            *shapes([first], Variant.SCORE),
-            *shapes(decode, *often),
-            *shapes(mixed, *often),
-            *shapes(mixed[-1:], Variant.SCORE),
-            *shapes(decode, Variant.FULL),
-            *shapes(mixed, Variant.FULL),
-            *shapes(decode, Variant.NONE),
-        ]
-        return ShapeTable(tuple(dict.fromkeys(ordered)), branches=False, draws=draws)
+        greedy = [] if is_cpu else [StepShape(size, size, pages, GREEDY) for size in singles]
+        full = [StepShape(size, size, pages, FULL, branches=True) for size in singles]
+        least = 0 if is_cpu else _FIRST_TOKENS
+        first = next((shape for shape in mixed if shape.tokens >= least), mixed[-1])
+        ordered = dict.fromkeys((first, *greedy, *full, *mixed))
+        return ShapeTable(tuple(ordered), draws=tuple(map(DrawShape, reversed(drawn))))
 
     @staticmethod
     def plan_pooling(
@@ -150,16 +153,15 @@ class ShapeTable:
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
         sizes = _sizes_down(16, largest, factor=2)
         shapes = [
-            StepShape(tokens, min(max_num_seqs, tokens // 2), pages, Variant.POOL)
-            for tokens in sizes
+            StepShape(tokens, min(max_num_seqs, tokens // 2), pages, POOL) for tokens in sizes
         ]
         first = next(i for i, tokens in enumerate(sizes) if tokens >= longest_row)
-        return ShapeTable((shapes[first], *shapes[first + 1 :], *shapes[:first]), branches=False)
+        return ShapeTable((shapes[first], *shapes[first + 1 :], *shapes[:first]))
 
     @property
     def pools(self) -> bool:
         """Whether the steps pool prompts and draw no tokens."""
-        return self.shapes[0].variant is Variant.POOL
+        return Feature.VECTORS in self.shapes[0].features
 
     def only(self, is_made: Callable[[StepShape | DrawShape], bool]) -> "ShapeTable":
         """Return the table of those of the shapes for which `is_made` is true."""
@@ -171,9 +173,9 @@ class ShapeTable:
 
     @property
     def limits(self) -> StepLimits:
-        """What a step may have so that there is a shape for it, whatever its rows ask for."""
+        """Limits within which every step has a shape, whatever features it needs."""
         largest = max(
-            (shape for shape in self.shapes if shape.variant >= Variant.SCORE),
+            (shape for shape in self.shapes if shape.features == self.shapes[0].features),
             key=lambda shape: shape.tokens,
         )
         return StepLimits(
@@ -182,17 +184,28 @@ class ShapeTable:
             num_draws=max((draw.rows for draw in self.draws), default=0),
         )
 
-    def choose(self, row_lengths: list[int], variant: Variant) -> StepShape:
-        """Return the smallest shape for rows of these numbers of tokens that can do `variant`."""
+    def choose(self, row_lengths: list[int], needs: Feature) -> StepShape:
+        """Return the smallest shape for rows of these numbers of tokens that covers `needs`."""
         num_tokens, num_sequences = sum(row_lengths), len(row_lengths)
+        covering = self._covering.get(needs)
+        if covering is None:
+            covering = self._covering[needs] = self._sorted(needs)
         return next(
             shape
-            for shape in self._sorted
+            for shape in covering
             if shape.tokens >= num_tokens
             and shape.sequences >= num_sequences
-            and shape.variant >= variant
             and (num_tokens == num_sequences or not shape.is_decode)
         )
+
+    def _sorted(self, needs: Feature) -> tuple[StepShape, ...]:
+        """Return the shapes that cover `needs`, those that cost a step least first."""
+
+        def cost(shape: StepShape) -> tuple[int, bool, int, int]:
+            done = needs if shape.branches else shape.features
+            return (shape.tokens, not shape.is_decode, done.bit_count(), shape.features.bit_count())
+
+        return tuple(sorted((each for each in self.shapes if needs in each.features), key=cost))
 
     def choose_draw(self, num_rows: int) -> DrawShape:
         """Return the smallest draw for so many rows."""

@@ -16,11 +16,12 @@ from jaxserve.execution.heads.sample import (
     StepOutput,
     choose,
     draw_tokens,
+    first_covering,
     keep,
     num_sampled,
 )
 from jaxserve.execution.heads.score import score
-from jaxserve.execution.shapes import DrawShape, StepShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, DrawShape, Feature, StepShape
 from jaxserve.execution.state import SlotState
 from jaxserve.layers.linear import ALL_ROWS, Rows
 from jaxserve.models import Decoder, DecoderConfig, Params, bind
@@ -58,19 +59,18 @@ def step(
         logits_of_first,
         inputs,
         state,
-        shape.variant,
+        shape,
         context.sampling,
-        branch=context.branches,
-        is_decode=shape.is_decode,
     )
-    if shape.variant is Variant.SCORE:
+    if Feature.PROMPT_LOGPROBS in shape.features:
         with jax.named_scope("prompt_logprobs"):
             score_rows = partial(score, model, hidden, inputs, context)
-            if context.branches:
+            if shape.branches:
+                is_scored = inputs.needs[0] & Feature.PROMPT_LOGPROBS != 0
                 blank = jax.tree.map(
                     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(score_rows)
                 )
-                scores = lax.cond(inputs.variant[0] >= Variant.SCORE, score_rows, lambda: blank)
+                scores = lax.cond(is_scored, score_rows, lambda: blank)
             else:
                 scores = score_rows()
             output = replace(output, prompt_logprobs=scores)
@@ -94,16 +94,15 @@ def draw(
     assert isinstance(model, Decoder), "only what generates draws tokens"
 
     # All of it in each branch: what branches share is written to memory.
-    def drawn(variant: Variant) -> Drawn:
+    def drawn(path: Feature) -> Drawn:
         logits = logits_of(model, state.held[inputs.slots], ALL_ROWS, context.sharding)
         with jax.named_scope("sampling"):
             allowed = unpack_masks(masks, vocab_size=context.model.vocab_size)
-            return draw_tokens(logits, inputs, state, variant, context.sampling, allowed=allowed)
+            return draw_tokens(logits, inputs, state, path, context.sampling, allowed=allowed)
 
-    variants = (Variant.GREEDY, Variant.SAMPLE, Variant.FULL)
-    branches = [partial(drawn, variant) for variant in variants]
-    chosen = lax.switch(inputs.variant[0] - Variant.GREEDY, branches)
-    return keep(chosen, inputs, state, Variant.FULL)
+    paths = (GREEDY, SAMPLE, FULL)
+    chosen = lax.switch(first_covering(paths, inputs), [partial(drawn, path) for path in paths])
+    return keep(chosen, inputs, state, FULL)
 
 
 def last_rows(inputs: StepInput) -> jax.Array:

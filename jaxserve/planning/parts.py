@@ -285,7 +285,6 @@ class EngineParts:
                 logprobs_mode=self.options.logprobs_mode,
                 processors=self._processors,
             ),
-            branches=self.shapes.branches,
             attention=self.attention,
             pooling=None if pooling is None else pooling.type,
         )

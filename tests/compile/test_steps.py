@@ -17,7 +17,7 @@ from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, Program, name_of
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, SCORE, StepShape
 from jaxserve.loading.published import published
 from jaxserve.planning.engine_plan import EnginePlan
 from jaxserve.planning.planner import plan_engine
@@ -28,18 +28,18 @@ from pallas_kernels.topology import TopologyError, absent_devices
 # How a program calls a kernel that Pallas compiled.
 _KERNEL = {"cuda": "mosaic_gpu", "tpu": "tpu_custom_call"}
 _PAGES = 128  # of 64 tokens
-_DECODE = StepShape(64, 64, _PAGES, Variant.GREEDY)
-_MIXED = StepShape(2048, 64, _PAGES, Variant.FULL)
-_SCORE = StepShape(2048, 64, _PAGES, Variant.SCORE)
+_DECODE = StepShape(64, 64, _PAGES, GREEDY)
+_SAMPLE = StepShape(64, 64, _PAGES, FULL, branches=True)
+_MIXED = StepShape(2048, 64, _PAGES, SCORE, branches=True)
 # Targets, devices, programs. A kernel for TPUs takes half a minute to compile: no more than tell
 # something new.
 _CASES: list[tuple[str, int, Program]] = [
-    *(("h200", 1, program) for program in (_DECODE, _MIXED, _SCORE, *Helper)),
+    *(("h200", 1, program) for program in (_DECODE, _SAMPLE, _MIXED, *Helper)),
     *(("h200", 4, program) for program in (_DECODE, _MIXED)),
     *(("b200", 1, program) for program in (_DECODE, _MIXED)),
     *(("a100", 1, program) for program in (_DECODE, _MIXED)),
     *(("v5e", 1, program) for program in (_DECODE, _MIXED, *Helper)),
-    *(("v5e", 4, program) for program in (_DECODE, _SCORE)),
+    *(("v5e", 4, program) for program in (_DECODE, _MIXED)),
     *(("v6e", 1, program) for program in (_DECODE,)),
     *(("v7x", 2, program) for program in (_DECODE,)),
 ]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxserve.execution.batch import StepInput
-from jaxserve.execution.shapes import Variant
+from jaxserve.execution.shapes import FULL
 
 _FLOATS = ("temperature", "top_p", "repetition", "min_p", "presence", "frequency")
 _INTS = (
@@ -30,7 +30,7 @@ def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
 
     Scalars are for all of them. What belongs to the model is empty.
     """
-    variant = fields.pop("variant", Variant.FULL)
+    needs = fields.pop("needs", FULL)
     values: dict[str, ArrayLike] = {name: name in _ONES for name in (*_INTS, *_FLOATS)}
     assert fields.keys() <= values.keys(), fields.keys() - values.keys()
     values |= fields
@@ -40,7 +40,7 @@ def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
 
     empty = jnp.zeros(0, jnp.int32)
     return StepInput(
-        variant=jnp.asarray(variant, jnp.int32)[None],
+        needs=jnp.asarray(needs, jnp.int32)[None],
         token_ids=jnp.zeros(num_rows, jnp.int32),
         positions=empty,
         row_sequences=empty,

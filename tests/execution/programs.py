@@ -83,11 +83,10 @@ MEDIUM = decoder(
 
 @dataclass(frozen=True)
 class Case:
-    """A step to compile. `branches` as on CPUs; without, programs are those of accelerators."""
+    """A step to compile."""
 
     model: DecoderConfig
     shape: StepShape
-    branches: bool = True
     devices: int = 1
     # A cache that dwarfs everything else: a copy of it cannot hide.
     num_pages: int = 20_000
@@ -154,7 +153,6 @@ def compile_case(case: Case) -> Program:
         sharding=sharding,
         caches=layout,
         rope_length=model.max_position,
-        branches=case.branches,
         attention=attention,
     )
     program = ProgramSet(context, num_pages=num_pages, num_slots=case.shape.sequences + 1)

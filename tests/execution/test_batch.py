@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from jaxserve.api.plan import RowPlan, SlotAssignment, TableWrite
 from jaxserve.api.request import SamplingParams
 from jaxserve.execution.batch import MIN_TEMPERATURE, Rows, SlotTable, StepInput, pack, unpack
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, NOTHING, SAMPLE, SCORE, Feature, StepShape
 
 NUM_SLOTS = 6
 PAGES = 5
 PAGE_SIZE = 4
-DECODE = StepShape(5, 5, PAGES, Variant.FULL)
-MIXED = StepShape(24, 5, PAGES, Variant.FULL)
-SCORE = StepShape(24, 5, PAGES, Variant.SCORE)
+DECODE = StepShape(5, 5, PAGES, FULL)
+MIXED = StepShape(24, 5, PAGES, FULL)
+SCORED = StepShape(24, 5, PAGES, SCORE)
 
 
 @cache
@@ -37,13 +37,13 @@ class World:
     assignments: dict[int, SlotAssignment]
     pages: dict[int, list[int]]
     shape: StepShape
-    variant: Variant
+    features: Feature
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     slots = draw(st.lists(st.integers(1, NUM_SLOTS - 1), min_size=1, max_size=5, unique=True))
-    shape = draw(st.sampled_from([DECODE, MIXED, SCORE]))
+    shape = draw(st.sampled_from([DECODE, MIXED, SCORED]))
     rows, assignments, pages = [], {}, {}
     for slot in slots:
         num_tokens = 1 if shape is DECODE else draw(st.integers(1, 4))
@@ -52,7 +52,7 @@ def worlds(draw: st.DrawFn) -> World:
         num_pages = -(-(start + num_tokens) // PAGE_SIZE)
         pages[slot] = draw(st.lists(st.integers(1, 99), min_size=num_pages, max_size=num_pages))
         first_new = draw(st.integers(0, num_pages))
-        has_targets = shape is SCORE and draw(st.booleans())
+        has_targets = shape is SCORED and draw(st.booleans())
         rows.append(
             RowPlan(
                 slot=slot,
@@ -86,10 +86,10 @@ def worlds(draw: st.DrawFn) -> World:
     # Rows of a single token come first, as the contract has it.
     rows.sort(key=lambda row: row.num_tokens > 1)
     if any(row.targets for row in rows):
-        variant = Variant.SCORE
+        features = SCORE
     else:
-        variant = draw(st.sampled_from([Variant.GREEDY, Variant.SAMPLE, Variant.FULL]))
-    return World(tuple(rows), assignments, pages, shape, variant)
+        features = draw(st.sampled_from([GREEDY, SAMPLE, FULL]))
+    return World(tuple(rows), assignments, pages, shape, features)
 
 
 def table_of(world: World) -> SlotTable:
@@ -105,7 +105,7 @@ def table_of(world: World) -> SlotTable:
 
 
 def packed(world: World) -> StepInput:
-    step = pack(Rows(world.rows), world.variant, world.shape, table_of(world))
+    step = pack(Rows(world.rows), world.features, world.shape, table_of(world))
     inputs: StepInput = compiled(world.shape)(step)
     return inputs
 
@@ -131,7 +131,7 @@ def test_tokens_come_through_in_order_and_the_rest_is_zero(world: World) -> None
     np.testing.assert_array_equal(inputs.positions, padded(positions, size))
     np.testing.assert_array_equal(inputs.row_sequences, padded(sequences, size))
     np.testing.assert_array_equal(inputs.targets, padded(targets, size))
-    assert int(inputs.variant[0]) == world.variant
+    assert int(inputs.needs[0]) == world.features
 
 
 @given(world=worlds())
@@ -199,10 +199,10 @@ def seeds_of(inputs: StepInput) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]
 def test_packing_writes_into_arrays_of_its_own(world: World) -> None:
     """The device may still read the arrays of the last step while the next one is packed."""
     table = table_of(world)
-    first = pack(Rows(world.rows), world.variant, world.shape, table)
+    first = pack(Rows(world.rows), world.features, world.shape, table)
     copy = first.copy()
     table.records[:] = 9
-    pack(Rows(world.rows), world.variant, world.shape, table)
+    pack(Rows(world.rows), world.features, world.shape, table)
     np.testing.assert_array_equal(first, copy)
 
 
@@ -213,29 +213,32 @@ def row_of(slot: int, *, samples: bool = True, targets: tuple[int, ...] = ()) ->
 
 
 @pytest.mark.parametrize(
-    ("params", "variant"),
+    ("params", "features"),
     [
-        (SamplingParams(temperature=0.0), Variant.GREEDY),
-        (SamplingParams(temperature=0.0, top_p=0.5), Variant.GREEDY),
-        (SamplingParams(temperature=0.5), Variant.SAMPLE),
-        (SamplingParams(temperature=0.0, logprobs=0), Variant.FULL),
-        (SamplingParams(temperature=0.0, min_tokens=1), Variant.FULL),
-        (SamplingParams(temperature=0.0, logit_bias={1: 1.0}), Variant.FULL),
-        (SamplingParams(temperature=0.0, repetition_penalty=1.1), Variant.FULL),
-        (SamplingParams(temperature=0.0, prompt_logprobs=1), Variant.GREEDY),
+        (SamplingParams(temperature=0.0), GREEDY),
+        (SamplingParams(temperature=0.0, top_p=0.5), GREEDY),
+        (SamplingParams(temperature=0.5), SAMPLE),
+        (SamplingParams(temperature=0.0, logprobs=0), GREEDY | Feature.LOGPROBS),
+        (SamplingParams(temperature=0.0, min_tokens=1), GREEDY | Feature.ADJUST),
+        (SamplingParams(temperature=0.0, logit_bias={1: 1.0}), GREEDY | Feature.ADJUST),
+        (SamplingParams(temperature=0.0, repetition_penalty=1.1), GREEDY | Feature.ADJUST),
+        (SamplingParams(temperature=0.0, prompt_logprobs=1), GREEDY),
     ],
 )
-def test_a_step_does_the_least_that_its_rows_need(params: SamplingParams, variant: Variant) -> None:
+def test_a_step_does_the_least_that_its_rows_need(
+    params: SamplingParams, features: Feature
+) -> None:
     table = SlotTable(num_slots=4, pages=1)
     greedy = SamplingParams(temperature=0.0)
     for slot, slot_params in ((1, greedy), (2, params)):
         table.assign(SlotAssignment(slot=slot, params=slot_params, seed=0, prompt_ids=(1,)))
-    assert table.variant_for(Rows((row_of(1), row_of(2)))) is variant
+    assert table.needs(Rows((row_of(1), row_of(2)))) == features
     # A row that draws nothing needs nothing, and what is asked for in one slot stays there.
-    assert table.variant_for(Rows((row_of(1), row_of(2, samples=False)))) is Variant.GREEDY
-    assert table.variant_for(Rows((row_of(2, samples=False),))) is Variant.NONE
-    assert table.variant_for(Rows((row_of(1),))) is Variant.GREEDY
-    assert table.variant_for(Rows((row_of(1), row_of(2, targets=(3,))))) is Variant.SCORE
+    assert table.needs(Rows((row_of(1), row_of(2, samples=False)))) == GREEDY
+    assert table.needs(Rows((row_of(2, samples=False),))) == NOTHING
+    assert table.needs(Rows((row_of(1),))) == GREEDY
+    scored = table.needs(Rows((row_of(1), row_of(2, targets=(3,)))))
+    assert scored == features | Feature.PROMPT_LOGPROBS
 
 
 def test_a_slot_taken_again_forgets_its_last_owner() -> None:
@@ -250,4 +253,4 @@ def test_a_slot_taken_again_forgets_its_last_owner() -> None:
     fresh.assign(plain)
     np.testing.assert_array_equal(table.records, fresh.records)
     assert table.num_logprobs == fresh.num_logprobs
-    assert table.variant_for(Rows((row_of(1),))) is Variant.GREEDY
+    assert table.needs(Rows((row_of(1),))) == GREEDY

@@ -18,7 +18,7 @@ from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import SamplingSettings
 from jaxserve.execution.heads.sample import FEW_SAMPLED, MUCH_ROOM, DrawStatus, StepOutput
 from jaxserve.execution.heads.sample import choose as choose_tokens
-from jaxserve.execution.shapes import Variant
+from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, Feature, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
 from jaxserve.execution.step import last_rows
 from tests.execution.inputs import step_input
@@ -27,7 +27,7 @@ VOCAB_SIZE = 50
 NUM_SLOTS = 9
 NUM_ROWS = 8
 SETTINGS = SamplingSettings(max_logprobs=4)
-VARIANTS = [Variant.GREEDY, Variant.SAMPLE, Variant.FULL]
+PATHS = [GREEDY, SAMPLE, FULL]
 
 
 def empty_state() -> SlotState[jax.Array]:
@@ -40,22 +40,21 @@ def empty_state() -> SlotState[jax.Array]:
 
 @cache
 def compiled(
-    variant: Variant, *, branch: bool, settings: SamplingSettings = SETTINGS
+    features: Feature, *, branch: bool, settings: SamplingSettings = SETTINGS
 ) -> Callable[..., tuple[StepOutput, SlotState[jax.Array]]]:
     def run(
         logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array]
     ) -> tuple[StepOutput, SlotState[jax.Array]]:
         rows = logits[last_rows(inputs)]
-        return choose_tokens(
-            lambda count: rows[:count], inputs, state, variant, settings, branch=branch
-        )
+        shape = StepShape(NUM_ROWS, NUM_ROWS, 1, features, branches=branch)
+        return choose_tokens(lambda count: rows[:count], inputs, state, shape, settings)
 
     return jax.jit(run)
 
 
 def choose(
     logits: ArrayLike,
-    variant: Variant,
+    features: Feature,
     fields: Mapping[str, ArrayLike],
     *,
     branch: bool = False,
@@ -66,9 +65,9 @@ def choose(
         "slots": np.arange(1, NUM_ROWS + 1),
         "samples": 1,
         "kv_lengths": 3,
-        "variant": variant,
+        "needs": features,
     }
-    return compiled(Variant.FULL if branch else variant, branch=branch, settings=settings)(
+    return compiled(FULL if branch else features, branch=branch, settings=settings)(
         jnp.asarray(logits, jnp.float32),
         step_input(NUM_ROWS, **(every_row_draws | dict(fields))),
         empty_state() if state is None else state,
@@ -79,23 +78,23 @@ def random_logits() -> NDArray[np.float32]:
     return np.random.default_rng(5).standard_normal((NUM_ROWS, VOCAB_SIZE)).astype(np.float32)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("features", PATHS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_only_the_row_that_is_not_finite_is_reported(variant: Variant, bad: float) -> None:
+def test_only_the_row_that_is_not_finite_is_reported(features: Feature, bad: float) -> None:
     logits = random_logits()
     logits[3, 17] = bad
-    output, _ = choose(logits, variant, {})
-    clean, _ = choose(random_logits(), variant, {})
+    output, _ = choose(logits, features, {})
+    clean, _ = choose(random_logits(), features, {})
     others = np.arange(NUM_ROWS) != 3
     np.testing.assert_array_equal(output.tokens[1], others)
     np.testing.assert_array_equal(output.tokens[0, others], clean.tokens[0, others])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_row_whose_tokens_are_all_forbidden_is_reported(variant: Variant) -> None:
+@pytest.mark.parametrize("features", PATHS)
+def test_a_row_whose_tokens_are_all_forbidden_is_reported(features: Feature) -> None:
     logits = random_logits()
     logits[6] = -np.inf
-    output, _ = choose(logits, variant, {})
+    output, _ = choose(logits, features, {})
     np.testing.assert_array_equal(output.tokens[1], np.arange(NUM_ROWS) != 6)
 
 
@@ -104,29 +103,29 @@ def test_a_row_forbidden_by_its_own_biases_is_reported() -> None:
     bias = state.bias.at[4].set(-np.inf)
     is_row = np.arange(NUM_ROWS) == 3
     state = SlotState(**{**vars(state), "bias": bias})
-    output, _ = choose(random_logits(), Variant.FULL, {"adjusts": is_row}, state=state)
+    output, _ = choose(random_logits(), FULL, {"adjusts": is_row}, state=state)
     expected = np.where(is_row, DrawStatus.NONE_ALLOWED, DrawStatus.DRAWN)
     np.testing.assert_array_equal(output.tokens[1], expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_program_that_branches_chooses_as_one_that_does_not(variant: Variant) -> None:
+@pytest.mark.parametrize("features", PATHS)
+def test_a_program_that_branches_chooses_as_one_that_does_not(features: Feature) -> None:
     fields: dict[str, ArrayLike] = {
         "temperature": [0.0, 0.7] * 4,
         "seed_low": np.arange(NUM_ROWS),
         "adjusts": 1,
     }
-    apart, apart_state = choose(random_logits(), variant, fields)
-    branched, branched_state = choose(random_logits(), variant, fields, branch=True)
+    apart, apart_state = choose(random_logits(), features, fields)
+    branched, branched_state = choose(random_logits(), features, fields, branch=True)
     np.testing.assert_array_equal(branched.tokens, apart.tokens)
     jax.tree.map(np.testing.assert_allclose, branched.logprobs, apart.logprobs)
     np.testing.assert_array_equal(branched_state.last_token, apart_state.last_token)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("features", PATHS)
 @pytest.mark.parametrize("last", [0, FEW_SAMPLED - 1, FEW_SAMPLED, MUCH_ROOM - 1])
 def test_few_sequences_are_given_the_tokens_they_have_among_many(
-    variant: Variant, last: int
+    features: Feature, last: int
 ) -> None:
     samples = np.zeros(MUCH_ROOM, np.int32)
     samples[[0, last]] = 1
@@ -135,7 +134,7 @@ def test_few_sequences_are_given_the_tokens_they_have_among_many(
         slots=np.arange(MUCH_ROOM) % NUM_SLOTS,
         samples=samples,
         kv_lengths=3,
-        variant=variant,
+        needs=features,
         temperature=0.7 * (np.arange(MUCH_ROOM) % 2),
         seed_low=np.arange(MUCH_ROOM),
         reports=1,
@@ -149,9 +148,13 @@ def test_few_sequences_are_given_the_tokens_they_have_among_many(
 
     few, many = (
         choose_tokens(
-            first, inputs, empty_state(), Variant.FULL, SETTINGS, branch=True, is_decode=is_decode
+            first,
+            inputs,
+            empty_state(),
+            StepShape(num_tokens, MUCH_ROOM, 1, FULL, branches=True),
+            SETTINGS,
         )
-        for is_decode in (False, True)
+        for num_tokens in (2 * MUCH_ROOM, MUCH_ROOM)
     )
     assert FEW_SAMPLED in counts
     np.testing.assert_array_equal(few[0].tokens[:, samples == 1], many[0].tokens[:, samples == 1])
@@ -159,12 +162,12 @@ def test_few_sequences_are_given_the_tokens_they_have_among_many(
     jax.tree.map(np.testing.assert_array_equal, few[0].logprobs, many[0].logprobs)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_only_rows_that_sample_leave_a_token_in_their_slot(variant: Variant) -> None:
+@pytest.mark.parametrize("features", PATHS)
+def test_only_rows_that_sample_leave_a_token_in_their_slot(features: Feature) -> None:
     samples = np.array([1, 1, 0, 1, 0, 1, 0, 0])
     slots = np.array([8, 2, 1, 5, 3, 4, 0, 0])
     output, state = choose(
-        random_logits(), variant, {"slots": slots, "samples": samples, "adjusts": samples}
+        random_logits(), features, {"slots": slots, "samples": samples, "adjusts": samples}
     )
     wanted = np.zeros(NUM_SLOTS, np.int32)
     wanted[slots[samples == 1]] = np.asarray(output.tokens[0])[samples == 1]
@@ -173,7 +176,7 @@ def test_only_rows_that_sample_leave_a_token_in_their_slot(variant: Variant) -> 
 
 def test_greedy_rows_are_the_same_in_every_variant() -> None:
     greedy = [
-        choose(random_logits(), variant, {"temperature": 0.0})[0].tokens[0] for variant in VARIANTS
+        choose(random_logits(), features, {"temperature": 0.0})[0].tokens[0] for features in PATHS
     ]
     np.testing.assert_array_equal(greedy[0], random_logits().argmax(axis=1))
     np.testing.assert_array_equal(greedy[1], greedy[0])
@@ -181,8 +184,8 @@ def test_greedy_rows_are_the_same_in_every_variant() -> None:
 
 
 @pytest.mark.parametrize("num_sampled", [0, 1, 9])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_with_branches_chooses_as_one_without(variant: Variant, num_sampled: int) -> None:
+@pytest.mark.parametrize("features", PATHS)
+def test_a_step_with_branches_chooses_as_one_without(features: Feature, num_sampled: int) -> None:
     rng = np.random.default_rng(11)
     num_sequences, num_tokens = 24, 70
     samples = np.zeros(num_sequences, np.int32)
@@ -190,7 +193,7 @@ def test_a_step_with_branches_chooses_as_one_without(variant: Variant, num_sampl
     logits = jnp.asarray(rng.standard_normal((num_tokens, VOCAB_SIZE)), jnp.float32)
     inputs = step_input(
         num_sequences,
-        variant=variant,
+        needs=features,
         samples=samples,
         slots=rng.integers(1, NUM_SLOTS, num_sequences),
         seed_low=np.arange(num_sequences),
@@ -204,8 +207,8 @@ def test_a_step_with_branches_chooses_as_one_without(variant: Variant, num_sampl
         inputs, token_ids=jnp.zeros(num_tokens, jnp.int32), query_starts=starts.at[0].set(0)
     )
 
-    apart, _ = compiled(variant, branch=False)(logits, inputs, empty_state())
-    branched, _ = compiled(Variant.FULL, branch=True)(logits, inputs, empty_state())
+    apart, _ = compiled(features, branch=False)(logits, inputs, empty_state())
+    branched, _ = compiled(FULL, branch=True)(logits, inputs, empty_state())
 
     drawn = samples == 1
     np.testing.assert_array_equal(branched.tokens[:, drawn], apart.tokens[:, drawn])
@@ -213,8 +216,8 @@ def test_a_step_with_branches_chooses_as_one_without(variant: Variant, num_sampl
 
 
 def test_no_report_is_made_where_nobody_asks() -> None:
-    silent, _ = choose(random_logits(), Variant.FULL, {"reports": 0})
-    asked, _ = choose(random_logits(), Variant.FULL, {"reports": np.arange(NUM_ROWS) == 2})
+    silent, _ = choose(random_logits(), FULL, {"reports": 0})
+    asked, _ = choose(random_logits(), FULL, {"reports": np.arange(NUM_ROWS) == 2})
     np.testing.assert_array_equal(silent.tokens, asked.tokens)
     assert not np.any(silent.logprobs.top)
     assert np.all(asked.logprobs.top[2] < 0)
@@ -226,7 +229,7 @@ def test_what_is_reported_is_what_the_operator_chose(mode: str) -> None:
     fields: dict[str, ArrayLike] = {"reports": 1, "temperature": [0.0, 0.5] * 4, "top_k": 3}
     output, _ = choose(
         logits,
-        Variant.FULL,
+        FULL,
         fields,
         settings=SamplingSettings(max_logprobs=5, logprobs_mode=mode),
     )
@@ -251,7 +254,7 @@ def test_tokens_asked_for_by_id_are_reported() -> None:
     assignment = SlotAssignment(slot=3, params=params, seed=0, prompt_ids=(1,))
     memory: Any = slot_memory(assignment, vocab_size=VOCAB_SIZE)
     state = remember(empty_state(), jnp.int32(3), memory)
-    output, _ = choose(logits, Variant.FULL, {"reports": 1}, state=state)
+    output, _ = choose(logits, FULL, {"reports": 1}, state=state)
     scores = jax.nn.log_softmax(logits[2])  # the row of slot 3
     np.testing.assert_allclose(
         output.logprobs.named[2, :3], scores[jnp.array([7, 0, 49])], atol=1e-5

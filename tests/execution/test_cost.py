@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxserve.execution.cost import Cost, StepCosts
-from jaxserve.execution.shapes import Variant
+from jaxserve.execution.shapes import GREEDY, SCORE, Feature
 from jaxserve.models import DecoderConfig, abstract_params
 from jaxserve.parallel.sharding import ShardingPlan, make_mesh
 from jaxserve.quantization import ARRAYS, WeightLayout
@@ -29,14 +29,14 @@ def count(
     lengths: list[int],
     *,
     num_sampled: int | None = None,
-    variant: Variant = Variant.GREEDY,
+    features: Feature = GREEDY,
 ) -> Cost:
     return costs(model).count(
         np.array(starts),
         np.array(lengths),
         num_tokens=sum(lengths),
         num_sampled=len(starts) if num_sampled is None else num_sampled,
-        variant=variant,
+        features=features,
     )
 
 
@@ -84,7 +84,7 @@ def test_only_rows_that_sample_have_logits() -> None:
     some, all_ = (count(SMALL, [4, 4], [1, 1], num_sampled=number) for number in (1, 2))
     assert all_.flops - some.flops == 2 * HEAD
     assert all_.num_bytes - some.num_bytes == 2 * 512 * 4
-    scored = count(SMALL, [4, 4], [1, 1], variant=Variant.SCORE)
+    scored = count(SMALL, [4, 4], [1, 1], features=SCORE)
     assert scored.flops - all_.flops == 2 * 2 * HEAD
 
 
@@ -93,7 +93,7 @@ def test_how_matrices_are_kept_changes_bytes_and_no_flops(*, tied: bool) -> None
     model = replace(SMALL, tied_embeddings=tied)
     arrays, packed, halves, rounded = (
         costs(model, method=method, packed=kind).count(
-            np.array([7]), np.array([1]), num_tokens=1, num_sampled=1, variant=Variant.GREEDY
+            np.array([7]), np.array([1]), num_tokens=1, num_sampled=1, features=GREEDY
         )
         for method, kind in (
             (ARRAYS, None),

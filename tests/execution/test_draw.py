@@ -19,7 +19,7 @@ from jaxserve.execution.batch import (
 from jaxserve.execution.context import SamplingSettings
 from jaxserve.execution.heads.sample import DrawStatus, draw_tokens
 from jaxserve.execution.sampling import greedy
-from jaxserve.execution.shapes import DrawShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, DrawShape, Feature
 from tests.execution.test_choice import VOCAB_SIZE, empty_state, random_logits
 
 SHAPE = DrawShape(8)
@@ -43,7 +43,7 @@ def packed(allowed: np.ndarray, **params: object) -> np.ndarray:
         )
         rows.append(RowPlan(slot=slot, start=2, num_tokens=1, token_ids=()))
     masks = masks_of(allowed)
-    return pack_draw(Rows(tuple(rows)), masks, Variant.GREEDY, SHAPE, table, vocab_size=VOCAB_SIZE)
+    return pack_draw(Rows(tuple(rows)), masks, GREEDY, SHAPE, table, vocab_size=VOCAB_SIZE)
 
 
 def unpacked(draw: np.ndarray) -> tuple[StepInput, jax.Array]:
@@ -64,18 +64,18 @@ def test_a_draws_input_is_unpacked_as_it_was_packed() -> None:
     assert inputs.temperature[:5].tolist() == [0.5] * 5
 
 
-@pytest.mark.parametrize("variant", [Variant.GREEDY, Variant.SAMPLE, Variant.FULL])
+@pytest.mark.parametrize("features", [GREEDY, SAMPLE, FULL])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_allowed_tokens_are_drawn(variant: Variant, temperature: float) -> None:
+def test_only_allowed_tokens_are_drawn(features: Feature, temperature: float) -> None:
     allowed = np.random.default_rng(1).random((8, VOCAB_SIZE)) < 0.1
     allowed[:, 7] = True
-    if variant is Variant.GREEDY:
+    if features is GREEDY:
         temperature = 0.0
     inputs, masks = unpacked(packed(allowed, temperature=temperature))
     logits = jnp.asarray(random_logits(), jnp.float32)
     drawn = jax.jit(
         lambda logits: draw_tokens(
-            logits, inputs, empty_state(), variant, SamplingSettings(), allowed=masks
+            logits, inputs, empty_state(), features, SamplingSettings(), allowed=masks
         )
     )(logits)
     assert allowed[np.arange(8), drawn.tokens].all()
@@ -90,7 +90,5 @@ def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
     allowed[3] = False
     inputs, masks = unpacked(packed(allowed))
     logits = jnp.asarray(random_logits(), jnp.float32)
-    drawn = draw_tokens(
-        logits, inputs, empty_state(), Variant.GREEDY, SamplingSettings(), allowed=masks
-    )
+    drawn = draw_tokens(logits, inputs, empty_state(), GREEDY, SamplingSettings(), allowed=masks)
     assert drawn.status.tolist() == [1, 1, 1, DrawStatus.NONE_ALLOWED, 1, 1, 1, 1]

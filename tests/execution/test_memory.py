@@ -19,7 +19,7 @@ from jaxserve.execution.memory import (
     tree_bytes,
     workspace_bytes,
 )
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, SCORE, StepShape
 from tests.execution.programs import (
     MEDIUM,
     PAGES,
@@ -31,16 +31,16 @@ from tests.execution.programs import (
 from tests.execution.programs import plan as plan_attention
 
 CASES = {
-    "decode": Case(SMALL, StepShape(8, 8, PAGES, Variant.FULL)),
-    "mixed": Case(SMALL, StepShape(128, 32, PAGES, Variant.FULL)),
-    "score": Case(SMALL, StepShape(32, 16, PAGES, Variant.SCORE)),
-    "greedy": Case(SMALL, StepShape(8, 8, PAGES, Variant.GREEDY), branches=False),
-    "sample": Case(SMALL, StepShape(128, 32, PAGES, Variant.SAMPLE), branches=False),
-    "full": Case(SMALL, StepShape(8, 8, PAGES, Variant.FULL), branches=False),
-    "medium_decode": Case(MEDIUM, StepShape(32, 32, PAGES, Variant.FULL)),
+    "decode": Case(SMALL, StepShape(8, 8, PAGES, FULL, branches=True)),
+    "mixed": Case(SMALL, StepShape(128, 32, PAGES, FULL, branches=True)),
+    "score": Case(SMALL, StepShape(32, 16, PAGES, SCORE, branches=True)),
+    "greedy": Case(SMALL, StepShape(8, 8, PAGES, GREEDY)),
+    "sample": Case(SMALL, StepShape(128, 32, PAGES, SAMPLE)),
+    "full": Case(SMALL, StepShape(8, 8, PAGES, FULL)),
+    "medium_decode": Case(MEDIUM, StepShape(32, 32, PAGES, FULL, branches=True)),
     # Without large logits, so that what layers might keep for themselves would show.
-    "medium_greedy": Case(MEDIUM, StepShape(512, 32, PAGES, Variant.GREEDY), branches=False),
-    "four_devices": Case(SMALL, StepShape(128, 32, PAGES, Variant.FULL), devices=4),
+    "medium_greedy": Case(MEDIUM, StepShape(512, 32, PAGES, GREEDY)),
+    "four_devices": Case(SMALL, StepShape(128, 32, PAGES, FULL, branches=True), devices=4),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -66,7 +66,7 @@ def test_the_workspace_is_that_of_the_widest_layer() -> None:
     one, both = (
         replace(SMALL, layers=layers) for layers in (SMALL.layers + wide.layers, wide.layers)
     )
-    shape = StepShape(128, 32, PAGES, Variant.GREEDY)
+    shape = StepShape(128, 32, PAGES, GREEDY)
     narrow, mixed, widest = (
         workspace_bytes(model, [shape], attention=plan_attention(model), dtype=jnp.float32)
         for model in (SMALL, one, both)

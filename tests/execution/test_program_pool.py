@@ -13,10 +13,10 @@ import pytest
 
 from jaxserve.execution.program_pool import BACKGROUND_NICENESS, LEAST_NICENESS, ProgramPool
 from jaxserve.execution.programs import Program
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import FULL, StepShape
 
 TIMEOUT_S = 20.0
-PROGRAMS: list[Program] = [StepShape(size, size, 1, Variant.FULL) for size in (1, 2, 3, 4)]
+PROGRAMS: list[Program] = [StepShape(size, size, 1, FULL) for size in (1, 2, 3, 4)]
 
 
 class Maker:

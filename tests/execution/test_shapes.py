@@ -6,14 +6,26 @@ import pytest
 
 from jaxserve.api.plan import StepLimits
 from jaxserve.errors import ConfigError
-from jaxserve.execution.shapes import ShapeTable, Variant
+from jaxserve.execution.shapes import (
+    FULL,
+    GREEDY,
+    NOTHING,
+    POOL,
+    SAMPLE,
+    SCORE,
+    Feature,
+    ShapeTable,
+)
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 LIMITS = [
     (max_num_seqs, max_num_seqs + extra)
     for max_num_seqs, extra in product((1, 2, 3, 7, 8, 9, 16, 33), (0, 1, 5, 30))
 ]
-GENERATING = [variant for variant in Variant if variant is not Variant.POOL]
+NEEDS = [
+    *(NOTHING, GREEDY, SAMPLE, FULL, SCORE),
+    *(GREEDY | Feature.LOGPROBS, Feature.PROMPT_LOGPROBS),
+]
 
 
 def table(max_num_seqs: int, max_num_batched_tokens: int, platform: str) -> ShapeTable:
@@ -34,7 +46,7 @@ def test_every_plan_that_pools_fits_a_compiled_shape(limits: tuple[int, int]) ->
     for num_sequences in range(1, max_num_seqs + 1):
         for num_tokens in range(num_sequences, max_num_batched_tokens + 1):
             lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
-            shape = shapes.choose(lengths, Variant.POOL)
+            shape = shapes.choose(lengths, POOL)
             assert shape.tokens >= num_tokens
             assert shape.sequences >= num_sequences
             assert not shape.is_decode
@@ -59,19 +71,19 @@ def test_every_plan_fits_a_compiled_shape(limits: tuple[int, int], platform: str
     for num_sequences in range(1, max_num_seqs + 1):
         for num_tokens in range(num_sequences, max_num_batched_tokens + 1):
             lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
-            for variant in GENERATING:
-                shape = shapes.choose(lengths, variant)
+            for needs in NEEDS:
+                shape = shapes.choose(lengths, needs)
                 assert shape in compiled
                 assert shape.tokens >= num_tokens
                 assert shape.sequences >= num_sequences
-                assert shape.variant >= variant
+                assert needs in shape.features
                 # Attention relies on it: a decode shape has row s for sequence s.
                 assert not shape.is_decode or num_tokens == num_sequences
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_shapes_are_few(platform: str) -> None:
-    assert len(table(256, 8192, platform).shapes) <= 64
+    assert len(table(256, 8192, platform).shapes) <= 19
     assert len(table(32, 512, "cpu").shapes) == 8
 
 
@@ -84,20 +96,31 @@ def test_no_shape_is_compiled_twice(limits: tuple[int, int]) -> None:
 
 def test_a_larger_plan_never_gets_a_smaller_shape() -> None:
     shapes = table(33, 128, "cpu")
-    tokens = [shapes.choose([n], Variant.GREEDY).tokens for n in range(2, 129)]
+    tokens = [shapes.choose([n], GREEDY).tokens for n in range(2, 129)]
     assert tokens == sorted(tokens)
 
 
-def test_accelerators_run_the_least_variant_and_cpus_branch() -> None:
-    assert table(8, 8, "gpu").choose([1], Variant.GREEDY).variant is Variant.GREEDY
-    assert table(8, 8, "cpu").choose([1], Variant.GREEDY).variant is Variant.FULL
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_greedy_decodes_of_accelerators_have_a_program_without_branches(platform: str) -> None:
+    shapes = table(8, 8, platform)
+    greedy = shapes.choose([1], GREEDY)
+    assert (greedy.features, greedy.branches) == (GREEDY, False)
+    # A step that samples nothing, as it is all deferred, does not read the head's weights.
+    for needs in (NOTHING, SAMPLE, FULL):
+        shape = shapes.choose([1], needs)
+        assert (shape.features, shape.branches) == (FULL, True)
 
 
-def test_draws_are_of_the_sizes_of_decodes_and_the_largest_comes_first() -> None:
+def test_every_program_of_a_cpu_branches() -> None:
+    assert all(shape.branches for shape in table(32, 512, "cpu").shapes)
+    assert table(8, 8, "cpu").choose([1], GREEDY).features == FULL
+
+
+def test_the_largest_draw_comes_first() -> None:
     draws = table(256, 8192, "gpu").draws
-    assert [draw.rows for draw in draws] == [256, 128, 64, 32, 16, 8]
+    assert [draw.rows for draw in draws] == [256, 64, 16]
     assert table(256, 8192, "gpu").limits.num_draws == 256
-    assert table(256, 8192, "gpu").choose_draw(17).rows == 32
+    assert table(256, 8192, "gpu").choose_draw(17).rows == 64
 
 
 def test_a_budget_below_the_sequences_is_refused() -> None:
@@ -121,12 +144,12 @@ def test_whatever_is_made_so_far_serves_every_plan_within_its_limits(
         for num_sequences in {1, now.num_sequences}:
             for num_tokens in {num_sequences, now.num_tokens}:
                 lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
-                for variant in GENERATING:
-                    shape = made.choose(lengths, variant)
+                for needs in NEEDS:
+                    shape = made.choose(lengths, needs)
                     assert shape in made.shapes
                     assert shape.tokens >= num_tokens
                     assert shape.sequences >= num_sequences
-                    assert shape.variant >= variant
+                    assert needs in shape.features
     assert before.num_tokens >= limits[1]
     assert before.num_sequences == limits[0]
 

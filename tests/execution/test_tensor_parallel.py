@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.errors import ConfigError
-from jaxserve.execution.shapes import StepShape, Variant
+from jaxserve.execution.shapes import GREEDY, StepShape
 from jaxserve.models import DecoderConfig
 from tests.execution.programs import (
     PAGES,
@@ -18,7 +18,7 @@ from tests.execution.programs import (
     with_feed_forward,
 )
 
-STEP = StepShape(8, 8, PAGES, Variant.GREEDY)
+STEP = StepShape(8, 8, PAGES, GREEDY)
 
 
 def test_the_tests_have_four_devices() -> None:
@@ -26,7 +26,7 @@ def test_the_tests_have_four_devices() -> None:
 
 
 def test_each_device_holds_its_heads_of_every_page() -> None:
-    program = compile_case(Case(SMALL, STEP, branches=False, devices=4))
+    program = compile_case(Case(SMALL, STEP, devices=4))
     for layer in program.cache:
         assert layer.sharding is not None
         pages, kv_heads, planes, offsets, head_dim = layer.sharding.shard_shape(layer.shape)
@@ -57,5 +57,5 @@ def test_more_devices_than_there_are_is_refused() -> None:
 
 def test_a_vocabulary_that_does_not_divide_is_kept_whole() -> None:
     model = replace(SMALL, vocab_size=510)
-    text = compile_case(Case(model, STEP, branches=False, devices=4)).text
+    text = compile_case(Case(model, STEP, devices=4)).text
     assert "f32[510,64]" in text

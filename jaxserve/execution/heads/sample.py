@@ -1,6 +1,6 @@
 """The head that samples: the next token of each sequence, from the logits of its last row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
@@ -13,7 +13,7 @@ from jaxserve.execution import sampling
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import SamplingSettings
 from jaxserve.execution.sampling import Logprobs
-from jaxserve.execution.shapes import Variant
+from jaxserve.execution.shapes import FULL, GREEDY, NOTHING, SAMPLE, Feature, StepShape
 from jaxserve.execution.state import SlotState, observe
 
 # A program that branches has branches for few sequences that sample, as where a prompt joins a few
@@ -22,6 +22,9 @@ from jaxserve.execution.state import SlotState, observe
 FEW_SAMPLED = 8
 MUCH_ROOM = 32
 
+# What a program has code for, in order: each has all that the one before has.
+PATHS = (NOTHING, GREEDY, SAMPLE, FULL)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class StepOutput:
     """What a step hands back to the host."""
 
     tokens: jax.Array  # int32[2, sequences]: the token drawn, and a DrawStatus
-    logprobs: Logprobs  # of the tokens drawn, in Variant.FULL; else zeros
-    prompt_logprobs: Logprobs | None  # of the targets of every row, in Variant.SCORE
+    logprobs: Logprobs  # of the tokens drawn, with Feature.LOGPROBS; else zeros
+    prompt_logprobs: Logprobs | None  # of the targets of every row, with Feature.PROMPT_LOGPROBS
 
 
 class DrawStatus(IntEnum):
@@ -60,58 +63,59 @@ def choose(
     logits_of_first: Callable[[int], jax.Array],
     inputs: StepInput,
     state: SlotState[jax.Array],
-    variant: Variant,
+    shape: StepShape,
     settings: SamplingSettings,
-    *,
-    branch: bool,
-    is_decode: bool = False,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Draw each sequence's token, and remember it where the sequence samples.
 
     logits_of_first: float32[count, vocab] of the first `count` sequences, in rows that sample.
-    branch: whether to do at run time the least that the step needs, up to `variant`. is_decode:
-    whether there is another program for few sequences.
     """
     num_sequences = inputs.samples.shape[0]
-    variant = min(variant, Variant.FULL)
 
-    def draw(count: int, variant: Variant) -> Drawn:
+    def draw(count: int, path: Feature) -> Drawn:
         first = inputs.first(count)
-        if variant is Variant.NONE:
+        if not path:
             tokens = jnp.zeros(count, jnp.int32)
             drawn = Drawn(tokens, tokens, _no_report(count, state, settings))
         else:
             logits = logits_of_first(count)
             with jax.named_scope("sampling"):
-                drawn = draw_tokens(logits, first, state, variant, settings)
+                drawn = draw_tokens(logits, first, state, path, settings)
         padded: Drawn = jax.tree.map(
             lambda rows: jnp.pad(rows, [(0, num_sequences - count)] + [(0, 0)] * (rows.ndim - 1)),
             drawn,
         )
         return padded
 
-    if not branch:
-        return keep(draw(num_sequences, variant), inputs, state, variant)
-    index = jnp.minimum(inputs.variant[0], variant)
-    choices = [partial(draw, num_sequences, Variant(i)) for i in range(variant + 1)]
-    if num_sequences >= MUCH_ROOM and not is_decode:
-        often = (Variant.GREEDY, Variant.SAMPLE)
+    paths = [path for path in PATHS if path in shape.features]
+    if not shape.branches:
+        return keep(draw(num_sequences, paths[-1]), inputs, state, paths[-1])
+    index = first_covering(paths, inputs)
+    choices = [partial(draw, num_sequences, path) for path in paths]
+    if num_sequences >= MUCH_ROOM and not shape.is_decode:
+        often = (paths.index(GREEDY), paths.index(SAMPLE))
         is_few = (
             (num_sampled(inputs) <= FEW_SAMPLED) & (index >= min(often)) & (index <= max(often))
         )
         index = jnp.where(is_few, len(choices) + index - min(often), index)
-        choices += [partial(draw, FEW_SAMPLED, each) for each in often]
-    return keep(lax.switch(index, choices), inputs, state, variant)
+        choices += [partial(draw, FEW_SAMPLED, paths[each]) for each in often]
+    return keep(lax.switch(index, choices), inputs, state, paths[-1])
+
+
+def first_covering(paths: Sequence[Feature], inputs: StepInput) -> jax.Array:
+    """Return the index of the first path that has every feature that a step needs of it."""
+    missing = [inputs.needs[0] & FULL & ~path != 0 for path in paths]
+    return jnp.sum(jnp.stack(missing).astype(jnp.int32))
 
 
 def keep(
-    drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], variant: Variant
+    drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], features: Feature
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Remember what was drawn in the slots of the sequences that sample."""
     samples = inputs.samples != 0
     slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
     state = replace(state, last_token=state.last_token.at[slots].set(drawn.tokens, mode="drop"))
-    if variant is Variant.FULL:
+    if Feature.ADJUST in features:
         adjusts = samples & (inputs.adjusts != 0)
         state = observe(state, slots=inputs.slots, tokens=drawn.tokens, adjusts=adjusts)
     packed = jnp.stack([drawn.tokens, drawn.status])
@@ -122,21 +126,21 @@ def draw_tokens(
     logits: jax.Array,
     inputs: StepInput,
     state: SlotState[jax.Array],
-    variant: Variant,
+    path: Feature,
     settings: SamplingSettings,
     *,
     allowed: jax.Array | None = None,
 ) -> Drawn:
-    """Draw a token from each row of logits, doing all that `variant` can.
+    """Draw a token from each row of logits, doing all that `path` has.
 
     allowed: bool[rows, vocab], None where every token is.
     """
     adjusted = logits
-    if variant is Variant.FULL:
+    if Feature.ADJUST in path:
         adjusted = sampling.adjust(logits, inputs, state, settings.processors)
     if allowed is not None:
         adjusted = jnp.where(allowed, adjusted, -jnp.inf)
-    if variant is Variant.GREEDY:
+    if Feature.RANDOM not in path:
         tokens = sampling.greedy(adjusted)
     else:
         tokens = sampling.sample(adjusted, inputs)
@@ -165,7 +169,7 @@ def draw_tokens(
             scores = jax.nn.log_softmax(scores, axis=-1)
         return sampling.report(scores, tokens, num_top=num_top, named=state.named[inputs.slots])
 
-    if variant is Variant.FULL:
+    if Feature.LOGPROBS in path:
         # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
         report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
     return Drawn(tokens, status, report)
