@@ -78,7 +78,7 @@ class Device:
                 packed = lax.dynamic_update_slice(packed, records.reshape(-1), (2,))
                 return output.tokens, cache, state, packed
 
-            tokens = jax.numpy.zeros((2, batch), np.int32)
+            tokens = jax.numpy.zeros((3, batch), np.int32)
             return lax.fori_loop(0, num_steps, one, (tokens, cache, state, packed))
 
         width = table.records.shape[1]

@@ -75,7 +75,7 @@ class InstantRunner:
         """See plan.Runner."""
         self.num_steps += 1
         token_ids = tuple(
-            (self.num_steps + row.slot) % VOCAB_SIZE if row.samples else None for row in plan.rows
+            ((self.num_steps + row.slot) % VOCAB_SIZE,) if row.samples else () for row in plan.rows
         )
         count = plan.num_tokens
         run = StepRun(program="", num_tokens=count, padded_tokens=count, padded_sequences=count)

@@ -154,7 +154,7 @@ def simulate(scheduler: Scheduler, device: Device, arrivals: Iterable[Arrival]) 
         if len(in_flight) == 2 or (plan is None and in_flight):
             plan, done_s = in_flight.popleft()
             now_s = max(now_s, done_s)
-            tokens = tuple(7 if row.samples else None for row in plan.rows)
+            tokens = tuple((7,) if row.samples else () for row in plan.rows)
             for sequence, _, _ in scheduler.commit(plan, StepResult(token_ids=tokens)):
                 traces[sequence.request.id].token_s.append(now_s)
         elif plan is None and coming:
@@ -412,7 +412,7 @@ def print_host(num_steps: int = 200) -> None:
             plans.append(plan)
             if len(plans) == 2:
                 plan = plans.popleft()
-                result = StepResult(token_ids=tuple([7] * len(plan.rows)))
+                result = StepResult(token_ids=((7,),) * len(plan.rows))
                 start_s = time.perf_counter()
                 scheduler.commit(plan, result)
                 spent.append((planned_s, time.perf_counter() - start_s))
@@ -429,7 +429,7 @@ def print_host(num_steps: int = 200) -> None:
             while scheduler.has_unfinished:
                 plan = scheduler.schedule()
                 assert plan is not None
-                tokens = tuple(7 if row.samples else None for row in plan.rows)
+                tokens = tuple((7,) if row.samples else () for row in plan.rows)
                 scheduler.commit(plan, StepResult(token_ids=tokens))
             seconds.append(time.perf_counter() - start_s)
         print(f"{name:<18}{median(seconds) * 1e6:7.0f}")

@@ -23,6 +23,7 @@ from jaxserve.api.plan import (
     StepRun,
 )
 from jaxserve.api.request import PositionLogprobs, SamplingParams, TokenLogprob
+from jaxserve.engine.sequence import Sequence
 
 
 def chain(parent: bytes, token_id: int) -> bytes:
@@ -76,6 +77,28 @@ def solo_run(
         if len(output_ids) == params.max_tokens or length + 1 == max_length:
             return output_ids
         entry = chain(entry, token_id)
+
+
+def draft(sequence: Sequence, count: int, *, vocab_size: int, wrong_every: int) -> tuple[int, ...]:
+    """The next tokens of a sequence, but that one at every `wrong_every`th position is wrong."""
+    tokens = [*sequence.tokens(0, sequence.num_known)]
+    entry = reduce(chain, tokens, b"")
+    drafts = []
+    for position in range(len(tokens), len(tokens) + count):
+        num_generated = position - sequence.num_prompt
+        bans = num_generated < sequence.request.params.min_tokens
+        token_id = draw(
+            entry,
+            seed=sequence.seed,
+            vocab_size=vocab_size,
+            banned=tuple(sorted(sequence.stop_ids)) if bans else (),
+            position=position,
+        )
+        if position % wrong_every == 0:
+            token_id = (token_id + 1) % vocab_size
+        drafts.append(token_id)
+        entry = chain(entry, token_id)
+    return tuple(drafts)
 
 
 def vector(entry: bytes) -> bytes:
@@ -246,7 +269,7 @@ class FakeRunner:
         self._max_num_batched_tokens = max_num_batched_tokens
         self.max_in_flight = max_in_flight
         self._fails = fails
-        self._last_entries: dict[int, bytes] = {}  # by slot
+        self._last_entries: dict[int, list[bytes]] = {}  # by slot, of the tokens of its last row
         self._slots: dict[int, Slot] = {}
 
     def dispatch(self, plan: StepPlan) -> FakePendingStep:
@@ -258,9 +281,9 @@ class FakeRunner:
             assert 0 <= assignment.seed < 2**64
             tokens = [*assignment.prompt_ids, *assignment.output_ids]
             self._slots[assignment.slot] = Slot(assignment, tokens, [0] * self._num_columns)
-        token_ids: list[int | None] = []
+        token_ids: list[tuple[int, ...]] = []
         invalid: set[int] = set()
-        logprobs: dict[int, PositionLogprobs] = {}
+        logprobs: dict[int, tuple[PositionLogprobs, ...]] = {}
         prompt_logprobs: dict[int, tuple[PositionLogprobs, ...]] = {}
         vectors: dict[int, bytes] = {}
         for row in plan.rows:
@@ -274,11 +297,11 @@ class FakeRunner:
             if self._fails(row, slot.tokens):
                 invalid.add(index)
             if self._pools and row.samples:
-                vectors[index] = vector(self._last_entries[row.slot])
-            token_id = self._sample(row, slot) if row.samples and not self._pools else None
-            token_ids.append(token_id)
-            if token_id is not None and slot.assignment.params.logprobs is not None:
-                logprobs[index] = reported(token_id, slot.assignment.params)
+                vectors[index] = vector(self._last_entries[row.slot][-1])
+            yielded = self._yield(row, slot) if row.samples and not self._pools else ()
+            token_ids.append(yielded)
+            if yielded and slot.assignment.params.logprobs is not None:
+                logprobs[index] = reported(yielded, slot.assignment.params)
         self.num_computed_tokens += plan.num_tokens
         result = StepResult(
             token_ids=tuple(token_ids),
@@ -322,11 +345,15 @@ class FakeRunner:
             assert len(slot.tokens) == row.start + 1, "no token was sampled for this position"
         else:
             assert len(row.token_ids) == row.num_tokens
+            if row.samples > 1:
+                assert len(slot.tokens) == row.start + 1, "drafts follow the last token"
+                assert row.samples == row.num_tokens
+                slot.tokens += row.token_ids[1:]
             if has_grammar:
                 # What a grammar forces was never drawn here.
                 slot.tokens += row.token_ids[len(slot.tokens) - row.start :]
             assert list(row.token_ids) == slot.tokens[row.start : stop], "wrong input tokens"
-        draws, is_last = row.samples or row.holds, stop == len(slot.tokens)
+        draws, is_last = row.samples > 0 or row.holds, stop == len(slot.tokens)
         # Of forced tokens there may be more than those of this row.
         assert draws == is_last or (has_grammar and is_last), "samples in the middle of the tokens"
         assert not (row.samples and has_grammar), "what follows a grammar is drawn under a mask"
@@ -371,19 +398,19 @@ class FakeRunner:
             read = group.read(slot, row, self._page_size)
             entry = group.entries[read[-1]][:-1] if read else b""
             written = group.write(slot, row, self._page_size)
+            entries = self._last_entries[row.slot] = []
             for token_id, place in zip(slot.tokens[row.start : stop], written, strict=True):
-                entry = chain(entry, token_id)
+                entries.append(entry := chain(entry, token_id))
                 group.entries[place] = entry + bytes([number])
-            self._last_entries[row.slot] = entry
         slot.num_written = stop
 
     def draw(self, plan: DrawPlan) -> FakePendingStep:
         """Check a draw, compute it, and hand out its result when asked."""
         assert 0 < len(plan.rows) <= self.limits.num_draws
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is drawn twice"
-        token_ids: list[int | None] = []
+        token_ids: list[tuple[int, ...]] = []
         empty: set[int] = set()
-        logprobs: dict[int, PositionLogprobs] = {}
+        logprobs: dict[int, tuple[PositionLogprobs, ...]] = {}
         for index, (row, mask) in enumerate(zip(plan.rows, plan.masks, strict=True)):
             slot = self._slots[row.slot]
             assert slot.is_held, "nothing is held to draw from"
@@ -392,12 +419,13 @@ class FakeRunner:
             assert mask is None or mask.shape == (-(-self.vocab_size // 32),)
             slot.is_held = False
             assert row.start + row.num_tokens == slot.num_written == len(slot.tokens)
-            token_id = self._sample(row, slot, mask)
-            token_ids.append(token_id)
+            tokens = (self._sample(slot, self._last_entries[row.slot][-1], len(slot.tokens), mask),)
+            slot.tokens += tokens
+            token_ids.append(tokens)
             if not self._allows(slot, mask):
                 empty.add(index)
             if slot.assignment.params.logprobs is not None:
-                logprobs[index] = reported(token_id, slot.assignment.params)
+                logprobs[index] = reported(tokens, slot.assignment.params)
         self.num_draws += 1
         result = StepResult(
             token_ids=tuple(token_ids), empty_rows=frozenset(empty), logprobs=logprobs
@@ -414,28 +442,41 @@ class FakeRunner:
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
         return bool(bits[list(allowed)].any())
 
-    def _sample(self, row: RowPlan, slot: Slot, mask: np.ndarray | None = None) -> int:
-        assignment = slot.assignment
+    def _yield(self, row: RowPlan, slot: Slot) -> tuple[int, ...]:
+        """Sample after each of a row's last `samples` tokens, as long as these were sampled too."""
         stop = row.start + row.num_tokens
-        num_generated = stop - len(assignment.prompt_ids)
-        bans = num_generated < assignment.params.min_tokens
-        token_id = draw(
-            self._last_entries[row.slot],
+        first = stop - row.samples + 1
+        drafts = slot.tokens[first:stop]
+        del slot.tokens[first:]
+        for position in range(first, stop + 1):
+            entry = self._last_entries[row.slot][position - 1 - row.start]
+            slot.tokens.append(self._sample(slot, entry, position))
+            if slot.tokens[position] != [*drafts, None][position - first]:
+                break
+        slot.num_written = len(slot.tokens) - 1
+        return tuple(slot.tokens[first:])
+
+    def _sample(
+        self, slot: Slot, entry: bytes, position: int, mask: np.ndarray | None = None
+    ) -> int:
+        """Return the token at a position, behind the KV entry of the token before."""
+        assignment = slot.assignment
+        bans = position - len(assignment.prompt_ids) < assignment.params.min_tokens
+        return draw(
+            entry,
             seed=assignment.seed,
             vocab_size=self.vocab_size,
             banned=assignment.stop_ids if bans else (),
-            position=stop,
+            position=position,
             mask=mask,
         )
-        slot.tokens.append(token_id)
-        return token_id
 
 
-def reported(token_id: int, params: SamplingParams) -> PositionLogprobs:
-    """What is reported of a sampled token: the likeliest ones, and those asked for by their ids."""
-    found = token_logprobs(token_id, params.logprobs or 0)
+def reported(token_ids: tuple[int, ...], params: SamplingParams) -> tuple[PositionLogprobs, ...]:
+    """What is reported of sampled tokens: the likeliest ones, and those asked for by their ids."""
+    found = [token_logprobs(token_id, params.logprobs or 0) for token_id in token_ids]
     named = tuple(TokenLogprob(each, -float(each), None) for each in params.logprob_token_ids)
-    return PositionLogprobs(chosen=found.chosen, top=found.top + named)
+    return tuple(PositionLogprobs(chosen=each.chosen, top=each.top + named) for each in found)
 
 
 def token_logprobs(token_id: int, num_top: int = 0) -> PositionLogprobs:

@@ -61,8 +61,11 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     token_ids: those tokens; empty for `feedback` (then num_tokens is 1).
     table: changes to the slot's row of the page table since its last row (all that it needs, after
     an assignment), in order.
-    samples: whether the row reaches the end of the sequence, so that a token is drawn.
-    holds: whether it does, and the token is drawn later, by a `DrawPlan`: samples is false then.
+    samples: tokens that the row may yield: 0 unless it reaches the end of the sequence, where it
+    samples one. More than one where it ends in drafted tokens, which are the last samples - 1 of
+    token_ids: it yields those that the model confirms, and one more. Until that is read, nobody
+    knows where the sequence ends, and it has no further row.
+    holds: whether it does, and the token is drawn later, by a `DrawPlan`: samples is 0 then.
     targets: the tokens at positions [start + 1, start + 1 + len(targets)) whose
     log-probabilities are wanted (prompt_logprobs); empty when none are.
     """
@@ -72,7 +75,7 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     num_tokens: int
     token_ids: tuple[int, ...]
     table: tuple[TableWrite, ...] = ()
-    samples: bool = True
+    samples: int = 1
     holds: bool = False
     targets: tuple[int, ...] = ()
 
@@ -119,18 +122,20 @@ class DrawPlan:
 class StepResult:
     """What a step computed, or a draw, aligned with the plan's rows.
 
-    token_ids: the token drawn by each row that samples, None for the others.
+    token_ids: the tokens that each row yields, at most RowPlan.samples.
     invalid_rows: rows whose logits were not finite; their tokens mean nothing.
     empty_rows: rows whose request allows no token at all; their tokens mean nothing.
-    logprobs and prompt_logprobs: by row index, for the rows that asked.
+    logprobs and prompt_logprobs: by row index, for the rows that asked; an entry for each token.
     vectors: by row index, where prompts are pooled: float32 numbers for each row that samples,
-    which then draws no token.
+    which then yields no token.
     """
 
-    token_ids: tuple[int | None, ...]
+    token_ids: tuple[tuple[int, ...], ...]
     invalid_rows: frozenset[int] = frozenset()
     empty_rows: frozenset[int] = frozenset()
-    logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict[int, PositionLogprobs])
+    logprobs: Mapping[int, tuple[PositionLogprobs, ...]] = field(
+        default_factory=dict[int, tuple[PositionLogprobs, ...]]
+    )
     prompt_logprobs: Mapping[int, tuple[PositionLogprobs, ...]] = field(
         default_factory=dict[int, tuple[PositionLogprobs, ...]]
     )

@@ -94,6 +94,8 @@ class GroupManager(ABC):
     holds_tokens = True
     # Whether running sequences release pages.
     releases = True
+    # Whether a sequence can go back a few tokens and compute others in their place.
+    is_rewindable = True
     # Whether sequences leave something to start from at some of their pages only.
     is_sparse = False
 

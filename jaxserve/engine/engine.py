@@ -227,17 +227,23 @@ class Engine:
     def _emit(self, updates: Iterable[Update]) -> None:
         """Tell the clients what a step did to their sequences."""
         now_s = self._clock()
-        for sequence, token_id, logprobs in updates:
+        for sequence, token_ids, logprobs in updates:
             batch = self._batch_of(sequence)
-            if token_id is not None:
+            if token_ids:
                 if not sequence.is_told:
                     self._start(batch, sequence)
                 if logprobs is not None:
-                    batch.logprobs[len(batch.token_ids)] = logprobs
-                batch.keys.append(sequence.group.first_key + sequence.index)
-                batch.token_ids.append(token_id)
+                    batch.logprobs.update(enumerate(logprobs, start=len(batch.token_ids)))
+                key = sequence.group.first_key + sequence.index
+                batch.keys.append(key)
+                batch.token_ids.extend(token_ids)
+                num_more = len(token_ids) - 1
+                if num_more:
+                    batch.keys.extend([key] * num_more)
+                    # Nobody waits between tokens that come together.
+                    self._inter_token_s[0.0] = self._inter_token_s.get(0.0, 0) + num_more
                 if self._metrics is not None:
-                    self._observe_token(sequence, now_s)
+                    self._observe_row(sequence, now_s)
             elif sequence.vector is not None:
                 self._start(batch, sequence)
             if sequence.finish_reason is not None:
@@ -293,8 +299,8 @@ class Engine:
         if self._metrics is not None:
             self._observe_finished(self._metrics, sequence, num_tokens)
 
-    def _observe_token(self, sequence: Sequence, now_s: float) -> None:
-        """Take down how long a token was waited for; `_observe_step` tells it with all others."""
+    def _observe_row(self, sequence: Sequence, now_s: float) -> None:
+        """Note how long the tokens of a row were waited for; `_observe_step` reports it."""
         last_s, sequence.last_token_s = sequence.last_token_s, now_s
         if last_s is None:
             self._first_token_s.append(now_s - sequence.request.arrival_s)

@@ -78,17 +78,17 @@ class Grammars:
             tokens = matcher.next
             if tokens is None:
                 continue
+            taken: tuple[int, ...] = ()
             if tokens.forced:
                 matcher.next = msgspec.structs.replace(tokens, forced=())
-                for token_id in self._scheduler.force(sequence, tokens.forced):
-                    yield sequence, token_id, None
+                taken = tuple(self._scheduler.force(sequence, tokens.forced))
                 self._scheduler.finish_if_done(sequence, sequence.output_ids[-1])
             if not sequence.is_finished and tokens.bitmask is None:
                 reason = FinishReason.STOP if tokens.error is None else FinishReason.ERROR
                 param = f"structured_outputs.{matcher.params.kind}" if tokens.is_refused else None
                 self._scheduler.finish(sequence, reason, error=tokens.error, error_param=param)
-            if sequence.is_finished:
-                yield sequence, None, None
+            if taken or sequence.is_finished:
+                yield sequence, taken, None
 
     def plan_draw(self, limits: StepLimits) -> DrawPlan | None:
         """Plan the deferred samples whose bitmasks are ready; None if there are none."""
@@ -111,8 +111,9 @@ class Grammars:
         """Pass sampled tokens to their matchers."""
         steps = [
             (sequence.matcher, token_id)
-            for sequence, token_id, _ in updates
-            if sequence.matcher is not None and token_id is not None and not sequence.is_finished
+            for sequence, token_ids, _ in updates
+            if sequence.matcher is not None and not sequence.is_finished
+            for token_id in token_ids
         ]
         if steps:
             self._walks.advance(steps)

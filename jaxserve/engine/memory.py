@@ -75,6 +75,11 @@ class KVMemory:
         self._num_released = 0
 
     @property
+    def is_rewindable(self) -> bool:
+        """Whether a sequence can go back a few tokens and compute others in their place."""
+        return all(group.is_rewindable for group in self._groups)
+
+    @property
     def num_pages(self) -> int:
         """Pages of the pool that is fullest."""
         return self._fullest.num_pages

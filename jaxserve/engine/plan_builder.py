@@ -12,7 +12,7 @@ class PlanBuilder:
     """
 
     def __init__(self, *, holds: bool = False, programs: int | None = None) -> None:
-        self._holds = holds
+        self.holds = holds
         self._programs = programs
         self._singles: list[RowPlan] = []
         self._chunks: list[RowPlan] = []
@@ -24,6 +24,11 @@ class PlanBuilder:
     def num_singles(self) -> int:
         """Rows of a single token so far."""
         return len(self._singles)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows so far."""
+        return len(self._singles) + sum(row.num_tokens for row in self._chunks)
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -57,7 +62,7 @@ class PlanBuilder:
         # A token that has not been read is the device's own to feed back.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
-        samples = sequence.matcher is None and not self._holds
+        samples = sequence.matcher is None and not self.holds
         if sequence.table:
             row = RowPlan(
                 slot=slot,
@@ -92,7 +97,7 @@ class PlanBuilder:
         start = sequence.num_scheduled
         stop = start + num_tokens
         is_last = stop == sequence.length
-        samples = is_last and sequence.matcher is None and not self._holds
+        samples = is_last and sequence.matcher is None and not self.holds
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:
             targets = sequence.request.prompt_ids[start + 1 : stop + 1]
@@ -118,6 +123,28 @@ class PlanBuilder:
         )
         rows.append(row)
         sequences.append(sequence)
+
+    def add_drafts(self, sequence: Sequence, drafts: tuple[int, ...]) -> None:
+        """Plan the last token of a running sequence, and tokens that may follow it.
+
+        All its tokens must be known; it must have the pages for these.
+        """
+        assert sequence.slot is not None, sequence
+        start, num_tokens = sequence.num_scheduled, 1 + len(drafts)
+        self._chunks.append(
+            RowPlan(
+                slot=sequence.slot,
+                start=start,
+                num_tokens=num_tokens,
+                token_ids=(*sequence.tokens(start, start + 1), *drafts),
+                table=tuple(sequence.table),
+                samples=num_tokens,
+            )
+        )
+        sequence.table.clear()
+        sequence.num_scheduled = sequence.length = start + num_tokens
+        sequence.is_verifying = True
+        self._chunk_sequences.append(sequence)
 
     def plan(self) -> StepPlan | None:
         """Return what was collected, None if that is nothing."""

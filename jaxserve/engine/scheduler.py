@@ -27,6 +27,7 @@ import numpy as np
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.api.request import LOWEST_PRIORITY, FinishReason, Request
+from jaxserve.engine.drafts import Drafter, Drafts
 from jaxserve.engine.memory import KVMemory, PrefixHit
 from jaxserve.engine.plan_builder import PlanBuilder
 from jaxserve.engine.prefills import are_jumps_worth, divide, prefill_budget, whole
@@ -46,7 +47,8 @@ class Scheduler:
     """Owner of all sequences and of the memory they use.
 
     eos_ids: tokens that end a sequence unless its request ignores them. seed: start of the random
-    numbers from which requests without a seed get theirs. clock: seconds, as `time.monotonic`.
+    numbers from which requests without a seed get theirs. drafter: proposes tokens for rows that
+    yield several. clock: seconds, as `time.monotonic`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Scheduler:
         *,
         eos_ids: Iterable[int] = (),
         seed: int = 0,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -68,6 +71,7 @@ class Scheduler:
         self._max_tokens = config.max_num_batched_tokens
         self._max_sequences = config.max_num_seqs
         self._memory = KVMemory(cache)
+        self._drafts = drafter and Drafts(drafter, self._memory)
         self._groups: dict[str, SequenceGroup] = {}
         self._waiting = WaitingQueue(config.max_queued_requests)
         self._running = RunningSet(config.max_num_seqs)
@@ -259,44 +263,53 @@ class Scheduler:
                 self._memory.distrust(sequence)
                 self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
                 sequences[index] = None
-                updates.append((sequence, None, None))
+                updates.append((sequence, (), None))
         for index in result.empty_rows:
             sequence = sequences[index]
             if sequence is not None:
                 self._finish_empty(sequence)
                 sequences[index] = None
-                updates.append((sequence, None, None))
+                updates.append((sequence, (), None))
+        num_generated = 0
         # The hot loop of the host: once per sequence and step.
-        for index, (row, sequence, token_id) in enumerate(
+        for index, (row, sequence, token_ids) in enumerate(
             zip(plan.rows, sequences, result.token_ids, strict=True)
         ):
             if sequence is None:
                 continue  # it left its slot after this row was planned
-            num_computed = sequence.num_computed = row.start + row.num_tokens
+            num_computed = row.start + row.num_tokens
+            if row.samples > 1:
+                assert self._drafts is not None, "nobody drafts"
+                token_ids = sequence.until_end(token_ids)
+                num_computed -= row.samples - len(token_ids)
+                self._drafts.settle(sequence, num_computed)
+            sequence.num_computed = num_computed
+            output_ids = sequence.output_ids
+            output_ids += token_ids
             if row.targets:
                 sequence.prompt_logprobs.extend(result.prompt_logprobs[index])
                 if len(sequence.prompt_logprobs) == sequence.num_prompt - 1:
                     sequence.targets_stop = 0
             if num_computed >= (sequence.num_registered + 1) * page_size:
                 self._waiting.release(self._memory.commit(sequence))
-            if token_id is not None:
-                output_ids = sequence.output_ids
-                output_ids.append(token_id)
-                self._totals.num_generated_tokens += 1
+            if token_ids:
+                num_generated += len(token_ids)
                 if sequence.first_token_s is None:
                     sequence.first_token_s = self._clock()
                     self._count_prompt(sequence)
+                token_id = token_ids[-1]
                 if (
                     token_id in sequence.stop_ids
                     or sequence.num_prompt + len(output_ids) == sequence.max_length
                 ):
                     self.finish_if_done(sequence, token_id)
-                updates.append((sequence, token_id, result.logprobs.get(index)))
+                updates.append((sequence, token_ids, result.logprobs.get(index)))
             elif row.samples:
                 sequence.vector = result.vectors[index]
                 self._count_prompt(sequence)
                 self.finish(sequence, FinishReason.STOP)
-                updates.append((sequence, None, None))
+                updates.append((sequence, (), None))
+        self._totals.num_generated_tokens += num_generated
         return updates
 
     def _count_prompt(self, sequence: Sequence) -> None:
@@ -354,6 +367,7 @@ class Scheduler:
 
     def _schedule_decodes(self, builder: PlanBuilder) -> int:
         """Plan a token of every sequence that lacks one only; return how many they attend to."""
+        drafts = self._drafts
         context = 0
         # Preemption shortens the list at its end: those there have no row yet.
         for sequence in self._running.decoding:
@@ -361,7 +375,12 @@ class Scheduler:
             if length in (sequence.max_length, sequence.num_scheduled):
                 continue  # its last token is being sampled and nothing follows it, or it is held
             if length <= sequence.capacity or self._extend(sequence):
-                builder.add_decode(sequence)
+                if drafts is None:
+                    builder.add_decode(sequence)
+                else:
+                    # Every sequence that decodes after this one still has its token.
+                    room = self._max_tokens - builder.num_tokens - len(self._running.decoding)
+                    drafts.add_row(builder, sequence, max_tokens=room)
                 context += length
         return context
 
@@ -428,7 +447,7 @@ class Scheduler:
 
     def _schedule_prefills(self, builder: PlanBuilder, context: int) -> None:
         """Plan the next tokens of prompts, as many as the step has room and time for."""
-        if builder.num_singles == self._max_tokens:
+        if builder.num_tokens == self._max_tokens:
             return
         prompts = self._running.prefilling
         if self.config.whole_prompts:
@@ -444,7 +463,7 @@ class Scheduler:
             budget = prefill_budget(
                 self.config,
                 max_tokens=self._max_tokens,
-                num_decodes=builder.num_singles,
+                num_decodes=builder.num_tokens,
                 decode_context=context,
                 prompts=prompts,
             )

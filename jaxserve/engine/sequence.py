@@ -49,7 +49,8 @@ class Sequence:
         |--- prompt_ids ---|------ output_ids ------|--- sampled, not read ---|
 
     A sequence that follows a grammar, or runs beside one that does, is held where num_scheduled
-    reaches length: its next token is drawn between two steps (grammars.py).
+    reaches length: its next token is drawn between two steps (grammars.py). While a row with
+    drafted tokens is in flight, both count all of them, and go back to those confirmed.
 
     So `num_cached <= num_computed <= num_scheduled <= length`. A sequence that is not running
     holds nothing: no slot, no pages, and all counters but `length` are 0.
@@ -57,7 +58,8 @@ class Sequence:
     order: precedence, lower first; unique. root_digest: of the chain of `digests`, None if its
     pages are of use to nobody else. stop_ids: tokens that end it, of which eos_ids go
     without saying. max_length: prompt and output tokens at most. is_decoding: whether a token was
-    sampled since it took its slot, so that one token is all it ever lacks. is_assigned: whether the
+    sampled since it took its slot, so that one token is all it ever lacks. is_verifying: whether a
+    row with drafted tokens is in flight. is_assigned: whether the
     runner knows that the slot is its. holdings: what it holds in each cache group. capacity: the
     length up to which rows of one token need nothing more of them. table: changes to its row of the
     page table that the runner does not know yet. num_registered: full pages that the prefix cache
@@ -89,6 +91,7 @@ class Sequence:
     num_computed: int = 0
     num_scheduled: int = 0
     is_decoding: bool = False
+    is_verifying: bool = False
     matcher: GrammarMatcher | None = None
     is_told: bool = False
     is_assigned: bool = False
@@ -150,7 +153,7 @@ class Sequence:
     @property
     def is_held(self) -> bool:
         """Whether its next token waits to be drawn."""
-        return self.is_decoding and self.num_scheduled == self.length
+        return self.is_decoding and self.num_scheduled == self.length and not self.is_verifying
 
     @property
     def is_jumping(self) -> bool:
@@ -178,6 +181,14 @@ class Sequence:
             return prompt_ids[start:stop]
         return prompt_ids[start:] + tuple(self.output_ids[: stop - split])
 
+    def until_end(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the first of some tokens that follow, up to one that ends the sequence."""
+        min_tokens, num_before = self.request.params.min_tokens, len(self.output_ids)
+        for count, token_id in enumerate(token_ids, start=1):
+            if token_id in self.stop_ids and num_before + count >= min_tokens:
+                return token_ids[:count]
+        return token_ids[: self.max_length - self.num_known]
+
     def extend_digests(self, num_pages: int, *, page_size: int) -> None:
         """Make `digests` cover at least the first `num_pages` pages, whose tokens are known."""
         done = len(self.digests)
@@ -200,7 +211,7 @@ class Sequence:
         self.length = self.num_known
         self.num_cached = self.num_computed = self.num_scheduled = 0
         self.capacity = self.num_registered = 0
-        self.is_decoding = self.is_assigned = False
+        self.is_decoding = self.is_verifying = self.is_assigned = False
         if self.targets_stop:
             # The prompt starts over, and so do its log-probabilities.
             self.prompt_logprobs.clear()
@@ -220,9 +231,9 @@ class Sequence:
             assert self.length == self.num_known, self
 
 
-# What a step did to a sequence: it got a token, perhaps with log-probabilities, or it ended by an
-# error (no token). A plain tuple: one is made for every token.
-type Update = tuple[Sequence, int | None, PositionLogprobs | None]
+# What a step did to a sequence: it got tokens, perhaps with log-probabilities of each, or it ended
+# without one. A plain tuple: one is made for every row.
+type Update = tuple[Sequence, tuple[int, ...], tuple[PositionLogprobs, ...] | None]
 
 
 def new_group(

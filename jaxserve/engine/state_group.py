@@ -14,6 +14,7 @@ class StateManager(GroupManager):
 
     holds_tokens = False
     is_sparse = True
+    is_rewindable = False
 
     def __init__(
         self, group: StateGroup, pool: PageAllocator, *, tag: bytes, page_size: int

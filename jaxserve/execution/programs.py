@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxserve.execution.batch import packed_draw_size, packed_size
 from jaxserve.execution.caches import KVCache, allocate_caches, describe_caches
 from jaxserve.execution.context import StepContext
-from jaxserve.execution.heads.pool import PoolOutput, PoolState, abstract_pool_state, pool_step
+from jaxserve.execution.heads.pool import PoolOutput, PoolState, abstract_pool_state
 from jaxserve.execution.heads.sample import StepOutput
 from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
@@ -177,14 +177,12 @@ def step(
     shape: StepShape,
     context: StepContext,
 ) -> tuple[Output, KVCache, State[jax.Array]]:
-    """See `step.step` and `pool.pool_step`; the parameters are flat.
+    """See `step.step`; the parameters are flat.
 
     JAX takes long to walk a tree in every call:
     benchmarks/dispatch.py tells how long.
     """
     params: Params = jax.tree.unflatten(tree, leaves)
-    if isinstance(state, PoolState):
-        return pool_step(params, cache, state, packed, shape=shape, context=context)
     return step_of_tree(params, cache, state, packed, shape=shape, context=context)
 
 

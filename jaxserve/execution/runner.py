@@ -32,6 +32,9 @@ from jaxserve.execution.shapes import GREEDY, POOL, DrawShape, Feature, ShapeTab
 from jaxserve.execution.state import slot_memory
 from jaxserve.models import Params
 
+# What StepOutput says of a row that yields one token, as nearly all do.
+_ONE_DRAWN = np.array([[DrawStatus.DRAWN], [1]], np.int32)
+
 
 class ModelRunner:
     """Owns everything on the device: parameters, KV cache and slot state. Implements plan.Runner.
@@ -266,21 +269,20 @@ class PendingResult:
 
     def wait(self) -> StepResult:
         """Block until the step is done; see plan.PendingStep."""
-        output, rows = self._output, self._rows
-        tokens, status = np.asarray(output.tokens)[:, : rows.num_rows]
-        token_ids: tuple[int | None, ...] = tuple(tokens.tolist())
-        if rows.num_sampled < rows.num_rows:
-            token_ids = tuple(
-                [
-                    token if samples else None
-                    for token, samples in zip(token_ids, rows.samples.tolist(), strict=True)
-                ]
-            )
+        rows = self._rows
+        tokens = np.asarray(self._output.tokens)[:, : rows.num_rows]
+        token_ids: tuple[tuple[int, ...], ...]
         invalid_rows: frozenset[int] = frozenset()
         empty_rows: frozenset[int] = frozenset()
-        if (status != DrawStatus.DRAWN).any():
-            invalid_rows = _where((status == DrawStatus.NOT_FINITE) & rows.samples)
-            empty_rows = _where((status == DrawStatus.NONE_ALLOWED) & rows.samples)
+        status, counts = tokens[:2]
+        if (tokens[:2] == _ONE_DRAWN).all():
+            token_ids = tuple(zip(tokens[2].tolist()))
+        else:
+            yielded = zip(tokens[2:].T.tolist(), counts.tolist(), strict=True)
+            token_ids = tuple([tuple(ids[:count]) for ids, count in yielded])
+            samples = rows.samples > 0
+            invalid_rows = _where((status == DrawStatus.NOT_FINITE) & samples)
+            empty_rows = _where((status == DrawStatus.NONE_ALLOWED) & samples)
         return StepResult(
             token_ids=token_ids,
             invalid_rows=invalid_rows,
@@ -289,15 +291,21 @@ class PendingResult:
             prompt_logprobs=self._read_prompt_logprobs(),
         )
 
-    def _read_logprobs(self, token_ids: tuple[int | None, ...]) -> dict[int, PositionLogprobs]:
+    def _read_logprobs(
+        self, token_ids: tuple[tuple[int, ...], ...]
+    ) -> dict[int, tuple[PositionLogprobs, ...]]:
         counts, named = self._num_logprobs, self._named
         if counts is None or named is None or not any(count is not None for count in counts):
             return {}
         report = _Report(self._output.logprobs)
+        num_yields = self._output.tokens.shape[0] - 2
         return {
-            i: report.at(i, token, count, named[i])
-            for i, (token, count) in enumerate(zip(token_ids, counts, strict=True))
-            if token is not None and count is not None
+            i: tuple(
+                report.at(i * num_yields + j, token, count, named[i])
+                for j, token in enumerate(tokens)
+            )
+            for i, (tokens, count) in enumerate(zip(token_ids, counts, strict=True))
+            if tokens and count is not None
         }
 
     def _read_prompt_logprobs(self) -> dict[int, tuple[PositionLogprobs, ...]]:
@@ -333,10 +341,10 @@ class PendingVectors:
     def wait(self) -> StepResult:
         """Block until the step is done; see plan.PendingStep."""
         vectors = np.asarray(self._vectors)[: self._rows.num_rows]
-        samples = self._rows.samples
+        samples = self._rows.samples > 0
         is_finite = np.isfinite(vectors).all(axis=1)
         return StepResult(
-            token_ids=(None,) * self._rows.num_rows,
+            token_ids=((),) * self._rows.num_rows,
             invalid_rows=_where(samples & ~is_finite),
             vectors={i: vectors[i].tobytes() for i in np.flatnonzero(samples).tolist()},
         )

@@ -15,6 +15,7 @@ from jaxserve.api.request import (
     MAX_LOGPROB_TOKEN_IDS,
     MAX_STOP_TOKEN_IDS,
 )
+from jaxserve.execution.batch import StepInput
 
 type SlotRow = np.ndarray | np.generic
 
@@ -45,6 +46,11 @@ class SlotState[Leaf]:
     recent: Leaf  # int32[slots, tokens - 1], the newest tokens, the last one last
     named: Leaf  # int32[slots, MAX_LOGPROB_TOKEN_IDS], tokens to report; 0 pads
     extra: Leaf  # float32[slots, LogitsProcessors.row_size]
+
+    def input_tokens(self: "SlotState[jax.Array]", inputs: StepInput) -> jax.Array:
+        """Return the token of each row: int32[tokens]; with feedback the last one of its slot."""
+        fed_back = self.last_token[inputs.slots][inputs.row_sequences]
+        return jnp.where(inputs.feedback[inputs.row_sequences] != 0, fed_back, inputs.token_ids)
 
 
 def abstract_state(
@@ -142,18 +148,24 @@ def remember(
 
 
 def observe(
-    state: SlotState[jax.Array], *, slots: jax.Array, tokens: jax.Array, adjusts: jax.Array
+    state: SlotState[jax.Array], *, slots: jax.Array, tokens: jax.Array, counts: jax.Array
 ) -> SlotState[jax.Array]:
-    """Count the tokens drawn by the slots that adjust their logits.
+    """Remember the tokens yielded in the slots that adjust their logits.
 
-    slots, tokens: int32[sequences]; adjusts: bool[sequences], false for padding too.
+    slots: int32[sequences]. tokens: int32[sequences, yields], of which the first `counts` count:
+    int32[sequences], 0 for padding and for slots that adjust nothing.
     """
     num_slots, vocab_size = state.counts.shape
+    num_recent, num_yields = state.recent.shape[1], tokens.shape[1]
     # Out of bounds is dropped: rows that do not adjust touch nothing.
-    targets = jnp.where(adjusts, slots, num_slots)
-    shifted = jnp.concatenate([state.recent[slots, 1:], tokens[:, None]], axis=1)
+    is_yielded = jnp.arange(num_yields) < counts[:, None]
+    targets = jnp.where(is_yielded, slots[:, None], num_slots)
+    joined = jnp.concatenate([state.recent[slots], tokens], axis=1)
+    newest = counts[:, None] + jnp.arange(num_recent)
     return replace(
         state,
         counts=state.counts.at[targets, jnp.minimum(tokens, vocab_size - 1)].add(1, mode="drop"),
-        recent=state.recent.at[targets].set(shifted, mode="drop"),
+        recent=state.recent.at[jnp.where(counts > 0, slots, num_slots)].set(
+            jnp.take_along_axis(joined, newest, axis=1), mode="drop"
+        ),
     )

@@ -10,6 +10,8 @@ from jaxserve.config.engine import KV_CACHE_DTYPES, EngineOptions
 from jaxserve.execution.attention import REFERENCE, AttentionPlan, plan_attention
 from jaxserve.execution.context import SamplingSettings, StepContext
 from jaxserve.execution.cost import StepCosts
+from jaxserve.execution.heads.pool import pool_head
+from jaxserve.execution.heads.sample import sample_head
 from jaxserve.execution.linear import LinearPlan, plan_linear
 from jaxserve.execution.logits_processors import LogitsProcessors
 from jaxserve.execution.memory import (
@@ -277,6 +279,7 @@ class EngineParts:
         pooling = self.subject.pooling
         return StepContext(
             model=self.model,
+            head=sample_head if pooling is None else pool_head,
             sharding=self.sharding,
             caches=self.caches,
             rope_length=self.max_model_len,

@@ -3,6 +3,7 @@
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import StepPlan, StepResult
 from jaxserve.engine import Scheduler
+from jaxserve.engine.drafts import Drafter
 from tests.engine.world import EOS
 
 LONG = tuple(range(10, 34))
@@ -19,6 +20,7 @@ def make(
     policy: str = "fcfs",
     seed: int = 0,
     clock_s: list[float] | None = None,
+    drafter: Drafter | None = None,
 ) -> Scheduler:
     now = clock_s or [0.0]
     return Scheduler(
@@ -32,6 +34,7 @@ def make(
         CacheConfig.paged(num_pages=num_pages, page_size=page_size),
         eos_ids=[EOS],
         seed=seed,
+        drafter=drafter,
         clock=lambda: now[0],
     )
 
@@ -44,7 +47,7 @@ def scheduled(scheduler: Scheduler) -> StepPlan:
 
 def answer(plan: StepPlan, token_id: int = 9) -> StepResult:
     """A result in which every row that samples draws `token_id`."""
-    return StepResult(token_ids=tuple(token_id if row.samples else None for row in plan.rows))
+    return StepResult(token_ids=tuple((token_id,) if row.samples else () for row in plan.rows))
 
 
 def shape(plan: StepPlan) -> list[tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """Whatever arrives, in whatever order, under whatever pressure: the same tokens, and no leak."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from jaxserve.api.caches import LayerCache, Paged, Recurrent, StateArray, Window
 from jaxserve.api.engine_config import WorkModel
 from jaxserve.api.request import FinishReason
+from jaxserve.engine.drafts import Drafter
 from tests.engine.world import World, request, word_tokenizer
-from tests.fakes import token_logprobs
+from tests.fakes import draft, token_logprobs
 
 # Few different prompt openings, longer than some pages, so that prefixes are often shared, and
 # often while they are being computed.
@@ -70,6 +72,10 @@ def arrivals(draw: st.DrawFn) -> Arrival:
     )
 
 
+def drafter(count: int, wrong_every: int) -> Drafter:
+    return partial(draft, count=count, vocab_size=64, wrong_every=wrong_every)
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
@@ -97,6 +103,7 @@ def worlds(draw: st.DrawFn) -> World:
         num_states=draw(st.integers(3, 9)),
         checkpoint_interval=draw(st.integers(1, 4)),
         tokenizer=word_tokenizer(),
+        drafter=draw(st.none() | st.builds(drafter, st.integers(0, 4), st.integers(1, 9))),
     )
 
 

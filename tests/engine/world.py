@@ -13,6 +13,7 @@ from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.api.plan import RowPlan
 from jaxserve.api.request import FinishReason, Request, SamplingParams, TokenEvent
 from jaxserve.engine import Engine, Scheduler
+from jaxserve.engine.drafts import Drafter
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.frontend.text_engine import TextEngine
 from jaxserve.grammar import MatcherPool
@@ -102,6 +103,7 @@ class World:
         whole_prompts: bool = False,
         eos_id: int = EOS,
         matchers: MatcherPool | None = None,
+        drafter: Drafter | None = None,
         metrics: EngineMetrics | None = None,
         fails: Callable[[RowPlan, list[int]], bool] = lambda row, tokens: False,
     ) -> None:
@@ -146,6 +148,7 @@ class World:
             ),
             cache,
             eos_ids=[eos_id],
+            drafter=drafter,
         )
         if not any(isinstance(group, PagedGroup) for group in cache.groups):
             self.pool_tokens = max_model_len

@@ -9,6 +9,7 @@ import jax
 from jaxserve.api.caches import CacheSizes, plan_layout
 from jaxserve.execution.attention import AttentionPlan, plan_attention
 from jaxserve.execution.context import StepContext
+from jaxserve.execution.heads.sample import sample_head
 from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
 from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
@@ -150,6 +151,7 @@ def compile_case(case: Case) -> Program:
     shape = replace(case.shape, pages=layout.num_columns)
     context = StepContext(
         model=model,
+        head=sample_head,
         sharding=sharding,
         caches=layout,
         rope_length=model.max_position,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -92,18 +93,22 @@ def garbage(seed: int = 0) -> SlotState[jax.Array]:
 
 
 def occupy(state: SlotState[jax.Array], owner: Owner) -> SlotState[jax.Array]:
-    """Give a slot to a sequence, then draw its tokens, one a step, as the step does."""
+    """Give a slot to a sequence, then yield its tokens as steps do: one, three and two at once."""
     memory = slot_memory(owner.assignment, vocab_size=VOCAB_SIZE)
     slot = np.int32(owner.assignment.slot)
     state = remember_slot(state, slot, memory)
-    for token in owner.observed:
+    sizes, tokens = cycle((1, 3, 2)), list(owner.observed)
+    while tokens:
+        count = min(next(sizes), len(tokens))
         # In row 2: a row is not a slot.
         row = np.arange(NUM_ROWS) == 2
+        yielded = np.full((NUM_ROWS, 3), 7, np.int32)
+        yielded[2, :count], tokens = tokens[:count], tokens[count:]
         state = observe_tokens(
             state,
             slots=jnp.where(row, slot, 0),
-            tokens=jnp.where(row, token, 7),
-            adjusts=jnp.asarray(row),
+            tokens=jnp.asarray(yielded),
+            counts=jnp.where(row, count, 0),
         )
     return state
 
@@ -191,8 +196,8 @@ def test_rows_that_do_not_adjust_change_no_memory() -> None:
     after = observe_tokens(
         state,
         slots=jnp.array([0, 0, 3, 5]),
-        tokens=jnp.array([1, 2, 3, 4]),
-        adjusts=jnp.zeros(NUM_ROWS, bool),
+        tokens=jnp.array([[1], [2], [3], [4]]),
+        counts=jnp.zeros(NUM_ROWS, jnp.int32),
     )
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
@@ -202,8 +207,8 @@ def test_a_token_is_observed_in_its_own_slot_alone() -> None:
     after = observe_tokens(
         state,
         slots=jnp.array([0, 4, 2, 0]),
-        tokens=jnp.array([9, 11, 9, 9]),
-        adjusts=jnp.array([False, True, False, False]),
+        tokens=jnp.array([[9], [11], [9], [9]]),
+        counts=jnp.array([0, 1, 0, 0]),
     )
     counts, recent = np.array(state.counts), np.array(state.recent)
     counts[4, 11] += 1

@@ -60,7 +60,7 @@ def worlds(draw: st.DrawFn) -> World:
                 num_tokens=num_tokens,
                 token_ids=() if is_feedback else tuple(range(slot * 100, slot * 100 + num_tokens)),
                 table=(TableWrite(first_new, tuple(pages[slot][first_new:])),),
-                samples=draw(st.booleans()),
+                samples=draw(st.integers(0, num_tokens)),
                 targets=tuple(range(slot, slot + num_tokens)) if has_targets else (),
             )
         )
@@ -142,7 +142,7 @@ def test_sequences_come_through_in_order_and_padding_is_slot_0(world: World) -> 
         "slots": [row.slot for row in rows],
         "kv_lengths": [row.start + row.num_tokens for row in rows],
         "feedback": [int(not row.token_ids) for row in rows],
-        "samples": [int(row.samples) for row in rows],
+        "samples": [row.samples for row in rows],
     }
     for name, values in wanted.items():
         found = getattr(inputs, name)
@@ -206,7 +206,7 @@ def test_packing_writes_into_arrays_of_its_own(world: World) -> None:
     np.testing.assert_array_equal(first, copy)
 
 
-def row_of(slot: int, *, samples: bool = True, targets: tuple[int, ...] = ()) -> RowPlan:
+def row_of(slot: int, *, samples: int = 1, targets: tuple[int, ...] = ()) -> RowPlan:
     return RowPlan(
         slot=slot, start=0, num_tokens=1, token_ids=(1,), samples=samples, targets=targets
     )
@@ -234,8 +234,8 @@ def test_a_step_does_the_least_that_its_rows_need(
         table.assign(SlotAssignment(slot=slot, params=slot_params, seed=0, prompt_ids=(1,)))
     assert table.needs(Rows((row_of(1), row_of(2)))) == features
     # A row that draws nothing needs nothing, and what is asked for in one slot stays there.
-    assert table.needs(Rows((row_of(1), row_of(2, samples=False)))) == GREEDY
-    assert table.needs(Rows((row_of(2, samples=False),))) == NOTHING
+    assert table.needs(Rows((row_of(1), row_of(2, samples=0)))) == GREEDY
+    assert table.needs(Rows((row_of(2, samples=0),))) == NOTHING
     assert table.needs(Rows((row_of(1),))) == GREEDY
     scored = table.needs(Rows((row_of(1), row_of(2, targets=(3,)))))
     assert scored == features | Feature.PROMPT_LOGPROBS

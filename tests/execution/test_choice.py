@@ -16,11 +16,10 @@ from jaxserve.api.request import SamplingParams
 from jaxserve.config.engine import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import SamplingSettings
-from jaxserve.execution.heads.sample import FEW_SAMPLED, MUCH_ROOM, DrawStatus, StepOutput
+from jaxserve.execution.heads.sample import FEW_SAMPLED, MUCH_ROOM, DrawStatus, StepOutput, yielded
 from jaxserve.execution.heads.sample import choose as choose_tokens
 from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, Feature, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
-from jaxserve.execution.step import last_rows
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 50
@@ -45,9 +44,10 @@ def compiled(
     def run(
         logits: jax.Array, inputs: StepInput, state: SlotState[jax.Array]
     ) -> tuple[StepOutput, SlotState[jax.Array]]:
-        rows = logits[last_rows(inputs)]
+        rows = logits[inputs.query_starts[1:] - 1]
         shape = StepShape(NUM_ROWS, NUM_ROWS, 1, features, branches=branch)
-        return choose_tokens(lambda count: rows[:count], inputs, state, shape, settings)
+        drawn = choose_tokens(lambda count: rows[:count], inputs, state, shape, settings)
+        return yielded(drawn, inputs, state, adjusts=Feature.ADJUST in features)
 
     return jax.jit(run)
 
@@ -86,8 +86,8 @@ def test_only_the_row_that_is_not_finite_is_reported(features: Feature, bad: flo
     output, _ = choose(logits, features, {})
     clean, _ = choose(random_logits(), features, {})
     others = np.arange(NUM_ROWS) != 3
-    np.testing.assert_array_equal(output.tokens[1], others)
-    np.testing.assert_array_equal(output.tokens[0, others], clean.tokens[0, others])
+    np.testing.assert_array_equal(output.tokens[0], others)
+    np.testing.assert_array_equal(output.tokens[2, others], clean.tokens[2, others])
 
 
 @pytest.mark.parametrize("features", PATHS)
@@ -95,7 +95,7 @@ def test_a_row_whose_tokens_are_all_forbidden_is_reported(features: Feature) -> 
     logits = random_logits()
     logits[6] = -np.inf
     output, _ = choose(logits, features, {})
-    np.testing.assert_array_equal(output.tokens[1], np.arange(NUM_ROWS) != 6)
+    np.testing.assert_array_equal(output.tokens[0], np.arange(NUM_ROWS) != 6)
 
 
 def test_a_row_forbidden_by_its_own_biases_is_reported() -> None:
@@ -105,7 +105,7 @@ def test_a_row_forbidden_by_its_own_biases_is_reported() -> None:
     state = SlotState(**{**vars(state), "bias": bias})
     output, _ = choose(random_logits(), FULL, {"adjusts": is_row}, state=state)
     expected = np.where(is_row, DrawStatus.NONE_ALLOWED, DrawStatus.DRAWN)
-    np.testing.assert_array_equal(output.tokens[1], expected)
+    np.testing.assert_array_equal(output.tokens[0], expected)
 
 
 @pytest.mark.parametrize("features", PATHS)
@@ -147,12 +147,17 @@ def test_few_sequences_are_given_the_tokens_they_have_among_many(
         return logits[:count]
 
     few, many = (
-        choose_tokens(
-            first,
+        yielded(
+            choose_tokens(
+                first,
+                inputs,
+                empty_state(),
+                StepShape(num_tokens, MUCH_ROOM, 1, FULL, branches=True),
+                SETTINGS,
+            ),
             inputs,
             empty_state(),
-            StepShape(num_tokens, MUCH_ROOM, 1, FULL, branches=True),
-            SETTINGS,
+            adjusts=True,
         )
         for num_tokens in (2 * MUCH_ROOM, MUCH_ROOM)
     )
@@ -170,13 +175,13 @@ def test_only_rows_that_sample_leave_a_token_in_their_slot(features: Feature) ->
         random_logits(), features, {"slots": slots, "samples": samples, "adjusts": samples}
     )
     wanted = np.zeros(NUM_SLOTS, np.int32)
-    wanted[slots[samples == 1]] = np.asarray(output.tokens[0])[samples == 1]
+    wanted[slots[samples == 1]] = np.asarray(output.tokens[2])[samples == 1]
     np.testing.assert_array_equal(state.last_token, wanted)
 
 
 def test_greedy_rows_are_the_same_in_every_variant() -> None:
     greedy = [
-        choose(random_logits(), features, {"temperature": 0.0})[0].tokens[0] for features in PATHS
+        choose(random_logits(), features, {"temperature": 0.0})[0].tokens[2] for features in PATHS
     ]
     np.testing.assert_array_equal(greedy[0], random_logits().argmax(axis=1))
     np.testing.assert_array_equal(greedy[1], greedy[0])
@@ -212,7 +217,7 @@ def test_a_step_with_branches_chooses_as_one_without(features: Feature, num_samp
 
     drawn = samples == 1
     np.testing.assert_array_equal(branched.tokens[:, drawn], apart.tokens[:, drawn])
-    assert np.all(apart.tokens[1, drawn] == 1)
+    assert np.all(apart.tokens[:2, drawn] == 1)
 
 
 def test_no_report_is_made_where_nobody_asks() -> None:
@@ -244,7 +249,7 @@ def test_what_is_reported_is_what_the_operator_chose(mode: str) -> None:
         expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
     best = -np.sort(-expected)[:, :5]
     np.testing.assert_allclose(output.logprobs.top, best, atol=1e-5)
-    own = np.take_along_axis(expected, np.asarray(output.tokens[0])[:, None], axis=1)[:, 0]
+    own = np.take_along_axis(expected, np.asarray(output.tokens[2])[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(output.logprobs.chosen, own, atol=1e-5)
 
 

@@ -97,12 +97,13 @@ class TimedRunner(FakeRunner):
         self.step_s = step_s
         self.is_broken = False
 
-    def _sample(self, row: RowPlan, slot: Slot, mask: np.ndarray | None = None) -> int:
-        token_id = super()._sample(row, slot, mask)
-        if self.script is not None:
-            num_generated = len(slot.tokens) - 1 - len(slot.assignment.prompt_ids)
-            token_id = slot.tokens[-1] = self.script[min(num_generated, len(self.script) - 1)]
-        return token_id
+    def _sample(
+        self, slot: Slot, entry: bytes, position: int, mask: np.ndarray | None = None
+    ) -> int:
+        if self.script is None:
+            return super()._sample(slot, entry, position, mask)
+        num_generated = position - len(slot.assignment.prompt_ids)
+        return self.script[min(num_generated, len(self.script) - 1)]
 
     def dispatch(self, plan: StepPlan) -> FakePendingStep:
         if self.is_broken:

@@ -1,4 +1,4 @@
-"""The head that pools prompts into vectors, and the step that ends in it."""
+"""The head that pools prompts into vectors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.api.pooling import PoolingType
-from jaxserve.execution.batch import StepInput, unpack
-from jaxserve.execution.caches import KVCache
+from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import StepContext
-from jaxserve.execution.forward import forward
 from jaxserve.execution.shapes import StepShape
-from jaxserve.models import Params, bind
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +22,10 @@ class PoolState[Leaf]:
     """
 
     kept: Leaf
+
+    def input_tokens(self, inputs: StepInput) -> jax.Array:
+        """Return the token of each row: int32[tokens]."""
+        return inputs.token_ids
 
 
 @jax.tree_util.register_dataclass
@@ -40,24 +41,21 @@ def abstract_pool_state(*, num_slots: int, embed: int) -> PoolState[jax.ShapeDty
     return PoolState(kept=jax.ShapeDtypeStruct((num_slots, embed), np.float32))
 
 
-def pool_step(
-    params: Params,
-    cache: KVCache,
+def pool_head(
+    model: Any,
+    hidden: jax.Array,
+    inputs: StepInput,
     state: PoolState[jax.Array],
-    packed: jax.Array,
     *,
-    shape: StepShape,
+    shape: StepShape,  # noqa: ARG001
     context: StepContext,
-) -> tuple[PoolOutput, KVCache, PoolState[jax.Array]]:
-    """Run the model over a packed batch and pool the prompts that end in it; see `step.step`."""
+) -> tuple[PoolOutput, PoolState[jax.Array]]:
+    """Pool the prompts that end in this step; see `context.Head`."""
     assert context.pooling is not None
-    inputs = unpack(packed, shape)
-    model: Any = bind(context.model, params)
-    hidden, cache = forward(model, inputs.token_ids, inputs, cache, shape=shape, context=context)
     with jax.named_scope("pooling"):
         pooled, state = _pool(hidden, inputs, state, context.pooling)
         vectors = model.pooled(pooled.astype(hidden.dtype)) if context.model.num_labels else pooled
-    return PoolOutput(vectors), cache, state
+    return PoolOutput(vectors), state
 
 
 def _pool(

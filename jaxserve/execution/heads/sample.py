@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,13 @@ from jax import lax
 
 from jaxserve.execution import sampling
 from jaxserve.execution.batch import StepInput
-from jaxserve.execution.context import SamplingSettings
+from jaxserve.execution.context import SamplingSettings, StepContext
+from jaxserve.execution.forward import logits_of
+from jaxserve.execution.heads.score import score_head
 from jaxserve.execution.sampling import Logprobs
 from jaxserve.execution.shapes import FULL, GREEDY, NOTHING, SAMPLE, Feature, StepShape
 from jaxserve.execution.state import SlotState, observe
+from jaxserve.layers.linear import Rows
 
 # A program that branches has branches for few sequences that sample, as where a prompt joins a few
 # others: logits of all that it has room for take a CPU milliseconds to write and to search. It has
@@ -31,8 +35,9 @@ PATHS = (NOTHING, GREEDY, SAMPLE, FULL)
 class StepOutput:
     """What a step hands back to the host."""
 
-    tokens: jax.Array  # int32[2, sequences]: the token drawn, and a DrawStatus
-    logprobs: Logprobs  # of the tokens drawn, with Feature.LOGPROBS; else zeros
+    # int32[2 + yields, sequences]: a DrawStatus; how many tokens the row yields; the tokens.
+    tokens: jax.Array
+    logprobs: Logprobs  # with Feature.LOGPROBS `yields` rows for each sequence; else zeros
     prompt_logprobs: Logprobs | None  # of the targets of every row, with Feature.PROMPT_LOGPROBS
 
 
@@ -54,6 +59,50 @@ class Drawn:
     report: Logprobs
 
 
+def sample_head(
+    model: Any,
+    hidden: jax.Array,
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    *,
+    shape: StepShape,
+    context: StepContext,
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Sample the next token of each sequence that ends in this step; see `context.Head`."""
+    last = jnp.maximum(inputs.query_starts[1:] - 1, 0)  # the row that each sequence ends in
+
+    def logits_of_first(count: int) -> jax.Array:
+        return logits_of(model, hidden[last[:count]], Rows(num_sampled(inputs)), context.sharding)
+
+    state = defer(hidden[last], inputs, state)
+    drawn = choose(logits_of_first, inputs, state, shape, context.sampling)
+    output, state = yielded(drawn, inputs, state, adjusts=Feature.ADJUST in shape.features)
+    if Feature.PROMPT_LOGPROBS in shape.features:
+        scores = score_head(model, hidden, inputs, shape=shape, context=context)
+        output = replace(output, prompt_logprobs=scores)
+    return output, state
+
+
+def defer(last: jax.Array, inputs: StepInput, state: SlotState[jax.Array]) -> SlotState[jax.Array]:
+    """Keep the last hidden states of the sequences whose token is drawn later, in their slots.
+
+    last: [sequences, embed].
+    """
+    slots = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
+    rows = last.astype(state.held.dtype)
+    return replace(state, held=state.held.at[slots].set(rows, mode="drop"))
+
+
+def yielded(
+    drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], *, adjusts: bool
+) -> tuple[StepOutput, SlotState[jax.Array]]:
+    """Yield one token for each sequence that samples, and remember it in its slot."""
+    counts = jnp.minimum(inputs.samples, 1)
+    state = keep(drawn.tokens[:, None], counts, inputs, state, adjusts=adjusts)
+    tokens = jnp.stack([drawn.status, counts, drawn.tokens])
+    return StepOutput(tokens=tokens, logprobs=drawn.report, prompt_logprobs=None), state
+
+
 def num_sampled(inputs: StepInput) -> jax.Array:
     """How many sequences there are up to the last that samples."""
     return jnp.max(jnp.where(inputs.samples != 0, jnp.arange(1, inputs.samples.shape[0] + 1), 0))
@@ -65,8 +114,8 @@ def choose(
     state: SlotState[jax.Array],
     shape: StepShape,
     settings: SamplingSettings,
-) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """Draw each sequence's token, and remember it where the sequence samples.
+) -> Drawn:
+    """Sample each sequence's token, doing the least of the shape's features that the step needs.
 
     logits_of_first: float32[count, vocab] of the first `count` sequences, in rows that sample.
     """
@@ -89,7 +138,7 @@ def choose(
 
     paths = [path for path in PATHS if path in shape.features]
     if not shape.branches:
-        return keep(draw(num_sequences, paths[-1]), inputs, state, paths[-1])
+        return draw(num_sequences, paths[-1])
     index = first_covering(paths, inputs)
     choices = [partial(draw, num_sequences, path) for path in paths]
     if num_sequences >= MUCH_ROOM and not shape.is_decode:
@@ -99,7 +148,8 @@ def choose(
         )
         index = jnp.where(is_few, len(choices) + index - min(often), index)
         choices += [partial(draw, FEW_SAMPLED, paths[each]) for each in often]
-    return keep(lax.switch(index, choices), inputs, state, paths[-1])
+    drawn: Drawn = lax.switch(index, choices)
+    return drawn
 
 
 def first_covering(paths: Sequence[Feature], inputs: StepInput) -> jax.Array:
@@ -109,17 +159,25 @@ def first_covering(paths: Sequence[Feature], inputs: StepInput) -> jax.Array:
 
 
 def keep(
-    drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], features: Feature
-) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """Remember what was drawn in the slots of the sequences that sample."""
-    samples = inputs.samples != 0
-    slots = jnp.where(samples, inputs.slots, state.last_token.shape[0])
-    state = replace(state, last_token=state.last_token.at[slots].set(drawn.tokens, mode="drop"))
-    if Feature.ADJUST in features:
-        adjusts = samples & (inputs.adjusts != 0)
-        state = observe(state, slots=inputs.slots, tokens=drawn.tokens, adjusts=adjusts)
-    packed = jnp.stack([drawn.tokens, drawn.status])
-    return StepOutput(tokens=packed, logprobs=drawn.report, prompt_logprobs=None), state
+    tokens: jax.Array,
+    counts: jax.Array,
+    inputs: StepInput,
+    state: SlotState[jax.Array],
+    *,
+    adjusts: bool,
+) -> SlotState[jax.Array]:
+    """Remember in their slots what the sequences of a step yield.
+
+    tokens: int32[sequences, yields], of which the first `counts` count: int32[sequences].
+    adjusts: whether the program adjusts logits by the tokens before.
+    """
+    slots = jnp.where(counts > 0, inputs.slots, state.last_token.shape[0])
+    last = jnp.take_along_axis(tokens, jnp.maximum(counts - 1, 0)[:, None], axis=1)[:, 0]
+    state = replace(state, last_token=state.last_token.at[slots].set(last, mode="drop"))
+    if adjusts:
+        counts = jnp.where(inputs.adjusts != 0, counts, 0)
+        state = observe(state, slots=inputs.slots, tokens=tokens, counts=counts)
+    return state
 
 
 def draw_tokens(

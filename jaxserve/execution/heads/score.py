@@ -1,6 +1,9 @@
 """The head that scores prompts: log-probabilities of the tokens that follow."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxserve.execution import sampling
@@ -8,6 +11,7 @@ from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.forward import logits_of
 from jaxserve.execution.sampling import Logprobs
+from jaxserve.execution.shapes import Feature, StepShape
 from jaxserve.layers.linear import ALL_ROWS
 from jaxserve.models import Decoder
 
@@ -15,8 +19,22 @@ from jaxserve.models import Decoder
 SCORED_ROWS = 32
 
 
-def score(model: Decoder, hidden: jax.Array, inputs: StepInput, context: StepContext) -> Logprobs:
-    """Log-probabilities of the token that follows each row, a few rows of logits at a time."""
+def score_head(
+    model: Decoder, hidden: jax.Array, inputs: StepInput, *, shape: StepShape, context: StepContext
+) -> Logprobs:
+    """Return log-probabilities of the token that follows each row, zeros if no row needs them."""
+    score = partial(_score, model, hidden, inputs, context)
+    with jax.named_scope("prompt_logprobs"):
+        if not shape.branches:
+            return score()
+        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(score))
+        is_needed = inputs.needs[0] & Feature.PROMPT_LOGPROBS != 0
+        scores: Logprobs = lax.cond(is_needed, score, lambda: blank)
+        return scores
+
+
+def _score(model: Decoder, hidden: jax.Array, inputs: StepInput, context: StepContext) -> Logprobs:
+    """Score a few rows at a time, since their logits are large."""
 
     def score_some(row: tuple[jax.Array, jax.Array]) -> Logprobs:
         rows, chosen = row
