@@ -7,7 +7,7 @@ device puts it into our layout and dtype (ten times faster than numpy, even on a
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -222,12 +222,20 @@ def _pieces(piece: Piece, axis: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _zeros(described: jax.ShapeDtypeStruct) -> Callable[[], Array]:
-    return jax.jit(
-        partial(jnp.zeros, described.shape, described.dtype), out_shardings=described.sharding
-    )
+    """Return the compiled allocation of a parameter."""
+
+    def allocate() -> Array:
+        return jnp.zeros(described.shape, described.dtype)
+
+    return jax.jit(allocate, out_shardings=described.sharding)
 
 
 @lru_cache(maxsize=64)
 def _write(sharding: Any) -> Callable[[Array, Array, tuple[Any, ...]], Array]:
     """Return the compiled writing of a piece into its parameter, in place."""
-    return jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0, out_shardings=sharding)
+
+    def write(whole: Array, piece: Array, at: tuple[Any, ...]) -> Array:
+        written: Array = jax.lax.dynamic_update_slice(whole, piece, at)
+        return written
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
