@@ -3,90 +3,36 @@
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, FailFast, Field, Tag
+from pydantic import ConfigDict, FailFast, Field
 
 from jaxserve.chat.harmony import Harmony
 from jaxserve.chat.reasoning_format import ReasoningFormat
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat_parts import Content
-from jaxserve.frontend.schema.body import (
-    MAX_PARTS,
-    Body,
-    by_type,
-    given,
-)
+from jaxserve.frontend.schema.body import Body, given
 from jaxserve.frontend.schema.fields import REFUSED, UNREAD, Unread
 from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.frontend.schema.parsing import show
+from jaxserve.frontend.tools import (
+    AllowedToolsChoice,
+    CustomTool,
+    Function,
+    HostedTool,
+    NamedCustomTool,
+    NamedFunction,
+    ToolCalls,
+    ToolChoice,
+    Tools,
+)
 
 MAX_MESSAGES = 4096
-MAX_TOOLS = 256
 MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
-FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
 
 # Beyond OpenAI's roles, those of a model's own, such as ipython; its template says which.
 ROLE = r"^[a-zA-Z0-9_.-]{1,64}$"
 type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-class FunctionName(Body):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedFunction(Body):
-    """A function that must be called, or may be."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
-class AllowedTools(Body):
-    """Some of the tools, and whether one of them must be called."""
-
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
-
-
-class AllowedToolsChoice(Body):
-    """The choice among some of the tools."""
-
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
-
-
-type ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("str")]
-    | Annotated[NamedFunction, Tag("(function)")]
-    | Annotated[AllowedToolsChoice, Tag("(allowed_tools)")],
-    by_type("none, auto, required, a function by its name, or allowed_tools with a mode"),
-]
-
-
-class FunctionCall(Body):
-    """The call of a function, as a model made it before."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Body):
-    """A tool call of an assistant's message; `index` is left over from a stream's deltas.
-
-    Some clients leave the type out, as there is one only.
-    """
-
-    unread = Unread(ignored=frozenset({"index"}))
-
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-type ToolCalls = Annotated[list[ToolCall], FailFast(), Field(max_length=MAX_PARTS)]
 
 
 class Message(Body):
@@ -138,24 +84,8 @@ class Message(Body):
             parts = [{"type": "text", "text": part.text} for part in self.content]
             message["content"] = parts or ""
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return message
-
-
-class Function(Body):
-    """A function that the model may call."""
-
-    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A tool that the model may call."""
-
-    type: Literal["function"]
-    function: Function
 
 
 type Messages = Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -167,9 +97,7 @@ class ChatOptions(Body):
     unread = UNREAD
 
     model: str | None = None
-    tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = Field(
-        default_factory=list
-    )
+    tools: Tools = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     documents: Annotated[list[dict[str, Any]], FailFast(), Field(max_length=MAX_DOCUMENTS)] = Field(
         default_factory=list
@@ -188,13 +116,22 @@ class Chat(ChatOptions):
     messages: Messages
 
     @property
+    def functions(self) -> list[Function]:
+        """All functions that are declared, those of custom tools among them."""
+        return [tool.function for tool in self.tools if not isinstance(tool, HostedTool)]
+
+    @property
+    def custom_tools(self) -> frozenset[str]:
+        """Names of the functions that custom tools are."""
+        return frozenset(tool.custom.name for tool in self.tools if isinstance(tool, CustomTool))
+
+    @property
     def offered_functions(self) -> list[Function]:
         """The functions that the model may call; none where it must not."""
         mode, names = self._choice
-        functions = [tool.function for tool in self.tools]
         if mode == "none":
             return []
-        return functions if names is None else [f for f in functions if f.name in names]
+        return [f for f in self.functions if names is None or f.name in names]
 
     @property
     def must_call(self) -> bool:
@@ -204,16 +141,16 @@ class Chat(ChatOptions):
     @property
     def must_call_once(self) -> bool:
         """Whether it must be one call, as a function that is named is called once."""
-        return isinstance(self.tool_choice, NamedFunction)
+        return isinstance(self.tool_choice, NamedFunction | NamedCustomTool)
 
     @property
     def _choice(self) -> tuple[str, list[str] | None]:
         """Whether the model may call, must, or must not; and which functions, all if None."""
         match self.tool_choice:
-            case NamedFunction(function=function):
-                return "required", [function.name]
+            case NamedFunction() | NamedCustomTool() as tool:
+                return "required", [tool.name]
             case AllowedToolsChoice(allowed_tools=some):
-                return some.mode, [tool.function.name for tool in some.tools]
+                return some.mode, [tool.name for tool in some.tools]
             case mode:
                 return mode, None
 
@@ -233,14 +170,14 @@ class Chat(ChatOptions):
 
     def check_tools(self) -> None:
         """Raise InvalidRequestError unless what is chosen is there."""
-        names = {tool.function.name for tool in self.tools}
+        names = {function.name for function in self.functions}
         for name in self._choice[1] or ():
             if name not in names:
                 raise InvalidRequestError(
                     f"tool_choice must name functions of tools, got {show(name)}",
                     param="tool_choice",
                 )
-        if self.must_call and not self.tools:
+        if self.must_call and not names:
             raise InvalidRequestError(
                 "tool_choice can only be required where there are tools", param="tool_choice"
             )
@@ -288,8 +225,10 @@ class Chat(ChatOptions):
         chat = [message.for_template(f"messages[{i}]") for i, message in enumerate(self.messages)]
         if ignored is not None:
             ignored.add_roles(template.unread_roles(chat))
-        offered = {function.name for function in self.offered_functions}
-        tools = [tool for tool in self.tools if tool.function.name in offered]
+        tools = [
+            {"type": "function", "function": function.model_dump(exclude_none=True)}
+            for function in self.offered_functions
+        ]
         render = (
             partial(template.render_reasoning, reasoning=reasoning)
             if self.continues_reasoning
@@ -303,7 +242,7 @@ class Chat(ChatOptions):
         )
         return render(
             chat,
-            tools=[tool.model_dump(exclude_none=True) for tool in tools],
+            tools=tools,
             documents=self.documents,
             variables=variables,
         )

@@ -7,8 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.chat import MAX_TOOLS
 from jaxserve.frontend.schema.parsing import parse
+from jaxserve.frontend.tools import MAX_TOOLS
 from jaxserve.server.messages.schema import MessagesBody
 from tests.server.world import World
 

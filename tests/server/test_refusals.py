@@ -224,9 +224,9 @@ FIELDS: list[tuple[str, Any, str, str]] = [
     (CHAT, with_message(role="tool"), "messages[0].tool_call_id", "required"),
     (
         CHAT,
-        with_message(role="assistant", tool_calls=[{**CALL, "type": "custom"}]),
-        "messages[0].tool_calls[0].type",
-        "one of 'function', got 'custom'",
+        with_message(role="assistant", tool_calls=[{**CALL, "type": "mcp"}]),
+        "messages[0].tool_calls[0]",
+        "a call of type function or custom",
     ),
     (
         CHAT,
@@ -238,7 +238,9 @@ FIELDS: list[tuple[str, Any, str, str]] = [
         "a string, got {}",
     ),
     # Tools and templates
-    (CHAT, chat(tools=[{"type": "custom"}]), "tools[0].type", "got 'custom'"),
+    (CHAT, chat(tools=[{"type": "other"}]), "tools[0]", "a tool of type function or custom"),
+    (CHAT, chat(tools=[{"type": "custom"}]), "tools[0].custom", "required"),
+    (CHAT, chat(tool_choice={"type": "web_search"}), "tool_choice", "runs no tools of its own"),
     (CHAT, chat(tools=[{"type": "function"}]), "tools[0].function", "required"),
     (
         CHAT,
@@ -273,7 +275,6 @@ FIELDS: list[tuple[str, Any, str, str]] = [
         "use tool_choice",
     ),
     (CHAT, with_message(role="assistant", audio={"id": "a"}), "messages[0].audio", "text only"),
-    (CHAT, chat(web_search_options={}), "web_search_options", "search the web"),
     (CHAT, chat(functions=[{"name": "f"}]), "functions", "use tools"),
     (TEXT, text(suffix="tail"), "suffix", "not supported"),
     (TEXT, text(best_of=2), "best_of", "not supported"),

@@ -364,7 +364,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(calls: TestClient) -> None:
     [
         ({"tool_choice": "required"}, "where there are tools"),
         ({"tool_choice": "maybe"}, "must be one of 'none', 'auto' or 'required'"),
-        ({"tool_choice": {"type": "f"}}, "must be none, auto, required, a function by its name"),
+        ({"tool_choice": {"type": "f"}}, "must be none, auto, required, a function or custom tool"),
         (
             {"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "x"}}},
             "must name functions of tools, got 'x'",

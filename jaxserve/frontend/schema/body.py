@@ -1,6 +1,6 @@
 """What the bodies of all requests share: strict kinds, and null for what is not given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from jaxserve.api.request import LIMITS, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
-from jaxserve.frontend.schema.fields import Unread
+from jaxserve.frontend.schema.fields import Place, Unread
 
 INT32_MAX = 2**31 - 1
 # A salt becomes part of a cache key: vLLM's rule, no character that could split one.
@@ -43,6 +43,10 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
     unread: ClassVar[Unread] = Unread()
+
+    def unread_parts(self) -> Iterable[Place]:
+        """Return the places, within the object, of values that are accepted and have no effect."""
+        return ()
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +72,14 @@ class Body(BaseModel):
         if cls.model_config["extra"] == "forbid":
             described["additionalProperties"] = NULL
         return schema
+
+
+class Dropped(Body):
+    """Object that only its vendor's servers can use; it is reported by its type and not read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
 
 
 class ExactBody(Body):
@@ -110,11 +122,14 @@ def at_most(limit: int) -> BeforeValidator:
 type Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), Field(max_length=MAX_METADATA)]
 
 
-def by_type(what: str, *, default: str | None = None) -> Discriminator:
+def by_type(
+    what: str, *, default: str | None = None, kind_of: Callable[[str], str] = str
+) -> Discriminator:
     """Return what finds the kind of an object, JSON or model, in a union by its `type`.
 
     Kinds are tagged by theirs in brackets, such as Tag("(text)"), and a string is Tag("str").
     what: is wanted where there is no such type. default: the type of objects that have none.
+    kind_of: maps the type to what stands in the brackets, for kinds that have several types.
     """
 
     def tag(value: object) -> str | None:
@@ -124,7 +139,7 @@ def by_type(what: str, *, default: str | None = None) -> Discriminator:
             kind = value.get("type") or default
         else:
             kind = getattr(value, "type", None)
-        return f"({kind})" if isinstance(kind, str) else None
+        return f"({kind_of(kind)})" if isinstance(kind, str) else None
 
     return Discriminator(
         tag,

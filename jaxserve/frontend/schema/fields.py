@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
+# Steps from a body to a part of it.
+type Place = tuple[str | int, ...]
+
 NOT_YET = "is not supported yet"
 TEXT_ONLY = "is not supported: this server reads and writes text only"
 STRUCTURED = "is not the name of it: use structured_outputs"
@@ -76,6 +79,7 @@ IGNORED = frozenset(
         "store",
         "user",
         "verbosity",
+        "web_search_options",
     }
 )
 
@@ -106,7 +110,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "return_weight_versions": (NOT_YET, (False,)),
     "suffix": ("is not supported: the model cannot be asked to fill a gap", ("",)),
     "watermarking": (NOT_YET, (False,)),
-    "web_search_options": ("is not supported: this server does not search the web", ()),
 }
 
 UNREAD = Unread(ignored=IGNORED, refused=REFUSED)

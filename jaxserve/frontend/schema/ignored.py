@@ -1,7 +1,7 @@
 """Fields of a body that nothing reads: found beside a parsed model, and told to the client."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any, TypeAliasType, get_args
@@ -9,7 +9,8 @@ from typing import Any, TypeAliasType, get_args
 from pydantic import AliasChoices
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.schema.body import Body
+from jaxserve.frontend.schema.body import Body, Dropped
+from jaxserve.frontend.schema.fields import Place
 
 # Names kept of one request; further ones are not counted either.
 MAX_NAMES = 64
@@ -20,8 +21,6 @@ MAX_HEADER_CHARS = 1024
 MAX_PLACES = 10_000
 # Anything else could end a header or a name within it.
 UNSAFE = re.compile(r"[^\x21-\x2b\x2d-\x7e]")
-
-type Place = tuple[str | int, ...]
 
 
 class IgnoredFields:
@@ -43,11 +42,6 @@ class IgnoredFields:
         if len(self.names) < MAX_NAMES:
             path = show_place(tuple("[]" if isinstance(step, int) else step for step in place))
             self.names.setdefault(UNSAFE.sub("?", path) or "?", is_hint)
-
-    def add_hints(self, places: Iterable[Place]) -> None:
-        """Note what is accepted although this server has no use for it, such as hosted tools."""
-        for place in islice(places, MAX_PLACES):
-            self.add(place, is_hint=True)
 
     def add_roles(self, roles: Mapping[str, int]) -> None:
         """Note roles that a chat template leaves out, each with a message that has it.
@@ -90,6 +84,11 @@ def unread_places(
     body: what `model` made of the fields, None where they are wrong; then only fields of the
     object itself are looked at. Null is absent.
     """
+    if isinstance(body, Dropped):
+        yield (*place, body.type), True
+        return
+    if body is not None:
+        yield from (((*place, *part), True) for part in body.unread_parts())
     read, unread = _attributes(model), model.unread
     for name, value in fields.items():
         if value is None or name in unread.refused:

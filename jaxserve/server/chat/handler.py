@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: what the assistant says next."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from msgspec import UNSET
@@ -18,6 +18,7 @@ from jaxserve.server.schema.answers import (
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    CustomToolDelta,
     Delta,
     FunctionDelta,
     Maybe,
@@ -51,7 +52,8 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         super().__init__(job, body, id_prefix="chatcmpl")
         self._reading = ChatReading.of(body, job.model, job.requests[0].prompt_ids)
         self._parsers: dict[int, ChatParser] = {}
-        self._num_calls: Counter[int] = Counter()
+        # Names that each choice has called.
+        self._called: defaultdict[int, list[str]] = defaultdict(list)
 
     def tally(self) -> Tally:
         """See AnswerWriter."""
@@ -147,15 +149,23 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
             case Kind.REASONING:
                 return Delta(reasoning=piece.text, reasoning_content=piece.text)
             case Kind.CALL:
-                self._num_calls[index] += 1
-                function = FunctionDelta(piece.text, "")
-                number = self._num_calls[index] - 1
-                call = ToolCallDelta(number, piece.call_id, "function", function)
-                return Delta(tool_calls=[call])
+                self._called[index].append(piece.text)
+                return Delta(tool_calls=[self._call_delta(index, piece.call_id, piece.text, "")])
             case Kind.ARGUMENTS:
-                number = self._num_calls[index] - 1
-                function = FunctionDelta(arguments=piece.text)
-                return Delta(tool_calls=[ToolCallDelta(number, function=function)])
+                return Delta(tool_calls=[self._call_delta(index, UNSET, UNSET, piece.text)])
+
+    def _call_delta(
+        self, index: int, call_id: Maybe[str], name: Maybe[str], text: str
+    ) -> ToolCallDelta:
+        """Return what a chunk adds to the last call of a choice; its type comes with its id."""
+        called = self._called[index]
+        call = ToolCallDelta(len(called) - 1, call_id)
+        if called[-1] in self._reading.custom_tools:
+            call.custom, kind = CustomToolDelta(name, text), "custom"
+        else:
+            call.function, kind = FunctionDelta(name, text), "function"
+        call.type = UNSET if call_id is UNSET else kind
+        return call
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(

@@ -1,7 +1,7 @@
 """How the answers to one chat are read: what is reasoning in them, and what are calls."""
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,10 +12,17 @@ from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.chat.pieces import Kind, Piece
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.chat.syntax import Schemas
+from jaxserve.frontend.tools import text_of
 from jaxserve.grammar import Function, can_bind
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.models import ServedModel
-from jaxserve.server.schema.answers import CalledFunction, ChatMessage, ToolCall
+from jaxserve.server.schema.answers import (
+    CalledCustomTool,
+    CalledFunction,
+    ChatMessage,
+    CustomToolCall,
+    ToolCall,
+)
 
 # Tokens at the end of a prompt that show whether it opens reasoning.
 NUM_TAIL_TOKENS = 16
@@ -28,7 +35,8 @@ class ChatReading:
     schemas: of the functions that can be called. is_open: whether answers begin within reasoning,
     as far as the prompt says. dropped: special tokens to be left out of the text here, as the
     detokenizer must leave in those that are markup. shows_reasoning: whether the client wants it.
-    only_one_call: whether calls after the first are left out.
+    only_one_call: whether calls after the first are left out. custom_tools: functions that take
+    the text for a custom tool.
     """
 
     form: AnswerFormat
@@ -37,6 +45,7 @@ class ChatReading:
     dropped: tuple[str, ...]
     shows_reasoning: bool
     only_one_call: bool
+    custom_tools: frozenset[str]
 
     @classmethod
     def of(cls, body: ChatBody, model: ServedModel, prompt_ids: Sequence[int]) -> "ChatReading":
@@ -53,6 +62,7 @@ class ChatReading:
             dropped=() if keeps_all else tuple(sorted(special - form.markers)),
             shows_reasoning=body.include_reasoning,
             only_one_call=not body.parallel_tool_calls,
+            custom_tools=body.custom_tools,
         )
 
     @property
@@ -98,6 +108,8 @@ class ChatParser:
             dropped=reading.dropped,
         )
         self._num_calls = 0
+        # Arguments so far of a custom tool's call, whose text is read from all of them.
+        self._arguments: list[str] | None = None
 
     @property
     def has_whole_call(self) -> bool:
@@ -109,24 +121,25 @@ class ChatParser:
         pieces = self._parser.feed(text)
         if is_last:
             pieces += self._parser.finish()
-        return [shown for piece in pieces if (shown := self._shown(piece)) is not None]
+        shown = [seen for piece in pieces if (seen := self._shown(piece)) is not None]
+        return [*self._with_texts(shown), *(self._take_text() if is_last else ())]
 
     def message(self, text: str, *, echoed: str) -> ChatMessage:
         """Return the message of a whole text."""
         texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         texts[Kind.CONTENT].append(echoed)
-        calls: list[ToolCall] = []
-        arguments: list[list[str]] = []
+        calls: list[ToolCall | CustomToolCall] = []
         for kind, piece, call_id in self.read(text, is_last=True):
             if kind is Kind.CALL:
-                calls.append(ToolCall(call_id, CalledFunction(piece, "")))
-                arguments.append([])
+                calls.append(self._call(call_id, piece))
             elif kind is Kind.ARGUMENTS:
-                arguments[-1].append(piece)
+                match calls[-1]:
+                    case ToolCall(function=function):
+                        function.arguments += piece
+                    case CustomToolCall(custom=custom):
+                        custom.input += piece
             else:
                 texts[kind].append(piece)
-        for call, parts in zip(calls, arguments, strict=True):
-            call.function.arguments = "".join(parts)
         content, reasoning = "".join(texts[Kind.CONTENT]), "".join(texts[Kind.REASONING])
         message = ChatMessage(content if content or not (calls or reasoning) else None)
         if reasoning:
@@ -134,6 +147,28 @@ class ChatParser:
         if calls:
             message.tool_calls = calls
         return message
+
+    def _call(self, call_id: str, name: str) -> ToolCall | CustomToolCall:
+        if name in self._reading.custom_tools:
+            return CustomToolCall(call_id, CalledCustomTool(name, ""))
+        return ToolCall(call_id, CalledFunction(name, ""))
+
+    def _with_texts(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Yield pieces, with the text for a custom tool instead of the arguments that hold it."""
+        for piece in pieces:
+            if piece.kind is Kind.ARGUMENTS and self._arguments is not None:
+                self._arguments.append(piece.text)
+                continue
+            yield from self._take_text()
+            if piece.kind is Kind.CALL and piece.text in self._reading.custom_tools:
+                self._arguments = []
+            yield piece
+
+    def _take_text(self) -> list[Piece]:
+        """Return the text of a custom tool's call that is over."""
+        text = text_of("".join(self._arguments or ()))
+        self._arguments = None
+        return [Piece(Kind.ARGUMENTS, text)] if text else []
 
     def _shown(self, piece: Piece) -> Piece | None:
         if piece.kind is Kind.REASONING:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, Field, Tag
 
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.schema.body import MAX_PARTS, Body, by_type
+from jaxserve.frontend.schema.body import MAX_PARTS, Body, Dropped, by_type
 from jaxserve.frontend.schema.fields import Unread
 from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.server.messages.tools import AnyTool
@@ -44,7 +44,7 @@ class ThinkingBlock(Block):
     signature: str = ""
 
 
-class RedactedThinkingBlock(Block):
+class RedactedThinkingBlock(Dropped):
     """Thoughts that only Anthropic can read; a turn may hold them, and the model gets none."""
 
     type: Literal["redacted_thinking"]

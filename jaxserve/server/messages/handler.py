@@ -100,7 +100,6 @@ async def count_tokens(http: HttpRequest) -> Response:
 def _asked(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesBody, ChatBody]:
     """Return what is asked for, and the chat that it is."""
     body = parse(fields, MessagesBody, ignored)
-    ignored.add_hints(body.unread_parts())
     with renamed(body.field_names):
         return body, chat_body(body.chat(), CappedChatBody)
 
@@ -108,7 +107,6 @@ def _asked(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesBody
 def _counted(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesPrompt, Chat]:
     """Return what is asked for, and the chat whose prompt is to be counted."""
     body = parse(fields, MessagesPrompt, ignored)
-    ignored.add_hints(body.unread_parts())
     with renamed(body.field_names):
         return body, parse(prompt_fields(body), Chat)
 

@@ -7,15 +7,14 @@ from pydantic import FailFast, Field, Tag
 
 from jaxserve.api.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.chat import MAX_MESSAGES, MAX_TOOLS
+from jaxserve.frontend.chat import MAX_MESSAGES
 from jaxserve.frontend.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
 from jaxserve.frontend.schema.fields import Unread
-from jaxserve.frontend.schema.ignored import Place
 from jaxserve.frontend.schema.parsing import show
+from jaxserve.frontend.tools import MAX_TOOLS
 from jaxserve.server.messages.blocks import (
     AnyBlock,
     Message,
-    RedactedThinkingBlock,
     Texts,
     ToolAdditionBlock,
     ToolDefinition,
@@ -121,22 +120,6 @@ class MessagesPrompt(Body):
         """Return what the fields of the chat are called here."""
         is_older = self.output_format is not None
         return FIELD_NAMES | ({"response_format": "output_format"} if is_older else {})
-
-    def unread_parts(self) -> list[Place]:
-        """Return the places of what only Anthropic's servers could use, whose type ends each."""
-        places: list[Place] = [
-            ("tools", index, tool.type)
-            for index, tool in enumerate(self.tools)
-            if isinstance(tool, HostedTool)
-        ]
-        for index, number, block in self._blocks:
-            place: Place = ("messages", index, "content", number)
-            match block:
-                case RedactedThinkingBlock():
-                    places.append((*place, block.type))
-                case ToolAdditionBlock(tool=ToolDefinition(definition=HostedTool() as tool)):
-                    places.append((*place, "tool", "definition", tool.type))
-        return places
 
     @property
     def _blocks(self) -> Iterator[tuple[int, int, AnyBlock]]:

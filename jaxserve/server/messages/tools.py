@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-from jaxserve.frontend.chat import FUNCTION_NAME
-from jaxserve.frontend.schema.body import Body, by_type
+from jaxserve.frontend.schema.body import Body, Dropped, by_type
 from jaxserve.frontend.schema.fields import Unread
+from jaxserve.frontend.tools import FUNCTION_NAME
 
 # Types of tools that run on Anthropic's servers or that its models know by heart.
 HOSTED_TOOL = (
@@ -38,10 +38,8 @@ class Tool(Body):
     strict: bool | None = None
 
 
-class HostedTool(Body):
+class HostedTool(Dropped):
     """A tool that Anthropic's servers run, such as `web_search_20250305`. The model is not told."""
-
-    model_config = ConfigDict(extra="ignore")
 
     type: Annotated[str, Field(pattern=HOSTED_TOOL)]
     name: str | None = None

@@ -45,7 +45,6 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     """Answer items with items: whole, as a stream, or later, in the background."""
     state = server_state(http)
     body = await _read(http, ResponsesBody)
-    request_record(http.scope).ignored.add_hints(body.unread_parts())
     body.check()
     earlier = await _earlier_items(http, body)
 
@@ -96,7 +95,6 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
     """Answer with the length of the prompt that a response would be made from."""
     state = server_state(http)
     body = await _read(http, ResponsePrompt)
-    request_record(http.scope).ignored.add_hints(body.unread_parts())
     earlier = await _earlier_items(http, body)
     model, ignored = state.router.model(body.model), request_record(http.scope).ignored
 

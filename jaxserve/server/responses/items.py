@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 from jaxserve.frontend.chat import MAX_MESSAGES
 from jaxserve.frontend.schema.body import MAX_PARTS, Body, by_type
 from jaxserve.frontend.schema.fields import Unread
-from jaxserve.server.responses.tools import arguments_of, flat_name
+from jaxserve.frontend.tools import arguments_of
+from jaxserve.server.responses.tools import flat_name
 
 type Status = Literal["in_progress", "completed", "incomplete"]
 

@@ -1,19 +1,19 @@
 """The body of POST /v1/responses, and the chat it asks for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import FailFast, Field, Tag
 
 from jaxserve.chat.past_calls import ARGUMENTS
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.chat import MAX_TOOLS, ReasoningEffort
+from jaxserve.frontend.chat import ReasoningEffort
 from jaxserve.frontend.schema.body import Body, ExactBody, Int32, Metadata, by_type
-from jaxserve.frontend.schema.fields import REFUSED, Unread
+from jaxserve.frontend.schema.fields import REFUSED, Place, Unread
 from jaxserve.frontend.schema.generation import SamplingBody
-from jaxserve.frontend.schema.ignored import Place
 from jaxserve.frontend.schema.parsing import show
 from jaxserve.frontend.schema.structured import JsonObjectFormat, TextFormat
+from jaxserve.frontend.tools import MAX_TOOLS
 from jaxserve.server.responses.items import (
     ITEMS,
     CustomToolCallItem,
@@ -25,7 +25,7 @@ from jaxserve.server.responses.items import (
     chat_messages,
     is_instruction,
 )
-from jaxserve.server.responses.tools import AnyTool, chat_tools, flat_name, unread_tools
+from jaxserve.server.responses.tools import AnyTool, chat_tools, flat_name
 
 # What our fields are called in a response's request; errors of a chat speak of it by these names.
 FIELD_NAMES = {
@@ -196,10 +196,6 @@ class ResponsePrompt(Body):
             [items[index]] = ITEMS.validate_python([stored[item.id]])
         return self.model_copy(update={"input": items})
 
-    def unread_parts(self) -> list[Place]:
-        """Return the places of what only OpenAI's servers could use."""
-        return unread_tools(self.tools)
-
     def starts(self, earlier: Sequence[Item]) -> list[int]:
         """Return where the conversation may begin if it is too long: at the user's messages."""
         return [
@@ -270,12 +266,11 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
                     param="background",
                 )
 
-    def unread_parts(self) -> list[Place]:
-        """Return the places of what only OpenAI's servers could use."""
-        included: list[Place] = [
+    def unread_parts(self) -> Iterable[Place]:
+        """Return the places of what is asked for and never added."""
+        return [
             ("include", index, name) for index, name in enumerate(self.include) if name != LOGPROBS
         ]
-        return [*super().unread_parts(), *included]
 
     @property
     def wants_logprobs(self) -> bool:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from jaxserve.chat.syntax.json_value import is_object
 from jaxserve.errors import InvalidRequestError, JaxserveError
+from jaxserve.frontend.tools import text_of
 from jaxserve.server.chat.pieces import Arguments, Call, ChatAnswer, End, Piece, Reasoning, Text
 from jaxserve.server.errors import describe
 from jaxserve.server.responses.answers import (
@@ -45,7 +46,7 @@ from jaxserve.server.responses.answers import (
     TextDone,
 )
 from jaxserve.server.responses.items import item_id
-from jaxserve.server.responses.tools import Target, text_of
+from jaxserve.server.responses.tools import Target
 from jaxserve.server.schema.answers import TokenLogprob
 
 

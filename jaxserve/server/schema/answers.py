@@ -133,12 +133,25 @@ class CalledFunction(Struct):
     arguments: str
 
 
-class ToolCall(Struct):
+class ToolCall(Struct, tag_field="type", tag="function"):
     """A call that the assistant wants made."""
 
     id: str
     function: CalledFunction
-    type: str = "function"
+
+
+class CalledCustomTool(Struct):
+    """A custom tool and the text for it."""
+
+    name: str
+    input: str
+
+
+class CustomToolCall(Struct, tag_field="type", tag="custom"):
+    """A call of a custom tool that the assistant wants made."""
+
+    id: str
+    custom: CalledCustomTool
 
 
 class ChatMessage(Struct):
@@ -155,7 +168,7 @@ class ChatMessage(Struct):
     function_call: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Maybe[list[ToolCall]] = UNSET
+    tool_calls: Maybe[list[ToolCall | CustomToolCall]] = UNSET
 
 
 class ChatChoice(Struct):
@@ -194,6 +207,13 @@ class FunctionDelta(Struct):
     arguments: Maybe[str] = UNSET
 
 
+class CustomToolDelta(Struct):
+    """What a chunk adds to the call of a custom tool: its name at first, then all of its text."""
+
+    name: Maybe[str] = UNSET
+    input: Maybe[str] = UNSET
+
+
 class ToolCallDelta(Struct):
     """What a chunk adds to a tool call; `id` and `type` come with its first chunk."""
 
@@ -201,6 +221,7 @@ class ToolCallDelta(Struct):
     id: Maybe[str] = UNSET
     type: Maybe[str] = UNSET
     function: Maybe[FunctionDelta] = UNSET
+    custom: Maybe[CustomToolDelta] = UNSET
 
 
 class Delta(Struct):
