@@ -94,7 +94,11 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, response(context_management=[{}]), "context_management is not supported"),
     (RESPONSES, response(truncation="never"), "truncation must be one of 'auto' or 'disabled'"),
     (RESPONSES, response(tools=5), "tools must be a list"),
-    (RESPONSES, response(tools=[{"type": "laundry"}]), "tools[0].type must be text that matches"),
+    (
+        RESPONSES,
+        response(tools=[{"type": "laundry"}]),
+        "tools[0] must be a tool of type",
+    ),
     (RESPONSES, response(tool_choice={"type": "web_search"}), "runs no tools of its own"),
     (
         RESPONSES,
@@ -160,7 +164,12 @@ FIELDS: list[tuple[str, Any, str]] = [
     (MESSAGES, message(messages=[{"role": "user"}]), "messages[0].content is required"),
     (MESSAGES, message(messages=[{"role": "user", "content": 5}]), "content must be a list"),
     (MESSAGES, block(type="image"), "messages[0].content[0] must be a block of type text"),
-    (MESSAGES, block(type="document"), "others are not supported"),
+    (MESSAGES, block(type="image"), "others are not supported"),
+    (
+        MESSAGES,
+        block(type="document", source={"type": "base64", "media_type": "application/pdf"}),
+        "this server reads text only",
+    ),
     (MESSAGES, block(type="text"), "messages[0].content[0].text is required"),
     (MESSAGES, block(type="text", text=5), "messages[0].content[0].text must be a string"),
     (MESSAGES, block(text="x"), "must be a block of type text"),

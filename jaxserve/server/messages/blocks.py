@@ -12,6 +12,18 @@ from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.server.messages.tools import AnyTool
 
 BLOCK_HINTS = frozenset({"cache_control"})
+# Types of blocks of answers in which Anthropic's servers ran tools.
+HOSTED_BLOCKS = (
+    "bash_code_execution_tool_result",
+    "code_execution_tool_result",
+    "container_upload",
+    "mcp_tool_result",
+    "mcp_tool_use",
+    "server_tool_use",
+    "text_editor_code_execution_tool_result",
+    "tool_search_tool_result",
+    "web_fetch_tool_result",
+)
 
 
 def _blocks(value: object) -> object:
@@ -74,6 +86,124 @@ class ToolReferenceBlock(Block):
         return f"The tool {self.tool_name} is available.\n"
 
 
+class PlainText(Body):
+    """The text of a document."""
+
+    type: Literal["text"]
+    media_type: Literal["text/plain"] = "text/plain"
+    data: str
+
+    @property
+    def text(self) -> str:
+        """The text itself."""
+        return self.data
+
+
+class DocumentBlocks(Body):
+    """The text of a document, in blocks."""
+
+    type: Literal["content"]
+    content: "Texts"
+
+    @property
+    def text(self) -> str:
+        """The text of all blocks, a line each."""
+        return "\n".join(block.text for block in self.content)
+
+
+class DocumentBlock(Block):
+    """A document of plain text; `citations` are not made."""
+
+    unread = Unread(ignored=BLOCK_HINTS | {"citations"})
+
+    type: Literal["document"]
+    source: Annotated[
+        Annotated[PlainText, Tag("(text)")] | Annotated[DocumentBlocks, Tag("(content)")],
+        by_type("a source of type text or content: this server reads text only"),
+    ]
+    title: str | None = None
+    context: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return _lines(self.title, self.context, self.source.text)
+
+
+class SearchResultBlock(Block):
+    """What a search of the client's found; `citations` are not made."""
+
+    unread = Unread(ignored=BLOCK_HINTS | {"citations"})
+
+    type: Literal["search_result"]
+    source: str
+    title: str
+    content: "Texts"
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return _lines(self.title, self.source, *(block.text for block in self.content))
+
+
+class WebSearchResult(Body):
+    """A page that a search on Anthropic's servers found; only they can read its content."""
+
+    unread = Unread(ignored=frozenset({"encrypted_content", "page_age"}))
+
+    type: Literal["web_search_result"]
+    title: str
+    url: str
+
+
+class WebSearchError(Dropped):
+    """Why such a search failed."""
+
+    type: Literal["web_search_tool_result_error"]
+
+
+class WebSearchResultBlock(Block):
+    """What a search on Anthropic's servers found, of an answer sent back."""
+
+    unread = Unread(ignored=BLOCK_HINTS | {"caller", "tool_use_id"})
+
+    type: Literal["web_search_tool_result"]
+    content: list[WebSearchResult] | WebSearchError
+
+    @property
+    def text(self) -> str:
+        """What the model reads: titles and addresses."""
+        found = [] if isinstance(self.content, WebSearchError) else self.content
+        return _lines(*(f"{page.title}: {page.url}" for page in found))
+
+
+class CompactionBlock(Block):
+    """A summary of the conversation so far, of an answer sent back."""
+
+    type: Literal["compaction"]
+    content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return _lines(self.content)
+
+
+class HostedBlock(Dropped):
+    """A call or result of a tool that Anthropic's servers ran; the model gets none of it."""
+
+    type: Annotated[str, Field(pattern=f"^({'|'.join(HOSTED_BLOCKS)})$")]
+
+
+def _lines(*texts: str | None) -> str:
+    """Return texts as lines, without those that are empty."""
+    return "".join(f"{text}\n" for text in texts if text)
+
+
+def _kind(kind: str) -> str:
+    return "hosted" if kind in HOSTED_BLOCKS else kind
+
+
 class ToolResultBlock(Block):
     """What came of a call; templates have no place for `is_error`."""
 
@@ -125,10 +255,15 @@ type Texts = Annotated[
     BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock]),
 ]
 type Result = Annotated[
-    Annotated[TextBlock, Tag("(text)")] | Annotated[ToolReferenceBlock, Tag("(tool_reference)")],
-    by_type("a block of type text or tool_reference: others are not supported"),
+    Annotated[TextBlock, Tag("(text)")]
+    | Annotated[DocumentBlock, Tag("(document)")]
+    | Annotated[SearchResultBlock, Tag("(search_result)")]
+    | Annotated[ToolReferenceBlock, Tag("(tool_reference)")],
+    by_type(
+        "a block of type text, document, search_result or tool_reference: others are not supported"
+    ),
 ]
-# A string, or blocks of text and of tools that were found.
+# A string, or blocks of text, documents and tools that were found.
 type Results = Annotated[
     list[Result],
     FailFast(),
@@ -142,15 +277,37 @@ type AnyBlock = Annotated[
     | Annotated[ToolUseBlock, Tag("(tool_use)")]
     | Annotated[ToolResultBlock, Tag("(tool_result)")]
     | Annotated[ToolAdditionBlock, Tag("(tool_addition)")]
-    | Annotated[ToolRemovalBlock, Tag("(tool_removal)")],
+    | Annotated[ToolRemovalBlock, Tag("(tool_removal)")]
+    | Annotated[DocumentBlock, Tag("(document)")]
+    | Annotated[SearchResultBlock, Tag("(search_result)")]
+    | Annotated[WebSearchResultBlock, Tag("(web_search_tool_result)")]
+    | Annotated[CompactionBlock, Tag("(compaction)")]
+    | Annotated[HostedBlock, Tag("(hosted)")],
     by_type(
-        "a block of type text, thinking, redacted_thinking, tool_use, tool_result, tool_addition or"
-        " tool_removal: others are not supported"
+        "a block of type text, document, search_result, thinking, redacted_thinking, tool_use,"
+        " tool_result, tool_addition or tool_removal: others are not supported",
+        kind_of=_kind,
     ),
 ]
 ALLOWED_BLOCKS = {
-    "user": (TextBlock, ToolResultBlock, ToolAdditionBlock, ToolRemovalBlock),
-    "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
+    "user": (
+        TextBlock,
+        DocumentBlock,
+        SearchResultBlock,
+        ToolResultBlock,
+        ToolAdditionBlock,
+        ToolRemovalBlock,
+        HostedBlock,
+    ),
+    "assistant": (
+        TextBlock,
+        WebSearchResultBlock,
+        CompactionBlock,
+        ThinkingBlock,
+        RedactedThinkingBlock,
+        ToolUseBlock,
+        HostedBlock,
+    ),
     "system": (TextBlock, ToolAdditionBlock, ToolRemovalBlock),
 }
 
@@ -188,11 +345,17 @@ def chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
                 param=param,
             )
         match block:
-            case TextBlock():
-                parts += text_parts([block])
+            case (
+                TextBlock()
+                | DocumentBlock()
+                | SearchResultBlock()
+                | WebSearchResultBlock()
+                | CompactionBlock()
+            ):
+                parts.append({"type": "text", "text": block.text})
             case ThinkingBlock():
                 rest["reasoning"] = rest.get("reasoning", "") + block.thinking
-            case RedactedThinkingBlock() | ToolAdditionBlock() | ToolRemovalBlock():
+            case Dropped() | ToolAdditionBlock() | ToolRemovalBlock():
                 continue
             case ToolUseBlock():
                 arguments = encode_json(block.input).decode()
