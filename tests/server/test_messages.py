@@ -192,40 +192,6 @@ def test_a_limit_beyond_the_context_ends_with_it(http: TestClient) -> None:
     assert http.post(PATH, json={**BODY, "max_tokens": 32_000, "thinking": budget}).is_success
 
 
-def thinking_turns(*thoughts: str) -> list[dict[str, Any]]:
-    return [
-        turn
-        for thought in thoughts
-        for turn in (
-            {"role": "user", "content": "go on"},
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "thinking", "thinking": thought, "signature": "s"},
-                    {"type": "redacted_thinking", "data": "opaque"},
-                    {"type": "text", "text": "well"},
-                ],
-            },
-        )
-    ] + HELLO
-
-
-@pytest.mark.parametrize(
-    ("keep", "left"),
-    [
-        ({}, ["c"]),
-        ({"keep": "all"}, ["a", "b", "c"]),
-        ({"keep": {"type": "all"}}, ["a", "b", "c"]),
-        ({"keep": {"type": "thinking_turns", "value": 2}}, ["b", "c"]),
-        ({"keep": {"type": "thinking_turns", "value": 9}}, ["a", "b", "c"]),
-    ],
-)
-def test_an_edit_clears_older_thinking(keep: dict[str, Any], left: list[str]) -> None:
-    edits = {"edits": [{"type": "clear_thinking_20251015", **keep}]}
-    chat = chat_of(messages=thinking_turns("a", "b", "c"), context_management=edits)
-    assert [m["reasoning"] for m in chat["messages"] if "reasoning" in m] == left
-
-
 def test_a_system_turn_keeps_its_place() -> None:
     turns = [*HELLO, {"role": "system", "content": "be brief"}]
     assert [message["role"] for message in chat_of(messages=turns)["messages"]] == [

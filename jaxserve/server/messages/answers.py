@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
+
+from jaxserve.server.schema.answers import Maybe
 
 # Answers
 
@@ -46,6 +48,29 @@ class MessageUsage(Struct, kw_only=True):
     output_tokens: int
 
 
+class ClearedThinking(Struct, tag_field="type", tag="clear_thinking_20251015"):
+    """Turns that lost their thinking, and the tokens that it had."""
+
+    cleared_thinking_turns: int
+    cleared_input_tokens: int
+
+
+class ClearedToolUses(Struct, tag_field="type", tag="clear_tool_uses_20250919"):
+    """Calls that lost their results, and the tokens that were saved."""
+
+    cleared_tool_uses: int
+    cleared_input_tokens: int
+
+
+type AppliedEdit = ClearedThinking | ClearedToolUses
+
+
+class AppliedEdits(Struct):
+    """What `context_management` left out of the conversation."""
+
+    applied_edits: list[AppliedEdit]
+
+
 class Message(Struct, kw_only=True, tag_field="type", tag="message"):
     """The answer to /v1/messages."""
 
@@ -56,12 +81,20 @@ class Message(Struct, kw_only=True, tag_field="type", tag="message"):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: MessageUsage
+    context_management: Maybe[AppliedEdits] = UNSET
+
+
+class UneditedCount(Struct):
+    """The tokens of the conversation as it was sent."""
+
+    original_input_tokens: int
 
 
 class TokenCount(Struct):
     """The answer to /v1/messages/count_tokens."""
 
     input_tokens: int
+    context_management: Maybe[UneditedCount] = UNSET
 
 
 # Events
@@ -123,6 +156,7 @@ class MessageDelta(Struct, tag_field="type", tag="message_delta"):
 
     delta: StopDelta
     usage: MessageUsage
+    context_management: Maybe[AppliedEdits] = UNSET
 
 
 class MessageStop(Struct, tag_field="type", tag="message_stop"):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pydantic_core
+from msgspec import UNSET
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -33,6 +34,7 @@ from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.record import request_record
 from jaxserve.server.http.sse import EventStream, tagged_event
 from jaxserve.server.messages.answers import (
+    AppliedEdits,
     BlockDelta,
     BlockOut,
     BlockStart,
@@ -51,9 +53,12 @@ from jaxserve.server.messages.answers import (
     ThinkingOut,
     TokenCount,
     ToolUseOut,
+    UneditedCount,
 )
+from jaxserve.server.messages.edits import edited
 from jaxserve.server.messages.schema import MessagesBody, MessagesPrompt
-from jaxserve.server.state import server_state
+from jaxserve.server.schema.answers import Maybe
+from jaxserve.server.state import ServerState, server_state
 
 STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -75,11 +80,11 @@ class CappedChatBody(ChatBody):
 
 async def create_message(http: HttpRequest) -> Response:
     """Answer a chat in Anthropic's form, whole or as a stream."""
-    body, chat = await read(http, _asked)
+    body, chat, applied = await read(http, partial(_asked, server_state(http)))
     with renamed(body.field_names):
         answer = await ChatAnswer.begin(http, chat)
     is_capped = answer.params.max_tokens != body.max_tokens
-    writer = MessageWriter(answer, model=body.model, is_capped=is_capped)
+    writer = MessageWriter(answer, model=body.model, is_capped=is_capped, applied=applied)
     if body.stream:
         return EventStream(writer.stream(), error_name="error")
     return json_response(await unless_disconnected(http, writer.whole()))
@@ -88,41 +93,73 @@ async def create_message(http: HttpRequest) -> Response:
 async def count_tokens(http: HttpRequest) -> Response:
     """Answer with the length of a chat's prompt."""
     state = server_state(http)
-    body, chat = await read(http, _counted)
+    body, chat, unedited = await read(http, partial(_counted, state))
     with renamed(body.field_names):
         work = partial(
             encode_chat, state.router.model(body.model), chat, request_record(http.scope).ignored
         )
         tokens = await run_in(state.lanes.prompts, work)
-    return json_response(TokenCount(len(tokens)))
+    return json_response(TokenCount(len(tokens), unedited))
 
 
-def _asked(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesBody, ChatBody]:
-    """Return what is asked for, and the chat that it is."""
+def _asked(
+    state: ServerState, fields: dict[str, Any], ignored: IgnoredFields
+) -> tuple[MessagesBody, ChatBody, Maybe[AppliedEdits]]:
+    """Return what is asked for, the chat that it is, and what its edits left out."""
     body = parse(fields, MessagesBody, ignored)
+    applied: Maybe[AppliedEdits] = UNSET
     with renamed(body.field_names):
-        return body, chat_body(body.chat(), CappedChatBody)
+        chat = body.chat()
+        if body.context_management is not None:
+            count = partial(_num_tokens, state, prompt_fields(body))
+            chat["messages"], edits = edited(chat["messages"], body.context_management.edits, count)
+            applied = AppliedEdits(edits)
+        return body, chat_body(chat, CappedChatBody), applied
 
 
-def _counted(fields: dict[str, Any], ignored: IgnoredFields) -> tuple[MessagesPrompt, Chat]:
-    """Return what is asked for, and the chat whose prompt is to be counted."""
+def _counted(
+    state: ServerState, fields: dict[str, Any], ignored: IgnoredFields
+) -> tuple[MessagesPrompt, Chat, Maybe[UneditedCount]]:
+    """Return what is asked for, the chat whose prompt is to be counted, and what it was before."""
     body = parse(fields, MessagesPrompt, ignored)
+    unedited: Maybe[UneditedCount] = UNSET
     with renamed(body.field_names):
-        return body, parse(prompt_fields(body), Chat)
+        chat = prompt_fields(body)
+        if body.context_management is not None:
+            count = partial(_num_tokens, state, chat)
+            unedited = UneditedCount(count(chat["messages"]))
+            edits = body.context_management.edits
+            chat = {**chat, "messages": edited(chat["messages"], edits, count)[0]}
+        return body, parse(chat, Chat), unedited
+
+
+def _num_tokens(state: ServerState, fields: dict[str, Any], messages: list[dict[str, Any]]) -> int:
+    """Return the length of the prompt of a chat with other messages, however long it is."""
+    chat = parse({**fields, "messages": messages}, Chat)
+    return len(encode_chat(state.router.model(chat.model), chat, will_truncate=True))
 
 
 class MessageWriter:
     """Writes one answer. The pieces of a chat become blocks, and these the events of a stream.
 
-    is_capped: whether the model's context ends before the limit that was asked for.
+    is_capped: whether the model's context ends before the limit that was asked for. applied: what
+    was left out of the conversation.
     """
 
-    def __init__(self, answer: ChatAnswer, *, model: str, is_capped: bool = False) -> None:
+    def __init__(
+        self,
+        answer: ChatAnswer,
+        *,
+        model: str,
+        is_capped: bool = False,
+        applied: Maybe[AppliedEdits] = UNSET,
+    ) -> None:
         self._answer = answer
         self._is_capped = is_capped
         self._message = Message(
             id=f"msg_{uuid.uuid4().hex}", model=model, content=[], usage=self._usage()
         )
+        self._applied = applied
         self._has_begun = False
         # The block that grows, and its pieces; of a call, the JSON text of its input.
         self._block: BlockOut | None = None
@@ -154,8 +191,9 @@ class MessageWriter:
                     events.insert(0, MessageStart(start))
                 yield events
         self._message.usage = self._usage()
+        self._message.context_management = self._applied
         stop = StopDelta(self._message.stop_reason, self._message.stop_sequence)
-        yield [MessageDelta(stop, self._message.usage), MessageStop()]
+        yield [MessageDelta(stop, self._message.usage, self._applied), MessageStop()]
 
     def _read(self, piece: Piece) -> list[MessageEvent]:
         match piece:
@@ -215,10 +253,11 @@ class MessageWriter:
         )
 
 
-def prompt_fields(body: MessagesPrompt) -> dict[str, object]:
+def prompt_fields(body: MessagesPrompt) -> dict[str, Any]:
     """Return the fields of a chat that make its prompt, without those of its answer."""
     unread = {"parallel_tool_calls", "response_format", "thinking_token_budget"}
-    return {name: value for name, value in body.chat().items() if name not in unread}
+    fields = MessagesPrompt.chat(body)
+    return {name: value for name, value in fields.items() if name not in unread}
 
 
 def _object(text: str) -> dict[str, object]:

@@ -23,7 +23,7 @@ from jaxserve.server.messages.blocks import (
     chat_messages,
     text_parts,
 )
-from jaxserve.server.messages.edits import ContextManagement, clear_thinking
+from jaxserve.server.messages.edits import ContextManagement
 from jaxserve.server.messages.tools import (
     AnyTool,
     HostedTool,
@@ -166,15 +166,14 @@ class MessagesPrompt(Body):
         """Return the fields of the chat that makes the same prompt.
 
         Raises InvalidRequestError for blocks where they cannot be, and for a tool that must be
-        called and is not run here. An assistant's turn at the end is one to continue.
+        called and is not run here. An assistant's turn at the end is one to continue. The edits of
+        context_management are not made.
         """
         messages = [{"role": "system", "content": text_parts(self.system)}] if self.system else []
         for index, message in enumerate(self.messages):
             messages += chat_messages(message, f"messages[{index}]")
         if not messages:
             raise InvalidRequestError("messages must hold more than tools", param="messages")
-        for edit in () if self.context_management is None else self.context_management.edits:
-            clear_thinking(messages, keep=edit.num_kept)
         fields: dict[str, Any] = {"model": self.model, "messages": messages}
         if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
