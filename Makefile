@@ -64,7 +64,7 @@ format: $(DEV)  ## rewrite the code in the project's format
 	@$(VENV)/bin/ruff format
 
 docs: $(RUNTIME)  ## rewrite the generated tables in docs/
-	@$(PY) docs/generate.py
+	@PYTHONPATH=. $(PY) docs/generate.py
 
 bench: ARGS = throughput
 bench: $(DEV)  ## measure throughput, or ARGS="throughput MODEL --num-prompts 100"

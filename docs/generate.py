@@ -4,6 +4,7 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; N
 PARTS. A test compares every part with the code, so that no table falls behind.
 """
 
+import ast
 import json
 import re
 import sys
@@ -19,6 +20,7 @@ from jaxserve.config.option import Flag, default_of
 from jaxserve.config.server import ServerConfig
 from jaxserve.config.vllm_flags import INERT_FLAGS
 from jaxserve.frontend.schema.fields import IGNORED, REFUSED
+from tests.test_layers import LAYERS, NO_JAX
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -82,11 +84,29 @@ def ignored_fields() -> str:
     return ", ".join(f"`{name}`" for name in sorted(IGNORED)) + "\n"
 
 
+def layers() -> str:
+    """Return a table of the packages by layer, each with the first sentence of its docstring."""
+    rows = []
+    for number, units in enumerate(LAYERS):
+        for unit in sorted(units - {"__version__", "__init__", "__main__"}):
+            folder = {"models": "models", "pallas_kernels": "pallas_kernels"}.get(
+                unit, f"jaxserve/{unit}"
+            )
+            is_folder = (DOCS.parent / folder).is_dir()
+            source = DOCS.parent / (f"{folder}/__init__.py" if is_folder else f"{folder}.py")
+            text = ast.get_docstring(ast.parse(source.read_text("utf-8"))) or ""
+            sentence = " ".join(text.split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+            path = f"`{folder}/`" if is_folder else f"`{folder}.py`"
+            rows.append((str(number), path, f"{sentence}.", "no" if unit in NO_JAX else "yes"))
+    return table(("layer", "where", "what", "jax"), rows)
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "engine-flags": lambda: flags(ENGINE_FLAGS, EngineOptions),
     "server-flags": lambda: flags(SERVER_FLAGS, ServerConfig),
     "sampling-flags": lambda: flags(SAMPLING_FLAGS, SamplingParams),
     "inert-flags": inert,
+    "layers": layers,
     "refused-fields": refused_fields,
     "ignored-fields": ignored_fields,
 }

@@ -1,4 +1,4 @@
-"""From a plan to a running engine: the one place where runner and engine meet."""
+"""Build an engine from its plan: parameters, runner, scheduler and tokenizer."""
 
 import logging
 from collections import Counter

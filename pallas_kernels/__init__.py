@@ -1,4 +1,4 @@
-"""Kernels for inference with JAX, where XLA alone is not enough; an op is a folder.
+"""Pallas kernels for inference, one folder per operation.
 
 from pallas_kernels import paged_attention
 

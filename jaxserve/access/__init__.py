@@ -1,1 +1,1 @@
-"""Who sends a request, and whether the server admits it; nothing here knows HTTP."""
+"""Principals, API keys and admission policies; nothing here knows HTTP."""

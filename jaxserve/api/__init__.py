@@ -1,1 +1,1 @@
-"""The contracts between the parts: requests, parameters, step plans and token batches. No jax."""
+"""Contracts between the parts: requests, parameters, step plans and token batches."""

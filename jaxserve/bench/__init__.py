@@ -1,1 +1,1 @@
-"""Measuring an engine: what `jaxserve bench` runs."""
+"""Benchmarks behind `jaxserve bench`."""

@@ -1,4 +1,4 @@
-"""How servers talk to an engine: streams of events per request, over a thread or a process.
+"""Engine clients: a stream of events per request, over a thread or a process.
 
 `EngineClient` is the contract; `InProcessClient` runs an engine on a thread of its own,
 `RemoteClient` talks to one in another process. Callers that have no event loop (offline

@@ -1,1 +1,1 @@
-"""Settings: options with their limits, and the command line's flags for them. No jax."""
+"""Options with their limits, and the command-line flags made of them."""

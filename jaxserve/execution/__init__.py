@@ -1,1 +1,1 @@
-"""What runs on the device: the compiled step, its inputs and state, and the runner of it."""
+"""Execution on devices: the compiled step, its inputs and state, and its runner."""

@@ -1,1 +1,1 @@
-"""From a user's request to the engine's and from its tokens back to text. No jax."""
+"""Request schemas, prompt rendering, sampling defaults, output processing and beam search."""

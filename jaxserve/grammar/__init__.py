@@ -1,4 +1,4 @@
-"""Structured outputs: what an answer must look like, as a grammar that allows or forbids tokens."""
+"""Structured outputs: grammars, and the token bitmasks that enforce them."""
 
 from jaxserve.grammar.calls import Function as Function
 from jaxserve.grammar.calls import calls_or as calls_or

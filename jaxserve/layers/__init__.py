@@ -1,1 +1,1 @@
-"""The pure functions that models are made of: projections, norms, rotations, attention, lookup."""
+"""Pure functions that models are made of: matmuls, norms, rotary embeddings, attention, lookup."""

@@ -1,4 +1,4 @@
-"""From a folder or a hub name to a tokenizer, sampling defaults, and parameters on their devices.
+"""Checkpoint loading: from a folder or a hub name to parameters on devices.
 
 Import from the modules: the package itself loads no jax, so that host code may use the first two.
 """

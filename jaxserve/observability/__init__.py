@@ -1,1 +1,1 @@
-"""What an operator sees: log, metrics, statistics, and where the time goes. No jax."""
+"""Logging, metrics, statistics and the timeline of steps."""

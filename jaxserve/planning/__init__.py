@@ -1,1 +1,1 @@
-"""Plans of engines: model, memory, programs and hardware, before anything is loaded."""
+"""Engine plans: model, memory, programs and hardware, before any weight is loaded."""

@@ -1,4 +1,4 @@
-"""`jaxserve serve` as processes: a supervisor, the engine, and those that speak HTTP.
+"""Processes of `jaxserve serve`: supervisor, engine and API processes.
 
     supervisor ──┬── control line ── engine ═══ ZeroMQ ═══╗
                  ├── control line ── api 0 ═══════════════╣

@@ -1,4 +1,4 @@
-"""How weights are kept: one file for each method, named as users ask for it.
+"""Weight formats, one file per method.
 
 A Matrix is a pytree that stands where an array would, and knows its product; a Method says what a
 checkpoint stores of one and how it is loaded.
