@@ -163,6 +163,28 @@ def test_a_strict_server_refuses_unknown_fields_of_a_line() -> None:
     assert error["response"]["body"]["error"]["code"] == "unknown_field"
 
 
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [
+        (CHAT, {}),
+        ("/v1/responses", {"input": "hello", "messages": None, "max_tokens": None}),
+    ],
+)
+def test_a_strict_server_takes_hosted_tools_of_a_line(url: str, fields: dict[str, Any]) -> None:
+    config = ServerConfig(port=0, strict_fields=True)
+    tools = [{"type": "web_search", "search_context_size": "low"}]
+    lines = [
+        line("hosted", url=url, tools=tools, **fields),
+        line("unknown", url=url, tools=tools, x_unknown=1, **fields),
+    ]
+    with World(config=config) as world, serving(world) as http:
+        batch = ended(http, begin(http, *lines, endpoint=url))
+        [answer] = results(http, batch["output_file_id"])
+        [error] = results(http, batch["error_file_id"])
+    assert answer["custom_id"] == "hosted"
+    assert error["response"]["body"]["error"]["param"] == "x_unknown"
+
+
 def test_a_stream_cannot_be_a_line(http: TestClient) -> None:
     batch = ended(http, begin(http, line(stream=True)))
     [error] = results(http, batch["error_file_id"])

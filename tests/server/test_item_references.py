@@ -80,3 +80,47 @@ def test_another_keys_item_does_not_exist() -> None:
         body = {**BODY, "input": [reference(item)]}
         assert http.post(PATH, json=body, headers=one).status_code == 200
         assert http.post(PATH, json=body, headers=two).status_code == 404
+
+
+def test_a_reference_needs_no_type(http: TestClient) -> None:
+    first = http.post(PATH, json=BODY).json()
+    typed = [*map(reference, first["output"])]
+    untyped = [{"id": item["id"]} for item in first["output"]]
+    assert num_tokens(http, [*untyped, ASKED]) == num_tokens(http, [*typed, ASKED])
+    gone = http.post(PATH, json={**BODY, "input": [{"id": "msg_gone", "type": None}]})
+    assert gone.status_code == 404
+    assert gone.json()["error"]["param"] == "input[0].id"
+
+
+SEARCHED: dict[str, Any] = {
+    "type": "web_search_call",
+    "id": "ws_1",
+    "status": "completed",
+    "action": {"type": "search", "query": "fox"},
+}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [SEARCHED, {"type": "compaction", "id": "cmp_1", "encrypted_content": "opaque"}],
+    ids=["search", "compaction"],
+)
+def test_what_openais_servers_did_is_left_out_and_told(item: dict[str, Any]) -> None:
+    said = {"role": "assistant", "content": "a fox"}
+    config = ServerConfig(port=0, strict_fields=True)
+    with World(config=config) as world, world.http() as http:
+        answer = http.post(PATH, json={**BODY, "input": [ASKED, item, said, ASKED]})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-jaxserve-ignored"] == f"input[].{item['type']}"
+        assert num_tokens(http, [ASKED, item, said]) == num_tokens(http, [ASKED, said])
+        goes_on = {**BODY, "previous_response_id": answer.json()["id"]}
+        assert http.post(PATH, json=goes_on).status_code == 200
+        listed = http.get(f"{PATH}/{answer.json()['id']}/input_items").json()["data"]
+    assert listed[1] == {**item, "status": "completed"}
+
+
+def test_context_management_has_no_effect_and_is_told(http: TestClient) -> None:
+    edits = [{"type": "compaction", "compact_threshold": 1000}]
+    answer = http.post(PATH, json={**BODY, "context_management": edits})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-jaxserve-ignored"] == "context_management"

@@ -76,7 +76,7 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, item(role="user", content=[{"type": "input_text"}]), "content[0].text is required"),
     (RESPONSES, item(role="user", content=[{"type": 5}]), "must be a part of type input_text"),
     (RESPONSES, item(type="computer_call", id="x"), "others are not supported"),
-    (RESPONSES, item(type="web_search_call", id="x"), "others are not supported"),
+    (RESPONSES, item(type="shell_call", id="x"), "others are not supported"),
     (RESPONSES, item(type="function_call", name="f", arguments="{}"), "call_id is required"),
     (
         RESPONSES,
@@ -91,7 +91,6 @@ FIELDS: list[tuple[str, Any, str]] = [
     (RESPONSES, response(previous_response_id="'; DROP TABLE responses; --"), "no response"),
     (RESPONSES, response(conversation="conv_1"), "conversation is not supported"),
     (RESPONSES, response(prompt={"id": "p"}), "prompt is not supported"),
-    (RESPONSES, response(context_management=[{}]), "context_management is not supported"),
     (RESPONSES, response(truncation="never"), "truncation must be one of 'auto' or 'disabled'"),
     (RESPONSES, response(tools=5), "tools must be a list"),
     (

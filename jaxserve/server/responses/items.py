@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, Field, Tag, TypeAdapter
 
 from jaxserve.frontend.chat import MAX_MESSAGES
-from jaxserve.frontend.schema.body import MAX_PARTS, Body, by_type
+from jaxserve.frontend.schema.body import MAX_PARTS, Body, Dropped, by_type
 from jaxserve.frontend.schema.fields import Unread
 from jaxserve.frontend.tools import arguments_of
 from jaxserve.server.responses.tools import flat_name
@@ -127,8 +127,39 @@ class ReasoningItem(Body):
 class ItemReference(Body):
     """An item of a stored response, by its id. `ResponsePrompt.resolved` replaces it."""
 
-    type: Literal["item_reference"]
+    type: Literal["item_reference"] = "item_reference"
     id: str
+
+
+# Types of items in which OpenAI's servers ran tools or shortened the conversation. A client that
+# sends one back sends nothing else that belongs to it.
+HOSTED_ITEMS = (
+    "code_interpreter_call",
+    "compaction",
+    "file_search_call",
+    "mcp_call",
+    "mcp_list_tools",
+    "web_search_call",
+)
+
+
+class HostedItem(Dropped):
+    """What OpenAI's servers did, of an answer sent back. The model is not told of it."""
+
+    type: Annotated[str, Field(pattern=f"^({'|'.join(HOSTED_ITEMS)})$")]
+    id: str | None = None
+
+
+def _kind(kind: str) -> str:
+    return "hosted" if kind in HOSTED_ITEMS else kind
+
+
+def _with_type(value: object) -> object:
+    """An object of an id and no role is a reference, which needs no type."""
+    if isinstance(value, dict) and value.get("type") is None and "id" in value:
+        is_message = value.get("role") is not None or value.get("content") is not None
+        return value if is_message else {**value, "type": "item_reference"}
+    return value
 
 
 type Item = Annotated[
@@ -138,12 +169,15 @@ type Item = Annotated[
     | Annotated[FunctionCallOutputItem, Tag("(function_call_output)")]
     | Annotated[FunctionCallOutputItem, Tag("(custom_tool_call_output)")]
     | Annotated[ReasoningItem, Tag("(reasoning)")]
-    | Annotated[ItemReference, Tag("(item_reference)")],
+    | Annotated[ItemReference, Tag("(item_reference)")]
+    | Annotated[HostedItem, Tag("(hosted)")],
     by_type(
         "an item of type message, function_call, function_call_output, custom_tool_call,"
         " custom_tool_call_output, reasoning or item_reference: others are not supported",
         default="message",
+        kind_of=_kind,
     ),
+    BeforeValidator(_with_type),
 ]
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 ID_PREFIXES = {
@@ -200,6 +234,8 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     turn: dict[str, Any] | None = None
     for item in items:
+        if isinstance(item, HostedItem):
+            continue
         if not _is_assistants(item):
             turn = None
         elif turn is None:

@@ -40,6 +40,7 @@ UNREAD = Unread(
     ignored=frozenset(
         {
             "client_metadata",
+            "context_management",
             "moderation",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -59,10 +60,6 @@ UNREAD = Unread(
         "reasoning_effort": (f"{OTHER_NAME}reasoning.effort", ()),
         "enable_response_messages": ("is not supported yet", (False,)),
         "previous_input_messages": ("is not supported: use previous_response_id", ([],)),
-        "context_management": (
-            "is not supported: this server never shortens what it is sent",
-            ([],),
-        ),
         "conversation": ("is not supported: use previous_response_id", ()),
         "prompt": ("is not supported: this server keeps no prompt templates", ()),
     },
