@@ -1,22 +1,22 @@
-"""JSON schemas that become parts of another one, with their own definitions and references."""
+"""Combine JSON schemas into one, keeping the definitions and references of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 type Schema = Mapping[str, Any] | bool
 
-# What stands behind these is a value, and no schema.
+# Keywords whose values are not schemas.
 VALUES = {"const", "enum", "default", "examples"}
-# What says how JSON is written holds for the whole of it.
+# llguidance reads its options at the root of a schema only.
 OPTIONS = "x-guidance"
 
 
 def schema_or_calls(
     answer: Schema, calls: Sequence[tuple[Mapping[str, Any], Schema]]
 ) -> dict[str, Any]:
-    """Return a schema of an answer, or of one call of a function.
+    """Return a schema that accepts either an answer or one function call.
 
-    calls: for each function the object that calls it, without arguments where these are None, and
+    calls: for each function, the object that calls it, with None in place of the arguments, and
     the schema of the arguments.
     """
     either: list[Schema] = [{"$ref": "#/$defs/answer"}]
@@ -46,7 +46,7 @@ def schema_or_calls(
 
 
 def _moved(value: Any, place: str) -> Any:
-    """Return a schema, or a part of one, whose root is now elsewhere."""
+    """Return a schema with its references to the root changed to `place`."""
     match value:
         case Mapping():
             return {

@@ -1,4 +1,4 @@
-"""From tools to what binds a model to call them as they are declared."""
+"""Structured outputs for function calls, built from the declared functions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -35,12 +35,12 @@ from jaxserve.grammar.parameters import LINE_BREAK, filled, parameters
 type Schema = Mapping[str, Any]
 
 TOO_DEEP = "has too deep a schema"
-# A model that cannot decide to end would call until its answer is as long as it may be.
+# Without a limit, an undecided model would call functions up to the length limit of its answer.
 MAX_FORCED_CALLS = 32
 PLACES = re.compile(r"\{(arguments|index|n)\}")
 INDEX = Regex(pattern="0|[1-9][0-9]{0,2}")
 
-# Keywords that may say something of properties that are not declared beside them.
+# Keywords that may constrain or declare further properties.
 _SAY_OF_OTHERS = {
     "additionalProperties",
     "patternProperties",
@@ -56,9 +56,10 @@ _SAY_OF_OTHERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
-    """A function that a model may call. parameters: None for any object.
+    """A function that a model may call.
 
-    strict: whether arguments must follow the schema where calling is the model's own choice.
+    parameters: JSON schema of the arguments; None for any object. strict: whether the arguments
+    must follow the schema even if the model chooses freely whether to call.
     """
 
     name: str
@@ -67,11 +68,11 @@ class Function:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of the arguments, which are an object.
+        """The JSON schema of the arguments, which are an object. Raises InvalidRequestError.
 
-        Where it declares properties and says nothing of others, there are none: a model that is
-        bound to a schema would make some up. Only strict functions keep what no grammar can follow.
-        Raises InvalidRequestError.
+        A schema that declares properties, and no rule for others, forbids others: a constrained
+        model would otherwise invent some. Unsupported keywords are removed unless the function is
+        strict.
         """
         if self.parameters is None:
             return {"type": "object"}
@@ -86,7 +87,7 @@ class Function:
 
 
 def can_bind(functions: Sequence[Function], form: CallForm) -> bool:
-    """Whether calls of these functions can be bound in a form: their names and all arguments."""
+    """Whether a grammar can express calls of these functions, with all arguments, in a form."""
     try:
         for function in functions:
             if not re.fullmatch(form.name, function.name):
@@ -101,9 +102,9 @@ def can_bind(functions: Sequence[Function], form: CallForm) -> bool:
 def forced_calls(
     functions: Sequence[Function], form: CallForm, *, parallel: bool
 ) -> StructuredOutputsParams:
-    """Return what makes an answer calls and nothing else, whose arguments follow their schemas.
+    """Return structured outputs for an answer of calls only, with arguments that follow schemas.
 
-    parallel: whether there may be more than one, of which there are then at most MAX_FORCED_CALLS.
+    parallel: whether to allow up to MAX_FORCED_CALLS calls instead of one.
     """
     calls = _calls(functions, form, max_calls=MAX_FORCED_CALLS if parallel else 1)
     if not form.after_reasoning:
@@ -114,9 +115,10 @@ def forced_calls(
 def strict_calls(
     functions: Sequence[Function], tools: ToolFormat | Harmony, *, parallel: bool
 ) -> StructuredOutputsParams | None:
-    """Return what lets a model call or not, and binds the arguments of strict functions.
+    """Return structured outputs that constrain the arguments of strict functions only.
 
-    Those of the others are any object. None if no function is strict.
+    The model chooses whether to call. Arguments of other functions may be any object. Return None
+    if no function is strict.
     """
     if not any(function.strict for function in functions):
         return None
@@ -129,7 +131,7 @@ def strict_calls(
         calls = _calls(functions, form, max_calls=max_calls)
         return _bound(_messages([calls], answer=AnyText()))
     if tools.is_bare:
-        # What does not begin as a call does is text.
+        # An answer that does not begin like a call is text.
         before_name = form.begin + form.call.partition("{name}")[0]
         unlike = [before_name + function.name for function in functions]
         text = AnyText(unlike=unlike, excludes=[*tools.begins])
@@ -151,12 +153,12 @@ def calls_or(
     *,
     parallel: bool,
 ) -> StructuredOutputsParams:
-    """Return what lets a model call functions, or else binds its answer to what is asked.
+    """Return structured outputs for an answer of either calls, or the requested form.
 
-    An answer is calls or text, and its text is what is asked for and nothing around it. Arguments
-    follow the schemas of strict functions; those of the others are any object. Functions that are
-    not strict and have no place in the model's form, such as for their names, cannot be called.
-    tools: None where calls are not found.
+    asked: the requested form, without any text around it. Arguments of strict functions follow
+    their schemas; those of others may be any object. Functions that are not strict and cannot be
+    expressed in the model's call form, such as for their names, are left out. tools: None if calls
+    are not parsed.
     """
     if tools is None:
         return asked
@@ -172,7 +174,7 @@ def calls_or(
     if not functions:
         return asked
     if form.is_json and asked.kind in {"json", "json_object"}:
-        # Calls and answers begin alike, which no two grammars may; one schema can have both.
+        # Calls and answers both begin with a brace, so one schema must describe both.
         schema = schema_or_calls(
             msgspec.json.decode(asked.json) if isinstance(asked.json, str) else {"type": "object"},
             [(form.json_call(function.name), function.schema) for function in functions],
@@ -183,12 +185,12 @@ def calls_or(
 
 
 def _calls(functions: Sequence[Function], form: CallForm, *, max_calls: int | None) -> Row:
-    """Return calls and nothing else; max_calls: None if there may be any number of them."""
+    """Return the format of one or more calls. max_calls: None for no limit."""
     calls = TagsWithSeparator(
         tags=[_call(function, form) for function in functions],
         separator=form.between,
         at_least_one=True,
-        # In one piece with a call, or that would not be told from a text that begins as it does.
+        # Joined to the first call, to be distinguishable from a text with the same beginning.
         begin=form.begin,
         max_tags=1 if form.is_single else max_calls,
     )
@@ -205,9 +207,9 @@ def _call(function: Function, form: CallForm) -> Tag:
 
 
 def _messages(calls: Sequence[Format], *, answer: Format) -> Format:
-    """Return messages of harmony, the last of which is an answer or calls.
+    """Return the format of harmony messages, the last of which is an answer or calls.
 
-    What is said before a call is content, so only an answer of any text may have it before it.
+    Commentary before a call is content, so it is allowed only if the answer may be any text.
     """
     names = ["analysis", "commentary"] if isinstance(answer, AnyText) else ["analysis"]
     channel = Or(elements=[ConstString(value=name) for name in names])

@@ -1,4 +1,4 @@
-"""Compiled grammars: checked, bounded in time and memory, and kept for the next request."""
+"""Compile grammars within limits of time and memory, and cache them."""
 
 import re
 import threading
@@ -18,54 +18,54 @@ from jaxserve.grammar.heap import heap_bytes
 from jaxserve.grammar.source import grammar_source, unspelled
 from jaxserve.grammar.vocabulary import Vocabulary
 
-# What llguidance may spend: on compiling, a tenth of a second of lexing; on one mask, 3 ms of
-# lexing and as much of parsing; on the states of one lexer, 1 or 2 kB each.
+# Limits of llguidance: a tenth of a second of lexing to compile; 3 ms of lexing and 3 ms of parsing
+# per bitmask; lexer states of 1 or 2 kB each.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=50_000,
-    # Of an object with MAX_OPTIONAL_PROPERTIES, four items each.
+    # An object with MAX_OPTIONAL_PROPERTIES needs four items for each.
     max_items_in_row=10_000,
     step_max_items=50_000,
     max_lexer_states=50_000,
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-# Compiled at once: the largest take half a second each.
+# Number of grammars compiled concurrently; the largest take half a second each.
 MAX_COMPILING = 2
 CACHE_BYTES = 2**26
-# What a compiled grammar takes at least, measured over schemas of 1 to 300 properties: so much, and
-# so much for each byte of its source. Where the C library tells, it is measured.
+# Lower bound on the size of a compiled grammar, measured over schemas of 1 to 300 properties. The
+# actual size is measured where `heap_bytes` is available.
 BYTES_PER_GRAMMAR = 2**17
 BYTES_PER_SOURCE_BYTE = 16
-# All matchers of a grammar share the states of its lexer, which grow with the tokens they follow: a
-# string of bounded length is the worst that was measured. LIMITS bound them.
+# All matchers of a grammar share its lexer states, which grow with the number of tokens matched.
+# A string of bounded length is the worst case measured. LIMITS bounds them.
 BYTES_PER_TOKEN = 2**14
 MAX_LEXER_BYTES = 100 * 2**20
 MAX_VERDICTS = 2**14
 MAX_REASON_CHARS = 200
-# Of address space; what is touched of it is returned when the grammar is compiled. The longest
-# chain of references in a schema of MAX_BYTES takes less than half.
+# Address space; the pages used are returned once the grammar is compiled. The longest chain of
+# references in a schema of MAX_BYTES takes less than half.
 STACK_BYTES = 2**27
 _stack_size = threading.Lock()
 
 NO_DEFAULTS = StructuredOutputsConfig()
 
-# What is asked for, and whether text that must come is spelled in one way.
+# Parameters, and whether forced text has one spelling.
 type _Key = tuple[StructuredOutputsParams, bool]
 
-# What llguidance says of a schema, and what it means to who wrote it.
+# llguidance's error messages, and ours for them.
 _REASONS = (
     (re.compile(r"Unimplemented keys: \[(.*)\]"), "uses keywords that are not supported: {}"),
     (re.compile(r"Unknown format: (.*)"), "uses a format that is not supported: {}"),
-    (re.compile(r"Resource '(.*?)' is not present"), "refers outside of itself, by $ref to {}"),
-    (re.compile(r"(oneOf) constraints are not"), "uses {} of choices that do not exclude another"),
-    (re.compile(r"Unsatisfiable schema: (.*)"), "can be met by nothing: {}"),
-    (re.compile(r"NoExtensionBias()"), "can be met by nothing"),
+    (re.compile(r"Resource '(.*?)' is not present"), "has a $ref outside of itself: {}"),
+    (re.compile(r"(oneOf) constraints are not"), "uses {} with choices that are not exclusive"),
+    (re.compile(r"Unsatisfiable schema: (.*)"), "cannot be satisfied: {}"),
+    (re.compile(r"NoExtensionBias()"), "cannot be satisfied"),
 )
 
 
 class CompiledGrammar:
-    """A grammar that is compiled. num_tokens: that its matchers have followed."""
+    """A compiled grammar. num_tokens: number of tokens that its matchers have consumed."""
 
     __slots__ = ("_matcher", "_num_bytes", "num_tokens")
 
@@ -76,20 +76,20 @@ class CompiledGrammar:
 
     @property
     def num_bytes(self) -> int:
-        """What it holds by now, at most."""
+        """Upper estimate of its current size, with its lexer states."""
         return self._num_bytes + min(self.num_tokens * BYTES_PER_TOKEN, MAX_LEXER_BYTES)
 
     def matcher(self) -> LLMatcher:
-        """Return a matcher at the beginning of an answer, the caller's own."""
+        """Return a new matcher at the beginning of an answer. The caller owns it."""
         return self._matcher.deep_copy()
 
 
 class GrammarCompiler:
-    """Makes matchers of what requests ask for; for any thread. It must not be an event loop's.
+    """Compiles grammars, with an LRU cache. Thread-safe, but blocking: not for an event loop.
 
-    Grammars are kept, the latest used of them, up to `cache_bytes`. defaults: what holds for
-    requests that say nothing else. is_bare: whether only bytes and added tokens are needed, as for
-    a check.
+    defaults: the server's settings, for requests that do not set their own. is_bare: whether to
+    use a vocabulary of bytes and added tokens only, which is enough for a check. cache_bytes:
+    maximum size of the cached grammars.
     """
 
     def __init__(
@@ -115,16 +115,16 @@ class GrammarCompiler:
 
     @property
     def num_words(self) -> int:
-        """How many int32 hold a mask."""
+        """Number of int32 words in a bitmask."""
         return self._vocabulary.num_words
 
     @property
     def num_kept(self) -> int:
-        """Grammars that need not be compiled again."""
+        """Number of cached grammars."""
         return len(self._compiled)
 
     def is_kept(self, params: StructuredOutputsParams) -> bool:
-        """Whether a grammar need not be compiled again."""
+        """Whether a grammar is in the cache."""
         return (params, True) in self._compiled
 
     def text_of(self, token_id: int) -> bytes:
@@ -132,17 +132,17 @@ class GrammarCompiler:
         return self._tokens().decode_bytes([token_id])
 
     def compiled(self, params: StructuredOutputsParams, *, spells: bool = True) -> CompiledGrammar:
-        """Return a grammar, compiled.
+        """Return the compiled grammar, from the cache if it is there.
 
-        spells: text that must come is spelled in one way, as the tokenizer does, and may be forced.
-        Raises InvalidRequestError for what cannot be followed, naming the keyword at fault.
+        spells: whether forced text has a single spelling, that of the tokenizer. Raises
+        InvalidRequestError, naming the keyword at fault, if the grammar is invalid or unsupported.
         """
         key = params, spells
         with self._lock:
             found = self._compiled.get(key)
             if found is not None:
                 self._compiled.move_to_end(key)
-                # It may have grown so much that it goes, to be compiled again next time.
+                # Its lexer may have outgrown the cache; it is then compiled again next time.
                 self._evict()
                 return found
         with self._room:
@@ -153,10 +153,10 @@ class GrammarCompiler:
             matcher = _with_stack(lambda: self._compile(source))
         if matcher.is_error():
             if params.whitespace_pattern is not None:
-                # Raises what is wrong with the pattern, if that is it.
+                # Raises a more precise error if the pattern is at fault.
                 self._check_pattern("whitespace_pattern", params.whitespace_pattern)
             raise refusal(params.kind, _reason(matcher.get_error()))
-        # Other threads allocate, too, so that this is no more than about right.
+        # Only an estimate, because other threads allocate at the same time.
         grown = min(heap_bytes() - before, MAX_LEXER_BYTES)
         estimate = BYTES_PER_GRAMMAR + BYTES_PER_SOURCE_BYTE * len(source)
         grammar = CompiledGrammar(matcher, max(grown, estimate))
@@ -166,7 +166,7 @@ class GrammarCompiler:
         return grammar
 
     def _check_pattern(self, name: str, pattern: str) -> None:
-        """Raise InvalidRequestError if the regex of a field cannot be followed by itself."""
+        """Raise InvalidRequestError for a field if its regex alone does not compile."""
         try:
             self.compiled(StructuredOutputsParams(regex=pattern))
         except InvalidRequestError as error:
@@ -175,18 +175,18 @@ class GrammarCompiler:
     def _compile(self, source: str) -> LLMatcher:
         matcher = LLMatcher(self._tokens(), source, limits=LIMITS, log_level=0)
         if not matcher.is_error():
-            # Some grammars show only here that they have no end, or that they take for ever.
+            # Some grammars only fail here: those without an end, and those that exceed LIMITS.
             matcher.compute_bitmask()
         return matcher
 
     def matcher(self, params: StructuredOutputsParams, *, spells: bool = True) -> LLMatcher:
-        """Return a matcher at the beginning of an answer; see `compiled`."""
+        """Return a new matcher at the beginning of an answer; see `compiled`."""
         return self.compiled(params, spells=spells).matcher()
 
     def renewed(
         self, params: StructuredOutputsParams, worn: CompiledGrammar, *, spells: bool = True
     ) -> CompiledGrammar:
-        """Return a grammar in place of one whose lexer has no room for more states."""
+        """Compile a grammar again to replace `worn`, whose lexer has no room for more states."""
         key = params, spells
         with self._lock:
             if self._compiled.get(key) is worn:
@@ -194,16 +194,16 @@ class GrammarCompiler:
         return self.compiled(params, spells=spells)
 
     def _evict(self) -> None:
-        """Let the least recently used grammars go until the others are within the bound."""
+        """Evict the least recently used grammars until the cache is within its limit."""
         num_bytes = sum(grammar.num_bytes for grammar in self._compiled.values())
         while num_bytes > self._cache_bytes:
             num_bytes -= self._compiled.popitem(last=False)[1].num_bytes
 
 
 class GrammarChecker:
-    """Refuses what no answer can follow, where requests come in: it needs no whole vocabulary.
+    """Checks the grammars of requests without the whole vocabulary. Thread-safe.
 
-    It keeps verdicts, by digest, and no grammars. For any thread.
+    Caches the verdicts by digest, not the grammars.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -225,15 +225,15 @@ class GrammarChecker:
             if len(self._verdicts) > MAX_VERDICTS:
                 self._verdicts.popitem(last=False)
         if error is not None:
-            # A new one each time: whoever catches it may put it into other words.
+            # A new object each time, because handlers may change its message.
             raise InvalidRequestError(error.message, param=error.param, code=error.code)
 
     def is_known(self, params: StructuredOutputsParams) -> bool:
-        """Whether `check` has its verdict already, and takes no time."""
+        """Whether the verdict is cached, so that `check` returns at once."""
         return _digest(params) in self._verdicts
 
     def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
-        """Compile a grammar; return the error that refuses it."""
+        """Compile a grammar; return the error, or None if it compiles."""
         try:
             self._compiler.compiled(params)
         except InvalidRequestError as error:
@@ -246,10 +246,10 @@ def _digest(params: StructuredOutputsParams) -> bytes:
 
 
 def _with_stack[T](work: Callable[[], T]) -> T:
-    """Return what work does on a thread of STACK_BYTES.
+    """Run `work` on a thread with a stack of STACK_BYTES, and return its result.
 
-    llguidance recurses from each definition of a schema to those that it refers to: on a stack of
-    the usual 8 MiB, a chain of a thousand kills the process.
+    llguidance follows the references of a schema recursively. On the usual 8 MiB of stack, a chain
+    of a thousand references crashes the process.
     """
     found: Future[T] = Future()
 
@@ -270,10 +270,10 @@ def _with_stack[T](work: Callable[[], T]) -> T:
 
 
 def _reason(message: str) -> str:
-    """Say in our words what llguidance says of a grammar; it speaks of nothing else."""
+    """Translate an error message of llguidance."""
     for pattern, words in _REASONS:
         found = pattern.search(message)
         if found is not None:
             return words.format(found[1].replace('"', "")[:MAX_REASON_CHARS]).rstrip(": ")
     words = " ".join(message.partition("<non-verbose/>")[0].split())
-    return f"cannot be followed: {words[:MAX_REASON_CHARS]}"
+    return f"is not a valid grammar: {words[:MAX_REASON_CHARS]}"

@@ -1,4 +1,4 @@
-"""What a structural tag is made of: the formats of xgrammar, as far as grammars can follow them."""
+"""The formats of a structural tag: those of xgrammar that are supported, and some of our own."""
 
 from typing import Any, Literal
 
@@ -10,20 +10,21 @@ type Schema = dict[str, Any] | bool
 
 
 class _Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a text. Its `type`, in JSON, says which."""
+    """Part of a text. The `type` field in JSON selects the class."""
 
 
 class ConstString(_Format, frozen=True, tag="const_string"):
-    """This text."""
+    """A fixed text."""
 
     value: str
 
 
 class JsonSchema(_Format, frozen=True, tag="json_schema"):
-    """JSON of a schema, or what stands for an object's properties in a style of their own.
+    """A JSON value that follows a schema.
 
-    any_whitespace: whether a model may put white space where JSON allows it; else it is as in
-    `json.dumps`. It is a field of ours.
+    In a style other than "json", the properties of an object in the notation of that style.
+    any_whitespace: whether white space is allowed wherever JSON allows it; if not, it is that of
+    `json.dumps`. xgrammar does not have this field.
     """
 
     json_schema: Schema
@@ -32,22 +33,22 @@ class JsonSchema(_Format, frozen=True, tag="json_schema"):
 
 
 class GrammarText(_Format, frozen=True, tag="grammar"):
-    """A text of a grammar, in Lark's notation or in GBNF."""
+    """A text that follows a grammar, given in Lark or GBNF."""
 
     grammar: str
 
 
 class Regex(_Format, frozen=True, tag="regex"):
-    """A text that a regex matches as a whole."""
+    """A text that fully matches a regular expression."""
 
     pattern: str
 
 
 class AnyText(_Format, frozen=True, tag="any_text"):
-    """Any text, up to what follows it, with none of `excludes` in it.
+    """Any text up to the next format, containing none of `excludes`.
 
-    unlike: texts that it does not begin with, whatever white space is in them. It is a field of
-    ours.
+    unlike: texts that it must not begin with, compared without regard to white space. xgrammar
+    does not have this field.
     """
 
     excludes: list[str] = []
@@ -55,47 +56,47 @@ class AnyText(_Format, frozen=True, tag="any_text"):
 
 
 class Terminal(_Format, frozen=True, tag="terminal"):
-    """A text of a terminal of Lark, up to what follows it. It is a format of ours."""
+    """A text that matches a Lark terminal, up to the next format. Not in xgrammar."""
 
     terminal: str
 
 
 class Answer(_Format, frozen=True, tag="answer"):
-    """What a request says of the form of its answer. It is a format of ours, and not a client's."""
+    """The answer that a request constrains. Internal: clients cannot use this format."""
 
 
 class Sequence(_Format, frozen=True, tag="sequence"):
-    """One after another."""
+    """Formats in a row."""
 
     elements: list["Format"]
 
 
 class Or(_Format, frozen=True, tag="or"):
-    """One of them."""
+    """Exactly one of several formats."""
 
     elements: list["Format"]
 
 
 class Optional(_Format, frozen=True, tag="optional"):
-    """It, or nothing."""
+    """A format, or nothing."""
 
     content: "Format"
 
 
 class Plus(_Format, frozen=True, tag="plus"):
-    """It, once or more often."""
+    """A format, one or more times."""
 
     content: "Format"
 
 
 class Star(_Format, frozen=True, tag="star"):
-    """It, any number of times."""
+    """A format, zero or more times."""
 
     content: "Format"
 
 
 class Repeat(_Format, frozen=True, tag="repeat"):
-    """It, so many times; a `max` of -1 is no bound."""
+    """A format, `min` to `max` times; a `max` of -1 means no limit."""
 
     min: int
     max: int
@@ -103,7 +104,7 @@ class Repeat(_Format, frozen=True, tag="repeat"):
 
 
 class Tag(_Format, frozen=True, tag="tag"):
-    """A part between two texts, the second of which may be one of several."""
+    """A format between a begin text and an end text, or one of several end texts."""
 
     begin: str
     content: "Format"
@@ -111,14 +112,14 @@ class Tag(_Format, frozen=True, tag="tag"):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The texts of which one ends it; none if it ends where its content does."""
+        """The possible end texts; empty if the tag ends with its content."""
         return tuple(filter(None, [self.end] if isinstance(self.end, str) else self.end))
 
 
 class TriggeredTags(_Format, frozen=True, tag="triggered_tags"):
-    """Any text, where what one of `triggers` begins goes on as a tag that begins so.
+    """Free text with tags in it: after one of `triggers`, a tag that begins with it must follow.
 
-    at_least_one: the text begins with a tag. stop_after_first: it ends with the first.
+    at_least_one: the text begins with a tag. stop_after_first: the text ends after the first tag.
     """
 
     triggers: list[str]
@@ -129,10 +130,10 @@ class TriggeredTags(_Format, frozen=True, tag="triggered_tags"):
 
 
 class TagsWithSeparator(_Format, frozen=True, tag="tags_with_separator"):
-    """Tags and nothing else, with a text between them.
+    """Tags with a separator between them, and no other text.
 
-    at_least_one: not none. stop_after_first: no more than one. Fields of ours: begin, a text before
-    the first, and in one piece with it; max_tags: no more than that.
+    at_least_one: require a tag. stop_after_first: allow only one. Not in xgrammar: begin, a text
+    joined to the start of the first tag; max_tags, the maximum number of tags.
     """
 
     tags: list[Tag]
@@ -164,14 +165,14 @@ type Format = (
 
 
 class StructuralTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A format that is a whole answer."""
+    """The format of a whole answer."""
 
     format: Format
     type: Literal["structural_tag"] = "structural_tag"
 
 
 class LegacyTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tag around JSON, in the older form."""
+    """A tag around JSON, in vLLM's older notation."""
 
     begin: str
     end: str
@@ -179,7 +180,10 @@ class LegacyTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LegacyStructuralTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The older form: triggered tags around JSON; the last two fields are of the newer."""
+    """Triggered tags around JSON, in vLLM's older notation.
+
+    at_least_one and stop_after_first are those of `TriggeredTags`.
+    """
 
     structures: list[LegacyTag]
     triggers: list[str]
@@ -189,7 +193,7 @@ class LegacyStructuralTag(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     @property
     def format(self) -> TriggeredTags:
-        """The same in the newer form."""
+        """The same format in the current notation."""
         return TriggeredTags(
             triggers=self.triggers,
             tags=[

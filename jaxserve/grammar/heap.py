@@ -1,4 +1,4 @@
-"""How much memory native code holds, as far as the C library tells."""
+"""Heap usage of native code, as reported by the C library."""
 
 import ctypes
 import sys
@@ -22,14 +22,14 @@ class _Info(ctypes.Structure):
     ]
 
 
-# Not in musl, nor on other systems than Linux.
+# Only glibc on Linux has mallinfo2.
 _mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
 if _mallinfo2 is not None:
     _mallinfo2.restype = _Info
 
 
 def heap_bytes() -> int:
-    """Return the bytes that malloc has given to this process; 0 where that is not known."""
+    """Return the bytes allocated by malloc in this process; 0 where that is unknown."""
     if _mallinfo2 is None:
         return 0
     info = _mallinfo2()

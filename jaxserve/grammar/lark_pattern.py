@@ -1,7 +1,7 @@
-"""A Lark grammar without recursion as one regular expression.
+"""Translate a Lark grammar without recursion into one regular expression.
 
-JSON schemas bind a string by a pattern and by nothing else, so that is what a grammar must become
-where its text is a string in JSON.
+A JSON schema can constrain a string by a pattern only. So the grammar of a custom tool, whose
+input is a string in JSON, must become a pattern.
 """
 
 import re
@@ -20,7 +20,7 @@ TOKEN = re.compile(
     | (?P<symbol>->|\.\.|[:|()\[\]?*+~.,])""",
     re.VERBOSE,
 )
-# What grammars import from Lark's own.
+# Terminals of Lark's `common` module.
 COMMON = {
     "CNAME": "[_a-zA-Z][_a-zA-Z0-9]*",
     "CR": r"\r",
@@ -43,23 +43,24 @@ type Token = tuple[str, str]
 
 
 def lark_pattern(grammar: str) -> str | None:
-    """Return a regular expression of the texts that follow a grammar; None if there is none.
+    """Return a regular expression equivalent to a grammar; None if that is not possible.
 
-    There is none for recursive rules, for ignored terminals and imports of other files, and where
-    it would be too long. Raises InvalidRequestError for a text that is no grammar.
+    Recursive rules, ignored terminals and imports of other files cannot be translated, nor can
+    grammars whose pattern would exceed MAX_PATTERN_CHARS. Raises InvalidRequestError if `grammar`
+    is not valid Lark.
     """
     try:
         return _Rules(_tokens(grammar)).pattern("start")
     except (_IrregularError, RecursionError):
         return None
-    except InvalidRequestError:  # a ValueError too
+    except InvalidRequestError:  # a subclass of ValueError
         raise
     except (IndexError, ValueError) as error:
         raise _malformed("it ends too early") from error
 
 
 class _IrregularError(Exception):
-    """A grammar that is no regular expression."""
+    """The grammar cannot be written as a regular expression."""
 
 
 def _malformed(what: str) -> InvalidRequestError:
@@ -80,7 +81,7 @@ def _tokens(grammar: str) -> list[Token]:
 
 
 class _Rules:
-    """The rules of a grammar, each by its name, and the patterns that they are."""
+    """The rules of a grammar by name, translated to patterns on demand."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self._patterns: dict[str, str] = {}
@@ -100,10 +101,10 @@ class _Rules:
                 position += 1
 
     def _command(self, tokens: list[Token], position: int) -> int:
-        """Read an import of Lark's own terminals, and return where it ends."""
+        """Parse an import of Lark's own terminals; return the position after it."""
         if [text for _, text in tokens[position : position + 2]] != ["%import", "common"]:
             raise _IrregularError
-        # A dot and a name, or names in brackets.
+        # One name after a dot, or several names in parentheses.
         is_list = tokens[position + 2] == ("symbol", "(")
         end = tokens.index(("symbol", ")"), position) if is_list else position + 3
         names = [text for kind, text in tokens[position + 3 : end + 1] if kind == "name"]
@@ -129,7 +130,7 @@ class _Rules:
 
 
 class _Reader:
-    """Reads the tokens of one rule. named: gives the pattern of another."""
+    """Recursive-descent parser of one rule. named: returns the pattern of another rule."""
 
     def __init__(self, tokens: list[Token], named: Callable[[str], str]) -> None:
         self._tokens = tokens
@@ -218,10 +219,10 @@ class _Reader:
 
 
 def _literal(string: str) -> str:
-    """Return the pattern of a text in quotes."""
+    """Return the pattern of a quoted string."""
     body, ignores_case = (string[1:-2], True) if string.endswith("i") else (string[1:-1], False)
     unescaped = re.sub(r"\\(.)", _unescaped, body)
-    # A line break as `\n`: re.escape would write a backslash before the character itself.
+    # Write a line break as `\n`: re.escape would put a backslash before the character itself.
     pattern = re.escape(unescaped).replace("\\\n", r"\n").replace("\\\t", r"\t")
     return f"(?i:{pattern})" if ignores_case else pattern.replace(r"\ ", " ")
 

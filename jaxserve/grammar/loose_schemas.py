@@ -1,8 +1,8 @@
-"""Schemas of functions that are not strict, without what no grammar can follow."""
+"""Schemas of functions that are not strict, reduced to the supported keywords."""
 
 from typing import Any
 
-# Keywords that llguidance does not know. Without them a schema allows more, and never less.
+# Keywords that llguidance does not support. Removing one never makes a schema stricter.
 UNKNOWN = frozenset(
     {
         "$dynamicAnchor",
@@ -27,16 +27,16 @@ UNKNOWN = frozenset(
 FORMATS = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}
 )
-# Keywords whose values are schemas by name, and those whose values are no schemas.
+# Keywords whose values map names to schemas, and keywords whose values are not schemas.
 NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})
 VALUES = frozenset({"const", "default", "enum", "examples", "required"})
 
 
 def loosened(schema: Any) -> Any:
-    """Return a schema without the keywords and formats that no grammar can follow.
+    """Return a schema without unsupported keywords and formats.
 
-    OpenAI binds the arguments of strict functions only, so a schema that is not strict is no reason
-    to refuse a request.
+    OpenAI's API enforces the schemas of strict functions only, so an unsupported keyword in any
+    other schema is not an error.
     """
     if isinstance(schema, list):
         return [loosened(each) for each in schema]

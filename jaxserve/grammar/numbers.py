@@ -1,8 +1,8 @@
-"""An end for the numbers of JSON, whose digits no schema bounds.
+"""A limit on the length of numbers in JSON.
 
-A model that repeats itself writes digits until its answer is as long as it may be, and exponents
-that no float can hold. llguidance has no bound for either, so its masks get one: where a number may
-end, it does before it is longer than MAX_CHARS. A schema that asks for more digits gets them.
+A model that repeats itself can write digits up to the length limit of its answer, or an exponent
+that no float can represent. llguidance limits neither. This module removes tokens from its bitmask
+so that a number ends before it exceeds MAX_CHARS, unless the schema requires more digits.
 """
 
 import re
@@ -10,26 +10,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Digits, sign and point. The integers of 128 bits and the decimals of 34 digits are shorter.
+# Longer than any 128-bit integer or 34-digit decimal, with sign and point.
 MAX_CHARS = 48
 _RUN = re.compile(rb"[0-9eE.+-]*\Z")
 _LEAD = re.compile(rb"[0-9eE.+-]*")
 _EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]*\Z")
-# With two digits in its exponent, a number of MAX_CHARS is within the range of doubles.
+# With at most two digits in the exponent, a number of MAX_CHARS is within the range of doubles.
 _FITS = re.compile(rb"-?[0-9]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{0,2})?")
 
 
 def run_after(run: bytes, text: bytes) -> bytes:
-    """Return the characters of numbers that a text ends in, given those before it."""
+    """Return the number at the end of `run + text`, where `run` is the number before `text`."""
     found = _RUN.search(run + text[-MAX_CHARS:])
     return found[0][-2 * MAX_CHARS :] if found else b""
 
 
 def bounded(mask: np.ndarray, run: bytes, text_of: Callable[[int], bytes]) -> np.ndarray:
-    """Return a mask without the tokens that would make a number too long.
+    """Return the bitmask without the tokens that would make a number too long.
 
-    mask: int32[words], a bit for each token. run: the characters of numbers that the text ends in.
-    It is the mask itself where no number is written, and where a longer one is the only way on.
+    mask: int32[words], one bit per token. run: the number at the end of the answer so far. Return
+    `mask` itself outside of numbers, and where only a longer number can follow.
     """
     if len(run) < MAX_CHARS // 2 and not _EXPONENT.search(run):
         return mask
@@ -43,7 +43,7 @@ def bounded(mask: np.ndarray, run: bytes, text_of: Callable[[int], bytes]) -> np
             if len(whole) <= MAX_CHARS and _FITS.fullmatch(whole):
                 kept.append(token_id)
         elif text[:1].isalnum() or text[:1] == b'"' or text[:1] >= b"\x80":
-            return mask  # a text, in which there may be any digits
+            return mask  # inside a string, which may have any number of digits
         else:
             kept.append(token_id)
     if not kept:

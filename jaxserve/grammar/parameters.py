@@ -1,7 +1,7 @@
-"""Arguments that are not written as JSON, but each in a place of its own: between tags, in Python.
+"""Formats of call arguments that are not JSON, such as tagged parameters or Python keywords.
 
-What stands there follows from how it will be read (chat/syntax): text between tags is a string
-where the schema knows of nothing else, and JSON otherwise.
+They mirror how chat/syntax parses the arguments: text between tags is a string if the schema allows
+nothing else, and JSON otherwise.
 """
 
 import json
@@ -18,7 +18,7 @@ from jaxserve.grammar import formats
 from jaxserve.grammar.formats import ConstString, Format, JsonSchema, Or, Regex, Terminal
 
 STRING, STRING_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
-# What any schema may hold that says nothing of values, or only to references.
+# Keywords that do not constrain values: annotations, and definitions for references.
 NOTES = {
     "title",
     "description",
@@ -43,7 +43,7 @@ TIME = (
     r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
 NAME = r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*"
-# Texts that JSON schemas call so, if not all of them.
+# Regexes of JSON schema's string formats. Each accepts a subset of the format.
 STRING_FORMATS = {
     "date": DATE,
     "time": TIME,
@@ -54,15 +54,15 @@ STRING_FORMATS = {
 }
 PLACES = re.compile(r"\{(key|value|is_string|n)\}")
 LINE_BREAK = formats.Optional(content=ConstString(value="\n"))
-# JSON's words, and Python's.
+# As in JSON, or as in Python.
 BOOLEAN = Regex(pattern="[Tt]rue|[Ff]alse")
 ANY = "/(?s:.*)/"
-# A key that no schema declares.
+# A key that the schema does not declare.
 OTHER_KEY = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
 
 
 class _Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """What can be followed of a schema of arguments."""
+    """The supported keywords in a schema of arguments."""
 
     type: str = "object"
     properties: dict[str, formats.Schema] = {}
@@ -71,7 +71,7 @@ class _Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 
 
 class _String(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """What can be followed of a schema of a string without quotes."""
+    """The supported keywords in a schema of an unquoted string."""
 
     type: str | list[str] | None = None
     enum: list[str] | None = None
@@ -85,29 +85,32 @@ class _String(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 
     @property
     def choices(self) -> list[formats.Schema]:
-        """The schemas of which one holds."""
+        """The alternative schemas of the value, if any."""
         return self.any_of or self.one_of or []
 
 
 def without(terminal: str, texts: Iterable[str], *, is_whole: bool = False) -> str:
-    """Return a terminal of texts in which, or as which, none of these stands."""
+    """Return a terminal that excludes texts containing any of `texts`.
+
+    is_whole: exclude only texts equal to one of them.
+    """
     pattern = "|".join(map(regex_of, texts))
     around = "" if is_whole else "(?s:.*)"
     return f"{terminal} & ~/{around}(?:{pattern}){around}/" if pattern else terminal
 
 
 def regex_of(text: str) -> str:
-    """Return the regex of a text."""
+    """Return a regex that matches a text literally."""
     return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How a parameter is written, and what stands between two.
+    """Notation of the parameters of a call.
 
-    one: the text, in which "{key}" and "{value}" have their places, as may "{is_string}", and
-    "{n}", which is a line break or nothing. bare: the terminal of strings that are written without
-    quotes; None where values are Python's. key: what the keys that a schema declares can be.
+    one: a parameter, with the placeholders "{key}" and "{value}", and optionally "{is_string}" and
+    "{n}" (an optional line break). bare: terminal of unquoted strings; None if values are Python
+    literals. between: separator of two parameters. key: regex of the keys that can be written.
     """
 
     one: str
@@ -121,7 +124,7 @@ STYLES: Mapping[str, Written] = {
         "<parameter={key}>\n{value}\n</parameter>\n",
         bare=without(ANY, ["</parameter>", "<parameter=", "</function>"]),
     ),
-    # Line breaks around a value are no part of it where it is read.
+    # The parser strips line breaks around a value.
     "seed_xml": Written(
         "<parameter={key}>{value}</parameter>\n",
         bare=without(
@@ -143,9 +146,9 @@ STYLES: Mapping[str, Written] = {
 
 
 def parameters(schema: formats.Schema, style: str) -> Format:
-    """Return how the properties of an object are written, in the order of their schema.
+    """Return the format of the properties of an object, in the order of the schema.
 
-    Raises InvalidRequestError for a schema that says more of them than can be followed so.
+    Raises InvalidRequestError if the schema uses keywords that this notation cannot express.
     """
     written, whole = STYLES[style], {} if isinstance(schema, bool) else schema
     fields = _read({} if schema is True else schema, _Object)
@@ -169,7 +172,7 @@ def parameters(schema: formats.Schema, style: str) -> Format:
 
 
 def _chain(each: Sequence[tuple[Format, str]], between: str) -> Format:
-    """Return parts in a row: each once, or as "?" and "*" say, with a text between any two."""
+    """Return parts in a row, joined by `between`. Each repeats once, or as "?" or "*" say."""
 
     def after(index: int) -> Iterator[Format]:
         for part, times in each[index:]:
@@ -184,7 +187,7 @@ def _chain(each: Sequence[tuple[Format, str]], between: str) -> Format:
 
     if not between:
         return formats.Sequence(elements=[*after(0)])
-    # The first that is there has nothing before it.
+    # No separator before the first part that is present: one alternative for each candidate.
     ways: list[Format] = []
     for index, (part, times) in enumerate(each):
         more = index if times == "*" else index + 1
@@ -202,14 +205,14 @@ def _parameter(
     *,
     is_declared: bool = True,
 ) -> Format:
-    # Of what is not declared, nobody knows the types where it is read.
+    # The parser does not know the types of undeclared parameters.
     types = types_of(schema, whole) if is_declared else frozenset[str]()
     is_string: bool | None = None
     value: Format
     if written.bare is None:
         value = _in_python(schema, whole)
     elif not _words(schema) or (types == STRING_OR_NULL and _says_types_alone(schema)):
-        # Whatever is read of it will do.
+        # Any text is valid, whichever type the parser takes it for.
         value = Terminal(terminal=written.bare)
     elif types == STRING:
         value, is_string = _bare(schema, written.bare, whole), True
@@ -228,7 +231,7 @@ def _parameter(
 
 
 def filled(text: str, places: re.Pattern[str], parts: Mapping[str, Format]) -> formats.Sequence:
-    """Return a text with formats in its places; neighbours that are texts become one."""
+    """Return a text with its placeholders replaced by formats. Adjacent texts are joined."""
     elements: list[Format] = []
     for index, piece in enumerate(places.split(text)):
         part = parts[piece] if index % 2 else ConstString(value=piece)
@@ -241,7 +244,7 @@ def filled(text: str, places: re.Pattern[str], parts: Mapping[str, Format]) -> f
 
 
 def _bare(schema: formats.Schema, terminal: str, whole: Mapping[str, Any]) -> Format:
-    """Return a string without quotes, such as its schema wants of those of a terminal."""
+    """Return the format of an unquoted string that matches `terminal` and follows `schema`."""
     fields = _read(resolved(schema, whole), _String)
     if fields.choices:
         if fields != _String(any_of=fields.any_of, one_of=fields.one_of):
@@ -266,7 +269,7 @@ def _bare(schema: formats.Schema, terminal: str, whole: Mapping[str, Any]) -> Fo
 
 
 def _in_python(schema: formats.Schema, whole: Mapping[str, Any]) -> Format:
-    """Return a literal of Python, in which what is within brackets may be JSON too."""
+    """Return the format of a Python literal. Lists and objects are written as JSON."""
     match _words(schema if isinstance(schema, bool) else resolved(schema, whole)):
         case {"anyOf": [*choices], **others} | {"oneOf": [*choices], **others} if not others:
             return Or(elements=[_in_python(choice, whole) for choice in choices])
@@ -287,7 +290,7 @@ def _literal(value: object) -> str:
 
 
 def _says_types_alone(schema: formats.Schema) -> bool:
-    """Whether a schema says nothing of values but their types."""
+    """Whether a schema constrains nothing but the type."""
     match _words(schema):
         case {"type": _, **others} if not others:
             return True
@@ -297,22 +300,22 @@ def _says_types_alone(schema: formats.Schema) -> bool:
 
 
 def _words(schema: Mapping[str, Any] | bool) -> dict[str, Any]:
-    """Return what a schema says of values."""
+    """Return the keywords of a schema that constrain values."""
     if not isinstance(schema, bool | Mapping):
-        raise _cannot("has a part that is none")
+        raise _cannot("has a part that is neither an object nor a boolean")
     return {} if isinstance(schema, bool) else {k: v for k, v in schema.items() if k not in NOTES}
 
 
 def _read[T](schema: Mapping[str, Any] | bool, kind: type[T]) -> T:
-    """Return what a schema says; raises InvalidRequestError for what is no part of that kind."""
+    """Convert a schema to `kind`. Raises InvalidRequestError for keywords that it does not have."""
     try:
         return msgspec.convert(schema if schema is False else _words(schema), kind)
     except msgspec.ValidationError as error:
-        raise _cannot(f"cannot be followed here: {error}") from error
+        raise _cannot(f"is not supported: {error}") from error
 
 
 def _json(schema: formats.Schema, whole: Mapping[str, Any]) -> JsonSchema:
-    """Return JSON of a part of a schema, with what it refers to."""
+    """Return the format of JSON that follows `schema`, a part of `whole`."""
     if '"$ref"' in json.dumps(schema, default=float):
         place = "#/$defs/whole"
         schema = {**_moved(schema, place), "$defs": {"whole": _moved(whole, place)}}
@@ -320,7 +323,7 @@ def _json(schema: formats.Schema, whole: Mapping[str, Any]) -> JsonSchema:
 
 
 def _moved(value: Any, place: str) -> Any:
-    """Return a schema whose references to itself are right when it stands at `place`."""
+    """Return a schema with its references to the root changed to `place`."""
     if isinstance(value, Mapping):
         moved = {key: _moved(inner, place) for key, inner in value.items()}
         reference = moved.get("$ref")
@@ -333,7 +336,7 @@ def _moved(value: Any, place: str) -> Any:
 
 
 def _anchored(pattern: str) -> str:
-    """Return the regex of whole texts in which a pattern is found."""
+    """Return a regex that fully matches the texts in which `pattern` is found."""
     before, after = "(?s:.*)", "(?s:.*)"
     if pattern.startswith("^"):
         pattern, before = pattern[1:], ""
@@ -343,7 +346,7 @@ def _anchored(pattern: str) -> str:
 
 
 def slashed(pattern: str) -> str:
-    """Return a regex as Lark writes it."""
+    """Return a regex in Lark's notation."""
     return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", pattern).replace("\n", "\\n") + "/"
 
 

@@ -1,9 +1,8 @@
-"""A process that compiles the grammars of requests, to see whether they may be served.
+"""A process that compiles the grammars of requests, to check them before they are served.
 
-What a grammar holds once it is compiled cannot be told from its text: `a{1000000}` takes 90 MB. So
-servers compile each new one in a small process of its own first, where the memory that it takes can
-be measured, and where neither time, memory nor a crash is anybody else's. The process ends with
-whoever started it.
+The size of a compiled grammar cannot be predicted from its text: `a{1000000}` takes 90 MB. So the
+server first compiles each new grammar in a small process of its own. There its memory can be
+measured, and a slow grammar or a crash affects no other request. The process ends with its parent.
 """
 
 import contextlib
@@ -29,18 +28,18 @@ from jaxserve.grammar.compiler import GrammarChecker, GrammarCompiler
 from jaxserve.grammar.heap import heap_bytes
 from jaxserve.grammar.vocabulary import Vocabulary
 
-# What a compiled grammar may hold: 25,000 choices take 10 MB, a schema of 1500 properties 4 MB.
+# Largest compiled grammar. 25,000 choices take 10 MB, a schema of 1500 properties 4 MB.
 MAX_GRAMMAR_BYTES = 2**24
-# While it compiles.
+# Memory that compiling may use.
 MAX_SANDBOX_BYTES = 2**29
 MAX_CPU_S = 2.0
-# The answers under way come first.
+# Requests that are running take precedence.
 NICENESS = 10
-# With what else a busy machine has to do.
+# Above MAX_CPU_S, because a busy machine runs other processes too.
 MAX_WALL_S = 60.0
 TOO_SLOW = "takes too much time to compile"
 TOO_LARGE = f"takes more than {MAX_SANDBOX_BYTES // 2**20} MiB to compile"
-# By the signal that ends the process: of its timer, or of memory that it does not get.
+# Error by the signal that ended the process: its CPU timer, or a failed allocation.
 COMPLAINTS: Mapping[int, str] = {
     signal.SIGPROF: TOO_SLOW,
     signal.SIGABRT: TOO_LARGE,
@@ -51,24 +50,27 @@ _SIZE = struct.Struct("<I")
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What the process must know: the texts of the added tokens, and how long it may compile."""
+    """First message to the process.
+
+    added_texts: texts of the added tokens. max_cpu_s: CPU time allowed per grammar, in seconds.
+    """
 
     added_texts: list[str]
     max_cpu_s: float
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What became of compiling a grammar: the error that refuses it, None if it may be served."""
+    """Result of compiling a grammar. message: the error; None if the grammar may be served."""
 
     message: str | None = None
     param: str | None = None
 
 
 class GrammarSandbox(GrammarChecker):
-    """Refuses what no answer can follow, or what takes too much; for any thread.
+    """Checks grammars in a separate process, with limits on time and memory. Thread-safe.
 
-    The process starts with the first grammar, and again if it has ended. max_cpu_s: that compiling
-    a grammar may take.
+    The process starts with the first grammar, and again after it has ended. max_cpu_s: CPU time
+    allowed per grammar, in seconds.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, max_cpu_s: float = MAX_CPU_S) -> None:
@@ -79,7 +81,7 @@ class GrammarSandbox(GrammarChecker):
         self._process: subprocess.Popen[bytes] | None = None
 
     def judge(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
-        """See GrammarChecker. Raises OverloadedError if the process gets no turn, or is killed."""
+        """See GrammarChecker. Raises OverloadedError if the process times out or was killed."""
         with self._lock:
             process = self._started()
             assert process.stdin is not None
@@ -98,7 +100,7 @@ class GrammarSandbox(GrammarChecker):
                 complaint = COMPLAINTS.get(-process.wait())
                 if complaint is None:
                     raise OverloadedError(
-                        "the process that compiles grammars was ended", retry_after_s=1.0
+                        "the process that compiles grammars was killed", retry_after_s=1.0
                     )
                 return refusal(params.kind, complaint)
         verdict = msgspec.msgpack.decode(answer, type=Verdict)
@@ -107,7 +109,7 @@ class GrammarSandbox(GrammarChecker):
         return InvalidRequestError(verdict.message, param=verdict.param)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        """Return the process, which knows the tokens."""
+        """Return the running process, started if necessary."""
         if self._process is None or self._process.poll() is not None:
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "jaxserve.grammar.sandbox"],
@@ -138,7 +140,7 @@ def _write(pipe: IO[bytes], data: bytes) -> None:
 
 
 def _read(pipe: IO[bytes]) -> bytes | None:
-    """Return the next message; None at the end."""
+    """Return the next message; None at the end of the stream."""
     head = pipe.read(_SIZE.size)
     if len(head) < _SIZE.size:
         return None
@@ -148,8 +150,8 @@ def _read(pipe: IO[bytes]) -> bytes | None:
 
 
 def main() -> None:
-    """Judge grammars until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its pipe
+    """Check grammars from stdin until it closes, and write a verdict on each to stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends when its stdin closes
     os.nice(NICENESS)
     data = _read(sys.stdin.buffer)
     if data is None:
@@ -161,7 +163,7 @@ def main() -> None:
     vocabulary.bare()
     _limit_memory()
     while (data := _read(sys.stdin.buffer)) is not None:
-        # The process ends if it takes more time than that: nothing could interrupt compiling.
+        # Compiling cannot be interrupted, so the timer's signal ends the process.
         signal.setitimer(signal.ITIMER_PROF, start.max_cpu_s)
         verdict = _verdict(vocabulary, data)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -169,7 +171,7 @@ def main() -> None:
 
 
 def _limit_memory() -> None:
-    """Let this process grow by MAX_SANDBOX_BYTES and no more."""
+    """Limit this process to MAX_SANDBOX_BYTES more than it uses now."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         now = int(statm.read_text().split()[0]) * resource.getpagesize()
@@ -180,15 +182,15 @@ def _verdict(vocabulary: Vocabulary, data: bytes) -> Verdict:
     params = msgspec.msgpack.decode(data, type=StructuredOutputsParams)
     before = heap_bytes()
     try:
-        # What is kept at the end is what it holds.
+        # Measured while the grammar is alive, after temporary memory was freed.
         grammar = GrammarCompiler(vocabulary, is_bare=True).compiled(params)
-        held = heap_bytes() - before
+        num_bytes = heap_bytes() - before
         del grammar
-        if held > MAX_GRAMMAR_BYTES:
+        if num_bytes > MAX_GRAMMAR_BYTES:
             raise refusal(
                 params.kind,
-                f"takes {held / 2**20:.0f} MiB when it is compiled, and may take"
-                f" {MAX_GRAMMAR_BYTES // 2**20}",
+                f"must compile to at most {MAX_GRAMMAR_BYTES // 2**20} MiB,"
+                f" got {num_bytes / 2**20:.0f} MiB",
             )
     except InvalidRequestError as error:
         return Verdict(error.message, error.param)

@@ -1,7 +1,7 @@
-"""JSON schemas as llguidance can follow them to the letter, or a refusal that names the keyword.
+"""Check JSON schemas before llguidance compiles them, and set its options.
 
-llguidance reads the numbers of a schema as doubles, and follows an object without a memory of the
-keys that it has had. What it would take for something else is refused here.
+llguidance reads the numbers of a schema as doubles, and does not remember which keys an object
+already has. Schemas that it would silently enforce in part are refused here, by keyword.
 """
 
 import math
@@ -17,31 +17,31 @@ from jaxserve.grammar import formats
 MAX_BOUND = 9 * 10**18
 # It looks for the next integer in doubles.
 MAX_EXCLUSIVE = 2**53 - 1
-# A mask of so many takes some ms; it grows with the square of their number.
+# The time of a bitmask grows with the square of this number: a few ms at the limit.
 MAX_OPTIONAL_PROPERTIES = 1000
-# Where one must be there, each takes a grammar of all.
+# With minProperties or maxProperties of 1, each property adds a grammar of all of them.
 MAX_COUNTED_PROPERTIES = 64
-# Compiling takes a second for so many remainders.
+# Compiling enumerates the remainders, which takes a second for this many.
 MAX_MULTIPLE = 100_000
-# Keywords by which several schemas hold for one value.
+# Keywords that apply several schemas to one value.
 MEETING = ("allOf", "anyOf", "oneOf", "$ref")
 MAX_SHOWN_DIGITS = 24
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-# Keywords whose values say nothing of answers.
+# Keywords that do not constrain answers.
 SILENT = frozenset({"default", "examples", "example", "description", "title", "$comment"})
-# JSON of one spelling: a key or a text that is written by \u could be one that is forbidden, or
-# that has been before. Without it, control characters but these cannot be written.
+# One spelling per string: a key or a value spelled with \u could bypass a key that is forbidden or
+# already present. Without \u, no control characters but these can be written.
 ESCAPES = 'nrbtf\\"'
-# Between the parts of JSON, where nothing else is asked for: compact, or as `json.dumps` writes.
+# Default separators: compact JSON, or that of `json.dumps`.
 SEPARATORS = {"item_separator": ", ?", "key_separator": ": ?", "whitespace_flexible": False}
-# As models have seen calls: chat templates write so.
+# The separators of calls in chat templates, which models were trained on.
 DUMPED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 def whitespace_options(
     params: StructuredOutputsParams, defaults: StructuredOutputsConfig
 ) -> Mapping[str, Any]:
-    """Return llguidance's options for the white space that a request, or else a server, wants."""
+    """Return llguidance's options for the white space set by the request, else by the server."""
     pattern = params.whitespace_pattern
     is_compact = params.disable_any_whitespace
     if pattern is None and not is_compact:
@@ -54,11 +54,11 @@ def whitespace_options(
 def followed(
     schema: formats.Schema, options: Mapping[str, Any], *, kind: str, is_closed: bool = False
 ) -> dict[str, Any]:
-    """Return a schema with what llguidance is to make of it.
+    """Return a schema with llguidance's options added. Raises InvalidRequestError.
 
-    It may bring options of its own (`x-guidance`), but not that of leaving out what is not
-    understood. kind: the field of `structured_outputs` that has it. is_closed: whether objects have
-    only the properties that it names. Raises InvalidRequestError.
+    The schema may set options of its own (`x-guidance`), except for those that would ignore
+    unsupported keywords. kind: the field of `structured_outputs`, for error messages. is_closed:
+    whether objects may have only the properties that the schema names.
     """
     whole: dict[str, Any] = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
     _check(whole, kind)
@@ -76,7 +76,7 @@ def followed(
 
 
 def _check(value: Any, kind: str) -> None:
-    """Raise InvalidRequestError for what llguidance would not follow to the letter."""
+    """Raise InvalidRequestError if llguidance would enforce the schema only in part."""
     if isinstance(value, list):
         for inner in value:
             _check(inner, kind)
@@ -98,8 +98,8 @@ def _check(value: Any, kind: str) -> None:
     if isinstance(least, int) and least > num_required + 1:
         raise refusal(
             kind,
-            f"must have minProperties of at most one more than its required properties, which are"
-            f" {num_required}, got {least}: that keys differ from each other cannot be followed",
+            f"must have minProperties of at most {num_required + 1}, one more than its number of"
+            f" required properties, got {least}: the grammar cannot keep optional keys distinct",
         )
     properties = value.get("properties")
     num_optional = (len(properties) if isinstance(properties, dict) else 0) - num_required
@@ -109,8 +109,7 @@ def _check(value: Any, kind: str) -> None:
         where = "an object with minProperties or maxProperties" if is_counted else "one object"
         raise refusal(
             kind,
-            f"must have at most {limit} properties in {where} that are not required,"
-            f" got {num_optional}",
+            f"must have at most {limit} optional properties in {where}, got {num_optional}",
         )
     for keyword, inner in value.items():
         if keyword not in SILENT:
@@ -118,9 +117,9 @@ def _check(value: Any, kind: str) -> None:
 
 
 def _check_multiples(schema: dict[str, Any], kind: str) -> None:
-    """Raise InvalidRequestError for multiples that llguidance would count too long, or wrongly.
+    """Raise InvalidRequestError if a multipleOf is too large for llguidance.
 
-    It counts remainders one by one, and in 32 bits where schemas meet.
+    It enumerates the remainders, and multiplies in 32 bits where several schemas apply.
     """
     found = [*_values_of("multipleOf", schema)]
     numbers = (Decimal(value) for value in found if isinstance(value, int | Decimal))
@@ -138,13 +137,13 @@ def _check_multiples(schema: dict[str, Any], kind: str) -> None:
     if together > MAX_MULTIPLE or (can_meet and math.lcm(*scaled) * max(scaled) >= 2**32):
         raise refusal(
             kind,
-            f"must have a multipleOf, or several together, of at most {MAX_MULTIPLE} units of its"
-            " last decimal",
+            f"must have a multipleOf, or a least common multiple of several, of at most"
+            f" {MAX_MULTIPLE} units of its last decimal place",
         )
 
 
 def _values_of(keyword: str, value: Any) -> Iterator[Any]:
-    """All values that a keyword has in a schema."""
+    """Yield every value of a keyword in a schema."""
     if isinstance(value, dict):
         if keyword in value:
             yield value[keyword]
@@ -164,7 +163,7 @@ def _check_scalar(value: object, keyword: str, kind: str) -> None:
 
 
 def _check_number(value: int | Decimal, keyword: str, kind: str, limit: int = MAX_BOUND) -> None:
-    """Raise InvalidRequestError for a number that llguidance would not read to its last digit."""
+    """Raise InvalidRequestError for a number that llguidance would not read exactly."""
     shown = f"{Decimal(value):.{MAX_SHOWN_DIGITS}g}"
     if abs(Decimal(value)) > limit:
         raise refusal(kind, f"must have numbers of at most {limit} in {keyword}, got {shown}")
@@ -174,7 +173,7 @@ def _check_number(value: int | Decimal, keyword: str, kind: str, limit: int = MA
 
 
 def is_exact(value: int | Decimal) -> bool:
-    """Whether the shortest digits of the nearest double are those of a number."""
+    """Whether the shortest decimal of the nearest double equals the number."""
     try:
         return Decimal(repr(float(value))) == value
     except OverflowError:
@@ -182,7 +181,7 @@ def is_exact(value: int | Decimal) -> bool:
 
 
 def _scalars(value: object) -> Iterator[object]:
-    """All numbers and texts in a JSON value, keys among them."""
+    """Yield all keys, strings and numbers in a JSON value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
@@ -199,7 +198,7 @@ def _is_written(char: str) -> bool:
 
 
 def _closed(value: Any) -> Any:
-    """Return a schema whose objects have only the properties that it names."""
+    """Return a schema whose objects may have only the properties that it names."""
     if isinstance(value, list):
         return [_closed(inner) for inner in value]
     if not isinstance(value, dict):

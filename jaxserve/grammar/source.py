@@ -1,4 +1,4 @@
-"""From what a request asks for to a grammar in the language of llguidance."""
+"""Translate the structured outputs of a request into a grammar for llguidance."""
 
 import json
 
@@ -11,16 +11,17 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.schemas import followed, whitespace_options
 from jaxserve.grammar.tags import Markup, literals, read, tags_grammar
 
-# What a model writes between its reasoning and its answer.
+# White space between reasoning and answer.
 GAP = r"[\x20\x0A\x0D\x09]{0,8}"
 
 
 def grammar_source(
     params: StructuredOutputsParams, defaults: StructuredOutputsConfig, *, markup: Markup
 ) -> str:
-    """Return the grammar of an answer; raises InvalidRequestError for what cannot be read.
+    """Return the grammar of an answer. Raises InvalidRequestError if it cannot be parsed.
 
-    defaults: what holds for requests that say nothing else.
+    defaults: the server's settings, for requests that do not set their own. markup: ids of the
+    added tokens, by text.
     """
     grammar = _answer(params, defaults, markup)
     if params.frame is not None:
@@ -42,23 +43,25 @@ def grammar_source(
     elif limit is None:
         thought = f"thought[lazy]: TEXT {json.dumps(end)}\nTEXT: /(.|\\n)*/"
     else:
-        # An end that is text like any other cannot be told from the thought that it ends.
-        raise refusal("max_reasoning_tokens", f"cannot be kept: {end} is no token of the model")
+        # Only a token can be forced; ordinary text could not be told from the reasoning.
+        raise refusal(
+            "max_reasoning_tokens", f"is not supported: {end} is not a token of the model"
+        )
     reasoning = "thought GAP"
     if params.reasoning_begin is not None:
-        # Without reasoning there is no gap: it would be part of the answer.
+        # Without reasoning, white space would be part of the answer.
         reasoning = f"(GAP {literals(params.reasoning_begin, markup)} thought GAP)?"
     start = f"%llguidance {{}}\nstart: {reasoning} @answer\n{thought}\nGAP: /{GAP}/\n"
     return _within(start, grammar, name="answer")
 
 
 def unspelled(source: str) -> str:
-    """Return a grammar of the same texts that leaves open how they are cut into tokens."""
+    """Return a grammar of the same texts that accepts every tokenization of them."""
     return _within('%llguidance {"no_forcing": true}\nstart: @whole\n', source, name="whole")
 
 
 def _within(lark: str, source: str, *, name: str) -> str:
-    """Return a grammar in Lark, in which another has its place by its name."""
+    """Return the Lark grammar `lark`, which includes the grammar `source` as `@name`."""
     first, *rest = json.loads(source)["grammars"]
     return json.dumps({"grammars": [{"lark_grammar": lark}, {**first, "name": name}, *rest]})
 
@@ -77,7 +80,7 @@ def _answer(
             return LLMatcher.grammar_from_regex(params.regex)
         case "choice":
             assert params.choice is not None
-            # One terminal: an alternative each would take five times as much time and memory.
+            # A single terminal; one rule per choice takes five times the time and memory.
             return _of_lark("start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, params.choice)))
         case "grammar":
             assert params.grammar is not None

@@ -1,4 +1,4 @@
-"""Structural tags, as Lark: free text in which tagged parts follow schemas, as tool calls do."""
+"""Translate structural tags, which mix free text with constrained parts, into Lark."""
 
 import json
 import re
@@ -27,12 +27,12 @@ from jaxserve.grammar.schemas import DUMPED, followed
 
 MAX_TAGS = 512
 MAX_REPEATS = 1024
-# Of formats and the schemas in them.
+# Nesting of formats and of the schemas in them.
 MAX_TAG_DEPTH = 2 * MAX_DEPTH
-# As they are written: a float would lose digits before they can be refused.
+# Numbers stay Decimals: as floats they would lose digits before the check for exactness.
 read = msgspec.json.Decoder(float_hook=Decimal).decode
 
-# Added tokens and their ids: to llguidance no text is ever one of them.
+# Ids of the added tokens by text; see Vocabulary.markup.
 type Markup = Mapping[str, int]
 
 
@@ -44,10 +44,10 @@ def tags_grammar(
     is_closed: bool = False,
     answer: str | None = None,
 ) -> str:
-    """Return the Lark grammar of a structural tag; raises InvalidRequestError.
+    """Return the Lark grammar of a structural tag. Raises InvalidRequestError.
 
-    whitespace, is_closed: of the JSON in it, see schemas.py. answer: what stands for an `Answer` in
-    it, in Lark; None if it has no place for one.
+    whitespace, is_closed: options of its JSON; see schemas.py. answer: the Lark expression of the
+    `Answer` format; None if that format is not allowed.
     """
     writer = _Writer(markup, answer, whitespace=whitespace, is_closed=is_closed)
     try:
@@ -58,7 +58,7 @@ def tags_grammar(
 
 
 def literals(text: str, markup: Markup) -> str:
-    """Return a text as Lark, with the special tokens in it as such."""
+    """Return a text as Lark literals, with its special tokens written by id."""
     return " ".join(piece.lark for piece in _pieces(text, markup)) or '""'
 
 
@@ -83,7 +83,7 @@ def _too_deep() -> InvalidRequestError:
 
 
 class _Piece(NamedTuple):
-    """A part of a text, and how Lark writes it."""
+    """A part of a text, in Lark: a string, or a special token."""
 
     lark: str
     is_special: bool
@@ -99,10 +99,10 @@ def _pieces(text: str, markup: Markup) -> list[_Piece]:
 
 
 class _Writer:
-    """Writes formats as expressions of Lark, whose rules it collects.
+    """Writes formats as Lark expressions, and collects their rules.
 
-    Text that is free ends where what follows begins, so formats are written together with the
-    texts of which one comes `then`; without any, the whole ends with them.
+    Free text ends where the next format begins. So each format is written together with `then`,
+    the texts of which one must follow it; empty at the end of the answer.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class _Writer:
         self._names: dict[str, str] = {}
 
     def written(self, form: Format, then: Sequence[str] = ()) -> str:
-        """Return a format and what comes `then` as one expression."""
+        """Return the expression of a format followed by one of `then`."""
         match form:
             case AnyText():
                 return self._text(self._terminal(form), then)
@@ -140,7 +140,7 @@ class _Writer:
         return f"{self._bounded(form)} {self._either(then)}"
 
     def _bounded(self, form: Format) -> str:
-        """Return a format that is not free text: it shows in itself where it ends."""
+        """Return the expression of a format that determines its own end."""
         match form:
             case ConstString(value=value):
                 return self._literals(value)
@@ -182,7 +182,7 @@ class _Writer:
         return f"{content}{{{low},{'' if high < 0 else high}}}"
 
     def _sequence(self, elements: Sequence[Format], then: Sequence[str]) -> str:
-        """Return formats in a row; one that is free text ends where a text comes next."""
+        """Return formats in a row. Free text ends at the fixed text that must follow it."""
         parts: list[str] = []
         left = list(elements)
         while left:
@@ -204,7 +204,7 @@ class _Writer:
         return " ".join([*parts, self._either(then)])
 
     def _triggered(self, form: TriggeredTags, then: Sequence[str]) -> str:
-        """Return text with tags, each of which begins with a trigger."""
+        """Return free text with tags in it, each of which begins with a trigger."""
         _check_number(form.tags)
         free = self._terminal(AnyText(excludes=form.excludes))
         by_trigger: dict[str, list[str]] = {}
@@ -247,7 +247,7 @@ class _Writer:
         return f"({tags})" if form.at_least_one else f"({tags})?"
 
     def _text(self, terminal: str, then: Sequence[str]) -> str:
-        """Return free text up to the first of the texts that may come then, and that one."""
+        """Return free text up to and including the first of the texts in `then`."""
         if not then:
             return self._rule(terminal, name="T")
         return _either(self._up_to(terminal, stop) for stop in then)
@@ -260,7 +260,7 @@ class _Writer:
             return f"{text} {first.lark} {rest}"
         if not others:
             return self._rule(f"{text} {first.lark}", name="lazy", options="[lazy]")
-        # No text is a special token, so nothing has to be found in it.
+        # Free text cannot contain the special token that follows, so it need not be lazy.
         return f"{self._rule(f'{text} {first.lark}', name='T')} {rest}"
 
     def _terminal(self, form: AnyText) -> str:
@@ -290,7 +290,7 @@ class _Writer:
         return _either(map(self._literals, texts)) if texts else ""
 
     def _rule(self, body: str, *, name: str = "r", options: str = "") -> str:
-        """Return the name of a rule with this body; one of capitals is a terminal."""
+        """Return the name of a rule with this body. A capitalized name makes it a terminal."""
         line = f"{options}: {body}"
         if line not in self._names:
             self._names[line] = f"{name}_{len(self._names)}"
@@ -299,7 +299,7 @@ class _Writer:
 
 
 def _is_free(form: Format) -> bool:
-    """Whether a format ends only where something else begins."""
+    """Whether a format has no end of its own."""
     match form:
         case AnyText() | Terminal() | TriggeredTags():
             return True
@@ -323,5 +323,5 @@ def _check_number(tags: Sequence[Tag]) -> None:
 
 
 def _spaced(text: str) -> str:
-    """Return the regex of a text whose words may have any white space between them."""
+    """Return the regex of a text with any white space between its words."""
     return r"\s*" + r"\s*".join(map(regex_of, re.findall(r"\w+|\S", text)))

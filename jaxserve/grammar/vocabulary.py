@@ -1,4 +1,4 @@
-"""A model's tokens as llguidance sees them."""
+"""A model's vocabulary in the form that llguidance needs."""
 
 import re
 import threading
@@ -8,16 +8,16 @@ from functools import cached_property
 from llguidance import LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
-# Other added tokens, such as line breaks, are text like any other where a form of calls has them.
+# Other added tokens, such as line breaks, are ordinary text in the format of a call.
 MARKUP = re.compile(r"<.+>|\[.+\]")
 
 
 class Vocabulary:
-    """The tokens that a grammar allows or forbids; for any thread.
+    """The tokens of a model, for compiling grammars. Thread-safe.
 
-    load: returns the tokenizer; called when it is first needed.
-    vocab_size: width of the model's logits, which may be more than the tokenizer knows. eos_ids:
-    the tokens that end an answer, allowed where a grammar lets it end.
+    load: returns the tokenizer; called on first use. vocab_size: width of the model's logits,
+    which may exceed the size of the tokenizer's vocabulary. eos_ids: tokens that end an answer,
+    allowed where the grammar is complete.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class Vocabulary:
 
     @property
     def _num_tokens(self) -> int:
-        # llguidance will not leave out a token that the tokenizer knows.
+        # llguidance needs room for every token of the tokenizer.
         return max(self._vocab_size, self._tokenizer.get_vocab_size())
 
     @property
     def num_words(self) -> int:
-        """How many int32 hold a bit for each token."""
+        """Number of int32 words in a bitmask with one bit per token."""
         return (self._num_tokens + 31) // 32
 
     def whole(self) -> LLTokenizer:
-        """Return all tokens. The first call takes a second or two, and keeps the GIL."""
+        """Return the whole vocabulary. The first call holds the GIL for a second or two."""
         with self._lock:
             if self._whole is None:
                 self._whole = LLTokenizer(
@@ -64,7 +64,7 @@ class Vocabulary:
             return self._whole
 
     def bare(self) -> LLTokenizer:
-        """Return bytes and added tokens alone: enough to check a grammar by, in no time."""
+        """Return a vocabulary of bytes and added tokens: enough to check a grammar quickly."""
         return self._bare
 
     @cached_property
@@ -73,13 +73,14 @@ class Vocabulary:
 
     @property
     def added_texts(self) -> list[str]:
-        """The texts of the added tokens, in the order of `bare`."""
+        """Texts of the added tokens, in the order of `bare`."""
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
 
     def markup(self, *, is_bare: bool) -> dict[str, int]:
-        """Return the added tokens that look like markup and their ids, in all tokens or `bare`.
+        """Return the ids of the added tokens that look like markup, by text.
 
-        To llguidance no text is ever one of them, special or not.
+        is_bare: whether the ids are those of `bare`. llguidance never matches text against these
+        tokens, so grammars must name them by id.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         ids = _Bytes.special_ids(len(added)) if is_bare else added
@@ -88,12 +89,12 @@ class Vocabulary:
 
 
 class _Bytes:
-    """A tokenizer of single bytes, as `TokenizerWrapper` wants one."""
+    """A tokenizer of single bytes, with the interface that `TokenizerWrapper` expects."""
 
     bos_token_id = None
 
     def __init__(self, special_tokens: Sequence[str]) -> None:
-        # Of no name that a grammar can call.
+        # \xff is not valid UTF-8, so no grammar can name this token.
         names = [b"\xff<end>", *(name.encode() for name in special_tokens)]
         self.tokens = [bytes([byte]) for byte in range(256)] + names
         self.eos_token_id = 256

@@ -337,7 +337,7 @@ def test_an_object_of_700_optional_properties_is_served() -> None:
     for text in ('{"p0": 1, "p350": 2, "p699": 3}', "{}", '{"p699": 1}'):
         assert accepts(params, text)
     assert not accepts(params, '{"p1": 1, "p0": 2}')
-    with pytest.raises(InvalidRequestError, match="at most 1000 properties in one object"):
+    with pytest.raises(InvalidRequestError, match="at most 1000 optional properties in one object"):
         checker().check(StructuredOutputsParams(json=properties(1001)))
 
 

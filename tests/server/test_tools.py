@@ -355,7 +355,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(calls: TestClient) -> None:
     error = refused(calls, thinking_token_budget=9)
     assert (error["param"], error["message"]) == (
         "thinking_token_budget",
-        "thinking_token_budget cannot be kept: </think> is no token of the model",
+        "thinking_token_budget is not supported: </think> is not a token of the model",
     )
 
 
