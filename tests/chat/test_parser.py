@@ -16,7 +16,7 @@ from jaxserve.chat.harmony import Harmony
 from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.chat.pieces import Kind
 from jaxserve.chat.source import MAX_SPACE
-from jaxserve.chat.syntax.json_call import MAX_HELD
+from jaxserve.chat.syntax.json_call import MAX_BUFFERED_CHARS
 from jaxserve.chat.syntax.json_value import is_object
 from jaxserve.errors import ConfigError
 from tests.chat.answers import ANSWERS, SCHEMAS, Found, form_of, found_in, parse
@@ -158,7 +158,7 @@ def test_text_is_held_back_no_longer_than_it_can_be_a_call(name: str) -> None:
     )
     parser = AnswerParser(FORMS[name], schemas={})
     given_out = sum(len(piece.text) for piece in parser.feed(text + "and so on " * 2000))
-    assert given_out > 20000 - MAX_HELD - MAX_SPACE
+    assert given_out > 20000 - MAX_BUFFERED_CHARS - MAX_SPACE
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -1,6 +1,6 @@
-"""How models write their reasoning, one file per way; a file's name is the parser's.
+"""Reasoning parsers, one file each; the name of the file is the name of the parser.
 
-To add one, add a file with its FORMAT, and texts of such a model to the tests.
+To add one, add a file that defines FORMAT, and answers of such a model to the tests.
 """
 
 from importlib import import_module
@@ -23,14 +23,14 @@ ALIASES = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the parsers there are."""
+    """Return the names of the available parsers."""
     return tuple(sorted(module.name for module in iter_modules(__path__)))
 
 
 def reasoning_format(name: str) -> ReasoningFormat | Harmony:
     """Return a parser's format; raises ConfigError for an unknown name."""
     name = ALIASES.get(name, name)
-    # Looked up among the files before anything is imported by a name from outside.
+    # Import only known files: the name comes from the user.
     if name not in names():
         raise ConfigError(f"reasoning_parser must be one of {', '.join(names())}, got {name!r}")
     form: ReasoningFormat | Harmony = import_module(f"{__name__}.{name}").FORMAT

@@ -1,4 +1,4 @@
-"""DeepSeek R1 and its like: always reasoning, whose first tag may be missing."""
+"""DeepSeek R1 and similar models: always reasoning, whose opening tag may be missing."""
 
 from jaxserve.chat.reasoning_format import ReasoningFormat
 

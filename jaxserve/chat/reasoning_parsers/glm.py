@@ -1,4 +1,4 @@
-"""GLM 4.5 and later: tags, and calls that end reasoning too."""
+"""GLM 4.5 and later: tags; a tool call also ends the reasoning."""
 
 from jaxserve.chat.reasoning_format import ReasoningFormat
 

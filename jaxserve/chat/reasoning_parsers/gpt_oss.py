@@ -1,4 +1,4 @@
-"""gpt-oss: messages on the channel analysis, in OpenAI's harmony."""
+"""gpt-oss: messages on the analysis channel, in OpenAI's harmony format."""
 
 from jaxserve.chat.harmony import Harmony
 

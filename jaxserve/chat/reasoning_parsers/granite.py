@@ -1,4 +1,4 @@
-"""Granite 3.2 and 3.3: sentences, or tags around reasoning and answer."""
+"""Granite 3.2 and 3.3: fixed sentences, or tags around reasoning and answer."""
 
 from jaxserve.chat.reasoning_format import ReasoningFormat
 

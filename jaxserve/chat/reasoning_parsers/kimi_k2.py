@@ -1,4 +1,4 @@
-"""Kimi K2 Thinking: tags, and calls that end reasoning too."""
+"""Kimi K2 Thinking: tags; a tool call also ends the reasoning."""
 
 from jaxserve.chat.reasoning_format import ReasoningFormat
 

@@ -1,4 +1,4 @@
-"""Qwen 3, DeepSeek V3.1, Nemotron 3 and many more: tags, where there is reasoning."""
+"""Qwen 3, DeepSeek V3.1, Nemotron 3 and many others: tags around optional reasoning."""
 
 from jaxserve.chat.reasoning_format import ReasoningFormat
 

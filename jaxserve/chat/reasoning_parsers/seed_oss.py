@@ -1,4 +1,4 @@
-"""ByteDance's Seed-OSS: tags of its own."""
+"""ByteDance Seed-OSS: its own tags."""
 
 from jaxserve.chat.reasoning_format import ReasoningFormat
 

@@ -1,4 +1,4 @@
-"""The few ways in which models write tool calls; each is a reader that formats are made of."""
+"""Syntaxes of tool calls. A ToolFormat combines one of them with the markers around calls."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -6,14 +6,14 @@ from typing import Any, Protocol
 from jaxserve.chat.pieces import Sink
 from jaxserve.chat.source import Reading, Source
 
-# What a function's parameters are, by the function's name: JSON schemas of objects.
+# JSON schemas of the parameters of functions, by function name.
 type Schemas = Mapping[str, Mapping[str, Any]]
 
 
 class CallSyntax(Protocol):
-    """How one call is written.
+    """Syntax of a single call.
 
-    begins: texts that a call can begin with, where that shows it from afar.
+    begins: markers that a call begins with; empty if a call has no distinctive beginning.
     """
 
     @property
@@ -22,9 +22,9 @@ class CallSyntax(Protocol):
         ...
 
     def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[bool]:
-        """Read one call into `sink`; return whether it was one, and whole.
+        """Read one call into `sink`; return whether it was a complete call.
 
-        If not, what was read since the source's mark is no part of a call: text. A reader moves
-        the mark with what it has understood.
+        If not, the text read since the source's mark is not part of a call. A reader moves the mark
+        past what it has recognized.
         """
         ...

@@ -1,4 +1,4 @@
-"""Calls whose name stands in a header before JSON: `weather<sep>{"city": "Oslo"}`."""
+"""Calls with the name in a header before JSON arguments: `weather<sep>{"city": "Oslo"}`."""
 
 import re
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from jaxserve.chat.syntax.json_value import read_arguments
 class HeaderCall:
     """A header up to `end`, then JSON.
 
-    header: what the header must match, white space around it aside; its group `name`, and `id`
-    where the model chooses one.
+    header: pattern of the stripped header, with the group `name`, and `id` if models write call
+    ids.
     """
 
     header: re.Pattern[str]
@@ -22,7 +22,7 @@ class HeaderCall:
 
     @property
     def begins(self) -> tuple[str, ...]:
-        """Nothing: a header begins with a name."""
+        """Empty, because a header begins with a name."""
         return ()
 
     def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[bool]:

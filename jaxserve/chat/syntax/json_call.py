@@ -11,22 +11,22 @@ NAMES = {"name", "function"}
 ARGUMENTS = {"arguments", "parameters"}
 # Keys that models add and no client needs.
 ENVELOPE = {"id", "type"}
-# Arguments that come before the name are held until it is known, so much of them.
-MAX_HELD = 8192
+# Maximum number of characters of arguments to buffer when they precede the name.
+MAX_BUFFERED_CHARS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class JsonCall:
     """A JSON object with the name and the arguments of a function, in any order.
 
-    needs_arguments: an object without them is no call, but an answer in JSON.
+    needs_arguments: whether an object without arguments is an answer in JSON instead of a call.
     """
 
     needs_arguments: bool = False
 
     @property
     def begins(self) -> tuple[str, ...]:
-        """Nothing: many an answer has a brace."""
+        """Empty, because other answers contain braces too."""
         return ()
 
     def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[bool]:
@@ -35,7 +35,7 @@ class JsonCall:
             return False
         num_calls = sink.num_calls
         name: str | None = None
-        held: list[str] | None = None
+        buffered: list[str] | None = None
         has_all_arguments = True
         separator = ","
         while separator == ",":
@@ -43,13 +43,14 @@ class JsonCall:
             if key in NAMES and not name:
                 name = yield from read_short_string(source)
                 is_fine = bool(name)
-                if name and held is not None:
+                if name and buffered is not None:
                     sink.call(name)
-                    sink.arguments("".join(held))
+                    sink.arguments("".join(buffered))
                     source.mark()
-            elif key in ARGUMENTS and not name and held is None:
-                held = []
-                is_fine = yield from read_arguments(source, held.append, limit=MAX_HELD)
+            elif key in ARGUMENTS and not name and buffered is None:
+                buffered = []
+                limit = MAX_BUFFERED_CHARS
+                is_fine = yield from read_arguments(source, buffered.append, limit=limit)
             elif key in ARGUMENTS and name and sink.num_calls == num_calls:
                 is_fine = not self.needs_arguments or not schemas or name in schemas
                 if is_fine:

@@ -1,4 +1,4 @@
-"""JSON as models write it: passed on while it comes, and never beyond its end."""
+"""Incremental reader of JSON values in the text of an answer."""
 
 import json
 import re
@@ -9,18 +9,18 @@ import pydantic_core
 from jaxserve.chat.source import SPACE, Emit, Reading, Source
 
 IN_STRING = re.compile(r'[^"\\]+')
-# Whatever JSON has between strings and brackets; commas and colons only inside of something.
+# JSON between strings and brackets. Commas and colons are valid only inside brackets.
 BETWEEN = re.compile(r"[\w+\-.,:\s]+")
 SCALAR = re.compile(r"[\w+\-.]+")
-# Models write line breaks into strings as they are, which JSON forbids.
+# Models write unescaped line breaks into strings, which JSON forbids.
 ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)} | {9: "\\t", 10: "\\n", 13: "\\r"}
 
 
 def read_value(source: Source, emit: Emit, *, limit: int | None = None) -> Reading[bool]:
-    """Pass one JSON value on as it is written; return whether it came to its end.
+    """Emit one JSON value as it is written; return whether it is complete.
 
-    It stops where the text ends, after `limit` characters, and at a character that JSON has only
-    in strings. Brackets are counted and not matched: what is inside is the reader's affair.
+    Stop at the end of the text, after `limit` characters, or at a character that JSON allows only
+    in strings. Brackets are counted but not matched, and the value is not validated.
     """
     start = source.position
     depth = 0
@@ -50,7 +50,7 @@ def read_value(source: Source, emit: Emit, *, limit: int | None = None) -> Readi
 
 
 def is_object(text: str) -> bool:
-    """Whether a text is the JSON of an object."""
+    """Whether a text is a JSON object."""
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
@@ -58,9 +58,9 @@ def is_object(text: str) -> bool:
 
 
 def read_short_string(source: Source) -> Reading[str | None]:
-    """Read a short JSON string, and white space before it; None if none comes next.
+    """Read a short JSON string without escapes, and white space before it.
 
-    Then nothing but the white space and the quote are read.
+    Return None if there is no such string; then at most the white space and the quote were read.
     """
     if not (yield from source.accept('"')):
         return None
@@ -72,7 +72,7 @@ def read_short_string(source: Source) -> Reading[str | None]:
 
 
 def read_arguments(source: Source, emit: Emit, *, limit: int | None = None) -> Reading[bool]:
-    """Read a call's arguments: an object, the text of one as a string, or null for none."""
+    """Read a call's arguments: an object, a string that contains one, or null for no arguments."""
     yield from skip_space(source)
     char = yield from source.peek()
     if char == "{":
@@ -93,7 +93,7 @@ def read_arguments(source: Source, emit: Emit, *, limit: int | None = None) -> R
 
 
 def skip_space(source: Source) -> Reading[None]:
-    """Read white space, a bounded lot of it."""
+    """Read white space."""
     while (yield from source.peek()).isspace():
         if not source.take(SPACE):
             return

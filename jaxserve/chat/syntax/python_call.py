@@ -1,4 +1,4 @@
-"""Calls as Python writes them: `weather(city="Oslo", days=[1, 2])`."""
+"""Calls in Python syntax: `weather(city="Oslo", days=[1, 2])`."""
 
 import json
 import re
@@ -24,11 +24,11 @@ NUM_DIGITS = {"x": 2, "u": 4}
 
 
 class PythonCall:
-    """A function's name and keyword arguments that are literals."""
+    """A function name with literals as keyword arguments."""
 
     @property
     def begins(self) -> tuple[str, ...]:
-        """Nothing: a call begins with a name."""
+        """Empty, because a call begins with a name."""
         return ()
 
     def read(self, source: Source, sink: Sink, schemas: Schemas) -> Reading[bool]:
@@ -75,10 +75,10 @@ class PythonCall:
 
 
 def _read_literal(source: Source, emit: Emit) -> Reading[bool]:
-    """Pass a literal on as JSON; return whether it came to its end."""
+    """Emit a literal as JSON; return whether it is complete."""
     brackets: list[str] = []
     is_key = False
-    needs_comma = False  # given out when something follows: Python allows a last one too many
+    needs_comma = False  # emitted with the next element, because Python allows a trailing comma
 
     def begin(text: str) -> None:
         nonlocal needs_comma
@@ -131,7 +131,7 @@ def _read_word(source: Source) -> Reading[str]:
 
 
 def _read_string(source: Source, emit: Emit) -> Reading[bool]:
-    """Pass what is in quotes on as what is in JSON's; return whether they were closed."""
+    """Emit the content of a string, escaped for JSON; return whether the string is closed."""
     quote = source.skip(1)
     while True:
         char = yield from source.peek()
@@ -150,17 +150,17 @@ def _read_string(source: Source, emit: Emit) -> Reading[bool]:
 
 
 def _read_escape(source: Source) -> Reading[str]:
-    """Read a backslash and what it stands for; Python leaves those it does not know as they are."""
+    """Read an escape sequence; as in Python, keep an unknown one unchanged."""
     kind = (yield from source.peek(2))[1:]
     num_digits = NUM_DIGITS.get(kind, 0)
     digits = (yield from source.peek(2 + num_digits))[2:]
     if not kind or len(digits) < num_digits:
-        # The text ends within it.
+        # The text ends within the sequence.
         source.skip_rest()
         return ""
     if kind in CODES:
         code = int(digits, 16) if CODES[kind].fullmatch(digits) else None
-        # Half of a surrogate pair is no character that could be sent.
+        # A lone surrogate cannot be encoded in UTF-8.
         if code is not None and not 0xD800 <= code < 0xE000:
             source.skip(2 + len(digits))
             return chr(code)

@@ -1,6 +1,7 @@
 """Calls whose arguments stand between tags: `<function=weather><parameter=city>Oslo</parameter>`.
 
-Values are written bare, so only the tool's schema tells the text 1 from the number 1.
+Values are written without quotes, so only the tool's schema distinguishes the string 1 from the
+number 1.
 """
 
 import json
@@ -16,10 +17,10 @@ from jaxserve.chat.source import Emit, Reading, Source
 from jaxserve.chat.syntax import Schemas
 
 NAME = re.compile(r"[\w.:/-]{1,128}")
-# Python's words, which models write where JSON's are meant.
+# Models also write Python's keywords.
 WORDS = {"True": "true", "False": "false", "None": "null"}
 STRING = frozenset({"string"})
-# DeepSeek's way of saying so itself, behind the key.
+# DeepSeek's attribute after the key of a string.
 IS_STRING = 'string="true"'
 KINDS: Mapping[type, frozenset[str]] = {
     bool: frozenset({"boolean"}),
@@ -30,7 +31,7 @@ KINDS: Mapping[type, frozenset[str]] = {
     str: frozenset({"string"}),
     type(None): frozenset({"null"}),
 }
-# From one part of a schema to the next.
+# Maximum number of $refs followed in a row.
 MAX_REFERENCES = 8
 
 
@@ -38,8 +39,9 @@ MAX_REFERENCES = 8
 class TaggedCall:
     """A name, then keys and values between tags.
 
-    name: what stands before a name, and what may end it. key and value: what stands before and
-    after. end: what ends the call, or may. pads: whether a line break follows and precedes a value.
+    name: the tag before the name, and the tags that may end it. key and value: the tags before and
+    after each. end: the optional end tag of the call. pads: whether values have a line break on
+    either side.
     """
 
     name: tuple[str, tuple[str, ...]]
@@ -62,7 +64,7 @@ class TaggedCall:
         if not NAME.fullmatch(name):
             return False
         yield from source.accept(*(end for end in ends if end not in (self.key[0], self.end)))
-        # One that goes on as calls do is a call.
+        # It is a call only if one of these tags follows.
         tag = yield from source.accept(self.key[0], self.end)
         if not tag:
             return False
@@ -72,7 +74,7 @@ class TaggedCall:
         properties = _mapping(schema.get("properties"))
         types = {key: types_of(value, schema) for key, value in properties.items()}
         separator = "{"
-        # A key whose end is missing ends where its value begins.
+        # A key without an end tag ends where its value begins.
         key_ends = tuple(filter(None, (self.key[1], self.value[0])))
         while tag == self.key[0]:
             key = yield from source.short_until(key_ends)
@@ -96,7 +98,7 @@ class TaggedCall:
             is_whole = yield from self._read_value(source, sink.arguments, kinds)
             source.mark()
             if not is_whole:
-                return True  # the text has ended within a value, and the JSON with it
+                return True  # the text ended within a value, and so did its JSON
             tag = yield from source.accept(self.key[0], self.end)
             if not tag and source.is_cut_within(self.key[0], self.end):
                 source.skip_rest()
@@ -108,12 +110,12 @@ class TaggedCall:
     def _read_value(self, source: Source, emit: Emit, types: frozenset[str]) -> Reading[bool]:
         end = self.value[1]
         ends: tuple[str, ...] = ("\n" + end, end) if self.pads else (end,)
-        # As in vLLM, a value whose end is missing ends before the next key and the call's end.
+        # As in vLLM, a value without an end tag ends before the next key or the end of the call.
         others = (self.key[0], self.end)
         ends += (*others, *("\n" + other for other in others))
         if self.pads and (yield from source.peek()) == "\n":
             source.skip(1)
-        # Which of the types it is shows only at its end, but a string can be nothing else.
+        # The type of a value is known only at its end, unless it can only be a string.
         parts: list[str] = []
         is_string = types == STRING
         take: Emit = (lambda text: emit(_json(text)[1:-1])) if is_string else parts.append
@@ -131,7 +133,10 @@ class TaggedCall:
 
 
 def _converted(text: str, types: frozenset[str]) -> str:
-    """Return the JSON of a value written bare: of one of the types, or a string."""
+    """Return the JSON of an unquoted value: of one of `types` if it parses as such, else a string.
+
+    types: JSON schema types; empty for any.
+    """
     value = WORDS.get(text.strip(), text.strip())
     try:
         kinds = KINDS[type(json.loads(value, parse_constant=_refuse))]
@@ -141,7 +146,7 @@ def _converted(text: str, types: frozenset[str]) -> str:
 
 
 def _begun(text: str, types: frozenset[str]) -> str:
-    """Return the beginning of the JSON of a value that was cut."""
+    """Return the JSON of a truncated value, itself truncated."""
     if not text.strip():
         return ""
     try:
@@ -152,16 +157,16 @@ def _begun(text: str, types: frozenset[str]) -> str:
 
 
 def _refuse(constant: str) -> None:
-    """NaN and the infinities are Python's words, and not JSON."""
+    """Refuse NaN and the infinities, which `json.loads` accepts but JSON does not have."""
     raise ValueError(constant)
 
 
 def types_of(
     schema: object, whole: Mapping[str, Any], *, depth: int = MAX_REFERENCES
 ) -> frozenset[str]:
-    """Return the types that a part of a schema names, as values are read; none if it may be any.
+    """Return the types that a schema allows; empty if it allows any.
 
-    whole: the schema in which it stands, as it may refer to another part.
+    schema: a part of `whole`, which its references are resolved in.
     """
     schema = resolved(schema, whole)
     match schema.get("type"):
@@ -181,7 +186,7 @@ def types_of(
 
 
 def resolved(schema: object, whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a schema or, if it does nothing but refer to another part of the whole, that."""
+    """Return a schema with its leading `$ref`s followed within `whole`."""
     found = _mapping(schema)
     for _ in range(MAX_REFERENCES):
         reference = found.get("$ref")

@@ -1,4 +1,4 @@
-"""Apriel: a list of JSON between tags."""
+"""Apriel: a JSON list between tags."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

@@ -1,4 +1,4 @@
-"""DeepSeek V3 and R1: a name in a header, then JSON in a block of code."""
+"""DeepSeek V3 and R1: the name in a header, then JSON in a code block."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""DeepSeek V3.1: a name, a token and JSON."""
+"""DeepSeek V3.1: the name, a special token, then JSON."""
 
 import re
 

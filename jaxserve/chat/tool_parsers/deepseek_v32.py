@@ -1,4 +1,4 @@
-"""DeepSeek V3.2: everything between tags of DeepSeek's own markup."""
+"""DeepSeek V3.2: name and arguments in DeepSeek's own markup."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.tagged_call import TaggedCall

@@ -1,4 +1,4 @@
-"""DeepSeek V4: as V3.2, in a tag of another name."""
+"""DeepSeek V4: as V3.2, with a different outer tag."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""GigaChat 3: JSON after a token."""
+"""GigaChat 3: JSON after a special token."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

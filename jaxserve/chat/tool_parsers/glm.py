@@ -1,4 +1,4 @@
-"""GLM 4.5 and later: a name, then keys and values between tags."""
+"""GLM 4.5 and later: the name, then keys and values between tags."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.tagged_call import TaggedCall

@@ -1,4 +1,4 @@
-"""gpt-oss: messages to the recipient of the call, in OpenAI's harmony."""
+"""gpt-oss: messages to the function as recipient, in OpenAI's harmony format."""
 
 from jaxserve.chat.harmony import Harmony
 

@@ -1,4 +1,4 @@
-"""Granite 3: a token, then a list of JSON."""
+"""Granite 3: a special token, then a JSON list."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

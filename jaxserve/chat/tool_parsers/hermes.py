@@ -1,4 +1,4 @@
-"""Hermes, Qwen 2.5, Qwen 3, Granite 4 and many more: JSON between tags."""
+"""Hermes, Qwen 2.5, Qwen 3, Granite 4 and many others: JSON between tags."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

@@ -1,4 +1,4 @@
-"""Kimi K2: an id that holds the name, a token and JSON."""
+"""Kimi K2: a call id that contains the name, a special token, then JSON."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""LFM 2: calls in Python, between special tokens."""
+"""LFM 2: Python calls between special tokens."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.python_call import PythonCall

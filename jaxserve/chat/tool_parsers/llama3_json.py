@@ -1,4 +1,4 @@
-"""Llama 3.1 to 3.3: an answer that is nothing but JSON."""
+"""Llama 3.1 to 3.3: the whole answer is JSON."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

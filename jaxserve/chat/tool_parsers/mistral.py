@@ -1,4 +1,4 @@
-"""Mistral since Small 3.1 and Devstral: a token, the name, another token, and JSON."""
+"""Mistral since Small 3.1, and Devstral: a special token, the name, another one, then JSON."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Mistral before Small 3.1, such as Nemo: a token and a list of JSON."""
+"""Mistral before Small 3.1, such as Nemo: a special token, then a JSON list."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

@@ -1,4 +1,4 @@
-"""Phi 4 mini, firefunction: a list of JSON after a word or between tokens."""
+"""Phi 4 mini and firefunction: a JSON list after a word or between special tokens."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.json_call import JsonCall

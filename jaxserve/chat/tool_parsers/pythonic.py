@@ -1,4 +1,4 @@
-"""Llama 3.2 and 4, ToolACE, OLMo 3: an answer that is a list of calls in Python."""
+"""Llama 3.2 and 4, ToolACE, OLMo 3: the whole answer is a list of Python calls."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.python_call import PythonCall

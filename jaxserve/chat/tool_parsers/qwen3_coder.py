@@ -1,4 +1,4 @@
-"""Qwen 3 Coder, Qwen 3.5, Nemotron 3, Step 3.5: everything between tags."""
+"""Qwen 3 Coder, Qwen 3.5, Nemotron 3, Step 3.5: name and arguments between tags."""
 
 from jaxserve.chat.call_form import CallForm
 from jaxserve.chat.syntax.tagged_call import TaggedCall

@@ -1,4 +1,4 @@
-"""ByteDance's Seed-OSS: as Qwen 3 Coder, in a tag of its own."""
+"""ByteDance Seed-OSS: as Qwen 3 Coder, with different tags."""
 
 from dataclasses import replace
 
