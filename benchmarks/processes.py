@@ -34,7 +34,7 @@ from jaxserve.client.remote import RemoteClient
 from jaxserve.client.wire import SocketPort, decode_reply, encode_command, encode_reply
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.loop import Leave, Reply, run_engine
-from jaxserve.frontend.output_processor import Assembler
+from jaxserve.frontend.output_processor import OutputProcessor
 from jaxserve.observability.metrics import Metrics
 
 VOCAB_SIZE = 1000
@@ -126,14 +126,14 @@ class Costs:
 def measure_step(num_sequences: int, *, num_steps: int) -> str:
     """Return a row of the table."""
     engine = new_engine(num_sequences)
-    assembler = Assembler(words(), engine)
+    processor = OutputProcessor(words(), engine)
     params = SamplingParams(max_tokens=2 * num_steps, ignore_eos=True)
     for index in range(num_sequences):
         request = Request(id=str(index), prompt_ids=PROMPT_IDS, params=params)
-        engine.add(request, first_key=assembler.open(request))
+        engine.add(request, first_key=processor.open(request))
     for _ in range(num_steps // 2):  # until all of them decode
         for batch in engine.step().values():
-            assembler.feed(batch)
+            processor.feed(batch)
     costs, sizes = Costs(), []
     engine.timeline.recent.clear()
     for _ in range(num_steps):
@@ -141,7 +141,7 @@ def measure_step(num_sequences: int, *, num_steps: int) -> str:
         frame = costs.time("encode", num_sequences, partial(encode_reply, batch))
         sizes.append(len(frame) / num_sequences)
         read = costs.time("decode", num_sequences, partial(decode_reply, frame))
-        costs.time("text", num_sequences, partial(feed, assembler, read))
+        costs.time("text", num_sequences, partial(feed, processor, read))
     emit = [record.emit_s / num_sequences * 1e6 for record in engine.timeline.recent]
     cells = [median(emit), *(median(costs.us[part]) for part in ("encode", "decode", "text"))]
     return f"{num_sequences:>9}{''.join(f'{cell:>10.2f}' for cell in cells)}{median(sizes):>10.1f}"
@@ -174,10 +174,10 @@ def measure_port(num_sequences: int, *, num_steps: int) -> tuple[float, float]:
     return median(look) * 1e6, median(send) * 1e6
 
 
-def feed(assembler: Assembler, reply: Reply) -> None:
+def feed(processor: OutputProcessor, reply: Reply) -> None:
     """Make events of a batch."""
     assert isinstance(reply, TokenBatch)
-    assembler.feed(reply)
+    processor.feed(reply)
 
 
 async def latencies(client: EngineClient, count: int) -> list[float]:

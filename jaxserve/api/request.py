@@ -71,7 +71,7 @@ class RequestOutputKind(Enum):
 
 # Parameters of vLLM's that are refused, by a reason.
 UNSERVED: Mapping[str, str] = {
-    "best_of": "is not supported: ask for n answers and choose among them",
+    "best_of": "is not supported: request n answers and choose among them",
     "guided_decoding": "is vLLM's older name: use structured_outputs",
     "logits_processors": "are compiled into the step: give them to LLM, and extra_args here",
     "prompt_logprob_start": "is not supported: prompt_logprobs are those of the whole prompt",

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from jaxserve.api.request import FinishReason, Request, TokenEvent
 from jaxserve.engine.loop import Abort, Add, Command, Finish, Refusal, Reply
 from jaxserve.errors import INTERNAL_ERROR, JaxserveError
-from jaxserve.frontend.output_processor import Assembler
+from jaxserve.frontend.output_processor import OutputProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Streams:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, send: Callable[[Command], None]) -> None:
-        self._assembler = Assembler(tokenizer, self)
+        self._processor = OutputProcessor(tokenizer, self)
         self._send = send
         self._streams: dict[str, Stream] = {}
 
@@ -104,16 +104,16 @@ class Streams:
                 self._forget(reply.request_id)
                 stream.fail(reply.error())
             return
-        self._put(self._assembler.feed(reply))
+        self._put(self._processor.feed(reply))
 
     def fail(self, reason: str) -> None:
         """End every stream, by an error in every choice that has not ended."""
         for request_id in self.request_ids:
-            self._put(self._assembler.fail(request_id, reason))
+            self._put(self._processor.fail(request_id, reason))
 
     def _open(self, request: Request) -> Stream:
         try:
-            first_key = self._assembler.open(request)
+            first_key = self._processor.open(request)
         except JaxserveError:
             raise
         except Exception as error:
@@ -131,7 +131,7 @@ class Streams:
 
     def _forget(self, request_id: str) -> None:
         del self._streams[request_id]
-        self._assembler.close(request_id)
+        self._processor.close(request_id)
 
 
 def merge(events: list[TokenEvent]) -> TokenEvent:

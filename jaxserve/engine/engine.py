@@ -34,11 +34,11 @@ IDLE_S = 0.005
 class Engine:
     """Serves requests by steps; for one thread.
 
-    `add` requests, then call `step` while `has_work`. It knows no text: an `Assembler` makes events
-    of its batches, finds stop strings, and calls `finish`. Every choice of every request added ends
-    in exactly one `End`, unless its client ends it by `finish` or leaves. The exceptions that leave
-    `step` are those of the runner and of broken invariants: after one the engine is of no further
-    use.
+    `add` requests, then call `step` while `has_work`. The engine handles tokens only: an
+    `OutputProcessor` turns its batches into events with text, finds stop strings, and calls
+    `finish`. Every choice of every request added ends in exactly one `End`, unless its client ends
+    it by `finish` or leaves. The exceptions that leave `step` are those of the runner and of broken
+    invariants: after one the engine is of no further use.
 
     vocab_size: token ids a request may name. max_logprobs: alternatives it may ask for. check:
     raises InvalidRequestError for parameters that the runner does not take. matchers: None where no

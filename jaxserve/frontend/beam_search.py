@@ -1,6 +1,7 @@
-"""Beam search: rounds of requests for one token each, of which the likeliest are continued.
+"""Beam search on top of the engine.
 
-The engine knows nothing of it. What a round computes, the next finds in the prefix cache.
+Each round sends one request per beam, for one token, and continues the most likely beams. The next
+round finds the KV pages of the previous one in the prefix cache.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,18 +19,17 @@ from jaxserve.api.request import (
 from jaxserve.errors import InvalidRequestError, JaxserveError
 
 LENGTH_PENALTY_LIMITS = Limits(-10.0, 10.0)
-# Where nothing is drawn these change nothing.
+# Beam search does not sample, so these two are equivalent.
 TEMPERATURES = (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamSearchParams:
-    """How to search; names as in vLLM.
+    """Parameters of a beam search, named as in vLLM. Raises InvalidRequestError.
 
-    beam_width: answers wanted, and beams continued in each round. length_penalty: the power of its
-    length by which an answer's log-probability is divided, so that above 0 longer ones gain.
-    temperature: 0 or 1, as nothing is drawn: the model's own log-probabilities are compared.
-    Raises InvalidRequestError.
+    beam_width: number of answers, and of beams continued per round. length_penalty: the score of an
+    answer is its log-probability divided by its length to this power; values above 0 favour longer
+    answers. temperature: 0 or 1; either way the model's own log-probabilities are compared.
     """
 
     beam_width: int
@@ -45,7 +45,7 @@ class BeamSearchParams:
         LENGTH_PENALTY_LIMITS.check("length_penalty", self.length_penalty)
         if self.temperature not in TEMPERATURES:
             raise InvalidRequestError(
-                f"temperature must be 0 or 1 in a beam search, which draws nothing,"
+                f"temperature must be 0 or 1 with beam search, which does not sample,"
                 f" got {show(self.temperature)}",
                 param="temperature",
             )
@@ -54,27 +54,27 @@ class BeamSearchParams:
 def check_search(
     beam_width: int, *, max_logprobs: int, logprobs_mode: str, param: str = "beam_width"
 ) -> None:
-    """Raise InvalidRequestError unless an engine of these settings reports what a search needs.
+    """Raise InvalidRequestError unless the engine reports the log-probabilities of a search.
 
-    param: what the width is called.
+    max_logprobs, logprobs_mode: settings of the engine. param: name of the beam width.
     """
     if 2 * beam_width > max_logprobs:
         raise InvalidRequestError(
-            f"{param} must be at most {max_logprobs // 2} in a beam search, half of max_logprobs,"
+            f"{param} must be at most {max_logprobs // 2} with beam search, half of max_logprobs,"
             f" got {beam_width}",
             param=param,
         )
     if not logprobs_mode.endswith("logprobs"):
         raise InvalidRequestError(
-            f"beam search compares log-probabilities: there are none with logprobs_mode"
-            f" {logprobs_mode}",
+            f"beam search needs log-probabilities, which logprobs_mode {logprobs_mode} does not"
+            " return",
             param=param,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """The beginning of an answer, or a whole one; logprobs align with token_ids."""
+    """An answer, complete or not. logprobs: one per token id."""
 
     token_ids: tuple[int, ...] = ()
     cum_logprob: float = 0.0
@@ -84,10 +84,10 @@ class Beam:
 
 
 class BeamSearch:
-    """One search. While there are `requests`, run them all and `extend` by what they report.
+    """A single search. Run `requests()` and pass their results to `extend` until there are none.
 
-    request: the prompt to answer, with the number of log-probabilities to report. eos_ids: tokens
-    that end an answer, beside the request's own stop tokens.
+    request: the prompt, and the number of log-probabilities to report. eos_ids: tokens that end an
+    answer, in addition to the request's stop tokens.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class BeamSearch:
         self._complete: list[Beam] = []
         self._round = 0
         asked, wanted = request.params.logprobs or 0, 2 * params.beam_width
-        # How many alternatives answers tell, None for all of the vocabulary.
+        # Number of alternatives to report; None for the whole vocabulary.
         self._num_top = None if asked == -1 else asked
         self._one_token = SamplingParams(
             temperature=0.0,
@@ -112,7 +112,7 @@ class BeamSearch:
         )
 
     def requests(self) -> list[Request]:
-        """Return what to run next: a request for each beam, none when the search is over."""
+        """Return the requests of the next round, one per beam; empty when the search is over."""
         if self._round == self._params.max_tokens or self._is_decided():
             return []
         return [
@@ -126,7 +126,10 @@ class BeamSearch:
         ]
 
     def extend(self, positions: Sequence[PositionLogprobs]) -> None:
-        """Continue each beam by the likeliest of its next tokens, and keep the best of all."""
+        """Extend each beam by its most likely tokens, and keep the best beams.
+
+        positions: the log-probabilities of each beam's next token, in the order of `requests`.
+        """
         self._round += 1
         width = self._params.beam_width
         found: list[Beam] = []
@@ -150,21 +153,21 @@ class BeamSearch:
         self._complete = sorted(self._complete, key=self.score, reverse=True)[:width]
 
     def best(self) -> list[Beam]:
-        """Return the answers, the best first; of no more tokens than were allowed."""
+        """Return the `beam_width` best answers, best first."""
         ended = [replace(beam, finish_reason=FinishReason.LENGTH) for beam in self._beams]
         answers = sorted([*self._complete, *ended], key=self.score, reverse=True)
         return answers[: self._params.beam_width]
 
     def score(self, beam: Beam) -> float:
-        """Return what answers are compared by; the token that ends one is not of its length."""
+        """Return the score of an answer. Its length does not include the token that ends it."""
         num_tokens = len(beam.token_ids) - (beam.finish_reason is FinishReason.STOP)
         return self._normalised(beam.cum_logprob, max(1, num_tokens))
 
     def _is_decided(self) -> bool:
-        """Whether no beam can become better than the answers there are."""
+        """Whether no beam can still beat the complete answers."""
         if len(self._complete) < self._params.beam_width or not self._beams:
             return not self._beams
-        # A log-probability only falls; what it is divided by is at most, or at least, this.
+        # A log-probability can only fall, so this is an upper bound on the score of any beam.
         is_rising = self._params.length_penalty > 0
         num_tokens = self._params.max_tokens if is_rising else self._round
         bound = self._normalised(self._beams[0].cum_logprob, max(1, num_tokens))
@@ -178,15 +181,15 @@ class BeamSearch:
 def run_searches(
     searches: Sequence[BeamSearch], run: Callable[[list[Request]], Iterable[TokenEvent]]
 ) -> None:
-    """Run searches to their ends, each round of all of them together.
+    """Run several searches to completion, batching their rounds.
 
-    run: yields the events of requests. Raises JaxserveError where one fails.
+    run: runs requests and yields their events. Raises JaxserveError if a request fails.
     """
     while rounds := [(search, found) for search in searches if (found := search.requests())]:
         reports: dict[str, PositionLogprobs] = {}
         for event in run([request for _, found in rounds for request in found]):
             if event.finish_reason is not FinishReason.LENGTH:
-                raise JaxserveError(event.error or "a beam could not be continued")
+                raise JaxserveError(event.error or "a request of the beam search failed")
             reports[event.request_id] = event.logprobs[0]
         for search, found in rounds:
             search.extend([reports[request.id] for request in found])

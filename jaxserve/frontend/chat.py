@@ -1,4 +1,4 @@
-"""A chat as users write it: messages, tools, and the prompt that a template makes of them."""
+"""Request models of a chat, and its rendering with the model's template."""
 
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -30,13 +30,13 @@ MAX_MESSAGES = 4096
 MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_CHARS = 2**16
 
-# Beyond OpenAI's roles, those of a model's own, such as ipython; its template says which.
+# Any role, because models have roles of their own, such as ipython.
 ROLE = r"^[a-zA-Z0-9_.-]{1,64}$"
 type ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class Message(Body):
-    """One message of a chat. Some agents send back more of an answer than a model reads."""
+    """One message of a chat. Fields of answers that some clients send back are ignored."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -63,7 +63,7 @@ class Message(Body):
     tool_call_id: str | None = None
 
     def for_template(self, place: str) -> dict[str, Any]:
-        """Return the message as chat templates read it; `place` names it in errors."""
+        """Return the message as a dict for chat templates. place: its name in errors."""
         if self.content is None and self.role != "assistant":
             raise InvalidRequestError(
                 f"{place}.content is required", param=f"{place}.content", code="missing_field"
@@ -78,7 +78,7 @@ class Message(Body):
         if isinstance(self.content, str):
             message["content"] = self.content
         elif self.content is None and self.refusal is not None:
-            # Templates know no refusals: it is what the assistant said.
+            # Templates have no field for refusals.
             message["content"] = self.refusal
         elif self.content is not None:
             parts = [{"type": "text", "text": part.text} for part in self.content]
@@ -92,7 +92,7 @@ type Messages = Annotated[list[Message], FailFast(), Field(min_length=1, max_len
 
 
 class ChatOptions(Body):
-    """How to make a prompt of a chat, whatever its messages."""
+    """Fields that determine how a chat is rendered, apart from its messages."""
 
     unread = UNREAD
 
@@ -111,23 +111,23 @@ class ChatOptions(Body):
 
 
 class Chat(ChatOptions):
-    """A chat and how to make a prompt of it: what completions and /tokenize share."""
+    """A chat and its rendering options. Shared by chat completions and /tokenize."""
 
     messages: Messages
 
     @property
     def functions(self) -> list[Function]:
-        """All functions that are declared, those of custom tools among them."""
+        """All declared functions, including those that stand for custom tools."""
         return [tool.function for tool in self.tools if not isinstance(tool, HostedTool)]
 
     @property
     def custom_tools(self) -> frozenset[str]:
-        """Names of the functions that custom tools are."""
+        """Names of the functions that stand for custom tools."""
         return frozenset(tool.custom.name for tool in self.tools if isinstance(tool, CustomTool))
 
     @property
     def offered_functions(self) -> list[Function]:
-        """The functions that the model may call; none where it must not."""
+        """The functions that the model may call; empty if it must not call any."""
         mode, names = self._choice
         if mode == "none":
             return []
@@ -140,12 +140,12 @@ class Chat(ChatOptions):
 
     @property
     def must_call_once(self) -> bool:
-        """Whether it must be one call, as a function that is named is called once."""
+        """Whether the answer must be exactly one call, as for a named function."""
         return isinstance(self.tool_choice, NamedFunction | NamedCustomTool)
 
     @property
     def _choice(self) -> tuple[str, list[str] | None]:
-        """Whether the model may call, must, or must not; and which functions, all if None."""
+        """The mode (none, auto or required), and the names of allowed functions; None for all."""
         match self.tool_choice:
             case NamedFunction() | NamedCustomTool() as tool:
                 return "required", [tool.name]
@@ -162,14 +162,14 @@ class Chat(ChatOptions):
 
     @property
     def continues_reasoning(self) -> bool:
-        """Whether the answer goes on with reasoning, which the last message has and no more."""
+        """Whether the answer continues a last message that has reasoning but no content yet."""
         last = self.messages[-1]
         has_reasoning = bool(last.reasoning or last.reasoning_content)
         has_more = bool(self.last_text or last.tool_calls)
         return self.continue_final_message and has_reasoning and not has_more
 
     def check_tools(self) -> None:
-        """Raise InvalidRequestError unless what is chosen is there."""
+        """Raise InvalidRequestError unless tool_choice matches the tools."""
         names = {function.name for function in self.functions}
         for name in self._choice[1] or ():
             if name not in names:
@@ -179,11 +179,11 @@ class Chat(ChatOptions):
                 )
         if self.must_call and not names:
             raise InvalidRequestError(
-                "tool_choice can only be required where there are tools", param="tool_choice"
+                "tool_choice can only be required if tools are given", param="tool_choice"
             )
 
     def num_chars(self) -> int:
-        """Return how much text the messages hold, at least: what no rendering can shorten."""
+        """Return the number of characters in the messages, a lower bound for the prompt."""
         return sum(
             len(message.content)
             if isinstance(message.content, str)
@@ -198,10 +198,10 @@ class Chat(ChatOptions):
         *,
         reasoning: ReasoningFormat | Harmony | None = None,
     ) -> str:
-        """Return the prompt. Raises InvalidRequestError where the template cannot take it.
+        """Return the prompt. Raises InvalidRequestError if the template rejects the chat.
 
-        ignored: gets roles and names in chat_template_kwargs that the template does not read.
-        reasoning: how the model sets its reasoning apart, as far as it is known.
+        ignored: collects roles and chat_template_kwargs that the template does not read.
+        reasoning: the model's format of reasoning, if known.
         """
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequestError(
@@ -216,7 +216,7 @@ class Chat(ChatOptions):
             thinks = self.reasoning_effort != "none"
             for name, value in (
                 ("reasoning_effort", self.reasoning_effort),
-                # What templates call the switch that OpenAI has as an effort.
+                # Templates have a switch in place of OpenAI's effort.
                 ("enable_thinking", thinks),
                 ("thinking", thinks),
             ):

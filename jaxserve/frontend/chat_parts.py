@@ -1,4 +1,4 @@
-"""Parts of a chat's messages: text, by any of its names."""
+"""Content parts of chat messages: text under its several type names, and refusals."""
 
 from typing import Annotated, Literal
 
@@ -12,9 +12,9 @@ PART_HINTS = Unread(ignored=frozenset({"cache_control", "prompt_cache_breakpoint
 
 
 class TextPart(Body):
-    """Part of a message, perhaps by the name that /v1/responses has for it.
+    """Text part of a message, under the type of either chat completions or /v1/responses.
 
-    Hints about caching have no effect: prefixes are cached anyway.
+    Caching hints have no effect, because prefixes are always cached.
     """
 
     unread = PART_HINTS
@@ -24,7 +24,7 @@ class TextPart(Body):
 
 
 class RefusalPart(Body):
-    """A refusal, of an answer sent back, which the model reads as any text."""
+    """A refusal in an earlier answer. The model reads it as text."""
 
     unread = PART_HINTS
 
@@ -33,11 +33,11 @@ class RefusalPart(Body):
 
     @property
     def text(self) -> str:
-        """The text that the model reads."""
+        """The refusal, under the name that all parts share."""
         return self.refusal
 
 
-# By the type of a part. One of none is taken for text, which says what it lacks.
+# Tags of the union by the type of a part. A part without a type is validated as text.
 PART_TYPES = {
     **dict.fromkeys(("text", "input_text", "output_text"), "text"),
     "refusal": "refusal",

@@ -1,4 +1,4 @@
-"""Tokens to text, one token at a time, and the stop strings found in that text."""
+"""Incremental detokenization, and detection of stop strings."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from tokenizers.decoders import DecodeStream
 from jaxserve.api.request import Request
 
 REPLACEMENT = "\ufffd"
-# A character is at most four bytes, so at most four tokens. A model that emits bytes which never
-# form one would otherwise be decoded again from its start with each token, at quadratic cost.
+# A character is at most four bytes, so at most four tokens. Without a limit, bytes that never form
+# a character would be decoded again with each token, at quadratic cost.
 MAX_PENDING_TOKENS = 8
-# How much of the prompt to decode for context, tried in this order. More is needed only when the
-# shorter tail begins in the middle of a character.
+# Lengths of the prompt's tail to decode as context, tried in this order. A longer tail is needed
+# only if a shorter one begins in the middle of a character.
 CONTEXT_TOKENS = (4, 8, 16, 32)
 # Tokens at the end of a prompt that can be the beginning of a character.
 MAX_SPLIT_TOKENS = 3
 
 
 class TokenDecoder:
-    """Decodes a growing list of tokens into text that is final as soon as it is given out.
+    """Incremental decoder of tokens. Text is final once returned.
 
-    The pieces together are what decoding prompt and output at once adds to decoding the prompt
-    alone: that differs from decoding the output alone by the leading space which sentencepiece
-    tokenizers drop. Bytes that are no character come out as U+FFFD.
+    The concatenated text equals the decoded prompt and output, minus the decoded prompt. It differs
+    from decoding the output alone in the leading space that sentencepiece tokenizers drop. Invalid
+    bytes decode to U+FFFD.
     """
 
     def __init__(
@@ -31,26 +31,27 @@ class TokenDecoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        # context: tokens whose text is out already, decoded along for the sake of spacing.
-        # pending: tokens after them whose text is not out.
+        # context: tokens whose text has been returned, decoded again because they affect spacing.
+        # pending: later tokens whose text has not been returned.
         self._context, split = self._find_context(prompt_ids)
         self._pending: list[int] = []
         self._stream = self._new_stream()
         for token_id in split:
             self._step(token_id)
-        # What the end of the prompt is worth by itself. If it comes out so, and not as part of a
-        # character that the answer completes, it is none of the answer's.
+        # The text of the prompt's incomplete end by itself. If the answer does not complete the
+        # character, this text is removed from the answer.
         self._prompt_text = self._decode(split)
 
     def push(self, token_id: int) -> str:
-        """Add a token and return the text that is now complete, often that of this token."""
+        """Add a token, and return the text that is now complete."""
         text = self._step(token_id)
         return self._without_prompt(text) if self._prompt_text else text
 
     def flush(self) -> str:
-        """Return the text of all tokens that are pending, up to a character that is not complete.
+        """Return the text of all pending tokens, without a trailing incomplete character.
 
-        As in vLLM it has no text: whoever goes on from here, by text or by tokens, gets it whole.
+        As in vLLM, an incomplete character has no text, so a request that continues from here gets
+        the whole character.
         """
         ends_whole = self._ends_with_replacement()
         text = self._restart()
@@ -58,7 +59,7 @@ class TokenDecoder:
         return text if ends_whole else text.rstrip(REPLACEMENT)
 
     def _ends_with_replacement(self) -> bool:
-        """Whether the last tokens that are pending spell U+FFFD itself."""
+        """Whether the pending tokens end with the encoding of U+FFFD itself."""
         if not self._pending:
             return False
         before, both = (
@@ -73,8 +74,8 @@ class TokenDecoder:
         try:
             text: str | None = self._stream.step(self._tokenizer, token_id)
         except Exception as error:
-            # The library has no class of its own for this: the new token changed the decoding of
-            # text that was final, as an invalid byte does to the bytes before it.
+            # The library has no exception class for this error: the new token changed the decoding
+            # of earlier text, as an invalid byte does to the bytes before it.
             if "Invalid prefix" not in str(error):
                 raise
             return self._restart()
@@ -91,7 +92,7 @@ class TokenDecoder:
         text = self._decode(self._context + self._pending)
         is_extended = text.startswith(before)
         text = text[len(before) :] if is_extended else self._decode(self._pending)
-        # The context stays: it decodes to whole characters, which these tokens may not.
+        # Keep the context, because it decodes to whole characters and these tokens may not.
         self._pending = []
         self._stream = self._new_stream()
         return text
@@ -109,7 +110,7 @@ class TokenDecoder:
         return text
 
     def _find_context(self, prompt_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Return a tail of the prompt that decodes to whole characters, and what follows it."""
+        """Return a tail of the prompt that decodes to whole characters, and the tokens after it."""
         for num_split in range(min(MAX_SPLIT_TOKENS, len(prompt_ids)) + 1):
             stop = len(prompt_ids) - num_split
             for num_context in CONTEXT_TOKENS:
@@ -124,51 +125,51 @@ class TokenDecoder:
 
 
 class StopStrings:
-    """Finds stop strings in text that comes in pieces, whatever the pieces.
+    """Incremental search for stop strings; the result does not depend on the pieces.
 
-    Of several matches the one that ends first counts, and of those the longest. Every character
-    is looked at once per stop string (Knuth, Morris and Pratt 1977), so the cost is linear even
-    for texts made to be slow.
+    The match that ends first wins, and the longest of those that end together. Uses the algorithm
+    of Knuth, Morris and Pratt (1977), so the cost is linear even for adversarial texts.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        # Longest first: the first to match at a character is the longest to end there.
+        # Longest first, so that the first match at a character is the longest that ends there.
         self._stops = sorted(stops, key=len, reverse=True)
         self._borders = [_borders(stop) for stop in self._stops]
         self._first_chars = frozenset(stop[0] for stop in stops)
-        # How many characters of each stop string the text ends with.
+        # Number of leading characters of each stop string that the text ends with.
         self._matched = [0] * len(stops)
-        self._held = ""
+        # Text that may be the beginning of a stop string.
+        self._buffer = ""
 
     def push(self, text: str, *, may_stop: bool) -> tuple[str, str | None]:
-        """Add text; return what can be given out, and the stop string that is complete, if any.
+        """Add text; return the text that is final, and the stop string found, if any.
 
-        Text from the start of a possible stop string on is held. When one is complete, the text
-        returned ends with it. Without `may_stop`, complete ones are passed over.
+        Text that may begin a stop string is buffered. If a stop string is found, the returned text
+        ends with it. may_stop: whether to accept stop strings that end in this text.
         """
-        if not self._held and self._first_chars.isdisjoint(text):
+        if not self._buffer and self._first_chars.isdisjoint(text):
             return text, None
-        text = self._held + text
-        for position in range(len(self._held), len(text)):
+        text = self._buffer + text
+        for position in range(len(self._buffer), len(text)):
             for index, stop in enumerate(self._stops):
                 matched = self._advance(index, text[position])
                 if matched == len(stop):
                     if may_stop:
-                        self._held = ""
+                        self._buffer = ""
                         return text[: position + 1], stop
                     matched = self._borders[index][-1]
                 self._matched[index] = matched
         num_free = len(text) - max(self._matched)
-        self._held = text[num_free:]
+        self._buffer = text[num_free:]
         return text[:num_free], None
 
     def flush(self) -> str:
-        """Return the text that is held."""
-        text, self._held = self._held, ""
+        """Return the buffered text."""
+        text, self._buffer = self._buffer, ""
         return text
 
     def _advance(self, index: int, char: str) -> int:
-        """Return how much of a stop string the text ends with after one more character."""
+        """Return the number of matched characters of a stop string after one more character."""
         stop, borders = self._stops[index], self._borders[index]
         matched = self._matched[index]
         while matched and stop[matched] != char:
@@ -188,10 +189,10 @@ def _borders(stop: str) -> list[int]:
 
 
 class Detokenizer:
-    """The text of one choice of a request.
+    """Detokenizer of one choice of a request.
 
-    Pushed tokens come back as text from which the stop string is cut off, unless the request
-    asks to include it; `stop_string` is the one that was found.
+    The text ends before the stop string, or with it if the request includes it. stop_string: the
+    stop string that was found.
     """
 
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
@@ -208,12 +209,12 @@ class Detokenizer:
         self.stop_string: str | None = None
 
     def push(self, token_id: int) -> str:
-        """Add a token; return the text that can be given out."""
+        """Add a token, and return the text that is final."""
         self._num_tokens += 1
         return self._pass_on(self._decoder.push(token_id))
 
     def finish(self) -> str:
-        """Return the rest of the text; after a stop string there is none."""
+        """Return the rest of the text; empty after a stop string."""
         if self.stop_string is not None:
             return ""
         text = self._pass_on(self._decoder.flush())

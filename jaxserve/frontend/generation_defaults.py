@@ -1,7 +1,7 @@
-"""What a checkpoint's authors say about generating from it: `generation_config.json`.
+"""Sampling defaults of a checkpoint, from `generation_config.json`.
 
-A server must start with the file as it was published: a value that no request could use is left
-out with a warning. An operator's own values are held to their limits.
+A published file must not keep the server from starting, so an invalid value in it is ignored with
+a warning. An invalid value set by the operator is an error.
 """
 
 import json
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _FILE = "generation_config.json"
 _EOS = "eos_token_id"
-# By the name in the file, the request's parameter whose limits it has.
+# Names in the file, and the sampling parameters that they set.
 _DEFAULTS = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -34,10 +34,10 @@ _OVERRIDE = "--override-generation-config"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """Sampling defaults of a checkpoint; None where it says nothing.
+    """Sampling defaults of a checkpoint; None where it has none.
 
-    As in vLLM, `do_sample` is not read: a request that names no temperature gets the
-    checkpoint's, and where there is none, 1. eos_token_ids: the tokens that end a sequence.
+    As in vLLM, `do_sample` is not read: a request without a temperature gets that of the
+    checkpoint, or else 1. eos_token_ids: the tokens that end a sequence.
     """
 
     temperature: float | None = None
@@ -49,7 +49,7 @@ class GenerationDefaults:
     eos_token_ids: tuple[int, ...] = ()
 
     def sampling_params(self) -> SamplingParams:
-        """Return the parameters of a request that asks for nothing itself."""
+        """Return the parameters of a request that sets none."""
         values = {
             parameter: getattr(self, name)
             for name, parameter in _DEFAULTS.items()
@@ -67,21 +67,21 @@ class GenerationDefaults:
     ) -> "GenerationDefaults":
         """Return the defaults of a model's folder whose parsed config.json is `config`.
 
-        source: "auto" reads the folder's file, "vllm" takes from it the end tokens only, and
-        anything else is a folder whose file counts instead. overrides: values in place of the
-        file's, which are then not looked at; null stands for no default. The end tokens are those
-        of the first of the file, the model's own file, and `config` to name any.
+        source: "auto" reads the folder's file, "vllm" reads only the end tokens from it, and any
+        other value is a folder whose file is read instead. overrides: values that replace those of
+        the file; null means no default. The end tokens come from the first of these that has any:
+        the file, the model's own file, and `config`.
 
-        Values that cannot be used are left out, or repaired where that is safe, with a warning
-        each. Raises ConfigError for such an override, CheckpointError for a `source` without a
-        readable file.
+        Invalid values of the file are ignored, or repaired where that is safe, with a warning.
+        Raises ConfigError for an invalid override, and CheckpointError if `source` has no readable
+        file.
         """
         over = _checked(overrides or {})
         own = folder / _FILE
         if source == "auto":
             found, where = _published(own), own
         elif source == "vllm":
-            # Nobody asked for the file's defaults, so that nobody is told of its faults.
+            # No warnings, because the file's defaults are not used.
             found, where = {_EOS: (read_object(own) or {}).get(_EOS)}, own
         else:
             where = Path(source) / _FILE
@@ -92,13 +92,13 @@ class GenerationDefaults:
             eos_token_ids = _end_tokens(_published(own), own)
         if not eos_token_ids:
             eos_token_ids = _end_tokens(config, folder / "config.json")
-        # Any: each value has been held to the limits of its parameter, types included.
+        # Any, because the values have been checked against the types of their parameters.
         usable: dict[str, Any] = {**_usable(values, where), **over}
         return GenerationDefaults(eos_token_ids=eos_token_ids, **usable)
 
 
 def _published(path: Path) -> Mapping[str, object]:
-    """Return the object in a file; an empty one, with a warning, where it cannot be read."""
+    """Return the object in a file; if it cannot be read, warn and return an empty one."""
     if not path.exists():
         return {}
     try:
@@ -114,17 +114,18 @@ def _required(path: Path) -> Mapping[str, object]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} must be a readable JSON file ({error})") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
+        raise CheckpointError(f"{path} must contain a JSON object")
     return found
 
 
 def _checked(overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return an operator's values; raises ConfigError for one that is not of its parameter."""
+    """Return the operator's values, checked. Raises ConfigError for an invalid one."""
     checked: dict[str, object] = {}
     for name, value in overrides.items():
         if name not in _DEFAULTS:
             raise ConfigError(
-                f"override_generation_config has {name!r}: there is {', '.join(sorted(_DEFAULTS))}"
+                f"override_generation_config keys must be among {', '.join(sorted(_DEFAULTS))},"
+                f" got {name!r}"
             )
         try:
             checked[name] = None if value is None else _within_limits(name, value)
@@ -134,12 +135,12 @@ def _checked(overrides: Mapping[str, object]) -> dict[str, object]:
 
 
 def _usable(values: Mapping[str, object], where: Path) -> dict[str, object]:
-    """Return the values that requests can use, each in the type of its parameter."""
+    """Return the valid values, each in the type of its parameter."""
     usable: dict[str, object] = {}
     for name, value in values.items():
         if value is None:
             continue
-        repair = f"{_OVERRIDE} '{{\"{name}\": ...}}' sets it"
+        repair = f"set it with {_OVERRIDE} '{{\"{name}\": ...}}'"
         try:
             usable[name] = _within_limits(name, value)
         except InvalidRequestError as error:
@@ -153,9 +154,9 @@ def _usable(values: Mapping[str, object], where: Path) -> dict[str, object]:
 
 
 def _within_limits(name: str, value: object) -> float | int:
-    """Return a number in the type of its parameter; raises InvalidRequestError naming its limits.
+    """Return a number in the type of its parameter. Raises InvalidRequestError with the limits.
 
-    A number may be written as a text, and a whole number as a float.
+    Numbers may also be given as strings, and integers as floats.
     """
     parameter = _DEFAULTS[name]
     limits = LIMITS[parameter]
@@ -168,16 +169,16 @@ def _within_limits(name: str, value: object) -> float | int:
     if isinstance(limits.low, int) and isinstance(number, float) and number.is_integer():
         number = int(number)
     limits.check(parameter, number)
-    assert isinstance(number, int | float)  # what the limits are of
+    assert isinstance(number, int | float)  # Limits.check accepts nothing else
     return number if isinstance(limits.low, int) else float(number)
 
 
 def _end_tokens(values: Mapping[str, object], where: Path) -> tuple[int, ...]:
-    """Return the ids of the tokens that end a text; what is no id is left out with a warning."""
+    """Return the ids of the end tokens. Ignore invalid ids with a warning."""
     value = values.get(_EOS)
     listed = value if isinstance(value, list) else [value]
     ids = [each for each in listed if type(each) is int and each >= 0]
     if value is not None and len(ids) < len(listed):
-        message = "%s has %s = %s; it must be a token id or a list of them: the rest is ignored"
+        message = "%s: %s must be a token id or a list of token ids, got %s; the rest is ignored"
         logger.warning(message, where, _EOS, show(value))
     return tuple(ids)

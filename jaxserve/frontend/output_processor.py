@@ -1,6 +1,7 @@
-"""From an engine's tokens to events with text: the half of the work that is not the engine's.
+"""Output processing: turn an engine's token batches into events with text.
 
-`Assembler` runs wherever a client's event loop runs; see `TextEngine` for those who have none.
+`OutputProcessor` runs in the process of the client. `TextEngine` combines it with an engine for
+callers without an event loop.
 """
 
 import logging
@@ -20,8 +21,8 @@ from jaxserve.frontend.repetition import RepetitionDetector
 logger = logging.getLogger(__name__)
 
 
-class Ender(Protocol):
-    """Who ends choices on an assembler's word: an engine, or the way to one."""
+class RequestEnder(Protocol):
+    """An engine, or a connection to one, through which an output processor ends requests."""
 
     def finish(self, request_id: str, index: int, *, num_tokens: int, reason: FinishReason) -> None:
         """See Engine.finish."""
@@ -34,7 +35,7 @@ class Ender(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Answer:
-    """A request and those of its choices, by key, whose last event is still to come."""
+    """A request, and its unfinished choices by key."""
 
     request: Request
     choices: dict[int, "_Choice"] = field(default_factory=dict[int, "_Choice"])
@@ -42,7 +43,7 @@ class _Answer:
 
 @dataclass(slots=True, eq=False)
 class _Choice:
-    """What is known of one choice. start: None until its first token."""
+    """State of one choice. start: None until its first token."""
 
     answer: _Answer
     key: int
@@ -53,7 +54,7 @@ class _Choice:
     num_tokens: int = 0
 
     def times(self, finished_s: float) -> RequestMetrics:
-        """When what happened to a choice that was ended here, and not by the engine."""
+        """Return the times of a choice that was ended here rather than by the engine."""
         start = self.start
         return RequestMetrics(
             arrival_s=self.answer.request.arrival_s,
@@ -63,20 +64,21 @@ class _Choice:
         )
 
 
-class Assembler:
-    """Makes the events of one client's requests; for one thread.
+class OutputProcessor:
+    """Produces the events of one client's requests. Not thread-safe.
 
-    Every choice of every request opened ends in exactly one event with a finish_reason, and every
-    request in exactly one with request_finished, unless it is closed before. A choice ends here
-    when its text has a stop string: the engine is told, and what it computes meanwhile ignored.
+    Unless a request is closed early, each of its choices gets exactly one event with a
+    finish_reason, and the request exactly one with request_finished. A choice ends here when its
+    text contains a stop string; the engine is notified, and tokens it computed meanwhile are
+    ignored.
 
-    tokenizer: None gives events without text. clock: as the engine's.
+    tokenizer: None produces events without text. clock: the engine's clock, in seconds.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer | None,
-        engine: Ender,
+        engine: RequestEnder,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,9 +90,9 @@ class Assembler:
         self._next_key = 0
 
     def open(self, request: Request) -> int:
-        """Expect tokens of a request; return the key of its first choice, for `Engine.add`.
+        """Register a request; return the key of its first choice, for `Engine.add`.
 
-        Raises InvalidRequestError; then nothing is expected.
+        Raises InvalidRequestError without registering the request.
         """
         params = request.params
         if request.id in self._answers:
@@ -99,7 +101,7 @@ class Assembler:
             )
         if params.stop and self._tokenizer is None:
             raise InvalidRequestError(
-                f"stop must be empty where there is no tokenizer, got {len(params.stop)} strings",
+                f"stop must be empty without a tokenizer, got {len(params.stop)} strings",
                 param="stop",
             )
         first_key = self._next_key
@@ -112,20 +114,20 @@ class Assembler:
             detector = None if repetition is None else RepetitionDetector(repetition)
             key = first_key + index
             answer.choices[key] = _Choice(answer, key, index, detokenizer, detector)
-        # Nothing above has changed anything: it can raise.
+        # Change state only after everything that can raise.
         self._next_key += params.n
         self._answers[request.id] = answer
         self._choices.update(answer.choices)
         return first_key
 
     def close(self, request_id: str) -> None:
-        """Expect no more of a request; no-op once it has finished."""
+        """Forget a request. Does nothing if it has finished."""
         answer = self._answers.pop(request_id, None)
         for key in () if answer is None else answer.choices:
             del self._choices[key]
 
     def feed(self, batch: TokenBatch) -> list[TokenEvent]:
-        """Return the events of a batch, one for each choice that it says something of."""
+        """Return the events of a batch, one for each choice in it."""
         for start in batch.starts:
             if start.key in self._choices:
                 self._choices[start.key].start = start
@@ -135,14 +137,14 @@ class Assembler:
         ends = {end.key: end for end in batch.ends}
         events: list[TokenEvent] = []
         for key in positions | ends:
-            # Of what was ended here or closed, the engine may still speak for a step or two.
+            # The engine may still send tokens of choices that have ended or were closed.
             choice = self._choices.get(key)
             if choice is None:
                 continue
             try:
                 events.append(self._advance(choice, batch, positions.get(key, []), ends.get(key)))
             except Exception:
-                # What a request contains must not stop the others.
+                # A failure of one request must not affect the others.
                 request_id = choice.answer.request.id
                 logger.exception("request %r failed", request_id)
                 self._engine.abort(request_id)
@@ -150,7 +152,7 @@ class Assembler:
         return events
 
     def fail(self, request_id: str, error: str) -> list[TokenEvent]:
-        """End what has not ended of a request by an error, and return its last events."""
+        """End the unfinished choices of a request with an error, and return their events."""
         return [
             self._event(
                 choice,
@@ -164,9 +166,9 @@ class Assembler:
     def _advance(
         self, choice: _Choice, batch: TokenBatch, positions: Sequence[int], end: End | None
     ) -> TokenEvent:
-        """Return the event of what a batch says of a choice, which may be that it ends here.
+        """Return the event of a choice in a batch.
 
-        It does after a stop string, and when it got stuck.
+        Ends the choice if its text contains a stop string, or if it repeats itself.
         """
         params = choice.answer.request.params
         is_first = choice.num_tokens == 0 and bool(positions)
@@ -181,7 +183,7 @@ class Assembler:
             error, error_param = end.error, end.error_param
         token_ids = [batch.token_ids[position] for position in positions]
         detokenizer, detector = choice.detokenizer, choice.detector
-        # A stop token is reported, but it is no text.
+        # A stop token is reported, but has no text.
         is_text = reason is not FinishReason.STOP or params.include_stop_str_in_output
         is_text = is_text or (end is not None and end.is_complete)
         stop_string: str | None = None
@@ -199,7 +201,7 @@ class Assembler:
             text += detokenizer.finish()
         choice.num_tokens += len(token_ids)
         if stop_string is not None or is_stuck:
-            # Also if the last token allowed completed it: that it stopped says more.
+            # Takes precedence over a length limit reached with the same token.
             reason, stop_reason = FinishReason.STOP, stop_string
             error = error_param = None
             if stop_string is None:
@@ -244,7 +246,7 @@ class Assembler:
         times: RequestMetrics | None = None,
         vector: bytes | None = None,
     ) -> TokenEvent:
-        """Make an event; with a reason it is the last one of its choice."""
+        """Return an event. With a reason, it is the last one of its choice."""
         answer = choice.answer
         request = answer.request
         if reason is not None:

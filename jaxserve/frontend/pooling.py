@@ -1,4 +1,7 @@
-"""From texts to requests that pool, and from vectors to answers: in servers and offline."""
+"""Requests of embedding, classification and scoring models, and their results.
+
+Shared by the server and the offline API.
+"""
 
 import time
 import uuid
@@ -18,7 +21,10 @@ type Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 def answer(pooling: PoolingModel, raw: bytes, params: PoolingParams) -> Vector:
-    """Return what is answered of a vector as the engine has it."""
+    """Return the result for a pooled vector: truncated, and with its activation applied.
+
+    raw: float32 values from the engine. params: dimensions to keep, and whether to activate.
+    """
     vector = np.frombuffer(raw, np.float32)[: params.dimensions]
     activates = pooling.activates if params.use_activation is None else params.use_activation
     activated: Any = _activate(pooling.activation, vector) if activates else vector
@@ -28,12 +34,11 @@ def answer(pooling: PoolingModel, raw: bytes, params: PoolingParams) -> Vector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingPrompts:
-    """Makes requests of the prompts of one call.
+    """Builds the requests for the prompts of one call.
 
-    truncate: how many tokens to keep of a longer prompt; -1 is as many as the model takes, None
-    refuses prompts that are longer. truncation_side: where tokens are dropped. pads: whether a
-    shorter prompt is filled up to as many, or to the model's context, with padding tokens. param:
-    the call's name for the prompts.
+    param: name of the prompts in errors. truncate: number of tokens to keep of a longer prompt; -1
+    keeps max_model_len, None refuses longer prompts. truncation_side: side on which tokens are
+    dropped. pads: whether to pad shorter prompts to `truncate` tokens, or to max_model_len.
     """
 
     tokenizer: Tokenizer
@@ -64,9 +69,9 @@ class PoolingPrompts:
         *,
         part_limits: tuple[int | None, ...] = (),
     ) -> Request:
-        """Return the request of a prompt, or of a pair of texts. Slow: encodes.
+        """Return the request for a prompt, or for a pair of texts. Slow, because it tokenizes.
 
-        part_limits: tokens to keep of each text by itself. Raises InvalidRequestError.
+        part_limits: number of tokens to keep of each text. Raises InvalidRequestError.
         """
         limit = self.max_model_len if self.truncate == -1 else self.truncate
         if isinstance(prompt, str):
@@ -118,7 +123,7 @@ class PoolingPrompts:
         ):
             limits = [each for each in (limit, part_limit) if each is not None]
             if limits:
-                # No more than could be kept of it is worth encoding.
+                # Encode no more than could be kept.
                 most = min(limits) * tokenizer.max_token_bytes
                 texts.append(part[-most:] if self.truncation_side == "left" else part[:most])
             else:
@@ -144,10 +149,11 @@ class PoolingPrompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Texts to be scored against each other: one with each of many, or each with its own.
+    """Pairs of texts to score: one text with each of many, or two lists of equal length.
 
-    A cross-encoder reads a pair as one prompt; of a model of embeddings the score is the cosine.
-    max_first_tokens, max_second_tokens: kept of each text; 0 keeps all.
+    A cross-encoder reads a pair as one prompt. For an embedding model, the score is the cosine
+    similarity. max_first_tokens, max_second_tokens: number of tokens to keep of each text; 0 keeps
+    all.
     """
 
     pooling: PoolingModel
@@ -159,13 +165,13 @@ class Pairs:
     def __post_init__(self) -> None:
         if self.pooling.labels and not self.pooling.is_cross_encoder:
             raise InvalidRequestError(
-                "only a model of embeddings or of one label can score pairs of texts, and this one"
-                f" has {len(self.pooling.labels)} labels",
+                "model must be an embedding model or have one label to score pairs, got"
+                f" {len(self.pooling.labels)} labels",
                 param="model",
             )
 
     def requests(self, prompts: PoolingPrompts) -> tuple[Request, ...]:
-        """Return the requests whose vectors `scores` wants. Slow: encodes."""
+        """Return the requests whose vectors `scores` takes. Slow, because it tokenizes."""
         check_pairs(len(self.firsts), len(self.seconds), param=prompts.param)
         limits = self.max_first_tokens or None, self.max_second_tokens or None
         requests: list[Request] = []
@@ -182,7 +188,7 @@ class Pairs:
         return tuple(requests)
 
     def scores(self, vectors: Sequence[bytes], params: PoolingParams) -> list[float]:
-        """Return the score of each pair, of the vectors of the requests."""
+        """Return the score of each pair, given the vectors of the requests."""
         if self.pooling.is_cross_encoder:
             return [float(answer(self.pooling, vector, params)[0]) for vector in vectors]
         units = np.stack([_unit(np.frombuffer(vector, np.float32)) for vector in vectors])
@@ -205,15 +211,15 @@ def _activate(activation: Activation, vector: Vector) -> Any:
 
 
 def _unit(vector: Vector) -> Any:
-    """Return a vector at length 1; one of zeros stays as it is."""
+    """Return a vector normalized to length 1. A zero vector is unchanged."""
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 
 def check_pairs(num_firsts: int, num_seconds: int, *, param: str) -> None:
-    """Raise InvalidRequestError unless one text meets many, or as many meet as many."""
+    """Raise InvalidRequestError unless there is one first text, or as many as second texts."""
     if num_firsts not in {1, num_seconds}:
         raise InvalidRequestError(
-            f"the first texts must be one, or as many as the second ({num_seconds}),"
+            f"the number of first texts must be 1 or {num_seconds}, the number of second texts,"
             f" got {num_firsts}",
             param=param,
         )

@@ -1,7 +1,7 @@
 """Tools of a chat, the choice among them, and past calls of them.
 
-Templates and parsers know functions only. A custom tool, which takes a text, becomes a function of
-one string; hosted tools are left out.
+Templates and parsers support functions only. A custom tool, whose input is a text, becomes a
+function with one string parameter. Hosted tools are left out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from jaxserve.grammar import lark_pattern
 
 MAX_TOOLS = 256
 FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
-# Types of tools that OpenAI's servers run, or that its models know by heart.
+# Types of tools that OpenAI's servers run, or that its models were trained on.
 HOSTED = (
     "apply_patch",
     "code_interpreter",
@@ -38,7 +38,7 @@ HOSTED = (
     "web_search_preview",
     "web_search_preview_2025_03_11",
 )
-# Argument that holds the text for a custom tool.
+# Name of the argument for the input of a custom tool.
 INPUT = "input"
 
 
@@ -65,7 +65,7 @@ class AnyText(Body):
 
 
 class Grammar(Body):
-    """A grammar of texts."""
+    """A grammar in Lark, or a regular expression."""
 
     syntax: Literal["lark", "regex"]
     definition: Annotated[str, Field(min_length=1, max_length=MAX_BYTES)]
@@ -85,7 +85,7 @@ type TextForm = Annotated[
 
 
 class TextTool(Body):
-    """A tool that the model calls with a text."""
+    """A tool whose input is a text."""
 
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
@@ -108,7 +108,7 @@ class TextTool(Body):
 
     @cached_property
     def function(self) -> Function:
-        """The function that takes the text."""
+        """The equivalent function, with one string parameter."""
         text: dict[str, Any] = {"type": "string"}
         described = [self.description] if self.description else []
         if self.grammar is not None:
@@ -131,7 +131,7 @@ class TextTool(Body):
 
 
 class CustomText(TextTool):
-    """A tool that takes a text, as chats declare it."""
+    """A tool whose input is a text, as declared in chats."""
 
     format: TextForm | None = None
 
@@ -142,25 +142,25 @@ class CustomText(TextTool):
 
 
 class CustomTool(Body):
-    """A tool that takes a text."""
+    """A custom tool, whose input is a text."""
 
     type: Literal["custom"]
     custom: CustomText
 
     @property
     def function(self) -> Function:
-        """The function that takes the text."""
+        """The equivalent function, with one string parameter."""
         return self.custom.function
 
 
 class HostedTool(Dropped):
-    """A tool that this server does not run. The model is not told of it."""
+    """A tool that this server does not run, and leaves out of the prompt."""
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(HOSTED)})$")]
 
 
 def tool_kind(kind: str) -> str:
-    """Return `hosted` for the type of a tool that OpenAI's servers run, other types as they are."""
+    """Return `hosted` for the type of a hosted tool, and other types unchanged."""
     return "hosted" if kind in HOSTED else kind
 
 
@@ -174,32 +174,32 @@ type Tools = Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)]
 
 
 class ToolName(Body):
-    """A tool by its name."""
+    """The name of a tool."""
 
     name: str
 
 
 class NamedFunction(Body):
-    """A function that must be called, or may be."""
+    """A function in tool_choice."""
 
     type: Literal["function"]
     function: ToolName
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the function."""
         return self.function.name
 
 
 class NamedCustomTool(Body):
-    """A custom tool that must be called, or may be."""
+    """A custom tool in tool_choice."""
 
     type: Literal["custom"]
     custom: ToolName
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the custom tool."""
         return self.custom.name
 
 
@@ -210,14 +210,14 @@ type NamedTool = Annotated[
 
 
 class AllowedTools(Body):
-    """Some of the tools, and whether one of them must be called."""
+    """A subset of the tools, and whether one of them must be called."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsChoice(Body):
-    """The choice among some of the tools."""
+    """A tool_choice that allows a subset of the tools."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
@@ -236,25 +236,25 @@ type ToolChoice = Annotated[
 
 
 class FunctionCall(Body):
-    """The call of a function, as a model made it before."""
+    """A function call in an earlier answer."""
 
     name: str
     arguments: str
 
 
 class CustomCall(Body):
-    """The call of a custom tool, as a model made it before."""
+    """A call of a custom tool in an earlier answer."""
 
     name: str
     input: str
 
 
-# Left over from the deltas of a stream.
+# Clients may send back the index of streaming deltas.
 CALL_HINTS = Unread(ignored=frozenset({"index"}))
 
 
 class FunctionToolCall(Body):
-    """The call of a function in an assistant's message. Some clients leave its type out."""
+    """A function call in an assistant message. Some clients leave out the type."""
 
     unread = CALL_HINTS
 
@@ -268,7 +268,7 @@ class FunctionToolCall(Body):
 
 
 class CustomToolCall(Body):
-    """The call of a custom tool in an assistant's message."""
+    """A call of a custom tool in an assistant message."""
 
     unread = CALL_HINTS
 
@@ -290,17 +290,20 @@ type ToolCalls = Annotated[list[ToolCall], FailFast(), Field(max_length=MAX_PART
 
 
 def arguments_of(text: str) -> str:
-    """Return the arguments of a function, as JSON text, that mean the text of a custom tool."""
+    """Return the JSON arguments of the function that stands for a custom tool.
+
+    text: the input of the custom tool.
+    """
     return msgspec.json.encode({INPUT: text}).decode()
 
 
 def text_of(arguments: str) -> str:
-    """Return the text that the arguments of a function mean, as a custom tool takes it.
+    """Return the input of a custom tool, given the JSON arguments of the function.
 
-    Arguments of another form, which a model may write where nothing constrains it, are the text.
+    Arguments in any other form, which an unconstrained model may write, are the input themselves.
     """
     if f'{{"{INPUT}":"'.startswith("".join(arguments.split())):
-        # Cut before the text begins.
+        # The arguments end before the text begins.
         return ""
     try:
         value = pydantic_core.from_json(arguments, allow_partial="trailing-strings")

@@ -8,7 +8,7 @@ from jaxserve.api.repetition_detection import RepetitionDetectionParams
 from jaxserve.api.request import FinishReason, Request, RequestMetrics
 from jaxserve.api.tokens import End, Start, TokenBatch
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.output_processor import Assembler
+from jaxserve.frontend.output_processor import OutputProcessor
 from tests.engine.world import request, word_tokenizer
 from tests.fakes import token_logprobs
 
@@ -31,10 +31,10 @@ class Ended:
         self.aborted.append(request_id)
 
 
-def opened(*requests: Request) -> tuple[Assembler, Ended, list[int]]:
+def opened(*requests: Request) -> tuple[OutputProcessor, Ended, list[int]]:
     engine = Ended()
-    assembler = Assembler(word_tokenizer(), engine, clock=lambda: 9.0)
-    return assembler, engine, [assembler.open(each) for each in requests]
+    processor = OutputProcessor(word_tokenizer(), engine, clock=lambda: 9.0)
+    return processor, engine, [processor.open(each) for each in requests]
 
 
 def batch(key: int, *token_ids: int, end: FinishReason | None = None) -> TokenBatch:
@@ -46,13 +46,13 @@ def batch(key: int, *token_ids: int, end: FinishReason | None = None) -> TokenBa
 
 
 def test_tokens_of_several_steps_make_one_event() -> None:
-    assembler, _, (key,) = opened(request("a", logprobs=0))
+    processor, _, (key,) = opened(request("a", logprobs=0))
     whole = batch(key, 5)
     whole.logprobs[0] = token_logprobs(5)
     later = batch(key, 6, end=FinishReason.LENGTH)
     later.logprobs[0] = token_logprobs(6)
     whole.extend(later)
-    (event,) = assembler.feed(whole)
+    (event,) = processor.feed(whole)
     assert (event.token_ids, event.text) == ((5, 6), "w5w6")
     assert event.logprobs == (token_logprobs(5), token_logprobs(6))
     assert event.finish_reason is FinishReason.LENGTH
@@ -60,15 +60,15 @@ def test_tokens_of_several_steps_make_one_event() -> None:
 
 
 def test_a_stop_token_at_the_end_of_several_steps_is_no_text() -> None:
-    assembler, _, (key,) = opened(request("a"))
-    (event,) = assembler.feed(batch(key, 5, 6, 7, end=FinishReason.STOP))
+    processor, _, (key,) = opened(request("a"))
+    (event,) = processor.feed(batch(key, 5, 6, 7, end=FinishReason.STOP))
     assert (event.token_ids, event.text) == ((5, 6, 7), "w5w6")
 
 
 def test_a_stop_string_ends_the_choice_here_and_tells_the_engine_how_much_counts() -> None:
-    assembler, engine, (key,) = opened(request("a", stop=("6",)))
-    assembler.feed(TokenBatch(starts=[Start(key, 2, 1.0, 3.0)]))
-    (event,) = assembler.feed(batch(key, 5, 6, 7, 8))
+    processor, engine, (key,) = opened(request("a", stop=("6",)))
+    processor.feed(TokenBatch(starts=[Start(key, 2, 1.0, 3.0)]))
+    (event,) = processor.feed(batch(key, 5, 6, 7, 8))
     assert (event.token_ids, event.text) == ((5, 6), "w5w")
     assert (event.finish_reason, event.stop_reason) == (FinishReason.STOP, "6")
     assert event.request_finished
@@ -79,39 +79,39 @@ def test_a_stop_string_ends_the_choice_here_and_tells_the_engine_how_much_counts
 
 
 def test_what_the_engine_says_after_a_stop_string_is_ignored() -> None:
-    assembler, _, (key,) = opened(request("a", stop=("5",)))
-    assembler.feed(batch(key, 5))
-    assert assembler.feed(batch(key, 6)) == []
-    assert assembler.feed(batch(key, 7, end=FinishReason.LENGTH)) == []
+    processor, _, (key,) = opened(request("a", stop=("5",)))
+    processor.feed(batch(key, 5))
+    assert processor.feed(batch(key, 6)) == []
+    assert processor.feed(batch(key, 7, end=FinishReason.LENGTH)) == []
 
 
 def test_an_end_that_the_engine_knows_of_is_not_told_to_it() -> None:
-    assembler, engine, (key,) = opened(request("a", stop=("6",)))
-    (event,) = assembler.feed(batch(key, 5, 6, end=FinishReason.LENGTH))
+    processor, engine, (key,) = opened(request("a", stop=("6",)))
+    (event,) = processor.feed(batch(key, 5, 6, end=FinishReason.LENGTH))
     assert event.finish_reason is FinishReason.STOP
     assert engine.finished == []
 
 
 def test_of_a_closed_request_nothing_is_said() -> None:
-    assembler, _, (first, second) = opened(request("a", n=2), request("b"))
-    assembler.close("a")
-    assert assembler.feed(batch(first + 1, 5)) == []
-    assert len(assembler.feed(batch(second, 5))) == 1
-    assert assembler.open(request("a")) > second
+    processor, _, (first, second) = opened(request("a", n=2), request("b"))
+    processor.close("a")
+    assert processor.feed(batch(first + 1, 5)) == []
+    assert len(processor.feed(batch(second, 5))) == 1
+    assert processor.open(request("a")) > second
 
 
 def test_a_failed_request_ends_each_choice_that_had_not_ended() -> None:
-    assembler, _, (key,) = opened(request("a", n=3))
-    assembler.feed(batch(key + 1, 5, end=FinishReason.LENGTH))
-    events = assembler.fail("a", "gone")
+    processor, _, (key,) = opened(request("a", n=3))
+    processor.feed(batch(key + 1, 5, end=FinishReason.LENGTH))
+    events = processor.fail("a", "gone")
     assert [(event.index, event.error) for event in events] == [(0, "gone"), (2, "gone")]
     assert [event.request_finished for event in events] == [False, True]
 
 
 def test_an_id_in_use_is_refused() -> None:
-    assembler, _, _ = opened(request("a"))
+    processor, _, _ = opened(request("a"))
     with pytest.raises(InvalidRequestError, match="already in use"):
-        assembler.open(request("a"))
+        processor.open(request("a"))
 
 
 def stuck(**params: Any) -> Request:
@@ -120,8 +120,8 @@ def stuck(**params: Any) -> Request:
 
 
 def test_a_choice_that_got_stuck_ends_here_and_the_engine_is_told_why() -> None:
-    assembler, engine, (key,) = opened(stuck())
-    (event,) = assembler.feed(batch(key, 9, 5, 6, 5, 6, 5, 6, 5, 6))
+    processor, engine, (key,) = opened(stuck())
+    (event,) = processor.feed(batch(key, 9, 5, 6, 5, 6, 5, 6, 5, 6))
     assert event.token_ids == (9, 5, 6, 5, 6, 5, 6)
     assert event.text == "w9w5w6w5w6w5w6"
     assert (event.finish_reason, event.stop_reason) == (
@@ -133,13 +133,13 @@ def test_a_choice_that_got_stuck_ends_here_and_the_engine_is_told_why() -> None:
 
 
 def test_no_choice_counts_as_stuck_before_min_tokens() -> None:
-    assembler, _, (key,) = opened(stuck(min_tokens=5))
-    assert assembler.feed(batch(key, 5, 5, 5, 5))[0].finish_reason is None
-    (event,) = assembler.feed(batch(key, 5, 5))
+    processor, _, (key,) = opened(stuck(min_tokens=5))
+    assert processor.feed(batch(key, 5, 5, 5, 5))[0].finish_reason is None
+    (event,) = processor.feed(batch(key, 5, 5))
     assert (event.finish_reason, event.token_ids) == (FinishReason.REPETITION, (5,))
 
 
 def test_without_detokenizing_there_are_tokens_and_no_text() -> None:
-    assembler, _, (key,) = opened(request("a", detokenize=False))
-    (event,) = assembler.feed(batch(key, 5, 6, end=FinishReason.LENGTH))
+    processor, _, (key,) = opened(request("a", detokenize=False))
+    (event,) = processor.feed(batch(key, 5, 6, end=FinishReason.LENGTH))
     assert (event.token_ids, event.text) == ((5, 6), "")

@@ -102,7 +102,7 @@ FIELDS: list[tuple[str, Any, str]] = [
     (
         RESPONSES,
         response(tools=[{"type": "web_search"}], tool_choice="required"),
-        "tool_choice can only be required where there are tools",
+        "tool_choice can only be required if tools are given",
     ),
     (RESPONSES, response(tools=[{"type": "namespace", "name": "n"}]), "tools[0].tools is required"),
     (

@@ -249,7 +249,7 @@ FIELDS: list[tuple[str, Any, str, str]] = [
         "matches",
     ),
     (CHAT, chat(tools=[TOOL] * 257), "tools", "at most 256 entries"),
-    (CHAT, chat(tool_choice="required"), "tool_choice", "where there are tools"),
+    (CHAT, chat(tool_choice="required"), "tool_choice", "if tools are given"),
     (
         CHAT,
         chat(tools=[TOOL], tool_choice={"type": "function"}),

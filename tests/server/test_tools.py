@@ -362,7 +362,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(calls: TestClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tool_choice": "required"}, "where there are tools"),
+        ({"tool_choice": "required"}, "if tools are given"),
         ({"tool_choice": "maybe"}, "must be one of 'none', 'auto' or 'required'"),
         ({"tool_choice": {"type": "f"}}, "must be none, auto, required, a function or custom tool"),
         (

@@ -1,1 +1,1 @@
-"""What a user may write in a request, field by field, and how it is checked. No HTTP."""
+"""Pydantic models of request fields, and their validation. Independent of HTTP."""

@@ -1,4 +1,4 @@
-"""What the bodies of all requests share: strict kinds, and null for what is not given."""
+"""Base class and shared field types of request bodies."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,23 +22,23 @@ from jaxserve.api.request import LIMITS, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS, M
 from jaxserve.frontend.schema.fields import Place, Unread
 
 INT32_MAX = 2**31 - 1
-# A salt becomes part of a cache key: vLLM's rule, no character that could split one.
+# As in vLLM: the salt is part of a cache key, so it must not contain separators.
 CACHE_SALT = r"^[^@/\\\x00]{1,128}$"
-# Of an object whose fields have names of ours; the largest has 60. Unknown ones count too.
+# Maximum number of fields of an object, including unknown ones; the largest model declares 60.
 MAX_FIELDS = 256
 MAX_METADATA = 16
-# Parts of a message, and calls that it makes.
+# Maximum number of parts, or of calls, in a message.
 MAX_PARTS = 4096
-# Token ids that a field lists, unless it has a limit of its own.
+# Maximum number of token ids in a field without a limit of its own.
 MAX_TOKEN_IDS = 2**20
 NULL = {"type": "null"}
 
 
 class Body(BaseModel):
-    """What all bodies share: strict kinds, finite numbers, and null is absent.
+    """Base class of request bodies: strict types, finite numbers, and null counts as absent.
 
-    Unknown fields are left out of models; `IgnoredFields` tells of them. unread: known ones that
-    are taken off before the rest is validated.
+    Unknown fields are ignored here and reported by `IgnoredFields`. unread: known fields that are
+    removed before validation.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
@@ -61,7 +61,7 @@ class Body(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Add nulls and fields that are not read to the schema of the API's document."""
+        """Add null and the unread fields to the schema in the OpenAPI document."""
         schema = handler(core_schema)
         described = handler.resolve_ref_schema(schema)
         required = described.get("required", ())
@@ -75,7 +75,7 @@ class Body(BaseModel):
 
 
 class Dropped(Body):
-    """Object that only its vendor's servers can use; it is reported by its type and not read."""
+    """Object that this server cannot use. It is reported by its type, and not validated."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -83,7 +83,7 @@ class Dropped(Body):
 
 
 class ExactBody(Body):
-    """Object without unknown fields: one that is mistyped would leave a constraint out."""
+    """Body that refuses unknown fields, because a mistyped one would drop a constraint."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -99,17 +99,17 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def given(name: str, *, otherwise: Sequence[object] = (None,)) -> dict[str, Any]:
-    """Return the schema of objects that have a field, with a value that says something."""
+    """Return the schema of objects with a field whose value is not one of `otherwise`."""
     return {"required": [name], "properties": {name: {"not": {"enum": [*otherwise]}}}}
 
 
 def wanted(what: str) -> PydanticCustomError:
-    """Return the error that a field's own check raises when the value is not `what`."""
+    """Return the error for a value that is not `what`, to raise in a validator."""
     return PydanticCustomError("wanted", "wanted", {"wanted": what})
 
 
 def at_most(limit: int) -> BeforeValidator:
-    """Return the check of how many entries an object has, made before they are looked at."""
+    """Return a validator that limits the entries of an object before they are validated."""
 
     def check(value: object) -> object:
         if isinstance(value, dict) and len(value) > limit:
@@ -125,11 +125,11 @@ type Metadata = Annotated[dict[str, str], at_most(MAX_METADATA), Field(max_lengt
 def by_type(
     what: str, *, default: str | None = None, kind_of: Callable[[str], str] = str
 ) -> Discriminator:
-    """Return what finds the kind of an object, JSON or model, in a union by its `type`.
+    """Return the discriminator of a union by the `type` of an object, in JSON or as a model.
 
-    Kinds are tagged by theirs in brackets, such as Tag("(text)"), and a string is Tag("str").
-    what: is wanted where there is no such type. default: the type of objects that have none.
-    kind_of: maps the type to what stands in the brackets, for kinds that have several types.
+    The members are tagged by their type in parentheses, such as Tag("(text)"), and a string by
+    Tag("str"). what: the expected value, for the error message. default: the type of objects
+    without one. kind_of: maps types to tags, for members with several types.
     """
 
     def tag(value: object) -> str | None:
@@ -150,12 +150,12 @@ def by_type(
 
 
 def told(name: str, **otherwise: int) -> WithJsonSchema:
-    """Let the document tell the limits of a parameter, which SamplingParams checks."""
+    """Return the schema of a parameter with its limits, which SamplingParams checks."""
     return WithJsonSchema({**LIMITS[name].schema(), **otherwise})
 
 
 def _strings(value: object) -> tuple[str, ...]:
-    """One string, or a list of them."""
+    """Validate a string or a list of strings, and return a tuple."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
         raise wanted("a string or a list of strings")
@@ -163,7 +163,7 @@ def _strings(value: object) -> tuple[str, ...]:
 
 
 def told_texts(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
-    """Let the document tell of texts, none of them empty, which SamplingParams checks."""
+    """Return the schema of a list of non-empty strings, which SamplingParams checks."""
     return WithJsonSchema({"type": "array", "items": _text(max_chars), "maxItems": max_count})
 
 
@@ -181,7 +181,7 @@ Int32 = Annotated[int, Field(ge=-INT32_MAX, le=INT32_MAX)]
 
 
 def _ids_at_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Look at ids one by one only to name the wrong one: there may be a million."""
+    """Validate a list of token ids at once; validate each only to name an invalid one."""
     is_list = isinstance(value, list) and 0 < len(value) <= MAX_TOKEN_IDS
     if is_list and set(map(type, value)) == {int} and min(value) >= 0:
         return value
@@ -194,7 +194,7 @@ type TokenIds = Annotated[
     Field(max_length=MAX_TOKEN_IDS),
     WrapValidator(_ids_at_once),
 ]
-# -1: as many as leave room for the answer.
+# -1 keeps as many tokens as leave room for the answer.
 type Truncation = Literal[-1] | Annotated[Int32, Field(ge=1)]
 type Stop = Annotated[
     tuple[str, ...],

@@ -1,4 +1,4 @@
-"""Known request fields that are not served: refused by name with a reason, or of no effect."""
+"""Known request fields that are not implemented: refused with a reason, or ignored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ type Place = tuple[str | int, ...]
 
 NOT_YET = "is not supported yet"
 TEXT_ONLY = "is not supported: this server reads and writes text only"
-STRUCTURED = "is not the name of it: use structured_outputs"
+STRUCTURED = "is not supported: use structured_outputs"
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Fields that an object may have although nothing reads them.
+    """Known fields of an object that have no effect.
 
-    ignored: hints of no effect, accepted and reported. repeated: such hints that the model has as
-    fields all the same, because answers repeat them or their kind is checked. refused: by a reason.
-    The last two list values that ask for what is done anyway, and so does null.
+    ignored: hints, accepted and reported to the client. repeated: hints that the pydantic model
+    declares anyway, to validate them or to repeat them in answers. refused: reasons, by field.
+    `repeated` and `refused` also list the values that match the default behaviour, as null does.
     """
 
     ignored: frozenset[str] = frozenset()
@@ -28,9 +28,9 @@ class Unread:
     refused: Mapping[str, tuple[str, tuple[Any, ...]]] = field(default_factory=dict)
 
     def served(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what of an object is left to read, without nulls.
+        """Return the fields of an object to validate, without nulls.
 
-        Raises PydanticCustomError of type `unsupported` for a field that cannot be served.
+        Raises PydanticCustomError of type `unsupported` for a refused field.
         """
         left = {}
         for name, value in body.items():
@@ -46,23 +46,23 @@ class Unread:
         return left
 
     def is_idle(self, name: str, value: object) -> bool:
-        """Whether a field that the model has is given in vain."""
+        """Whether a declared field has a value that has no effect."""
         return name in self.repeated and not _is_one_of(value, self.repeated[name])
 
     def schemas(self) -> dict[str, Any]:
-        """Return what the API's document says of them."""
-        return {name: {"description": "Of no effect here."} for name in sorted(self.ignored)} | {
-            name: {"enum": [*harmless, None], "description": f"Anything else {reason}."}
+        """Return their JSON schemas for the OpenAPI document."""
+        return {name: {"description": "Has no effect."} for name in sorted(self.ignored)} | {
+            name: {"enum": [*harmless, None], "description": f"Any other value {reason}."}
             for name, (reason, harmless) in self.refused.items()
         }
 
 
 def _is_one_of(value: object, harmless: Iterable[object]) -> bool:
-    # By type too: True == 1
+    # Compare types too, because True == 1.
     return any(type(value) is type(same) and value == same for same in harmless)
 
 
-# Accepted and of no effect here: hints, bookkeeping and promises that hold anyway.
+# Accepted without effect: hints, bookkeeping, and guarantees that always hold.
 IGNORED = frozenset(
     {
         "cache_prompt",
@@ -98,17 +98,17 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
         (STRUCTURED, ()),
     ),
     "audio": (TEXT_ONLY, ()),
-    "best_of": ("is not supported: ask for n answers and choose among them", (1,)),
+    "best_of": ("is not supported: request n answers and choose among them", (1,)),
     "ec_transfer_params": (NOT_YET, ()),
-    "function_call": ("is OpenAI's older form and not supported: use tool_choice", ("none",)),
-    "functions": ("is OpenAI's older form and not supported: use tools", ([],)),
+    "function_call": ("is deprecated and not supported: use tool_choice", ("none",)),
+    "functions": ("is deprecated and not supported: use tools", ([],)),
     "kv_transfer_params": (NOT_YET, ()),
     "media_io_kwargs": (TEXT_ONLY, ({},)),
     "mm_processor_kwargs": (TEXT_ONLY, ({},)),
     "modalities": (TEXT_ONLY, (["text"],)),
     "prompt_embeds": ("is not supported: prompts are text or token ids", ()),
     "return_weight_versions": (NOT_YET, (False,)),
-    "suffix": ("is not supported: the model cannot be asked to fill a gap", ("",)),
+    "suffix": ("is not supported: this server does not fill in the middle", ("",)),
     "watermarking": (NOT_YET, (False,)),
 }
 

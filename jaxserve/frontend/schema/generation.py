@@ -1,7 +1,7 @@
-"""What the bodies of chats and completions share: OpenAI's fields and vLLM's, by the same names.
+"""Request fields shared by chats and completions, named as in OpenAI's API and vLLM.
 
-Here only kinds and shapes are checked; ranges are checked where the meaning lives, in
-`SamplingParams`, so that every way in has the same limits.
+Only types are validated here. `SamplingParams` checks ranges, so that all entry points have the
+same limits.
 """
 
 import re
@@ -54,8 +54,8 @@ from jaxserve.frontend.schema.structured import (
 DIGITS = "[0-9]{1,9}"
 MAX_EXTRA_ARGS_BYTES = 2**16
 REQUEST_ID = r"^[a-zA-Z0-9_.:-]{1,128}$"
-# What beam search has no use for: it draws nothing, and looks at the model's log-probabilities
-# alone. With what else than the defaults may be said all the same.
+# Fields that beam search does not support, because it does not sample and compares the model's own
+# log-probabilities, with the harmless values that are accepted besides the default.
 NOT_WITH_BEAMS: Mapping[str, tuple[Any, ...]] = {
     "temperature": TEMPERATURES,
     "top_p": (1,),
@@ -85,7 +85,7 @@ NOT_WITH_BEAMS: Mapping[str, tuple[Any, ...]] = {
 
 
 def _logit_bias(value: object) -> dict[int, float]:
-    """An object from token ids, which JSON spells as strings, to numbers."""
+    """Validate an object from token ids, which are strings in JSON, to numbers."""
     if not isinstance(value, dict):
         raise wanted("an object of token ids and numbers")
     if len(value) > MAX_LOGIT_BIAS:
@@ -125,9 +125,9 @@ type AllowedTokenIds = Annotated[
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    """Return an object that the engine's logits processors get, its numbers plain doubles.
+    """Validate the size of an object for logits processors, and return it with plain numbers.
 
-    It is sent to the engine as MessagePack, whose integers have 64 bits.
+    It is sent to the engine as MessagePack, whose integers have at most 64 bits.
     """
     text = encode_json(value)
     if len(text) > MAX_EXTRA_ARGS_BYTES:
@@ -144,7 +144,7 @@ type ExtraArgs = Annotated[dict[str, Any], AfterValidator(_small)]
 
 
 class StreamOptions(Body):
-    """What a stream tells beside the answer; obfuscation is never added."""
+    """Options of a stream. include_obfuscation has no effect."""
 
     unread = Unread(repeated={"include_obfuscation": (False,)})
 
@@ -154,19 +154,19 @@ class StreamOptions(Body):
 
 
 class RepetitionDetection(ExactBody):
-    """When an answer counts as stuck."""
+    """Criteria for ending a repetitive answer; see RepetitionDetectionParams."""
 
     max_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)]
     min_pattern_size: Annotated[Int32, Field(ge=0, le=MAX_PATTERN_SIZE)] = 1
     min_count: Annotated[Int32, Field(ge=2)] = 2
 
     def params(self) -> RepetitionDetectionParams:
-        """Return the engine's; raises InvalidRequestError for values out of range."""
+        """Return the engine's parameters. Raises InvalidRequestError for values out of range."""
         return RepetitionDetectionParams(**dict(self))
 
 
 class SamplingBody(Body):
-    """How an answer is sampled, and its form: the same fields in every API that generates."""
+    """Fields of sampling and structured outputs, shared by all APIs that generate."""
 
     temperature: Annotated[float, told("temperature")] | None = None
     top_p: Annotated[float, told("top_p")] | None = None
@@ -201,13 +201,13 @@ class SamplingBody(Body):
     guided_whitespace_pattern: Text | None = None
 
     def sampling_fields(self) -> dict[str, Any]:
-        """Return those of these fields that the request gives, by their names."""
+        """Return the fields of this class that the request sets, by name."""
         names = SamplingBody.model_fields.keys() & self.model_fields_set
         return {name: getattr(self, name) for name in names}
 
 
 class GenerationBody(SamplingBody):
-    """The model, the sampling and the form of the answer."""
+    """Fields shared by chat completions and completions."""
 
     unread = UNREAD
 
@@ -234,27 +234,27 @@ class GenerationBody(SamplingBody):
 
     @property
     def has_limit(self) -> bool:
-        """Whether the request itself says how long the answer may be."""
+        """Whether the request limits the length of the answer."""
         return self.max_tokens is not None
 
     @property
     def field_names(self) -> dict[str, str]:
-        """What the engine's parameters are called in this body."""
+        """Names in this body for the engine's parameters, for error messages."""
         return {"extra_args": "vllm_xargs", **structured_names(self.response_format, self._guided)}
 
     @property
     def _guided(self) -> dict[str, Any]:
-        """The fields that vLLM had before `structured_outputs`, those that are given."""
+        """The deprecated fields of vLLM that are set."""
         names = (*GUIDED, "guided_whitespace_pattern")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def only_scores(self) -> bool:
-        """Whether nothing new is wanted, but the prompt back with its log-probabilities."""
+        """Whether the request generates nothing, and only scores the prompt."""
         return False
 
     def check(self) -> None:
-        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        """Raise InvalidRequestError for fields that cannot be combined."""
         for name in ("stream_options", "stream_interval"):
             if getattr(self, name) is not None and not self.stream:
                 raise InvalidRequestError(f"{name} can only be given with stream=true", param=name)
@@ -277,7 +277,7 @@ class GenerationBody(SamplingBody):
             )
 
     def beam_search(self, params: SamplingParams, *, max_tokens: int) -> BeamSearchParams:
-        """Return how to search, given the parameters otherwise."""
+        """Return the parameters of a beam search. params: the request's sampling parameters."""
         return BeamSearchParams(
             beam_width=params.n,
             max_tokens=max_tokens,
@@ -294,9 +294,10 @@ class GenerationBody(SamplingBody):
         logprobs: int | None,
         prompt_logprobs: int | None,
     ) -> SamplingParams:
-        """Return the engine's parameters: the request's over the model's over ours.
+        """Return the engine's parameters.
 
-        Raises InvalidRequestError for values out of range.
+        The request's values take precedence over the model's defaults, and these over ours. Raises
+        InvalidRequestError for values out of range.
         """
         recommended = defaults.sampling_params()
         return SamplingParams(

@@ -1,4 +1,4 @@
-"""Fields of a body that nothing reads: found beside a parsed model, and told to the client."""
+"""Find the fields of a body that have no effect, to report them to the client."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,22 +12,22 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.body import Body, Dropped
 from jaxserve.frontend.schema.fields import Place
 
-# Names kept of one request; further ones are not counted either.
+# Maximum number of names recorded per request; further ones are dropped.
 MAX_NAMES = 64
 MAX_NAME_CHARS = 64
 MAX_HEADER_NAMES = 32
 MAX_HEADER_CHARS = 1024
-# Fields looked at of one body: hints are repeated in thousands of messages.
+# Maximum number of fields examined per body: thousands of messages may repeat the same hint.
 MAX_PLACES = 10_000
-# Anything else could end a header or a name within it.
+# Other characters could end the header, or a name in it.
 UNSAFE = re.compile(r"[^\x21-\x2b\x2d-\x7e]")
 
 
 class IgnoredFields:
-    """Names of the fields of one request that were accepted and have no effect.
+    """Names of the fields of one request that were accepted without effect.
 
-    A name is the place of a field without positions, as in `messages[].cache_control`.
-    is_strict: whether unknown fields are refused instead. names: with whether each is a known hint.
+    A name is the path of a field without indices, such as `messages[].cache_control`. is_strict:
+    whether unknown fields are refused. names: maps each name to whether it is a known hint.
     """
 
     def __init__(self, *, is_strict: bool = False) -> None:
@@ -35,7 +35,7 @@ class IgnoredFields:
         self.names: dict[str, bool] = {}
 
     def add(self, place: Place, *, is_hint: bool = False) -> None:
-        """Note a field. Raises InvalidRequestError for an unknown one where these are refused."""
+        """Record a field. Raises InvalidRequestError for an unknown field if `is_strict`."""
         if self.is_strict and not is_hint:
             name = show_place(place)
             raise InvalidRequestError(f"there is no field {name}", param=name, code="unknown_field")
@@ -44,9 +44,9 @@ class IgnoredFields:
             self.names.setdefault(UNSAFE.sub("?", path) or "?", is_hint)
 
     def add_roles(self, roles: Mapping[str, int]) -> None:
-        """Note roles that a chat template leaves out, each with a message that has it.
+        """Record roles that the chat template ignores, each with the index of a message.
 
-        Raises InvalidRequestError where what nothing reads is refused.
+        Raises InvalidRequestError if `is_strict`.
         """
         for role, index in roles.items():
             place: Place = ("messages", index, "role")
@@ -59,7 +59,7 @@ class IgnoredFields:
             self.add(place, is_hint=True)
 
     def add_all(self, fields: Mapping[str, Any], model: type[Body], body: Body | None) -> None:
-        """Note the fields of a body that `model` does not read; see `unread_places`.
+        """Record the fields of a body that `model` does not read; see `unread_places`.
 
         Raises InvalidRequestError as `add` does.
         """
@@ -68,7 +68,7 @@ class IgnoredFields:
 
     @property
     def header(self) -> str:
-        """The names as a header has them; empty where there are none."""
+        """The names as the value of a header; empty if there are none."""
         shown = ", ".join([*self.names][:MAX_HEADER_NAMES])
         is_cut = len(self.names) > MAX_HEADER_NAMES
         if len(shown) > MAX_HEADER_CHARS:
@@ -79,10 +79,10 @@ class IgnoredFields:
 def unread_places(
     fields: Mapping[str, Any], model: type[Body], body: Body | None, place: Place = ()
 ) -> Iterator[tuple[Place, bool]]:
-    """Yield the places of fields that nothing reads, and whether they are known hints.
+    """Yield the places of unread fields, each with whether it is a known hint.
 
-    body: what `model` made of the fields, None where they are wrong; then only fields of the
-    object itself are looked at. Null is absent.
+    body: the validated model; None if validation failed, and then only the top-level fields are
+    examined. A null field counts as absent.
     """
     if isinstance(body, Dropped):
         yield (*place, body.type), True
@@ -103,7 +103,7 @@ def unread_places(
 
 
 def _within(value: object, parsed: object, place: Place) -> Iterator[tuple[Place, bool]]:
-    """Yield the places within a value of a field, given what was made of it."""
+    """Yield the unread places within the value of a field, given the parsed value."""
     if isinstance(parsed, Body):
         if isinstance(value, dict):
             yield from unread_places(value, type(parsed), parsed, place)
@@ -113,9 +113,9 @@ def _within(value: object, parsed: object, place: Place) -> Iterator[tuple[Place
 
 
 class _Attribute:
-    """Attribute of a model that a field becomes.
+    """Attribute of a model that a JSON field is parsed into.
 
-    holds_bodies: whether there can be bodies in it; lists of numbers and free objects are left out.
+    holds_bodies: whether its value can contain bodies, as lists of numbers and free objects cannot.
     """
 
     def __init__(self, name: str, *, holds_bodies: bool) -> None:
@@ -125,7 +125,7 @@ class _Attribute:
 
 @cache
 def _attributes(model: type[Body]) -> Mapping[str, _Attribute]:
-    """Return the attributes of a model by the names that its fields have in JSON."""
+    """Return the attributes of a model by their names in JSON."""
     found: dict[str, _Attribute] = {}
     for name, field in model.model_fields.items():
         alias = field.validation_alias or name
@@ -136,7 +136,7 @@ def _attributes(model: type[Body]) -> Mapping[str, _Attribute]:
 
 
 def _holds_bodies(kind: object) -> bool:
-    """Whether there can be bodies in values of a type."""
+    """Whether values of a type can contain bodies."""
     if isinstance(kind, TypeAliasType):
         return _holds_bodies(kind.__value__)
     if isinstance(kind, type) and issubclass(kind, Body):
@@ -145,7 +145,7 @@ def _holds_bodies(kind: object) -> bool:
 
 
 def show_place(place: Sequence[int | str]) -> str:
-    """Return a place as `messages[0].content`, cut where it is long."""
+    """Return a place in the form `messages[0].content`, truncated to MAX_NAME_CHARS."""
     text = "".join(
         f"[{step}]" if isinstance(step, int) else step if step == "[]" else f".{step}"
         for step in place

@@ -1,4 +1,4 @@
-"""Numbers of bodies as they are written: a double rounds what a schema says."""
+"""Exact numbers in request bodies, because doubles would round the numbers of a schema."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import msgspec
 from jaxserve.errors import InvalidRequestError
 from jaxserve.grammar.schemas import SILENT
 
-# Fields in which a schema stands, in any body.
+# Fields of any body that can contain a JSON schema.
 SCHEMA_FIELDS = frozenset(
     {
         "guided_json",
@@ -22,19 +22,19 @@ SCHEMA_FIELDS = frozenset(
         "tools",
     }
 )
-# A double keeps as many digits of any number.
+# A double represents any decimal of this many digits.
 NUM_DIGITS = 15
 MAX_SHOWN_CHARS = 40
 
 
 class RoundedFloat(float):
-    """A float that is not quite what was written. literal: what was."""
+    """A float that differs from its literal. literal: the number as written."""
 
     literal: str
 
 
 def read_float(literal: str) -> float:
-    """Return the float of a JSON number; raises ValueError for one that is beyond all floats."""
+    """Return the float of a JSON number. Raises ValueError if it is out of range."""
     value = float(literal)
     if not math.isfinite(value):
         raise ValueError(literal)
@@ -46,7 +46,7 @@ def read_float(literal: str) -> float:
 
 
 def encode_json(value: object) -> bytes:
-    """Return a decoded body, or a part of one, as JSON with its numbers as they were written."""
+    """Encode a decoded body, or a part of one, with its numbers as they were written."""
     return _encoder.encode(value)
 
 
@@ -72,7 +72,7 @@ def check_schemas(body: Mapping[str, Any]) -> None:
 
 
 def _rounded(value: object) -> str | None:
-    """Return the first number in a JSON value that was rounded, as it was written."""
+    """Return the literal of a rounded number in a JSON value; None if there is none."""
     left = [value]
     while left:
         match left.pop():

@@ -1,4 +1,4 @@
-"""From plain values to a checked request model, with errors in our own words."""
+"""Validate JSON values as pydantic models, with error messages of our own."""
 
 import re
 import reprlib
@@ -16,22 +16,22 @@ from jaxserve.frontend.schema.ignored import IgnoredFields, show_place
 
 MAX_SHOWN_CHARS = 60
 MAX_COMPLAINTS = 8
-# A field at the top of a body, as errors speak of it.
+# The name of a top-level field in an error message.
 FIELD = re.compile(r"(?<![\w.])\w+(?![\w\[]|\.\w)")
 
 
 class _Short(reprlib.Repr):
-    """Bounded in depth and breadth, not only in the end: values come from anybody."""
+    """A repr that is bounded in depth and breadth, because values are untrusted."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        """Show the first few fields; reprlib would sort all of them."""
+        """Show the first few fields. reprlib would sort all of them first."""
         few = dict(islice(x.items(), self.maxdict + 1))
         return super().repr_dict(few, level)
 
 
 SHORT = _Short(maxlevel=2, maxlist=3, maxdict=3, maxstring=MAX_SHOWN_CHARS, maxlong=25)
 
-# What a field wants, by the kind of pydantic's complaint, with the words of its context.
+# Expected values, by pydantic's error type; filled in from the context of the error.
 WANTED: Mapping[str, str] = {
     "bool_type": "true or false",
     "dict_type": "an object",
@@ -58,9 +58,9 @@ WANTED: Mapping[str, str] = {
 def parse[T: Body](
     fields: Mapping[str, Any], model: type[T], ignored: IgnoredFields | None = None
 ) -> T:
-    """Return an object as `model`, and add its fields that nothing reads to `ignored`.
+    """Validate an object as `model`, and add its unread fields to `ignored`.
 
-    ignored: None for an object that the server made itself. Raises InvalidRequestError naming the
+    ignored: None for an object that the server itself built. Raises InvalidRequestError naming the
     field at fault.
     """
     if ignored is None:
@@ -69,7 +69,7 @@ def parse[T: Body](
         body = model.model_validate(fields)
     except pydantic.ValidationError as error:
         if not ignored.is_strict:
-            # A name that is mistyped explains why another is missing.
+            # Reported because a mistyped name explains why a field is missing.
             ignored.add_all(fields, model, None)
         raise _refusal(error, fields) from error
     ignored.add_all(fields, model, body)
@@ -77,19 +77,19 @@ def parse[T: Body](
 
 
 def show(value: object) -> str:
-    """Return a short, bounded picture of a bad value for an error message."""
+    """Return a short repr of a value for an error message."""
     text = SHORT.repr(value)
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
 
 
 def _refusal(error: pydantic.ValidationError, body: Mapping[str, Any]) -> InvalidRequestError:
-    """Say the first complaint of pydantic in our words."""
-    # Few are looked at: a long list of wrong values has as many.
+    """Return our error for the first of pydantic's complaints."""
+    # Look at few of them, because a long list of wrong values has as many complaints.
     complaints = [
         (_place(complaint, body), complaint)
         for complaint in error.errors(include_url=False, include_context=True)[:MAX_COMPLAINTS]
     ]
-    # Where several kinds may stand, each complains. What was meant is the one that goes deepest.
+    # Each member of a union complains. Report the one that got deepest into the value.
     first, _ = complaints[0]
     complaints = [each for each in complaints if each[0][: len(first)] == first]
     place = max((place for place, _ in complaints), key=len)
@@ -114,13 +114,13 @@ def _refusal(error: pydantic.ValidationError, body: Mapping[str, Any]) -> Invali
 
 
 def _wanted(complaint: pydantic_core.ErrorDetails) -> str:
-    """Return what there should be instead of something."""
+    """Return a description of the expected value."""
     words = WANTED.get(complaint["type"], "a value of another kind")
     return words.format_map(complaint.get("ctx", {}))
 
 
 def _place(complaint: pydantic_core.ErrorDetails, body: object) -> tuple[int | str, ...]:
-    """Return the place in the body: pydantic has names of its own between, of kinds of values."""
+    """Return the place in the body, without the type names that pydantic puts between."""
     location = complaint["loc"]
     place: list[int | str] = []
     for step in location:
@@ -138,7 +138,7 @@ def _place(complaint: pydantic_core.ErrorDetails, body: object) -> tuple[int | s
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Let errors speak of fields by the names that the body has for them."""
+    """Rename fields in errors raised inside the block to their names in the body."""
     try:
         yield
     except InvalidRequestError as error:
@@ -147,7 +147,7 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
             if error.param != "prompt":
                 error.message = error.message.replace(error.param, name)
             error.param = name
-        # Another field that the error speaks of; words of plain English are no fields.
+        # Other fields in the message. Names without an underscore could be ordinary words.
         others = {old: new for old, new in names.items() if "_" in old}
         error.message = FIELD.sub(lambda found: others.get(found[0], found[0]), error.message)
         raise

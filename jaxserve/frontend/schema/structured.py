@@ -1,4 +1,4 @@
-"""What bodies ask of the form of an answer: OpenAI's `response_format`, and vLLM's fields."""
+"""Request fields for structured outputs: OpenAI's `response_format`, and those of vLLM."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.body import ExactBody, by_type, given
 from jaxserve.frontend.schema.parsing import renamed
 
-# vLLM's older fields, and what each is of `structured_outputs`.
+# vLLM's deprecated fields, and the fields of `structured_outputs` that replace them.
 GUIDED: Mapping[str, str] = {
     "guided_json": "json",
     "guided_json_object": "json_object",
@@ -21,14 +21,14 @@ GUIDED: Mapping[str, str] = {
     "guided_grammar": "grammar",
 }
 
-# MAX_BYTES is the limit, which a text of more characters is above in any case.
+# StructuredOutputsParams checks MAX_BYTES; these limits only bound the work of validation.
 MAX_CHOICES = 2**16
 MAX_TAGS = 1024
 
 type Text = Annotated[str, Field(min_length=1, max_length=MAX_BYTES)]
 type Choice = Annotated[list[Text], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
 type Schema = dict[str, Any] | bool
-# What pydantic cannot call by its name.
+# Fields whose names pydantic reserves.
 KIND_FIELDS: Mapping[str, str] = {"json": "json_"}
 WHITESPACE = "guided_whitespace_pattern"
 
@@ -46,7 +46,7 @@ class JsonObjectFormat(ExactBody):
 
 
 class NamedSchema(ExactBody):
-    """A JSON schema; without one, any object. Name, description and strict have no effect."""
+    """A JSON schema; any object if it is absent. The other fields have no effect."""
 
     name: str
     description: str | None = None
@@ -55,14 +55,14 @@ class NamedSchema(ExactBody):
 
 
 class JsonSchemaFormat(ExactBody):
-    """JSON of a schema."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
 
 class TaggedPart(ExactBody):
-    """A part that begins with `begin` and ends with `end`, between which is JSON of a schema."""
+    """JSON that follows a schema, between the texts `begin` and `end`."""
 
     begin: str
     end: str
@@ -70,14 +70,14 @@ class TaggedPart(ExactBody):
 
 
 class StructuralTagFormat(ExactBody):
-    """Text of xgrammar's formats. See grammar/formats.py, which reads them."""
+    """Structural tag in xgrammar's formats; see grammar/formats.py."""
 
     type: Literal["structural_tag"]
     format: dict[str, Any]
 
 
 class OlderStructuralTagFormat(ExactBody):
-    """Free text with tagged parts: behind a trigger, a part that begins with it."""
+    """Structural tag in vLLM's older notation: free text, with tagged JSON after each trigger."""
 
     type: Literal["structural_tag"]
     structures: Annotated[list[TaggedPart], FailFast(), Field(max_length=MAX_TAGS)]
@@ -96,9 +96,9 @@ type ResponseFormat = Annotated[
 
 
 class StructuredOutputs(ExactBody):
-    """One of six ways to say what an answer must look like, and how strictly.
+    """The form of an answer, in one of six ways; see StructuredOutputsParams.
 
-    disable_fallback has no effect: there is one way to follow a grammar, and none to fall to.
+    disable_fallback has no effect, because there is only one grammar backend.
     """
 
     model_config = ConfigDict(
@@ -117,18 +117,18 @@ class StructuredOutputs(ExactBody):
 
     @property
     def leaves_form(self) -> bool:
-        """Whether it says how JSON is written, and leaves the form to another field."""
+        """Whether it only sets JSON options, and the form is in another field."""
         names = {KIND_FIELDS.get(kind, kind) for kind in KINDS}
         given = self.model_fields_set
         return names.isdisjoint(given) and not given.isdisjoint(JSON_OPTIONS)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What it says of how JSON is written."""
+        """The JSON options that are set."""
         return {name: value for name in JSON_OPTIONS if (value := getattr(self, name))}
 
     def params(self) -> StructuredOutputsParams:
-        """Return the engine's; raises InvalidRequestError for what cannot be."""
+        """Return the engine's parameters. Raises InvalidRequestError if they are invalid."""
         fields = self.model_dump(exclude={"disable_fallback"}, exclude_none=True, by_alias=True)
         if isinstance(self.structural_tag, dict):
             fields["structural_tag"] = json.dumps(self.structural_tag)
@@ -141,10 +141,10 @@ def structured_outputs(
     structured: StructuredOutputs | None,
     guided: Mapping[str, Any],
 ) -> StructuredOutputsParams | None:
-    """Return what an answer must look like, None if it is free; raises InvalidRequestError.
+    """Return the form of the answer; None if it is free. Raises InvalidRequestError.
 
-    guided: the older fields, those that are given. What structured_outputs and
-    guided_whitespace_pattern say of JSON holds for a form of any name.
+    guided: the deprecated fields that are set. The JSON options of structured_outputs and
+    guided_whitespace_pattern apply to a form from any of the fields.
     """
     form = None if response_format is None else _of_format(response_format)
     leaves_form = structured is not None and structured.leaves_form
@@ -164,10 +164,10 @@ def structured_outputs(
         options["whitespace_pattern"] = guided[WHITESPACE]
     if not given:
         if structured is not None:
-            return structured.params()  # which says that a form is missing
+            return structured.params()  # raises, because the form is missing
         if WHITESPACE in guided:
             raise InvalidRequestError(
-                f"{WHITESPACE} can only be given with a form of the answer, as by response_format",
+                f"{WHITESPACE} can only be given with a form of the answer, as in response_format",
                 param=WHITESPACE,
             )
         return None
@@ -181,7 +181,7 @@ def structured_outputs(
 def structured_names(
     response_format: ResponseFormat | None, guided: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return what the fields of `structured_outputs` are called in a body that has them."""
+    """Return the names in the body for fields of `structured_outputs`, for error messages."""
     names = {f"structured_outputs.{GUIDED[name]}": name for name in guided if name in GUIDED}
     if response_format is not None:
         names = {f"structured_outputs.{kind}": "response_format" for kind in KINDS}
