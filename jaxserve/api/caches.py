@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Protocol
 
-import numpy as np
-
 # Largest share by which padding may raise the layers of a group: where groups share a pool, a group
 # takes a page in every array, whether it has a layer for it or not.
 MAX_PADDED_LAYERS = 1.2
@@ -216,6 +214,9 @@ class Recurrent:
     @property
     def state_bytes(self) -> int:
         """See LayerCache."""
+        # The supervisor imports this module, and does without numpy.
+        import numpy as np  # noqa: PLC0415
+
         return sum(prod(each.shape) * np.dtype(each.dtype).itemsize for each in self.arrays)
 
     def group(self, sizes: CacheSizes) -> StateGroup:
