@@ -11,7 +11,7 @@ from jaxserve.processes.leave import leave
 from jaxserve.processes.messages import Hello
 
 
-def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
+def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0") -> ServedEngine:
     """Load a model; see `processes.engine.Loader`. Raises what `plan_engine` and `build` raise."""
     from jaxserve.build import build, read_template
     from jaxserve.observability.metrics import Metrics
@@ -49,7 +49,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
         )
     )
     metrics = Metrics(max_model_len=planned.scheduler.max_model_len)
-    loaded = build(planned, metrics=metrics.engine(names[0]), report=say)
+    loaded = build(planned, metrics=metrics.engine(names[0], engine=engine), report=say)
     cache, num_pages = planned.cache, planned.memory.num_pages
     metrics.set_cache_config(
         {
@@ -61,6 +61,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             "num_gpu_blocks": num_pages,
         },
         model_name=names[0],
+        engine=engine,
     )
     metrics.set_compilations(lambda: loaded.compilations.since_mark, model_name=names[0])
     metrics.set_startup(loaded.startup, model_name=names[0])

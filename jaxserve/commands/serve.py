@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"jaxserve {__version__} serves {', '.join(names)} at {url}", flush=True)
 
         supervisor = Supervisor(
-            options, config, listener=listener, announce=announce, log_level=args.log_level
+            [options], config, listener=listener, announce=announce, log_level=args.log_level
         )
         return await supervisor.run()
 

@@ -37,10 +37,12 @@ class Metrics:
             self._rejections(reason, model_name=model_name)
         return EngineSeries(self._series, labels, token_bounds=self.token_bounds)
 
-    def set_cache_config(self, fields: Mapping[str, object], *, model_name: str) -> None:
+    def set_cache_config(
+        self, fields: Mapping[str, object], *, model_name: str, engine: str = "0"
+    ) -> None:
         """Publish the resolved cache settings as labels of vLLM's `cache_config_info`."""
         labels = {name: str(value) for name, value in fields.items()}
-        labels |= {"model_name": model_name, "engine": "0"}
+        labels |= {"model_name": model_name, "engine": engine}
         self._series.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
 
     def set_compilations(self, count: Callable[[], int], *, model_name: str) -> None:

@@ -121,6 +121,7 @@ class ApiProcess:
             metrics=metrics,
             config=first.config,
             folder=Path(first.folder),
+            num_models=first.num_engines,
             scrape=self._scrape,
             report_batches=lambda trouble: line.send(Batches(trouble)),
         )
@@ -129,9 +130,10 @@ class ApiProcess:
         self.server = Server(app, first.config, batches=self._batches)
         if first.waits:
             self.server.wait()
-        self._client = RemoteClient()
-        self._tokenizer: asyncio.Future[Tokenizer] | None = None
-        self._coming_up: asyncio.Task[None] | None = None
+        # By engine.
+        self._clients = {number: RemoteClient() for number in range(first.num_engines)}
+        self._tokenizers: dict[int, asyncio.Future[Tokenizer]] = {}
+        self._coming_up: dict[int, asyncio.Task[None]] = {}
         self._numbers = itertools.count()
         self._scrapes: dict[int, asyncio.Future[Sequence[Family]]] = {}
 
@@ -162,17 +164,18 @@ class ApiProcess:
                 self._begin_tokenizer(message)
             case EngineUp():
                 self._begin_tokenizer(message)
-                self._coming_up = asyncio.create_task(self._come_up(message))
+                self._coming_up[message.engine] = asyncio.create_task(self._come_up(message))
             case EngineDown():
-                if self._coming_up is not None:
-                    self._coming_up.cancel()
-                self._state.metrics.observe_engine_death(self._client.disconnect(message.reason))
+                if message.engine in self._coming_up:
+                    self._coming_up.pop(message.engine).cancel()
+                num_requests = self._clients[message.engine].disconnect(message.reason)
+                self._state.metrics.observe_engine_death(num_requests)
             case Batches():
                 self._state.note_batches(message.trouble)
             case Unready():
                 self._state.is_stopping = True
             case EngineSilent():
-                self._client.set_silent(message.is_silent)
+                self._clients[message.engine].set_silent(message.is_silent)
             case Listen():
                 self.server.open()
             case Drain():
@@ -185,10 +188,10 @@ class ApiProcess:
                     scrape.set_result(message.families)
 
     def _begin_tokenizer(self, message: EngineLoads | EngineUp) -> None:
-        """Load the tokenizer while the engine loads: once, because all engines serve one model."""
-        if self._tokenizer is None:
+        """Load a model's tokenizer while its engine loads: once, though engines start again."""
+        if message.engine not in self._tokenizers:
             hello = msgspec.json.decode(message.hello, type=Hello)
-            self._tokenizer = asyncio.wrap_future(self._load(hello))
+            self._tokenizers[message.engine] = asyncio.wrap_future(self._load(hello))
 
     async def _come_up(self, message: EngineUp) -> None:
         """Serve what the engine serves, or tell the supervisor why not."""
@@ -202,19 +205,21 @@ class ApiProcess:
             log.exception("the API process could not start serving")
             self._line.send(Failed("the API process could not start serving; its log says why"))
         else:
-            self.server.open()
-            self._line.send(Ready())
+            if self._state.router.is_complete:
+                self.server.open()
+                self._line.send(Ready())
 
     async def _connect(self, message: EngineUp) -> None:
-        assert self._tokenizer is not None
         tokenizer = await asyncio.wait_for(
-            asyncio.shield(self._tokenizer), self._state.config.engine_start_timeout_s
+            asyncio.shield(self._tokenizers[message.engine]),
+            self._state.config.engine_start_timeout_s,
         )
         freeze_garbage()
         hello = msgspec.json.decode(message.hello, type=Hello)
-        self._client.connect(message.address, client=message.client, tokenizer=tokenizer.backend)
-        model = served_model(hello, self._client, tokenizer, self._state.config)
-        self._state.router.add(0, model)
+        client = self._clients[message.engine]
+        client.connect(message.address, client=message.client, tokenizer=tokenizer.backend)
+        model = served_model(hello, client, tokenizer, self._state.config)
+        self._state.router.add(message.engine, model)
 
     async def _scrape(self) -> Sequence[Family]:
         """Return the series of all processes; this one's own, if the supervisor is busy."""

@@ -52,7 +52,7 @@ class ServedEngine:
 
 
 # Loads what the options say, and calls the function as soon as it is known what that will be.
-type Loader = Callable[[EngineOptions, Callable[[Hello], None]], ServedEngine]
+type Loader = Callable[[EngineOptions, Callable[[Hello], None], str], ServedEngine]
 
 
 def main(fd: int, load: Loader) -> int:
@@ -64,7 +64,7 @@ def main(fd: int, load: Loader) -> int:
     line = ChildLine[ToEngine](fd, ToEngine)
     first = line.receive()
     assert isinstance(first, ServeEngine), "an engine is told first what to serve"
-    configure_logging(first.log_level, process="engine")
+    configure_logging(first.log_level, process=first.name)
     post = _Post(line)
     line.listen(post.obey, folder=first.folder)
 
@@ -72,7 +72,7 @@ def main(fd: int, load: Loader) -> int:
         line.send(Planned(hello.names, msgspec.Raw(msgspec.json.encode(hello))))
 
     try:
-        served = load(first.options, plan)
+        served = load(first.options, plan, str(first.number))
         post.metrics = served.metrics
         freeze_garbage()
         with SocketPort(first.address, beat=post.beat, gone=post.take_gone) as port:

@@ -29,6 +29,8 @@ class TakeSeries(Message, frozen=True):
 class ServeEngine(Message, frozen=True):
     """Load a model and serve those who come to `address`. The first message to an engine."""
 
+    number: int
+    name: str
     options: EngineOptions
     address: str
     folder: str
@@ -62,17 +64,20 @@ class ServeHttp(Message, frozen=True):
     name: str
     runs_batches: bool
     waits: bool
+    num_engines: int
 
 
 class EngineLoads(Message, frozen=True):
     """An engine loads a model, `hello` tells which: a `Hello`."""
 
+    engine: int
     hello: Raw
 
 
 class EngineUp(Message, frozen=True):
     """An engine serves at `address`, where this process is to call itself `client`."""
 
+    engine: int
     hello: Raw
     address: str
     client: int
@@ -81,12 +86,14 @@ class EngineUp(Message, frozen=True):
 class EngineSilent(Message, frozen=True):
     """The engine does not answer now, or does again: it may have been stopped, or compile."""
 
+    engine: int
     is_silent: bool
 
 
 class EngineDown(Message, frozen=True):
     """There is no engine until the next `EngineUp`."""
 
+    engine: int
     reason: str
 
 

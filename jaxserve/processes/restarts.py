@@ -1,6 +1,7 @@
 """Whether and when a process that ended starts again."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -25,19 +26,25 @@ class End:
     would_recur: bool
 
 
+def not_started(error: OSError) -> End:
+    """Return the end of a process that the operating system did not start."""
+    reason = f"a process of the server could not be started: {error.strerror}"
+    return End(reason=reason, would_recur=True)
+
+
 class Restarts:
     """The restarts of one process of a server, named `name`.
 
-    stop: set when the server stops. count: counts the restarts.
+    stop: set when the server stops. counts: each counts the restarts.
     """
 
     def __init__(
-        self, name: str, config: ServerConfig, *, stop: asyncio.Event, count: Value
+        self, name: str, config: ServerConfig, *, stop: asyncio.Event, counts: Sequence[Value]
     ) -> None:
         self._name = name
         self._config = config
         self._stop = stop
-        self._count = count
+        self._counts = counts
         self._backoff = Backoff(
             limit=config.max_restarts,
             window_s=config.restart_window_s,
@@ -67,5 +74,6 @@ class Restarts:
             await asyncio.wait_for(self._stop.wait(), delay_s)
         if self._stop.is_set():
             return False
-        self._count.inc()
+        for count in self._counts:
+            count.inc()
         return True

@@ -7,40 +7,31 @@ import asyncio
 import itertools
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from msgspec import Raw
-
 from jaxserve.config.engine import EngineOptions
 from jaxserve.config.server import ServerConfig
 from jaxserve.observability.logging import get_logger
-from jaxserve.observability.series import Family, Kind, SeriesSet, merged
+from jaxserve.processes.children import Children, log_silence
+from jaxserve.processes.engine_keeper import EngineKeeper
 from jaxserve.processes.line import Child, Silence
 from jaxserve.processes.messages import (
     AllSeries,
     Batches,
     ClientGone,
     Drain,
-    EngineDown,
-    EngineLoads,
-    EngineSilent,
-    EngineUp,
     Failed,
     FromApi,
-    FromEngine,
     Listen,
-    Planned,
     Ready,
     Scrape,
-    ServeEngine,
     ServeHttp,
-    Stop,
     Unready,
 )
-from jaxserve.processes.restarts import End, Restarts
+from jaxserve.processes.restarts import End, not_started
 from jaxserve.processes.watch import Watch
 
 log = get_logger(__name__)
@@ -60,24 +51,17 @@ class Programs:
     api: str = "jaxserve.processes.api"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Up:
-    """What API processes are told of an engine that serves."""
-
-    hello: Raw
-    address: str
-
-
 class Supervisor:
     """Runs one server.
 
+    engines: the options of each; the model of the first one answers requests that name none.
     listener: bound already; API processes listen on it. announce: called once, with the names of
-    what is served, when requests are welcome.
+    all models, when requests are welcome.
     """
 
     def __init__(
         self,
-        options: EngineOptions,
+        engines: Sequence[EngineOptions],
         config: ServerConfig,
         *,
         listener: socket.socket,
@@ -85,36 +69,32 @@ class Supervisor:
         log_level: str = "info",
         programs: Programs | None = None,
     ) -> None:
-        self._options = options
         self._config = config
         self._listener = listener
         self._announce: Callable[[tuple[str, ...]], None] | None = announce
         self._log_level = log_level
         self._programs = programs or Programs()
-        self._folder = ""
-        self._engine: Child | None = None
-        self._planned: Planned | None = None
-        self._up: _Up | None = None
-        self._is_silent = False
-        self._apis: dict[int, Child] = {}
+        self._children = Children(config, num_engines=len(engines))
+        self._engines = tuple(
+            EngineKeeper(
+                number,
+                options,
+                config,
+                self._children,
+                name="engine" if len(engines) == 1 else f"engine {number}",
+                module=self._programs.engine,
+                log_level=log_level,
+                taken_names=self._taken_names,
+            )
+            for number, options in enumerate(engines)
+        )
         self._ready_apis: set[int] = set()
         self._batches = Batches(None)
         self._silent_apis: set[int] = set()
         self._clients = itertools.count()
         self._has_served_http = False
-        # Counts of processes that have ended: a sum over processes must never fall.
-        self._retired: tuple[Family, ...] = ()
-        self._series = SeriesSet()
-        self._num_restarts = {
-            kind: self._series.counter(
-                "jaxserve:process_restarts",
-                "Processes started in place of one that ended, by kind.",
-                {"process": kind},
-            )
-            for kind in ("engine", "api")
-        }
         self._status = 0
-        self._stop = asyncio.Event()
+        self._stop = self._children.stop
         self._scrapes: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -129,31 +109,28 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         # Readable by this user alone, and so are the sockets in it.
-        with TemporaryDirectory(prefix="jaxserve-", ignore_cleanup_errors=True) as self._folder:
+        with TemporaryDirectory(prefix="jaxserve-", ignore_cleanup_errors=True) as folder:
+            self._children.folder = folder
             try:
                 await self._run()
             finally:
-                children = [*self._apis.values(), *([self._engine] if self._engine else [])]
-                for child in children:
-                    child.kill()
-                for child in children:
-                    await child.ended()
+                await self._children.ended()
         return self._status
 
     async def _run(self) -> None:
         count = self._config.api_server_count
-        engine = asyncio.create_task(self._keep_engine())
+        engines = [asyncio.create_task(engine.keep()) for engine in self._engines]
         apis = [asyncio.create_task(self._keep_api(slot)) for slot in range(count)]
         stop = asyncio.create_task(self._stop.wait())
-        tasks: list[asyncio.Task[Any]] = [engine, *apis, stop]
+        tasks: list[asyncio.Task[Any]] = [*engines, *apis, stop]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 await self._await_rerouting(apis)
             # Before any client was served there is nothing to drain.
             if self._stop.is_set() or self._announce is None:
-                await self._drain(engine, apis)
-            for task in (engine, *apis):
+                await self._drain(engines, apis)
+            for task in (*engines, *apis):
                 if task.done():
                     task.result()  # raises the error with which a keeper gave up
         finally:
@@ -169,110 +146,40 @@ class Supervisor:
         delay_s = self._config.shutdown_delay_s
         if delay_s and self._announce is None:
             log.info("not ready, about to stop", delay_s=delay_s)
-            for api in self._apis.values():
-                api.tell(Unready())
+            self._children.tell_apis(Unready())
             await asyncio.wait(apis, timeout=delay_s)
 
-    async def _drain(self, engine: asyncio.Task[None], apis: list[asyncio.Task[None]]) -> None:
-        """Let the API processes finish their answers, then stop the engine."""
+    async def _drain(
+        self, engines: list[asyncio.Task[None]], apis: list[asyncio.Task[None]]
+    ) -> None:
+        """Let the API processes finish their answers, then stop the engines."""
         log.info("stopping", timeout_s=self._config.shutdown_timeout_s)
         self._stop.set()
         # A connection would wait for ever in the queue of a socket that no process accepts from.
         self._listener.close()
-        for api in self._apis.values():
-            api.tell(Drain())
+        self._children.tell_apis(Drain())
         await asyncio.wait(apis, timeout=self._config.shutdown_timeout_s + LAST_WORDS_S)
-        if self._engine is not None:
-            self._engine.tell(Stop())
-            if self._up is not None:  # else it loads, and does not listen
-                await asyncio.wait([engine], timeout=STOP_TIMEOUT_S)
+        for engine in self._engines:
+            engine.stop()
+        # Those that load do not listen.
+        serving = [
+            task for task, engine in zip(engines, self._engines, strict=True) if engine.is_up
+        ]
+        if serving:
+            await asyncio.wait(serving, timeout=STOP_TIMEOUT_S)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
-            for child in (*self._apis.values(), self._engine):
-                if child is not None:
-                    child.kill()
+            self._children.kill()
             self._status = 1
         self._stop.set()
-
-    # The engine.
-
-    async def _keep_engine(self) -> None:
-        """Run engines, one after the other, until told to stop; raises to give up."""
-        restarts = self._restarts("engine", "engine")
-        has_served = False
-        for number in itertools.count():
-            end = await self._run_engine(f"ipc://{self._folder}/engine-{number}")
-            has_served = has_served or self._up is not None
-            self._up = None
-            for api in self._apis.values():
-                api.tell(EngineDown(end.reason))
-            if not await restarts.may_restart(end, has_served=has_served):
-                return
-
-    async def _run_engine(self, address: str) -> End:
-        """Run one engine, and return how it ended."""
-        end: End | None = None
-        config = self._config
-        try:
-            self._engine = engine = await self._start("engine", self._programs.engine)
-        except OSError as error:
-            return _not_started(error)
-        watch = Watch(
-            engine.process.pid,
-            start_timeout_s=config.engine_start_timeout_s,
-            hang_timeout_s=config.engine_hang_timeout_s,
-        )
-        engine.tell(
-            ServeEngine(
-                options=self._options,
-                address=address,
-                folder=self._folder,
-                log_level=self._log_level,
-            )
-        )
-        try:
-            async for message in engine.messages(FromEngine, watch):
-                match message:
-                    case Planned():
-                        self._planned = message
-                        for api in self._apis.values():
-                            api.tell(EngineLoads(message.hello))
-                    case Ready():
-                        assert self._planned is not None
-                        self._up = _Up(hello=self._planned.hello, address=address)
-                        self._is_silent = False
-                        for client in self._apis:
-                            self._introduce(client)
-                    case Silence():
-                        _log_silence("engine", message)
-                        self._is_silent = message.is_silent
-                        for api in self._apis.values():
-                            api.tell(EngineSilent(message.is_silent))
-                    case Failed():
-                        end = End(reason=message.reason, would_recur=True)
-                        break
-        except TimeoutError:
-            reason = (
-                f"the engine has not finished a step for {config.engine_hang_timeout_s:g} s"
-                if watch.has_started
-                else "the engine does not become ready: it has not used the processor for"
-                f" {config.engine_start_timeout_s:g} s (--engine-start-timeout), as if a disk or"
-                " the network hangs"
-            )
-            end = End(reason=reason, would_recur=True)
-        engine.kill()
-        how = await engine.ended()
-        self._retire(engine)
-        self._engine = None
-        return end or End(reason=f"the engine has ended: {how}", would_recur=not engine.was_killed)
 
     # API processes.
 
     async def _keep_api(self, slot: int) -> None:
         """Run API processes in one place, until told to stop; raises to give up."""
         name = f"api {slot}"
-        restarts = self._restarts("api", name)
+        restarts = self._children.api_restarts(name)
         while True:
             client = next(self._clients)
             end = await self._run_api(client, name, runs_batches=slot == 0)
@@ -285,10 +192,10 @@ class Supervisor:
         fd = self._listener.fileno()
         hang_timeout_s = self._config.api_hang_timeout_s
         try:
-            api = await self._start(name, self._programs.api, pass_fds=(fd,))
+            api = await self._children.start(name, self._programs.api, pass_fds=(fd,))
         except OSError as error:
-            return _not_started(error)
-        self._apis[client] = api
+            return not_started(error)
+        self._children.apis[client] = api
         watch = Watch(
             api.process.pid,
             start_timeout_s=hang_timeout_s,
@@ -299,18 +206,17 @@ class Supervisor:
             ServeHttp(
                 config=self._config,
                 fd=fd,
-                folder=self._folder,
+                folder=self._children.folder,
                 log_level=self._log_level,
                 name=name,
                 runs_batches=runs_batches,
                 waits=bool(self._ready_apis - self._silent_apis),
+                num_engines=len(self._engines),
             )
         )
         api.tell(self._batches)
-        if self._up is not None:
-            self._introduce(client)
-        elif self._planned is not None:
-            api.tell(EngineLoads(self._planned.hello))
+        for engine in self._engines:
+            engine.introduce(client)
         try:
             async for message in api.messages(FromApi, watch):
                 match message:
@@ -319,7 +225,7 @@ class Supervisor:
                         self._ready_apis.add(client)
                         self._announce_once()
                     case Silence():
-                        _log_silence(name, message)
+                        log_silence(name, message)
                         if message.is_silent:
                             self._silent_apis.add(client)
                             self._keep_listening()
@@ -331,8 +237,7 @@ class Supervisor:
                         task.add_done_callback(self._scrapes.discard)
                     case Batches():
                         self._batches = message
-                        for each in self._apis.values():
-                            each.tell(message)
+                        self._children.tell_apis(message)
                     case Failed():
                         end = End(reason=message.reason, would_recur=True)
                         break
@@ -341,69 +246,33 @@ class Supervisor:
             end = End(reason=reason, would_recur=False)
         api.kill()
         how = await api.ended()
-        del self._apis[client]
+        del self._children.apis[client]
         self._ready_apis.discard(client)
         self._silent_apis.discard(client)
         self._keep_listening()
-        self._retire(api)
-        if self._engine is not None:
-            self._engine.tell(ClientGone(client))
+        self._children.retire(api)
+        for process in self._children.engines.values():
+            process.tell(ClientGone(client))
         return end or End(reason=f"an API process has ended: {how}", would_recur=not api.was_killed)
 
     def _keep_listening(self) -> None:
         """Let API processes that wait to be ready answer probes, if no other does."""
         if not self._ready_apis - self._silent_apis:
-            for api in self._apis.values():
-                api.tell(Listen())
-
-    def _introduce(self, client: int) -> None:
-        """Tell an API process where the engine is."""
-        assert self._up is not None
-        up = EngineUp(hello=self._up.hello, address=self._up.address, client=client)
-        self._apis[client].tell(up)
-        if self._is_silent:
-            self._apis[client].tell(EngineSilent(is_silent=True))
+            self._children.tell_apis(Listen())
 
     def _announce_once(self) -> None:
         """Say that requests are welcome, when all API processes are ready for the first time."""
         if self._announce is None or len(self._ready_apis) < self._config.api_server_count:
             return
-        assert self._planned is not None
-        self._announce(self._planned.names)
+        self._announce(tuple(name for engine in self._engines for name in engine.names))
         self._announce = None
 
-    # What both have in common.
-
-    def _restarts(self, kind: str, name: str) -> Restarts:
-        return Restarts(name, self._config, stop=self._stop, count=self._num_restarts[kind])
-
-    async def _start(self, name: str, module: str, *, pass_fds: Sequence[int] = ()) -> Child:
-        """Start a child; raises OSError."""
-        child = await Child.start(name, module, pass_fds=pass_fds)
-        if self._stop.is_set():  # since the start began, so that nothing has told it to end
-            child.kill()
-        return child
+    def _taken_names(self, number: int) -> Iterator[str]:
+        """Yield the names of the models of the other engines."""
+        for engine in self._engines:
+            if engine.number != number:
+                yield from engine.names
 
     async def _scrape(self, api: Child, number: int) -> None:
         """Answer an API process with the series of all."""
-        children = [*self._apis.values(), *([self._engine] if self._engine else [])]
-        snapshots = await asyncio.gather(*(child.series() for child in children))
-        own = self._series.snapshot()
-        api.tell(AllSeries(number, merged([*snapshots, own, self._retired])))
-
-    def _retire(self, child: Child) -> None:
-        """Keep what a process that has ended has counted."""
-        counts = (family for family in child.last_series if family.kind is not Kind.GAUGE)
-        self._retired = merged([self._retired, counts])
-
-
-def _not_started(error: OSError) -> End:
-    reason = f"a process of the server could not be started: {error.strerror}"
-    return End(reason=reason, would_recur=True)
-
-
-def _log_silence(name: str, silence: Silence) -> None:
-    if silence.is_silent:
-        log.warning("a process does not answer", name=name)
-    else:
-        log.info("a process answers again", name=name)
+        api.tell(AllSeries(number, await self._children.series()))

@@ -126,6 +126,7 @@ def create_app(
     metrics: Metrics,
     config: ServerConfig,
     folder: Path,
+    num_models: int | None = None,
     policies: Sequence[Policy] = (),
     sinks: Sequence[RecordSink] = (),
     scrape: Scrape | None = None,
@@ -137,6 +138,7 @@ def create_app(
     engines run; the application does not stop them, `Server` does. folder, policies,
     scrape: see ServerState. sinks: get the record of each request, after the metrics and the log.
     report_batches: called in place of telling the state what delays batches.
+    num_models: those to expect, if more of them come later than `models`.
     What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
     is told to `start`.
     """
@@ -192,7 +194,7 @@ def create_app(
     # A redirect would be to the host that the client's Host header names.
     app.router.redirect_slashes = inner.router.redirect_slashes = False
     state = ServerState(
-        ModelRouter(models),
+        ModelRouter(models, num_expected=num_models or max(1, len(models))),
         metrics=metrics,
         config=config,
         folder=folder,

@@ -150,6 +150,11 @@ class ModelRouter:
         return not self._by_number
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all expected models have loaded."""
+        return len(self._by_number) >= self._num_expected
+
+    @property
     def models(self) -> tuple[ServedModel, ...]:
         """The models that are served, by number; raises LoadingError until there is one."""
         if self.is_loading:
@@ -165,7 +170,7 @@ class ModelRouter:
         model = self._by_number.get(0) if name is None else self._by_name.get(name)
         if model is not None:
             return model
-        if name is None or len(self._by_number) < self._num_expected:
+        if name is None or not self.is_complete:
             raise LoadingError
         raise ModelNotFoundError(
             f"the model {name[:MAX_NAME_CHARS]!r} does not exist here;"

@@ -1,10 +1,10 @@
 """An engine's process on the fake device, which starts in no time. `model` of its options is JSON.
 
-step_s: seconds a step takes. starts: a file that counts starts. mistake: words to refuse to start
-with. tokenizer: the one that API processes are to load. crashes_from: the start from which on
-loading crashes. gate: a file without which no engine becomes ready, but for the first if gates_from
-is 2. hangs_s, works_s: how long loading waits for nothing, and computes. compiles_s: how long a
-thread works on behind what is served.
+names: of its model. step_s: seconds a step takes. starts: a file that counts starts. mistake: words
+to refuse to start with. tokenizer: the one that API processes are to load. crashes_from: the start
+from which on loading crashes. gate: a file without which no engine becomes ready, but for the first
+if gates_from is 2. hangs_s, works_s: how long loading waits for nothing, and computes. compiles_s:
+how long a thread works on behind what is served.
 """
 
 import json
@@ -67,7 +67,7 @@ class Device(FakeRunner):
         return super().dispatch(plan)
 
 
-def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
+def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str) -> ServedEngine:
     assert "jax" not in sys.modules, "tests wait for this start"
     settings = json.loads(options.model or "{}")
     count = 1
@@ -78,9 +78,10 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
             file.write(f"{os.getpid()}\n")
     if "mistake" in settings:
         raise CheckpointError(settings["mistake"])
+    names = (*settings.get("names", ("tiny", "alias")),)
     plan(
         Hello(
-            names=("tiny", "alias"),
+            names=names,
             created=int(time.time()),
             tokenizer=settings.get("tokenizer", ""),
             chat_template=None,
@@ -107,7 +108,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
         raise RuntimeError("this start was told to fail")
     metrics = Metrics(max_model_len=MAX_MODEL_LEN)
     device = Device(settings.get("step_s", 0.0))
-    engine = Engine(
+    served = Engine(
         Scheduler(
             SchedulerConfig(
                 max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=512
@@ -116,9 +117,9 @@ def load(options: EngineOptions, plan: Callable[[Hello], None]) -> ServedEngine:
         ),
         device,
         vocab_size=VOCAB_SIZE,
-        metrics=metrics.engine("tiny"),
+        metrics=metrics.engine(names[0], engine=engine),
     )
-    return ServedEngine(engine, metrics, is_compiling=lambda: device.is_compiling)
+    return ServedEngine(served, metrics, is_compiling=lambda: device.is_compiling)
 
 
 if __name__ == "__main__":

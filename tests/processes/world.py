@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxserve.processes.supervisor import Programs, Supervisor
 from jaxserve.config.server import ServerConfig
 from jaxserve.server.transport.listener import bind
 
-model, config, programs = map(json.loads, sys.argv[1:])
+models, config, programs = map(json.loads, sys.argv[1:])
 config = ServerConfig(port=0, **config)
 
 async def main(listener):
@@ -35,7 +35,7 @@ async def main(listener):
         print("ready", *names, flush=True)
     print(listener.getsockname()[1], flush=True)
     return await Supervisor(
-        EngineOptions(model=json.dumps(model)),
+        [EngineOptions(model=json.dumps(model)) for model in models],
         config,
         listener=listener,
         announce=announce,
@@ -100,7 +100,7 @@ class Server:
     def wait_ready(self) -> None:
         """Wait until the server says that requests are welcome."""
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready tiny alias\n"
+        assert self.process.stdout.readline().startswith("ready tiny alias")
 
     def complete(self, *prompt_ids: int, **fields: Any) -> httpx.Response:
         body = {"prompt": list(prompt_ids or (1, 2, 3)), "max_tokens": 5, **fields}
@@ -147,13 +147,18 @@ def server(
     config: dict[str, Any] | None = None,
     programs: dict[str, str] | None = None,
     wait: bool = True,
+    others: Sequence[dict[str, Any]] = (),
     **model: Any,
 ) -> Iterator[Server]:
-    """A server; at the end nothing of it may be left, whatever was done to it."""
+    """A server; at the end nothing of it may be left, whatever was done to it.
+
+    model: settings of its engine; others: those of further engines.
+    """
     folder = tmp_path / "t"
     folder.mkdir()
     settings = {"restart_delay_s": 0.05, **(config or {})}
-    arguments = map(json.dumps, (model, settings, {**PROGRAMS, **(programs or {})}))
+    modules = {**PROGRAMS, **(programs or {})}
+    arguments = [json.dumps(each) for each in ([model, *others], settings, modules)]
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(

@@ -7,16 +7,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.server.batches.trouble import BatchTrouble
-from jaxserve.server.errors import EngineSilentError, ShuttingDownError
+from jaxserve.server.errors import EngineSilentError, LoadingError, ShuttingDownError
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.models import KernelChoice
 from jaxserve.server.state import server_state
 
 
-class ModelHealth(msgspec.Struct):
-    """What computes a model."""
+class ModelHealth(msgspec.Struct, omit_defaults=True):
+    """What computes a model, and whether its engine serves."""
 
     kernels: Mapping[str, KernelChoice]
+    is_alive: bool = True
 
 
 class Status(msgspec.Struct, omit_defaults=True):
@@ -47,9 +48,12 @@ async def health(http: Request) -> Response:
     An engine writes a heartbeat from its loop, so that one that hangs is found too.
     """
     state = server_state(http)
-    for model in state.router.models:
-        model.client.check_health()
-    details = {model.name: ModelHealth(model.kernels) for model in state.router.models}
+    models = state.router.models
+    if not any(model.client.is_alive for model in models):
+        models[0].client.check_health()
+    details = {
+        model.name: ModelHealth(model.kernels, is_alive=model.client.is_alive) for model in models
+    }
     # Batches that are delayed are no reason to restart a server that answers.
     return json_response(Status("ok", details, state.batch_trouble))
 
@@ -63,10 +67,13 @@ async def ready(http: Request) -> Response:
     state = server_state(http)
     if state.is_stopping:
         raise ShuttingDownError
-    for model in state.router.models:
-        model.client.check_health()
-        if not model.client.is_responding:
-            raise EngineSilentError
+    models = state.router.models
+    if not state.router.is_complete:
+        raise LoadingError
+    if not any(model.client.is_alive for model in models):
+        models[0].client.check_health()
+    if not any(model.client.is_responding for model in models):
+        raise EngineSilentError
     return json_response(Status("ready"))
 
 
