@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
-from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.bench.machine import describe_machine
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine.engine import Engine

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from jaxserve.api.plan import RowPlan, SlotAssignment
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.bench.machine import describe_machine
 from jaxserve.bench.workload import Job
 from jaxserve.execution.batch import Rows, SlotTable, pack

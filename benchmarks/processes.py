@@ -25,7 +25,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import DrawPlan, StepLimits, StepPlan, StepResult, StepRun
-from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.tokens import TokenBatch
 from jaxserve.bench.machine import describe_machine
 from jaxserve.client import EngineClient

@@ -21,7 +21,8 @@ from typing import Any
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.api.plan import StepPlan, StepResult
-from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.engine.memory import PrefixHit
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence

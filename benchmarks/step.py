@@ -25,7 +25,7 @@ import jax
 from tqdm import tqdm
 
 from jaxserve.api.plan import RowPlan, SlotAssignment, StepPlan, TableWrite
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.bench.ceilings import Ceilings, measure_ceilings
 from jaxserve.bench.machine import describe_machine
 from jaxserve.config.engine import EngineOptions

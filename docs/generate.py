@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.config.engine import EngineOptions
 from jaxserve.config.flags import ENGINE_FLAGS, SAMPLING_FLAGS, SERVER_FLAGS
 from jaxserve.config.option import Flag, default_of

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from jaxserve.api.repetition_detection import (
         RepetitionDetectionParams as RepetitionDetectionParams,
     )
-    from jaxserve.api.request import RequestOutputKind as RequestOutputKind
-    from jaxserve.api.request import SamplingParams as SamplingParams
     from jaxserve.api.request import TokenEvent as TokenEvent
+    from jaxserve.api.sampling_params import RequestOutputKind as RequestOutputKind
+    from jaxserve.api.sampling_params import SamplingParams as SamplingParams
     from jaxserve.api.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
     from jaxserve.execution.logits_processors import LogitsProcessor as LogitsProcessor
     from jaxserve.frontend.beam_search import BeamSearchParams as BeamSearchParams
@@ -64,8 +64,8 @@ _HOMES = {
     "PoolingParams": "api.pooling",
     "RequestOutput": "offline.outputs",
     "RepetitionDetectionParams": "api.repetition_detection",
-    "RequestOutputKind": "api.request",
-    "SamplingParams": "api.request",
+    "RequestOutputKind": "api.sampling_params",
+    "SamplingParams": "api.sampling_params",
     "StructuredOutputsParams": "api.structured_outputs",
     "TokenEvent": "api.request",
 }

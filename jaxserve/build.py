@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from jaxserve.api.request import MAX_EOS_IDS
+from jaxserve.api.sampling_params import MAX_EOS_IDS
 from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler

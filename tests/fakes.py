@@ -22,7 +22,8 @@ from jaxserve.api.plan import (
     StepResult,
     StepRun,
 )
-from jaxserve.api.request import PositionLogprobs, SamplingParams, TokenLogprob
+from jaxserve.api.request import PositionLogprobs, TokenLogprob
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.engine.sequence import Sequence
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.build import _explaining_out_of_memory, build
 from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import CheckpointError, ConfigError, MemoryPlanError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.build import build
 from jaxserve.config.engine import EngineOptions
 from jaxserve.config.flags import ENGINE_FLAGS, engine_options

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from jaxserve.api.limits import MAX_COUNT
-from jaxserve.api.request import UNSERVED, Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import UNSERVED, SamplingParams
 from jaxserve.errors import InvalidRequestError
 
 

@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from msgspec import Struct
 
-from jaxserve.api.request import PositionLogprobs, SamplingParams
+from jaxserve.api.request import PositionLogprobs
+from jaxserve.api.sampling_params import SamplingParams
 
 NULL_PAGE = 0
 NULL_SLOT = 0

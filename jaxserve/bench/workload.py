@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxserve.api.request import Request, SamplingParams
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import ConfigError
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
 from jaxserve.api.plan import DrawPlan, PendingStep, Runner, StepLimits, StepPlan
-from jaxserve.api.request import FinishReason, Request, SamplingParams
+from jaxserve.api.request import FinishReason, Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.tokens import End, Start, TokenBatch
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.scheduler import Scheduler

@@ -3,7 +3,8 @@
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 
-from jaxserve.api.request import MAX_N, Request
+from jaxserve.api.request import Request
+from jaxserve.api.sampling_params import MAX_N
 from jaxserve.engine.sequence import Sequence, SequenceGroup, by_order
 from jaxserve.errors import OverloadedError
 

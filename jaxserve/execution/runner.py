@@ -18,7 +18,8 @@ from jaxserve.api.plan import (
     StepResult,
     StepRun,
 )
-from jaxserve.api.request import PositionLogprobs, SamplingParams, TokenLogprob
+from jaxserve.api.request import PositionLogprobs, TokenLogprob
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.execution.batch import Rows, SlotTable, pack, pack_draw
 from jaxserve.execution.caches import KVCache
 from jaxserve.execution.context import StepContext

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxserve.api.plan import SlotAssignment
-from jaxserve.api.request import (
+from jaxserve.api.sampling_params import (
     MAX_BAD_WORD_SEQUENCES,
     MAX_BAD_WORD_TOKENS,
     MAX_EOS_IDS,

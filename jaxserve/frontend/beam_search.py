@@ -8,14 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jaxserve.api.limits import Limits, show
-from jaxserve.api.request import (
-    LIMITS,
-    FinishReason,
-    PositionLogprobs,
-    Request,
-    SamplingParams,
-    TokenEvent,
-)
+from jaxserve.api.request import FinishReason, PositionLogprobs, Request, TokenEvent
+from jaxserve.api.sampling_params import LIMITS, SamplingParams
 from jaxserve.errors import InvalidRequestError, JaxserveError
 
 LENGTH_PENALTY_LIMITS = Limits(-10.0, 10.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.api.limits import show
-from jaxserve.api.request import LIMITS, SamplingParams
+from jaxserve.api.sampling_params import LIMITS, SamplingParams
 from jaxserve.errors import CheckpointError, ConfigError, InvalidRequestError
 from jaxserve.loading.diagnosis import read_object
 

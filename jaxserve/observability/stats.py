@@ -6,7 +6,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from jaxserve.api.request import FinishReason, RequestMetrics, SamplingParams
+from jaxserve.api.request import FinishReason, RequestMetrics
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.observability.timeline import StepRecord
 
 

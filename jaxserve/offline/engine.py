@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Generator, Iterable
 
-from jaxserve.api.request import FinishReason, Request, RequestOutputKind, TokenEvent
+from jaxserve.api.request import FinishReason, Request, TokenEvent
+from jaxserve.api.sampling_params import RequestOutputKind
 from jaxserve.client.streams import merge
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.frontend.text_engine import TextEngine

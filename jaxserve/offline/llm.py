@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from jaxserve.api.request import Request, RequestOutputKind, SamplingParams, TokenEvent
+from jaxserve.api.request import Request, TokenEvent
+from jaxserve.api.sampling_params import RequestOutputKind, SamplingParams
 from jaxserve.build import build_with_tokenizer
 from jaxserve.config.flags import engine_options
 from jaxserve.engine.engine import COULD_GENERATE, POOLS

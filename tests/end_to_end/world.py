@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from jaxserve.api.request import FinishReason, PositionLogprobs, Request, SamplingParams
+from jaxserve.api.request import FinishReason, PositionLogprobs, Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.build import LoadedModel, build
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.api.request import (
-    FinishReason,
-    PositionLogprobs,
-    Request,
-    SamplingParams,
-    TokenLogprob,
-)
+from jaxserve.api.request import FinishReason, PositionLogprobs, Request, TokenLogprob
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.beam_search import BeamSearch, BeamSearchParams, check_search
 

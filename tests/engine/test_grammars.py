@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 
 from jaxserve.api.engine_config import WorkModel
-from jaxserve.api.request import FinishReason, Request, SamplingParams
+from jaxserve.api.request import FinishReason, Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.grammar import GrammarCompiler, MatcherPool
 from jaxserve.grammar.compiler import MAX_COMPILING, CompiledGrammar

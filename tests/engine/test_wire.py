@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import zmq
 
-from jaxserve.api.request import FinishReason, Request, RequestMetrics, SamplingParams
+from jaxserve.api.request import FinishReason, Request, RequestMetrics
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.api.tokens import End, Start, TokenBatch
 from jaxserve.client.wire import (

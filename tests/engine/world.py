@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models
 from jaxserve.api.caches import CacheSizes, LayerCache, PagedGroup, StatePages, plan_layout
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
 from jaxserve.api.plan import RowPlan
-from jaxserve.api.request import FinishReason, Request, SamplingParams, TokenEvent
+from jaxserve.api.request import FinishReason, Request, TokenEvent
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.engine.drafts import Drafter
 from jaxserve.engine.sequence import choice_seed

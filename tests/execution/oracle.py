@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 
 type Logits = NDArray[np.float32] | NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from jaxserve.api.plan import SlotAssignment
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.execution import sampling
 from jaxserve.execution.batch import SlotTable, StepInput
 from jaxserve.execution.state import SlotState, abstract_state, observe, remember, slot_memory

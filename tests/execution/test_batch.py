@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from jaxserve.api.plan import RowPlan, SlotAssignment, TableWrite
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.execution.batch import MIN_TEMPERATURE, Rows, SlotTable, StepInput, pack, unpack
 from jaxserve.execution.shapes import FULL, GREEDY, NOTHING, SAMPLE, SCORE, Feature, StepShape
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from jaxserve.api.plan import SlotAssignment
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.config.engine import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import SamplingSettings

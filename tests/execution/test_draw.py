@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxserve.api.plan import RowPlan, SlotAssignment
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.execution.batch import (
     Rows,
     SlotTable,

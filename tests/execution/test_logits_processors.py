@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxserve.api.plan import SlotAssignment
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.execution import sampling
 from jaxserve.execution.logits_processors import (

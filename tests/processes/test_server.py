@@ -14,7 +14,7 @@ import httpx
 import pytest
 import zmq
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.engine.sequence import choice_seed
 from jaxserve.processes.supervisor import STOP_TIMEOUT_S
 from tests.engine.world import words

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server import ServerConfig

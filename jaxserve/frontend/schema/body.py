@@ -18,7 +18,12 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from jaxserve.api.request import LIMITS, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
+from jaxserve.api.sampling_params import (
+    LIMITS,
+    MAX_BAD_WORDS,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_STRINGS,
+)
 from jaxserve.frontend.schema.fields import Place, Unread
 
 INT32_MAX = 2**31 - 1

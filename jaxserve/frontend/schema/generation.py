@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, WithJsonS
 
 from jaxserve.api.limits import show
 from jaxserve.api.repetition_detection import MAX_PATTERN_SIZE, RepetitionDetectionParams
-from jaxserve.api.request import (
+from jaxserve.api.sampling_params import (
     BIAS_LIMITS,
     MAX_ALLOWED_TOKEN_IDS,
     MAX_LOGIT_BIAS,

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import UNSET, Struct
 from starlette.requests import Request as HttpRequest
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.frontend.schema.parsing import parse
 from jaxserve.server.chat.handler import ChatWriter, chat_writer
 from jaxserve.server.chat.schema import ChatBody

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.chat import forced
 from jaxserve.chat.harmony import Harmony
 from jaxserve.chat.parser import AnswerFormat, AnswerParser

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import Chat
 from jaxserve.frontend.generation_defaults import GenerationDefaults

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from jaxserve.api.request import SamplingParams
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.frontend.schema.body import MAX_TOKEN_IDS, Int32, TokenIds, told, wanted

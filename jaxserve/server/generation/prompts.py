@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from jaxserve.access.principal import Principal
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
-from jaxserve.api.request import LOWEST_PRIORITY, Request, SamplingParams
+from jaxserve.api.request import LOWEST_PRIORITY, Request
+from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import Chat

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import FailFast, Field, Tag
 
-from jaxserve.api.request import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
+from jaxserve.api.sampling_params import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import MAX_MESSAGES
 from jaxserve.frontend.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
