@@ -27,7 +27,10 @@ class TakeSeries(Message, frozen=True):
 
 
 class ServeEngine(Message, frozen=True):
-    """Load a model and serve those who come to `address`. The first message to an engine."""
+    """Load a model and serve clients at `address`. The first message to an engine.
+
+    number: of the engine among those of its server. name: of its process in the log.
+    """
 
     number: int
     name: str
@@ -54,7 +57,7 @@ class ServeHttp(Message, frozen=True):
     """Answer at the listening socket `fd`. The first message to an API process.
 
     runs_batches: whether this is the one process that does. waits: whether to accept connections
-    only once it is ready, since other processes accept them meanwhile.
+    only once it is ready, since other processes accept them meanwhile. num_engines: of the server.
     """
 
     config: ServerConfig
