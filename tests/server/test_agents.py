@@ -104,6 +104,15 @@ def test_tokens_are_counted_of_the_same_fields(http: TestClient, name: str) -> N
         ("claude_code_second", {"messages[].content[].redacted_thinking"}),
         ("codex", {"tools[].web_search", "client_metadata"}),
         ("codex_second", {"tools[].web_search", "input[].encrypted_content"}),
+        ("custom_tools_second", {"tools[].web_search", "web_search_options"}),
+        (
+            "anthropic_long_run",
+            {
+                "tools[].web_search_20250305",
+                "messages[].content[].server_tool_use",
+                "context_management.edits[].compact_20260112",
+            },
+        ),
         ("cline", {"messages[].reasoning_details", "messages[].tool_calls[].index"}),
     ],
 )
