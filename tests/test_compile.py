@@ -95,7 +95,7 @@ def test_a_program_that_needs_more_than_there_is_does_not_fit(
     assert main(["compile", config, *SMALL, *needy]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"^32x2-score .* NO ", printed, re.MULTILINE)
-    assert "these do not fit: 32x2-score" in printed
+    assert "programs that do not fit: 32x2-score" in printed
 
 
 @pytest.mark.parametrize(

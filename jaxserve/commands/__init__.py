@@ -1,4 +1,4 @@
-"""Commands of the command line, one file each, with `add_arguments` and `run`.
+"""Commands of the command line, one module each, with `add_arguments` and `run`.
 
-A command imports what is heavy when it runs, so that `--help` answers at once.
+`run` imports large packages, so that `--help` is fast.
 """

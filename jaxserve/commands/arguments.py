@@ -1,4 +1,4 @@
-"""Arguments and output that commands share."""
+"""Arguments and output shared by commands."""
 
 import argparse
 import difflib
@@ -17,9 +17,9 @@ from jaxserve.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes flags by their full names, and complains in one line.
+    """Argument parser without abbreviations and with one-line errors.
 
-    As vLLM's, it reads `--max_model_len` as `--max-model-len`, and `--pooler-config.use_activation
+    As in vLLM, it reads `--max_model_len` as `--max-model-len`, and `--pooler-config.use_activation
     false` as `--pooler-config '{"use_activation": false}'`.
     """
 
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse arguments, and exit with status 2 at the first that is not known."""
+        """Parse arguments. Exit with status 2 if any is unknown."""
         normalized = [*_normalized(sys.argv[1:] if args is None else args)]
         known, extra = super().parse_known_args(normalized, namespace)
         if extra:
@@ -46,15 +46,15 @@ class Parser(argparse.ArgumentParser):
         return ""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments, and exit with status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 class ConfigFile(argparse.Action):
-    """`--config FILE`: flags from a YAML file, by their names without dashes.
+    """`--config FILE`: flags from a YAML file, named without leading dashes.
 
     A list gives a flag several values; true and false are the flag and its `--no-` form. The
-    command line has the last word.
+    command line takes precedence.
     """
 
     def __call__(
@@ -64,7 +64,7 @@ class ConfigFile(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,  # noqa: ARG002  (argparse passes it)
     ) -> None:
-        """Add what the file says to the arguments that have been read so far."""
+        """Set arguments from the file, unless the command line has set them."""
         from_file = parser.parse_args([*_read_flags(Path(str(values)))])
         for name, value in vars(from_file).items():
             default = parser.get_default(name)
@@ -73,13 +73,13 @@ class ConfigFile(argparse.Action):
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the config file, and everything about the engine."""
+    """Add the model, `--config` and the engine flags."""
     parser.add_argument(
-        "model", nargs="?", help="a folder or a hub name (default: the model that jaxserve brings)"
+        "model", nargs="?", help="a folder or a hub name (default: the model in the package)"
     )
     parser.add_argument("--model", dest="model_flag", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--config", action=ConfigFile, metavar="FILE", help="a YAML file of flags and values"
+        "--config", action=ConfigFile, metavar="FILE", help="YAML file with flags and values"
     )
     add_flags(parser, "engine", ENGINE_FLAGS, defaults=EngineOptions)
     parser.set_defaults(notes=[])
@@ -88,7 +88,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inert(parser: argparse.ArgumentParser, flag: InertFlag) -> None:
-    """Accept a flag of vLLM's that has no effect; what is to be reported goes into `notes`."""
+    """Add a flag of vLLM that has no effect. Lines to report are appended to `notes`."""
 
     class Note(argparse.Action):
         def __call__(
@@ -118,27 +118,27 @@ def add_inert(parser: argparse.ArgumentParser, flag: InertFlag) -> None:
 
 
 def add_target(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """Add the hardware to work for."""
+    """Add `--target`."""
     parser.add_argument(
         "--target",
         metavar="NAME",
-        help="h100, h200, b200, a100, v4, v5e, v5p, v6e, v7x or cpu (default: what is here)",
+        help="h100, h200, b200, a100, v4, v5e, v5p, v6e, v7x or cpu (default: this machine)",
     )
 
 
 def model_of(args: argparse.Namespace) -> str | None:
-    """Return the model asked for, by position or else by flag; None for the embedded one."""
+    """Return the positional model argument or `--model`; None for the model in the package."""
     model: str | None = args.model if args.model is not None else args.model_flag
     return model
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal; standard output is kept for results."""
+    """Print a line to standard error; standard output is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _normalized(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield arguments with dashes for underscores in the names of flags, and no dotted flags."""
+    """Yield arguments with dashes in flag names and dotted flags merged into JSON objects."""
     nested: dict[str, dict[str, Any]] = {}
     rest = deque(arguments)
     while rest:
@@ -157,7 +157,7 @@ def _normalized(arguments: Sequence[str]) -> Iterator[str]:
             yield name + equals + value
             continue
         if not equals:
-            # Without a value it is a switch.
+            # A flag without a value is a switch.
             value = "true" if not rest or rest[0].startswith("--") else rest.popleft()
         *outer, last = path.split(".")
         inner = nested.setdefault(name, {})
@@ -176,7 +176,7 @@ def _json_or_text(text: str) -> object:
 
 
 def _read_flags(path: Path) -> Iterator[str]:
-    """Yield the contents of a config file as arguments."""
+    """Yield the contents of a config file as command line arguments."""
     import yaml
 
     try:
@@ -184,9 +184,9 @@ def _read_flags(path: Path) -> Iterator[str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config must be a readable YAML file, got {path}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"config must be a YAML file of flags and values, got {path}")
+        raise ConfigError(f"config must be a YAML file with flags and values, got {path}")
     if "config" in values:
-        raise ConfigError(f"config cannot be set by a config file, {path} does")
+        raise ConfigError(f"config cannot be set by a config file, but {path} sets it")
     for name, value in values.items():
         flag = "--" + str(name).replace("_", "-")
         match value:
@@ -198,7 +198,7 @@ def _read_flags(path: Path) -> Iterator[str]:
                 yield flag
                 yield from map(str, value)
             case str() | int() | float():
-                # One word, so that a value may begin with a dash.
+                # A single argument, so that a value may start with a dash.
                 yield f"{flag}={value}"
             case _:
                 raise ConfigError(f"{name} in {path} must be a value or a list, got {value!r}")

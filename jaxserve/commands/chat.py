@@ -1,4 +1,4 @@
-"""`jaxserve chat`: talk with a model, in this process."""
+"""`jaxserve chat`: chat with a model in this process."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from jaxserve.errors import ContextLengthError, InvalidRequestError
 if TYPE_CHECKING:
     from jaxserve.api.request import TokenEvent
 
-HELP = "talk with a model"
+HELP = "chat with a model in the terminal"
 RESET = "/reset"
 
 type Message = dict[str, str]
@@ -24,19 +24,24 @@ type Ask = Callable[[list[Message]], Generator[TokenEvent]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_engine_arguments(parser)
-    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt")
     parser.add_argument(
-        "-q", "--quick", "--message", dest="message", metavar="TEXT", help="answer this one message"
+        "-q",
+        "--quick",
+        "--message",
+        dest="message",
+        metavar="TEXT",
+        help="answer this message and exit",
     )
-    add_flags(parser, "sampling (by default as the model's authors recommend)", SAMPLING_FLAGS)
+    add_flags(parser, "sampling (default: the model's recommendations)", SAMPLING_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer one message, or each line of standard input until it ends."""
+    """Answer one message, or each line of standard input."""
     from jaxserve.offline.llm import LLM
 
     llm = LLM(model_of(args), report=say, **given(args, ENGINE_FLAGS))
-    # Half of the context is left for what was said before.
+    # Leave half of the context for the conversation.
     fields = {"max_tokens": llm.plan.scheduler.max_model_len // 2, **sampling_fields(args)}
     params = dataclasses.replace(llm.get_default_sampling_params(), **fields)
     first = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
@@ -52,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def talk(ask: Ask) -> None:
-    """Answer line by line. Ctrl-C ends an answer, and between answers the talk."""
+    """Answer each input line. Ctrl-C stops an answer, or the program between answers."""
     sign = ""
     if sys.stdin.isatty():
-        with suppress(ImportError):  # some Pythons are built without
-            import readline  # noqa: F401  (gives input() its editing and history)
+        with suppress(ImportError):  # not in every build of Python
+            import readline  # noqa: F401  (adds editing and history to input())
         sign = "> "
-        say(f"Ctrl-C stops an answer, {RESET} starts anew, Ctrl-D ends.")
+        say(f"Ctrl-C stops an answer, {RESET} clears the conversation, Ctrl-D exits.")
     history: list[Message] = []
     while True:
         try:
@@ -75,9 +80,9 @@ def talk(ask: Ask) -> None:
 
 
 def answer(ask: Ask, messages: list[Message]) -> list[Message]:
-    """Print the answer to the last message as it comes; return the messages with the answer.
+    """Stream the answer to the last message to standard output; return messages and answer.
 
-    Where the context is full, the oldest messages are forgotten, two at a time.
+    If the context is full, drop the oldest messages, two at a time.
     """
     try:
         events = ask(messages)

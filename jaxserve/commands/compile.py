@@ -1,4 +1,4 @@
-"""`jaxserve compile`: every program of an engine, for hardware that need not be there."""
+"""`jaxserve compile`: compile every program of an engine, also for absent hardware."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxserve.planning.engine_plan import EnginePlan
     from jaxserve.planning.precompile import ProgramReport
 
-HELP = "compile a model's programs for hardware that need not be there"
+HELP = "compile a model's programs, also for absent hardware"
 _CONTEXT_LEN = 1024
 _COLUMNS = (
     f"{'program':<20}{'compile':>9}{'arguments':>12}{'aliased':>12}{'temporary':>12}  fits"
@@ -33,29 +33,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="compile the programs with such names only, say 'decode-*-greedy'",
+        help="compile only programs with matching names, such as 'decode-*-greedy'",
     )
     group.add_argument(
-        "--out", type=Path, metavar="DIR", help="write the programs there, for --executables"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the programs to this folder, for --executables",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
     group.add_argument(
         "--context-len",
         type=number,
         metavar="N",
-        help=f"tokens of a sequence that costs are counted for (default: {_CONTEXT_LEN})",
+        help=f"tokens per sequence for estimated costs (default: {_CONTEXT_LEN})",
     )
     group.add_argument(
-        "--autotune-results", type=Path, metavar="FILE", help="XLA's timings of such a GPU"
+        "--autotune-results",
+        type=Path,
+        metavar="FILE",
+        help="XLA's autotuning results for this kind of GPU",
     )
     group.add_argument(
-        "--record-autotuning", type=Path, metavar="FILE", help="write XLA's timings of this GPU"
+        "--record-autotuning",
+        type=Path,
+        metavar="FILE",
+        help="write XLA's autotuning results for this GPU",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what each program needs; return 1 where one does not compile or fit."""
-    # XLA logs pages about a device that it cannot ask; what goes wrong it raises.
+    """Print what each program needs. Return 1 if one does not compile or fit."""
+    # XLA logs many warnings about absent devices; errors are raised.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
@@ -66,11 +75,10 @@ def run(args: argparse.Namespace) -> int:
     context_len = min(args.context_len or _CONTEXT_LEN, plan.scheduler.max_model_len)
     for line in plan.lines():
         print(line)
-    print(f"attention: {plan.context.attention.choice}; products: {plan.linear.choice}")
+    print(f"attention: {plan.context.attention.choice}; matmul: {plan.linear.choice}")
     print(
-        f"GFLOP and GB per device are counted from shapes, alike for every target: full steps,"
-        f" sequences\nof {context_len} tokens, weights and KV read once, no traffic between"
-        " devices; the roofline is their bound"
+        f"GFLOP and GB per device are counted from shapes: full steps, sequences of {context_len}"
+        " tokens,\nweights and KV cache read once, no communication; the roofline is a lower bound"
     )
     print(_COLUMNS, flush=True)
     reports = []
@@ -125,25 +133,25 @@ def _summary(plan: "EnginePlan", reports: "list[ProgramReport]") -> list[str]:
         lines.append(
             f"at most {show_bytes(largest.total)} of {show_bytes(limit)} in use, by {name}"
         )
-    lines.append("all fit" if not unfit else f"these do not fit: {', '.join(unfit)}")
+    lines.append("all fit" if not unfit else f"programs that do not fit: {', '.join(unfit)}")
     kept = plan.memory.cache + plan.memory.state
     copied = [
         name
         for name, memory in memories
         if name not in {"allocate", "remember"}
-        # A draw has nothing to do with pages.
+        # Deferred sampling does not use pages.
         and memory.aliased < (plan.memory.state if name.startswith("draw-") else kept)
     ]
     lines.append(
         "every step updates KV pages and slot state in place"
         if not copied
-        else f"these copy KV pages or slot state: {', '.join(copied)}"
+        else f"programs that copy KV pages or slot state: {', '.join(copied)}"
     )
     untuned = [report.name for report in reports if report.tuning not in {None, "measured"}]
     if untuned:
         lines.append(
-            f"{len(untuned)} programs were compiled without measurements of this GPU: their matrix"
-            " products are what cuBLAS guesses is best (see docs/compile.md)"
+            f"{len(untuned)} programs were compiled without measurements of this GPU: cuBLAS"
+            " selects their matmul kernels by heuristics (see docs/compile.md)"
         )
     sizes = [report.size for report in reports if report.size is not None]
     if sizes:
@@ -154,7 +162,7 @@ def _summary(plan: "EnginePlan", reports: "list[ProgramReport]") -> list[str]:
 def _record(
     plan: "EnginePlan", reports: "list[ProgramReport]", *, context_len: int
 ) -> dict[str, object]:
-    """Return everything that was found, for a JSON file."""
+    """Return the report as a JSON object."""
     target = plan.context.attention.target
     return {
         "model": plan.name,

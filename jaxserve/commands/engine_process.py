@@ -1,4 +1,4 @@
-"""The engine's process of `jaxserve serve`: `python -m jaxserve.commands.engine_process FD`."""
+"""The engine process of `jaxserve serve`: `python -m jaxserve.commands.engine_process FD`."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0
     if planned.model.is_causal:
         kernels["paged_attention"] = planned.context.attention.choice
     template = read_template(options.chat_template)
-    # What answers depend on beside what Hello says itself; see ServedModel.system_fingerprint.
+    # Other settings that answers depend on; see ServedModel.system_fingerprint.
     depends = (
         *(options.model, options.revision, dict(options.hf_overrides), options.load_format),
         *(planned.dtype, options.quantization, options.kv_cache_dtype),
@@ -56,7 +56,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0
             "num_pages": num_pages,
             "page_size": cache.page_size,
             "enable_prefix_caching": cache.enable_prefix_caching,
-            # As vLLM's dashboards know them.
+            # Names used by vLLM's dashboards.
             "block_size": cache.page_size,
             "num_gpu_blocks": num_pages,
         },
@@ -71,7 +71,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0
 
     if planned.pooling is not None:
         return ServedEngine(loaded.engine, metrics, is_compiling=is_compiling)
-    # The first request with a grammar would hold up all others for as long as this takes.
+    # Otherwise the first request with a grammar would delay all others.
     return ServedEngine(
         loaded.engine, metrics, prepare=loaded.vocabulary.whole, is_compiling=is_compiling
     )

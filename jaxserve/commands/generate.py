@@ -19,16 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="the text to continue, by default standard input; may be given several times",
+        help="text to continue (default: standard input); may be repeated",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print a JSON object for each prompt, on a line"
+        "--json", action="store_true", help="print one JSON object per prompt, one per line"
     )
-    add_flags(parser, "sampling (by default as the model's authors recommend)", SAMPLING_FLAGS)
+    add_flags(parser, "sampling (default: the model's recommendations)", SAMPLING_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the model continues the prompts with."""
+    """Print the prompts with their continuations."""
     from jaxserve.offline.llm import LLM
 
     prompts: list[str] = args.prompt or [sys.stdin.read()]

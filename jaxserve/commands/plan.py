@@ -1,4 +1,4 @@
-"""`jaxserve plan`: what a model would need, here or on hardware by name, without loading it."""
+"""`jaxserve plan`: print a model's memory plan for this or other hardware, without loading it."""
 
 import argparse
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; it raises MemoryPlanError when the model does not fit."""
+    """Print the plan. Raises MemoryPlanError if the model does not fit."""
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
     from jaxserve.planning.planner import plan_engine
 

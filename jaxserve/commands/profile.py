@@ -1,4 +1,4 @@
-"""`jaxserve profile`: where the time of every step goes, phase by phase, on host and device."""
+"""`jaxserve profile`: print the time of each phase of a step on host and device."""
 
 import argparse
 import dataclasses
@@ -10,11 +10,11 @@ from jaxserve.commands.arguments import add_engine_arguments, model_of, say
 from jaxserve.commands.bench.dataset import add_workload_arguments, workload_for
 from jaxserve.config.flags import ENGINE_FLAGS, given
 
-HELP = "show where the time of every step goes"
+HELP = "profile the steps of an engine by phase"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the engine's flags, the workload, and what to show."""
+    """Add this command's arguments."""
     add_engine_arguments(parser)
     add_workload_arguments(parser)
     group = parser.add_argument_group("measurement")
@@ -22,18 +22,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="requests at a time at most (default: --max-num-seqs)",
+        help="maximum number of concurrent requests (default: --max-num-seqs)",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--slowest", type=int, default=5, metavar="N", help="how many slow steps to list"
+        "--slowest",
+        type=int,
+        default=5,
+        metavar="N",
+        help="number of slowest steps to list (default: %(default)s)",
     )
-    group.add_argument("--output-json", type=Path, metavar="FILE", help="write everything there")
+    group.add_argument(
+        "--output-json", type=Path, metavar="FILE", help="write all data to this file"
+    )
     group.add_argument(
         "--trace",
         type=Path,
         metavar="DIR",
-        help="also write a trace for XProf or Perfetto, and list the operations that take longest",
+        help="write a trace for XProf or Perfetto, and list the longest operations",
     )
 
 
@@ -62,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
     ceilings = measure_ceilings(quantization=plan.options.quantization, packed=plan.linear.packed)
 
     print(f"{plan.name} ({plan.dtype})")
-    print(f"attention: {plan.context.attention.choice}; products: {plan.linear.choice}")
-    print(f"{len(workload.jobs)} requests, {batch} at a time at most: {workload.name}")
+    print(f"attention: {plan.context.attention.choice}; matmul: {plan.linear.choice}")
+    print(f"{len(workload.jobs)} requests, at most {batch} at a time: {workload.name}")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"ceilings, measured now: {ceilings.line()}")
+    print(f"measured ceilings: {ceilings.line()}")
     print()
     profile = profile_of(records, ceilings)
     for line in profile.lines():

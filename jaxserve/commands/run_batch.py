@@ -1,4 +1,4 @@
-"""`jaxserve run-batch`: a file of requests in, a file of answers out, without a server."""
+"""`jaxserve run-batch`: answer a file of requests without a server."""
 
 import argparse
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from jaxserve.server.batches.lines import LineRunner, Numbered
 
 HELP = "answer a file of requests"
-# Enough to fill the engine; those that find no room in its queue wait.
+# Enough to fill the engine; requests that do not fit into its queue wait.
 CONCURRENCY = 512
-# The flags of the server that change answers.
+# Server flags that change answers.
 ANSWER_FLAGS = tuple(
     flag
     for flag in SERVER_FLAGS
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="requests, one JSON object a line, in the format of OpenAI's batches",
+        help="file of requests, one JSON object per line, in OpenAI's batch format",
     )
     parser.add_argument(
         "-o",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="file for the results, one JSON object a line, in the order they are finished",
+        help="file for the results, one JSON object per line, as they finish",
     )
     add_engine_arguments(parser)
     add_flags(parser, "answers", ANSWER_FLAGS)
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a result for every request; return 0 also where some of them are errors."""
+    """Write a result for every request. Return 0 even if some are errors."""
     import asyncio
 
     from jaxserve.client.in_process import InProcessClient
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = engine_options(model_of(args), given(args, ENGINE_FLAGS))
     config = server_config(given(args, ANSWER_FLAGS))
-    # Before the model is loaded, which takes a while.
+    # Validate the input before loading the model.
     lines = [*_read(args.input_file)]
     with _open_output(args.output_file, source=args.input_file) as target:
         if not lines:
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(source: Path) -> Iterator["Numbered"]:
-    """Yield the requests of a file with their line numbers; raises ConfigError naming the line."""
+    """Yield the requests of a file with line numbers. Raises ConfigError with the line."""
     from jaxserve.server.batches.schema import lines_of, parse_line
 
     seen: set[str] = set()
@@ -132,7 +132,7 @@ def _read(source: Path) -> Iterator["Numbered"]:
 
 
 def _open_output(target: Path, *, source: Path) -> IO[bytes]:
-    """Open the output, through a link or a device too; raises ConfigError."""
+    """Open the output, which may be a link or a device. Raises ConfigError."""
     if target.exists() and target.samefile(source):
         raise ConfigError(f"the output file {target} is the input file")
     try:
@@ -142,7 +142,7 @@ def _open_output(target: Path, *, source: Path) -> IO[bytes]:
 
 
 async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[bytes]) -> None:
-    """Write the result of each line to an open file as it comes; raises ConfigError."""
+    """Write the result of each line to a file as it finishes. Raises ConfigError."""
     import msgspec
     from tqdm import tqdm
 
@@ -154,7 +154,7 @@ async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[
                     target.writelines(msgspec.json.encode(result) + b"\n" for _, result in some)
                     target.flush()
                 except OSError as error:
-                    # Closing tries to write the rest, and must not raise in place of this.
+                    # Closing flushes the rest and must not mask this error.
                     with suppress(OSError):
                         target.close()
                     raise ConfigError(f"cannot write {target.name}: {error.strerror}") from error

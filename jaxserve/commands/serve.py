@@ -1,4 +1,4 @@
-"""`jaxserve serve`: a model behind an OpenAI-compatible server."""
+"""`jaxserve serve`: run an OpenAI-compatible server."""
 
 import argparse
 import socket
@@ -15,7 +15,7 @@ from jaxserve.config.flags import (
 )
 from jaxserve.config.server import ServerConfig
 
-HELP = "serve a model to OpenAI clients"
+HELP = "run an OpenAI-compatible server"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until told to stop; return the exit status."""
+    """Serve until stopped. Return the exit status."""
     import asyncio
     from contextlib import nullcontext
     from pathlib import Path
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return await supervisor.run()
 
-    # Before the model is loaded, which takes a while: the port may be taken.
+    # Check extensions and the port before loading the model.
     for place in config.middleware:
         extension(place)
     claim = nullcontext() if config.batch_dir is None else claimed(Path(config.batch_dir))
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def url_of(listener: socket.socket, config: ServerConfig) -> str:
-    """Return where clients find a server that listens there."""
+    """Return the base URL of a server for its listening socket."""
     if config.uds is not None:
         return f"unix:{config.uds}"
     address, port = listener.getsockname()[:2]

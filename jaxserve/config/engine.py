@@ -1,7 +1,7 @@
-"""What a user may ask of an engine.
+"""Options of an engine, as users set them.
 
-planning/planner.py resolves it against a model and a device into `SchedulerConfig` and
-`CacheConfig`, which are complete.
+`planning/planner.py` resolves them for a model and a device into `SchedulerConfig` and
+`CacheConfig`, which have no unset values.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jaxserve.config.option import check_options, option
 from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.config.values import SUFFIX_HELP, number_or_auto
 
-# The options' names of dtypes, and what pages then hold; "auto" is the model's own dtype.
+# Values of --kv-cache-dtype, and the dtype of pages; "auto" is the model's dtype.
 KV_CACHE_DTYPES = {
     "auto": None,
     "bfloat16": "bfloat16",
@@ -25,69 +25,70 @@ LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """The options of an engine; None means: choose for this model and device.
+    """Options of an engine. None selects a default for the model and device.
 
-    Names and meanings are vLLM's where the thing is the same. Raises ConfigError for a value that
-    no model could use.
+    Options with the same meaning have vLLM's names. Raises ConfigError for a value that is invalid
+    for every model.
     """
 
-    # A folder, a hub name, or None for the model that jaxserve brings.
+    # A folder, a hub name, or None for the model in the package.
     model: str | None = None
     served_model_names: tuple[str, ...] = option(
         (),
-        "names of the model in the API; the first stands in answers",
+        "names of the model in the API; answers have the first one",
         flag="served-model-name",
     )
     runner: str = option(
         "auto",
-        "what the model does: generate text, or pool prompts into embeddings or scores",
+        "task: generate text, or pool prompts into embeddings or scores",
         choices=("auto", "generate", "pooling"),
     )
     convert: str = option(
         "auto",
-        "what to make of a language model that pools",
+        "output of a pooling model: embeddings or class scores",
         choices=("auto", "none", "embed", "classify"),
     )
     pooler_config: Mapping[str, Any] | None = option(
         None,
-        'how prompts are pooled: {"pooling_type": "MEAN", "use_activation": false}',
+        'pooling settings as a JSON object: {"pooling_type": "MEAN", "use_activation": false}',
     )
     hf_overrides: Mapping[str, Any] = option(
         {},
-        "values that replace those of the model's config.json, as a JSON object; nested objects"
-        " are merged key by key",
+        "values that override the model's config.json, as a JSON object; nested objects are merged"
+        " key by key",
     )
     structured_outputs_config: Mapping[str, Any] = option(
         {},
-        "how JSON is written where a request does not say: disable_any_whitespace,"
-        " whitespace_pattern (a regex) or disable_additional_properties, as a JSON object",
+        "defaults for JSON outputs, as a JSON object: disable_any_whitespace, whitespace_pattern (a"
+        " regex) or disable_additional_properties",
     )
     revision: str | None = option(None, "branch, tag or commit on the hub")
-    tokenizer: str | None = option(None, "folder of another tokenizer")
-    download_dir: str | None = option(None, "folder that models are downloaded to")
+    tokenizer: str | None = option(None, "folder of the tokenizer, if not the model's")
+    download_dir: str | None = option(None, "folder for downloaded models")
     chat_template: str | None = option(
-        None, "a Jinja template in place of the model's own: its file, or its text"
+        None, "a Jinja template that replaces the model's: a file, or the text"
     )
     generation_config: str = option(
-        "auto", "auto: the model's sampling defaults; vllm: neutral ones; or a folder's"
+        "auto",
+        "source of sampling defaults: auto (the model), vllm (neutral values), or a folder",
     )
     override_generation_config: Mapping[str, Any] = option(
-        {}, "sampling defaults that replace those of --generation-config, as a JSON object"
+        {}, "sampling defaults that override --generation-config, as a JSON object"
     )
     load_format: str = option(
         "auto",
-        "dummy draws random weights of the model's shapes, for measurements",
+        "format of the weights; dummy initializes them randomly, for benchmarks",
         choices=("auto", "safetensors", "dummy"),
     )
     dtype: str = option(
         "auto",
-        "type of weights and KV cache",
+        "dtype of weights, activations and KV cache",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    seed: int = option(0, "seed of requests that bring none")
+    seed: int = option(0, "seed of requests without one")
     max_model_len: int | None = option(
         None,
-        "tokens of prompt and answer together" + SUFFIX_HELP,
+        "maximum number of tokens of prompt and answer together" + SUFFIX_HELP,
         parse=number_or_auto,
         at_least=1,
     )
@@ -104,44 +105,45 @@ class EngineOptions:
     )
     kv_cache_memory_bytes: int | None = option(
         None,
-        "size of the KV cache over all devices, whatever --gpu-memory-utilization" + SUFFIX_HELP,
+        "bytes of the KV cache over all devices; overrides --gpu-memory-utilization" + SUFFIX_HELP,
         at_least=1,
     )
     num_pages: int | None = option(
         None,
-        "pages of the KV cache, whatever the memory",
+        "number of pages of the KV cache; overrides the memory limits",
         flag="num-gpu-blocks-override",
         at_least=1,
     )
     page_size: int | None = option(None, "tokens per page", flag="block-size", at_least=1)
     enable_prefix_caching: bool = option(
-        True, "keep the KV cache of finished prompts for prompts that begin alike"
+        True, "reuse the KV cache of earlier prompts with the same prefix"
     )
     max_num_batched_tokens: int | None = option(
-        None, "tokens computed per step at most" + SUFFIX_HELP, at_least=1
+        None, "maximum number of tokens per step" + SUFFIX_HELP, at_least=1
     )
-    max_num_seqs: int | None = option(None, "sequences running at once", at_least=1)
+    max_num_seqs: int | None = option(None, "maximum number of running sequences", at_least=1)
     max_decode_slowdown: float | None = option(
         None,
-        "how many times as long a step may take with chunks of prompts as without them, which"
-        " bounds the time between tokens",
+        "maximum duration of a step with chunks of prompts, relative to the same step without them;"
+        " limits the time between tokens",
         above=1,
     )
     max_queued_requests: int = option(
         DEFAULT_MAX_QUEUED_REQUESTS,
-        "requests that may wait; further choices of requests with n > 1 are bounded by the same"
-        " number, or 128 if that is more",
+        "maximum number of waiting requests; further choices of requests with n > 1 have the same"
+        " limit, or 128 if that is larger",
         aliases=("--max-num-queued-reqs",),
         at_least=1,
     )
     max_logprobs: int = option(
         DEFAULT_MAX_LOGPROBS,
-        "alternatives that a request may ask for at each token; -1: the whole vocabulary",
+        "maximum number of alternatives per token that a request may ask for; -1 allows the whole"
+        " vocabulary",
         at_least=-1,
     )
     logprobs_mode: str = option(
         "raw_logprobs",
-        "what is reported of tokens: before (raw) or after (processed) penalties, bans, temperature"
+        "values reported for tokens: before (raw) or after (processed) penalties, bans, temperature"
         " and filters",
         choices=LOGPROBS_MODES,
     )
@@ -150,37 +152,37 @@ class EngineOptions:
     )
     scheduling_policy: str = option(
         "fcfs",
-        "which request runs first: the one that came first, or the one of lowest priority number",
+        "order of requests: by arrival (fcfs), or by lowest priority number",
         choices=POLICIES,
     )
     async_scheduling: bool = option(
-        True, "plan a step while the one before it is computed", aliases=("-asc",)
+        True, "schedule a step while the previous one is computed", aliases=("-asc",)
     )
     quantization: str | None = option(
         None,
-        "round weights to int8 as they are loaded, and activations in each step",
+        "quantize weights to int8 while loading, and activations dynamically",
         choices=("int8",),
     )
     kv_cache_dtype: str = option(
         "auto",
-        "dtype of keys and values in pages; fp8 halves them, at scale 1",
+        "dtype of the KV cache; fp8 halves its size, with scale 1",
         choices=KV_CACHE_DTYPES,
     )
     attention_backend: str | None = option(
-        None, "the attention kernel; by default the first that supports the model and the device"
+        None, "the attention backend; by default the first that supports the model and device"
     )
     linear_backend: str | None = option(
         None,
-        "the matmul backend; by default packed on CPUs that have it, else xla",
+        "the matmul backend; by default packed on CPUs that support it, else xla",
     )
     compilation_cache: bool = option(True, "keep compiled programs on disk for the next start")
     executables: str | None = option(
-        None, "folder of programs from `jaxserve compile --out`; trusted code"
+        None, "folder of compiled programs from `jaxserve compile --out`; trusted code"
     )
     warm_up: str = option(
         "background",
-        "which programs to compile before serving: the first (and the others meanwhile), all"
-        " (full), or each when it is first needed (none)",
+        "programs to compile before serving: the first, and the others in the background"
+        " (background), all (full), or none, so that each is compiled when first needed (none)",
         choices=("background", "full", "none"),
     )
 

@@ -1,7 +1,7 @@
-"""Flags as the command line and `LLM` take them, made into settings.
+"""Convert flags of the command line and keyword arguments of `LLM` to settings.
 
 A flag `--gpu-memory-utilization` is the keyword `gpu_memory_utilization` of `LLM` and the key
-`gpu-memory-utilization` of a config file. The settings classes declare them (`config/option.py`).
+`gpu-memory-utilization` of a config file. Settings classes declare flags (`config/option.py`).
 """
 
 import argparse
@@ -27,23 +27,35 @@ logger = logging.getLogger(__name__)
 ENGINE_FLAGS = flags_of(EngineOptions)
 SERVER_FLAGS = flags_of(ServerConfig)
 SAMPLING_FLAGS = (
-    Flag(name="max-tokens", field="max_tokens", parse=number, help="tokens of the answer, at most"),
-    Flag(name="temperature", field="temperature", parse=float, help="0 is greedy"),
-    Flag(name="top-p", field="top_p", parse=float, help="keep the likeliest tokens of this mass"),
-    Flag(name="top-k", field="top_k", parse=number, help="keep this many of the likeliest tokens"),
+    Flag(
+        name="max-tokens", field="max_tokens", parse=number, help="maximum number of output tokens"
+    ),
+    Flag(
+        name="temperature",
+        field="temperature",
+        parse=float,
+        help="sampling temperature; 0 is greedy",
+    ),
+    Flag(
+        name="top-p",
+        field="top_p",
+        parse=float,
+        help="keep the most likely tokens with this total probability",
+    ),
+    Flag(name="top-k", field="top_k", parse=number, help="number of most likely tokens to keep"),
     Flag(
         name="min-p",
         field="min_p",
         parse=float,
-        help="drop tokens less likely than this share of the likeliest",
+        help="drop tokens less likely than this share of the most likely one",
     ),
     Flag(
         name="repetition-penalty",
         field="repetition_penalty",
         parse=float,
-        help="above 1, tokens that were there become less likely",
+        help="penalty for tokens that occurred before; above 1 makes them less likely",
     ),
-    Flag(name="stop", field="stop", many=True, help="texts that end the answer"),
+    Flag(name="stop", field="stop", many=True, help="stop strings"),
 )
 
 
@@ -54,9 +66,9 @@ def add_flags(
     *,
     defaults: type[Any] | None = None,
 ) -> None:
-    """Add flags to a parser as a group; those not given leave no attribute behind.
+    """Add flags to a parser as a group. Flags that are not given set no attribute.
 
-    defaults: the settings whose defaults the help shows.
+    defaults: settings class whose defaults the help shows.
     """
     group = parser.add_argument_group(title)
     shown = {each.name: default_of(each) for each in fields(defaults)} if defaults else {}
@@ -83,13 +95,13 @@ def add_flags(
 
 
 def given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
-    """Return the flags that were given, by keyword."""
+    """Return the values of the given flags by keyword."""
     values = vars(args)
     return {flag.keyword: values[flag.keyword] for flag in flags if flag.keyword in values}
 
 
 def to_fields(keywords: Mapping[str, Any], flags: Iterable[Flag]) -> dict[str, Any]:
-    """Return the values of flags by the fields they fill; ConfigError names what is no flag."""
+    """Return the values of flags by field name. Raises ConfigError for an unknown keyword."""
     by_keyword = {flag.keyword: flag for flag in flags}
     values: dict[str, Any] = {}
     for keyword, value in keywords.items():
@@ -97,7 +109,7 @@ def to_fields(keywords: Mapping[str, Any], flags: Iterable[Flag]) -> dict[str, A
         if flag is None:
             near = difflib.get_close_matches(keyword, by_keyword, n=1)
             raise ConfigError(
-                f"there is no option {keyword}" + (f": did you mean {near[0]}?" if near else "")
+                f"unknown option {keyword}" + (f": did you mean {near[0]}?" if near else "")
             )
         if flag.many:
             values_of = (each if isinstance(each, tuple) else (each,) for each in listed(value))
@@ -107,13 +119,13 @@ def to_fields(keywords: Mapping[str, Any], flags: Iterable[Flag]) -> dict[str, A
 
 
 def listed(value: Any) -> Iterable[Any]:
-    """Return one value, or several, as several."""
+    """Return a single string as a tuple; return other values unchanged."""
     return (value,) if isinstance(value, str) else value
 
 
 @contextmanager
 def speaking_of(flags: Iterable[Flag]) -> Iterator[None]:
-    """Let errors speak of fields by the names that users have for them."""
+    """Replace field names in the messages of ConfigErrors by the names of their flags."""
     try:
         yield
     except ConfigError as error:
@@ -124,9 +136,9 @@ def speaking_of(flags: Iterable[Flag]) -> Iterator[None]:
 
 
 def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOptions:
-    """Return the options of an engine; raises ConfigError naming a keyword that is none.
+    """Return the options of an engine. Raises ConfigError for an unknown keyword.
 
-    Options of vLLM's that have no effect here are left out, and the log says so.
+    Logs and drops options of vLLM that have no effect.
     """
     keywords, notes = split_inert(keywords)
     for note in notes:
@@ -138,7 +150,7 @@ def engine_options(model: str | None, keywords: Mapping[str, Any]) -> EngineOpti
 
 
 def server_config(keywords: Mapping[str, Any]) -> ServerConfig:
-    """Return the settings of a server, with the API keys of the environment."""
+    """Return the settings of a server. API keys default to those of the environment."""
     values = to_fields(keywords, SERVER_FLAGS)
     key = os.environ.get(API_KEY_VARIABLE) or os.environ.get(VLLM_API_KEY_VARIABLE)
     if "api_keys" not in values and key:
@@ -148,7 +160,7 @@ def server_config(keywords: Mapping[str, Any]) -> ServerConfig:
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of SamplingParams that the command line sets."""
+    """Return the fields of SamplingParams that were given on the command line."""
     return to_fields(given(args, SAMPLING_FLAGS), SAMPLING_FLAGS)
 
 

@@ -1,4 +1,4 @@
-"""A flag of vLLM that has no effect here, and how groups of them are declared."""
+"""Flags of vLLM that have no effect, and functions to declare groups of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ ON, OFF = "true", "false"
 class InertFlag:
     """A flag of vLLM that has no effect.
 
-    reason: why it has none, or why its other values are refused. allowed: the values that may be
-    given, as text; any if None. A switch takes no value, and has a `--no-` form.
+    reason: why it has no effect, or why other values are refused. allowed: accepted values, as
+    text; None accepts any. switch: takes no value and has a `--no-` form. many: takes several
+    values.
     """
 
     name: str
@@ -30,15 +31,15 @@ class InertFlag:
         return self.name.replace("-", "_")
 
     def note(self, value: object, *, called: str) -> str:
-        """Return the line that reports the flag, by the name it was given under.
+        """Return the log line that reports the flag. called: the name as the user gave it.
 
-        Raises ConfigError for a value that is refused.
+        Raises ConfigError for a refused value.
         """
         if self.allowed is None:
             return f"{called} has no effect: {self.reason}"
         text = str(value).lower() if isinstance(value, bool) else str(value)
         if text in self.allowed:
-            return f"{called} has no effect: {text} is what jaxserve does anyway"
+            return f"{called} has no effect: {text} is the default behaviour of jaxserve"
         if self.switch or not self.allowed:
             raise ConfigError(f"{called} is not supported: {self.reason}")
         raise ConfigError(
@@ -47,29 +48,29 @@ class InertFlag:
 
 
 def switches(reason: str, *names: str) -> Iterable[InertFlag]:
-    """Return flags without a value."""
+    """Return switches: flags without a value."""
     return (InertFlag(**_called(name), reason=reason, switch=True) for name in names)
 
 
 def values(reason: str, *names: str) -> Iterable[InertFlag]:
-    """Return flags of one value, whatever it is."""
+    """Return flags that take any single value."""
     return (InertFlag(**_called(name), reason=reason) for name in names)
 
 
 def lists(reason: str, *names: str) -> Iterable[InertFlag]:
-    """Return flags of several values, whatever they are."""
+    """Return flags that take any list of values."""
     return (InertFlag(**_called(name), reason=reason, many=True) for name in names)
 
 
 def refused(reason: str, *names: str) -> Iterable[InertFlag]:
-    """Return switches that may only be off."""
+    """Return switches that can only be turned off."""
     return (
         InertFlag(**_called(name), reason=reason, switch=True, allowed=(OFF,)) for name in names
     )
 
 
 def only(reason: str, allowed: Mapping[str, str]) -> Iterable[InertFlag]:
-    """Return flags of one value, each with those that may be given, separated by spaces."""
+    """Return flags of one value. allowed: accepted values of each flag, separated by spaces."""
     return (
         InertFlag(**_called(name), reason=reason, allowed=tuple(allowed.split()))
         for name, allowed in allowed.items()
@@ -77,11 +78,11 @@ def only(reason: str, allowed: Mapping[str, str]) -> Iterable[InertFlag]:
 
 
 def unsupported(reason: str, *names: str) -> Iterable[InertFlag]:
-    """Return flags of one value or several, of which none may be given."""
+    """Return flags for which every value is refused."""
     return (InertFlag(**_called(name), reason=reason, many=True, allowed=()) for name in names)
 
 
 def _called(spelling: str) -> dict[str, Any]:
-    """Return the name and the short names that `name -x -y` has."""
+    """Split `name -x -y` into the name and its short forms."""
     name, *aliases = spelling.split()
     return {"name": name, "aliases": tuple(aliases)}

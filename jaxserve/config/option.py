@@ -1,4 +1,4 @@
-"""Options: a field of a settings class that says how users set it, and what it may be.
+"""Fields of settings classes that declare their flag, help text and valid values.
 
     @dataclass(frozen=True, kw_only=True)
     class Settings:
@@ -7,9 +7,8 @@
         def __post_init__(self) -> None:
             check_options(self)
 
-From that one line come the flag `--block-size`, the keyword `block_size` of `LLM`, the key
-`block-size` of a config file, the help text, the check of the value, and the row of the reference
-page (docs/flags.md).
+This line defines the flag `--block-size`, the keyword `block_size` of `LLM`, the key `block-size`
+of a config file, the help text, the validation, and the row in docs/flags.md.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -41,8 +40,8 @@ _WORDS = {
 class Flag:
     """A flag of the command line.
 
-    name: without dashes. field: of the settings class, that it fills. parse: reads its text.
-    many: it takes one or more values, and adds up where it is given several times. switch: it
+    name: the name without leading dashes. field: field of the settings class that it sets. parse:
+    converts its text. many: takes one or more values; repeating the flag adds values. switch:
     takes no value and has a `--no-` form.
     """
 
@@ -63,7 +62,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Option:
-    """What a field says beside its type and default; see `option`."""
+    """Metadata of a field; see `option`."""
 
     help: str
     flag: str | None
@@ -85,7 +84,7 @@ class _Option:
 
     @property
     def limits(self) -> str:
-        """The limits in words, to follow "an integer"."""
+        """The limits as text that follows "an integer" in a message."""
         if self.at_most is not None:
             low = f"({self.above}" if self.above is not None else f"[{self.at_least}"
             return f" in {low}, {self.at_most}]"
@@ -108,21 +107,21 @@ def option(
     at_most: float | None = None,
     is_secret: bool = False,
 ) -> Any:
-    """Declare a field of a settings class that users set by a flag.
+    """Declare a field of a settings class that a flag sets.
 
     Args:
-        default: Its value when nobody sets it; a dict is copied for each instance.
-        help: One sentence without its full stop, for `--help` and the reference page.
-        flag: The flag's name where it is not the field's. "" makes no flag.
-        parse: Reads the flag's text. By default the field's type decides: a bool is a switch, a
-            tuple takes several values, a mapping is a JSON object.
-        choices: The values that it may have.
-        aliases: Further spellings of the flag, with their dashes.
-        many: Whether the flag takes several values; by default, whether the field is a tuple.
-        at_least: The least value.
-        above: A number below every value.
-        at_most: The greatest value.
-        is_secret: Whether the value is left out where settings are printed.
+        default: Default value. A dict is copied for each instance.
+        help: Help text without a final full stop, for `--help` and docs/flags.md.
+        flag: Name of the flag if it differs from the field's. "" declares no flag.
+        parse: Converts the flag's text. By default it depends on the field's type: a bool is a
+            switch, a tuple takes several values, a mapping is a JSON object.
+        choices: Valid values.
+        aliases: Other spellings of the flag, with dashes.
+        many: Whether the flag takes several values (default: if the field is a tuple).
+        at_least: Inclusive lower limit.
+        above: Exclusive lower limit.
+        at_most: Inclusive upper limit.
+        is_secret: Omit the value from the repr of the settings.
     """
     declared = _Option(
         help=help,
@@ -143,7 +142,7 @@ def option(
 
 @cache
 def flags_of(settings: type[Any]) -> tuple[Flag, ...]:
-    """Return the flags of a settings class, in the order of its fields."""
+    """Return the flags of a settings class in field order."""
     kinds = get_type_hints(settings)
     return tuple(
         _flag(each, declared, _kind(kinds[each.name]))
@@ -153,9 +152,9 @@ def flags_of(settings: type[Any]) -> tuple[Flag, ...]:
 
 
 def check_options(settings: Any) -> None:
-    """Raise ConfigError for the first option whose value is of a wrong type or beyond its limits.
+    """Raise ConfigError for the first option with a value of a wrong type or outside its limits.
 
-    The error names the field, the value and the limit.
+    The message has the field, the value and the limit.
     """
     kinds = get_type_hints(type(settings))
     for each in fields(settings):
@@ -165,7 +164,7 @@ def check_options(settings: Any) -> None:
 
 
 def default_of(declared: "Field[Any]") -> object:
-    """Return the default of a field, whichever way it is given."""
+    """Return the default of a field, or the result of its default_factory."""
     if declared.default_factory is not MISSING:
         return declared.default_factory()
     return declared.default
@@ -185,7 +184,7 @@ def _flag(of: "Field[Any]", declared: _Option, kind: type) -> Flag:
 
 
 def _kind(hint: Any) -> type:
-    """Return the class of a field's values, None aside."""
+    """Return the class of a field's values, ignoring None."""
     kinds = [each for each in get_args(hint) if each is not NoneType]
     hint = kinds[0] if get_origin(hint) in {UnionType, Union} else hint
     kind: type = get_origin(hint) or hint

@@ -1,4 +1,4 @@
-"""Operator settings of structured outputs; light to import, as the command line reads them."""
+"""Server-wide settings of structured outputs. Imports nothing large: the command line uses it."""
 
 import re
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from typing import Any
 from jaxserve.errors import ConfigError
 
 BACKENDS = ("auto", "guidance")
-# Those of vLLM: its command lines name them.
+# Backends of vLLM, accepted for its command lines.
 OTHER_BACKENDS = ("xgrammar", "outlines", "lm-format-enforcer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsConfig:
-    """What holds for requests that say nothing else; names as in vLLM.
+    """Defaults of structured outputs for requests, with vLLM's names.
 
-    backend: "guidance", which "auto" chooses; it stands in for vLLM's other backends.
-    whitespace_pattern is our own; the others are those of StructuredOutputsParams. Raises
+    backend: "auto" selects "guidance", which also replaces vLLM's other backends.
+    whitespace_pattern is not in vLLM; the others are fields of StructuredOutputsParams. Raises
     ConfigError.
     """
 
@@ -53,7 +53,7 @@ class StructuredOutputsConfig:
 
     @property
     def note(self) -> str | None:
-        """The line that reports a backend that llguidance stands in for."""
+        """The log line that reports a backend replaced by llguidance, or None."""
         if self.backend in BACKENDS:
             return None
         return (
@@ -63,7 +63,7 @@ class StructuredOutputsConfig:
 
     @staticmethod
     def of(fields: Mapping[str, Any]) -> "StructuredOutputsConfig":
-        """Return the configuration of a JSON object; raises ConfigError for unknown fields."""
+        """Convert a JSON object. Raises ConfigError for unknown fields."""
         known = [field.name for field in dataclass_fields(StructuredOutputsConfig)]
         for name in fields:
             if name not in known:

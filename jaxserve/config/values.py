@@ -1,18 +1,18 @@
-"""How the values of flags are read from text; each raises ArgumentTypeError, which users read."""
+"""Convert the text of flags to values; each function raises ArgumentTypeError with the reason."""
 
 import argparse
 import json
 import re
 from fractions import Fraction
 
-# Decimal and binary, as vLLM reads them.
+# Decimal and binary suffixes, as in vLLM.
 SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 SUFFIXES |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SUFFIX_HELP = "; 8k is 8000, 8K is 8192, also m, M, g, G"
 
 
 def number(text: str) -> int:
-    """Read a whole number that may end in a suffix: 4096, -1, 8k, 1.5g, 8K."""
+    """Parse a whole number with an optional suffix: 4096, -1, 8k, 1.5g, 8K."""
     match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)", text.strip())
     value = Fraction(match[1]) * SUFFIXES.get(match[2], 1) if match else None
     if value is None or not value.is_integer():
@@ -21,12 +21,12 @@ def number(text: str) -> int:
 
 
 def number_or_auto(text: str) -> int | None:
-    """Read a whole number as `number` does; `auto` and -1, vLLM's words for it, are None."""
+    """Parse a whole number like `number`. vLLM's values `auto` and -1 are None."""
     return None if text.strip() in {"auto", "-1"} else number(text)
 
 
 def json_object(text: str) -> object:
-    """Read a JSON object."""
+    """Parse a JSON object."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -37,7 +37,7 @@ def json_object(text: str) -> object:
 
 
 def json_strings(text: str) -> tuple[str, ...]:
-    """Read one string, or a JSON list of strings as vLLM's flags of lists want it."""
+    """Parse one string, or a JSON list of strings as in vLLM."""
     if not text.startswith("["):
         return (text,)
     try:
@@ -50,5 +50,5 @@ def json_strings(text: str) -> tuple[str, ...]:
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
-    """Read values separated by commas."""
+    """Parse values separated by commas."""
     return tuple(value.strip() for value in text.split(",") if value.strip())

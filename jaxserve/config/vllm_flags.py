@@ -1,8 +1,8 @@
-"""Flags of vLLM that are accepted without an effect, so that its command lines start unchanged.
+"""Flags of vLLM that are accepted without effect, so that its command lines work unchanged.
 
-A flag that jaxserve has under the same name is in `flags.py`. Those here either tune a part that
-jaxserve does not have, or ask for what it does anyway. Each one given is reported in one line. A
-value that asks for something else is refused with the reason: it would change what is served.
+Flags with an effect are fields of `EngineOptions` and `ServerConfig`. The flags here tune parts
+that jaxserve does not have, or request its default behaviour. A log line reports each one given. A
+value that would change the results is refused with the reason.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from jaxserve.config.inert_flag import (
     values,
 )
 
-COMPILED = "every step is one compiled program, and shapes are chosen at start"
+COMPILED = "every step is one compiled program, whose shapes are planned at startup"
 NO_TORCH = "it tunes PyTorch or CUDA libraries, which jaxserve does not use"
 NO_CODE = "jaxserve runs no code from a checkpoint"
 TEXT_ONLY = "only text is served"
@@ -48,13 +48,13 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
     *switches(NO_CODE, "trust-remote-code"),
     *values(NO_CODE, "code-revision"),
     *switches(
-        "prompts are computed in chunks whenever the token budget asks for it",
+        "prompts are always computed in chunks within the token budget",
         "enable-chunked-prefill",
         "long-prefill-token-threshold-adaptive",
         "scheduler-reserve-full-isl",
     ),
     *values(
-        "--max-decode-slowdown bounds what prompts cost running sequences",
+        "--max-decode-slowdown limits how much prompts delay running sequences",
         "long-prefill-token-threshold",
         "max-num-partial-prefills",
         "max-long-partial-prefills",
@@ -355,7 +355,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
     *values("it is for vLLM's plugins of hardware", "additional-config"),
 )
 
-# Of `vllm run-batch`, in addition.
+# Additional flags of `vllm run-batch`.
 BATCH_FLAGS: tuple[InertFlag, ...] = (
     *values("results are written to the output file as they come", "output-tmp-dir"),
     *values("run-batch listens nowhere", "host", "port", "url"),
@@ -366,7 +366,7 @@ BY_KEYWORD: Mapping[str, InertFlag] = {flag.keyword: flag for flag in INERT_FLAG
 
 
 def split_inert(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return keyword options without those that have no effect, and the lines that report these.
+    """Return the keyword options that have an effect, and the log lines for the others.
 
     Raises ConfigError for a value that is refused.
     """

@@ -71,7 +71,7 @@ def test_paths_are_served_with_and_without_their_prefix_and_ask_for_the_same_key
 
 @pytest.mark.parametrize("root_path", ["llm", "/", "/llm/", "/a b", "/a?b"])
 def test_a_prefix_that_is_no_path_is_refused(root_path: str) -> None:
-    with pytest.raises(ConfigError, match="root_path must begin with /"):
+    with pytest.raises(ConfigError, match="root_path must begin but not end with /"):
         ServerConfig(root_path=root_path)
 
 
