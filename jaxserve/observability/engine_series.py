@@ -1,4 +1,4 @@
-"""What an engine reports as series, under vLLM's metric names."""
+"""Prometheus series of an engine, with vLLM's metric names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from jaxserve.observability.series import SeriesSet, Tally, Value
 from jaxserve.observability.stats import FinishedStats, StepStats
 from jaxserve.observability.timeline import PHASES, StepRecord
 
-# Bounds of vLLM's histograms, in seconds: its dashboards and alerts are written against them.
+# Histogram bounds in seconds, as in vLLM, whose dashboards and alerts rely on them.
 FIRST_TOKEN_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 )  # fmt: skip
-# vLLM's begin at 10 ms, where a fast decode step would vanish into the first bucket.
+# vLLM's bounds start at 10 ms, above the duration of a fast decode step.
 PER_TOKEN_S = (
     0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008,
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -29,7 +29,7 @@ PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 
 
 def token_bounds(max_model_len: int) -> tuple[int, ...]:
-    """The series 1, 2, 5, 10, 20, 50, ... up to `max_model_len`, as vLLM counts tokens."""
+    """Return the bounds 1, 2, 5, 10, 20, 50, ... up to `max_model_len`, as in vLLM."""
     bounds: list[int] = []
     scale = 1
     while scale <= max_model_len:
@@ -40,7 +40,7 @@ def token_bounds(max_model_len: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Makes the series of one engine, with its labels."""
+    """Factory for the series of one engine, with its labels."""
 
     series: SeriesSet
     labels: Mapping[str, str]
@@ -60,7 +60,7 @@ class _Maker:
 
 
 class EngineSeries:
-    """`EngineMetrics` of one engine, under vLLM's names."""
+    """`EngineMetrics` of one engine as series with vLLM's names."""
 
     def __init__(
         self, series: SeriesSet, labels: Mapping[str, str], *, token_bounds: Sequence[float]
@@ -71,18 +71,18 @@ class EngineSeries:
         self._choices = _ChoiceSeries(make)
 
     def observe_step(self, stats: StepStats) -> None:
-        """Set the gauges and add the step's increments."""
+        """Set the gauges and add the increments of a step."""
         self._load.observe(stats)
         if stats.record is not None:
             self._steps.observe(stats.record)
 
     def observe_finished(self, stats: FinishedStats) -> None:
-        """Count a choice that ended, and the times it reached."""
+        """Record the reason, sizes and times of a finished choice."""
         self._choices.observe(stats)
 
 
 class _LoadSeries:
-    """What the scheduler has to do: sequences, KV pages, tokens and their latencies."""
+    """Series of the scheduler: sequences, KV pages, tokens and their latencies."""
 
     def __init__(self, make: _Maker) -> None:
         self._running = make.gauge("num_requests_running", "Sequences in the running batch.")
@@ -90,8 +90,8 @@ class _LoadSeries:
         self._waiting_for_capacity, self._deferred = (
             make.gauge(
                 "num_requests_waiting_by_reason",
-                "Sequences waiting: for a slot or KV pages (capacity), or for a prefix that another"
-                " sequence computes (deferred).",
+                "Sequences waiting for a slot or KV pages (capacity), or for a prefix that another"
+                " sequence is computing (deferred).",
                 reason=reason,
             )
             for reason in ("capacity", "deferred")
@@ -104,20 +104,20 @@ class _LoadSeries:
             "prefix_cache_hits", "Prompt tokens found in the prefix cache."
         )
         self._kv_slots = make.own_counter(
-            "kv_slots", "Tokens that used KV pages could hold, by step."
+            "kv_slots", "Token slots of the KV pages in use, summed over steps."
         )
         self._empty_kv_slots = make.own_counter(
-            "empty_kv_slots", "Those of kv_slots that held nothing."
+            "empty_kv_slots", "Empty token slots of the KV pages in use, summed over steps."
         )
         self._released_pages = make.own_counter(
-            "kv_pages_released", "KV pages released because they fell behind a sliding window."
+            "kv_pages_released", "KV pages released behind a sliding window."
         )
         self._preemptions = make.counter("num_preemptions", "Sequences preempted.")
         self._prompt_tokens = make.counter("prompt_tokens", "Prompt tokens processed.")
         self._computed_prompt_tokens, self._reused_prompt_tokens = (
             make.counter(
                 "prompt_tokens_by_source",
-                "Prompt tokens processed: computed, or taken from the prefix cache.",
+                "Prompt tokens processed, by source: computed or from the prefix cache.",
                 source=source,
             )
             for source in ("local_compute", "local_cache_hit")
@@ -130,10 +130,10 @@ class _LoadSeries:
             "iteration_tokens_total", "Tokens computed by a step.", STEP_TOKENS
         )
         self._first_token = make.histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_S
+            "time_to_first_token_seconds", "Time from arrival to the first token.", FIRST_TOKEN_S
         )
         self._inter_token = make.histogram(
-            "inter_token_latency_seconds", "Between one token and the next.", PER_TOKEN_S
+            "inter_token_latency_seconds", "Time between consecutive tokens.", PER_TOKEN_S
         )
 
     def observe(self, stats: StepStats) -> None:
@@ -163,52 +163,52 @@ class _LoadSeries:
 
 
 class _StepSeries:
-    """What steps take: the engine's time by phase, the device's, and the work they compute."""
+    """Series of steps: host time by phase, device time, and computed work."""
 
     def __init__(self, make: _Maker) -> None:
         self._flops = make.counter(
-            "estimated_flops_per_gpu", "FLOPs that the steps needed at least, of each device."
+            "estimated_flops_per_gpu", "Minimum FLOPs of the steps, per device."
         )
         self._read_bytes = make.counter(
             "estimated_read_bytes_per_gpu",
-            "Bytes of device memory that the steps had to read at least, on each device.",
+            "Minimum bytes of memory read by the steps, per device.",
         )
         self._written_bytes = make.counter(
             "estimated_write_bytes_per_gpu",
-            "Bytes of device memory that the steps had to write at least, on each device.",
+            "Minimum bytes of memory written by the steps, per device.",
         )
-        # By program; of those there are a few dozen at most.
+        # By program: at most a few dozen.
         self._steps: dict[str, Value] = {}
         self._count_steps: Callable[[str], Value] = lambda program: make.own_counter(
-            "steps", "Steps made, by the program that ran.", program=program
+            "steps", "Steps by program.", program=program
         )
         self._phases = {
             phase: make.own_counter(
                 "step_phase_seconds",
-                "Time of the engine's thread while there was work, by the phase of a step.",
+                "Busy time of the engine thread, by phase of a step.",
                 phase=phase,
             )
             for phase in PHASES
         }
         self._device_seconds = make.own_counter(
-            "step_device_seconds", "Time from when the device could begin a step to its end."
+            "step_device_seconds", "Time from when the device could start a step to its end."
         )
         self._gap_lower, self._gap_upper = (
             make.own_counter(
                 "device_gap_seconds",
-                "Bounds of the time in which the device had nothing to do though there was work.",
+                "Lower and upper bounds of the time in which the device was idle despite work.",
                 bound=bound,
             )
             for bound in ("lower", "upper")
         )
         self._computed_tokens = make.own_counter(
-            "step_tokens", "Tokens computed by steps, padding not counted."
+            "step_tokens", "Tokens computed by steps, without padding."
         )
         self._padding_tokens = make.own_counter(
-            "step_padding_tokens", "Rows of padding computed by steps."
+            "step_padding_tokens", "Padding rows computed by steps."
         )
         self._sequences = make.own_counter(
-            "step_sequences", "Sequences of steps, one count a step."
+            "step_sequences", "Sequences in steps, summed over steps."
         )
 
     def observe(self, record: StepRecord) -> None:
@@ -230,34 +230,36 @@ class _StepSeries:
 
 
 class _ChoiceSeries:
-    """The choices that have ended: their sizes and their times."""
+    """Series of finished choices: sizes and times."""
 
     def __init__(self, make: _Maker) -> None:
         self._finished = {
             reason: make.counter(
-                "request_success", "Choices that ended, by reason.", finished_reason=reason.value
+                "request_success", "Finished choices, by reason.", finished_reason=reason.value
             )
             for reason in FinishReason
         }
         self._per_token = make.histogram(
             "request_time_per_output_token_seconds",
-            "Mean time of a choice's tokens after its first.",
+            "Mean time per token of a choice after the first.",
             PER_TOKEN_S,
         )
         self._end_to_end = make.histogram(
-            "e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S
+            "e2e_request_latency_seconds", "Time from arrival to the end.", REQUEST_S
         )
         self._queue_time = make.histogram(
-            "request_queue_time_seconds", "From arrival to the first step.", REQUEST_S
+            "request_queue_time_seconds", "Time from arrival to the first step.", REQUEST_S
         )
         self._inference_time = make.histogram(
-            "request_inference_time_seconds", "From the first step to the end.", REQUEST_S
+            "request_inference_time_seconds", "Time from the first step to the end.", REQUEST_S
         )
         self._prefill_time = make.histogram(
-            "request_prefill_time_seconds", "From the first step to the first token.", REQUEST_S
+            "request_prefill_time_seconds",
+            "Time from the first step to the first token.",
+            REQUEST_S,
         )
         self._decode_time = make.histogram(
-            "request_decode_time_seconds", "From the first token to the end.", REQUEST_S
+            "request_decode_time_seconds", "Time from the first token to the end.", REQUEST_S
         )
         tokens = make.token_bounds
         self._request_prompt_tokens = make.histogram(
@@ -265,7 +267,7 @@ class _ChoiceSeries:
         )
         self._request_computed_tokens = make.histogram(
             "request_prefill_kv_computed_tokens",
-            "Prompt tokens of a choice that the prefix cache did not have.",
+            "Prompt tokens of a choice that were not in the prefix cache.",
             tokens,
         )
         self._request_generation_tokens = make.histogram(
@@ -277,7 +279,7 @@ class _ChoiceSeries:
             tokens,
         )
         self._request_max_tokens = make.histogram(
-            "request_params_max_tokens", "max_tokens as asked for.", tokens
+            "request_params_max_tokens", "max_tokens of a request.", tokens
         )
         self._request_n = make.histogram("request_params_n", "n of a request.", CHOICES)
         self._request_preemptions = make.histogram(

@@ -1,8 +1,8 @@
-"""Structured logs: one JSON object a line, or coloured text on a terminal.
+"""Structured logs: one JSON object per line, or coloured text on a terminal.
 
-Prompts and answers are never logged. Values are escaped by the renderer, so that no request can
-forge a line. As a library jaxserve only speaks through the standard `logging` and changes nobody's
-settings; `configure_logging` is for programs.
+Prompts and answers are never logged. The renderer escapes values, so that requests cannot forge
+lines. As a library jaxserve uses the standard `logging` without configuring it; programs call
+`configure_logging`.
 """
 
 import logging
@@ -13,7 +13,7 @@ import structlog
 from structlog.stdlib import BoundLogger
 from structlog.typing import Processor
 
-# Libraries that report their own life at the level at which we report requests.
+# Libraries that log their own startup at the level of request logs.
 _CHATTY = ("jax", "uvicorn")
 
 _ENRICH: list[Processor] = [
@@ -45,14 +45,14 @@ def configure_logging(
     as_json: bool | None = None,
     process: str | None = None,
 ) -> None:
-    """Send this process's logs, and those of the libraries it uses, to `stream` (stderr).
+    """Send the logs of this process, including libraries, to a stream.
 
-    level: the name of a standard level. as_json: JSON lines; by default, whenever the stream is
-    not a terminal. process: what every line calls the process it comes from.
+    level: name of a standard level. stream: standard error by default. as_json: write JSON lines
+    (default: if the stream is not a terminal). process: process name to add to every line.
     """
     target = sys.stderr if stream is None else stream
     as_json = not target.isatty() if as_json is None else as_json
-    # Plain tracebacks: the richer kinds show local variables, and with them prompts and keys.
+    # Plain tracebacks, because richer ones show local variables such as prompts and keys.
     render: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json

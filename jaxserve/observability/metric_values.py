@@ -1,4 +1,4 @@
-"""The engine's metrics as plain values, with vLLM's names and shapes: what `LLM.get_metrics` gives.
+"""Metric values with vLLM's names and classes, as returned by `LLM.get_metrics`.
 
 The series are those of GET /metrics (docs/api.md).
 """
@@ -12,7 +12,7 @@ from jaxserve.observability.series import Family, Kind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A series: its name and labels."""
+    """Name and labels of a series."""
 
     name: str
     labels: dict[str, str]
@@ -20,21 +20,21 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter(Metric):
-    """A count that only rises."""
+    """A count that never decreases."""
 
     value: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge(Metric):
-    """A value as it is now."""
+    """A current value."""
 
     value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram(Metric):
-    """How many values were at most so large, by that bound as Prometheus writes it."""
+    """Cumulative counts by upper bound, which is written as in Prometheus."""
 
     count: int
     sum: float
@@ -42,7 +42,7 @@ class Histogram(Metric):
 
 
 def metric_values(families: Iterable[Family]) -> list[Metric]:
-    """Return a value for each series."""
+    """Return one value per series."""
     return [
         _value(family, dict(zip(family.labels, labels, strict=True)), numbers)
         for family in families

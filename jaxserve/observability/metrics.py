@@ -1,4 +1,4 @@
-"""The metrics of a process, and their Prometheus form."""
+"""Metrics of a process, and their Prometheus text format."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from jaxserve.observability.engine_series import EngineSeries, token_bounds
 from jaxserve.observability.series import Family, SeriesSet, Value, metrics_of
 from jaxserve.observability.startup import Startup
 
-# Why a server refuses requests that it could answer at another time.
+# Reasons to refuse a request that may succeed later.
 REJECTION_REASONS = ("queue", "concurrency", "shutting_down")
 
 
 class Metrics:
     """The Prometheus series of a process.
 
-    max_model_len bounds the token histograms. Label values come from closed sets only: model
-    names, routes, methods and reasons of ours, never text of a request, but for the names of a
-    bounded number of ignored fields.
+    max_model_len: upper bound of the token histograms. Label values come from closed sets: model
+    names, routes, methods and reasons. The exception is a bounded number of ignored field names
+    from requests.
     """
 
     def __init__(self, *, max_model_len: int) -> None:
@@ -31,7 +31,7 @@ class Metrics:
         self._startups: dict[str, Startup] = {}
 
     def engine(self, model_name: str, *, engine: str = "0") -> "EngineSeries":
-        """Return the series of one engine, all of them present at zero from the start."""
+        """Return the series of one engine, initialized to zero."""
         labels = {"model_name": model_name, "engine": engine}
         for reason in REJECTION_REASONS:
             self._rejections(reason, model_name=model_name)
@@ -46,15 +46,15 @@ class Metrics:
         self._series.gauge("vllm:cache_config_info", "The KV cache's settings.", labels).set(1)
 
     def set_compilations(self, count: Callable[[], int], *, model_name: str) -> None:
-        """Publish how many programs were compiled unplanned; each scrape asks `count`."""
+        """Publish the number of unplanned compilations; each scrape calls `count`."""
         self._compilations[model_name] = count
 
     def set_startup(self, startup: Startup, *, model_name: str) -> None:
-        """Publish what is known of a start; each scrape asks, since it goes on while serving."""
+        """Publish the stages of a start; each scrape reads them, as compilation may continue."""
         self._startups[model_name] = startup
 
     def observe_rejection(self, reason: str, *, model_name: str) -> None:
-        """Count a request that was refused for lack of room; see REJECTION_REASONS."""
+        """Count a request refused for lack of capacity; see REJECTION_REASONS."""
         self._rejections(reason, model_name=model_name).inc()
 
     def _rejections(self, reason: str, *, model_name: str) -> Value:
@@ -65,23 +65,23 @@ class Metrics:
         )
 
     def observe_refusal(self, reason: str) -> None:
-        """A connection or a request was refused before its endpoint; `reason` is a word of ours."""
+        """Count a connection or request refused before routing; `reason` is from a closed set."""
         self._series.counter(
             "jaxserve:http_refusals",
-            "Connections and requests that were refused or cut before they reached an endpoint.",
+            "Connections and requests refused or closed before routing.",
             {"reason": reason},
         ).inc()
 
     def observe_engine_death(self, num_requests: int) -> None:
-        """An engine died while so many requests were in flight."""
+        """Count the requests in flight when an engine died."""
         self._series.counter(
             "jaxserve:interrupted_requests",
-            "Requests that ended because the engine's process died while they were in flight.",
+            "Requests that ended because the engine process died.",
             {},
         ).inc(num_requests)
 
     def observe_http(self, method: str, handler: str, status: int) -> None:
-        """A request was answered; `method` and `handler` come from closed sets."""
+        """Count an answered request; `method` and `handler` are from closed sets."""
         self._series.counter(
             "jaxserve:http_requests",
             "HTTP requests answered.",
@@ -89,33 +89,33 @@ class Metrics:
         ).inc()
 
     def observe_ignored_field(self, name: str) -> None:
-        """Count a request's field that nothing reads; names come from a bounded set."""
+        """Count an ignored field of a request; names are from a bounded set."""
         self._series.counter(
             "jaxserve:ignored_fields",
-            "Fields of requests that were accepted and had no effect.",
+            "Request fields that were accepted without effect.",
             {"field": name},
         ).inc()
 
     def observe_batch_failure(self, kind: str) -> None:
-        """A step of running batches failed, and will be tried again; `kind` is of a closed set."""
+        """Count a failure of a batch that will be retried; `kind` is from a closed set."""
         self._series.counter(
             "jaxserve:batch_failures",
-            "Failures to read or write what batches need, each tried again.",
+            "Failures to read or write batch data, each retried.",
             {"kind": kind},
         ).inc()
 
     def set_batches_delayed(self, is_delayed: bool) -> None:
-        """Publish whether such failures keep batches from going on."""
+        """Publish whether such failures block batches."""
         self._series.gauge(
-            "jaxserve:batches_delayed", "1 while batches cannot go on, else 0.", {}
+            "jaxserve:batches_delayed", "1 while failures block batches, else 0.", {}
         ).set(float(is_delayed))
 
     def snapshot(self) -> tuple[Family, ...]:
-        """Return all series, as they are now, as values that can go to another process."""
+        """Return the current values of all series, for transfer to another process."""
         for model_name, count in self._compilations.items():
             self._series.counter(
                 "jaxserve:compilations",
-                "Programs compiled that none had planned: each stalled its step.",
+                "Programs compiled after warm-up; each stalled a step.",
                 {"model_name": model_name},
             ).set(count())
         for model_name, startup in self._startups.items():
@@ -126,27 +126,27 @@ class Metrics:
         for stage, seconds in startup.seconds.items():
             self._series.gauge(
                 "jaxserve:startup_seconds",
-                "Stages of the start by their duration, milestones by their time since the process"
-                " began.",
+                "Duration of each stage of the start, and time from the start of the process to"
+                " each milestone.",
                 {"model_name": model_name, "stage": stage},
             ).set(seconds)
         for each in startup.stages:
             if each.num_bytes:
                 self._series.gauge(
                     "jaxserve:startup_bytes",
-                    "Bytes read by a stage of the start.",
+                    "Bytes read in a stage of the start.",
                     {"model_name": model_name, "stage": each.name},
                 ).set(each.num_bytes)
-        # A few dozen at most.
+        # At most a few dozen.
         for program in startup.programs:
             self._series.gauge(
                 "jaxserve:program_seconds",
-                "What it took to make a program: to compile it, or to load it.",
+                "Time to compile or load a program.",
                 {"model_name": model_name, "program": program.name, "origin": program.origin},
             ).set(program.seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all series, as they are now."""
+        """Yield the current values of all series."""
         return metrics_of(self.snapshot())
 
 

@@ -1,7 +1,7 @@
-"""Counters, gauges and histograms that cost their writer next to nothing.
+"""Counters, gauges and histograms that are cheap to write.
 
-prometheus_client gives them their names and their text when they are read; it takes a lock and a
-microsecond or two for every value that is written, these take a tenth of it.
+prometheus_client formats them when they are read. Its own values take a lock and 1 to 2
+microseconds per write; these take a tenth of that.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class Value:
-    """A counter or a gauge. To be written by one thread: adding is no atomic operation."""
+    """A counter or gauge. Only one thread may write it, because `inc` is not atomic."""
 
     __slots__ = ("value",)
 
@@ -40,9 +40,9 @@ class Value:
 
 
 class Tally:
-    """A histogram. To be written by one thread.
+    """A histogram. Only one thread may write it.
 
-    Equal values are added in one call, as the waits of hundreds of sequences for one step are.
+    One call adds equal values, such as the latencies of all sequences of a step.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -60,7 +60,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Family[Series]:
-    """Series of one name, by the values of their labels."""
+    """Series with one name, by label values."""
 
     name: str
     text: str
@@ -68,7 +68,7 @@ class _Family[Series]:
     series: dict[tuple[str, ...], Series] = field(default_factory=dict[tuple[str, ...], Series])
 
     def at(self, labels: Mapping[str, str], new: Callable[[], Series]) -> Series:
-        """Return the series of these labels, made on first use."""
+        """Return the series with these labels, creating it if necessary."""
         key = tuple(labels.values())
         found = self.series.get(key)
         if found is None:
@@ -77,7 +77,7 @@ class _Family[Series]:
 
 
 class Kind(StrEnum):
-    """What a family is of."""
+    """Type of a metric family."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -85,10 +85,10 @@ class Kind(StrEnum):
 
 
 class Family(Struct, frozen=True, array_like=True):
-    """Series of one name as they were at some moment.
+    """Snapshot of the series with one name.
 
-    series: the values of their labels, and what each comes to: one number, or a histogram's counts
-    (the one above all bounds included) and the sum of what was observed.
+    series: label values, and the values of each series: one number, or for a histogram the count
+    of each bucket (with the last above all bounds) and the sum of observations.
     """
 
     kind: Kind
@@ -100,7 +100,7 @@ class Family(Struct, frozen=True, array_like=True):
 
 
 class SeriesSet:
-    """All series that a process reports; read by one thread while others write."""
+    """All series of a process. One thread may read while others write."""
 
     def __init__(self) -> None:
         self._gauges: dict[str, _Family[Value]] = {}
@@ -108,28 +108,28 @@ class SeriesSet:
         self._histograms: dict[str, _Family[Tally]] = {}
 
     def gauge(self, name: str, text: str, labels: Mapping[str, str]) -> Value:
-        """Return the gauge of these labels; its family is made on first use."""
+        """Return the gauge with these labels, creating it if necessary."""
         family = self._gauges.setdefault(name, _Family(name, text, tuple(labels)))
         return family.at(labels, Value)
 
     def counter(self, name: str, text: str, labels: Mapping[str, str]) -> Value:
-        """Return the counter of these labels; its family is made on first use."""
+        """Return the counter with these labels, creating it if necessary."""
         family = self._counters.setdefault(name, _Family(name, text, tuple(labels)))
         return family.at(labels, Value)
 
     def histogram(
         self, name: str, text: str, labels: Mapping[str, str], bounds: Sequence[float]
     ) -> Tally:
-        """Return the histogram of these labels; its family is made on first use."""
+        """Return the histogram with these labels, creating it if necessary."""
         family = self._histograms.setdefault(name, _Family(name, text, tuple(labels)))
         return family.at(labels, lambda: Tally(bounds))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all families, as they are now, in prometheus_client's form."""
+        """Yield the current values as prometheus_client's metrics."""
         return metrics_of(self.snapshot())
 
     def snapshot(self) -> tuple[Family, ...]:
-        """Return all families, as they are now, as values that can go to another process."""
+        """Return the current values of all families, for transfer to another process."""
         scalars = [(Kind.GAUGE, family) for family in list(self._gauges.values())]
         scalars += [(Kind.COUNTER, family) for family in list(self._counters.values())]
         found = [
@@ -158,7 +158,7 @@ class SeriesSet:
 
 
 def merged(snapshots: Iterable[Iterable[Family]]) -> tuple[Family, ...]:
-    """Return the series of several processes as one: equal ones are added up."""
+    """Merge the series of several processes, adding those with equal names and labels."""
     families: dict[str, Family] = {}
     totals: dict[str, dict[tuple[str, ...], tuple[float, ...]]] = {}
     for family in (family for snapshot in snapshots for family in snapshot):
@@ -173,7 +173,7 @@ def merged(snapshots: Iterable[Iterable[Family]]) -> tuple[Family, ...]:
 
 
 def metrics_of(families: Iterable[Family]) -> Iterator[Metric]:
-    """Yield families in prometheus_client's form."""
+    """Yield families as prometheus_client's metrics."""
     for family in families:
         match family.kind:
             case Kind.GAUGE:
@@ -190,7 +190,7 @@ def metrics_of(families: Iterable[Family]) -> Iterator[Metric]:
                 histogram = HistogramMetricFamily(family.name, family.text, labels=family.labels)
                 bounds = [*map(floatToGoString, family.bounds), "+Inf"]
                 for key, (*counts, total) in family.series:
-                    # Running totals: Prometheus' buckets hold what is at or below their bound.
+                    # Prometheus' buckets are cumulative.
                     buckets = list(zip(bounds, accumulate(counts), strict=True))
                     histogram.add_metric(key, buckets, total)
                 yield histogram

@@ -1,4 +1,4 @@
-"""Where the time of a start goes: stages, some of them side by side, and milestones."""
+"""Timing of a start: stages, some of which run concurrently, and milestones."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def process_started_s() -> float:
-    """Return when this process began, on the clock of `time.perf_counter`.
+    """Return the start time of this process on the clock of `time.perf_counter`.
 
-    Where the operating system does not tell (it is asked on Linux only), that is now.
+    Return the current time on systems other than Linux.
     """
     now_s = time.perf_counter()
     if sys.platform != "linux":
         return now_s
-    # Field 22, counted after the name, which may hold anything: ticks from boot to start.
+    # Field 22 of proc(5), clock ticks from boot to start; the name may contain any character.
     fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
     since_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return now_s - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s)
@@ -26,7 +26,7 @@ def process_started_s() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of a start. start_s: since the process began. num_bytes: read meanwhile, if any."""
+    """A stage of a start. start_s: since the start of the process. num_bytes: bytes read."""
 
     name: str
     start_s: float
@@ -34,7 +34,7 @@ class Stage:
     num_bytes: int = 0
 
     def line(self) -> str:
-        """Return it in words."""
+        """Return the stage as a line of text."""
         text = f"{self.name:<11}{self.seconds:>7.2f} s from {self.start_s:>6.2f} s"
         if not self.num_bytes:
             return text
@@ -44,7 +44,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeProgram:
-    """A program that is ready to run, and where it came from."""
+    """A program that is ready to run. origin: whether it was compiled or loaded."""
 
     name: str
     seconds: float
@@ -52,10 +52,10 @@ class MadeProgram:
 
 
 class Startup:
-    """The stages of one start, told by several threads at once.
+    """Records the stages of one start. Thread-safe.
 
-    began_s: when it began, on the clock of `time.perf_counter`; by default with the process. That
-    of an engine in a process that has done other things before is told by its caller.
+    began_s: start time on the clock of `time.perf_counter`, by default that of the process. Pass it
+    if the process did other work before.
     """
 
     def __init__(self, *, began_s: float | None = None) -> None:
@@ -67,7 +67,7 @@ class Startup:
 
     @contextmanager
     def stage(self, name: str, *, num_bytes: int = 0) -> Iterator[None]:
-        """Take down how long the block takes, also if it fails."""
+        """Record the duration of the block, even if it raises."""
         start_s = time.perf_counter()
         try:
             yield
@@ -75,7 +75,7 @@ class Startup:
             self.add(name, start_s, time.perf_counter(), num_bytes=num_bytes)
 
     def add(self, name: str, start_s: float, end_s: float, *, num_bytes: int = 0) -> None:
-        """Take down a stage by its times on the clock of `time.perf_counter`."""
+        """Record a stage by its times on the clock of `time.perf_counter`."""
         stage = Stage(
             name=name,
             start_s=start_s - self._began_s,
@@ -86,16 +86,16 @@ class Startup:
             self._stages.append(stage)
 
     def imported(self, end_s: float) -> None:
-        """Take down that everything up to now, from the beginning, went into imports."""
+        """Record the time from the start until `end_s` as imports."""
         self.add("imports", self._began_s, end_s)
 
     def made(self, program: MadeProgram) -> None:
-        """Take down a program that has become ready."""
+        """Record a program that is ready."""
         with self._lock:
             self._programs.append(program)
 
     def reached(self, milestone: str) -> float:
-        """Take down that a milestone is reached; return the seconds since the beginning."""
+        """Record a milestone now and return the seconds since the start."""
         seconds = time.perf_counter() - self._began_s
         with self._lock:
             self._milestones[milestone] = seconds
@@ -103,25 +103,25 @@ class Startup:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages that are over."""
+        """Stages that have ended."""
         with self._lock:
             return tuple(self._stages)
 
     @property
     def programs(self) -> tuple[MadeProgram, ...]:
-        """The programs made so far."""
+        """Programs that are ready."""
         with self._lock:
             return tuple(self._programs)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Stages by their duration, then milestones by their time since the beginning."""
+        """Seconds of each stage, and seconds from the start to each milestone."""
         stages = {stage.name: stage.seconds for stage in self.stages}
         with self._lock:
             return stages | self._milestones
 
     def lines(self) -> list[str]:
-        """Return all of it as a table, a line each, in the order in which stages began."""
+        """Return a table of stages, ordered by start time, and milestones."""
         stages = sorted(self.stages, key=lambda stage: stage.start_s)
         with self._lock:
             milestones = dict(self._milestones)

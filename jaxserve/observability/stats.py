@@ -1,4 +1,4 @@
-"""What an engine reports of itself, and to whom."""
+"""Statistics of an engine, and the protocol of their receiver."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +12,17 @@ from jaxserve.observability.timeline import StepRecord
 
 
 class StepStats(Struct, frozen=True, kw_only=True, gc=False):
-    """One engine step: gauges as they are after it, counts as increments since the last one.
+    """Statistics of one step: gauges after it, and counts since the previous step.
 
-    num_deferred: of num_waiting, those that wait for a prefix which another sequence computes.
-    num_reused_tokens: of num_prompt_tokens, those that the prefix cache had.
-    prefix_queries and prefix_hits are in tokens: prompt tokens looked up, and found, in the cache.
-    num_kv_slots: tokens that the used pages could hold, and num_empty_kv_slots: those of them that
-    held nothing, added up over steps: the ratio is the waste of KV memory.
-    num_released_pages: pages released because they fell behind a sliding window.
-    first_token_s: seconds from the arrival of its request to the first token of each choice that
-    got it. inter_token_s: seconds since a choice's last token, and how many choices waited just so
-    long: most of a step's do. record: where the time of the step went that was committed, None if
-    none was.
+    num_deferred: waiting sequences that wait for a prefix computed by another one.
+    num_reused_tokens: prompt tokens that were in the prefix cache.
+    prefix_queries, prefix_hits: prompt tokens looked up and found in the prefix cache.
+    num_kv_slots, num_empty_kv_slots: all and empty token slots of the pages in use, summed over
+    steps; their ratio is the wasted KV memory.
+    num_released_pages: pages released behind a sliding window.
+    first_token_s: seconds from arrival to the first token, of choices that got it in this step.
+    inter_token_s: seconds since a choice's previous token, with the number of choices.
+    record: timing of the committed step, or None.
     """
 
     num_running: int
@@ -52,7 +51,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
         inter_token_s: Mapping[float, int],
         record: StepRecord | None,
     ) -> "StepStats":
-        """Return these gauges, with counts that are increments over `before`."""
+        """Return these gauges with counts relative to `before`."""
         return StepStats(
             num_running=self.num_running,
             num_waiting=self.num_waiting,
@@ -76,7 +75,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(slots=True)
 class Totals:
-    """The counts of StepStats in the making, since the engine was made."""
+    """Cumulative counts of StepStats since the engine was created."""
 
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
@@ -90,9 +89,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStats:
-    """One choice of a request that has ended.
+    """Statistics of a finished choice.
 
-    longest: tokens of the request's longest choice, None while other choices go on.
+    longest: tokens of the request's longest choice; None while other choices are running.
     """
 
     reason: FinishReason
@@ -105,12 +104,12 @@ class FinishedStats:
 
 
 class EngineMetrics(Protocol):
-    """Where the engine reports; called from its loop, so every method must be quick."""
+    """Receiver of an engine's statistics. Its loop calls every method, so they must be fast."""
 
     def observe_step(self, stats: StepStats) -> None:
-        """A step was committed (also called when a step changed only the queues)."""
+        """Record a committed step, or a step that changed only the queues."""
         ...
 
     def observe_finished(self, stats: FinishedStats) -> None:
-        """A choice ended."""
+        """Record a finished choice."""
         ...

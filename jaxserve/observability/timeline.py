@@ -1,9 +1,9 @@
-"""Where the time of every step goes: the host's phases, the device's time, and the gaps between.
+"""Timing of every step: host phases, device time, and device idle time.
 
-The engine calls a `Timeline` at the edges of its phases; that costs a few clock readings a step, so
-it is always on. What it knows of the device it knows from outside: when a program was given to it,
-when a wait for its result returned, and what a glance at the newest step said before and after the
-host planned the next one. `StepRecord` tells what that bounds.
+The engine calls a `Timeline` at the end of each phase. This takes a few clock readings per step, so
+it is always enabled. The device is observed from the host: when a program was dispatched, when a
+wait for its result returned, and whether the newest step was finished before and after the host
+scheduled the next one. `StepRecord` defines the resulting bounds.
 """
 
 import time
@@ -14,35 +14,39 @@ from msgspec import Struct
 
 from jaxserve.api.plan import PendingStep, StepPlan
 
-# In the order in which a step goes through them.
+# Phases of a step in order.
 PHASES = ("deliver", "schedule", "pack", "dispatch", "wait", "commit", "emit")
 NUM_RECENT = 4096
 
 
 class StepRecord(Struct, kw_only=True, gc=False):
-    """One step, in seconds and counts.
+    """Timing and size of one step.
 
-    Host phases. deliver: between two calls of `Engine.step`, while there is work: metrics, events
-    passed on, requests taken in. schedule: planning. pack: laying the plan out, and giving slots to
-    sequences. dispatch: giving the program to the device. wait: for its result, until it is in host
-    memory. commit: accounting for it. emit: making events. Over many steps they add up to all the
-    time of the engine's thread in which there was work.
+    Host phases, which add up to the busy time of the engine thread:
 
-    device_s: from when the device could begin (the step was packed, and the one before was seen
-    finished) until the step was seen finished. An upper bound of the time it computed. It is exact
-    but for the launch and the host's waking up where the host waited for the step, which it does
-    unless it is itself the slower of the two; then it is seen finished at the next glance only.
+    - deliver: between two calls of `Engine.step` while there is work: metrics, delivering events,
+      receiving requests
+    - schedule: scheduling the step
+    - pack: packing the plan, assigning slots
+    - dispatch: dispatching the program
+    - wait: waiting for the result to reach host memory
+    - commit: processing the result
+    - emit: creating events
 
-    gap_s, gap_max_s: a lower and an upper bound of how long the device had nothing to do before
-    this step, because the host had not given it the step yet. Both are 0 if the step before was
-    seen at work after this one was dispatched. Otherwise the lower bound runs from the moment that
-    one was first seen finished to the end of packing this one, the upper bound from the last
-    moment it was known to be at work to the return of the dispatch. What a device needs to launch
-    a program that is queued already is in neither: only a trace shows it (bench/device_trace.py).
+    device_s: from when the device could start (the step was packed and the previous one was seen
+    finished) until the step was seen finished. This is an upper bound of its computing time. If the
+    host waited for the step, it exceeds that time only by the launch and the wake-up of the host.
+    If the host was slower than the device, the end is seen late, at the next poll.
 
-    num_tokens, num_sequences: without padding; padded_tokens, padded_sequences: as the program
-    computes them. flops, read_bytes, written_bytes: what the step needs at least, of one device,
-    without padding (execution/cost.py).
+    gap_s, gap_max_s: lower and upper bound of the time in which the device was idle because this
+    step was not dispatched yet. Both are 0 if the previous step was seen running after the
+    dispatch. Otherwise the lower bound runs from when the previous step was first seen finished to
+    the end of packing, and the upper bound from when it was last known to be running to the return
+    of the dispatch. Neither includes the time to launch a queued program, which only a trace shows
+    (bench/device_trace.py).
+
+    num_tokens, num_sequences: without padding. padded_tokens, padded_sequences: with padding.
+    flops, read_bytes, written_bytes: minimum work per device, without padding (execution/cost.py).
     """
 
     start_s: float = 0.0
@@ -67,7 +71,7 @@ class StepRecord(Struct, kw_only=True, gc=False):
 
     @property
     def host_s(self) -> float:
-        """What the step cost the host, which is all but the wait."""
+        """Host time of the step: all phases except the wait."""
         return (
             self.deliver_s
             + self.schedule_s
@@ -79,10 +83,10 @@ class StepRecord(Struct, kw_only=True, gc=False):
 
 
 class _Device(Struct, kw_only=True, gc=False):
-    """What is known of a step's work on the device.
+    """Observations of a step on the device.
 
-    begin_s: it cannot have begun before. busy_s: the last moment it was known to be unfinished.
-    ready_s: the first moment it was seen finished, None until then.
+    begin_s: earliest possible start. busy_s: last time it was known to be unfinished. ready_s:
+    first time it was seen finished, or None.
     """
 
     record: StepRecord
@@ -92,7 +96,7 @@ class _Device(Struct, kw_only=True, gc=False):
     ready_s: float | None = None
 
     def glance(self, now_s: float) -> None:
-        """Look whether it is finished."""
+        """Poll whether the step is finished."""
         if self.ready_s is None:
             if self.pending.is_ready():
                 self.finish(now_s)
@@ -100,16 +104,16 @@ class _Device(Struct, kw_only=True, gc=False):
                 self.busy_s = now_s
 
     def finish(self, now_s: float) -> None:
-        """Take down that it is seen finished."""
+        """Record that the step was seen finished."""
         self.ready_s = now_s
         self.record.device_s = now_s - self.begin_s
 
 
 class Timeline:
-    """Takes down where the time of an engine's steps goes, and remembers the recent ones.
+    """Records the timing of steps, and keeps the recent ones.
 
-    Called by the engine in this order, at the end of each phase: `started`, `scheduled`,
-    `dispatched` if there was a plan, `waited` and `committed` if a step is finished, and `ended`.
+    The engine calls its methods in this order: `started`, `scheduled`, `dispatched` if there is a
+    plan, `waited` and `committed` if a step is finished, and `ended`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -118,13 +122,13 @@ class Timeline:
         self._now_s = 0.0  # the end of the last phase
         self._deliver_s = 0.0
         self._schedule_s = 0.0
-        self._is_busy = False  # whether there was work when the last call of `step` ended
+        self._is_busy = False  # whether work remained after the last call of `step`
         self._in_flight: deque[_Device] = deque()
-        self._newest: _Device | None = None  # of the steps dispatched, finished or not
-        self._record: StepRecord | None = None  # of the step being finished
+        self._newest: _Device | None = None  # the step dispatched last, finished or not
+        self._record: StepRecord | None = None  # the step being committed
 
     def started(self) -> None:
-        """`Engine.step` begins."""
+        """Record the start of `Engine.step`."""
         now_s = self._clock()
         self._deliver_s = now_s - self._now_s if self._is_busy else 0.0
         self._now_s = now_s
@@ -132,13 +136,13 @@ class Timeline:
             self._newest.glance(now_s)
 
     def scheduled(self) -> None:
-        """The next step is planned, or there is none."""
+        """Record that scheduling has ended, with or without a plan."""
         now_s = self._clock()
         self._schedule_s = now_s - self._now_s
         self._now_s = now_s
 
     def dispatched(self, plan: StepPlan, pending: PendingStep) -> None:
-        """The device has been given a step."""
+        """Record that a step was dispatched."""
         now_s, scheduled_s = self._clock(), self._now_s
         self._now_s = now_s
         run = pending.run
@@ -169,12 +173,12 @@ class Timeline:
         self._in_flight.append(self._newest)
 
     def waited(self) -> None:
-        """The result of the oldest step under way is there."""
+        """Record that the result of the oldest step in flight has arrived."""
         now_s = self._clock()
         device = self._in_flight.popleft()
         self._record = record = device.record
         record.wait_s = now_s - self._now_s
-        # There was nothing to plan in this call if these are not 0.
+        # Not 0 only if this call dispatched no step.
         record.deliver_s += self._deliver_s
         record.schedule_s += self._schedule_s
         self._now_s = now_s
@@ -187,23 +191,23 @@ class Timeline:
             later.busy_s = max(later.busy_s, device.ready_s)
 
     def drawn(self) -> None:
-        """The result of a draw is there, which the device made between two steps."""
+        """Record that the result of a deferred sampling has arrived."""
         now_s = self._clock()
         if self._record is not None:
             self._record.wait_s += now_s - self._now_s
         self._now_s = now_s
 
     def committed(self) -> None:
-        """The result is accounted for."""
+        """Record that the result was committed."""
         now_s = self._clock()
         if self._record is not None:
             self._record.commit_s += now_s - self._now_s
         self._now_s = now_s
 
     def ended(self, *, is_busy: bool) -> StepRecord | None:
-        """`Engine.step` ends; return the record of the step it finished, which is complete now.
+        """Record the end of `Engine.step` and return the record of the step that it committed.
 
-        is_busy: whether there is still work, so that what comes next is the engine's time.
+        is_busy: whether work remains, so that the time until the next call counts as deliver.
         """
         now_s = self._clock()
         record, self._record = self._record, None
