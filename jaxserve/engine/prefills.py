@@ -26,6 +26,39 @@ class PrefillBudget:
     attention: float
 
 
+def chunks(
+    config: SchedulerConfig,
+    prompts: list[Sequence],
+    *,
+    max_tokens: int,
+    num_planned: int,
+    num_decodes: int,
+    decode_context: int,
+) -> list[tuple[Sequence, int]]:
+    """Return the chunks of prompts that a step computes: sequences and numbers of tokens.
+
+    max_tokens: of the whole step. num_planned: tokens that the step computes already. num_decodes:
+    sequences among them with one token. decode_context: tokens that these attend to, added up.
+    """
+    if config.whole_prompts:
+        return whole(prompts, max_tokens)
+    if all(sequence.is_jumping for sequence in prompts) and not are_jumps_worth(
+        config,
+        num_decodes=num_decodes,
+        num_jumps=len(prompts),
+        num_tokens=sum(sequence.length - sequence.num_scheduled for sequence in prompts),
+    ):
+        return [(sequence, 1) for sequence in prompts]
+    budget = prefill_budget(
+        config,
+        max_tokens=max_tokens,
+        num_decodes=num_planned,
+        decode_context=decode_context,
+        prompts=prompts,
+    )
+    return divide(prompts, budget, config.work)
+
+
 def prefill_budget(
     config: SchedulerConfig,
     *,

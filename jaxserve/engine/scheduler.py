@@ -1,36 +1,36 @@
 """Continuous batching: which sequence computes which tokens in the next step.
 
-The scheduler owns sequences, slots, pages and the prefix cache, and decides everything in plain
-integers. A step is planned by `schedule` and accounted for by `commit`; in between further steps
-may be planned, on tokens that are still on the device.
+The scheduler owns sequences, slots, pages and the prefix cache, and works on plain integers.
+`schedule` plans a step and `commit` accounts for it. Further steps may be planned in between, on
+tokens that are still on the device.
 
-A step computes one token of every sequence that is decoding, and chunks of prompts as far as time
-and tokens allow (prefills.py). Waiting sequences run as slots and pages allow, in order of
-precedence: by priority if the policy says so, then by turn. The turn of a request is the number of
-answers that were asked for before it; each further choice or prompt of the same answer takes the
-next turn, as if it had arrived with a later request. Two things let others pass for a
-while: somebody ahead computes the prefix just now; or room is made for a sequence by forgetting
-what one close behind it could start from.
+A step computes one token of every decoding sequence, and chunks of prompts within limits of time
+and tokens (prefills.py). Waiting sequences start as slots and pages allow (admission.py), in order
+of precedence: by priority if the policy says so, then by turn. The turn of a request is the number
+of answers requested before it; each further choice or prompt of one request takes the next turn, as
+if it had arrived with a later request.
 
-A decode that finds no page takes those of the running sequence of lowest precedence, which later
-starts again from its known tokens (preemption by recompute). The sequence of highest precedence is
-never preempted, and whatever is admitted fits the pool alone: so every sequence finishes.
+If a decode finds no free page, the running sequence of lowest precedence is preempted, and later
+starts again from its known tokens. The sequence of highest precedence is never preempted, and every
+admitted sequence fits the pool alone, so every sequence finishes.
 """
 
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
 import numpy as np
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.api.request import LOWEST_PRIORITY, FinishReason, Request
+from jaxserve.engine.admission import Admission
 from jaxserve.engine.drafts import Drafter, Drafts
-from jaxserve.engine.memory import KVMemory, PrefixHit
+from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefills import are_jumps_worth, divide, prefill_budget, whole
+from jaxserve.engine.prefills import chunks
 from jaxserve.engine.running import RunningSet
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue
@@ -39,16 +39,12 @@ from jaxserve.observability.stats import StepStats, Totals
 
 NOT_FINITE = "the model computed logits that are not finite numbers"
 
-# So many sequences may be asked, and may run, before the first in the queue.
-MAX_PASSED = 64
-
 
 class Scheduler:
     """Owner of all sequences and of the memory they use.
 
-    eos_ids: tokens that end a sequence unless its request ignores them. seed: start of the random
-    numbers from which requests without a seed get theirs. drafter: proposes tokens for rows that
-    yield several. clock: seconds, as `time.monotonic`.
+    eos_ids: tokens that end a sequence unless its request ignores them. seed: seed of the generator
+    that seeds requests without a seed. drafter: proposes draft tokens. clock: returns seconds.
     """
 
     def __init__(
@@ -64,10 +60,10 @@ class Scheduler:
         self.config = config
         self._cache = cache
         self._eos_ids = frozenset(eos_ids)
-        # No secrets are drawn from it, and equal engine seeds must give equal streams.
+        # Not for secrets; equal engine seeds must give equal tokens.
         self._random = random.Random(seed)  # noqa: S311
         self._clock = clock
-        # Of a step, as the runner stands: they only grow.
+        # Current step limits. They only grow, as programs finish compiling.
         self._max_tokens = config.max_num_batched_tokens
         self._max_sequences = config.max_num_seqs
         self._memory = KVMemory(cache)
@@ -75,12 +71,19 @@ class Scheduler:
         self._groups: dict[str, SequenceGroup] = {}
         self._waiting = WaitingQueue(config.max_queued_requests)
         self._running = RunningSet(config.max_num_seqs)
-        # Whose the rows of each step are, None for a sequence that has left its slot since.
+        # Sequence of each row in flight; None once the sequence has left its slot.
         self._in_flight: deque[tuple[StepPlan | DrawPlan, list[Sequence | None]]] = deque()
         self._num_requests = 0
-        # Answers asked for: the turn of the next one.
+        # The turn of the next request.
         self._turn = 0
         self._totals = Totals()
+        self._admission = Admission(
+            memory=self._memory,
+            waiting=self._waiting,
+            running=self._running,
+            totals=self._totals,
+            clock=clock,
+        )
 
     @property
     def has_unfinished(self) -> bool:
@@ -127,8 +130,8 @@ class Scheduler:
     ) -> list[Sequence]:
         """End all choices of a request, and return those that had not ended yet.
 
-        Their rows in steps under way are computed and ignored. An unknown id, or that of a
-        request which has finished, is no error: aborts race with the end of what they abort.
+        Their rows in flight are computed and discarded. An unknown or finished request is not an
+        error: an abort can race with the end of its request.
         """
         group = self._groups.get(request_id)
         if group is None:
@@ -147,9 +150,9 @@ class Scheduler:
         error: str | None = None,
         error_param: str | None = None,
     ) -> None:
-        """End a sequence now, wherever it is, and give back what it holds.
+        """End a sequence, waiting or running, and release its slot and pages.
 
-        error_param: the parameter of its request that is to blame for the error, if one is.
+        error_param: the request parameter that caused the error, if one did.
         """
         assert not sequence.is_finished, sequence
         if sequence.slot is None:
@@ -170,8 +173,8 @@ class Scheduler:
     def schedule(self, limits: StepLimits | None = None, *, holds: bool = False) -> StepPlan | None:
         """Plan the next step; None when nothing can be computed before a step is committed.
 
-        limits: the runner's as they are now, beside those of the configuration. holds: whether all
-        its tokens are to be drawn later, and not only those that follow a grammar.
+        limits: the runner's current limits. holds: whether sampling is deferred for all sequences,
+        and not only for those with a grammar.
         """
         if limits is not None:
             self._max_tokens = min(self.config.max_num_batched_tokens, limits.num_tokens)
@@ -180,8 +183,8 @@ class Scheduler:
         num_preemptions = self._totals.num_preemptions
         context = self._schedule_decodes(builder)
         if self._totals.num_preemptions == num_preemptions:
-            # Otherwise what was just preempted would take back the pages it was made to leave.
-            self._admit()
+            # Otherwise a preempted sequence would take back the pages that it just released.
+            self._admission.admit(max_sequences=self._max_sequences, max_tokens=self._max_tokens)
         if self._running.prefilling:
             self._schedule_prefills(builder, context)
         plan = builder.plan()
@@ -194,7 +197,7 @@ class Scheduler:
 
     @property
     def held(self) -> list[Sequence]:
-        """The sequences whose next tokens wait to be drawn."""
+        """Sequences whose sampling is deferred."""
         return [sequence for sequence in self._running.decoding if sequence.is_held]
 
     def draw(
@@ -204,7 +207,7 @@ class Scheduler:
         *,
         programs: int | None = None,
     ) -> DrawPlan:
-        """Plan to draw the tokens of sequences that are held; masks, programs: as in DrawPlan."""
+        """Plan the deferred samples of sequences; masks, programs: as in DrawPlan."""
         rows = []
         for sequence in sequences:
             assert sequence.is_held, sequence
@@ -217,9 +220,9 @@ class Scheduler:
         return plan
 
     def force(self, sequence: Sequence, token_ids: Iterable[int]) -> list[int]:
-        """Append tokens that a grammar forces, and return those it took, up to one that ends it.
+        """Append tokens that a grammar forces, up to one that ends the sequence; return them.
 
-        The caller ends it. Nothing of it may be drawn meanwhile.
+        The caller ends the sequence. None of its samples may be in flight.
         """
         assert sequence.length == sequence.num_known, sequence
         taken: list[int] = []
@@ -243,14 +246,11 @@ class Scheduler:
         return taken
 
     def commit(self, plan: StepPlan | DrawPlan, result: StepResult) -> list[Update]:
-        """Account for the oldest step or draw in flight; return what changed, by row.
+        """Account for the oldest step or deferred sample in flight; return the updates by row.
 
-        Errors come first.
-
-        Sequences that reach a stop token or their length have ended (and hold nothing) when this
-        returns. Their pages and slots may be given to others at once, though a step under way
-        still writes to them: the device runs steps in the order of dispatch, so that step is over
-        before the new owner's first one.
+        Errors come first. Sequences that reach a stop token or their length limit end and release
+        their slots and pages. Those can be reused at once although a step in flight still writes to
+        them: the device runs steps in dispatch order, so it ends before the new owner's first step.
         """
         expected, sequences = self._in_flight.popleft()
         assert plan is expected, "steps are committed in the order they were scheduled"
@@ -259,7 +259,7 @@ class Scheduler:
         for index in result.invalid_rows:
             sequence = sequences[index]
             if sequence is not None:
-                # Whatever went wrong is in its pages too: nobody else shall start from them.
+                # Its pages may hold the same garbage: remove them from the prefix cache.
                 self._memory.distrust(sequence)
                 self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
                 sequences[index] = None
@@ -271,7 +271,7 @@ class Scheduler:
                 sequences[index] = None
                 updates.append((sequence, (), None))
         num_generated = 0
-        # The hot loop of the host: once per sequence and step.
+        # The hot loop of the host: one iteration per sequence and step.
         for index, (row, sequence, token_ids) in enumerate(
             zip(plan.rows, sequences, result.token_ids, strict=True)
         ):
@@ -279,7 +279,7 @@ class Scheduler:
                 continue  # it left its slot after this row was planned
             num_computed = row.start + row.num_tokens
             if row.samples > 1:
-                assert self._drafts is not None, "nobody drafts"
+                assert self._drafts is not None, "no drafter"
                 token_ids = sequence.until_end(token_ids)
                 num_computed -= row.samples - len(token_ids)
                 self._drafts.settle(sequence, num_computed)
@@ -313,36 +313,28 @@ class Scheduler:
         return updates
 
     def _count_prompt(self, sequence: Sequence) -> None:
-        """Count the tokens of a prompt of which everything is computed."""
+        """Count the tokens of a prompt that is fully computed."""
         self._totals.num_prompt_tokens += sequence.num_prompt
         self._totals.num_reused_tokens += sequence.num_cached_tokens or 0
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached prefixes; sequences that run keep their pages."""
+        """Clear the prefix cache; running sequences keep their pages."""
         self._memory.forget_prefixes()
 
     def stats(self) -> StepStats:
-        """Gauges as they are now; counts since the scheduler was made."""
-        totals = self._totals
+        """Return current gauges, and counts since the scheduler was created."""
         return StepStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_deferred=self._waiting.num_held,
             num_pages=self._memory.num_pages,
             num_pages_used=self._memory.num_used,
-            num_prompt_tokens=totals.num_prompt_tokens,
-            num_reused_tokens=totals.num_reused_tokens,
-            num_generated_tokens=totals.num_generated_tokens,
-            prefix_queries=totals.prefix_queries,
-            prefix_hits=totals.prefix_hits,
-            num_preemptions=totals.num_preemptions,
-            num_kv_slots=totals.num_kv_slots,
-            num_empty_kv_slots=totals.num_empty_kv_slots,
             num_released_pages=self._memory.num_released,
+            **asdict(self._totals),
         )
 
     def check_integrity(self) -> None:
-        """Assert that every sequence, slot and page is in one place, and every count right."""
+        """Assert that every sequence, slot and page is in one place, and that counts agree."""
         running = self._running.prefilling + self._running.decoding
         self._memory.check_integrity(running)
         self._waiting.check_integrity(
@@ -358,34 +350,34 @@ class Scheduler:
         assert unfinished == len(running) + len(self._waiting), "a sequence is nowhere"
 
     def _max_length(self, request: Request) -> int:
-        """Tokens of prompt and output together at which a sequence of the request must end."""
-        # The vector of a prompt counts as the token after it, which has no place of its own.
+        """Return the tokens of prompt and output at which a sequence of the request must end."""
+        # The vector of a prompt counts as a token after it, which takes no position.
         longest = self.config.max_model_len + request.pools
         limit = min(longest, self._memory.max_length(request))
         max_tokens = request.params.max_tokens
         return limit if max_tokens is None else min(limit, len(request.prompt_ids) + max_tokens)
 
     def _schedule_decodes(self, builder: PlanBuilder) -> int:
-        """Plan a token of every sequence that lacks one only; return how many they attend to."""
+        """Plan one token of every decoding sequence; return the tokens that they attend to."""
         drafts = self._drafts
         context = 0
-        # Preemption shortens the list at its end: those there have no row yet.
+        # Preemption shortens the list at its end, where sequences have no row yet.
         for sequence in self._running.decoding:
             length = sequence.length
             if length in (sequence.max_length, sequence.num_scheduled):
-                continue  # its last token is being sampled and nothing follows it, or it is held
+                continue  # its last token is being sampled, or its sampling is deferred
             if length <= sequence.capacity or self._extend(sequence):
                 if drafts is None:
                     builder.add_decode(sequence)
                 else:
-                    # Every sequence that decodes after this one still has its token.
+                    # Leave room for one token of every decoding sequence after this one.
                     room = self._max_tokens - builder.num_tokens - len(self._running.decoding)
                     drafts.add_row(builder, sequence, max_tokens=room)
                 context += length
         return context
 
     def _extend(self, sequence: Sequence) -> bool:
-        """Find room for one more token; False if that took preempting the sequence itself."""
+        """Allocate a page for one more token; False if the sequence itself was preempted for it."""
         while not self._memory.extend(sequence, 1):
             victim = self._running.last
             self._preempt(victim)
@@ -394,90 +386,34 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take everything from a running sequence, which later starts again."""
+        """Release the slot and pages of a running sequence, and put it back into the queue."""
         self._release(sequence)
         sequence.num_preemptions += 1
         self._totals.num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _admit(self) -> None:
-        """Let waiting sequences run while slots and pages last, as many as a step can need."""
-        num_tokens = 0
-        while len(self._running) < self._max_sequences and num_tokens < self._max_tokens:
-            sequence = self._waiting.first
-            if sequence is None:
-                return
-            hit, awaited = self._memory.find(sequence)
-            if awaited is not None:
-                self._waiting.hold(sequence, awaited)
-                continue
-            if self._memory.evicts(sequence, hit):
-                sequence, hit = self._nearest_to_cache(sequence, hit)
-            if not self._memory.has_room(sequence, hit):
-                return  # nobody overtakes it, or a long prompt might wait for ever
-            self._waiting.start(sequence, self._clock())
-            self._memory.enter(sequence, self._running.take_slot(), hit)
-            self._running.add(sequence)
-            num_tokens += sequence.length - sequence.num_scheduled
-            if sequence.num_cached_tokens is None:
-                sequence.num_cached_tokens = sequence.num_cached
-                self._totals.prefix_queries += sequence.num_prompt
-                self._totals.prefix_hits += sequence.num_cached
-
-    def _nearest_to_cache(self, first: Sequence, hit: PrefixHit) -> tuple[Sequence, PrefixHit]:
-        """Return the sequence to run instead of the first in the queue, and its prefix hit.
-
-        It is the one that finds most of itself in the cache, among the next few of the same
-        priority: soon it might not. Nobody is passed over more often than there are such places.
-        """
-        if first.num_passed == MAX_PASSED:
-            return first, hit
-        best, most = first, hit
-        for sequence in self._waiting.next(MAX_PASSED):
-            if sequence.order[0] != first.order[0]:
-                break
-            if not self._memory.finds_more(sequence, most.num_pages):
-                continue
-            found, awaited = self._memory.find(sequence)
-            if awaited is None and found.num_pages > most.num_pages:
-                best, most = sequence, found
-        if best is not first:
-            first.num_passed += 1
-        return best, most
-
     def _schedule_prefills(self, builder: PlanBuilder, context: int) -> None:
-        """Plan the next tokens of prompts, as many as the step has room and time for."""
+        """Plan chunks of prompts within the step's tokens and time."""
         if builder.num_tokens == self._max_tokens:
             return
-        prompts = self._running.prefilling
-        if self.config.whole_prompts:
-            shares = whole(prompts, self._max_tokens)
-        elif all(sequence.is_jumping for sequence in prompts) and not are_jumps_worth(
+        shares = chunks(
             self.config,
+            self._running.prefilling,
+            max_tokens=self._max_tokens,
+            num_planned=builder.num_tokens,
             num_decodes=builder.num_singles,
-            num_jumps=len(prompts),
-            num_tokens=sum(sequence.length - sequence.num_scheduled for sequence in prompts),
-        ):
-            shares = [(sequence, 1) for sequence in prompts]
-        else:
-            budget = prefill_budget(
-                self.config,
-                max_tokens=self._max_tokens,
-                num_decodes=builder.num_tokens,
-                decode_context=context,
-                prompts=prompts,
-            )
-            shares = divide(prompts, budget, self.config.work)
+            decode_context=context,
+        )
         for sequence, num_tokens in shares:
             self._add_chunk(builder, sequence, num_tokens)
 
     def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
-        """Plan the next tokens of a prompt, at most `num_tokens`, and give it pages for them."""
+        """Plan the next tokens of a prompt, at most `num_tokens`, and allocate their pages."""
         num_tokens = min(num_tokens, self._memory.max_stop(sequence) - sequence.num_scheduled)
         if num_tokens == 0:
-            return  # a step in flight fills what it may have at once
+            return  # a step in flight fills the pages that it may use at once
         has_pages = self._memory.extend(sequence, num_tokens)
-        assert has_pages, "a page that was promised is not there"
+        assert has_pages, "a reserved page is missing"
         if not sequence.is_assigned:
             builder.assign(sequence)
             if sequence.scheduled_s is None:
@@ -487,7 +423,7 @@ class Scheduler:
             self._running.begin_decoding(sequence)
 
     def finish_if_done(self, sequence: Sequence, token_id: int) -> None:
-        """End a sequence whose newest token is a stop token, or its last allowed one."""
+        """End a sequence if its newest token is a stop token or the last allowed one."""
         if token_id in sequence.stop_ids and self._may_stop(sequence):
             stop_reason = None if token_id in sequence.eos_ids else token_id
             self.finish(sequence, FinishReason.STOP, stop_reason=stop_reason)
@@ -495,7 +431,7 @@ class Scheduler:
             self.finish(sequence, FinishReason.LENGTH)
 
     def _finish_empty(self, sequence: Sequence) -> None:
-        """End a sequence whose request allows no token at all."""
+        """End a sequence whose request allows no token at this position."""
         constraints = sequence.request.params.constraints
         position = len(sequence.output_ids)
         self.finish(
@@ -510,7 +446,7 @@ class Scheduler:
         return len(sequence.output_ids) >= sequence.request.params.min_tokens
 
     def _release(self, sequence: Sequence) -> None:
-        """Take back the slot and the pages of a sequence, and ignore what is in flight of it."""
+        """Release the slot and pages of a sequence, and discard its rows in flight."""
         for _, sequences in self._in_flight:
             if sequence in sequences:
                 sequences[sequences.index(sequence)] = None

@@ -142,5 +142,5 @@ def test_a_search_needs_enough_alternatives_and_their_log_probabilities() -> Non
     check_search(10, max_logprobs=20, logprobs_mode="processed_logprobs")
     with pytest.raises(InvalidRequestError, match="n must be at most 10"):
         check_search(11, max_logprobs=20, logprobs_mode="raw_logprobs", param="n")
-    with pytest.raises(InvalidRequestError, match="none with logprobs_mode raw_logits"):
+    with pytest.raises(InvalidRequestError, match="which logprobs_mode raw_logits does not return"):
         check_search(1, max_logprobs=20, logprobs_mode="raw_logits")

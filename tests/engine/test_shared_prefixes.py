@@ -236,7 +236,7 @@ def test_nobody_passes_where_nothing_has_to_be_forgotten() -> None:
 
 
 def test_nobody_is_passed_over_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.engine.scheduler.MAX_PASSED", 2)
+    monkeypatch.setattr("jaxserve.engine.admission.MAX_PASSED", 2)
     scheduler = full_of(LONG[:20], num_pages=7)
     scheduler.add(request("a", OTHER[:20], max_tokens=1))
     for index in range(4):
