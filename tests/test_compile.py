@@ -82,7 +82,7 @@ def test_some_programs_are_compiled_where_names_are_given(
     assert main(["compile", config, *SMALL, "--only", "rem*", "allocate"]) == 0
     assert "2 of 2 programs compiled" in capsys.readouterr().out
     assert main(["compile", config, *SMALL, "--only", "decode-3-full"]) == 1
-    assert "only must match some of 32x2-score, allocate" in capsys.readouterr().err
+    assert "only must match at least one of 32x2-score, allocate" in capsys.readouterr().err
 
 
 def test_a_program_that_needs_more_than_there_is_does_not_fit(

@@ -21,13 +21,12 @@ from jaxserve.quantization import WeightLayout
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlan:
-    """Everything about an engine that is known before a byte of weights is loaded.
+    """Plan of an engine, complete before any weight is loaded.
 
-    generation: what requests get that name no value of their own. pooling: how the model pools,
-    None if it generates. full_context: the tokens of a context that was capped, as no longer one
-    fits; None for any other. executables: the folder whose programs fit
-    this plan, if one does; misfit: why the folder that was asked for does not. is_absent: planned
-    for hardware that is not there, and cannot be built. startup: where the time went so far.
+    generation: sampling defaults of requests. pooling: None if the model generates text.
+    full_context: requested tokens of context if it was capped to fit in memory, else None.
+    executables: folder with matching programs, or None. misfit: why the requested folder does not
+    match. is_absent: planned for absent hardware, so it cannot be built. startup: timing so far.
     """
 
     options: EngineOptions
@@ -57,13 +56,13 @@ class EnginePlan:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer is."""
+        """Folder of the tokenizer."""
         own = self.options.tokenizer
         return Path(own) if own is not None else self.checkpoint.folder
 
     @property
     def key(self) -> Key:
-        """Everything that the compiled programs of this engine depend on."""
+        """Key of the compiled programs: everything that they depend on."""
         return executable_key(
             self.context,
             num_pages=self.cache.num_pages,
@@ -73,12 +72,12 @@ class EnginePlan:
         )
 
     def abstract_params(self) -> Params:
-        """Describe the parameters that the programs take: shapes, dtypes and shardings."""
+        """Return shapes, dtypes and shardings of the parameters of the programs."""
         return abstract_params(self.model, self.layout)
 
     @property
     def programs(self) -> ProgramSet:
-        """The programs of this engine, to be compiled."""
+        """Programs of this engine, not compiled yet."""
         return ProgramSet(self.context, num_pages=self.cache.num_pages, num_slots=self.num_slots)
 
     def with_num_pages(self, num_pages: int) -> "EnginePlan":
@@ -91,7 +90,7 @@ class EnginePlan:
         )
 
     def lines(self) -> list[str]:
-        """Return a description for people, a line each."""
+        """Return a description as lines of text."""
         model, devices = self.model, self.context.mesh.devices
         kind = devices.flat[0].device_kind
         kept = self.linear.packed or self.options.quantization or self.dtype
@@ -104,14 +103,14 @@ class EnginePlan:
             *([] if self.full_context is None else [capped_line(self)]),
             *self.memory.lines(),
             (
-                f"a step computes up to {self.scheduler.max_num_batched_tokens} tokens of"
+                f"each step computes up to {self.scheduler.max_num_batched_tokens} tokens of"
                 f" {self.scheduler.max_num_seqs} sequences"
             ),
         ]
 
 
 def capped_line(plan: EnginePlan) -> str:
-    """Return a sentence that says why a plan's context is shorter than the model's own."""
+    """Return why a plan's context is shorter than the model's."""
     return (
         f"max_model_len is capped at {plan.scheduler.max_model_len} of {plan.full_context} tokens:"
         " the KV cache of a longer sequence does not fit in memory (--max-model-len sets it)"

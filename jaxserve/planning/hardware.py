@@ -1,4 +1,4 @@
-"""The devices that an engine is planned for, at hand or by name."""
+"""The devices that an engine is planned for: present, or absent and given by name."""
 
 from dataclasses import dataclass
 
@@ -15,17 +15,17 @@ from pallas_kernels.topology import TopologyError, absent_devices
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The devices to plan for, what they are, and whether they are absent."""
+    """Devices to plan for. target: their kind. is_absent: they are only described."""
 
     mesh: Mesh
     target: Target
     is_absent: bool
 
     def usable_bytes(self, options: EngineOptions, *, pool_fraction: float, host_bytes: int) -> int:
-        """Return what each device has for an engine.
+        """Return the bytes of each device that an engine may use.
 
-        pool_fraction: the share of a GPU's memory that JAX's pool takes in this process.
-        host_bytes: what the host has free.
+        pool_fraction: share of a GPU's memory that JAX's pool takes in this process.
+        host_bytes: free memory of the host.
         """
         devices = list(self.mesh.devices.flat)
         if self.is_absent:
@@ -34,14 +34,14 @@ class Hardware:
         usable = usable_bytes(devices, options.memory_fraction, host_bytes=host_bytes)
         if devices[0].platform != "gpu":
             return usable
-        # The pool's size is fixed by now; this says what another start would get.
+        # The pool of this process has a fixed size; compute what another start would get.
         return int(usable * options.memory_fraction / pool_fraction)
 
 
 def find_hardware(name: str | None, num_devices: int) -> Hardware:
-    """Return devices by the name of what they are; raises ConfigError."""
+    """Return devices of a named target, or those of this machine. Raises ConfigError."""
     if name is not None and jax.config.jax_platforms is None:
-        # Nobody needs the hardware of this machine now, and looking for some takes time.
+        # Do not spend time on initializing this machine's accelerators.
         jax.config.update("jax_platforms", "cpu")
     if name is None or name == CPU.name:
         mesh = make_mesh(num_devices)

@@ -1,4 +1,4 @@
-"""From options to a plan: everything about an engine that is known before anything is loaded."""
+"""Resolve options into an engine plan, before anything is loaded."""
 
 import json
 import logging
@@ -37,14 +37,15 @@ EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / EMBEDDED_MODEL
 
 
 def plan_engine(options: EngineOptions, *, target: str | None = None) -> EnginePlan:
-    """Resolve options against a checkpoint and the devices at hand; loads no weights.
+    """Resolve options for a checkpoint and devices. Loads no weights.
 
-    target: hardware by name, which need not be there (`pallas_kernels.targets`, or "cpu" for this
-    machine's). Raises CheckpointError, ConfigError, and MemoryPlanError when it would not fit.
+    target: name of hardware, which may be absent (`pallas_kernels.targets`, or "cpu" for this
+    machine); by default the devices that JAX finds. Raises CheckpointError, ConfigError, and
+    MemoryPlanError if the model does not fit.
     """
     startup = Startup()
     startup.imported(time.perf_counter())
-    with startup.stage("checkpoint"):  # found, or downloaded
+    with startup.stage("checkpoint"):  # including the download
         checkpoint = Checkpoint.open(
             options.model if options.model is not None else EMBEDDED_FOLDER,
             revision=options.revision,
@@ -61,7 +62,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
             source=options.generation_config,
             overrides=options.override_generation_config,
         )
-    # Before JAX starts: the share of a GPU that its pool takes.
+    # The share of a GPU that JAX's pool takes; must be set before JAX starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(options.memory_fraction))
     subject = Subject(
         checkpoint,
@@ -93,7 +94,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
 
 
 def _plan_within_memory(options: EngineOptions, subject: Subject, hardware: Hardware) -> EnginePlan:
-    """Plan for the context asked for or, where nobody asked for one, for as much as fits."""
+    """Plan for the requested context, or by default for as much of the model's as fits."""
     model = subject.model
     own = min(
         default_max_length(subject.checkpoint) or model.longest_context, model.longest_context
@@ -135,7 +136,7 @@ def _plan(parts: EngineParts) -> EnginePlan:
 
 
 def _read_model(checkpoint: Checkpoint, options: EngineOptions) -> ModelConfig:
-    """Return what the checkpoint's configuration and its files describe."""
+    """Return the model that the checkpoint's configuration and files describe."""
     try:
         model = read_config(checkpoint.hf_config)
     except CheckpointError as error:
@@ -149,7 +150,7 @@ def _read_model(checkpoint: Checkpoint, options: EngineOptions) -> ModelConfig:
 
 
 def _too_long(model: ModelConfig, max_model_len: int) -> str:
-    """Return why a context is refused, and how an operator may stretch the model's own."""
+    """Return why a context is refused, and how to extend the model's."""
     reason = (
         f"max_model_len must be at most the model's own context ({model.longest_context}), got"
         f" {max_model_len}"
@@ -158,16 +159,16 @@ def _too_long(model: ModelConfig, max_model_len: int) -> str:
         return reason
     override = json.dumps(stretched_rope(model, max_model_len))
     return (
-        f"{reason}. To stretch that context, at some cost in quality, override the model's"
-        f" positions: --hf-overrides '{override}'"
+        f"{reason}. To extend the context, at some cost in quality, override the RoPE settings:"
+        f" --hf-overrides '{override}'"
     )
 
 
 def _with_executables(plan: EnginePlan, folder: ExecutableFolder) -> EnginePlan:
-    """Take the programs of a folder into a plan if they fit it.
+    """Use the programs of a folder if they match the plan.
 
-    They fit one number of pages, which the plan takes over where the user leaves it open: what a
-    device has free differs a little from one start to the next.
+    They are compiled for one number of pages, which the plan adopts unless the user sets it: the
+    free memory of a device varies between starts.
     """
     options, num_pages = plan.options, folder.key.get("pages")
     is_open = options.num_pages is None and options.kv_cache_memory_bytes is None

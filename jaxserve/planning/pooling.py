@@ -1,7 +1,7 @@
-"""Whether and how a checkpoint pools: its architecture, and the files of sentence-transformers.
+"""Read the pooling settings of a checkpoint from its architecture and sentence-transformers' files.
 
-`modules.json` lists what stands around the model, and the folder of its pooling has a
-`config.json`. Where a checkpoint has neither, the defaults are vLLM's.
+`modules.json` lists the modules around the model, and the folder of its pooling module has a
+`config.json`. Without these files the defaults are vLLM's.
 """
 
 import json
@@ -29,10 +29,10 @@ _POOLER_KEYS = ("pooling_type", "seq_pooling_type", "use_activation", "normalize
 def read_pooling(
     checkpoint: Checkpoint, model: ModelConfig, options: EngineOptions
 ) -> PoolingModel | None:
-    """Return how a model pools, None if it generates text; see EngineOptions for `runner`.
+    """Return the pooling of a model, or None if it generates text; see EngineOptions.runner.
 
-    Raises ConfigError for what the model cannot do, CheckpointError for files that say something
-    unsupported.
+    Raises ConfigError for options that the model does not support, and CheckpointError for
+    unsupported settings in its files.
     """
     modules = _modules(checkpoint)
     if not _pools(model, options, has_modules=bool(modules)):
@@ -40,8 +40,8 @@ def read_pooling(
     num_labels = 0 if options.convert == "embed" else model.num_labels
     if options.convert == "classify" and not num_labels:
         raise ConfigError(
-            "convert must be embed or auto for this model, got classify: it has no head that scores"
-            " labels (its architecture would be ...ForSequenceClassification)"
+            "convert must be embed or auto for this model, got classify: it has no classification"
+            " head (its architecture would be ...ForSequenceClassification)"
         )
     pooling = _Pooling(checkpoint, model, modules)
     found = pooling.classifier() if num_labels else pooling.embedder()
@@ -49,7 +49,7 @@ def read_pooling(
 
 
 def default_max_length(checkpoint: Checkpoint) -> int | None:
-    """Return the longest prompt that sentence-transformers would not cut, if it says so."""
+    """Return the maximum prompt length of sentence-transformers, or None if not set."""
     limit = _json(checkpoint, "sentence_bert_config.json").get("max_seq_length")
     return limit if isinstance(limit, int) and limit > 0 else None
 
@@ -58,15 +58,15 @@ def _pools(model: ModelConfig, options: EngineOptions, *, has_modules: bool) -> 
     if options.runner == "generate":
         if model.num_labels is not None:
             raise ConfigError(
-                "runner must be auto or pooling for this model, got generate: by its architecture"
-                " it has no head for tokens"
+                "runner must be auto or pooling for this model, got generate: its architecture has"
+                " no language model head"
             )
         return False
     return options.runner == "pooling" or model.num_labels is not None or has_modules
 
 
 class _Pooling:
-    """What a checkpoint says of its pooling."""
+    """Reader of the pooling settings of a checkpoint."""
 
     def __init__(
         self, checkpoint: Checkpoint, model: ModelConfig, modules: Mapping[str, str]
@@ -76,7 +76,7 @@ class _Pooling:
         self._modules = modules
 
     def classifier(self) -> PoolingModel:
-        """Return how it scores labels."""
+        """Return the pooling for classification."""
         hf = self._checkpoint.hf_config
         labels = HfConfig(hf).labels()
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
@@ -91,7 +91,7 @@ class _Pooling:
         )
 
     def embedder(self) -> PoolingModel:
-        """Return how it makes embeddings."""
+        """Return the pooling for embeddings."""
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
         if "Pooling" in self._modules:
             kind = self._mode(_json(self._checkpoint, f"{self._modules['Pooling']}/config.json"))
@@ -124,16 +124,18 @@ class _Pooling:
 
 
 def _modules(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the folders of sentence-transformers' modules, by the kinds they are."""
+    """Return the folders of sentence-transformers' modules, by class name."""
     path = checkpoint.folder / _MODULES
     if not path.is_file():
         return {}
     try:
         listed = json.loads(path.read_text("utf-8"))
-        # A type is the path of a class, whose modules have moved from release to release.
+        # A type is the path of a class, whose module differs between releases.
         modules = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in listed}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{_MODULES} of {checkpoint.name} is no list of modules") from error
+        raise CheckpointError(
+            f"{_MODULES} of {checkpoint.name} is not a list of modules"
+        ) from error
     strange = modules.keys() - {"Transformer", "Pooling", "Normalize"}
     if strange:
         raise CheckpointError(
@@ -141,16 +143,16 @@ def _modules(checkpoint: Checkpoint) -> dict[str, str]:
             " Transformer, Pooling and Normalize"
         )
     if any("/" in folder or ".." in folder for folder in modules.values()):
-        raise CheckpointError(f"{_MODULES} of {checkpoint.name} names folders elsewhere")
+        raise CheckpointError(f"{_MODULES} of {checkpoint.name} has folders outside the checkpoint")
     return modules
 
 
 def _configured(found: PoolingModel, wanted: Mapping[str, Any]) -> PoolingModel:
-    """Return a pooling with the operator's changes."""
+    """Return a pooling with the overrides of --pooler-config."""
     unknown = wanted.keys() - set(_POOLER_KEYS)
     if unknown:
         raise ConfigError(
-            f"pooler_config must have none but the keys {', '.join(_POOLER_KEYS)},"
+            f"pooler_config must only have the keys {', '.join(_POOLER_KEYS)},"
             f" got {', '.join(sorted(unknown))}"
         )
     kind = wanted.get("pooling_type", wanted.get("seq_pooling_type", found.type))
@@ -167,7 +169,7 @@ def _configured(found: PoolingModel, wanted: Mapping[str, Any]) -> PoolingModel:
 
 
 def _activation(hf: Mapping[str, object], num_labels: int) -> Activation:
-    """Return what makes probabilities of scores, as transformers and sentence-transformers say."""
+    """Return the activation of scores, as in transformers and sentence-transformers."""
     nested = hf.get("sentence_transformers")
     named = nested.get("activation_fn") if isinstance(nested, dict) else None
     named = named or hf.get("sbert_ce_default_activation_function")
@@ -176,7 +178,7 @@ def _activation(hf: Mapping[str, object], num_labels: int) -> Activation:
         word = str(named).rpartition(".")[2]
         if word not in known:
             raise CheckpointError(
-                f"config.json names {word} to activate scores; jaxserve supports {', '.join(known)}"
+                f"config.json has the activation {word}; jaxserve supports {', '.join(known)}"
             )
         return known[word]
     match hf.get("problem_type"):

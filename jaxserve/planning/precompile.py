@@ -1,4 +1,4 @@
-"""Compiling every program of a planned engine, and what each turns out to need."""
+"""Compile every program of an engine plan and report what each needs."""
 
 import re
 import time
@@ -20,16 +20,16 @@ from jaxserve.execution.shapes import DrawShape
 from jaxserve.models import Params
 from jaxserve.planning.engine_plan import EnginePlan
 
-# What was measured on a device, for those who compile without one: a file per target.
+# Autotuning results recorded on devices, for compiling without one: a file per target.
 _RECORDED = Path(__file__).parents[1] / "assets" / "autotuning"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device. total: what is in use while the program runs.
+    """Memory of one device in bytes.
 
-    That is weights, cache and slot state, whether it touches them or not, and beside them its
-    temporaries, its results and its code.
+    total: in use while the program runs: weights, cache and slot state, whether the program uses
+    them or not, and its temporaries, results and code.
     """
 
     arguments: int
@@ -40,11 +40,11 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramReport:
-    """A program that was compiled, or why it could not be.
+    """Result of compiling a program. error: why it failed, or None.
 
-    fits: whether it stays within what may be used of the device. tuning: how XLA chose the kernels
-    of matrix products on a GPU: "measured", there or before, or by "heuristics"; None elsewhere.
-    size: of the file, where one was written.
+    fits: whether it fits into the usable memory of the device. tuning: how XLA selected matmul
+    kernels on a GPU: "measured" or "heuristics"; None on other devices. size: bytes of the file, if
+    one was written.
     """
 
     name: str
@@ -66,12 +66,12 @@ def precompile(
     autotune_results: Path | None = None,
     record_autotuning: Path | None = None,
 ) -> Iterator[ProgramReport]:
-    """Compile every program of a plan, and report on each when it is done; nothing is allocated.
+    """Compile every program of a plan and yield a report for each. Allocates nothing on devices.
 
-    context_len: tokens of the sequences that costs are counted for. only: patterns of the names of
-    programs to compile, by default all. out: a new folder for them. autotune_results: what
-    `record_autotuning` wrote on such a device; by default the file that jaxserve brings, if it
-    does. Raises ConfigError for what cannot be read or written.
+    context_len: tokens per sequence for estimated costs. only: name patterns of programs to
+    compile, by default all. out: new folder for the programs. autotune_results: file written with
+    `record_autotuning` on such a device; by default the one in the package, if any. Raises
+    ConfigError for files that cannot be read or written.
     """
     tuner = Tuner(plan, results=autotune_results, record=record_autotuning)
     writer = None if out is None else ExecutableWriter(out, plan.key)
@@ -99,7 +99,7 @@ def precompile(
             tuning=tuning,
             size=None if writer is None else writer.add(program, compiled),
         )
-        # A program may take a hundred megabytes, and JAX would keep them all.
+        # A program may take a hundred megabytes, and JAX would cache them all.
         del compiled
         jax.clear_caches()
     if writer is not None:
@@ -111,7 +111,7 @@ def _chosen(plan: EnginePlan, patterns: Sequence[str]) -> list[Program]:
     for pattern in patterns:
         if not any(fnmatchcase(name_of(program), pattern) for program in programs):
             names = ", ".join(map(name_of, programs))
-            raise ConfigError(f"only must match some of {names}; got {pattern!r}")
+            raise ConfigError(f"only must match at least one of {names}; got {pattern!r}")
     return [
         program
         for program in programs
@@ -134,10 +134,10 @@ def _cost(plan: EnginePlan, program: Program, *, params: Params, context_len: in
 
 
 def _memory(plan: EnginePlan, program: Program, compiled: jax.stages.Compiled) -> Memory:
-    # Any: XLA's own object. Every platform that jaxserve knows has one.
+    # Any: an object of XLA, available on every supported platform.
     found: Any = compiled.memory_analysis()
     kept = plan.memory.weights
-    if program is not Helper.ALLOCATE:  # which returns cache and state as results
+    if program is not Helper.ALLOCATE:  # whose results are cache and state
         kept += plan.memory.cache + plan.memory.state
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(
@@ -149,24 +149,24 @@ def _memory(plan: EnginePlan, program: Program, compiled: jax.stages.Compiled) -
 
 
 def _reason(message: str) -> str:
-    """Return the first line of what XLA says, and of memory what it would take."""
+    """Return the first line of an XLA error, or the memory that it would need."""
     used = re.search(r"Used [\d.]+\w of [\d.]+\w hbm", message)
     return used[0] if used else message.partition("\n")[0]
 
 
 class Tuner:
-    """Compiles for a plan, with XLA's choices of kernels for NVIDIA GPUs read or written.
+    """Compiles programs, and reads or writes XLA's autotuning results for NVIDIA GPUs.
 
-    XLA times candidates on the device it compiles for. For one that is absent it takes the first
-    that compiles, unless a file of timings has all it needs. That is a very slow one where it may
-    choose among Triton's tilings (16 x 8 in jaxlib 0.11.2), so it is made to leave matrix products
-    to cuBLAS, whose own heuristics rank its kernels.
+    XLA times kernel candidates on the device. For an absent device it takes the first that
+    compiles, unless a results file is complete. Among Triton's tilings that is a very slow one
+    (16 x 8 in jaxlib 0.11.2), so Triton matmuls are disabled and cuBLAS selects its kernels by
+    heuristics.
     """
 
     def __init__(
         self, plan: EnginePlan, *, results: Path | None = None, record: Path | None = None
     ) -> None:
-        """Decide where choices come from; results and record are those of `precompile`."""
+        """Select the source of kernel choices. results, record: see `precompile`."""
         target = plan.context.attention.target
         self._programs = plan.programs
         self._is_gpu = target.platform == "cuda"
@@ -190,7 +190,7 @@ class Tuner:
             self._measured["xla_gpu_dump_autotune_results_to"] = str(record)
 
     def compile(self, params: Params, program: Program) -> tuple[jax.stages.Compiled, str | None]:
-        """Compile a program; tell how the kernels of its matrix products were chosen."""
+        """Compile a program. Return it and how its matmul kernels were selected."""
         if not self._is_gpu:
             return self._programs.compile(params, program), None
         if self._measured is not None:

@@ -1,7 +1,4 @@
-"""What an operator can change where a model does not fit: each remedy is planned before it is told.
-
-So advice that is followed succeeds, and names flags as they are.
-"""
+"""Suggest options with which a model fits in memory. Each suggestion is verified by planning."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,13 +10,13 @@ from jaxserve.config.flags import ENGINE_FLAGS
 from jaxserve.errors import MemoryPlanError
 from jaxserve.execution.memory import ContextMemoryError
 
-# More of a device than this leaves nothing for what a plan does not know of.
+# Leave some memory of a device for uses that a plan does not know.
 _MOST_MEMORY = 0.98
 _MOST_DEVICES = 8
-# What is free changes a little until the advice is followed.
+# Free memory may change before the user follows the advice.
 _MARGIN = 1.03
 _LARGEST = {"max_num_batched_tokens": 8192, "max_num_seqs": 256}
-# A server of less than this is hardly one.
+# Smallest useful value of a limit.
 _LEAST = 8
 
 _FLAG_OF = {flag.field: f"--{flag.name}" for flag in ENGINE_FLAGS}
@@ -29,7 +26,7 @@ _DEFAULTS = {field.name: field.default for field in fields(EngineOptions)}
 def remedies(
     options: EngineOptions, error: MemoryPlanError, fits: Callable[[EngineOptions], bool]
 ) -> str:
-    """Return the changes, one option each, by which `options` can be planned; tried by `fits`."""
+    """Return changes of a single option with which `options` fit, as tested by `fits`."""
     others: list[str] = []
     given: list[str] = []
     if options.kv_cache_memory_bytes and fits(replace(options, kv_cache_memory_bytes=None)):
@@ -43,21 +40,21 @@ def remedies(
             if was == _DEFAULTS[name]:
                 others.append(f"{_FLAG_OF[name]} {value}")
             else:
-                given.append(f"{_FLAG_OF[name]} {value} in place of {was}")
+                given.append(f"{_FLAG_OF[name]} {value} instead of {was}")
     if others or given:
         return f"Any one of these makes it fit: {', '.join([*others, *given])}"
-    return "No single option makes it fit: it needs more memory, or a smaller model"
+    return "No single option makes it fit: use more memory or a smaller model"
 
 
 def _candidates(
     options: EngineOptions, error: MemoryPlanError
 ) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Yield options that may help, each with values to try, the mildest change first."""
+    """Yield options that may help with values to try, smallest change first."""
     if isinstance(error, ContextMemoryError) and error.num_tokens:
         yield "max_model_len", iter([int(error.num_tokens / _MARGIN) or error.num_tokens])
     yield "memory_fraction", _fractions(options, error)
     for name in ("max_num_batched_tokens", "max_num_seqs"):
-        # From the larger of the defaults: what is not less than it was does not fit either.
+        # Start from the larger of the defaults: larger values do not fit either.
         yield name, _halves(getattr(options, name) or _LARGEST[name])
     if options.kv_cache_dtype == "auto":
         yield "kv_cache_dtype", iter(["fp8"])
