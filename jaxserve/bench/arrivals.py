@@ -1,4 +1,4 @@
-"""When requests are sent: at a rate, in bursts or evenly, at a rate that rises, or all at once."""
+"""Arrival times of requests: at a fixed or increasing rate, with random gaps, or all at once."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from jaxserve.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """Arrivals as vLLM's benchmark makes them.
+    """Arrival process, as in vLLM's benchmark.
 
-    request_rate: requests per second; infinite sends all at once. burstiness: the shape of the
-    gamma distribution of the gaps; 1 is a Poisson process, less comes in bursts, more is more
-    even, and infinite is exactly even. ramp_up: "linear" or "exponential" lets the rate go from
-    start_rps to end_rps over the run, and takes the place of request_rate.
+    request_rate: requests per second; infinite sends all at once. burstiness: shape of the gamma
+    distribution of the gaps; 1 is a Poisson process, smaller values are burstier, larger ones more
+    regular, and infinity is exactly regular. ramp_up: "linear" or "exponential" changes the rate
+    from start_rps to end_rps over the run and replaces request_rate.
     """
 
     request_rate: float = math.inf
@@ -24,7 +24,7 @@ class Arrivals:
     end_rps: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for rates at which nothing would arrive."""
+        """Raise ConfigError for rates that are not positive."""
         for name in ("request_rate", "burstiness"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")

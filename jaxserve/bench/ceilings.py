@@ -1,4 +1,4 @@
-"""What a device can do at best, measured in the same run as what is held against it."""
+"""Peak rates of a device, measured in the same run as the results compared with them."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels import packed_linear
 from pallas_kernels.packed_linear import PackedMatrix
 
-# Many times what caches hold, and products large enough for full speed. On a CPU also a matrix
+# Sizes far above those of caches, and matmuls large enough for full speed. On a CPU also a matrix
 # whose panels fit into a core's cache.
 _BYTES, _SIZE = 1 << 31, 8192
 _CPU_BYTES, _CPU_SIZE = 1 << 28, 2048
@@ -20,16 +20,16 @@ _PACKED_INPUTS, _PACKED_ROWS = 4096, 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """Rates of one device: bytes/s of its memory, and FLOP/s of a large product."""
+    """Rates of one device: bytes/s of its memory, and FLOP/s of a large matmul."""
 
     bytes_per_s: float
     flops_per_s: float
 
     def line(self) -> str:
-        """Return both in units that people use."""
+        """Return both as text, in GB/s and TFLOP/s."""
         return (
             f"memory {self.bytes_per_s / 1e9:.0f} GB/s,"
-            f" products {self.flops_per_s / 1e12:.2f} TFLOP/s"
+            f" matmul {self.flops_per_s / 1e12:.2f} TFLOP/s"
         )
 
 
@@ -39,9 +39,8 @@ def measure_ceilings(*, quantization: str | None = None, packed: str | None = No
     Memory: what a copy reads and writes, and on CPUs what a sum reads: a copy is slow there, and
     steps write little. Products: of bfloat16, on CPUs of float32.
 
-    quantization: int8 for steps that multiply in int8, which may be faster. packed: what packed
-    matrices hold, where steps multiply by these (`LinearPlan`); such products count as well, the
-    one of a single row as reading.
+    quantization: "int8" also measures int8 matmuls. packed: kind of packed matrices (`LinearPlan`);
+    if set, also measures matmuls with them, and with a single row as memory bandwidth.
     """
     if jax.default_backend() == "cpu":
         size, dtype, memory = _CPU_SIZE, "float32", [_read_rate(_CPU_BYTES)]
@@ -70,7 +69,7 @@ def seconds_per_call(
 
 
 def _best_s(function: Callable[..., object], *args: object) -> float:
-    """Return the seconds of a call in the fastest of such rounds."""
+    """Return the seconds of a call in the fastest round."""
     return min(_round_seconds(function, *args, calls=3, rounds=7))
 
 
@@ -100,7 +99,7 @@ def _copy_rate(num_bytes: int) -> float:
 
 
 def _product_rate(size: int, dtype: str) -> float:
-    """Return the FLOP/s of a product of square matrices; of int8 it is exact, as models need it."""
+    """Return the FLOP/s of a matmul of square matrices. int8 accumulates in int32, as in models."""
     a, b = (_random((size, size), dtype, seed) for seed in (0, 1))
     wide = "int32" if dtype == "int8" else dtype
     multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=wide))

@@ -77,8 +77,8 @@ class LengthMix:
                 return length
 
 
-# Means of about 215 and 200 tokens: what a thousand of ShareGPT's conversations have under vLLM's
-# rules and Llama's tokenizer.
+# Means of about 215 and 200 tokens, as for a thousand ShareGPT conversations with vLLM's filters
+# and Llama's tokenizer.
 SHAREGPT_LIKE_PROMPT = LengthMix(median=150, sigma=1.3, low=MIN_TOKENS, high=MAX_PROMPT_TOKENS)
 SHAREGPT_LIKE_ANSWER = LengthMix(median=142, sigma=1.0, low=MIN_TOKENS, high=1024)
 
@@ -114,14 +114,14 @@ def length_range(length: int, ratio: float) -> tuple[int, int]:
 
 
 def random_workload(options: DatasetOptions, vocabulary: Vocabulary) -> Workload:
-    """Return prompts of random tokens behind one prefix that all of them share."""
+    """Return prompts with one shared prefix followed by random tokens."""
     rng = Random(options.seed)  # noqa: S311  (nothing secret)
     input_len = options.input_len or options.random_input_len
     output_len = options.output_len or options.random_output_len
     input_low, input_high = length_range(input_len, options.random_range_ratio[0])
     output_low, output_high = length_range(output_len, options.random_range_ratio[1])
     if options.random_prefix_len + input_low < 1:
-        raise ConfigError(f"random_input_len must leave a token at least, got {input_len}")
+        raise ConfigError(f"random_input_len must leave at least one token, got {input_len}")
     prefix = rng.choices(vocabulary.ids, k=options.random_prefix_len)
 
     def job() -> Job:
@@ -132,7 +132,7 @@ def random_workload(options: DatasetOptions, vocabulary: Vocabulary) -> Workload
 
 
 def sharegpt_like_workload(options: DatasetOptions, vocabulary: Vocabulary) -> Workload:
-    """Return prompts of random tokens whose lengths are spread as those of ShareGPT are."""
+    """Return prompts of random tokens with lengths distributed like ShareGPT's."""
     rng = Random(options.seed)  # noqa: S311
     output_len = options.output_len or options.sharegpt_output_len
 
@@ -147,7 +147,7 @@ def sharegpt_like_workload(options: DatasetOptions, vocabulary: Vocabulary) -> W
 
 
 def prefix_repetition_workload(options: DatasetOptions, vocabulary: Vocabulary) -> Workload:
-    """Return prompts of which equally many share each of some prefixes, in random order."""
+    """Return prompts with several prefixes, each shared by equally many, in random order."""
     rng = Random(options.seed)  # noqa: S311
     num_prefixes = options.prefix_repetition_num_prefixes
     per_prefix = options.num_prompts // num_prefixes
@@ -177,7 +177,7 @@ def prefix_repetition_workload(options: DatasetOptions, vocabulary: Vocabulary) 
 def is_valid(prompt_len: int, output_len: int, *, any_answer: bool = False) -> bool:
     """Whether vLLM would keep a conversation of these lengths.
 
-    any_answer: the length of the answer was chosen, so a short one is meant.
+    any_answer: accept short answers, because the user chose their length.
     """
     return (
         MIN_TOKENS <= prompt_len <= MAX_PROMPT_TOKENS
@@ -187,7 +187,7 @@ def is_valid(prompt_len: int, output_len: int, *, any_answer: bool = False) -> b
 
 
 def sharegpt_workload(options: DatasetOptions, vocabulary: Vocabulary) -> Workload:
-    """Return the first turns of ShareGPT's conversations; the second ones give the lengths."""
+    """Return the first turns of ShareGPT's conversations, with answers as long as the second."""
     assert options.path is not None
     output_len = options.output_len or options.sharegpt_output_len
 
@@ -216,7 +216,7 @@ def sharegpt_workload(options: DatasetOptions, vocabulary: Vocabulary) -> Worklo
 def custom_workload(options: DatasetOptions, vocabulary: Callable[[], Vocabulary]) -> Workload:
     """Return the jobs of a file: JSON lines of {"prompt", "output_tokens"}, or of `read_workload`.
 
-    A prompt is a text or a list of token ids. The workload of a JSON file keeps its order.
+    A prompt is text or a list of token ids. A JSON workload file keeps its order.
     """
     if options.path is None:
         raise ConfigError("dataset_path must be given with dataset_name custom")
@@ -249,13 +249,13 @@ def _drawn(name: str, options: DatasetOptions, draw: Callable[[], Job]) -> Workl
 
 
 def _taken(name: str, options: DatasetOptions, source: Iterator[Job]) -> Workload:
-    """Return the first jobs of a source; where it has too few, some of them again.
+    """Return the first jobs of a source, repeating some if it has too few.
 
-    The one after the last warms up; a source that has no more has to do with its first.
+    The next job, or the first if there is no other, is used for warm-up.
     """
     jobs = list(islice(source, options.num_prompts))
     if not jobs:
-        raise ConfigError(f"dataset_path must hold a conversation to use, got {options.path}")
+        raise ConfigError(f"dataset_path must contain a usable conversation, got {options.path}")
     warm = next(source, jobs[0])
     if not options.no_oversample:
         rng = Random(options.seed)  # noqa: S311

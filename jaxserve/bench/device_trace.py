@@ -1,6 +1,6 @@
-"""What a trace of JAX's profiler says of the device: its busy time, its gaps, its operations.
+"""Read the busy time, gaps and operations of a device from a trace of JAX's profiler.
 
-The timeline of an engine sees the device from the host; this is what the device itself took down.
+Unlike an engine's timeline, which observes the device from the host, these are the device's times.
 """
 
 from collections import defaultdict
@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 from jax.profiler import ProfileData, ProfileOptions
 
-# The threads on which XLA's CPU client computes, among those of Python and the rest.
+# Compute threads of XLA's CPU client.
 _CPU_LINES = "tf_XLA"
-# What these threads report of themselves, around the operations they run.
+# Events of these threads that surround operations.
 _CPU_FRAMES = ("ThunkExecutor::", "ThreadpoolListener::")
-# A TPU has one line for whole programs and one for their operations; a GPU a line for each stream.
+# A TPU has a line for programs and one for operations; a GPU has a line for each stream.
 _PROGRAMS, _OPERATIONS, _STREAM = "XLA Modules", "XLA Ops", "Stream"
 
 
@@ -32,12 +32,11 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTrace:
-    """What one device did while it was traced.
+    """Activity of one device during a trace.
 
-    busy_s: when at least one operation ran, within the `span_s` from the first operation to the
-    end of the last. gaps_s: between one program and the next, in order, where the device tells
-    programs apart (TPUs do); else None, and span_s - busy_s also holds the pauses within programs.
-    operations: longest first.
+    span_s: from the first operation to the end of the last. busy_s: time in which at least one
+    operation ran. gaps_s: gaps between programs in order, if the device reports programs (TPUs do);
+    else None, and span_s - busy_s includes pauses within programs. operations: longest first.
     """
 
     device: str
@@ -47,7 +46,7 @@ class DeviceTrace:
     operations: list[Operation]
 
     def lines(self, count: int) -> Iterator[str]:
-        """Yield the summary and the operations that took longest, for people."""
+        """Yield the summary and the longest operations as lines of text."""
         yield f"{self.device}: {self.busy_s / self.span_s:.1%} busy in {self.span_s:.3f} s traced"
         if self.gaps_s:
             gaps_us = sorted(gap_s * 1e6 for gap_s in self.gaps_s)
@@ -66,9 +65,9 @@ class DeviceTrace:
 
 @contextmanager
 def traced(folder: Path) -> Iterator[None]:
-    """Write a trace of what happens within, for XProf, Perfetto and `read_trace`.
+    """Write a trace of the block for XProf, Perfetto and `read_trace`.
 
-    Python's own calls are left out: taking them down would slow down what is measured.
+    Python calls are not traced, because that would slow down the measurement.
     """
     options = ProfileOptions()
     options.python_tracer_level = 0
@@ -77,7 +76,7 @@ def traced(folder: Path) -> Iterator[None]:
 
 
 def read_trace(folder: Path) -> list[DeviceTrace]:
-    """Return what the newest trace in `folder` says, for each device that ran anything."""
+    """Read the newest trace in `folder`: one result per device that ran operations."""
     files = sorted(
         folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda file: file.stat().st_mtime
     )
@@ -137,7 +136,7 @@ def _summary(device: str, operations: list[Event], programs: list[Event]) -> Dev
 
 
 def _union(events: Iterable[Event]) -> list[tuple[float, float]]:
-    """Return the times in which at least one event ran, without overlap, in order."""
+    """Return the union of events as ordered intervals without overlap."""
     joined: list[tuple[float, float]] = []
     for begin_s, end_s in sorted((begin_s, end_s) for _, begin_s, end_s in events):
         if joined and begin_s <= joined[-1][1]:

@@ -1,4 +1,4 @@
-"""A request to an OpenAI-compatible server, and what is seen of its answer."""
+"""Send a request to an OpenAI-compatible server and time its answer."""
 
 import asyncio
 import time
@@ -14,14 +14,14 @@ from jaxserve.bench.http import HttpClient, Response
 from jaxserve.bench.workload import Job
 
 DONE = b"[DONE]"
-# vLLM's names; its own is the same protocol.
+# vLLM's names; "vllm" has the same protocol as "openai".
 BACKENDS = ("openai", "openai-chat", "vllm")
 ENDPOINTS = {"openai": "/v1/completions", "vllm": "/v1/completions"}
 ENDPOINTS["openai-chat"] = "/v1/chat/completions"
 
 
 class Delta(msgspec.Struct):
-    """What a chunk of a chat says; the names of servers for thoughts differ."""
+    """Content of a chat's chunk. Servers use different names for reasoning."""
 
     content: str | None = None
     reasoning: str | None = None
@@ -29,7 +29,7 @@ class Delta(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """What a chunk adds to an answer."""
+    """A chunk's part of an answer."""
 
     text: str | None = None
     delta: Delta | None = None
@@ -37,7 +37,7 @@ class Choice(msgspec.Struct):
 
     @property
     def new_text(self) -> str:
-        """The text that is new, thoughts included."""
+        """New text, including reasoning."""
         if self.delta is None:
             return self.text or ""
         thought = self.delta.reasoning or self.delta.reasoning_content
@@ -45,14 +45,14 @@ class Choice(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """How many tokens the server counted."""
+    """The server's token counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 class Chunk(msgspec.Struct):
-    """One event of a stream, as far as it matters here."""
+    """The fields of a stream event that are read."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
@@ -64,11 +64,10 @@ _decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 @dataclass(slots=True)
 class Record:
-    """What a request took, in seconds of `time.perf_counter`.
+    """Timing of a request, in seconds of `time.perf_counter`.
 
-    queue_s: the wait for a free place under max_concurrency, before it was sent. times_s: when
-    each chunk with tokens came. num_prompt and num_output are the server's own counts. A request
-    that failed has an error.
+    queue_s: wait due to max_concurrency before sending. times_s: arrival of each chunk with tokens.
+    num_prompt, num_output: the server's token counts. error: why the request failed, or None.
     """
 
     start_s: float = 0.0
@@ -81,22 +80,22 @@ class Record:
 
     @property
     def ttft_s(self) -> float:
-        """From the request to the first token."""
+        """Time from the request to the first token."""
         return self.times_s[0] - self.start_s
 
     @property
     def latency_s(self) -> float:
-        """From the request to the last token."""
+        """Time from the request to the last token."""
         return self.times_s[-1] - self.start_s
 
     @property
     def itls_s(self) -> list[float]:
-        """The gaps between chunks."""
+        """Gaps between chunks."""
         return [after - before for before, after in pairwise(self.times_s)]
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time of a token after the first; None if there is none."""
+        """Mean time per token after the first, or None for a single token."""
         if self.num_output < 2:
             return None
         return (self.latency_s - self.ttft_s) / (self.num_output - 1)
@@ -104,9 +103,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where requests go, and what stands in all of them.
+    """A server's endpoint and the common fields of all requests.
 
-    decode: makes the text of a prompt that has only ids, for chats. extra: fields of every body.
+    decode: detokenizes prompts of token ids for chats. extra: additional fields of every body.
     """
 
     http: HttpClient
@@ -140,7 +139,7 @@ class Endpoint:
         return msgspec.json.encode(fields | self.extra)
 
     async def ask(self, body: bytes) -> Record:
-        """Send a request, read its answer to the end, and return what was seen; never raises."""
+        """Send a request, read its whole answer and return its timing or error."""
         record = Record(start_s=time.perf_counter())
         try:
             async with (
@@ -180,15 +179,15 @@ class Endpoint:
             record.num_output = chunk.usage.completion_tokens
         for choice in chunk.choices:
             text = choice.new_text
-            # A chat begins with a chunk that says only who speaks and may end with one that says
-            # only why: neither is a token. A completion sends nothing but tokens.
+            # The first chunk of a chat may have only a role and the last only a finish reason:
+            # neither is a token. All chunks of a completion have tokens.
             if choice.delta is None or text or (choice.finish_reason and not record.times_s):
                 record.times_s.append(now_s)
                 record.texts.append(text)
 
 
 def _messages(lines: list[bytes]) -> Iterator[bytes]:
-    """Yield the data of server-sent events; OpenAI's are of one line each."""
+    """Yield the data of server-sent events, which have one line each in OpenAI's API."""
     for line in lines:
         if line.startswith(b"data:"):
             yield line[5:].strip()

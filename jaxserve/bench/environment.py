@@ -1,4 +1,4 @@
-"""What a measurement was made on, and what else the machine did meanwhile; without JAX."""
+"""Describe the machine of a measurement and its other load. Does not import JAX."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ def describe_host() -> dict[str, str | int]:
 
 
 def about_line(*facts: str) -> str:
-    """Return facts, machine and versions in a line, for the head of a plot."""
+    """Return facts, machine and versions as one line for a plot."""
     host = describe_host()
     machine = f"{host['cpu']}, {host['cpu_count']} cores"
     versions = f"jaxserve {host['jaxserve']}, jax {host['jax']}"
@@ -33,7 +33,7 @@ def about_line(*facts: str) -> str:
 
 
 def installed_version(package: str) -> str:
-    """Return the version of a package, or what to say where it is not installed."""
+    """Return the version of a package, or a placeholder if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -41,11 +41,11 @@ def installed_version(package: str) -> str:
 
 
 class LoadMeter:
-    """`with LoadMeter() as load:`: how many cores were used in the block, and by whom.
+    """Context manager that measures the number of cores used in its block.
 
-    other_cores are those used by processes that are neither this one nor its children: figures
-    from a block in which they are not near 0 are for ratios only. Children must live to the end of
-    the block to be counted as ours. roots: further processes whose trees are ours, servers say.
+    other_cores: cores used by processes other than this one and its children. Unless it is near 0,
+    use the results for ratios only. Children count only if they live until the end of the block.
+    roots: other processes, such as servers, whose process trees count as own.
     """
 
     def __init__(self, *roots: int) -> None:
@@ -72,7 +72,7 @@ class LoadMeter:
         self.other_cores = max(0.0, (_machine_seconds() - self._all_s - own_s) / self.wall_s)
 
     def _tree_seconds(self) -> float:
-        """Processor seconds of our processes, those of ended and awaited children included."""
+        """Return the CPU seconds of own processes, including waited-for children."""
         processes = {
             process.pid: process
             for root in self._roots
@@ -93,14 +93,14 @@ class LoadMeter:
 
 
 def _machine_seconds() -> float:
-    """Processor seconds that anything on this machine has used."""
+    """Return the CPU seconds used by all processes of the machine."""
     times = psutil.cpu_times()
     idle = ("idle", "iowait", "guest", "guest_nice")  # guests are in user already
     return float(sum(value for name, value in times._asdict().items() if name not in idle))
 
 
 def _cpu_name() -> str:
-    """Return the processor's own name where the system tells it, else its architecture."""
+    """Return the model name of the CPU if available, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
-"""HTTP/1.1 for a load generator: little work between the socket and a timestamp.
+"""HTTP/1.1 client for load generation, with little work between socket and timestamp.
 
-General clients spend longer on a streamed chunk (docs/benchmarks.md has the figures), and on a
-machine that the server shares, that is time taken from the server.
+General clients take longer per streamed chunk (docs/benchmarks.md has figures), and on a shared
+machine this slows down the server.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ READ_BYTES = 1 << 16
 
 
 class Response:
-    """An answer whose head is there and whose body comes as it is read."""
+    """A response whose headers have arrived and whose body can be read."""
 
     def __init__(self, connection: "Connection", head: h11.Response) -> None:
         self.status = head.status_code
@@ -35,7 +35,7 @@ class Response:
 
 
 class Connection:
-    """A connection that carries one request after another."""
+    """A keep-alive connection for consecutive requests."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -44,7 +44,7 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may be sent: the last one is over and the server still there."""
+        """Whether another request can be sent: the last one is complete and the connection open."""
         return self._protocol.our_state is h11.IDLE and not self._reader.at_eof()
 
     async def send(self, request: h11.Request, body: bytes) -> None:
@@ -57,7 +57,7 @@ class Connection:
         await self._writer.drain()
 
     async def next_event(self) -> h11.Event:
-        """Return what the server says next. Raises ConnectionError when it has left."""
+        """Return the next event. Raises ConnectionError if the server has closed the connection."""
         while (event := self._protocol.next_event()) is h11.NEED_DATA:
             self._protocol.receive_data(await self._reader.read(READ_BYTES))
         if not isinstance(event, h11.Event) or isinstance(event, h11.ConnectionClosed):
@@ -65,7 +65,7 @@ class Connection:
         return event
 
     def finish(self) -> None:
-        """Make ready for the next request, if this one is over on both sides."""
+        """Prepare for the next request if both sides have completed this one."""
         if self._protocol.our_state is h11.DONE and self._protocol.their_state is h11.DONE:
             self._protocol.start_next_cycle()
 
@@ -75,9 +75,9 @@ class Connection:
 
 
 class HttpClient:
-    """Connections to one server, kept and used again as they become free.
+    """Connection pool for one server.
 
-    base_url: http or https, with a path or without. verify: whether a certificate must be valid.
+    base_url: http or https URL, with or without a path. verify: check the TLS certificate.
     """
 
     def __init__(
@@ -85,7 +85,9 @@ class HttpClient:
     ) -> None:
         url = urlsplit(base_url)
         if url.scheme not in {"http", "https"} or url.hostname is None:
-            raise ConfigError(f"base_url must be like http://127.0.0.1:8000, got {base_url!r}")
+            raise ConfigError(
+                f"base_url must be a URL such as http://127.0.0.1:8000, got {base_url!r}"
+            )
         self._host = url.hostname
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._path = url.path.rstrip("/")
@@ -101,10 +103,10 @@ class HttpClient:
     async def request(
         self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[Response]:
-        """Send a request; the answer is good inside the block.
+        """Send a request. The response can be read within the block.
 
-        Raises OSError for a connection that fails, and h11.RemoteProtocolError for an answer that
-        is no HTTP.
+        Raises OSError if the connection fails, and h11.RemoteProtocolError if the response is not
+        HTTP.
         """
         connection = await self._connection()
         try:
@@ -116,20 +118,20 @@ class HttpClient:
             ]
             request = h11.Request(method=method, target=self._path + path, headers=fields)
             await connection.send(request, body)
-            # What comes before the answer itself, 100 Continue say, is not of interest.
+            # Skip informational responses such as 100 Continue.
             while not isinstance(event := await connection.next_event(), h11.Response):
                 pass
             yield Response(connection, event)
             connection.finish()
         finally:
-            # Not reusable either when the block has left the answer unread.
+            # Also not reusable if the block did not read the whole response.
             if connection.is_reusable:
                 self._idle.append(connection)
             else:
                 connection.close()
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close idle connections."""
         for connection in self._idle:
             connection.close()
         self._idle.clear()

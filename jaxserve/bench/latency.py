@@ -1,4 +1,4 @@
-"""Latency: how long an engine takes for one batch of requests, from the first token to the last."""
+"""Latency benchmark: time of an engine for one batch of requests."""
 
 import random
 import time
@@ -29,7 +29,7 @@ class Latency:
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
-        """Return what goes into the result file, under vLLM's keys."""
+        """Return the contents of the result file, with vLLM's keys."""
         return {
             "avg_latency": mean(self.seconds),
             "latencies": list(self.seconds),
@@ -40,7 +40,7 @@ class Latency:
 def measure_latency(
     llm: LLM, *, input_len: int, output_len: int, batch_size: int, num_warmup: int, num_iters: int
 ) -> Latency:
-    """Run batches of random prompts, one after the other and no prompt twice."""
+    """Run batches of distinct random prompts, one after the other."""
     draw = random.Random(0)  # noqa: S311  (nothing secret)
     vocab_size = llm.plan.model.vocab_size
 

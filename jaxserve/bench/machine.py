@@ -1,4 +1,4 @@
-"""What a measurement in this process was made on, devices included."""
+"""Describe the machine of a measurement in this process, including devices."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""Plots for result folders and README files; matplotlib comes with `jaxserve[bench]`."""
+"""Plots of results. Needs matplotlib, which `jaxserve[bench]` installs."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxserve.errors import ConfigError
 
-# Colours that people with any colour vision can tell apart (Okabe and Ito).
+# Palette for all kinds of colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {
     "font.size": 10,
@@ -24,7 +24,7 @@ STYLE = {
 
 
 class Style(Enum):
-    """How the points of a line are shown."""
+    """Style of a line's points."""
 
     POINTS_AND_LINES = auto()
     LINES = auto()
@@ -33,10 +33,10 @@ class Style(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """One diagram: lines by the name they have in the legend, and what the axes mean, with units.
+    """One diagram: lines by their names in the legend, and axis labels with units.
 
-    A line is a list of points. labels: texts beside the points of a line. log_x is to base 2.
-    level: a horizontal line to compare with, and its name.
+    A line is a list of points. labels: texts beside the points of a line. log_x: logarithmic x axis
+    to base 2. level: a horizontal reference line and its name.
     """
 
     title: str
@@ -51,9 +51,9 @@ class Axes:
 
 
 def draw(path: Path, diagrams: Sequence[Axes], *, title: str, about: str) -> None:
-    """Draw diagrams side by side into an SVG or PNG file, by its suffix.
+    """Plot diagrams side by side to an SVG or PNG file, depending on its suffix.
 
-    about: model, machine and versions, in a line below the title.
+    about: line below the title with model, machine and versions.
     """
     pyplot = require_pyplot()
     with pyplot.rc_context(STYLE):
@@ -73,7 +73,7 @@ def draw(path: Path, diagrams: Sequence[Axes], *, title: str, about: str) -> Non
 
 
 def require_pyplot() -> Any:
-    """Return matplotlib's pyplot, without a display; raises ConfigError where it is missing."""
+    """Return matplotlib's pyplot without a display. Raises ConfigError if it is not installed."""
     try:
         importlib.import_module("matplotlib").use("agg")
         return importlib.import_module("matplotlib.pyplot")

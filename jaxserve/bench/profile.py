@@ -1,4 +1,4 @@
-"""A profile of an engine's steps: where the time of each went, and what it could have been."""
+"""Profile of an engine's steps: time by phase, compared with the roofline."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ PERCENTILES = (50, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Seconds of something that every step has: percentiles, and its share of all the time."""
+    """Percentiles of a duration over steps, in seconds, and its share of the total time."""
 
     p50_s: float
     p99_s: float
@@ -26,10 +26,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramProfile:
-    """The steps that ran one program.
+    """Statistics of the steps that ran one program.
 
-    tokens, sequences: means of a step, padding not counted. padding: share of its rows that were.
-    flops, num_bytes: of a step, the mean. roofline: what the ceilings allow over what it took.
+    tokens, sequences: mean per step, without padding. padding: share of padding rows. flops,
+    num_bytes: mean per step. roofline: time that the ceilings allow, divided by the actual time.
     """
 
     program: str
@@ -46,9 +46,9 @@ class ProgramProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a timeline comes to; `StepRecord` tells what each time is, and what it bounds.
+    """Summary of a timeline; `StepRecord` defines the times.
 
-    elapsed_s: the time of the engine's thread while there was work. share of a time: of that.
+    elapsed_s: busy time of the engine thread, to which shares refer.
     """
 
     steps: int
@@ -146,7 +146,7 @@ def profile_of(records: Sequence[StepRecord], ceilings: Ceilings) -> Profile:
 
 
 def slowest(records: Sequence[StepRecord], count: int) -> Iterator[str]:
-    """Yield a table of the steps that took the host and the device longest, in their order."""
+    """Yield a table of the slowest steps on host and device, in step order."""
     longest = sorted(records, key=_latency_s, reverse=True)[:count]
     first_s = min((record.start_s for record in records), default=0.0)
     yield (
@@ -197,7 +197,7 @@ def _latency_s(record: StepRecord) -> float:
 
 
 def _roofline(records: Sequence[StepRecord], ceilings: Ceilings) -> float:
-    """Return the seconds that the ceilings allow these steps, over those they took."""
+    """Return the time that the ceilings allow for these steps, divided by the actual time."""
     by_memory_s = [
         (record.read_bytes + record.written_bytes) / ceilings.bytes_per_s for record in records
     ]

@@ -1,4 +1,4 @@
-"""`jaxserve bench serve`: a server under one load, or under one after the other."""
+"""`jaxserve bench serve`: measure a server under one or several loads."""
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -25,10 +25,10 @@ PROBE = Job((), 1, "Hello")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """What to send where; see `jaxserve bench serve --help`.
+    """Settings of `jaxserve bench serve`; see its `--help`.
 
-    path: None is the backend's. model: None takes the server's first. arrivals and concurrencies:
-    every pair of them is a load. goodput: limits in milliseconds.
+    path: None selects the backend's. model: None selects the server's first. arrivals,
+    concurrencies: each pair is one load. goodput: limits in milliseconds.
     """
 
     base_url: str
@@ -51,7 +51,7 @@ class ServeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a server was put under: the arrivals of requests, and how many at once at most."""
+    """A load: arrivals of requests, and the maximum number in flight."""
 
     arrivals: Arrivals
     max_concurrency: int | None
@@ -69,9 +69,9 @@ class Point:
 
 
 async def measure_server(settings: ServeSettings) -> AsyncGenerator[Point]:
-    """Put the server under each load, one after the other, and yield what came of it.
+    """Measure the server under each load in turn and yield the results.
 
-    Raises JaxserveError for a server that cannot be reached or cannot do the warm-up requests.
+    Raises JaxserveError if the server is unreachable or fails the warm-up requests.
     """
     http = HttpClient(settings.base_url, headers=settings.headers, verify=settings.verify)
     try:
@@ -91,7 +91,7 @@ async def measure_server(settings: ServeSettings) -> AsyncGenerator[Point]:
             for concurrency in settings.concurrencies
         ]
         for index, load in enumerate(loads):
-            # Other prompts for each load: no prefix cache knows them from the load before.
+            # New prompts for each load, so that the prefix cache has none of them.
             dataset = replace(settings.dataset, seed=settings.dataset.seed + index)
             workload = load_dataset(dataset, vocabulary)
             yield await _measure(endpoint, load, workload, settings, seed=dataset.seed)
@@ -117,7 +117,7 @@ def _endpoint(
 
 
 async def _problem(http: HttpClient, settings: ServeSettings) -> str | None:
-    """Ask for a token, and return why there is none."""
+    """Request one token. Return the error, or None."""
     try:
         name, _ = await find_model(http, settings.model)
     except JaxserveError as error:
@@ -127,9 +127,9 @@ async def _problem(http: HttpClient, settings: ServeSettings) -> str | None:
 
 
 async def find_model(http: HttpClient, name: str | None) -> tuple[str, str]:
-    """Return the name of a model, the server's first if there is none, and what it was loaded from.
+    """Return a model's name, by default the server's first, and its root.
 
-    The latter is empty where the server does not tell.
+    The root is empty if the server does not report it.
     """
     try:
         async with http.request("GET", "/v1/models") as response:
@@ -137,7 +137,7 @@ async def find_model(http: HttpClient, name: str | None) -> tuple[str, str]:
     except (OSError, h11.RemoteProtocolError, ValueError, KeyError, TypeError) as error:
         if name is not None:
             return name, ""
-        raise JaxserveError(f"the server does not tell its models: {error!r}") from error
+        raise JaxserveError(f"cannot list the models of the server: {error!r}") from error
     roots = {model["id"]: model.get("root") or "" for model in models}
     name = next(iter(roots), "") if name is None else name
     return name, roots.get(name, "")

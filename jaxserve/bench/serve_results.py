@@ -1,4 +1,4 @@
-"""What `jaxserve bench serve` prints, writes and draws."""
+"""Output of `jaxserve bench serve`: text, result files and plots."""
 
 import json
 import math
@@ -13,17 +13,17 @@ from jaxserve.bench.plots import Axes, draw
 from jaxserve.bench.serve import Point, ServeSettings
 from jaxserve.bench.serving_metrics import request_fields
 
-# A client that uses more of a core may itself be what is measured.
+# Above this CPU use the client itself may be the bottleneck.
 BUSY_CLIENT_CORES = 0.5
 PLOTTED_PERCENTS = (50.0, 90.0, 99.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reporting:
-    """What to show of a run: metrics by vLLM's names, percentiles, and where results go.
+    """Output settings: metrics with vLLM's names, percentiles and result file.
 
-    folder: None writes no file. filename: None makes one of label, rate, concurrency, model and
-    time, as vLLM does.
+    folder: None writes no file. filename: None composes one from label, rate, concurrency, model
+    and time, as in vLLM.
     """
 
     metrics: Sequence[str] = ("ttft", "tpot", "itl", "e2el")
@@ -60,12 +60,12 @@ def warnings(point: Point) -> list[str]:
         if record.error is None
     )
     if missing := wanted - point.metrics.num_output:
-        found.append(f"{missing} of {wanted} tokens asked for did not come (--ignore-eos?)")
+        found.append(f"{missing} of {wanted} requested tokens are missing (use --ignore-eos?)")
     return found
 
 
 def result_fields(point: Point, settings: ServeSettings, reporting: Reporting) -> dict[str, Any]:
-    """Return the contents of a result file: vLLM's keys, then what was measured on."""
+    """Return the contents of a result file: vLLM's keys and the environment."""
     arrivals = point.load.arrivals
     ramp_up = {
         "ramp_up_strategy": arrivals.ramp_up,
@@ -96,7 +96,7 @@ def result_fields(point: Point, settings: ServeSettings, reporting: Reporting) -
 
 
 def write_result(fields: Mapping[str, Any], reporting: Reporting, *, index: int) -> Path:
-    """Write a result file; index: the point's place in a sweep, 0 for the first."""
+    """Write a result file. index: position of the point in a sweep, from 0."""
     assert reporting.folder is not None
     name = reporting.filename
     if name is None:
@@ -114,7 +114,7 @@ def write_result(fields: Mapping[str, Any], reporting: Reporting, *, index: int)
 
 
 def draw_sweep(path: Path, points: Sequence[Point], *, title: str) -> None:
-    """Draw throughput against latency, and percentiles of latency against load."""
+    """Plot throughput against latency, and percentiles of latency against load."""
     by_rate = len({point.load.arrivals.request_rate for point in points}) > 1
     loads = [
         point.load.arrivals.request_rate if by_rate else point.load.max_concurrency or 0
@@ -164,5 +164,5 @@ def draw_sweep(path: Path, points: Sequence[Point], *, title: str) -> None:
 
 
 def _or_inf(value: float) -> float | str:
-    """Return a number that JSON has a word for."""
+    """Return a number, with infinity as a string for JSON."""
     return value if math.isfinite(value) else "inf"

@@ -1,4 +1,4 @@
-"""Driving a server: requests sent when they are due, as many at once as are allowed."""
+"""Send requests to a server at their arrival times, within a concurrency limit."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of a run, and the share of a core that sending and reading took of it."""
+    """Results of a run, and the number of cores that the client used."""
 
     records: list[Record]
     duration_s: float
@@ -30,10 +30,10 @@ async def drive(
     max_concurrency: int | None = None,
     progress: Callable[[Record], object] = lambda _: None,
 ) -> Run:
-    """Send each job's request at its time after the start; return when all have ended.
+    """Send each job's request at its time after the start. Return when all have ended.
 
-    max_concurrency: requests on their way at once; those beyond it wait here, and their clocks
-    start when they leave. progress: told of every request that has ended.
+    max_concurrency: maximum number in flight. Requests beyond it wait, and their clocks start when
+    they are sent. progress: called after each request.
     """
     bodies = [endpoint.body(job) for job in jobs]
     places = asyncio.Semaphore(len(jobs) if max_concurrency is None else max_concurrency)
@@ -48,7 +48,7 @@ async def drive(
         progress(record)
         return record
 
-    # What is there already lives to the end: no collection should look at it again.
+    # Existing objects live until the end, so exclude them from garbage collection.
     gc.collect()
     gc.freeze()
     used_s = time.process_time()
@@ -61,9 +61,9 @@ async def drive(
 
 
 async def wait_until_ready(problem: Callable[[], Awaitable[str | None]], timeout_s: float) -> None:
-    """Wait until a server has no problem any more; raises JaxserveError if it has one for too long.
+    """Wait until a server is ready. Raises JaxserveError after a timeout.
 
-    problem: asks the server, and returns what is wrong, or None.
+    problem: queries the server and returns the error, or None.
     """
     until_s = time.perf_counter() + timeout_s
     while (said := await problem()) is not None:
@@ -73,7 +73,7 @@ async def wait_until_ready(problem: Callable[[], Awaitable[str | None]], timeout
 
 
 async def warm_up(endpoint: Endpoint, job: Job, count: int) -> None:
-    """Send one job so many times at once; raises JaxserveError if the server cannot do it."""
+    """Send one job several times concurrently. Raises JaxserveError if one fails."""
     body = endpoint.body(job)
     for record in await asyncio.gather(*(endpoint.ask(body) for _ in range(count))):
         if record.error is not None:

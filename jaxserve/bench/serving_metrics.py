@@ -1,4 +1,4 @@
-"""What a serving benchmark reports: vLLM's figures, under vLLM's names."""
+"""Metrics of a serving benchmark, with vLLM's definitions and names."""
 
 import math
 from collections import defaultdict
@@ -13,7 +13,7 @@ from jaxserve.errors import ConfigError
 
 WIDTH = 50
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
-# By vLLM's key: what it is called in a line, and the heading above.
+# By vLLM's key: name in a line, and heading.
 TITLES = {
     "ttft": ("TTFT", "Time to First Token"),
     "tpot": ("TPOT", "Time per Output Token (excl. 1st token)"),
@@ -24,7 +24,7 @@ TITLES = {
 
 
 def parse_goodput(pairs: Sequence[str]) -> dict[str, float]:
-    """Read limits like ttft:200, in milliseconds. Raises ConfigError."""
+    """Parse limits such as ttft:200, in milliseconds. Raises ConfigError."""
     limits: dict[str, float] = {}
     for pair in pairs:
         name, _, text = pair.partition(":")
@@ -35,7 +35,7 @@ def parse_goodput(pairs: Sequence[str]) -> dict[str, float]:
                 f"goodput must be like ttft:200 (milliseconds), got {pair}"
             ) from error
         if name not in GOODPUT_METRICS:
-            raise ConfigError(f"goodput must be of {', '.join(GOODPUT_METRICS)}, got {name}")
+            raise ConfigError(f"goodput must name one of {', '.join(GOODPUT_METRICS)}, got {name}")
         if limits[name] < 0:
             raise ConfigError(f"goodput must not be negative, got {pair}")
     return limits
@@ -43,10 +43,10 @@ def parse_goodput(pairs: Sequence[str]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingMetrics:
-    """What came of all requests of a run that took duration_s; times are in seconds.
+    """Metrics of all requests of a run that took duration_s; times in seconds.
 
-    A request that failed is counted as failed and in nothing else. TPOT exists for answers of two
-    tokens and more. The ITL of a chunk that brought several tokens is the gap before the chunk.
+    Failed requests are only counted as failed. TPOT exists for answers of at least two tokens. A
+    chunk with several tokens has one ITL, the gap before it.
     """
 
     duration_s: float
@@ -63,7 +63,7 @@ class ServingMetrics:
     def of(
         records: Sequence[Record], duration_s: float, *, goodput: Mapping[str, float]
     ) -> "ServingMetrics":
-        """Count what happened. goodput: limits in milliseconds that a good request keeps."""
+        """Compute the metrics. goodput: limits of a good request in milliseconds."""
         done = [record for record in records if record.error is None]
         tpots = [record.tpot_s for record in done]
         return ServingMetrics(
@@ -140,7 +140,7 @@ class ServingMetrics:
     def fields(
         self, names: Sequence[str], percents: Sequence[float], *, has_goodput: bool = False
     ) -> dict[str, Any]:
-        """Return what goes into the result file, under vLLM's keys."""
+        """Return the contents of the result file, with vLLM's keys."""
         return {
             "duration": self.duration_s,
             "completed": self.completed,
@@ -162,7 +162,7 @@ class ServingMetrics:
 
 
 def request_fields(records: Sequence[Record]) -> dict[str, Any]:
-    """Return what `--save-detailed` adds: lists with an entry for each request, in order."""
+    """Return the fields of `--save-detailed`: lists with one entry per request, in order."""
     is_done = [record.error is None for record in records]
     return {
         "input_lens": [record.num_prompt for record in records],
@@ -180,13 +180,13 @@ def request_fields(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def is_good(record: Record, limits_ms: Mapping[str, float]) -> bool:
-    """Whether a request kept every limit; an answer of one token has a TPOT of 0."""
+    """Whether a request is within all limits. The TPOT of a single token is 0."""
     took_s = {"ttft": record.ttft_s, "tpot": record.tpot_s or 0.0, "e2el": record.latency_s}
     return all(took_s[name] * 1e3 <= limit for name, limit in limits_ms.items())
 
 
 def peak_tokens_per_s(records: Sequence[Record]) -> float:
-    """Return the tokens of the best of the run's seconds; a chunk has its share of an answer's."""
+    """Return the tokens of the best second. Each chunk counts for an equal share of its answer."""
     if not records:
         return 0.0
     begin_s = min(record.start_s for record in records)
@@ -199,9 +199,9 @@ def peak_tokens_per_s(records: Sequence[Record]) -> float:
 
 
 def peak_concurrency(records: Sequence[Record]) -> int:
-    """Return how many requests were under way at once, at most.
+    """Return the maximum number of requests in flight at one moment.
 
-    Exactly: vLLM counts whoever was there at some moment of a second as if it were all of it.
+    vLLM counts all requests that overlap the same second.
     """
     changes = sorted(
         change

@@ -1,4 +1,4 @@
-"""Startup: the seconds from the start of a server's process to its first token, by stages."""
+"""Startup benchmark: time from the start of a server process to its first token, by stage."""
 
 import json
 import os
@@ -30,9 +30,9 @@ POLL_S = 0.01
 class Start:
     """One start, in seconds from the start of the process.
 
-    ready_s: until the server said that it listens. first_token_s: until the first token of the
-    first request had come. What the server itself says: stages, the bytes per second of those that
-    read, and the seconds that programs took which were made by then.
+    ready_s: until the server reports that it listens. first_token_s: until the first token of the
+    first request arrives. The server reports the other fields: seconds of stages, bytes per second
+    of those that read, and seconds of programs that were ready by then.
     """
 
     ready_s: float
@@ -43,10 +43,10 @@ class Start:
 
 
 def measure_start(arguments: Sequence[str], *, cache: Path | None) -> Start:
-    """Start `jaxserve serve` with these arguments in a fresh process, ask for a token, end it.
+    """Start `jaxserve serve` in a new process, request a token and stop it.
 
-    cache: the folder of its compilation cache, or None for the user's own. Raises JaxserveError
-    for a server that does not come up.
+    cache: folder of the compilation cache, or None for the user's. Raises JaxserveError if the
+    server does not start.
     """
     command = [sys.executable, "-m", "jaxserve", "serve", *arguments, "--port", "0"]
     environment = os.environ | ({} if cache is None else {"XDG_CACHE_HOME": str(cache)})
@@ -76,7 +76,7 @@ def measure_start(arguments: Sequence[str], *, cache: Path | None) -> Start:
 
 
 def told(metrics: str, name: str, label: str) -> dict[str, float]:
-    """Return what /metrics says under a name, by the value of a label."""
+    """Return the values of a series in /metrics, by the value of a label."""
     return {
         sample.labels[label]: sample.value
         for family in text_string_to_metric_families(metrics)
@@ -88,9 +88,9 @@ def told(metrics: str, name: str, label: str) -> dict[str, float]:
 def measure_startup(
     arguments: Sequence[str], *, num_cold: int, num_warmup: int, num_warm: int
 ) -> Iterator[tuple[str, Start]]:
-    """Yield starts as they are measured: cold ones, each with an empty cache, then warm ones.
+    """Yield cold starts, each with an empty cache, and then warm starts.
 
-    The warm ones share a cache that num_warmup starts before them have filled.
+    Warm starts share a cache filled by num_warmup earlier starts.
     """
     for _ in range(num_cold):
         with tempfile.TemporaryDirectory() as cache:
@@ -103,9 +103,9 @@ def measure_startup(
 
 
 def series(starts: Sequence[Start]) -> dict[str, list[float]]:
-    """Return the seconds of every start, by what they are of: vLLM's name, ours, the stages.
+    """Return the seconds of every start by name: vLLM's name, jaxserve's, and the stages.
 
-    Beside them the megabytes per second of stages, and the seconds of programs.
+    Also has the megabytes per second of stages, and the seconds of programs.
     """
     names = dict.fromkeys(stage for start in starts for stage in start.stages)
     rates = dict.fromkeys(stage for start in starts for stage in start.rates)
@@ -125,7 +125,7 @@ def series(starts: Sequence[Start]) -> dict[str, list[float]]:
 
 
 def report(kind: str, starts: Sequence[Start]) -> str:
-    """Return the lines of a kind of start: medians and extremes."""
+    """Return lines of text with medians and extremes of one kind of start."""
     lines = [f"{kind.upper()} STARTUP, {len(starts)} starts (seconds)"]
     lines.append(f"  {'':<24}{'median':>9}{'min':>9}{'max':>9}")
     for name, values in series(starts).items():
@@ -135,7 +135,7 @@ def report(kind: str, starts: Sequence[Start]) -> str:
 
 
 def fields(kind: str, starts: Sequence[Start]) -> dict[str, Any]:
-    """Return what goes into the result file, under vLLM's keys."""
+    """Return the contents of the result file, with vLLM's keys."""
     result: dict[str, Any] = {}
     for name, values in series(starts).items():
         result[f"avg_{kind}_{name}_time"] = mean(values)
@@ -148,7 +148,7 @@ def fields(kind: str, starts: Sequence[Start]) -> dict[str, Any]:
 def _server(
     command: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """Run a server, and end it with the block; its log goes to a file, so that no pipe fills."""
+    """Run a server within the block. Its log goes to a file, so that no pipe fills up."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as log,
         subprocess.Popen(  # noqa: S603  (our own program)
@@ -168,7 +168,7 @@ def _get_json(url: str, body: Mapping[str, Any] | None = None) -> Any:
 
 
 def _get(url: str, body: Mapping[str, Any] | None = None) -> bytes:
-    """Ask an own server; it is up already."""
+    """Send a GET request to a server that is running."""
     data = None if body is None else json.dumps(body).encode()
     request = Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310
     try:

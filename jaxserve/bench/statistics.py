@@ -1,4 +1,4 @@
-"""Means and percentiles, as numpy has them and without its start-up time."""
+"""Means and percentiles, as in NumPy but without its import time."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the value below which `percent` percent of the values lie, interpolated linearly.
 
-    0 where there are no values, as vLLM reports it.
+    0 if there are no values, as in vLLM.
     """
     if not values:
         return 0.0
@@ -20,15 +20,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean; 0 where there are no values."""
+    """Return the mean, or 0 if there are no values."""
     return fmean(values) if values else 0.0
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of the values themselves; 0 where there are none."""
+    """Return the population standard deviation, or 0 if there are no values."""
     return pstdev(values) if values else 0.0
 
 
 def percent_word(percent: float) -> str:
-    """Return 99 for 99.0 and 99.9 for 99.9, as keys of results have it."""
+    """Format a percentile for keys of results: 99 for 99.0, 99.9 for 99.9."""
     return f"{percent:g}"

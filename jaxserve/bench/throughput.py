@@ -1,4 +1,4 @@
-"""Throughput: how much an engine gets done when it is given all at once."""
+"""Throughput benchmark: an engine with all requests at once."""
 
 import time
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from jaxserve.offline.llm import LLM
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What was done in `elapsed_s` seconds, at most `batch` requests at a time.
+    """Work done in `elapsed_s` seconds with at most `batch` concurrent requests.
 
-    kv_waste: of the tokens that the pages in use could hold, over all steps, the share that held
-    nothing.
+    kv_waste: share of empty token slots in the pages in use, over all steps.
     """
 
     batch: int
@@ -49,7 +48,7 @@ class Throughput:
 
 
 def vocabulary_of(llm: LLM) -> Vocabulary:
-    """Return the tokens of a model in this process: all that it has an embedding for."""
+    """Return the vocabulary of a model in this process."""
     tokenizer = llm.get_tokenizer()
     return Vocabulary(
         ids=range(llm.plan.model.vocab_size), encode=tokenizer.encode, decode=tokenizer.decode
@@ -76,9 +75,9 @@ def measure_throughput(llm: LLM, jobs: Sequence[Job], *, batch: int) -> Throughp
 
 
 def run_jobs(llm: LLM, jobs: Sequence[Job], *, batch: int) -> list[list[int]]:
-    """Return the tokens of each job. Raises JaxserveError unless all of them came.
+    """Return the tokens of each job. Raises JaxserveError if any is missing.
 
-    A request that failed would otherwise count as a fast one.
+    Otherwise a failed request would count as a fast one.
     """
     outputs: dict[str, list[int]] = {str(index): [] for index in range(len(jobs))}
     requests = [job.request(request_id) for job, request_id in zip(jobs, outputs, strict=True)]

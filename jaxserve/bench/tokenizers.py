@@ -1,4 +1,4 @@
-"""The tokenizer of a model behind a server, for prompts of random tokens and for chats."""
+"""Find the tokenizer of a server's model, for random prompts and for chats."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +11,9 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def find_tokenizer(names: Iterable[str | Path]) -> Path:
-    """Return the first tokenizer file of models: folders, jaxserve's own, or the hub's cache.
+    """Return the first tokenizer file of models: folders, the model in the package, or hub names.
 
-    Raises ConfigError where there is none.
+    Hub names are looked up in the local cache. Raises ConfigError if no file exists.
     """
     names = list(names)
     for name in names:
@@ -31,7 +31,7 @@ def find_tokenizer(names: Iterable[str | Path]) -> Path:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Return the tokens of a tokenizer.json, special ones left out of those to draw from."""
+    """Return the vocabulary of a tokenizer.json. Random prompts use no special tokens."""
     from tokenizers import Tokenizer  # noqa: PLC0415  (only some datasets need it)
 
     try:
@@ -48,7 +48,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def _cached(name: str) -> Path | None:
-    """Return the tokenizer of a hub model that was downloaded before."""
+    """Return the tokenizer of a hub model from the local cache."""
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 

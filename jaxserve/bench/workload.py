@@ -1,4 +1,4 @@
-"""What a benchmark asks for: prompts, and how many tokens to continue each with."""
+"""Workloads: prompts and the number of tokens to generate for each."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxserve.errors import ConfigError
 class Job:
     """A prompt, and the number of tokens to generate.
 
-    text: the prompt where it was written by people; one made of random ids has none.
+    text: the prompt as text; None for a prompt of random ids.
     """
 
     prompt_ids: tuple[int, ...]
@@ -22,27 +22,27 @@ class Job:
     text: str | None = None
 
     def request(self, request_id: str) -> Request:
-        """Return the job as a greedy request that no end token cuts short."""
+        """Return the job as a greedy request that ignores end tokens."""
         params = SamplingParams(temperature=0, max_tokens=self.num_output_tokens, ignore_eos=True)
         return Request(id=request_id, prompt_ids=self.prompt_ids, params=params)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Jobs to measure, one to warm up with, and where they come from, for the record."""
+    """Jobs to measure, a job for warm-up, and the source of both."""
 
     name: str
     jobs: tuple[Job, ...]
     warm: Job
 
     def first(self, num_jobs: int | None) -> "Workload":
-        """Return this workload cut to its first jobs."""
+        """Return this workload with only its first jobs."""
         return Workload(self.name, self.jobs[:num_jobs], self.warm)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokens of the model that is measured: ids to draw prompts from, and its tokenizer."""
+    """Vocabulary of the measured model: ids for random prompts, and the tokenizer."""
 
     ids: range | tuple[int, ...]
     encode: Callable[[str], list[int]]
@@ -52,7 +52,7 @@ class Vocabulary:
 def read_workload(path: Path) -> Workload:
     """Read {"w1": [{"id", "prompt": [ids], "out": count}, ...], "warm": {...}}.
 
-    Raises ConfigError for a file that is not there or holds something else.
+    Raises ConfigError if the file is missing or has another format.
     """
     try:
         fields = json.loads(path.read_text("utf-8"))

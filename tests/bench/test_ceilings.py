@@ -70,4 +70,4 @@ def measured(
 
 def test_a_line_has_units_that_people_use() -> None:
     line = Ceilings(bytes_per_s=3.4e10, flops_per_s=8.1e11).line()
-    assert line == "memory 34 GB/s, products 0.81 TFLOP/s"
+    assert line == "memory 34 GB/s, matmul 0.81 TFLOP/s"

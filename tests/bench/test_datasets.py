@@ -168,7 +168,7 @@ def test_a_file_of_token_ids_needs_no_tokenizer(tmp_path: Path) -> None:
         ({"num_prompts": 0}, "num_prompts must be at least 1, got 0"),
         ({"output_len": 0}, "output_len must be at least 1, got 0"),
         ({"random_range_ratio": (0.0, 1.0)}, r"random_range_ratio must be in \[0, 1\), got 1"),
-        ({"random_input_len": 0}, "random_input_len must leave a token"),
+        ({"random_input_len": 0}, "random_input_len must leave at least one token"),
         ({"name": "sonnet"}, "dataset_name must be one of random, sharegpt"),
         ({"name": "custom"}, "dataset_path must be given"),
         ({"name": "custom", "path": Path("/no.jsonl")}, "dataset_path must be JSON lines"),

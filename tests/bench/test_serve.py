@@ -147,7 +147,7 @@ def test_a_request_that_fails_is_told_and_the_others_go_on(
 
 def test_tokens_that_did_not_come_are_told(tmp_path: Path) -> None:
     point = measure(StandIn(missing_tokens=1), jobs(2), tmp_path)
-    assert "2 of 8 tokens asked for did not come (--ignore-eos?)" in warnings(point)
+    assert "2 of 8 requested tokens are missing (use --ignore-eos?)" in warnings(point)
 
 
 def test_a_server_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,8 +231,8 @@ def test_the_command_loads_neither_jax_nor_numpy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--goodput", "itl:3"], "goodput must be of ttft, tpot, e2el, got itl"),
-        (["--base-url", "ftp://x"], "base_url must be like http://127.0.0.1:8000"),
+        (["--goodput", "itl:3"], "goodput must name one of ttft, tpot, e2el, got itl"),
+        (["--base-url", "ftp://x"], "base_url must be a URL such as http://127.0.0.1:8000"),
         (["--header", "x"], "header must be like NAME=VALUE, got x"),
         (["--tokenizer", "/nowhere"], "tokenizer must be given"),
         (["--request-rate", "1", "--burstiness", "0"], "burstiness must be above 0, got 0"),
