@@ -1,4 +1,4 @@
-"""What a model asks of paged attention, and which backend gives it."""
+"""Select and check the attention backend for a model."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from pallas_kernels.paged_attention import AttentionConfig, CacheSpec
 from pallas_kernels.targets import Target
 
 REFERENCE = "reference"
-# What XLA and C compilers make of plain code is the same everywhere: their tests have seen it.
+# Not checked at startup: portable code that the tests cover.
 _NEED_NO_CHECK = (REFERENCE, "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
-    """The attention of all layers of a model on one kind of device: what, by whom, and where.
+    """Attention backend, configurations and target of a model.
 
-    configs: the distinct cases among the layers, as one of `devices` sees them.
+    configs: the distinct attention configurations among the layers, as one of `devices` sees them.
     """
 
     configs: tuple[AttentionConfig, ...]
@@ -29,21 +29,21 @@ class AttentionPlan:
 
     @property
     def backend(self) -> str:
-        """The name of the backend that computes every layer."""
+        """Name of the backend that computes every layer."""
         return self.choice.backend
 
     @property
     def page_size(self) -> int:
-        """Tokens of a page."""
+        """Tokens per page."""
         return self.configs[0].page_size
 
     @property
     def dtype(self) -> str:
-        """The dtype of queries and results."""
+        """Dtype of queries and outputs."""
         return self.configs[0].dtype
 
     def cache_spec(self, pages: KeyValuePages, num_pages: int) -> CacheSpec:
-        """Describe one layer's cache, over all devices."""
+        """Describe one layer's cache, across all devices."""
         config = next(
             config
             for config in self.configs
@@ -54,7 +54,7 @@ class AttentionPlan:
         )
 
     def workspace_bytes(self, *, num_tokens: int, num_sequences: int, max_query_length: int) -> int:
-        """Estimate the temporaries of one layer's attention, on one device."""
+        """Estimate the size of one layer's temporaries in bytes, on one device."""
         return max(
             paged_attention.workspace_bytes(
                 config,
@@ -69,9 +69,9 @@ class AttentionPlan:
 
 
 def check_attention(plan: AttentionPlan) -> None:
-    """Try the backend on a small case of each of its configs, beside the reference.
+    """Compare the backend with the reference on a small case of each config.
 
-    Raises KernelError where the numbers are wrong: better no answer than a wrong one.
+    Raises KernelError if the results differ.
     """
     if plan.backend in _NEED_NO_CHECK:
         return
@@ -95,10 +95,10 @@ def plan_attention(
     devices: int = 1,
     backend: str | None = None,
 ) -> AttentionPlan:
-    """Find who computes the attention of `model`, its heads divided over `devices`.
+    """Select the attention backend for `model`, with its heads sharded over `devices`.
 
-    backend: the one to take, None for the best that accepts. Raises ConfigError, with the
-    reasons, where none does and where the heads do not divide.
+    backend: the backend to use, None for the best supported one. Raises ConfigError if no backend
+    supports the model, or if the heads do not divide by `devices`.
     """
     mixers = dict.fromkeys(layer.mixer for layer in model.layers)
     for mixer in mixers:

@@ -1,17 +1,18 @@
-"""A step's input: packed by the host into one int32 array, unpacked by the step.
+"""Step input: packed by the host into one int32 array, unpacked on the device.
 
     needs, rows | a record per sequence | token_ids | positions, row_sequences | targets
                   [sequences, columns]    [tokens]    unless a decode step       if scored
 
-A draw's input is the beginning of that, and the masks:
+The input of deferred sampling (a "draw") has the same first part, then token bitmasks:
 
     needs, rows | a record per row, without pages | masks
                   [rows, columns]                   [rows, words]
 
-A record holds what the sequence does in this step, and then what does not change while it has its
-slot: its sampling parameters and its page table, which `SlotTable` keeps as they are sent. So a
-step costs the host one gather and a few numbers per row. Floats travel by their bits: one array is
-one transfer. A fresh array is packed for every step: the device may still be reading the last one.
+A record starts with the columns that change every step. The rest stays constant while the sequence
+keeps its slot: sampling parameters and page table, which `SlotTable` stores in packed form. Packing
+a step therefore costs one gather and a few numbers per row. Floats are stored as their bits, so
+that one array needs one transfer. Every step packs a new array, because the device may still be
+reading the previous one.
 """
 
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from jaxserve.api.limits import MAX_COUNT
 from jaxserve.api.plan import RowPlan, SlotAssignment
 from jaxserve.execution.shapes import GREEDY, SAMPLE, DrawShape, Feature, StepShape
 
-# The columns of a record, in order; after them comes the page table. First what each step sets.
+# Columns of a record, in order, before its page table. `_STEP` columns change every step.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")
 _INTS = ("slot", "top_k", "seed_low", "seed_high", "adjusts", "reports", "min_length")
 _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
@@ -38,38 +39,38 @@ _NUM_STEP = len(_STEP)
 _FIRST_FLOAT = _NUM_STEP + len(_INTS)
 _FIRST_PAGE = _FIRST_FLOAT + len(_FLOATS)
 
-# What the column `samples` says of a row that holds.
+# Value of the column `samples` for a row whose sampling is deferred.
 _HOLDS = -1
 
-# A word of a mask that allows every token.
+# Word of a token bitmask that allows every token.
 _ALL = -1
 
-# Draws at lower temperatures are greedy in all but name, and logits over them overflow.
+# Sampling at lower temperatures is practically greedy, and the scaled logits would overflow.
 MIN_TEMPERATURE = 0.01
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepInput:
-    """What the host tells the device about a step; padding is zeros (slot 0, page 0)."""
+    """Unpacked input of a step. Padding is zeros: null slot, null page."""
 
-    needs: jax.Array  # int32[1], the Feature bits that the rows need, covered by the shape's
+    needs: jax.Array  # int32[1], Feature bits that the rows need
     token_ids: jax.Array  # int32[tokens]
     positions: jax.Array  # int32[tokens]
     row_sequences: jax.Array  # int32[tokens]
-    targets: jax.Array  # int32[tokens], the token that follows in the prompt
+    targets: jax.Array  # int32[tokens], the next token of the prompt
     query_starts: jax.Array  # int32[sequences + 1]
     kv_lengths: jax.Array  # int32[sequences]
     slots: jax.Array  # int32[sequences]
     feedback: jax.Array  # int32[sequences], 1: the input token is the slot's last token
     samples: jax.Array  # int32[sequences], how many tokens the sequence may yield
-    holds: jax.Array  # int32[sequences], 1: a token is drawn later
+    holds: jax.Array  # int32[sequences], 1: sampling is deferred
     page_table: jax.Array  # int32[sequences, pages]
     top_k: jax.Array  # int32[sequences], 0: all
     seed_low: jax.Array  # int32[sequences], bits of a uint32
     seed_high: jax.Array  # int32[sequences], bits of a uint32
-    adjusts: jax.Array  # int32[sequences], 1: logits are adjusted by the slot's memory
-    reports: jax.Array  # int32[sequences], 1: log-probabilities are wanted
+    adjusts: jax.Array  # int32[sequences], 1: the slot state adjusts logits
+    reports: jax.Array  # int32[sequences], 1: report log-probabilities
     min_length: jax.Array  # int32[sequences], shorter sequences may not stop
     temperature: jax.Array  # float32[sequences], 0: greedy
     top_p: jax.Array  # float32[sequences]
@@ -79,7 +80,7 @@ class StepInput:
     repetition: jax.Array  # float32[sequences]
 
     def first(self, count: int) -> "StepInput":
-        """Return what is told of the first sequences alone; fields of tokens stay whole."""
+        """Return the input of the first `count` sequences; per-token fields are unchanged."""
         of_sequences = {
             field.name: getattr(self, field.name)[:count]
             for field in fields(self)
@@ -94,7 +95,7 @@ _NOT_OF_SEQUENCES = frozenset(
 
 
 class _Layout(NamedTuple):
-    """Where the parts of a packed array begin; see the module."""
+    """Offsets of the parts of a packed array; see the module's docstring."""
 
     columns: int
     tokens: int
@@ -116,22 +117,22 @@ def _layout(shape: StepShape) -> _Layout:
 
 
 def packed_size(shape: StepShape) -> int:
-    """Return the length of the packed array of a shape."""
+    """Return the length of the packed array for a step shape."""
     return _layout(shape).size
 
 
 def packed_draw_size(shape: DrawShape, *, vocab_size: int) -> int:
-    """Return the length of the packed array of a draw."""
+    """Return the length of the packed array for deferred sampling."""
     return 2 + shape.rows * (_FIRST_PAGE + mask_words(vocab_size))
 
 
 def mask_words(vocab_size: int) -> int:
-    """Return how many int32 hold a bit for each token."""
+    """Return the number of int32 words in a token bitmask."""
     return -(-vocab_size // 32)
 
 
 def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
-    """Cut a packed array into its fields; traced, so it costs next to nothing at run time."""
+    """Split a packed array into its fields; traced."""
     layout = _layout(shape)
     records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
     found = _fields(records)
@@ -162,9 +163,9 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
 def unpack_draw(
     packed: jax.Array, shape: DrawShape, *, vocab_size: int
 ) -> tuple[StepInput, jax.Array]:
-    """Cut a draw's packed array into its fields, and masks: int32[rows, words].
+    """Split the packed input of deferred sampling into fields and token bitmasks.
 
-    Of the fields, those of tokens and pages are empty.
+    The bitmasks are int32[rows, words]. The token and page fields are empty.
     """
     start = 2 + shape.rows * _FIRST_PAGE
     found = _fields(packed[2:start].reshape(shape.rows, _FIRST_PAGE))
@@ -185,13 +186,13 @@ def unpack_draw(
 
 
 def unpack_masks(masks: jax.Array, *, vocab_size: int) -> jax.Array:
-    """Return a bool for each bit: bool[rows, vocab]."""
+    """Return token bitmasks as booleans: bool[rows, vocab]."""
     bits = (masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
     return bits.reshape(masks.shape[0], -1)[:, :vocab_size] != 0
 
 
 def _fields(records: jax.Array) -> dict[str, jax.Array]:
-    """Cut records into the fields of StepInput, and `query_stop`."""
+    """Split records into the fields of StepInput, and `query_stop`."""
     ints = dict(zip((*_STEP, *_INTS), records[:, :_FIRST_FLOAT].T, strict=True))
     bits = records[:, _FIRST_FLOAT:_FIRST_PAGE]
     floats = dict(zip(_FLOATS, lax.bitcast_convert_type(bits, jnp.float32).T, strict=True))
@@ -207,10 +208,10 @@ def _fields(records: jax.Array) -> dict[str, jax.Array]:
 
 
 class SlotTable:
-    """The host's memory of each slot: its record as it is sent, and what it needs done.
+    """Host copy of each slot's record, and the features its sequence needs.
 
-    records: int32[slots, columns], of which ints, floats and page_table are views; the columns that
-    each step sets hold nothing of worth.
+    records: int32[slots, columns]; ints, floats and page_table are views of it. The per-step
+    columns are undefined.
     """
 
     def __init__(self, *, num_slots: int, pages: int) -> None:
@@ -225,7 +226,7 @@ class SlotTable:
         self.num_prompt_logprobs = [0] * num_slots
 
     def assign(self, assignment: SlotAssignment, *, is_processed: bool = False) -> None:
-        """Give a slot to a sequence. is_processed: whether a logits processor applies to it."""
+        """Assign a slot to a sequence. is_processed: a logits processor applies to it."""
         slot, params = assignment.slot, assignment.params
         adjusts = params.adjusts_logits or is_processed
         seed = np.array([assignment.seed & 0xFFFFFFFF, assignment.seed >> 32], np.uint32)
@@ -259,7 +260,7 @@ class SlotTable:
         self._needs[slot] = needs
 
     def update(self, row: RowPlan) -> None:
-        """Bring a slot's row of the page table up to date."""
+        """Write the new entries of a row's page table."""
         for column, pages in row.table:
             self.page_table[row.slot, column : column + len(pages)] = pages
 
@@ -277,15 +278,15 @@ class SlotTable:
 
 
 def _all_if_negative(count: int | None) -> int | None:
-    """Return how many of a report's alternatives are wanted: -1 asks for all there are."""
+    """Return the number of alternatives to report; -1 means all."""
     return MAX_COUNT if count == -1 else count
 
 
 class Rows:
-    """The rows of a plan as columns: a pass over them for each, and no other.
+    """Rows of a plan as columns, each computed in one pass.
 
-    slots, starts, samples: int[rows]. holds: bool[rows]. lengths: int[rows], tokens of each.
-    tokens: all of them in order, 0 where a row has feedback.
+    slots, starts, samples: int[rows]. holds: bool[rows], sampling is deferred. lengths: int[rows],
+    the number of tokens. tokens: the tokens of all rows in order, 0 for a row with feedback.
     """
 
     def __init__(self, rows: tuple[RowPlan, ...]) -> None:
@@ -293,13 +294,13 @@ class Rows:
         self.num_rows = num_rows = len(rows)
         self.slots = np.array([row.slot for row in rows])
         self.starts = np.array([row.start for row in rows])
-        # Through bytes: half the time of an array made of a list.
+        # Through bytes: twice as fast as an array from a list.
         self.samples = np.frombuffer(bytes([row.samples for row in rows]), np.uint8)
         self.num_sampled = int(self.samples.sum())
         self.has_drafts = bool(self.samples.max() > 1)
         self.holds = np.array([row.holds for row in rows])
         self.has_targets = any(map(attrgetter("targets"), rows))
-        # Rows of a single token come first.
+        # Rows with one token come first, so the last row decides.
         self.is_decode = rows[-1].num_tokens == 1
         if self.is_decode:
             self.lengths = np.ones(num_rows, np.intp)
@@ -311,13 +312,16 @@ class Rows:
 
 
 def pack(rows: Rows, needs: Feature, shape: StepShape, table: SlotTable) -> np.ndarray:
-    """Lay out a step that needs these features as int32[packed_size(shape)]; padding is zeros."""
+    """Pack a step into int32[packed_size(shape)]. Padding is zeros.
+
+    needs: the features that the rows need.
+    """
     layout, num_rows, num_tokens = _layout(shape), rows.num_rows, rows.num_tokens
     packed = np.zeros(layout.size, np.int32)
     packed[:2] = needs, num_rows
     records = packed[2 : layout.tokens].reshape(shape.sequences, layout.columns)
     live = records[:num_rows]
-    # Any mode but "raise" writes where it is told to without a copy.
+    # Unlike "raise", mode "clip" writes to `out` without a copy.
     np.take(table.records, rows.slots, axis=0, out=live, mode="clip")
     stops = np.cumsum(rows.lengths)
     live[:, 0] = rows.starts + rows.lengths
@@ -348,7 +352,7 @@ def pack_draw(
     *,
     vocab_size: int,
 ) -> np.ndarray:
-    """Lay out a draw that needs these features; masks: as in DrawPlan. Padding is zeros."""
+    """Pack deferred sampling; padding is zeros. masks: as in DrawPlan."""
     num_rows, num_words = rows.num_rows, mask_words(vocab_size)
     start = 2 + shape.rows * _FIRST_PAGE
     packed = np.zeros(packed_draw_size(shape, vocab_size=vocab_size), np.int32)

@@ -1,7 +1,7 @@
-"""The caches of a step: arrays of pages for every pool, and what a layer sees of them.
+"""KV caches of a step: the page arrays of every pool, and each layer's view of them.
 
-A layer's part of the step gets a view: the array of the layer, and how the sequences of the step
-lie in its group's pages. Groups of one pool use the same arrays, so layers update them in turn.
+A view consists of the layer's array and of its group's page table for the step. Groups of one pool
+share arrays, so layers update them one after the other.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from jaxserve.parallel.sharding import ShardingPlan
 from pallas_kernels import paged_attention
 from pallas_kernels.paged_attention import AttentionSpec, PagedBatch
 
-# For each array of a layout, an array of keys and values, or the arrays of a state.
+# One entry per array of the layout: keys and values, or a tuple of state arrays.
 type KVCache = tuple[Any, ...]
 
 
@@ -43,9 +43,9 @@ def describe_caches(
     *,
     num_pages: tuple[int, ...],
 ) -> tuple[Any, ...]:
-    """Describe the caches before they exist: trees of jax.ShapeDtypeStruct with shardings.
+    """Describe the caches before they are allocated, with shapes, dtypes and shardings.
 
-    num_pages: of each pool.
+    num_pages: pages of each pool. Returns trees of jax.ShapeDtypeStruct.
     """
     found: list[Any] = []
     for pool, count in zip(layout.pools, num_pages, strict=True):
@@ -77,7 +77,7 @@ def _describe_states(
 
 
 def allocate_caches(described: tuple[Any, ...], context: StepContext) -> KVCache:
-    """Make caches that hold nothing yet, each device its part; traced."""
+    """Allocate empty caches, sharded over the devices; traced."""
     return tuple(
         _ALLOCATE[type(context.caches.pages_of(number))](each, context)
         for number, each in enumerate(described)
@@ -116,7 +116,7 @@ _ALLOCATE: dict[type[PageKind], Callable[..., Any]] = {
 
 
 class CacheArrays:
-    """The arrays of a step while it is traced; each layer puts its new one in place of the old."""
+    """Cache arrays of a step during tracing; each layer replaces its array by the update."""
 
     def __init__(self, arrays: KVCache) -> None:
         self._arrays = list(arrays)
@@ -129,21 +129,21 @@ class CacheArrays:
 
     @property
     def all(self) -> KVCache:
-        """The arrays as they are now."""
+        """The current arrays."""
         return tuple(self._arrays)
 
 
 def layer_caches(
     arrays: CacheArrays, inputs: StepInput, shape: StepShape, context: StepContext
 ) -> tuple[Any, ...]:
-    """Return what each layer sees of the caches in a step."""
+    """Return each layer's view of the caches in a step."""
     layout = context.caches
     views = [_VIEWS[type(group)](group, inputs, shape, context) for group in layout.groups]
     return tuple(views[place.group](arrays, place.array) for place in layout.places)
 
 
 def _columns(group: CacheGroup, inputs: StepInput) -> jax.Array:
-    """Return the part of the page table that is a group's: int32[sequences, columns]."""
+    """Return a group's columns of the page table: int32[sequences, columns]."""
     return inputs.page_table[:, group.first_column : group.first_column + group.num_columns]
 
 
@@ -167,8 +167,8 @@ def _window_views(
     group: CacheGroup, inputs: StepInput, shape: StepShape, context: StepContext
 ) -> Callable[[CacheArrays, int], PagedCache]:
     table = _columns(group, inputs)
-    # Attention within a window is the same wherever the window lies, so positions may count from
-    # the oldest page that is kept, and kernels meet no others.
+    # Attention within a window is translation-invariant. Counting positions from the oldest kept
+    # page hides the freed pages from kernels.
     skipped = table[:, 0] * context.attention.page_size
     batch = replace(
         _paged_batch(inputs, shape, table[:, 1:]),
@@ -191,10 +191,10 @@ def _paged_batch(inputs: StepInput, shape: StepShape, page_table: jax.Array) -> 
 
 @dataclass(frozen=True)
 class StateCache:
-    """States of a layer; see layers.recurrent.States."""
+    """Recurrent states of a layer; see layers.recurrent.States."""
 
-    pages: jax.Array  # int32[sequences, 2], the page that is read and the page that is written
-    is_new: jax.Array  # bool[sequences], whether the sequence begins in this step
+    pages: jax.Array  # int32[sequences, 2], pages to read from and to write to
+    is_new: jax.Array  # bool[sequences], the sequence begins in this step
     query_starts: jax.Array
     row_sequences: jax.Array
     arrays: CacheArrays
@@ -234,7 +234,7 @@ def _state_views(
     )
 
 
-# The one place of the step that tells kinds of groups apart.
+# Cache view of each kind of group.
 _VIEWS: dict[type[CacheGroup], Callable[..., Callable[[CacheArrays, int], Any]]] = {
     PagedGroup: _paged_views,
     WindowGroup: _window_views,
@@ -244,7 +244,7 @@ _VIEWS: dict[type[CacheGroup], Callable[..., Callable[[CacheArrays, int], Any]]]
 
 @dataclass(frozen=True)
 class PagedAttend:
-    """Paged attention as a decoder layer calls it: every device attends with its own heads."""
+    """Paged attention of a decoder layer; each device computes its own heads."""
 
     context: StepContext
 
@@ -260,8 +260,8 @@ class PagedAttend:
         return out, cache
 
 
-# A jitted function of its own: it is traced and lowered once for all layers that are alike, which
-# takes most of a second for a kernel. XLA puts it in their places again.
+# Jitted separately, so that layers with equal arguments share one trace and lowering, which takes
+# most of a second for a kernel. XLA inlines the calls.
 @lru_cache(maxsize=16)
 def _attend_sharded(
     context: StepContext, kind: KeyValuePages

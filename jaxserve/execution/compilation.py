@@ -1,4 +1,4 @@
-"""Compilation: kept between starts, and counted, because one under traffic is a bug."""
+"""JAX compilation: the persistent cache, and counters of unexpected compilations."""
 
 import os
 import threading
@@ -15,15 +15,15 @@ _HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 def use_compilation_cache(folder: Path | None = None) -> Path:
-    """Keep compiled programs in `folder` (default: jaxserve/xla in the user's cache folder).
+    """Store compiled programs in `folder` (default: jaxserve/xla in the user's cache folder).
 
-    JAX keys its entries by program, options, versions and device, so one folder serves all.
+    JAX keys entries by program, options, versions and device, so engines can share a folder.
     """
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base) / "jaxserve" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Every program: a start that compiles a hundred cheap ones is slow too.
+    # Cache every program: compiling a hundred cheap ones is slow too.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
@@ -31,13 +31,13 @@ def use_compilation_cache(folder: Path | None = None) -> Path:
 
 @contextmanager
 def without_compilation_cache() -> Iterator[None]:
-    """Compile everything anew within.
+    """Compile without the persistent cache inside the block.
 
-    XLA for CPUs serializes a program that came out of the cache without its machine code.
+    XLA for CPUs drops the machine code when it serializes a program loaded from the cache.
     """
     was_enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX looks at the setting once, and remembers
+    compilation_cache.reset_cache()  # JAX reads the setting only once
     try:
         yield
     finally:
@@ -46,32 +46,32 @@ def without_compilation_cache() -> Iterator[None]:
 
 
 class CompilationCounter:
-    """Counts the programs this process has compiled (or fetched from the cache) since it began.
+    """Counts programs compiled, or loaded from JAX's cache, by this process.
 
-    `mark()` at the end of warm-up; from then on `since_mark` should stay 0. What is compiled inside
-    of `planned()`, of this counter or another engine's, was meant to be, and is not counted.
+    Call `mark()` after warm-up; `since_mark` should stay 0 afterwards. Compilations inside
+    `planned()` are not counted, including those of other engines' counters.
     """
 
-    # Of all counters: each of them hears of all that the process compiles.
+    # Shared by all counters, because each one sees every compilation of the process.
     _planned = threading.local()
 
     def __init__(self) -> None:
         self._count = 0
         self._mark = 0
-        self.seconds = 0.0  # spent compiling, or fetching, since the process began
+        self.seconds = 0.0  # seconds of compiling or loading since the process began
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         jax.monitoring.register_event_listener(self._listen_for_hits)
 
     @contextmanager
     def planned(self) -> Iterator["Planned"]:
-        """Expect compilations on this thread within; tells of them when they are over."""
+        """Expect compilations on this thread inside the block, and yield their origin."""
         self._planned.block = block = Planned()
         try:
             yield block
         finally:
             self._planned.block = None
 
-    # JAX calls both on the thread that compiles.
+    # JAX calls both listeners on the thread that compiles.
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT:
@@ -88,7 +88,7 @@ class CompilationCounter:
         return getattr(self._planned, "block", None)
 
     def mark(self) -> None:
-        """Count from here."""
+        """Restart the count."""
         self._mark = self._count
 
     @property
@@ -99,6 +99,6 @@ class CompilationCounter:
 
 @dataclass(slots=True)
 class Planned:
-    """What came of compilations that were meant to be. is_from_cache: any of it was kept."""
+    """Result of expected compilations. is_from_cache: at least one came from the cache."""
 
     is_from_cache: bool = False

@@ -1,4 +1,4 @@
-"""What a step is compiled against, beside its shape."""
+"""Static parameters of a compiled step, besides its shape."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,15 +19,15 @@ from jaxserve.parallel.sharding import ShardingPlan
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """What an engine's operator has chosen about choosing tokens and reporting them."""
+    """Engine-wide settings of sampling and log-probabilities."""
 
-    max_logprobs: int = DEFAULT_MAX_LOGPROBS  # at each token, at most the vocabulary
+    max_logprobs: int = DEFAULT_MAX_LOGPROBS  # per token, at most the vocabulary size
     logprobs_mode: str = "raw_logprobs"  # one of config.LOGPROBS_MODES
     processors: LogitsProcessors = NO_PROCESSORS
 
 
 class Head(Protocol):
-    """What becomes of the hidden states of a step: a function of heads/."""
+    """Function that computes a step's output from hidden states; see heads/."""
 
     def __call__(
         self,
@@ -39,17 +39,17 @@ class Head(Protocol):
         shape: StepShape,
         context: "StepContext",
     ) -> tuple[Any, Any]:
-        """Return what the host gets, and the updated slot state.
+        """Return the output for the host and the updated slot state.
 
-        model: bound to its parameters. hidden: [tokens, embed]. state: of the kind that the head
-        keeps, SlotState or PoolState. The host's part of the result is a StepOutput or PoolOutput.
+        model: bound to its parameters. hidden: [tokens, embed]. state: SlotState or PoolState,
+        depending on the head. The output is a StepOutput or a PoolOutput.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """What a step is compiled against, beside its shape."""
+    """Static parameters of a compiled step, besides its shape."""
 
     model: ModelConfig
     head: Head
@@ -58,9 +58,9 @@ class StepContext:
     rope_length: int
     attention: AttentionPlan
     sampling: SamplingSettings = SamplingSettings()
-    pooling: PoolingType | None = None  # what `pool_head` makes of a prompt
+    pooling: PoolingType | None = None  # pooling type of `pool_head`
 
     @property
     def mesh(self) -> Mesh:
-        """Devices that steps run on."""
+        """Devices that run the step."""
         return self.sharding.mesh

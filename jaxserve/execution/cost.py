@@ -1,8 +1,8 @@
-"""What a step costs at least, counted from shapes: FLOPs, bytes of device memory, time.
+"""Lower bound of a step's cost, from shapes: FLOPs, bytes of device memory, seconds.
 
-The count is the same for every target, so that targets compare; compilers' own estimates are not
-(XLA gives none for a GPU that is absent). It is a bound: activations that stay in caches, and what
-devices send each other, count as nothing.
+The method is the same for every target, so that results are comparable. Compilers' estimates are
+not, and XLA has none for an absent GPU. Activations that stay in on-chip caches and communication
+between devices count as zero.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from pallas_kernels.targets import Target
 type IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
 _LOGIT_BYTES = 4  # float32, written once and read once
-# What a slot remembers of each token: seen, counts and bias (`state.SlotState`).
+# Slot state per token: seen, counts and bias (`state.SlotState`).
 _MEMORY_BYTES = 1 + 4 + 4
 
 
@@ -38,21 +38,21 @@ class Cost:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that move, either way."""
+        """Bytes read and written."""
         return self.read_bytes + self.written_bytes
 
     def seconds(self, target: Target) -> float | None:
-        """Return the time below which `target` cannot be, None where its speeds are unknown.
+        """Return the lower bound of the time on `target`, None if its speeds are unknown.
 
-        It is that of the roofline model (Williams et al., 2009, doi:10.1145/1498765.1498785).
-        FLOPs count at the target's rate for bfloat16.
+        Uses the roofline model (Williams et al., 2009, doi:10.1145/1498765.1498785) with the
+        target's FLOP rate for bfloat16.
         """
         if not target.bandwidth or not target.flops:
             return None
         return max(self.num_bytes / target.bandwidth, self.flops / target.flops)
 
     def bound(self, target: Target) -> str | None:
-        """Return what that time is spent on: "memory" or "compute"."""
+        """Return the limiting resource: "memory" or "compute"; None if unknown."""
         if not target.bandwidth or not target.flops:
             return None
         by_memory = self.num_bytes / target.bandwidth
@@ -60,10 +60,10 @@ class Cost:
 
 
 class StepCosts:
-    """Counts what steps of one engine cost, each in a microsecond or two.
+    """Computes the cost of steps of one engine, in one or two microseconds each.
 
-    Weights are read once a step, keys and values once per sequence; padding costs nothing.
-    params: arrays, or abstract ones, with shardings.
+    Weights are read once per step, keys and values once per sequence. Padding costs nothing.
+    params: arrays or abstract arrays, with shardings.
     """
 
     def __init__(self, model: ModelConfig, *, params: Params, attention: AttentionPlan) -> None:
@@ -76,7 +76,7 @@ class StepCosts:
             )
             for i, layer in enumerate(model.layers)
         ]
-        # FLOPs of a pair and bytes of a key, over the layers that have the same window.
+        # By window: FLOPs of a query-key pair and bytes of a key, summed over its layers.
         self._windows: dict[int | None, tuple[int, int]] = {}
         for work in works:
             pair, key = self._windows.get(work.sliding_window, (0, 0))
@@ -102,10 +102,10 @@ class StepCosts:
         num_sampled: int,
         features: Feature,
     ) -> Cost:
-        """Count a step whose rows compute `lengths` tokens each from the positions `starts` on.
+        """Return the cost of a step whose rows start at `starts` and have `lengths` tokens.
 
-        num_tokens: the sum of the lengths. num_sampled: rows that draw a token, which alone need
-        logits, but for those of every token with Feature.PROMPT_LOGPROBS.
+        num_tokens: sum of the lengths. num_sampled: rows that sample a token. Only these need
+        logits, unless features include PROMPT_LOGPROBS, which needs the logits of every token.
         """
         flops = key_bytes = 0  # of attention
         for window, (pair, key) in self._windows.items():
@@ -130,12 +130,12 @@ class StepCosts:
     def work(
         self, *, flops_per_byte: float, attention_efficiency: float, product_speed: float = 1.0
     ) -> WorkModel:
-        """Return what the scheduler is to know of these costs, on a device of such a balance.
+        """Return the cost model of the scheduler, for a device with this balance.
 
-        attention_efficiency: FLOP/s of attention over prompts, as a share of those of products, and
-        bytes/s of attention of decodes, as a share of those of reading weights. product_speed: of
-        products with quantized weights, as a multiple of the others'.
-        Layers with a sliding window count for nothing: what they attend to does not grow.
+        attention_efficiency: FLOP/s of prefill attention relative to matmuls, and bytes/s of decode
+        attention relative to reading weights. product_speed: speed of matmuls with quantized
+        weights, relative to others. Sliding-window layers count as zero, because their cost does
+        not grow with the context.
         """
         pair_flops, key_bytes = self._windows.get(None, (0, 0))
         pair, key = pair_flops / self._token_flops, key_bytes / self._token_flops
@@ -151,7 +151,7 @@ class StepCosts:
 def _attended(
     starts: IntArray, lengths: IntArray, num_tokens: int, window: int | None
 ) -> tuple[int, int]:
-    """Return pairs of a query and a key, and keys that any query sees, in one layer."""
+    """Return the query-key pairs and the distinct keys read, in one layer."""
     num_rows = len(starts)
     if num_tokens == num_rows:
         keys = starts + 1 if window is None else np.minimum(starts + 1, window)
@@ -161,7 +161,7 @@ def _attended(
     if window is None:
         pairs = lengths * starts + lengths * (lengths + 1) // 2
         return int(pairs.sum()), int(starts.sum()) + num_tokens
-    # The first rows of a chunk see all that is before them, the others a whole window.
+    # The first rows of a chunk attend to every earlier token, the others to a full window.
     first = np.clip(window - starts, 0, lengths)
     pairs = first * starts + first * (first + 1) // 2 + (lengths - first) * window
     keys = np.minimum(starts + lengths, window + lengths - 1)
@@ -176,10 +176,9 @@ def step_cost(
     attention: AttentionPlan,
     context_len: int,
 ) -> Cost:
-    """Count a full step: no padding, and every sequence `context_len` tokens long when it is done.
+    """Return the cost of a full step: no padding, every sequence `context_len` tokens long.
 
-    Rows divide evenly among the sequences, whose context is at least their rows. params: abstract,
-    with shardings.
+    The rows are divided evenly among the sequences. params: abstract arrays with shardings.
     """
     rows = shape.tokens // shape.sequences
     lengths = np.full(shape.sequences, rows)
@@ -193,7 +192,7 @@ def step_cost(
 
 
 def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
-    """Count a draw: the head once, and its logits."""
+    """Return the cost of deferred sampling: the head and its logits."""
     assert model.head is not None, "only a head for tokens draws"
     head = as_matrix(params[model.head])
     logit_bytes = shape.rows * model.vocab_size * _LOGIT_BYTES
@@ -205,7 +204,7 @@ def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
 
 
 def helper_cost(programs: ProgramSet, helper: Helper) -> Cost:
-    """Count what moves when cache and state are made, or one slot's row of the state is written."""
+    """Return the cost of allocating cache and state, or of writing one slot's state."""
     state = tree_bytes(programs.state)
     if helper is Helper.ALLOCATE:
         return Cost(flops=0, read_bytes=0, written_bytes=tree_bytes(programs.cache) + state)

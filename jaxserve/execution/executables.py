@@ -1,12 +1,12 @@
-"""Compiled programs in a folder, to be loaded instead of compiled: written once, run elsewhere.
+"""Folders of compiled programs, to load instead of compiling on every machine.
 
-A folder holds a file per program and a manifest: the key, which is everything that must be the
-same where the programs were compiled and where they run, and each file's SHA-256. JAX's own
-compilation cache cannot carry programs from a machine without the device to one with it: its keys
-hold what the device's driver says of itself. docs/compile.md has the reasons at length.
+A folder contains one file per program and a manifest with the key and each file's SHA-256. The key
+lists everything that must match between the compiling and the running machine. JAX's own
+compilation cache cannot be filled on a machine without the device, because its keys include the
+driver's version; see docs/compile.md.
 
-The files are pickles with machine code inside: loading one runs what its author wrote. Trust a
-folder as you trust the code you install.
+The files are pickles with machine code inside: loading one runs its author's code. Trust a folder
+as you trust the code you install.
 """
 
 import functools
@@ -33,11 +33,11 @@ type Key = Mapping[str, str | int]
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
-# What the programs are made of: the packages and files whose source is part of the key.
+# Packages whose source is part of the key.
 _SOURCES = ("execution", "layers", "models", "quantization", "parallel")
 _SUFFIXES = {".py", ".c", ".h"}
 _ROOT = Path(__file__).parents[1]
-# Distributions that compile for a platform and run there; those that are installed count.
+# Distributions that contain each platform's compiler and runtime; installed ones count.
 _RUNTIMES = {
     "gpu": (
         "jax-cuda13-pjrt",
@@ -59,7 +59,7 @@ def executable_key(
     quantization: str | None,
     packed: str | None,
 ) -> Key:
-    """Return everything that a compiled program depends on, but for its own shape."""
+    """Return everything that a compiled program depends on, except its shape."""
     device = context.mesh.devices.flat[0]
     config = context.attention.configs[0]
     return {
@@ -91,10 +91,10 @@ def executable_key(
 
 
 class ExecutableWriter:
-    """Writes programs into a new folder; `close` makes it complete."""
+    """Writes programs into a new folder; `close` completes it."""
 
     def __init__(self, folder: Path, key: Key) -> None:
-        """Make the folder; raises ConfigError where it holds anything already."""
+        """Create the folder; raises ConfigError if it exists and is not empty."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"out must be an empty or a new folder, got {folder}")
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -111,14 +111,14 @@ class ExecutableWriter:
         return len(content)
 
     def close(self) -> None:
-        """Write the manifest, without which the folder is none of ours."""
+        """Write the manifest; a folder without one is invalid."""
         manifest = {"key": self._key, "programs": self._programs}
         _write(self._folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 @dataclass(frozen=True)
 class ExecutableFolder:
-    """A folder that ExecutableWriter has written."""
+    """Folder written by ExecutableWriter."""
 
     path: Path
     key: Key
@@ -126,9 +126,9 @@ class ExecutableFolder:
 
     @staticmethod
     def open(path: Path) -> "ExecutableFolder":
-        """Read a folder's manifest, and no program yet.
+        """Read a folder's manifest, but no program.
 
-        Raises ConfigError where there is none, or anyone may write there.
+        Raises ConfigError if there is no valid manifest, or if everyone may write to the folder.
         """
         _refuse_writable(path)
         content = _read(path / MANIFEST)
@@ -139,7 +139,7 @@ class ExecutableFolder:
             raise ConfigError(f"executables: {path / MANIFEST} is not a manifest") from error
 
     def difference(self, key: Key) -> str | None:
-        """Return the first thing in which the folder differs from `key`, None where it fits."""
+        """Return the first difference between the folder's key and `key`, None if equal."""
         for name in {**key, **self.key}:
             there, here = self.key.get(name), key.get(name)
             if there != here:
@@ -147,14 +147,14 @@ class ExecutableFolder:
         return None
 
     def load(self, program: Program, mesh: jax.sharding.Mesh) -> jax.stages.Compiled | None:
-        """Load a program onto the devices of `mesh`; None where the folder does not have it.
+        """Load a program onto the devices of `mesh`; return None if the folder lacks it.
 
-        Raises ConfigError where the file is not the one that was written, or anyone may write it.
+        Raises ConfigError if the file does not match the manifest, or if everyone may write to it.
         """
         entry = self.programs.get(name_of(program))
         if entry is None:
             return None
-        # A plain name: a manifest does not lead elsewhere.
+        # Use the file name only: a manifest must not point outside the folder.
         path = self.path / Path(entry["file"]).name
         content = _read(path)
         if _digest(content) != entry["sha256"]:
@@ -197,7 +197,7 @@ def _digest(content: bytes) -> str:
 
 @functools.cache
 def _source_hash() -> str:
-    """Hash the source that programs are made from: a kernel that changed is another kernel."""
+    """Return a hash of the source that programs depend on, kernels included."""
     kernels = _ROOT.parent / "pallas_kernels"
     roots = [kernels, *(_ROOT / name for name in _SOURCES)]
     files = [file for root in roots for file in (sorted(root.rglob("*.[pch]*")) or [root])]
@@ -206,7 +206,7 @@ def _source_hash() -> str:
 
 
 def _runtime(platform_name: str) -> str:
-    """Return what compiles and runs programs: packages by version, or this kind of CPU."""
+    """Return the versions of the compiler and runtime packages, or the kind of CPU."""
     if platform_name == "cpu":
         return f"{platform.machine()} {_digest(_cpu_features().encode())[:16]}"
     found = []
@@ -219,7 +219,7 @@ def _runtime(platform_name: str) -> str:
 
 
 def _cpu_features() -> str:
-    """Return the instruction sets of this CPU, which XLA compiles for; its name where unknown."""
+    """Return this CPU's instruction sets, which XLA compiles for, or its name if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The model's part of a step: from a packed batch to hidden states, and from those to logits."""
+"""Forward pass of the model: from a packed batch to hidden states and logits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ def forward(
 ) -> tuple[jax.Array, KVCache]:
     """Run the layers of a bound model; return its hidden states and the updated cache.
 
-    token_ids: int32[tokens]. The hidden states are [tokens, embed], a row for each token.
+    token_ids: int32[tokens]. The hidden states are [tokens, embed].
     """
     arrays = CacheArrays(cache)
     attend = PagedAttend(context) if context.model.is_causal else PackedAttend.over(inputs)
@@ -46,11 +46,10 @@ def forward(
 
 
 def logits_of(model: Decoder, hidden: jax.Array, rows: Rows, sharding: ShardingPlan) -> jax.Array:
-    """Return the logits of hidden states: float32[rows, vocab], whole on every device.
+    """Return the logits of hidden states, float32[rows, vocab], replicated on all devices.
 
-    rows: those of `hidden` that are not padding.
-    The sharding is constrained in two steps: asked for whole logits at once, XLA gathers the head's
-    weights instead.
+    rows: the rows of `hidden` that are not padding. The sharding is constrained in two steps. With
+    one constraint, XLA gathers the head's weights instead of the logits.
     """
     logits = model.logits(hidden, rows)
     split = sharding.sharding(("rows", "vocab"), logits.shape)
@@ -63,9 +62,9 @@ def logits_of(model: Decoder, hidden: jax.Array, rows: Rows, sharding: ShardingP
 
 @dataclass(frozen=True)
 class PackedAttend:
-    """Attention of an encoder's layer: each token to all of its prompt, which is here whole."""
+    """Attention of an encoder layer: each token attends to its entire prompt."""
 
-    prompts: jax.Array  # int32[tokens], the sequence of each row; padding is one of its own
+    prompts: jax.Array  # int32[tokens], sequence of each row; padding has its own
 
     @staticmethod
     def over(inputs: StepInput) -> "PackedAttend":

@@ -1,4 +1,4 @@
-"""Memory of the host that steps on CPUs work with."""
+"""Host memory: the free bytes of this process, and the allocator's behaviour."""
 
 import ctypes
 import os
@@ -7,25 +7,24 @@ from pathlib import Path
 
 import psutil
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST = (1 << 31) - 1  # what its int holds
-# Who sets one of these has thought about it.
+_LARGEST = (1 << 31) - 1  # mallopt takes an int
+# Respect these settings of the operator.
 _ASKED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
-# The files of a control group: its limit, what it uses, and of that the reclaimable page cache.
+# Control group files: limit, usage, and the field of reclaimable page cache in the usage.
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _PROCESS = Path("/proc/self/cgroup")
 
 
 def keep_freed(num_bytes: int) -> bool:
-    """Keep up to so much freed memory in this process for what is allocated next.
+    """Keep up to `num_bytes` of freed memory in this process for reuse.
 
-    On CPUs XLA allocates what a step works with at its start, and frees it at its end. glibc gives
-    large pieces back to the system then, which has to find and to clear each page of the next
-    step's. Returns whether this C library can be told, and was not told otherwise by the
-    environment.
+    On CPUs, XLA allocates a step's temporaries at its start and frees them at its end. By default
+    glibc returns large blocks to the system, which has to map and zero every page again in the next
+    step. Return False if the C library has no such setting, or if the environment sets it.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _ASKED):
         return False
@@ -37,10 +36,10 @@ def keep_freed(num_bytes: int) -> bool:
 
 
 def free_bytes(*, cgroups: Path = Path("/sys/fs/cgroup"), process: Path = _PROCESS) -> int:
-    """Return the bytes that this process may still take of its host's memory.
+    """Return the bytes of host memory that this process may still allocate.
 
-    That is what the host has available, or what is left within the memory limit of a container.
-    cgroups: where control groups are mounted. process: the file that names those of this process.
+    This is the host's available memory, or what the memory limit of a container leaves. cgroups:
+    mount point of the control groups. process: file that names the groups of this process.
     """
     left = [psutil.virtual_memory().available]
     try:
@@ -57,17 +56,17 @@ def free_bytes(*, cgroups: Path = Path("/sys/fs/cgroup"), process: Path = _PROCE
 
 
 def _left_within(mount: Path, name: str, files: tuple[str, str, str]) -> list[int]:
-    """Return what each of a group and those around it leaves, as far as they have a limit."""
+    """Return the bytes left in a group and in each of its parents that has a limit."""
     limit, usage, inactive = files
     found = []
-    # In a container the group's own folder is often mounted as the root of all.
+    # Containers often mount the group's own folder as the root.
     for folder in [mount, *((mount / name.strip("/")), *(mount / name.strip("/")).parents)]:
         try:
             most = int((folder / limit).read_text())
             used = int((folder / usage).read_text())
             stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such group here, or "max"
+        except (OSError, ValueError):  # no such group, or "max"
             continue
-        # Pages of files that nobody has used for long are given up on demand.
+        # The kernel reclaims inactive file pages on demand.
         found.append(most - used + int(stat.get(inactive, 0)))
     return found

@@ -1,4 +1,4 @@
-"""Who multiplies by a model's matrices, and how these are kept for it."""
+"""Select the matmul backend for a model's weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ BACKENDS = (PACKED, XLA)
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPlan:
-    """The products of all layers of a model with its matrices.
+    """Matmul backend of a model.
 
-    packed: what packed matrices hold (`pallas_kernels.packed_linear`), None where they stay arrays.
+    packed: dtype of packed weights (see `pallas_kernels.packed_linear`), None if they stay arrays.
     """
 
     choice: Choice
@@ -36,11 +36,11 @@ def plan_linear(
     target: Target,
     backend: str | None = None,
 ) -> LinearPlan:
-    """Find who multiplies activations of `dtype` by matrices, on the devices of `mesh`.
+    """Select the matmul backend for activations of `dtype` on the devices of `mesh`.
 
-    stored_dtype: of the checkpoint, which matrices keep where that loses nothing: it is bytes that
-    a step reads. backend: the one to take, None for the best that accepts. Raises ConfigError, with
-    the reason, where it does not.
+    stored_dtype: dtype of the checkpoint. Weights keep it where that is lossless, to reduce the
+    bytes that a step reads. backend: the backend to use, None for the best supported one. Raises
+    ConfigError if `backend` cannot be used.
     """
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"linear_backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

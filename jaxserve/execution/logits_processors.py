@@ -1,4 +1,4 @@
-"""Logits processors: changes to logits that an operator adds, compiled into the step."""
+"""Logits processors: operator-supplied changes of logits, compiled into the step."""
 
 import hashlib
 import inspect
@@ -22,22 +22,21 @@ from jaxserve.errors import ConfigError, InvalidRequestError
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ProcessorInput:
-    """What a processor knows of its rows; XLA drops what it does not read."""
+    """Per-row input of a logits processor. XLA removes the fields that it does not use."""
 
-    values: jax.Array  # float32[rows, num_values], of each row's request
-    in_prompt: jax.Array  # bool[rows, vocab], whether the token stands in the prompt
+    values: jax.Array  # float32[rows, num_values], values of the row's request
+    in_prompt: jax.Array  # bool[rows, vocab], whether the prompt has the token
     counts: jax.Array  # int32[rows, vocab], how often it was generated
     recent: jax.Array  # int32[rows, 7], the newest tokens, the last one last; vocab_size pads
-    lengths: jax.Array  # int32[rows], tokens of prompt and answer so far
+    lengths: jax.Array  # int32[rows], tokens of prompt and output so far
 
 
 class LogitsProcessor(ABC):
-    """A change of logits in pure JAX, which runs on the device inside the step.
+    """Function of logits in pure JAX that runs on the device as part of the step.
 
-    `names` are the keys of `SamplingParams.extra_args` (over HTTP: `vllm_xargs`) by which requests
-    ask for it and set its values; one without names applies to every request. It changes the rows
-    of those requests alone, before penalties, biases, bans and grammars, which so keep the last
-    word. What nobody asks for costs nothing.
+    `names` are the keys of `SamplingParams.extra_args` (over HTTP: `vllm_xargs`) that select the
+    processor and set its values. A processor without names applies to every request. It changes
+    only the rows of those requests. Penalties, biases, bans and grammars apply after it.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -47,14 +46,15 @@ class LogitsProcessor(ABC):
 
     @property
     def num_values(self) -> int:
-        """How many numbers `values` returns: by default one for each name."""
+        """Length of the result of `values`: one per name by default."""
         return len(self.names)
 
     def values(self, arguments: Mapping[str, Any]) -> Sequence[float]:
-        """Return the numbers that the device gets to know of a request; on the host, once.
+        """Return the values of a request for the device; called once, on the host.
 
-        arguments: those of `names` that the request gives, one at least. By default each must be
-        there, and a finite number. Raises InvalidRequestError, which refuses the request.
+        arguments: the request's arguments whose keys are in `names`, at least one if there are
+        names. By default every name is required and must be a finite number. Raises
+        InvalidRequestError to reject the request.
         """
         for name in self.names:
             value: Any = arguments.get(name)
@@ -68,43 +68,42 @@ class LogitsProcessor(ABC):
 
     @abstractmethod
     def __call__(self, logits: jax.Array, inputs: ProcessorInput) -> jax.Array:
-        """Return other logits for float32[rows, vocab].
+        """Return changed logits, float32[rows, vocab].
 
-        Traced once for each program. Each row depends on what is its own alone.
+        Traced once per program. A row of the result must depend on the same row of the inputs only.
         """
 
 
 @dataclass(frozen=True)
 class LogitsProcessors:
-    """Those of an engine, in the order in which they apply.
+    """Logits processors of an engine, in the order of application.
 
-    What a request wants of them is one row of numbers: for each processor, 1 if it applies, and
-    its values.
+    A request's values form one row: for each processor, 1 if it applies, followed by its values.
     """
 
     processors: tuple[LogitsProcessor, ...] = ()
 
     @staticmethod
     def load(places: Iterable[str], *, vocab_size: int) -> "LogitsProcessors":
-        """Make the processors of classes named `module:Class`; raises ConfigError."""
+        """Create the processors from class names, `module:Class`; raises ConfigError."""
         return LogitsProcessors(tuple(_find(place)(vocab_size=vocab_size) for place in places))
 
     @property
     def row_size(self) -> int:
-        """How many numbers a row has."""
+        """Numbers per row."""
         return sum(1 + processor.num_values for processor in self.processors)
 
     @property
     def key(self) -> str:
-        """A word that changes with what the processors are and with their source."""
+        """Cache key of the processors: their names and source digests."""
         return ", ".join(f"{place_of(type(p))} {_source_hash(type(p))}" for p in self.processors)
 
     def check(self, params: SamplingParams) -> None:
-        """Raise InvalidRequestError unless a request's arguments are what the processors take."""
+        """Raise InvalidRequestError if a request's arguments are not valid."""
         self.row(params)
 
     def row(self, params: SamplingParams) -> np.ndarray | None:
-        """Return float32[row_size], None if no processor applies to the request."""
+        """Return the request's row, float32[row_size]; None if no processor applies."""
         arguments = params.extra_args
         known = {name for processor in self.processors for name in processor.names}
         for name in arguments:
@@ -128,7 +127,7 @@ class LogitsProcessors:
         return np.array(row, np.float32) if applies else None
 
     def __call__(self, logits: jax.Array, inputs: ProcessorInput) -> jax.Array:
-        """Apply all of them to the rows that want them; the values are float32[rows, row_size]."""
+        """Apply the processors; `inputs.values` is float32[rows, row_size]."""
         rows = inputs.values
         start = 0
         for processor in self.processors:
@@ -143,7 +142,7 @@ NO_PROCESSORS = LogitsProcessors()
 
 
 def place_of(processor: type[LogitsProcessor]) -> str:
-    """Return `module:Class` of a class."""
+    """Return the name of a class as `module:Class`."""
     return f"{processor.__module__}:{processor.__qualname__}"
 
 
@@ -161,5 +160,5 @@ def _find(place: str) -> type[LogitsProcessor]:
 
 
 def _source_hash(processor: type[LogitsProcessor]) -> str:
-    """Return a digest of the file that a class is in: as good as its program's."""
+    """Return a digest of the file that defines a class."""
     return hashlib.sha256(Path(inspect.getfile(processor)).read_bytes()).hexdigest()[:16]

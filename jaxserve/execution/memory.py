@@ -1,4 +1,4 @@
-"""The memory plan: what a device must hold, from shapes alone, before a byte is loaded."""
+"""Memory plan of a device, computed from shapes before anything is loaded."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,34 +22,32 @@ from jaxserve.parallel.sharding import ShardingPlan
 
 GIB = 1 << 30
 
-# Without a device's own limit to fill, on a CPU, the cache takes this, and more only where one
-# sequence of full length needs more.
+# Size of the cache on a CPU, unless one sequence of full length needs more.
 CPU_CACHE_BYTES = 4 * GIB
 
 
-# How many arrays as large as the logits a step holds at once.
+# Logits-sized arrays that each feature keeps alive at once.
 _COPIES = {Feature.TOKENS: 2, Feature.RANDOM: 4, Feature.ADJUST: 2, Feature.LOGPROBS: 1}
 _COPIES_OF_SCORED = 4
 
-# Share of a GPU's pool that is left free: JAX's allocator cuts the pool into blocks, and a step's
-# workspace must find one that is whole.
+# Share of a GPU's memory pool to leave free: the allocator fragments the pool, and a step's
+# workspace needs one contiguous block.
 GPU_SLACK = 0.03
 
-# What is small, and what a compiler does otherwise than others.
+# Safety factor for small arrays and for differences between compilers.
 _MARGIN = 1.25
 
-# XLA for this target holds so many times more of a large step's rows than for others: seen in what
-# it says of compiled programs (docs/compile.md), 2.1 GiB of 8192 rows of Llama 3.1 8B.
+# Activation copies on this target relative to others, from memory analyses of compiled programs
+# (docs/compile.md): 2.1 GiB for 8192 rows of Llama 3.1 8B.
 _ROW_COPIES = {"v7x": 2.2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes on each device of the mesh, and the pages that fit.
+    """Bytes on each device of the mesh, and the number of pages that fit.
 
-    weights, state (what slots remember), workspace (temporaries of the largest step), one page of
-    all layers, and one state of all recurrent layers. `limit` is what may be used of the device's
-    memory.
+    limit: usable bytes. state: slot state. workspace: temporaries of the largest step. page: one
+    page of all layers. recurrent: one state of all recurrent layers.
     """
 
     limit: int
@@ -73,14 +71,14 @@ class MemoryPlan:
         return self.limit - self.weights - self.state - self.workspace - self.cache
 
     def lines(self) -> list[str]:
-        """Return the plan as a table, a line each."""
+        """Return the plan as the lines of a table."""
         tokens = (self.num_pages - 1) * self.page_size
         pages = f"{self.num_pages} x {self.page_size} = {tokens} tokens"
         states = f"{self.num_states}, of sequences and of prefixes"
         recurrent = self.num_states * self.recurrent
         rows = (
             ("weights", self.weights, ""),
-            # None of an encoder.
+            # An encoder has no KV pages.
             *([("KV pages", self.num_pages * self.page, pages)] if self.page else []),
             *([("states", recurrent, states)] if recurrent else []),
             ("slot state", self.state, ""),
@@ -91,7 +89,7 @@ class MemoryPlan:
 
 
 def show_bytes(size: int) -> str:
-    """Return a size in a unit that reads well."""
+    """Format a size with a binary unit."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if abs(value) < 1024:
@@ -101,7 +99,7 @@ def show_bytes(size: int) -> str:
 
 
 def tree_bytes(tree: object) -> int:
-    """Return the bytes one device holds of a tree of (abstract) arrays."""
+    """Return the bytes of a tree of (abstract) arrays on one device."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
@@ -112,14 +110,14 @@ def tree_bytes(tree: object) -> int:
 
 @dataclass(frozen=True)
 class PageSizes:
-    """Bytes that one device holds of a page of tokens, and of a state, in all layers."""
+    """Bytes per device of a page of tokens and of a recurrent state, over all layers."""
 
     tokens: int
     state: int
 
 
 def page_sizes(layout: CacheLayout, attention: AttentionPlan, sharding: ShardingPlan) -> PageSizes:
-    """Return the bytes of a page of the main pool with its share of others, and of a state."""
+    """Return the bytes of a main-pool page with its share of other pools, and of a state."""
     arrays = describe_caches(layout, attention, sharding, num_pages=(1,) * len(layout.pools))
     share = layout.max_pages(layout.main_pool)
     first = tokens = state = 0
@@ -140,12 +138,12 @@ def usable_bytes(
     memory_bytes: int | None = None,
     host_bytes: int | None = None,
 ) -> int:
-    """Return the bytes that may be used of each of these devices: a fraction of what it has.
+    """Return the usable bytes of each device: a fraction of its memory.
 
-    memory_bytes: what each has, where the devices are not there to be asked. host_bytes: what the
-    host has free, by default what it has now; a CPU has that, and virtual devices share it. On a
-    GPU, JAX's own pool is the limit, less GPU_SLACK; its size is the same fraction, set before JAX
-    starts (XLA_PYTHON_CLIENT_MEM_FRACTION).
+    memory_bytes: memory of each device, for devices that are not attached. host_bytes: free memory
+    of the host, by default measured; virtual CPU devices share it. On a GPU the limit is JAX's
+    memory pool, less GPU_SLACK. The pool is the same fraction, set before JAX starts
+    (XLA_PYTHON_CLIENT_MEM_FRACTION).
     """
     platform = devices[0].platform
     if platform == "cpu":
@@ -167,11 +165,11 @@ def workspace_bytes(
     dtype: DTypeLike,
     max_logprobs: int = DEFAULT_MAX_LOGPROBS,
 ) -> int:
-    """Estimate the temporaries of the largest step, per device.
+    """Estimate the bytes of temporaries of the largest step, per device.
 
-    A step is in one of three places at a time, and its memory is that of the greediest:
-    attending, in an MLP, or drawing from float32 logits, of which it holds copies.
-    tests/execution/test_memory.py holds the estimate against compiled programs.
+    Attention, MLP and sampling run one after the other, so the estimate is their maximum. Sampling
+    counts several copies of the float32 logits. tests/execution/test_memory.py compares the
+    estimate with compiled programs.
     """
     itemsize = jnp.dtype(dtype).itemsize
     row_copies = _ROW_COPIES.get(attention.target.name, 1)
@@ -198,7 +196,7 @@ def workspace_bytes(
             num_rows = max(num_rows, SCORED_ROWS * _COPIES_OF_SCORED)
         logits = num_rows * config.vocab_size * 4
         if is_scored:
-            # An id and a score for each alternative of each token.
+            # One id and one score per alternative and token.
             logits += shape.tokens * max_logprobs * 8
         rows = stream + largest_layer
         largest = max(largest, row_copies * rows, logits)
@@ -206,9 +204,9 @@ def workspace_bytes(
 
 
 class ContextMemoryError(MemoryPlanError):
-    """The model fits, but not the KV cache of one sequence of full length.
+    """The model fits, but the KV cache of one sequence of full length does not.
 
-    num_tokens: the longest sequence that fits; 0 where none does.
+    num_tokens: the longest sequence that fits, 0 if none does.
     """
 
     def __init__(self, message: str, *, num_tokens: int, needed: float) -> None:
@@ -227,11 +225,11 @@ class FixedBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLimits:
-    """What bounds the cache; the first that is not None decides.
+    """Limits of the cache, in order of precedence; None means no limit.
 
-    num_pages: as many. num_bytes: as many bytes per device, and the null page. usual_bytes: no more
-    than these, unless one sequence of full length needs more. useful_pages: no more in any case
-    but those above.
+    num_pages: exact number of pages. num_bytes: bytes per device, without the null page.
+    usual_bytes: bytes per device, exceeded only if one sequence of full length needs more.
+    useful_pages: maximum number of pages, ignored if num_pages is given.
     """
 
     num_pages: int | None = None
@@ -250,10 +248,10 @@ def plan_memory(
     num_states: int = 0,
     cache: CacheLimits,
 ) -> MemoryPlan:
-    """Decide how many pages the cache gets within `limit` bytes per device.
+    """Compute the number of cache pages that fit within `limit` bytes per device.
 
-    page_size: tokens per page. num_states: recurrent states. Raises MemoryPlanError unless weights
-    and workspace fit, ContextMemoryError unless one sequence of full length can run.
+    page_size: tokens per page. num_states: number of recurrent states. Raises MemoryPlanError if
+    weights and workspace do not fit, ContextMemoryError if one sequence of full length does not.
     """
     weights, state, workspace = fixed.weights, fixed.state, fixed.workspace
     page, recurrent, num_pages = pages.tokens, pages.state, cache.num_pages

@@ -1,7 +1,7 @@
-"""An engine's programs, made on threads of their own: the first before it serves, others behind it.
+"""Pool of an engine's programs, compiled on background threads.
 
-XLA compiles without holding Python's lock, so weights load and requests are served meanwhile. What
-is traced in Python does hold it, a tenth of the time; the threads give way where they can.
+XLA compiles without the GIL, so weights load and requests are served meanwhile. Tracing, about a
+tenth of the time, holds the GIL. The threads lower their priority once the engine serves.
 """
 
 import logging
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 type Make = Callable[[Program], jax.stages.Compiled]
 
-# How much less a thread in the background is worth to the operating system than the process.
+# Niceness of a background thread relative to the process.
 BACKGROUND_NICENESS = 10
 LEAST_NICENESS = 19
 
 
 class ProgramPool:
-    """Programs by name. Those of `order` are made unasked, the others when they are first needed.
+    """Compiled programs. Those of `order` are compiled ahead, others on first use.
 
-    make: loads or compiles one; called on several threads at once. The threads end when everything
-    is made, when the pool is closed, and when the main thread has ended, each after the program it
-    is at: Python cannot end in the middle of a compilation (`leave` does). on_finish: called when
-    the last of `order` was tried, on a thread that made one.
+    make: loads or compiles one program; called from several threads at once. The threads end when
+    all programs are made, when the pool is closed, or when the main thread has ended. Each finishes
+    its current program, because Python cannot exit during a compilation (`leave` can). on_finish:
+    called on a compiling thread after the last program of `order`, even if it failed.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ProgramPool:
         self._make = make
         self._on_finish = on_finish
         self._changed = threading.Condition()
-        # All of these under the condition's lock, but that `_made` is read without it.
+        # Guarded by the condition's lock, except reads of `_made`.
         self._waiting = deque(order)
         self._under_way: set[Program] = set()
         self._failed: dict[Program, Exception] = {}
@@ -62,20 +62,20 @@ class ProgramPool:
 
     @property
     def num_made(self) -> int:
-        """How many programs there are; grows only."""
+        """Number of programs made so far; it only grows."""
         return len(self._made)
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a caller of `get` waits for a program to be made."""
+        """Whether a caller of `get` waits for a program."""
         return self._num_awaited > 0
 
     def has(self, program: Program) -> bool:
-        """Whether a program can be run now; where none are made unasked, after it is compiled."""
+        """Return whether plans may use a program now. True for all if `order` was empty."""
         return self._is_lazy or program in self._made
 
     def get(self, program: Program) -> jax.stages.Compiled:
-        """Return a program, made here if nobody is at it; raises what making it has raised."""
+        """Return a program, made on this thread if necessary; raises the errors of `make`."""
         compiled = self._made.get(program)
         if compiled is not None:
             return compiled
@@ -103,12 +103,12 @@ class ProgramPool:
                 self._num_awaited -= 1
 
     def give_way(self) -> None:
-        """From now on make what is left in the background."""
+        """Make the remaining programs at low priority."""
         with self._changed:
             self._is_background = True
 
     def finish(self, *, timeout_s: float | None = None) -> None:
-        """Wait until all is made; raises what making any of it has raised."""
+        """Wait until all programs are made; raises the errors of `make`."""
         for thread in self._threads:
             thread.join(timeout_s)
         with self._changed:
@@ -116,7 +116,7 @@ class ProgramPool:
                 raise error
 
     def close(self) -> None:
-        """Begin nothing more, and wait for what is under way."""
+        """Cancel waiting programs, and wait for those under way."""
         with self._changed:
             self._waiting.clear()
         for thread in self._threads:
@@ -135,7 +135,7 @@ class ProgramPool:
             self._make_one(program)
 
     def _make_one(self, program: Program) -> None:
-        """Make a program that this thread has put under way."""
+        """Make a program that this thread has marked as under way."""
         compiled, failure = None, None
         try:
             compiled = self._make(program)
@@ -155,14 +155,14 @@ class ProgramPool:
 
 
 def default_threads() -> int:
-    """Programs to make at once: XLA itself takes more than one core for each."""
+    """Return the number of programs to make at once; XLA uses several cores for each."""
     num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(8, num_cores // 2))
 
 
 def _give_way() -> None:
-    """Lower the priority of this thread alone, where the operating system can."""
+    """Lower the priority of the current thread, where the operating system can."""
     if sys.platform == "linux":
-        # Not below what the process has been given, which would take a privilege.
+        # Never raise the priority above the process's, which needs a privilege.
         niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + BACKGROUND_NICENESS
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, LEAST_NICENESS))

@@ -1,4 +1,4 @@
-"""Where an engine's programs come from: a folder that was shipped, or XLA."""
+"""Load programs from a folder of executables, or compile them."""
 
 import logging
 import threading
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class ProgramSources:
-    """Makes programs, one at a call and several calls at once, from the quickest source there is.
+    """Loads or compiles programs; safe to call from several threads.
 
-    params: abstract, or those to be run with. executables: a folder whose key fits.
+    params: abstract or concrete parameters. executables: a folder whose key matches this engine.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ProgramSources:
         return compiled
 
     def make_unplanned(self, program: Program) -> jax.stages.Compiled:
-        """Compile a program that a request has to wait for; counted as such."""
+        """Compile a program while a request waits, and count it as unplanned."""
         compiled = self._load(program)
         return self._programs.compile(self._params, program) if compiled is None else compiled
 
@@ -72,5 +72,5 @@ class ProgramSources:
             with self._lock:
                 if self._executables is not None:
                     self._report(f"the programs in {folder.path} do not load here: {reason}")
-                self._executables = None  # the others would not either
+                self._executables = None  # other files would fail for the same reason
             return None

@@ -1,4 +1,4 @@
-"""The programs that run on the device, described and compiled: the one place that jits."""
+"""Definition and compilation of the programs that run on the device."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -23,7 +23,7 @@ from jaxserve.models import ModelConfig, Params
 
 
 class Helper(StrEnum):
-    """The programs beside the steps: make cache and state; overwrite a slot's row of the state."""
+    """Programs besides the steps: allocate cache and state; write one slot's state."""
 
     ALLOCATE = "allocate"
     REMEMBER = "remember"
@@ -31,39 +31,38 @@ class Helper(StrEnum):
 
 type Program = StepShape | DrawShape | Helper
 
-# What lies on the device between steps beside the cache, and what a step hands to the host: of an
-# engine that generates, and of one that pools.
+# Slot state on the device, and output for the host: of a generating and of a pooling engine.
 type State[Leaf] = SlotState[Leaf] | PoolState[Leaf]
 type Output = StepOutput | PoolOutput
 
-# By platform. XLA would join the products of queries, keys and values by copying their weights
-# together in every step: 50 MB a layer of an 8B model, read and written.
+# XLA options by platform. XLA would merge the query, key and value matmuls by concatenating their
+# weights in every step: 50 MB per layer of an 8B model, read and written.
 _OPTIONS = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
 
 
 def name_of(program: Program) -> str:
-    """Return a word for a program, good for a table and a file."""
+    """Return the name of a program for tables and files."""
     return program.value if isinstance(program, Helper) else program.name
 
 
 def first_programs(shapes: ShapeTable) -> list[Program]:
-    """Return what an engine with these shapes cannot serve without; the longest to make first."""
+    """Return the programs required for serving, those that compile longest first."""
     first: list[Program] = [shapes.shapes[0], Helper.ALLOCATE]
     return first if shapes.pools else [*first, Helper.REMEMBER]
 
 
 def all_programs(shapes: ShapeTable) -> list[Program]:
-    """Return everything an engine with these shapes runs, in the order in which it is best made."""
-    # One draw serves every request that asks for a grammar.
+    """Return all programs of an engine with these shapes, in order of compilation."""
+    # One program for deferred sampling is enough to serve every grammar request.
     return [*first_programs(shapes), *shapes.draws[:1], *shapes.shapes[1:], *shapes.draws[1:]]
 
 
 def described_state(
     model: ModelConfig, *, pools: bool, num_slots: int, dtype: DTypeLike, extra_size: int = 0
 ) -> State[jax.ShapeDtypeStruct]:
-    """Describe what an engine keeps of its slots, slot 0 included, before it exists.
+    """Describe the slot state of an engine, including slot 0, before it exists.
 
-    dtype: of what the model's head reads.
+    dtype: dtype of the hidden states that the head reads.
     """
     if pools:
         return abstract_pool_state(num_slots=num_slots, embed=model.embed)
@@ -77,12 +76,11 @@ def described_state(
 
 
 class ProgramSet:
-    """What an engine runs on its devices, and what it keeps on them, before either exists.
+    """Programs of an engine, and the arrays that they keep on its devices.
 
-    num_pages: of each pool of the layout. cache and state: trees of jax.ShapeDtypeStruct, each with
-    its sharding. A step takes both by
-    donation and returns them where they were; so do draws and REMEMBER with the state. Of the
-    parameters steps and draws take the leaves, as a tuple.
+    num_pages: pages of each pool of the layout. cache and state: trees of jax.ShapeDtypeStruct with
+    shardings. A step takes both by donation and returns them. Deferred sampling and REMEMBER do the
+    same with the state. Steps and deferred sampling take the leaves of the parameters as a tuple.
     """
 
     def __init__(self, context: StepContext, *, num_pages: tuple[int, ...], num_slots: int) -> None:
@@ -126,11 +124,11 @@ class ProgramSet:
     ) -> jax.stages.Compiled:
         """Compile a program without running it; `params` may be abstract.
 
-        options: XLA's debug options by name, beside those that all programs are compiled with. What
-        comes back is called with the arguments alone, as fast as a jitted function.
+        options: XLA debug options by name, in addition to those of all programs. Call the result
+        without static arguments; it dispatches as fast as a jitted function.
         """
         device = self._mesh.devices.flat[0]
-        # Kernels for TPUs ask the mesh at hand which chip they are for, those for GPUs the default
+        # TPU kernels read the chip's kind from the current mesh, GPU kernels from the default
         # device.
         with jax.set_mesh(self._mesh), jax.default_device(device):
             return self._lower(params, program).compile(
@@ -163,7 +161,7 @@ class ProgramSet:
                 return self._allocate.lower()
 
     def _described(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        """Describe an array that every device holds."""
+        """Describe a replicated array."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
 
 
@@ -177,10 +175,10 @@ def step(
     shape: StepShape,
     context: StepContext,
 ) -> tuple[Output, KVCache, State[jax.Array]]:
-    """See `step.step`; the parameters are flat.
+    """Call `step.step` with flattened parameters.
 
-    JAX takes long to walk a tree in every call:
-    benchmarks/dispatch.py tells how long.
+    JAX flattens its arguments in every call, which is slow for a nested tree; see
+    benchmarks/dispatch.py.
     """
     params: Params = jax.tree.unflatten(tree, leaves)
     return step_of_tree(params, cache, state, packed, shape=shape, context=context)
@@ -195,7 +193,7 @@ def draw(
     shape: DrawShape,
     context: StepContext,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """See `step.draw`; the parameters are flat, as for a step."""
+    """Call `step.draw` with flattened parameters, as for a step."""
     params: Params = jax.tree.unflatten(tree, leaves)
     return draw_of_tree(params, state, packed, shape=shape, context=context)
 
@@ -203,6 +201,6 @@ def draw(
 def _allocate(
     cache: tuple[Any, ...], state: State[jax.ShapeDtypeStruct], context: StepContext
 ) -> tuple[KVCache, State[jax.Array]]:
-    """Make a cache that holds nothing yet, and a state of zeros."""
+    """Allocate an empty cache and a state of zeros."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
     return allocate_caches(cache, context), zeros

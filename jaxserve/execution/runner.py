@@ -1,4 +1,4 @@
-"""The runner: the one place that runs programs and moves data between host and device."""
+"""Model runner: runs programs and moves data between host and device."""
 
 import time
 from collections.abc import Callable
@@ -33,18 +33,17 @@ from jaxserve.execution.shapes import GREEDY, POOL, DrawShape, Feature, ShapeTab
 from jaxserve.execution.state import slot_memory
 from jaxserve.models import Params
 
-# What StepOutput says of a row that yields one token, as nearly all do.
+# Status and count of a row that yields one token, the common case.
 _ONE_DRAWN = np.array([[DrawStatus.DRAWN], [1]], np.int32)
 
 
 class ModelRunner:
-    """Owns everything on the device: parameters, KV cache and slot state. Implements plan.Runner.
+    """Owner of the device's arrays: parameters, KV cache, slot state. Implements plan.Runner.
 
-    Cache and state exist once: every step takes them by donation and gives them back.
+    Cache and state are donated to every step and replaced by its results.
 
-    programs: by `shapes`, of which the first is there, or will be once it is waited for. A step
-    takes the smallest shape that is made, so that nothing waits for the others. clock: seconds,
-    the engine's.
+    programs: the programs of `shapes`. The constructor waits for the first shape. A step uses the
+    smallest suitable shape among the compiled ones. clock: the engine's clock, in seconds.
     """
 
     def __init__(
@@ -65,13 +64,13 @@ class ModelRunner:
         self._processors = context.sampling.processors
         held_dtype = context.attention.dtype
         self._nothing_held = np.zeros(context.model.embed, held_dtype)
-        # Tokens for which every group has columns, whatever the size of pages.
+        # Tokens that fit into every group's columns, for any page size.
         self._null_tokens = min(group.max_pages for group in context.caches.groups)
         self._table = SlotTable(num_slots=num_slots, pages=shapes.shapes[0].pages)
         self._costs = StepCosts(context.model, params=params, attention=context.attention)
         self._cache: KVCache
         self._state: State[jax.Array]
-        # The tables of those programs that plans may use, by their bits in this order.
+        # Shape tables of the usable programs, by bitmask over this order.
         self._order: tuple[StepShape | DrawShape, ...] = (*shapes.shapes, *shapes.draws)
         self._tables: dict[int, ShapeTable] = {}
         self._cache, self._state = programs.get(Helper.ALLOCATE)()
@@ -80,12 +79,12 @@ class ModelRunner:
 
     @property
     def max_in_flight(self) -> int:
-        """One step on the device and its successor behind it; see plan.Runner."""
+        """Two: one step on the device and one queued behind it; see plan.Runner."""
         return 2
 
     @property
     def limits(self) -> StepLimits:
-        """What a step may have now; see plan.Runner."""
+        """Current limits of a step; see plan.Runner."""
         if self._num_programs != self._programs.num_made:
             self._take_over()
         return self._limits
@@ -133,7 +132,7 @@ class ModelRunner:
         )
 
     def draw(self, plan: DrawPlan) -> "PendingResult":
-        """Start a draw; see plan.Runner."""
+        """Start deferred sampling; see plan.Runner."""
         start_s = self._clock()
         rows, table = Rows(plan.rows), self._table
         needs = table.needs(rows)
@@ -156,10 +155,10 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Run every program there is on the null slot: the first run of each takes longer.
+        """Run every compiled program once on the null slot, because first runs are slow.
 
-        Not on padding alone, which computes no attention and draws no tokens: what those need is
-        made when they first run (measured on a CPU: the first prompt took twice as long).
+        The rows are not all padding. Padding runs neither attention nor sampling, whose first run
+        also takes longer (on a CPU the first prompt took twice as long).
         """
         self._take_over()
         for shape in self._shapes.shapes:
@@ -186,14 +185,14 @@ class ModelRunner:
         jax.block_until_ready(self._state)
 
     def _take_over(self) -> None:
-        """Let plans use the shapes that have been compiled meanwhile."""
-        self._num_programs = self._programs.num_made  # first: another may come in between
+        """Let plans use the shapes compiled since the last call."""
+        self._num_programs = self._programs.num_made  # read first: more may be compiled meanwhile
         compiled = sum(1 << i for i, each in enumerate(self._order) if self._programs.has(each))
         self._shapes = self._table_of(compiled)
         self._limits = structs.replace(self._shapes.limits, programs=compiled)
 
     def _table_of(self, programs: int | None) -> ShapeTable:
-        """Return the shapes that a plan may use. One that is not compiled here is waited for."""
+        """Return the shapes that a plan may use; programs not compiled here are waited for."""
         if programs is None:
             return self._shapes
         table = self._tables.get(programs)
@@ -228,7 +227,7 @@ class ModelRunner:
 
 
 def _null_rows(shape: StepShape, num_tokens: int) -> tuple[RowPlan, ...]:
-    """Return rows of the null slot, of at most so many tokens, which all lie in the null page."""
+    """Return rows of the null slot, at most `num_tokens` long, on the null page."""
     lengths = [1] * shape.sequences
     if not shape.is_decode:
         lengths = [1, min(shape.tokens - 1, num_tokens)][-shape.sequences :]
@@ -239,7 +238,7 @@ def _null_rows(shape: StepShape, num_tokens: int) -> tuple[RowPlan, ...]:
 
 
 class PendingResult:
-    """A step under way; its results are on their way to the host already."""
+    """Step in flight, whose results are already being copied to the host."""
 
     def __init__(
         self,
@@ -264,7 +263,7 @@ class PendingResult:
 
     def is_ready(self) -> bool:
         """Whether the device has finished; see plan.PendingStep."""
-        tokens: Any = self._output.tokens  # jax.Array's type leaves this method out
+        tokens: Any = self._output.tokens  # jax.Array's type lacks is_ready
         is_ready: bool = tokens.is_ready()
         return is_ready
 
@@ -326,11 +325,11 @@ class PendingResult:
 
 
 class PendingVectors:
-    """A step that pools, under way."""
+    """Pooling step in flight."""
 
     def __init__(self, output: PoolOutput, rows: Rows, *, run: StepRun) -> None:
         self.run = run
-        self._vectors: Any = output.vectors  # jax.Array's type leaves `is_ready` out
+        self._vectors: Any = output.vectors  # jax.Array's type lacks is_ready
         self._rows = rows
         self._vectors.copy_to_host_async()
 
@@ -352,7 +351,7 @@ class PendingVectors:
 
 
 def _where(rows: np.ndarray) -> frozenset[int]:
-    """Return the indices of the rows that are true."""
+    """Return the indices of the true rows."""
     return frozenset(np.flatnonzero(rows).tolist())
 
 
@@ -361,7 +360,7 @@ def _at[T](per_slot: list[T], rows: Rows) -> list[T]:
 
 
 class _Report:
-    """Log-probabilities in host memory, read a row at a time."""
+    """Log-probabilities in host memory."""
 
     def __init__(self, scores: Logprobs) -> None:
         self._chosen = np.asarray(scores.chosen)
@@ -371,7 +370,7 @@ class _Report:
         self._named = np.asarray(scores.named)
 
     def at(self, row: int, token: int, count: int, named: tuple[int, ...] = ()) -> PositionLogprobs:
-        """Return the chosen token of a row, its `count` most likely ones, and those named."""
+        """Return the chosen token of a row, its `count` most likely tokens, and the named ones."""
         ids, values = self._top_ids[row, :count].tolist(), self._top[row, :count].tolist()
         return PositionLogprobs(
             chosen=TokenLogprob(token, float(self._chosen[row]), int(self._rank[row])),

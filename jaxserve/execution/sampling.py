@@ -1,11 +1,11 @@
-"""From logits to tokens, for a batch of rows with different parameters, in one program.
+"""Sampling from logits, for a batch of rows with different parameters, in one program.
 
-No sort of the vocabulary: the filters of top-k, top-p and min-p all keep the tokens above some
-logit, so the logit is found by bisection over the bits of a float32, exactly, in at most 32 passes,
-and not at all when no row asks. The passes are over the few blocks of the vocabulary with the most
-likely tokens, and over the whole of it only for rows that keep more than those. The draw inverts
-the cumulative distribution in two stages, over blocks and then within one, with a uniform number
-for each.
+The vocabulary is not sorted. The top-k, top-p and min-p filters all keep the tokens above some
+logit, which is found exactly by bisection over the bits of a float32, in at most 32 passes. Rows
+without filters need none. The passes cover only the blocks of the vocabulary with the most likely
+tokens. They cover the whole vocabulary only if a row keeps more tokens than those. Sampling inverts
+the cumulative distribution in two stages, over blocks and then within one block, with one uniform
+number each.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from jaxserve.execution.batch import StepInput
 from jaxserve.execution.logits_processors import NO_PROCESSORS, LogitsProcessors, ProcessorInput
 from jaxserve.execution.state import SlotState
 
-# Tokens per block of the vocabulary, and blocks that are searched first. Measured with 32 rows on a
-# 2-core CPU: 32 to 128 tokens and 72 to 128 blocks differ by less than a fifth.
+# Tokens per block of the vocabulary, and blocks to search first. Measured with 32 rows on a 2-core
+# CPU: 32 to 128 tokens and 72 to 128 blocks differ by less than a fifth.
 _BLOCK = 64
 _NEAR_BLOCKS = 96
 
@@ -32,7 +32,7 @@ _NEAR_BLOCKS = 96
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Logprobs:
-    """Scores, log-probabilities as a rule, of a chosen token, the greatest ones and those named."""
+    """Scores (by default log-probabilities) of the chosen, the top and the named tokens."""
 
     chosen: jax.Array  # float32[rows]
     rank: jax.Array  # int32[rows], 1 is the most likely
@@ -47,11 +47,11 @@ def adjust(
     state: SlotState[jax.Array],
     processors: LogitsProcessors = NO_PROCESSORS,
 ) -> Float[Array, "sequences vocab"]:
-    """Apply logits processors, then penalties, biases and bans, to the rows that have any.
+    """Apply logits processors, then penalties, biases and bans, to the rows that use them.
 
-    Repetition divides positive and multiplies negative logits of tokens in prompt or output
-    (Keskar et al. 2019, arXiv:1909.05858); frequency and presence penalties are OpenAI's, over
-    the output alone.
+    The repetition penalty divides positive and multiplies negative logits of tokens in prompt or
+    output (Keskar et al., 2019, arXiv:1909.05858). Frequency and presence penalties are OpenAI's
+    and cover the output only.
     """
     slots = inputs.slots
     vocab_size = logits.shape[1]
@@ -87,7 +87,7 @@ def adjust(
 def _completes_bad_word(
     state: SlotState[jax.Array], slots: Int32[Array, " sequences"]
 ) -> Bool[Array, "sequences words"]:
-    """Whether the newest tokens of a row are all of a bad word but its last token."""
+    """Return whether the newest tokens of a row are a bad word without its last token."""
     words, lengths = state.bad_words[slots], state.bad_lengths[slots][..., None]
     width = words.shape[-1]
     is_part = jnp.arange(width - 1) >= width - lengths
@@ -96,10 +96,10 @@ def _completes_bad_word(
 
 
 def greedy(logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
-    """Return the most likely token of each row, the first of equals.
+    """Return the most likely token of each row, the first among equals.
 
-    In two stages, the block and the place in it: XLA reduces maxima of blocks with vector
-    instructions and a plain argmax without (28 times slower on a CPU for 32 rows of 32,000).
+    Finds the block, then the token in it: XLA vectorizes maxima of blocks but not a plain argmax,
+    which is 28 times slower on a CPU for 32 rows of 32,000.
     """
     blocks = _blocks(logits, fill=-jnp.inf)
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
@@ -115,15 +115,15 @@ def _blocks(rows: Float[Array, "rows vocab"], *, fill: float) -> Float[Array, "r
 def sample(
     logits: Float[Array, "sequences vocab"], inputs: StepInput
 ) -> Int32[Array, " sequences"]:
-    """Draw a token for each row; rows of temperature 0 take the most likely one.
+    """Sample a token for each row; rows of temperature 0 take the most likely one.
 
-    min-p filters first, then top-k, then top-p over what is left, as in vLLM; tokens as likely as
-    the last one kept are kept too. The token at position p of a sequence is drawn with its own
-    key, so nothing else in the batch changes it.
+    The filters apply in vLLM's order: min-p, top-k, then top-p over the remaining tokens. Ties with
+    the last kept token are kept too. Each position of a sequence has its own random key, so the
+    result does not depend on the rest of the batch.
     """
     tokens = _Tokens.of(logits, logits, inputs)
     kept = jnp.where(tokens.order >= _floor(logits, inputs)[:, None], tokens.weights, 0.0)
-    # Written out once. XLA would compute them anew for each use, 7 times slower in all on a CPU.
+    # Materialize the weights. XLA would recompute them for each use, 7 times slower on a CPU.
     kept = lax.optimization_barrier(kept)
     uniforms = jax.vmap(_uniforms)(inputs.seed_low, inputs.seed_high, inputs.kv_lengths)
     return jnp.where(inputs.temperature == 0.0, greedy(logits), _draw(kept, uniforms))
@@ -136,7 +136,7 @@ def _floor(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array
     by_mass = is_sampled & (inputs.top_p < 1.0)
     top = jnp.max(logits, axis=-1)
 
-    # Each branch computes the weights it needs: what branches share is written to memory, which
+    # Each branch computes the weights that it needs: XLA materializes what branches share, which
     # costs a CPU more than computing it again.
     def whole() -> _Tokens:
         return _Tokens.of(logits, logits, inputs)
@@ -148,7 +148,7 @@ def _floor(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array
         def raise_to(
             holds: Callable[[_Tokens, jax.Array], jax.Array], floor: jax.Array, where: jax.Array
         ) -> jax.Array:
-            """Return the greatest floor that leaves enough, looking near first."""
+            """Return the greatest floor at which `holds`, searching the near blocks first."""
             is_near = where & holds(near, jnp.maximum(floor, horizon))
             floor = _greatest(partial(holds, near), floor, jnp.where(is_near, _order(top), floor))
             is_far = where & ~is_near & (floor < horizon)
@@ -173,11 +173,10 @@ def _floor(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The vocabulary, or a part of it, as the filters see it.
+    """The vocabulary, or a part of it, as input of the filters.
 
-    They compare the bits of logits, never results of arithmetic: those may differ in the last bit
-    from one place in a program to another, and the very token that a floor was found at would be
-    lost.
+    Filters compare the bits of logits, never results of arithmetic. Those may differ in the last
+    bit between two places in a program, and the token at the floor would be lost.
     """
 
     order: jax.Array  # int32[rows, tokens], of their logits
@@ -187,31 +186,31 @@ class _Tokens:
     def of(
         part: Float[Array, "rows tokens"], logits: Float[Array, "rows vocab"], inputs: StepInput
     ) -> "_Tokens":
-        """See a part of the logits of each row."""
+        """Return a part of the logits of each row as filter input."""
         top = jnp.max(logits, axis=-1, keepdims=True)
         temperature = jnp.where(inputs.temperature == 0.0, 1.0, inputs.temperature)
-        # The difference comes first: large logits divided by a small temperature would overflow.
+        # Subtract first: large logits divided by a small temperature would overflow.
         return _Tokens(_order(part), jnp.exp((part - top) / temperature[:, None]))
 
     def count(self, floor: Int32[Array, " rows"]) -> Int32[Array, " rows"]:
-        """How many lie at or above a floor."""
+        """Return the number of tokens at or above a floor."""
         return jnp.sum(self.order >= floor[:, None], axis=-1)
 
     def mass(self, floor: Int32[Array, " rows"]) -> Float[Array, " rows"]:
-        """What those weigh together."""
+        """Return the total weight of tokens at or above a floor."""
         return jnp.sum(jnp.where(self.order >= floor[:, None], self.weights, 0.0), axis=-1)
 
 
 def _near(
     logits: Float[Array, "rows vocab"],
 ) -> tuple[Float[Array, "rows near"], Int32[Array, " rows"]]:
-    """Return the blocks with the greatest logits, and `_order` of the logit they reach down to.
+    """Return the blocks with the greatest logits, and `_order` of their lower bound.
 
-    All logits above that one are there, and of those equal to it, one at least.
+    The blocks contain every logit above the bound, and at least one that is equal to it.
     """
     blocks = _blocks(logits, fill=-jnp.inf)
     num_rows, num_blocks, _ = blocks.shape
-    # All results of top_k are used: XLA makes a sort of it on CPUs if some are sliced away.
+    # Use all results of top_k: if some are sliced away, XLA for CPUs replaces it by a sort.
     best, chosen = lax.top_k(jnp.max(blocks, axis=-1), min(_NEAR_BLOCKS, num_blocks))
     near = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(num_rows, -1)
     horizon = _order(best[:, -1])
@@ -221,7 +220,7 @@ def _near(
 
 
 def _order(x: jax.Array) -> jax.Array:
-    """Return int32 that are ordered as the floats are; equal floats give equals."""
+    """Return int32 values with the order of the floats; equal floats give equal integers."""
     bits = lax.bitcast_convert_type(jnp.where(x == 0.0, 0.0, x), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
@@ -233,7 +232,7 @@ def _greatest(
 ) -> Int32[Array, " rows"]:
     """Bisect for the greatest value up to `highest` at which a monotone predicate holds.
 
-    Rows where it holds nowhere above `lowest` return that.
+    Return `lowest` for rows where it does not hold above `lowest`.
     """
 
     def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -251,7 +250,7 @@ def _greatest(
 def _draw(
     weights: Float[Array, "rows vocab"], uniforms: Float[Array, "rows 2"]
 ) -> Int32[Array, " rows"]:
-    """Draw an index in proportion to the weights, given two uniform numbers in [0, 1)."""
+    """Sample an index in proportion to the weights, from two uniform numbers in [0, 1)."""
     blocks = _blocks(weights, fill=0.0)
     block = _first_above(jnp.sum(blocks, axis=-1), uniforms[:, 0])
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
@@ -263,7 +262,7 @@ def _first_above(
 ) -> Int32[Array, " rows"]:
     """Return the first index of positive weight where the running sum exceeds its share."""
     running = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-    # The greatest and not the last: a parallel sum need not be monotone in its last bits.
+    # Use the maximum, not the last sum: a parallel sum may not be monotone in its last bits.
     share = uniform * jnp.max(running, axis=-1)
     return jnp.argmax(running > share[:, None], axis=-1).astype(jnp.int32)
 
@@ -271,15 +270,15 @@ def _first_above(
 def _uniforms(
     seed_low: Int32[Array, ""], seed_high: Int32[Array, ""], position: Int32[Array, ""]
 ) -> Float[Array, " 2"]:
-    """Two numbers in [0, 1) from one evaluation of the cipher: key the seed, text the position.
+    """Return two numbers in [0, 1) from one block of the Threefry cipher.
 
-    Threefry (Salmon et al. 2011, doi:10.1145/2063384.2063405) is random access, so a token's
-    numbers depend on its seed and position and on nothing else.
+    The seed is the key and the position is the counter (Salmon et al., 2011,
+    doi:10.1145/2063384.2063405), so a token's numbers depend on seed and position only.
     """
     key = (seed_high.astype(jnp.uint32), seed_low.astype(jnp.uint32))
     counter = jnp.stack([position.astype(jnp.uint32), jnp.uint32(0)])
     words = threefry_2x32(key, counter)
-    # The 23 leading bits as the fraction of a float in [1, 2).
+    # Use the 23 leading bits as the fraction of a float in [1, 2).
     ones = lax.bitcast_convert_type(words >> 9 | np.uint32(0x3F800000), jnp.float32)
     return ones - 1.0
 
@@ -287,7 +286,7 @@ def _uniforms(
 def processed(
     logits: Float[Array, "sequences vocab"], inputs: StepInput
 ) -> Float[Array, "sequences vocab"]:
-    """Return logits as `sample` draws from them: over the temperature, -inf where filtered."""
+    """Return filtered logits, divided by the temperature; -inf for removed tokens."""
     kept = _order(logits) >= _floor(logits, inputs)[:, None]
     is_greedy = inputs.temperature == 0.0
     scaled = logits / jnp.where(is_greedy, 1.0, inputs.temperature)[:, None]
@@ -301,7 +300,7 @@ def report(
     num_top: int,
     named: Int32[Array, "rows named"] | None = None,
 ) -> Logprobs:
-    """Report scores of the next token: of the one chosen, the greatest ones, and those named."""
+    """Return the scores of the chosen token, the top tokens and the named tokens."""
     own = jnp.take_along_axis(scores, chosen[:, None], axis=-1)
     top, top_ids = lax.top_k(scores, num_top)
     rank = 1 + jnp.sum(scores > own, axis=-1, dtype=jnp.int32)
@@ -317,7 +316,7 @@ def report(
 
 
 def no_report(num_rows: int, *, num_top: int, num_named: int = 0) -> Logprobs:
-    """Return a report of zeros, for steps that nobody asked for one."""
+    """Return a report of zeros, for steps without log-probabilities."""
     return Logprobs(
         chosen=jnp.zeros(num_rows, jnp.float32),
         rank=jnp.zeros(num_rows, jnp.int32),

@@ -1,4 +1,4 @@
-"""The shapes a step is compiled for: all that compilation varies by, and few by construction."""
+"""Shapes that steps are compiled for, and the choice among them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,22 +7,22 @@ from enum import IntFlag
 from jaxserve.api.plan import StepLimits
 from jaxserve.errors import ConfigError
 
-# The first shape of an accelerator, in tokens: its step takes little longer than to read the
-# weights, and it has room for every sequence and for useful pieces of prompts.
+# Tokens of an accelerator's first shape. Its step takes little longer than reading the weights, and
+# it has room for every sequence and for prefill chunks of useful size.
 _FIRST_TOKENS = 512
 
-# The smallest step with longer rows, in tokens. An accelerator computes 100 tokens and more in the
-# time in which it reads the weights, so a smaller step would be no faster.
+# Tokens of the smallest mixed step, by platform. An accelerator computes at least 100 tokens while
+# it reads the weights, so smaller steps would not be faster.
 _SMALLEST_MIXED = {"cpu": 16, "gpu": 128, "tpu": 128}
 
 
 class Feature(IntFlag):
-    """What a program does with hidden states. A step needs some; its program covers them.
+    """Features of a program. A step needs some of them; its program must cover them.
 
     TOKENS: take the most likely token. RANDOM: sample from the filtered distribution. ADJUST:
-    adjust logits by what a slot remembers. LOGPROBS: report log-probabilities of sampled tokens,
-    PROMPT_LOGPROBS of prompt tokens. DRAFTS: verify drafted tokens, so that a row yields several.
-    VECTORS: pool prompts into vectors; stands by itself.
+    adjust logits by the slot state. LOGPROBS: report log-probabilities of sampled tokens.
+    PROMPT_LOGPROBS: report log-probabilities of prompt tokens. DRAFTS: verify draft tokens, so that
+    a row yields several. VECTORS: pool prompts into vectors; not combined with others.
     """
 
     TOKENS = 1
@@ -46,10 +46,10 @@ _WORDS = {GREEDY: "greedy", SAMPLE: "sample", FULL: "full", SCORE: "score", POOL
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Rows of tokens, sequences and page table columns of a compiled step, padding included.
+    """Tokens, sequences and page table columns of a compiled step, padding included.
 
-    branches: whether it chooses at run time the least of its features that a step needs. Otherwise
-    it always does all of them.
+    branches: select the fewest sufficient features at run time. Otherwise the program always
+    computes all of its features.
     """
 
     tokens: int
@@ -60,7 +60,7 @@ class StepShape:
 
     @property
     def name(self) -> str:
-        """A word for it, within one engine: pages are the same in all its shapes."""
+        """Name, unique within an engine, whose shapes all have the same pages."""
         kind = f"decode-{self.sequences}" if self.is_decode else f"{self.tokens}x{self.sequences}"
         words = _WORDS.get(self.features) or "+".join(
             feature.name.lower() for feature in self.features if feature.name
@@ -69,46 +69,46 @@ class StepShape:
 
     @property
     def is_decode(self) -> bool:
-        """Whether each sequence has one row: the shapes with as many rows as sequences."""
+        """Whether each sequence has one row: as many tokens as sequences."""
         return self.tokens == self.sequences
 
     @property
     def max_query_length(self) -> int:
-        """Rows of one sequence at most."""
+        """Maximum number of rows of one sequence."""
         return 1 if self.is_decode else self.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class DrawShape:
-    """Rows of a compiled draw, padding included. It branches to the least features needed."""
+    """Rows of deferred sampling, padding included. Branches like a step's program."""
 
     rows: int
 
     @property
     def name(self) -> str:
-        """A word for it, within one engine."""
+        """Name, unique within an engine."""
         return f"draw-{self.rows}"
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeTable:
-    """The shapes an engine may use, in the order in which they are best compiled.
+    """Shapes that an engine may use, in order of compilation.
 
-    Decode steps are padded to the next of a few numbers of sequences, steps with longer rows to
-    the next of a few numbers of tokens. Between two sizes lies a factor of 2. On CPUs it is 1.5
-    or less between decodes of more than 16, which take a CPU nearly as long as they are many, and
-    4 between steps with longer rows, where products leave out rows of padding.
+    Decode steps are padded to the next of a few numbers of sequences, mixed steps to the next of a
+    few numbers of tokens. Sizes grow by a factor of 2. On CPUs, decodes of more than 16 sequences
+    grow by 1.5 or less, because their time is nearly proportional to their number. Mixed steps on
+    CPUs grow by 4, because matmuls skip padding rows.
 
-    A program that branches covers every feature, so there is one of each size. An accelerator has
-    a second one for decodes that sample greedily: it is a single graph without a branch.
+    A branching program covers every feature, so each size needs only one. An accelerator has a
+    second one for greedy decodes, a single graph without branches.
 
-    The first shape has every feature and room for useful pieces of prompts, so that an engine can
-    serve anything with it alone, in small steps if need be. draws: the largest first.
+    The first shape has every feature and room for useful prefill chunks, so an engine can serve
+    every request with it alone, if slowly. draws: shapes of deferred sampling, the largest first.
     """
 
     shapes: tuple[StepShape, ...]
     draws: tuple[DrawShape, ...] = ()
-    # Those that cover the features a step needs, in order of preference; filled as steps need them.
+    # Shapes that cover a set of features, in order of preference; filled on demand.
     _covering: dict[Feature, tuple[StepShape, ...]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -146,9 +146,9 @@ class ShapeTable:
     def plan_pooling(
         *, max_num_seqs: int, max_num_batched_tokens: int, pages: int, longest_row: int = 1
     ) -> "ShapeTable":
-        """Return every shape of an engine that pools, the first with room for `longest_row` tokens.
+        """Return every shape of a pooling engine, the first with room for `longest_row` tokens.
 
-        Nothing decodes, so that on CPUs, too, there are programs enough to pad by 2 at most.
+        There are no decodes, so sizes grow by 2 on CPUs too.
         """
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
         sizes = _sizes_down(16, largest, factor=2)
@@ -160,11 +160,11 @@ class ShapeTable:
 
     @property
     def pools(self) -> bool:
-        """Whether the steps pool prompts and draw no tokens."""
+        """Whether steps pool prompts instead of sampling tokens."""
         return Feature.VECTORS in self.shapes[0].features
 
     def only(self, is_made: Callable[[StepShape | DrawShape], bool]) -> "ShapeTable":
-        """Return the table of those of the shapes for which `is_made` is true."""
+        """Return the table of the shapes for which `is_made` is true."""
         return replace(
             self,
             shapes=tuple(filter(is_made, self.shapes)),
@@ -173,7 +173,7 @@ class ShapeTable:
 
     @property
     def limits(self) -> StepLimits:
-        """Limits within which every step has a shape, whatever features it needs."""
+        """Limits within which every step has a shape, for any features."""
         largest = max(
             (shape for shape in self.shapes if shape.features == self.shapes[0].features),
             key=lambda shape: shape.tokens,
@@ -185,7 +185,7 @@ class ShapeTable:
         )
 
     def choose(self, row_lengths: list[int], needs: Feature) -> StepShape:
-        """Return the smallest shape for rows of these numbers of tokens that covers `needs`."""
+        """Return the smallest shape for rows of these lengths that covers `needs`."""
         num_tokens, num_sequences = sum(row_lengths), len(row_lengths)
         covering = self._covering.get(needs)
         if covering is None:
@@ -199,7 +199,7 @@ class ShapeTable:
         )
 
     def _sorted(self, needs: Feature) -> tuple[StepShape, ...]:
-        """Return the shapes that cover `needs`, those that cost a step least first."""
+        """Return the shapes that cover `needs`, the cheapest first."""
 
         def cost(shape: StepShape) -> tuple[int, bool, int, int]:
             done = needs if shape.branches else shape.features
@@ -208,14 +208,14 @@ class ShapeTable:
         return tuple(sorted((each for each in self.shapes if needs in each.features), key=cost))
 
     def choose_draw(self, num_rows: int) -> DrawShape:
-        """Return the smallest draw for so many rows."""
+        """Return the smallest deferred-sampling shape for `num_rows` rows."""
         return min(
             (draw for draw in self.draws if draw.rows >= num_rows), key=lambda draw: draw.rows
         )
 
 
 def _sizes_up(first: int, last: int, *, factor: int) -> list[int]:
-    """Sizes from `first` up by `factor`, ending in `last`."""
+    """Return sizes from `first` up by `factor`, ending with `last`."""
     sizes = []
     size = first
     while size < last:
@@ -225,7 +225,7 @@ def _sizes_up(first: int, last: int, *, factor: int) -> list[int]:
 
 
 def _sizes_down(first: int, last: int, *, factor: int) -> list[int]:
-    """Sizes from `last` down by `factor`, none below `first` but for `last`, ascending."""
+    """Return `last` divided by powers of `factor`, down to `first`, in ascending order."""
     sizes = [last]
     while sizes[-1] // factor >= first:
         sizes.append(sizes[-1] // factor)

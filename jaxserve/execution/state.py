@@ -1,4 +1,4 @@
-"""What the device remembers of each slot between steps; donated to the step and returned by it."""
+"""Slot state on the device, donated to each step and returned by it."""
 
 from dataclasses import dataclass, replace
 
@@ -19,28 +19,29 @@ from jaxserve.execution.batch import StepInput
 
 type SlotRow = np.ndarray | np.generic
 
-# A request's own stop ids, and the end-of-sequence ids of its model.
 NO_EXTRA = np.zeros(0, np.float32)
 
+# Stop ids of the request, and end-of-sequence ids of the model.
 MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlotState[Leaf]:
-    """A row per slot, slot 0 being the null slot; from `seen` on for those with a memory.
+    """One row per slot; slot 0 is the null slot.
 
-    A slot's memory is overwritten as a whole when a sequence takes it that needs one, and is not
-    read for others, so nothing is left of an earlier owner. Leaf: jax.Array on the device,
-    ShapeDtypeStruct before it exists, numpy arrays for one row on its way there.
+    The fields from `seen` on are used only by some sequences. Such a sequence overwrites its whole
+    row first, and others do not read theirs, so no data of a slot's previous owner is visible.
+    Leaf: jax.Array on the device, ShapeDtypeStruct before allocation, numpy arrays for one row on
+    the host.
     """
 
-    last_token: Leaf  # int32[slots], what the next `feedback` row reads
-    held: Leaf  # [slots, embed], what the head reads of a token that is drawn later
-    seen: Leaf  # bool[slots, vocab], whether the token stands in the prompt
+    last_token: Leaf  # int32[slots], read by the next `feedback` row
+    held: Leaf  # [slots, embed], hidden state of deferred sampling
+    seen: Leaf  # bool[slots, vocab], whether the prompt has the token
     counts: Leaf  # int32[slots, vocab], how often it was generated
     bias: Leaf  # float32[slots, vocab], added to logits; -inf forbids
-    stop_ids: Leaf  # int32[slots, MAX_STOP_IDS], forbidden early; vocab_size pads
+    stop_ids: Leaf  # int32[slots, MAX_STOP_IDS], banned by min_tokens; vocab_size pads
     bad_words: Leaf  # int32[slots, sequences, tokens], each ending in the last column
     bad_lengths: Leaf  # int32[slots, sequences], 0 pads
     recent: Leaf  # int32[slots, tokens - 1], the newest tokens, the last one last
@@ -48,7 +49,7 @@ class SlotState[Leaf]:
     extra: Leaf  # float32[slots, LogitsProcessors.row_size]
 
     def input_tokens(self: "SlotState[jax.Array]", inputs: StepInput) -> jax.Array:
-        """Return the token of each row: int32[tokens]; with feedback the last one of its slot."""
+        """Return the token of each row, int32[tokens]; with feedback its slot's last token."""
         fed_back = self.last_token[inputs.slots][inputs.row_sequences]
         return jnp.where(inputs.feedback[inputs.row_sequences] != 0, fed_back, inputs.token_ids)
 
@@ -61,10 +62,10 @@ def abstract_state(
     dtype: DTypeLike = np.float32,
     extra_size: int = 0,
 ) -> SlotState[jax.ShapeDtypeStruct]:
-    """Describe the state before it exists, for `num_slots` slots, slot 0 included.
+    """Describe the state of `num_slots` slots, including slot 0, before it exists.
 
-    embed and dtype: of what the model's head reads. extra_size: of the rows of the engine's logits
-    processors.
+    embed and dtype: of the hidden states that the head reads. extra_size: row size of the engine's
+    logits processors.
     """
 
     def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
@@ -92,9 +93,9 @@ def slot_memory(
     held: SlotRow = NO_EXTRA,
     extra: SlotRow = NO_EXTRA,
 ) -> SlotState[SlotRow]:
-    """Lay out, in host memory, what a slot must remember of a sequence: one row of SlotState.
+    """Return a sequence's row of SlotState, in host memory.
 
-    held: what it is to hold for now. extra: its row of the engine's logits processors.
+    held: initial hidden state. extra: row of the engine's logits processors.
     """
     params = assignment.params
     seen = np.zeros(vocab_size, np.bool_)
@@ -140,7 +141,7 @@ def slot_memory(
 def remember(
     state: SlotState[jax.Array], slot: jax.Array, memory: SlotState[jax.Array]
 ) -> SlotState[jax.Array]:
-    """Overwrite one slot's row of the state; `memory` comes from `slot_memory`."""
+    """Overwrite one slot's row of the state with `memory` from `slot_memory`."""
     updated: SlotState[jax.Array] = jax.tree.map(
         lambda rows, row: rows.at[slot].set(row, mode="drop"), state, memory
     )
@@ -150,14 +151,14 @@ def remember(
 def observe(
     state: SlotState[jax.Array], *, slots: jax.Array, tokens: jax.Array, counts: jax.Array
 ) -> SlotState[jax.Array]:
-    """Remember the tokens yielded in the slots that adjust their logits.
+    """Store new tokens in the slots whose sequences adjust their logits.
 
-    slots: int32[sequences]. tokens: int32[sequences, yields], of which the first `counts` count:
-    int32[sequences], 0 for padding and for slots that adjust nothing.
+    slots: int32[sequences]. tokens: int32[sequences, yields], of which the first `counts` are
+    valid. counts: int32[sequences], 0 for padding and for slots that do not adjust.
     """
     num_slots, vocab_size = state.counts.shape
     num_recent, num_yields = state.recent.shape[1], tokens.shape[1]
-    # Out of bounds is dropped: rows that do not adjust touch nothing.
+    # Out-of-bounds writes are dropped, so rows that do not adjust change nothing.
     is_yielded = jnp.arange(num_yields) < counts[:, None]
     targets = jnp.where(is_yielded, slots[:, None], num_slots)
     joined = jnp.concatenate([state.recent[slots], tokens], axis=1)

@@ -1,4 +1,4 @@
-"""The step: one function from a packed batch to results, compiled once per StepShape."""
+"""The step function, compiled once per StepShape."""
 
 from functools import partial
 from typing import Any
@@ -26,11 +26,11 @@ def step(
     shape: StepShape,
     context: StepContext,
 ) -> tuple[Any, KVCache, Any]:
-    """Run the model over a packed batch, and its head over the hidden states.
+    """Run the model on a packed batch, and its head on the hidden states.
 
-    packed: int32 array as `batch.pack` lays it out for `shape`. cache and state are meant to be
-    donated. Returns what the host gets, the cache and the state. Tokens that are sampled stay in
-    `state.last_token` too, where the next step finds them.
+    packed: int32 array from `batch.pack` for `shape`. Donate cache and state. Returns the output
+    for the host, the cache and the state. Sampled tokens also stay in `state.last_token`, where the
+    next step reads them.
     """
     inputs = unpack(packed, shape)
     model = bind(context.model, params)
@@ -48,15 +48,15 @@ def draw(
     shape: DrawShape,
     context: StepContext,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """Draw the tokens that steps have held, of those that are allowed.
+    """Sample the tokens that steps deferred, restricted to the allowed tokens.
 
-    packed: int32 array as `batch.pack_draw` lays it out for `shape`. state is meant to be donated.
+    packed: int32 array from `batch.pack_draw` for `shape`. Donate state.
     """
     inputs, masks = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
     model = bind(context.model, params)
     assert isinstance(model, Decoder), "only what generates draws tokens"
 
-    # All of it in each branch: what branches share is written to memory.
+    # Compute everything in each branch: XLA materializes what branches share.
     def drawn(path: Feature) -> Drawn:
         logits = logits_of(model, state.held[inputs.slots], ALL_ROWS, context.sharding)
         with jax.named_scope("sampling"):

@@ -1,1 +1,1 @@
-"""Heads: from the hidden states of a step to what its rows yield."""
+"""Heads: functions from the hidden states of a step to its output."""

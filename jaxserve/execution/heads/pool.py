@@ -1,4 +1,4 @@
-"""The head that pools prompts into vectors."""
+"""Head that pools each prompt into a vector."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,9 @@ from jaxserve.execution.shapes import StepShape
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PoolState[Leaf]:
-    """What the device remembers of each slot's prompt between its pieces; donated and returned.
+    """Device state of each slot's prompt between prefill chunks; donated and returned.
 
-    kept: float32[slots, embed], the sum of its hidden states so far (MEAN), or its first (CLS).
+    kept: float32[slots, embed], the sum of its hidden states so far (MEAN), or the first one (CLS).
     """
 
     kept: Leaf
@@ -31,13 +31,13 @@ class PoolState[Leaf]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PoolOutput:
-    """What a step that pools hands back to the host."""
+    """Output of a pooling step for the host."""
 
-    vectors: jax.Array  # float32[sequences, width], of those whose prompt ends in this step
+    vectors: jax.Array  # float32[sequences, width], valid where the prompt ends
 
 
 def abstract_pool_state(*, num_slots: int, embed: int) -> PoolState[jax.ShapeDtypeStruct]:
-    """Describe the state before it exists, for `num_slots` slots, slot 0 included."""
+    """Describe the state of `num_slots` slots, including slot 0, before it exists."""
     return PoolState(kept=jax.ShapeDtypeStruct((num_slots, embed), np.float32))
 
 
@@ -61,7 +61,7 @@ def pool_head(
 def _pool(
     hidden: jax.Array, inputs: StepInput, state: PoolState[jax.Array], kind: PoolingType
 ) -> tuple[jax.Array, PoolState[jax.Array]]:
-    """Return float32[sequences, embed], and the state; `hidden` has a row for each token."""
+    """Return float32[sequences, embed] and the new state. hidden: [tokens, embed]."""
     firsts, stops = inputs.query_starts[:-1], inputs.query_starts[1:]
     if kind is PoolingType.LAST:
         return hidden[jnp.maximum(stops - 1, 0)].astype(jnp.float32), state
@@ -72,7 +72,7 @@ def _pool(
     else:
         num_sequences = firsts.shape[0]
         is_live = jnp.arange(hidden.shape[0]) < stops[-1]
-        # Not a product with 0 and 1: a NaN stays with the sequence that has it.
+        # Not a matmul with 0 and 1, which would spread a NaN to every sequence.
         summed = jax.ops.segment_sum(
             hidden.astype(jnp.float32),
             jnp.where(is_live, inputs.row_sequences, num_sequences),

@@ -1,4 +1,4 @@
-"""The head that samples: the next token of each sequence, from the logits of its last row."""
+"""Head that samples the next token of each sequence, from the logits of its last row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,29 +20,29 @@ from jaxserve.execution.shapes import FULL, GREEDY, NOTHING, SAMPLE, Feature, St
 from jaxserve.execution.state import SlotState, observe
 from jaxserve.layers.linear import Rows
 
-# A program that branches has branches for few sequences that sample, as where a prompt joins a few
-# others: logits of all that it has room for take a CPU milliseconds to write and to search. It has
-# them where that is much room. Decodes have programs of their own for few sequences.
+# A branching program also has branches for up to FEW_SAMPLED sampling sequences, as when one prompt
+# joins a batch. Logits for its full size would take a CPU milliseconds to write and to search. Only
+# programs of at least MUCH_ROOM sequences have them. Decodes have programs for few sequences.
 FEW_SAMPLED = 8
 MUCH_ROOM = 32
 
-# What a program has code for, in order: each has all that the one before has.
+# Feature sets of the branches. Each contains the previous one.
 PATHS = (NOTHING, GREEDY, SAMPLE, FULL)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step hands back to the host."""
+    """Output of a step for the host."""
 
-    # int32[2 + yields, sequences]: a DrawStatus; how many tokens the row yields; the tokens.
+    # int32[2 + yields, sequences]: DrawStatus, number of tokens, then the tokens.
     tokens: jax.Array
-    logprobs: Logprobs  # with Feature.LOGPROBS `yields` rows for each sequence; else zeros
-    prompt_logprobs: Logprobs | None  # of the targets of every row, with Feature.PROMPT_LOGPROBS
+    logprobs: Logprobs  # with Feature.LOGPROBS `yields` rows per sequence, else zeros
+    prompt_logprobs: Logprobs | None  # for the targets of all rows, with PROMPT_LOGPROBS
 
 
 class DrawStatus(IntEnum):
-    """Whether the token of a row means anything, and if not, why."""
+    """Whether a sampled token is valid, and if not, why."""
 
     NOT_FINITE = 0
     DRAWN = 1
@@ -52,7 +52,7 @@ class DrawStatus(IntEnum):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn, for each of some sequences."""
+    """Sampled tokens and their report."""
 
     tokens: jax.Array  # int32[rows]
     status: jax.Array  # int32[rows], a DrawStatus
@@ -69,7 +69,7 @@ def sample_head(
     context: StepContext,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Sample the next token of each sequence that ends in this step; see `context.Head`."""
-    last = jnp.maximum(inputs.query_starts[1:] - 1, 0)  # the row that each sequence ends in
+    last = jnp.maximum(inputs.query_starts[1:] - 1, 0)  # last row of each sequence
 
     def logits_of_first(count: int) -> jax.Array:
         return logits_of(model, hidden[last[:count]], Rows(num_sampled(inputs)), context.sharding)
@@ -84,7 +84,7 @@ def sample_head(
 
 
 def defer(last: jax.Array, inputs: StepInput, state: SlotState[jax.Array]) -> SlotState[jax.Array]:
-    """Keep the last hidden states of the sequences whose token is drawn later, in their slots.
+    """Store the last hidden states of the sequences whose sampling is deferred.
 
     last: [sequences, embed].
     """
@@ -96,7 +96,7 @@ def defer(last: jax.Array, inputs: StepInput, state: SlotState[jax.Array]) -> Sl
 def yielded(
     drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], *, adjusts: bool
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """Yield one token for each sequence that samples, and remember it in its slot."""
+    """Return the output of one token per sampling sequence, and update the slots."""
     counts = jnp.minimum(inputs.samples, 1)
     state = keep(drawn.tokens[:, None], counts, inputs, state, adjusts=adjusts)
     tokens = jnp.stack([drawn.status, counts, drawn.tokens])
@@ -104,7 +104,7 @@ def yielded(
 
 
 def num_sampled(inputs: StepInput) -> jax.Array:
-    """How many sequences there are up to the last that samples."""
+    """Return the number of sequences up to and including the last that samples."""
     return jnp.max(jnp.where(inputs.samples != 0, jnp.arange(1, inputs.samples.shape[0] + 1), 0))
 
 
@@ -115,9 +115,10 @@ def choose(
     shape: StepShape,
     settings: SamplingSettings,
 ) -> Drawn:
-    """Sample each sequence's token, doing the least of the shape's features that the step needs.
+    """Sample each sequence's token, with the fewest of the shape's features that suffice.
 
-    logits_of_first: float32[count, vocab] of the first `count` sequences, in rows that sample.
+    logits_of_first: returns the logits of the first `count` sequences, float32[count, vocab]. Rows
+    of sequences that do not sample are undefined.
     """
     num_sequences = inputs.samples.shape[0]
 
@@ -153,7 +154,7 @@ def choose(
 
 
 def first_covering(paths: Sequence[Feature], inputs: StepInput) -> jax.Array:
-    """Return the index of the first path that has every feature that a step needs of it."""
+    """Return the index of the first path that has every feature the step needs."""
     missing = [inputs.needs[0] & FULL & ~path != 0 for path in paths]
     return jnp.sum(jnp.stack(missing).astype(jnp.int32))
 
@@ -166,10 +167,10 @@ def keep(
     *,
     adjusts: bool,
 ) -> SlotState[jax.Array]:
-    """Remember in their slots what the sequences of a step yield.
+    """Store the tokens of a step in the slots of its sequences.
 
-    tokens: int32[sequences, yields], of which the first `counts` count: int32[sequences].
-    adjusts: whether the program adjusts logits by the tokens before.
+    tokens: int32[sequences, yields], of which the first `counts` are valid. counts:
+    int32[sequences]. adjusts: whether the program adjusts logits by earlier tokens.
     """
     slots = jnp.where(counts > 0, inputs.slots, state.last_token.shape[0])
     last = jnp.take_along_axis(tokens, jnp.maximum(counts - 1, 0)[:, None], axis=1)[:, 0]
@@ -189,9 +190,9 @@ def draw_tokens(
     *,
     allowed: jax.Array | None = None,
 ) -> Drawn:
-    """Draw a token from each row of logits, doing all that `path` has.
+    """Sample a token from each row of logits, with the features of `path`.
 
-    allowed: bool[rows, vocab], None where every token is.
+    allowed: bool[rows, vocab], None if every token is allowed.
     """
     adjusted = logits
     if Feature.ADJUST in path:
@@ -202,11 +203,11 @@ def draw_tokens(
         tokens = sampling.greedy(adjusted)
     else:
         tokens = sampling.sample(adjusted, inputs)
-    # Where every logit is NaN, the maximum is NaN or, on CPUs, -inf.
+    # If every logit is NaN, the maximum is NaN or, on CPUs, -inf.
     is_drawn = jnp.isfinite(jnp.max(adjusted, axis=-1))
     status = is_drawn.astype(jnp.int32)
     if adjusted is not logits:
-        # Adjustments or masks have forbidden what the model computed: a pass that is seldom made.
+        # Rarely needed: check whether adjustments or masks forbid every token.
         status = lax.cond(
             jnp.all(is_drawn),
             lambda: status,
@@ -228,7 +229,7 @@ def draw_tokens(
         return sampling.report(scores, tokens, num_top=num_top, named=state.named[inputs.slots])
 
     if Feature.LOGPROBS in path:
-        # A search of the whole vocabulary, which most rows that adjust their logits do not ask for.
+        # Searches the whole vocabulary; most rows with this path need no report.
         report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
     return Drawn(tokens, status, report)
 

@@ -1,4 +1,4 @@
-"""The head that scores prompts: log-probabilities of the tokens that follow."""
+"""Head that scores prompts: log-probabilities of the tokens that follow."""
 
 from functools import partial
 
@@ -15,14 +15,14 @@ from jaxserve.execution.shapes import Feature, StepShape
 from jaxserve.layers.linear import ALL_ROWS
 from jaxserve.models import Decoder
 
-# Prompt rows scored at once: their logits are the largest array of a SCORE step.
+# Prompt rows scored at once. Their logits are the largest array of a scoring step.
 SCORED_ROWS = 32
 
 
 def score_head(
     model: Decoder, hidden: jax.Array, inputs: StepInput, *, shape: StepShape, context: StepContext
 ) -> Logprobs:
-    """Return log-probabilities of the token that follows each row, zeros if no row needs them."""
+    """Return log-probabilities of the token after each row, zeros if no row needs them."""
     score = partial(_score, model, hidden, inputs, context)
     with jax.named_scope("prompt_logprobs"):
         if not shape.branches:
@@ -34,7 +34,7 @@ def score_head(
 
 
 def _score(model: Decoder, hidden: jax.Array, inputs: StepInput, context: StepContext) -> Logprobs:
-    """Score a few rows at a time, since their logits are large."""
+    """Score a few rows at a time, because their logits are large."""
 
     def score_some(row: tuple[jax.Array, jax.Array]) -> Logprobs:
         rows, chosen = row
