@@ -1,14 +1,13 @@
-r"""Attack a server and see whether anybody else notices.
+"""Attack a server and check whether its probes and other clients notice.
 
     python -m benchmarks.abuse [--attacks "slow headers" connections] [-- MODEL and flags]
 
-Starts `jaxserve serve`, with the built-in model unless another is given, and keeps a few streams
-running on it. Then each attack of abuse_attacks.py runs for some seconds in a process of its own,
-while /health and /ready are asked all the time, each on a new connection. Printed for each attack:
-the longest a probe took, the longest gap between two tokens of the other streams beside the usual
-one, the memory of each process before and after, and the verdict. Exits with 1 if a probe failed or
-was late, a stream was held up or broke, a process died, or the attack got an answer that it should
-not have got.
+Starts `jaxserve serve`, by default with the built-in model, and keeps a few streams running. Each
+attack of abuse_attacks.py runs for some seconds in its own process, while /health and /ready are
+probed continuously on new connections. Prints for each attack: the slowest probe, the longest gap
+between two tokens of the other streams and the usual one, the memory of each process before and
+after, and the verdict. Exits with 1 if a probe failed or was late, a stream was delayed or broke, a
+process died, or the attack got an answer that should have been refused.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The attacks of abuse.py."""
+"""Table of the attacks of abuse.py."""
 
 from benchmarks.abuse_bodies import (
     send_long_choices,

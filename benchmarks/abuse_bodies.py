@@ -1,4 +1,4 @@
-"""Attacks of abuse.py by what requests hold: wide bodies, long grammars, many answers."""
+"""Attacks with request bodies, for abuse.py: wide bodies, long grammars, many answers."""
 
 import asyncio
 import json

@@ -1,9 +1,9 @@
-"""What attacks of abuse.py are made of: a target, an attack, and connections of raw bytes.
+"""Building blocks of attacks, for abuse.py: target, attack, and raw connections.
 
 An attack is a coroutine that gets a `Target`, misbehaves for up to `target.seconds`, and returns
-complaints: answers that it got and should not have. abuse.py runs it in a process of its own and
-watches the server's probes and its other clients meanwhile. To add an attack, write its coroutine
-and add a row to `ATTACKS` in abuse_attacks.py.
+complaints: answers that should have been refused. abuse.py runs it in its own process and monitors
+the server's probes and its other clients. To add an attack, write a coroutine and add it to
+`ATTACKS` in abuse_attacks.py.
 """
 
 import asyncio

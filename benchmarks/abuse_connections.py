@@ -1,4 +1,4 @@
-"""Attacks of abuse.py by connections: idle, slow, ambiguous, and of strange names."""
+"""Attacks with connections, for abuse.py: idle, slow, ambiguous, and with foreign host names."""
 
 import asyncio
 

@@ -1,18 +1,23 @@
-"""Everything that ten minutes on an accelerator can tell, in one command.
+"""Run all measurements on an accelerator within ten minutes.
 
     python benchmarks/accelerator.py --out results/h200 --executables DIR --torch-python PYTHON
-    PALLAS_KERNELS_SIMULATE=h200 python benchmarks/accelerator.py --rehearse --out /tmp/rehearsal \
+    PALLAS_KERNELS_SIMULATE=h200 python benchmarks/accelerator.py --rehearse --out /tmp/rehearsal \\
         --torch-python PYTHON
 
-Stages, each a process of its own with its own share of the time, in order of what would be missed
-most: kernels (kernels.py: right, then fast), step (step.py: real shapes, random weights), offline
-(offline.py: throughput beside transformers', one by one and in its continuous batches), start
-(cold_start.py: with and without programs compiled elsewhere, by `jaxserve compile llama-3.1-8b
---out DIR` with START_FLAGS), autotuning (what XLA measured, for compilations elsewhere). A stage
-that fails or runs out of time costs the others nothing. What each printed and its JSON lie in
---out; a summary is printed last. --rehearse runs all of it small, on any machine, but for
-autotuning, which is a GPU's, in six minutes on two cores. Without torch the stage offline fails
-there as it does on an accelerator, with our own throughput in its JSON.
+Stages, each a separate process with its own time limit, most important first:
+
+- kernels: correctness and speed (kernels.py)
+- step: real shapes with random weights (step.py)
+- offline: throughput compared with transformers, one by one and with continuous batching
+  (offline.py)
+- start: with and without precompiled programs (cold_start.py), from `jaxserve compile llama-3.1-8b
+  --out DIR` with START_FLAGS
+- autotuning: XLA's results, for compiling elsewhere
+
+A stage that fails or times out does not affect the others. --out gets the output and JSON of each
+stage; a summary is printed last. --rehearse runs a small version on any machine, in six minutes on
+two cores, without autotuning, which needs a GPU. Without torch the stage offline fails, but its
+JSON has jaxserve's throughput.
 """
 
 import argparse

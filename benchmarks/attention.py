@@ -1,10 +1,10 @@
-"""Measures attention over pages on a CPU: in C, and what XLA makes of the reference.
+"""Measure paged attention on a CPU: in C, and the reference compiled by XLA.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --cache-dtype bfloat16 --head-dim 128 --results FOLDER
 
-A step of several layers, each with pages of its own in random order, as a step of a model has them.
-The two take turns, and the median of `--repeats` steps of each counts.
+A step has several layers, each with its own pages in random order, as in a model. The backends
+alternate; the result is the median of `--repeats` steps.
 """
 
 import argparse

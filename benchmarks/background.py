@@ -1,4 +1,4 @@
-"""Clients that use a server in the background while something is done to it."""
+"""Clients that load a server in the background."""
 
 import asyncio
 from abc import ABC, abstractmethod

@@ -1,14 +1,13 @@
-"""Measures the time from the start of a process to its first token, three ways in one run.
+"""Measure the time from the start of a process to its first token, in three ways.
 
     python benchmarks/cold_start.py MODEL --executables DIR -- --max-num-seqs 32
 
-`cold` compiles everything; `cache` finds what the process before it has left in the compilation
-cache; `executables` loads what `jaxserve compile --out DIR` wrote, beside an empty cache, and is
-left out without --executables. Each is a new process, `jaxserve generate` with one token to make;
-what follows `--` are its flags (`--load-format dummy --tokenizer FOLDER` where only a model's
-shapes are at hand, `--warm-up full` to wait for every program). The three take turns. `ready` is
-the part after the imports, as the process says. A server's start, stage by stage, is measured by
-`jaxserve bench startup`.
+`cold` compiles everything; `cache` uses the compilation cache of the previous process;
+`executables` loads the programs of `jaxserve compile --out DIR` with an empty cache, and is skipped
+without --executables. Each is a new process of `jaxserve generate` with one token; flags after `--`
+are passed to it (`--load-format dummy --tokenizer FOLDER` if only a model's shapes are available,
+`--warm-up full` to wait for every program). The three alternate. `ready` is the time after the
+imports, as reported by the process. `jaxserve bench startup` measures the start of a server.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The cuDNN side of kernels.py: attention that JAX takes from NVIDIA's library.
+"""Worker of kernels.py for cuDNN's attention through JAX.
 
-Reads jobs from standard input, a line of JSON each, and answers each with lines of JSON: how many
-seconds one call took, or why there is none. A process of its own, because cuDNN's paged attention
-is a private function of JAX: whatever it does, the benchmark goes on.
+Reads jobs from standard input, one line of JSON each, and answers with lines of JSON: the seconds
+of one call, or an error. It is a separate process, so that the benchmark survives failures of
+cuDNN's paged attention, which is a private function of JAX.
 
-Calls get contiguous keys and values (`cudnn`), or pages of them in random order (`cudnn_paged`),
-and write none. The calls of a program have different queries, so that XLA computes each.
+Calls read contiguous keys and values (`cudnn`), or pages in random order (`cudnn_paged`), and write
+none. The calls of a program have different queries, so that XLA computes each.
 """
 
 import importlib

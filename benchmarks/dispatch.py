@@ -1,10 +1,10 @@
-"""Measures what it costs the host to give the device a program, by how parameters are passed.
+"""Measure the host time to dispatch a program, depending on how parameters are passed.
 
     python benchmarks/dispatch.py --layers 32 --json dispatch.json
 
-The program computes next to nothing; it takes what a step takes: parameters, a cache and a state,
-both donated, and what the host has packed. The table shows microseconds of the calling thread's
-processor time per call, the best of several rounds that take turns.
+The program computes almost nothing but has a step's arguments: parameters, donated cache and state,
+and packed host data. The table shows microseconds of the calling thread's CPU time per call, the
+best of several alternating rounds.
 """
 
 import argparse

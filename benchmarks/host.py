@@ -1,13 +1,13 @@
-"""Measures what a step costs the host: everything but the wait for the device.
+"""Measure the host time of a step: everything except waiting for the device.
 
     python benchmarks/host.py --sequences 1 8 32 128 256 512 --json host.json
 
-Engine, scheduler, packing, metrics and the reading of results are the real ones; only the compiled
-programs are played, by functions that return the same ready tokens at once. So a step takes what
-Python needs for it, and nothing else. All sequences decode greedily; the table shows the median and
-the 99th percentile of microseconds per step, phase by phase (jaxserve/timeline.py tells what each
-is). Time is that of the thread on a processor, so that a busy machine does little to it. --model
-gives sizes only: no weights are read, and the host's part hardly depends on them.
+Engine, scheduler, packing, metrics and reading of results are real. Compiled programs are replaced
+by functions that immediately return the same tokens, so a step takes the time of its Python code.
+All sequences decode greedily. The table shows the median and 99th percentile in microseconds per
+step and phase (see jaxserve/observability/timeline.py). Times are CPU times of the thread, so other
+load has little effect. --model only gives sizes: no weights are read, and the host time hardly
+depends on them.
 """
 
 import argparse

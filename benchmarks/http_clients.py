@@ -1,12 +1,11 @@
-"""Measures what HTTP clients cost a load generator: processor time per streamed chunk.
+"""Measure the cost of HTTP clients for a load generator: CPU time per streamed chunk.
 
     python -m benchmarks.http_clients --requests 128 --chunks 100
 
-A server in a process of its own streams chunks as OpenAI-compatible servers do. Each client reads
-them, 16 streams at once, in a process of its own, and says what processor time it took per chunk
-from request to request; the JSON of each chunk is decoded in all of them. `jaxserve` is what `bench
-serve` has (jaxserve/bench/http.py), httpx what is often taken; aiohttp is measured where it is
-installed. The clients take turns; the table shows the median of the rounds.
+A server process streams chunks like an OpenAI-compatible server. Each client reads 16 streams at
+once in its own process, decodes the JSON of each chunk, and reports its CPU time per chunk.
+`jaxserve` is the client of `bench serve` (jaxserve/bench/http.py); aiohttp is measured if it is
+installed. The clients alternate; the table shows the median of the rounds.
 """
 
 import argparse

@@ -1,19 +1,18 @@
-"""Measures the attention kernels: right on fresh numbers, then how near to what the device can do.
+"""Check the attention kernels and measure them against the limits of the device.
 
     python benchmarks/kernels.py --json kernels.json
     python benchmarks/kernels.py --ops decode --cases llama-3.1-8b --backends mosaic_gpu
     PALLAS_KERNELS_SIMULATE=h200 python benchmarks/kernels.py --quick      # a rehearsal on a CPU
 
-The cases are those of pallas_kernels/paged_attention/cases.py. Every backend that accepts a case
-attends once over pages with NaN in every slot that holds no token, into an array of NaN, and is
-compared with the reference in float32. Then it is timed as the engine calls it, keys and values
-written included: several calls to a program, several programs queued behind each other, the calls
-turning about over more pages than the device's caches hold. Times are medians.
+The cases are in pallas_kernels/paged_attention/cases.py. Every backend that supports a case first
+attends over pages with NaN in all empty slots, into an array of NaN, and is compared with the
+reference in float32. It is then timed as in the engine, including writing keys and values: several
+calls per program and several queued programs, which rotate over more pages than fit into the
+device's caches. Times are medians.
 
-Beside it stand kernels that do less: cuDNN and PyTorch on contiguous keys and values, and cuDNN on
-pages, all without writing any (see the workers), where the sequences of a case are all alike. Bytes
-and FLOP are the least that a case needs, and stand beside what memory and a product reached in the
-same run.
+For comparison, cuDNN and PyTorch run on contiguous keys and values, and cuDNN on pages, without
+writing any, if all sequences of a case are equal (see the workers). Bytes and FLOP are the minimum
+for a case, shown as shares of the memory bandwidth and matmul rate measured in the same run.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-r"""Kill the processes of a server under load, again and again, and see whether it comes back.
+"""Repeatedly kill the processes of a server under load and check that it recovers.
 
     python -m benchmarks.kill_drill [--rounds 20] [--kinds engine api] [-- MODEL and flags]
 
-Starts `jaxserve serve`, with the built-in model unless another is given, and keeps streams running
-on it while /health is asked all the time, each time on a new connection. In each round SIGKILL ends
-what the kind names; a round is survived when all processes are there again, /ready answers 200 and
-every stream gets tokens. Printed for each kind: rounds survived, the longest time without an answer
-of /health, the times until /ready answered 200 again, how streams ended that were under way, and
-memory before the first and after the last round. Exits with 1 if a round was not survived, a death
-of the engine cut a stream that should have ended with an error event, or memory grew.
+Starts `jaxserve serve`, by default with the built-in model, and keeps streams running while /health
+is probed continuously on new connections. Each round sends SIGKILL to the processes of its kind. A
+round is survived if all processes are running again, /ready answers 200 and every stream gets
+tokens. Prints for each kind: rounds survived, the longest time without an answer of /health, the
+times until /ready answers 200, how interrupted streams ended, and memory before the first and after
+the last round. Exits with 1 if a round was not survived, if a death of the engine cut a stream that
+should have ended with an error event, or if memory grew.
 
-Nothing in a round may take longer than --limit seconds. A kind ends with its first failed round.
+No wait in a round may exceed --limit seconds. A kind ends with its first failed round.
 """
 
 import argparse

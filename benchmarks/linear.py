@@ -1,10 +1,10 @@
-"""Measures products with weights on a CPU: as XLA makes them, and with packed matrices.
+"""Measure matmuls with weights on a CPU: in XLA, and with packed matrices.
 
     python -m benchmarks.linear
     python -m benchmarks.linear --sizes 4096x6144 4096x28672 --rows 1 16 512 --results FOLDER
 
-The two take turns, and the best of `--repeats` calls of each counts: what else the machine does
-slows both. int8 is with activations rounded as they come, which XLA does in float32 and int8.
+Both alternate; the result is the best of `--repeats` calls, because other load slows both. int8
+includes dynamic quantization of activations, which XLA does in float32 and int8.
 """
 
 import argparse

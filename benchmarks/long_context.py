@@ -1,4 +1,4 @@
-"""A model as if it had been made for longer contexts, for measurements whose texts mean nothing."""
+"""Run models beyond their trained context, for measurements that ignore the text."""
 
 import json
 from collections.abc import Iterator

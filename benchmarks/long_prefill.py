@@ -1,12 +1,11 @@
-"""Measures how streams that decode are held up while a very long prompt is read.
+"""Measure how a very long prompt delays decoding streams.
 
     python -m benchmarks.long_prefill MODEL --prompt-len 32768 --streams 8
 
 First the streams decode alone, which gives the median gap between two tokens. Then they decode
-while an engine reads a prompt of --prompt-len tokens: the gaps from its arrival to its first token
-are held against that median, and against each other (p99 over p50). A model made for shorter
-contexts is taken as if it were made for this one. Nothing is compiled while the clock runs, or the
-script fails.
+while the engine computes a prompt of --prompt-len tokens. The gaps from its arrival to its first
+token are compared with that median and with each other (p99 over p50). Models may be run beyond
+their trained context. The script fails if anything is compiled during the measurement.
 """
 
 import argparse

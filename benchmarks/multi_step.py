@@ -1,13 +1,13 @@
-"""Measures what several decode steps in one program would win, before anyone builds them.
+"""Measure the possible gain from several decode steps in one program.
 
     python benchmarks/multi_step.py MODEL --batch 1 8 32 --steps 8
 
-Three ways to decode the same batch take turns, round after round: the engine as it is (scheduler,
-async dispatch, events); its programs alone, one dispatch a step, planned ahead, so that the host
-has nothing to do in between; and `--steps` steps in one program, a loop on the device that feeds
-each token to the next step. What a multi-step decode can win at most is the first over the third,
-of the time, and of the processors' time, which other processes on the machine disturb less.
-Tokens are not checked: the loop ignores stop conditions, which would only slow it down.
+Three ways to decode the same batch alternate: the engine (scheduler, async dispatch, events); its
+programs alone, with one dispatch per step and plans made in advance, so that the host is idle; and
+`--steps` steps in one program, a loop on the device that feeds each token to the next step. The
+upper bound of the gain is the first divided by the third, for time and for CPU time, which other
+processes disturb less. Tokens are not checked: the loop ignores stop conditions, which would only
+slow it down.
 """
 
 import argparse

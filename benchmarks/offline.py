@@ -1,12 +1,12 @@
-"""Compares offline throughput with transformers' on a device, at real shapes, in one run.
+"""Compare offline throughput with transformers on a device, with real shapes.
 
     python benchmarks/offline.py llama-3.1-8b --torch-python PYTHON --json offline.json
 
-Random weights: speed does not depend on what they say, and no checkpoint needs to be at hand. The
-same requests go to jaxserve, all at once; to `generate` one by one, of which a few tell; and to
-transformers' own continuous batching. Each runs in a process of its own, one after the other, as
-each takes most of the device's memory. MODEL is the name of a published shape or a folder with a
-config.json; the interpreter needs torch and transformers.
+Weights are random, since speed does not depend on them, so no checkpoint is needed. The same
+requests go to jaxserve, all at once; some of them to `generate`, one by one; and to transformers'
+continuous batching. Each runs in its own process, one after the other, because each uses most of
+the device's memory. MODEL is the name of a published shape or a folder with a config.json; the
+interpreter needs torch and transformers.
 """
 
 import argparse

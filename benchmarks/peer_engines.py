@@ -1,7 +1,7 @@
-"""The engines that peers.py compares: how each is run, and what it cannot do.
+"""The engines that peers.py compares: how to run each, and what it does not support.
 
-The runners are scripts outside this project, in a folder given as --peers-dir. Each prints lines
-`RESULT {json}`; peer_jaxserve.py beside this file does the same for jaxserve.
+Runners are external scripts in the folder --peers-dir. Each prints lines `RESULT {json}`;
+peer_jaxserve.py does the same for jaxserve.
 """
 
 import sys

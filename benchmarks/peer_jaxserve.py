@@ -1,9 +1,9 @@
-"""Runs jaxserve on the peers' workload, as their runners run them; for peers.py.
+"""Run jaxserve on the workload of peers.py, like the runners of other engines.
 
     python benchmarks/peer_jaxserve.py MODES PRECISION MODEL FLAGS...
 
-MODES: w1 and w2 with commas between. FLAGS: the engine's. Reads PEERS_HOME and PEERS_DIR, whose
-common.py has the workload, the watch on other processes, and the form of results.
+MODES: w1 and w2, separated by commas. FLAGS: engine flags. Reads PEERS_HOME and PEERS_DIR, whose
+common.py has the workload, the monitor of other processes, and the result format.
 """
 
 import importlib

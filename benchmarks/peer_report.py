@@ -1,4 +1,4 @@
-"""What peers.py makes of its samples: ratios within rounds, medians, agreement, and tables."""
+"""Results of peers.py: ratios within rounds, medians, agreement of tokens, and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Running the programs of a comparison: one after the other, with servers where they need them."""
+"""Run the programs of peers.py one after the other, with servers where needed."""
 
 import json
 import os

@@ -1,10 +1,10 @@
-"""Prints the greedy tokens of an engine for the first requests of a workload; for peers.py.
+"""Print the greedy tokens of an engine for the first requests of a workload, for peers.py.
 
     PYTHON benchmarks/peer_tokens.py ENGINE MODEL WORKLOAD NUM_REQUESTS NUM_TOKENS PRECISION
 
-Runs under the interpreter that has the engine, with nothing else of this project beside it. MODEL
-is what the engine reads: a folder, or for llama.cpp the URL of its server. Every request is run
-alone. The result is a line `RESULT [[ids], ...]`.
+Runs in the engine's interpreter without other code of this project. MODEL is a folder, or for
+llama.cpp the URL of its server. Requests run one at a time. The result is a line
+`RESULT [[ids], ...]`.
 """
 
 # ruff: noqa: PLC0415  (each environment has one of these engines)

@@ -1,9 +1,9 @@
-"""Runs a script on transformers so that its continuous batching works on a CPU; for peers.py.
+"""Run a script that uses transformers' continuous batching on a CPU, for peers.py.
 
     PYTHON benchmarks/peer_transformers.py SCRIPT ARGUMENTS...
 
-transformers 5.23 computes in a thread of its own, which may not write to tensors that the script
-made in inference mode; and it takes 60 % of all memory for its cache, where a tenth is plenty.
+Works around two problems of transformers 5.23: its compute thread may not write to tensors that the
+script created in inference mode, and its cache takes 60 % of all memory, where a tenth suffices.
 """
 
 import runpy

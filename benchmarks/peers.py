@@ -1,15 +1,14 @@
-r"""Compares jaxserve with other engines on a CPU: one workload, one run, in turns.
+"""Compare jaxserve with other engines on a CPU, with one workload in alternating runs.
 
-    python -m benchmarks.peers --peers-dir RUNNERS --peers-home HOME --model llama-60m \
+    python -m benchmarks.peers --peers-dir RUNNERS --peers-home HOME --model llama-60m \\
         --python hf=PATH --python ov=PATH --python vllm=PATH --python ct2=PATH --rounds 3
 
-Three workloads. W1: 64 requests at once, in process. W2: one request, its first token and the
-further ones. W3: 32 clients that stream over HTTP. In each round every engine runs each of them
-once, in a process of its own; the order turns from round to round. What counts is the ratio of
-jaxserve's figure to a peer's in the same round; above 1 jaxserve is better. The table shows the
-median of the rounds, every round, and how many cores other processes used meanwhile. Greedy tokens
-are compared with transformers' in float32 first. A peer that is missing or fails is listed, with
-the reason. What follows `--` are flags of jaxserve.
+Workloads: W1, 64 requests at once in process; W2, one request, its first token and the others; W3,
+32 streaming HTTP clients. In each round every engine runs each workload once in its own process, in
+rotating order. The result is the ratio of jaxserve's figure to a peer's in the same round; above 1
+jaxserve is better. The table shows the median, every round, and the cores used by other processes.
+Greedy tokens are first compared with transformers' in float32. A peer that is missing or fails is
+listed with the reason. Flags after `--` are passed to jaxserve.
 """
 
 import argparse

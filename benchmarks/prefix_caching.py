@@ -1,23 +1,24 @@
-"""Measures what prefix caching costs where it cannot help, and what it gains where it can.
+"""Measure the cost of prefix caching without hits, and its gain with hits.
 
     python -m benchmarks.prefix_caching MODEL --rounds 60 --results benchmarks/results
 
-One engine runs the same requests twice in a round, with prefix caching and without, each first
-every other time; what counts is the ratio of such a pair. It is one engine because two differ by
-more than caching costs: by where their memory lies. Every turn starts from an empty cache, has
-twice the requests that run at once, and pages for three quarters of them, so that with caching
-there is something to evict. Workloads:
+One engine runs the same requests twice per round, with and without prefix caching, alternating
+which goes first. The result is the ratio of such a pair. A single engine is used because two
+engines differ by more than the cost of caching, through their memory placement. Every run starts
+with an empty cache, has twice as many requests as run at once, and pages for three quarters of
+them, so that caching must evict. Workloads:
 
-no hits: random prompts, none of which ever comes again. control: the same, with caching off in both
-turns, which tells what the figures are worth. translation: a prefix of 341 tokens that all share,
-which is the five-shot one of the PagedAttention paper, a question of 30 and an answer of 30.
-choice: a prefix of 640 tokens, five examples of 128, a question of 64, an answer of 4. The last two
-take a tenth of the rounds.
+- no hits: random prompts without repetition
+- control: the same with caching off in both runs, which shows the precision
+- translation: a shared prefix of 341 tokens, as in the five-shot case of the PagedAttention paper,
+  a question of 30 and an answer of 30
+- choice: a prefix of 640 tokens (five examples of 128), a question of 64, an answer of 4
 
-A percent is less than a machine's own speed changes by from turn to turn. But where nothing is hit
-caching is work for the engine's thread and nothing else: steps are the same. So its processor time
-is told as well, as a share of the turn's, and what it has more of with caching: a turn cannot
-become slower by more than that.
+The last two run for a tenth of the rounds.
+
+The machine's speed varies by more than a percent between runs. Without hits the steps are the same,
+and caching only adds work to the engine thread. So the additional CPU time of that thread is
+reported as a share of the run: an upper bound of the slowdown.
 """
 
 import argparse

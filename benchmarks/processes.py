@@ -1,12 +1,11 @@
-"""Measures what lies between an engine and its clients: text, and the way to another process.
+"""Measure the cost between an engine and its clients: text, and transport between processes.
 
     python benchmarks/processes.py --sequences 1 32 256
 
-The device is played by a runner that answers at once, so that nothing else is measured. A row has
-microseconds per token (medians over steps) of the engine's thread without the scheduler (`emit`),
-of the text side (`text`), of MessagePack on either end, and the bytes a token takes. The latency
-is that of a whole request of one token, through a thread and through a process: the difference is
-what two hops between processes cost.
+The runner returns tokens immediately, so the device adds no time. A row has microseconds per token
+(medians over steps) of the engine thread without the scheduler (`emit`), of detokenization
+(`text`), and of MessagePack on both ends, and the bytes per token. The latency is that of a request
+for one token through a thread and through a process; the difference is the cost of two hops.
 """
 
 import argparse

@@ -1,14 +1,15 @@
-"""Measures how jaxserve scales: three curves, their data and a plot of each.
+"""Measure how jaxserve scales: three curves with data and plots.
 
     python -m benchmarks.scaling MODEL --parts throughput context host --results benchmarks/results
 
-throughput: output tokens per second, prompts included, against 1 to 256 requests at once, and the
-median time of a step then. context: the time of a step that decodes, against 128 to 8192 tokens of
-context (step.py, on random weights of the model's shapes; minutes on two cores, most of them to
-compute eight sequences of the longest context). host: what a step costs the host,
-against 1 to 512 running sequences, with the device played (host.py). MODEL is a folder; one made
-for shorter contexts is taken as if it were made for these. Nothing is compiled while a clock runs,
-or the script fails.
+- throughput: output tokens per second, including prompts, and the median step time, for 1 to 256
+  concurrent requests
+- context: time of a decode step for 128 to 8192 tokens of context (step.py with random weights;
+  takes minutes on two cores, mostly for eight sequences of the longest context)
+- host: host time of a step for 1 to 512 running sequences, without a device (host.py)
+
+MODEL is a folder and may be run beyond its trained context. The script fails if anything is
+compiled during a measurement.
 """
 
 import argparse

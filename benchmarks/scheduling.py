@@ -1,11 +1,11 @@
-"""Compares scheduling policies on a virtual clock: the real scheduler, devices of arithmetic.
+"""Compare scheduling policies on a virtual clock, with the real scheduler.
 
     python benchmarks/scheduling.py [long load prefixes waste host]
 
-Steps take the time that a simple cost model says: reading the weights or multiplying the padded
-tokens, whichever is longer, and attention. So minutes of traffic take seconds, and the figures are
-the same everywhere. They compare policies; they are no forecast of a machine. Only `host` takes
-real time: microseconds of planning and committing a step.
+A simple cost model gives the time of a step: the longer of reading the weights and multiplying the
+padded tokens, plus attention. So minutes of traffic take seconds, and the figures are the same on
+every machine. Use them to compare policies, not to predict a machine. Only `host` measures real
+time: microseconds to schedule and commit a step.
 """
 
 import argparse

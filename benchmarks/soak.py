@@ -1,14 +1,13 @@
-r"""Load a server with streaming clients that leave when they like; look for what was left behind.
+"""Load a server with clients that disconnect at random, and check for leaks.
 
-    python benchmarks/soak.py --clients 64 --minutes 20 --results benchmarks/results \
+    python benchmarks/soak.py --clients 64 --minutes 20 --results benchmarks/results \\
         [-- MODEL and further `jaxserve serve` flags]
 
-Starts `jaxserve serve` on its own. Each client sends one request after the other, of
-random kinds and lengths; some clients disconnect in mid-stream. In the end the server must be as
-it was after its first minute of load, in which a CPU's KV pages come to take memory: nothing
-running or waiting, every page free, no file descriptor or thread more, memory flat, no program
-compiled, and metrics that add up to what the clients saw. Exits with 1 if anything is off. With
---results, memory over time is written there and drawn.
+Starts `jaxserve serve`. Each client sends requests of random kinds and lengths one after the other,
+and some disconnect during a stream. At the end the server must be in the same state as after the
+first minute, when a CPU's KV pages have been allocated: no running or waiting requests, all pages
+free, no additional file descriptors or threads, constant memory, no compilation, and metrics that
+match the clients' counts. Exits with 1 otherwise. --results writes and plots memory over time.
 """
 
 import argparse

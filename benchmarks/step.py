@@ -1,15 +1,14 @@
-"""Measures the step alone, on weights drawn at random: no scheduler, no text, no server.
+"""Measure the step alone with random weights: no scheduler, text or server.
 
     python benchmarks/step.py llama-3.1-8b --batch 1 64 256 --context 1024 --json step.json
 
-As many sequences as the largest `--batch`, of as many random tokens as the largest `--context`, are
-computed for real, in chunks (prefill). Then they decode, all of them and fewer, from the end of
-each context on: the shorter ones are the beginnings of the longest, so nothing is computed twice.
-Steps follow each other as in serving, each reading the tokens of the one before on the
-device; plans are made before the clock starts, so that this is the device's time, and nothing is
-compiled while it runs. Beside it stands
-what the step must read and compute, held against memory and products measured in the same run.
-MODEL is a folder with a config.json, or the name of a published shape: no weights are read.
+First computes the largest `--batch` of sequences with the largest `--context` of random tokens, in
+chunks. Then all or some of them decode from the end of each context; shorter contexts are prefixes
+of the longest. Steps follow each other as in serving, each reading the previous token on the
+device. Plans are made in advance, so the result is device time, and nothing is compiled during the
+measurement. The table compares it with the bytes and FLOP of the step at the memory bandwidth and
+matmul rate measured in the same run. MODEL is a folder with a config.json, or the name of a
+published shape; no weights are read.
 """
 
 import argparse

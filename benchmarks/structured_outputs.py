@@ -1,13 +1,13 @@
-"""What grammars cost: sequences that follow a JSON schema, all or half of them, beside free ones.
+"""Measure the cost of grammars: none, half or all sequences follow a JSON schema.
 
     python benchmarks/structured_outputs.py --tokenizer ../shared/data/tokenizers/qwen3
 
-A model with random weights and the vocabulary of Qwen3 decodes 64 sequences on one engine, with the
-same prompts: none of them, half of them and all of them follow a schema, in turns of some seconds.
-The time of a step is that between the ends of two; a turn gives the median of its steps, and the
-share is the median of the ratios of turns that followed each other. Tokens that a schema forces
-come without a draw, so tokens per second are told too. The model is small, so that a step takes
-little longer than its logits do: with a larger one the share can only be smaller.
+A model with random weights and the vocabulary of Qwen3 decodes 64 sequences with the same prompts
+on one engine, alternating every few seconds between no, half and all sequences with a schema. The
+time of a step is measured between the ends of consecutive steps. The result is the median ratio of
+consecutive runs, each represented by its median step. Tokens per second are reported too, because
+forced tokens are not sampled. The model is small, so that a step consists mostly of its logits;
+with a larger model the share would be smaller.
 """
 
 import argparse

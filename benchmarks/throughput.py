@@ -1,15 +1,14 @@
-"""Compares jaxserve's throughput with that of transformers' `generate`, in one run.
+"""Compare jaxserve's throughput with transformers' `generate`, in alternating runs.
 
     python benchmarks/throughput.py MODEL --workload workload.json --torch-python /path/to/python
 
-Both hold the same model folder in float32 at once and take turns: in each round, and for each
-batch, one after the other, each first every other time. What counts is the ratio of such a pair:
-it is made of two measurements a moment apart, so what else the machine does touches both. The table
-shows the median of the pairs.
+Both load the same model in float32 and alternate: for each round and batch they run one after the
+other, taking turns to go first. The result is the ratio of such a pair, because other load affects
+both. The table shows the median of the pairs.
 
-MODEL is a folder in Hugging Face's layout; the workload is what `jaxserve bench throughput
---workload` takes; --torch-python is an interpreter with torch and transformers, which jaxserve's
-own environment does not have.
+MODEL is a folder in Hugging Face's layout. The workload has the format of `jaxserve bench
+throughput --workload`. --torch-python is an interpreter with torch and transformers, which
+jaxserve's environment does not have.
 """
 
 import argparse

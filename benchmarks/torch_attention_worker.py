@@ -1,9 +1,9 @@
-"""The PyTorch side of kernels.py: SDPA and flex attention, in an interpreter that has torch.
+"""Worker of kernels.py for PyTorch: SDPA and flex attention.
 
-Reads jobs from standard input, a line of JSON each, and answers each with lines of JSON: how many
-seconds one call took, or why there is none. Nothing of jaxserve is imported here, and Python 3.10
-is enough. Calls get contiguous keys and values and write none. They are recorded in a CUDA graph,
-so that no time is lost between them, and timed with device events. Without a GPU it is a rehearsal.
+Reads jobs from standard input, one line of JSON each, and answers with lines of JSON: the seconds
+of one call, or an error. It does not import jaxserve and needs only Python 3.10. Calls read
+contiguous keys and values and write none. They are recorded in a CUDA graph, so that no time is
+lost between them, and timed with device events. Without a GPU this is a rehearsal.
 """
 
 import json

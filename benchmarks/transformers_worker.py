@@ -1,14 +1,13 @@
-"""The other side of throughput.py and offline.py: transformers, in an interpreter that has torch.
+"""Worker of throughput.py and offline.py for transformers.
 
-Started with a model folder and a workload, it answers each line on standard input with a line of
-JSON: the seconds that it took and the tokens it made. A line is how many sequences `generate` shall
-do at a time, or "continuous" for transformers' own continuous batching; after it may follow how
-many requests of the workload are wanted. Nothing of jaxserve is imported here, and Python 3.10 is
-enough.
+Started with a model folder and a workload, it answers each line of standard input with a line of
+JSON: the seconds and the generated tokens. A line is the batch size of `generate`, or "continuous"
+for transformers' continuous batching, optionally followed by the number of requests. It does not
+import jaxserve and needs only Python 3.10.
 
-transformers gets what suits it: requests are sorted by the length of their answer, so that a
-static batch waits little for its longest member, and tokens beyond a request's own are not counted
-against it.
+The conditions favour transformers: requests are sorted by answer length, so that a static batch
+waits little for its longest member, and tokens beyond a request's length are not counted against
+it.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-r"""Measures what requests notice of programs that are made in the background.
+"""Measure the effect of background compilation on requests.
 
     python -m benchmarks.warm_up MODEL --rate 2 --results warm_up.json -- --max-num-seqs 32
 
-Starts `jaxserve serve` with `--warm-up background` and an empty compilation cache, and sends a
-steady stream of requests from the moment it is ready: as many per second as --rate says, at even
-distances. When the last program is made the stream goes on for twice --seconds. The table holds
-times to the first token and gaps between tokens, by the program that had been made last when a
-request was sent: what follows the last one is told in two halves, since a program that was made in
-the background first runs in a step that needs it. What follows `--` are flags of `jaxserve serve`.
+Starts `jaxserve serve` with `--warm-up background` and an empty compilation cache, and sends --rate
+requests per second at equal distances as soon as it is ready. After the last program is compiled,
+the stream continues for twice --seconds. The table has times to the first token and gaps between
+tokens, by the newest program when a request was sent. The time after the last program is divided
+into two halves, because a background program first runs in a step that needs it. Flags after `--`
+are passed to `jaxserve serve`.
 """
 
 import argparse
