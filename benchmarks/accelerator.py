@@ -1,7 +1,7 @@
-"""Run all measurements on an accelerator within ten minutes.
+r"""Run all measurements on an accelerator within ten minutes.
 
     python benchmarks/accelerator.py --out results/h200 --executables DIR --torch-python PYTHON
-    PALLAS_KERNELS_SIMULATE=h200 python benchmarks/accelerator.py --rehearse --out /tmp/rehearsal \\
+    PALLAS_KERNELS_SIMULATE=h200 python benchmarks/accelerator.py --rehearse --out /tmp/rehearsal \
         --torch-python PYTHON
 
 Stages, each a separate process with its own time limit, most important first:

@@ -1,6 +1,6 @@
-"""Compare jaxserve with other engines on a CPU, with one workload in alternating runs.
+r"""Compare jaxserve with other engines on a CPU, with one workload in alternating runs.
 
-    python -m benchmarks.peers --peers-dir RUNNERS --peers-home HOME --model llama-60m \\
+    python -m benchmarks.peers --peers-dir RUNNERS --peers-home HOME --model llama-60m \
         --python hf=PATH --python ov=PATH --python vllm=PATH --python ct2=PATH --rounds 3
 
 Workloads: W1, 64 requests at once in process; W2, one request, its first token and the others; W3,

@@ -1,6 +1,6 @@
-"""Load a server with clients that disconnect at random, and check for leaks.
+r"""Load a server with clients that disconnect at random, and check for leaks.
 
-    python benchmarks/soak.py --clients 64 --minutes 20 --results benchmarks/results \\
+    python benchmarks/soak.py --clients 64 --minutes 20 --results benchmarks/results \
         [-- MODEL and further `jaxserve serve` flags]
 
 Starts `jaxserve serve`. Each client sends requests of random kinds and lengths one after the other,
