@@ -41,7 +41,7 @@ ROLES = {"engine_process": "engine", "jaxserve.processes.api": "api"}
 
 @dataclass
 class Seen:
-    """What the other clients of a server saw in some stretch of time."""
+    """Observations of the other clients during a period."""
 
     probe_s: float = 0.0
     gap_s: float = 0.0
@@ -114,7 +114,7 @@ class Bystanders(BackgroundClients):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What an attack did. usual_probe_s, usual_gap_s: before it. rss_mib: by process."""
+    """Effect of an attack. usual_probe_s, usual_gap_s: before it. rss_mib: by process."""
 
     attack: str
     probe_s: float

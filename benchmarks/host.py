@@ -157,7 +157,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     plan = plan_engine(
         EngineOptions(
-            max_decode_slowdown=inf,  # all shall decode soon
+            max_decode_slowdown=inf,  # start all decodes quickly
             page_size=PAGE_SIZE,
             model=args.model,
             max_num_seqs=max(args.sequences),
@@ -165,7 +165,7 @@ def main() -> None:
             enable_prefix_caching=False,
         )
     )
-    # Nobody shall be preempted, and a plan has room for a sequence of full length.
+    # Avoid preemption, with room for a sequence of maximum length.
     each = 2 + (PROMPT_TOKENS + 2 * args.steps) // PAGE_SIZE
     longest = plan.shapes.shapes[0].pages
     plan = plan.with_num_pages(1 + max(max(args.sequences) * each, longest))

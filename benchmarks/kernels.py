@@ -50,11 +50,11 @@ REFERENCE = "reference"
 WORKERS = {"cudnn": "cudnn_attention_worker.py", "torch": "torch_attention_worker.py"}
 WORKER_TIMEOUT_S = 150.0
 
-# Of a row and head, relative to its norm: three times what rounding makes of it.
+# Tolerated error of a row and head relative to its norm: three times the rounding error.
 TOLERANCE = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
 
-# The calls of one program turn about over at least so many bytes of keys and values: four times the
-# largest cache of a GPU (B200: 126 MB). At the rates of a fast device it takes at least so long.
+# The calls of a program rotate over at least this many bytes of keys and values: four times the
+# largest cache of a GPU (B200: 126 MB). PROGRAM_S: minimum duration at the rates of a fast device.
 ROTATION_BYTES = 1 << 29
 PROGRAM_S, BYTES_PER_S, FLOPS_PER_S = 2e-3, 4e12, 8e14
 MOST_CALLS = 32
@@ -62,7 +62,7 @@ MOST_CALLS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one contender made of one case: an error and a time, or why there is none."""
+    """Result of one contender for one case: error and time, or why it was not measured."""
 
     case: str
     contender: str

@@ -37,7 +37,7 @@ PROBE_TIMEOUT_S = 2.0
 STOP_TIMEOUT_S = 60.0
 MODULES = {"engine": "jaxserve.commands.engine_process", "api": "jaxserve.processes.api"}
 MAIN = "main"
-# Of each kind, what is killed, one step after the other: the last engine dies while it loads.
+# Processes to kill in each step of a kind. The second engine dies while it loads.
 KINDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "engine": (("engine",),),
     "api": (("api",),),
@@ -46,9 +46,8 @@ KINDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "api, then the next": (("api",), ("api",)),
     MAIN: ((MAIN,),),
 }
-# Many deaths, each followed by a short wait. On a CPU the KV cache takes memory as it fills up, so
-# that a large one would look like a leak, and so would programs that an engine compiles in the
-# background. Flags that are given override these.
+# Allow many deaths with short waits. A KV cache on a CPU that fills up, or background compilation,
+# would look like a leak. Flags given by the user override these.
 FLAGS = (
     *("--max-restarts", "1000", "--restart-window", "1", "--restart-delay", "0.1"),
     *("--num-gpu-blocks-override", "1024", "--warm-up", "full"),
@@ -61,7 +60,7 @@ class DrillError(Exception):
 
 @dataclass(kw_only=True)
 class Seen:
-    """What clients saw in a round. flowing: the streams that got tokens since it began."""
+    """Observations of clients in a round. flowing: streams with tokens since its start."""
 
     ends: Counter[str] = field(default_factory=Counter[str])
     flowing: set[int] = field(default_factory=set[int])
@@ -185,7 +184,7 @@ class Victim:
 
 @dataclass(kw_only=True)
 class Report:
-    """What came of a kind. ready_s: by round, from the last death to /ready. memory: by kind."""
+    """Results of a kind. ready_s: by round, from the last death to /ready. memory: by kind."""
 
     kind: str
     num_rounds: int

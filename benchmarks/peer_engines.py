@@ -18,11 +18,11 @@ NO_SERVER = "has no HTTP server of its own"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """An engine: a runner's script, the words it has for precisions and workloads.
+    """An engine and the arguments of its runner script.
 
-    python: the name of its interpreter. words: by our precision. modes: by workload, for the
-    script. files: the name of its model in models/. wrapper: a script of ours that runs the
-    script. cannot: reasons, by precision or workload. is_compared: its tokens are, with others'.
+    python: name of its interpreter. words: its names of precisions. modes: its names of workloads.
+    files: name of its model in models/. wrapper: script of this project that runs the script.
+    cannot: reasons, by unsupported precision or workload. is_compared: compare its tokens.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Jaxserve(Engine):
             )
 
 
-# What the peers' runners ask of their engines too.
+# Settings that the runners of other engines use as well.
 COMMON_FLAGS = (
     *("--max-num-seqs", "64", "--max-model-len", "1024", "--no-enable-prefix-caching"),
     *("--warm-up", "full"),

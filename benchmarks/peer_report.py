@@ -104,11 +104,10 @@ def table(compared: Sequence[Row]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How far an engine's greedy tokens are those of the reference.
+    """Agreement of an engine's greedy tokens with the reference.
 
-    first: share of requests whose first token is the same. whole: of those in which all are.
-    common: mean share of an answer before the first difference; what comes after it is another
-    text.
+    first: share of requests with the same first token. whole: share with the same tokens. common:
+    mean share of an answer before the first difference.
     """
 
     engine: str

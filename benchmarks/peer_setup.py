@@ -26,10 +26,10 @@ class PeerError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What is common to all engines of a run.
+    """Common settings of all engines of a run.
 
-    home: PEERS_HOME, with models/ and workload.json. pythons: an interpreter for each engine.
-    model: a folder's name in models/. num_prompts: of W1 and W3. flags: of jaxserve.
+    home: PEERS_HOME, with models/ and workload.json. pythons: interpreter of each engine. model:
+    name of a folder in models/. num_prompts: for W1 and W3. flags: flags of jaxserve.
     """
 
     peers_dir: Path
@@ -47,7 +47,7 @@ class Setup:
         return self.home / "models" / self.model
 
     def python(self, name: str) -> str:
-        """Return an engine's interpreter; raises PeerError if there is none."""
+        """Return an engine's interpreter. Raises PeerError if it is not given."""
         path = self.pythons.get(name, "")
         if not Path(path).is_file():
             raise PeerError(f"no interpreter: give --python {name}=PATH")
@@ -105,7 +105,7 @@ def last_line(text: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

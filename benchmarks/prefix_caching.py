@@ -49,11 +49,11 @@ PAGE_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A workload: tokens shared by all prompts, tokens of each, tokens generated; and its target.
+    """A workload: lengths of shared prefix, own suffix and output, and its target.
 
-    num_at_once: requests that run at once, which are half of a turn's. at_least: the least speed
-    with caching, as a multiple of that without; by the engine's thread alone where prompts share
-    nothing. is_control: whether caching stays off.
+    num_at_once: concurrent requests, half of those in a run. at_least: minimum speed with caching
+    relative to that without; estimated from the engine thread's CPU time if prompts share nothing.
+    is_control: caching stays off.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Shape:
         return self.prefix_len + self.suffix_len + self.output_len
 
     def rounds_of(self, rounds: int) -> int:
-        """Rounds it takes: fewer where speed need not be known to the percent."""
+        """Return the number of rounds: fewer if less precision is needed."""
         return max(rounds // 10, 1) if self.prefix_len else rounds
 
 

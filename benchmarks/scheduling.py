@@ -30,10 +30,10 @@ from jaxserve.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What computes steps: the seconds of a token, and the rest in units of those.
+    """Cost model of a device.
 
-    step_s: of every step, whatever it computes. sizes: tokens that steps with chunks, and
-    decode_sizes: sequences that others are padded to.
+    token_s: seconds per token, the unit of `work`. step_s: constant seconds per step. sizes: padded
+    tokens of steps with chunks. decode_sizes: padded sequences of decode steps.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What became of all requests."""
+    """Results of all requests."""
 
     traces: dict[str, Trace]
     elapsed_s: float
@@ -170,7 +170,7 @@ def quantile(values: list[float], share: float) -> float:
 
 
 class InOrder(Scheduler):
-    """A scheduler that lets nobody pass for what the cache holds."""
+    """Scheduler without reordering by cached prefix."""
 
     def _nearest_to_cache(self, first: Sequence, hit: PrefixHit) -> tuple[Sequence, PrefixHit]:
         return first, hit
@@ -268,7 +268,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class LongPrompt:
-    """What a long prompt does to others, in seconds."""
+    """Latencies beside a long prompt, in seconds."""
 
     before: list[float]  # between tokens of those who decode, before it came
     during: list[float]  # and while it was computed

@@ -45,7 +45,7 @@ SAMPLE_S = 2.0
 
 @dataclass
 class Seen:
-    """What the clients saw."""
+    """Observations of the clients."""
 
     finished: Counter[str] = field(default_factory=Counter[str])  # by finish_reason
     num_left: int = 0
@@ -60,7 +60,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the processes of a server hold."""
+    """Resources of the processes of a server."""
 
     rss_mib: float
     num_fds: int
@@ -293,7 +293,7 @@ async def wait_until_ready(http: httpx.AsyncClient, process: psutil.Process) -> 
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -313,7 +313,7 @@ def main() -> int:
         require_pyplot()
     port = free_port()
     program = str(Path(sys.executable).with_name("jaxserve"))
-    # Programs that are made meanwhile take memory, too.
+    # Compile everything first, because programs take memory.
     command = [program, "serve", "--port", str(port), "--warm-up", "full", *args.serve]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:

@@ -86,7 +86,7 @@ class Turn:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all sequences together."""
+        """Throughput of all sequences together."""
         return self.num_tokens / sum(self.seconds)
 
 

@@ -101,7 +101,7 @@ async def measure(args: argparse.Namespace, url: str) -> dict[str, list[Record]]
                     made_s, phase = now_s, TAKEN_OVER
             elif now_s > made_s + args.seconds:
                 phase = AFTER
-            records.setdefault(phase, [])  # in order, whoever is answered first
+            records.setdefault(phase, [])  # keep the order of phases
             group.create_task(ask(phase))
             num_sent += 1
             await asyncio.sleep(max(0.0, begin_s + num_sent / args.rate - time.monotonic()))

@@ -34,10 +34,10 @@ class Ceilings:
 
 
 def measure_ceilings(*, quantization: str | None = None, packed: str | None = None) -> Ceilings:
-    """Measure JAX's first device on random data, and return the best of what was tried.
+    """Measure JAX's first device with random data and return the best rates.
 
-    Memory: what a copy reads and writes, and on CPUs what a sum reads: a copy is slow there, and
-    steps write little. Products: of bfloat16, on CPUs of float32.
+    Memory: the bytes of a copy, or on CPUs of a sum, because copies are slow there and steps write
+    little. Matmuls: bfloat16, on CPUs float32.
 
     quantization: "int8" also measures int8 matmuls. packed: kind of packed matrices (`LinearPlan`);
     if set, also measures matmuls with them, and with a single row as memory bandwidth.

@@ -25,9 +25,9 @@ MAX_TOTAL_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetOptions:
-    """What the command line says of a dataset; names and defaults are vLLM's.
+    """Dataset options of the command line, with vLLM's names and defaults.
 
-    input_len and output_len override the lengths of the dataset that is chosen, where it has such.
+    input_len, output_len: override the lengths of the dataset, if it has such options.
     """
 
     name: str = "random"

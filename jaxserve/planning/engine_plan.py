@@ -1,4 +1,4 @@
-"""What is known about an engine before anything is loaded, as `planner.py` resolves it."""
+"""The plan of an engine, as resolved by `planner.py` before anything is loaded."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -80,7 +80,7 @@ _ACCELERATOR = _Defaults(
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The model to plan for, and what its files say.
+    """The model to plan for, and settings from its files.
 
     pool_fraction: share of a GPU's memory that JAX's pool takes in this process. host_bytes: free
     memory of the host, measured once because it changes from one moment to the next.
@@ -109,12 +109,12 @@ class EngineParts:
 
     @cached_property
     def sharding(self) -> ShardingPlan:
-        """How arrays lie on the mesh."""
+        """Sharding of arrays over the mesh."""
         return ShardingPlan(self.hardware.mesh)
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The model as the mesh needs it: KV heads replicated, the vocabulary padded."""
+        """The model fitted to the mesh: KV heads replicated, vocabulary padded."""
         return fitted(self.subject.model, self.sharding)
 
     @cached_property
@@ -172,7 +172,7 @@ class EngineParts:
 
     @cached_property
     def attention(self) -> AttentionPlan:
-        """The attention backend, and how pages look."""
+        """The attention backend and the page layout."""
         return plan_attention(
             self.model,
             dtype=self.dtype,
@@ -197,7 +197,7 @@ class EngineParts:
 
     @cached_property
     def layout(self) -> WeightLayout:
-        """How weights are kept."""
+        """Layout of the weights."""
         return WeightLayout(
             dtype=self.dtype,
             sharding=self.sharding,
@@ -275,7 +275,7 @@ class EngineParts:
 
     @cached_property
     def context(self) -> StepContext:
-        """What the step's programs are traced with."""
+        """Static context in which the programs of a step are traced."""
         pooling = self.subject.pooling
         return StepContext(
             model=self.model,
