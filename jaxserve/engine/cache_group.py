@@ -1,9 +1,9 @@
-"""The contract of cache groups: which pages a sequence holds in one, and where it can start from.
+"""Interface of cache groups: prefix lookup, and the pages of each running sequence.
 
-A `GroupManager` finds what the prefix cache has for its group. A `Holding` is what one running
-sequence holds in it: `extend` before each step that needs more, `register` and `release` when steps
-are committed, `leave` at the end. The rest of the engine calls these methods and knows no kinds of
-groups. Changes to the page table are collected as `TableWrite`s and sent with the next row.
+A `GroupManager` looks up prefix cache hits for its group. A `Holding` is the set of pages that one
+running sequence has in the group. The engine calls `extend` before a step that needs more pages,
+`register` and `release` after a step is committed, and `leave` when the sequence stops running.
+Changes to the page table are collected as `TableWrite`s and sent with the sequence's next row.
 """
 
 from abc import ABC, abstractmethod
@@ -13,28 +13,28 @@ from jaxserve.api.caches import CacheGroup
 from jaxserve.api.plan import TableWrite
 from jaxserve.engine.pages import PageAllocator
 
-# A number of tokens that no sequence has.
+# Larger than the length of any sequence.
 UNBOUNDED = 1 << 40
 
 
 class Holding(ABC):
-    """What a running sequence holds in one group.
+    """Pages of one running sequence in one group.
 
-    num_reserved: pages promised to it beyond those it has.
+    num_reserved: pages reserved for the sequence and not allocated yet.
     """
 
-    # Whether it shares pages `rolling`, see PageAllocator.
+    # Whether references are `rolling`: see PageAllocator.share.
     is_rolling = False
     num_reserved: int
 
     @property
     @abstractmethod
     def held(self) -> list[int]:
-        """The pages it has a reference to."""
+        """Pages that the sequence has a reference to."""
 
     @property
     def num_begun(self) -> int:
-        """Pages of tokens that it has, or has released."""
+        """Pages of tokens that the sequence has, or has released."""
         return 0
 
     @abstractmethod
@@ -43,60 +43,60 @@ class Holding(ABC):
 
     @abstractmethod
     def num_missing(self, length: int) -> int:
-        """Return how many pages it can yet need at once until `length` tokens are computed."""
+        """Return the most pages that it will need in addition, to compute `length` tokens."""
 
     @abstractmethod
     def num_lacking(self, stop: int) -> int:
-        """Return how many pages the tokens up to `stop` need now, beyond those promised."""
+        """Return how many pages the tokens up to `stop` need beyond those reserved."""
 
     @abstractmethod
     def extend(self, start: int, stop: int, table: list[TableWrite]) -> int:
-        """Prepare for a step that computes the tokens [start, stop).
+        """Allocate the pages for a step that computes the tokens [start, stop).
 
-        Return the length up to which rows of single tokens need no further call.
+        Return the sequence length up to which single-token rows need no further call.
         """
 
     def max_stop(self, start: int) -> int:
-        """Return where a step that begins at `start` must stop."""
+        """Return the position at which a step that begins at `start` must stop."""
         del start
         return UNBOUNDED
 
     def leaves_start(self, page: int) -> bool:
-        """Whether others will be able to start behind this page of its known tokens."""
+        """Whether other sequences will be able to start after this page (an index)."""
         del page
         return True
 
     @abstractmethod
     def register(self, digests: Sequence[bytes], first: int, stop: int) -> None:
-        """Make findable what it has of the computed pages [first, stop)."""
+        """Add the computed pages with indices [first, stop) to the prefix cache."""
 
     def release(self, num_computed: int, length: int, table: list[TableWrite]) -> int:
-        """Free the pages that no step after `num_computed` tokens reads, and count them.
+        """Free the pages that no step after `num_computed` tokens reads; return their number.
 
-        length: known tokens; it stays promised what those need.
+        length: known tokens. The pages that they still need stay reserved.
         """
         del num_computed, length, table
         return 0
 
     @abstractmethod
     def leave(self) -> None:
-        """Return all pages and promises."""
+        """Free all pages and cancel all reservations."""
 
 
 class GroupManager(ABC):
-    """Finds and hands out the pages of one group, which come from `pool`.
+    """Prefix lookup and page allocation for one group, whose pages come from `pool`.
 
-    tag: tells its digests from those of other groups of the pool. num_begun: pages of tokens that
-    running sequences have, or have released.
+    tag: suffix of the group's digests, which separates groups that share a pool. num_begun: pages
+    of tokens that running sequences have, or have released.
     """
 
-    # Whether every token has room of its own in a page.
+    # Whether a page stores one entry per token.
     holds_tokens = True
     # Whether running sequences release pages.
     releases = True
-    # Whether a sequence can go back a few tokens and compute others in their place.
+    # Whether the last tokens of a sequence can be replaced by others.
     is_rewindable = True
-    # Whether sequences leave something to start from at some of their pages only.
+    # Whether other sequences can start after some pages only.
     is_sparse = False
 
     def __init__(
@@ -109,47 +109,47 @@ class GroupManager(ABC):
         self.num_begun = 0
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold `num_tokens` tokens."""
+        """Return how many pages `num_tokens` tokens need."""
         return -(-num_tokens // self.page_size)
 
     def page_of(self, digest: bytes) -> int | None:
-        """Return the page that the prefix cache has for a digest."""
+        """Return the cached page of a digest, or None."""
         return self.pool.prefix_cache.get(digest + self.tag)
 
     def register(self, digest: bytes, page: int) -> None:
-        """Make a page findable by the digest of a sequence."""
+        """Add a page to the prefix cache."""
         self.pool.prefix_cache.register(digest + self.tag, page)
 
     def forget(self, digests: Iterable[bytes]) -> None:
-        """Keep other sequences from starting from these pages."""
+        """Remove these pages from the prefix cache."""
         for digest in digests:
             self.pool.forget(digest + self.tag)
 
     @abstractmethod
     def num_wanted(self, length: int) -> int:
-        """Return how many pages a sequence of `length` tokens needs at once at most."""
+        """Return the most pages that a sequence of `length` tokens needs at once."""
 
     @abstractmethod
     def longest(self, digests: Sequence[bytes], limit: int) -> int:
-        """Return the most pages, up to `limit`, behind which a sequence can start."""
+        """Return the length in pages, at most `limit`, of the longest prefix cache hit."""
 
     @abstractmethod
     def shared(self, digests: Sequence[bytes], count: int) -> list[int]:
-        """Return the pages that a sequence needs to start behind its first `count`."""
+        """Return the cached pages that a sequence needs to start after `count` pages."""
 
     @abstractmethod
     def num_new(self, length: int, count: int, shared: list[int]) -> int:
-        """Return how many pages to promise to a sequence that starts behind `count` pages."""
+        """Return how many pages to reserve for a sequence that starts after `count` pages."""
 
     def num_taken(self, shared: list[int]) -> int:
-        """Return how many free pages it takes to share these."""
+        """Return by how much sharing these pages lowers the number of free pages."""
         return self.pool.num_idle(shared)
 
     @abstractmethod
     def enter(
         self, length: int, count: int, shared: list[int], table: list[TableWrite], *, leaves: bool
     ) -> Holding:
-        """Let a sequence start behind `count` pages, with a promise of all that it will need.
+        """Start a sequence after `count` pages, and reserve all pages that it will need.
 
-        leaves: whether others may start from what it computes.
+        leaves: whether other sequences may start from the pages that it computes.
         """

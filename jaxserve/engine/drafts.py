@@ -1,7 +1,7 @@
-"""Rows with drafted tokens, which yield as many tokens as the model confirms, and one more.
+"""Speculative decoding: rows with draft tokens, which yield the accepted ones and one more.
 
-A drafter proposes tokens that may follow a sequence, from whatever it knows of it. The scheduler
-asks it for every sequence that decodes and whose tokens were all read.
+A drafter proposes tokens that may follow a sequence. The scheduler calls it for every decoding
+sequence whose sampled tokens have all been read from the device.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,20 @@ type Drafter = Callable[[Sequence], tuple[int, ...]]
 
 
 class Drafts:
-    """Plans drafted tokens as far as pages and limits allow; preempts nothing for them."""
+    """Plans draft tokens within the free pages and the limits; never preempts for them."""
 
     def __init__(self, drafter: Drafter, memory: KVMemory) -> None:
         self._drafter = drafter
         self._memory = memory
 
     def add_row(self, builder: PlanBuilder, sequence: Sequence, *, max_tokens: int) -> None:
-        """Plan the token that a sequence lacks, and at most `max_tokens` that may follow it."""
+        """Plan the next token of a sequence, and at most `max_tokens` draft tokens after it."""
         if sequence.length > sequence.num_known:
             return  # its last token was not read yet
         length = sequence.length
         drafts: tuple[int, ...] = ()
         if sequence.matcher is None and not builder.holds and self._memory.is_rewindable:
-            # The row yields a token more than it drafts.
+            # The row yields one token more than it has drafts.
             room = self._memory.max_stop(sequence) - length
             most = min(max_tokens, sequence.max_length - length - 1, room)
             drafts = self._drafter(sequence)[: max(most, 0)]
@@ -39,7 +39,7 @@ class Drafts:
             builder.add_decode(sequence)
 
     def settle(self, sequence: Sequence, num_computed: int) -> None:
-        """Take back the places of drafted tokens that were not confirmed."""
+        """Roll a sequence back to its accepted tokens."""
         self._memory.fill(num_computed - sequence.num_scheduled)
         sequence.num_scheduled = num_computed
         sequence.length = num_computed + 1

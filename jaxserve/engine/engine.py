@@ -1,4 +1,4 @@
-"""The engine's loop: schedule, dispatch, commit, and the tokens of each client."""
+"""The engine: schedule, dispatch and commit steps, and collect the tokens of each client."""
 
 import time
 from collections import deque
@@ -22,29 +22,28 @@ GENERATES = (
     " --runner pooling"
 )
 POOLS = "this model pools prompts into vectors and generates no text"
-# Of a language model that pools because it was asked to.
+# For a language model started with --runner pooling.
 COULD_GENERATE = f"{POOLS}: to generate, it must be started with --runner generate"
 
-# How long a step may be put off for the masks of the draw before it, as a share of the time that
-# the step under way can be expected to take.
+# How long a step may be delayed for token bitmasks, as a share of the duration of the last step.
 PATIENCE = 0.5
-# How often it is looked for new requests while nothing can be done but to wait for a grammar.
+# How often to check for new requests while only grammars are being compiled.
 IDLE_S = 0.005
 
 
 class Engine:
-    """Serves requests by steps; for one thread.
+    """Runs requests in steps. Not thread-safe.
 
     `add` requests, then call `step` while `has_work`. The engine handles tokens only: an
     `OutputProcessor` turns its batches into events with text, finds stop strings, and calls
-    `finish`. Every choice of every request added ends in exactly one `End`, unless its client ends
-    it by `finish` or leaves. The exceptions that leave `step` are those of the runner and of broken
-    invariants: after one the engine is of no further use.
+    `finish`. Every choice of a request ends with exactly one `End`, unless its client calls
+    `finish` or `leave`. `step` raises the runner's exceptions, and AssertionError for a broken
+    invariant; after an exception the engine must not be used any more.
 
-    vocab_size: token ids a request may name. max_logprobs: alternatives it may ask for. check:
-    raises InvalidRequestError for parameters that the runner does not take. matchers: None where no
-    grammar can be followed. clock: seconds, as
-    `time.monotonic`. `timeline` tells where the time of recent steps went.
+    vocab_size: token ids in requests must be below it. max_logprobs: limit of alternatives per
+    token. check: raises InvalidRequestError for parameters that the runner does not support.
+    matchers: None if structured outputs are not supported. clock: returns seconds, like
+    `time.monotonic`. `timeline` records how long the parts of recent steps took.
     """
 
     def __init__(
@@ -68,20 +67,20 @@ class Engine:
         self._check = check
         self._metrics = metrics
         self._clock = clock
-        # With async scheduling steps are computed while their successors are planned.
+        # With async scheduling, a step is planned while earlier ones run on the device.
         is_async = scheduler.config.async_scheduling
         self._max_in_flight = runner.max_in_flight if is_async else 1
         self._in_flight: deque[tuple[StepPlan | DrawPlan, PendingStep]] = deque()
         self._grammars = None if matchers is None else Grammars(scheduler, matchers)
-        self._is_holding = False  # whether the newest step holds all its tokens
+        self._is_holding = False  # whether the newest step defers all sampling
         # When the newest step or draw was read, and how long the newest step took.
         self._finished_s = self._step_s = 0.0
-        # The requests with a choice that has not ended, by id.
+        # Unfinished requests, by id.
         self._groups: dict[str, SequenceGroup] = {}
         self._outbox: dict[int, TokenBatch] = {}
         self._observed = scheduler.stats()
         self.timeline = Timeline(clock)
-        # What the next StepStats will tell.
+        # Latencies to report in the next StepStats.
         self._first_token_s: list[float] = []
         self._inter_token_s: dict[float, int] = {}
 
@@ -91,10 +90,10 @@ class Engine:
         return bool(self._scheduler.has_unfinished or self._in_flight or self._outbox)
 
     def add(self, request: Request, *, client: int = 0, first_key: int = 0) -> None:
-        """Queue a request, whose choices its client knows as first_key, first_key + 1, ...
+        """Queue a request. Batches identify its choices by first_key, first_key + 1, ...
 
-        Raises InvalidRequestError if it cannot be served at all, and OverloadedError if it cannot
-        be served now; then nothing will be heard of it.
+        Raises InvalidRequestError if the request can never be served, and OverloadedError if the
+        queue is full. Then no batch mentions the request.
         """
         config = self._scheduler.config
         if request.pools != config.pools:
@@ -119,7 +118,7 @@ class Engine:
             self._grammars.begin(group)
 
     def abort(self, request_id: str) -> None:
-        """End what has not ended of a request; the next `step` says so."""
+        """End the unfinished choices of a request; the next `step` returns their ends."""
         group = self._groups.get(request_id)
         if group is None:
             return
@@ -136,7 +135,8 @@ class Engine:
     ) -> None:
         """End a choice whose text is complete with its first `num_tokens` tokens.
 
-        reason: a stop string by default. No more is said of it. No-op once it has ended.
+        reason: STOP (a stop string was found) by default. No later batch mentions the choice. Does
+        nothing if the choice has already ended.
         """
         group = self._groups.get(request_id)
         if group is None or group.sequences[index].is_finished:
@@ -146,16 +146,16 @@ class Engine:
         self._forget(sequence, num_tokens=num_tokens)
 
     def leave(self, client: int) -> None:
-        """End all requests of a client that is gone; nothing more is said to it."""
+        """End all requests of a client that has disconnected, and discard its batch."""
         for group in [group for group in self._groups.values() if group.client == client]:
             for sequence in self._scheduler.abort(group.request.id):
                 self._forget(sequence, num_tokens=len(sequence.output_ids))
         self._outbox.pop(client, None)
 
     def step(self) -> dict[int, TokenBatch]:
-        """Plan and start the next step, finish the oldest one under way; return what it brought.
+        """Plan and dispatch the next step, and wait for the oldest one in flight if necessary.
 
-        The batches are by client, and the caller's own.
+        Return the new batches by client. They belong to the caller.
         """
         timeline = self.timeline
         timeline.started()
@@ -184,11 +184,11 @@ class Engine:
         return batches
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached prefixes."""
+        """Clear the prefix cache."""
         self._scheduler.reset_prefix_cache()
 
     def stats(self) -> StepStats:
-        """Gauges as they are now; counts since the engine was made."""
+        """Return the current gauges, and the counts since the engine was created."""
         return self._scheduler.stats()
 
     def check_integrity(self) -> None:
@@ -199,7 +199,7 @@ class Engine:
         assert bool(self._groups) == self._scheduler.has_unfinished
 
     def _draw(self, grammars: Grammars, limits: StepLimits) -> None:
-        """Do what grammars have said by now, and start to draw what was held for them."""
+        """Process what grammar matchers have computed, and dispatch the deferred sampling."""
         if self._in_flight:
             grammars.wait(PATIENCE * self._step_s, is_idle=False)
         for update in grammars.follow():
@@ -209,7 +209,7 @@ class Engine:
             self._in_flight.append((plan, self._runner.draw(plan)))
 
     def _finish_step(self) -> None:
-        """Wait for the oldest step or draw under way and put its result into the outbox."""
+        """Wait for the oldest step or draw in flight and put its result into the outbox."""
         plan, pending = self._in_flight.popleft()
         result = pending.wait()
         now_s = self._clock()
@@ -226,7 +226,7 @@ class Engine:
         self._emit(updates)
 
     def _emit(self, updates: Iterable[Update]) -> None:
-        """Tell the clients what a step did to their sequences."""
+        """Add the results of a step to the clients' batches."""
         now_s = self._clock()
         for sequence, token_ids, logprobs in updates:
             batch = self._batch_of(sequence)
@@ -241,7 +241,7 @@ class Engine:
                 num_more = len(token_ids) - 1
                 if num_more:
                     batch.keys.extend([key] * num_more)
-                    # Nobody waits between tokens that come together.
+                    # Tokens of the same step have no time between them.
                     self._inter_token_s[0.0] = self._inter_token_s.get(0.0, 0) + num_more
                 if self._metrics is not None:
                     self._observe_row(sequence, now_s)
@@ -258,7 +258,7 @@ class Engine:
         return batch
 
     def _start(self, batch: TokenBatch, sequence: Sequence) -> None:
-        """Say what is known with the first token of a choice."""
+        """Add the start of a choice, with what is known at its first token."""
         sequence.is_told = True
         wants_prompt = sequence.request.params.prompt_logprobs is not None and sequence.index == 0
         batch.starts.append(
@@ -272,7 +272,7 @@ class Engine:
         )
 
     def _end(self, batch: TokenBatch, sequence: Sequence) -> None:
-        """Say that a choice has ended."""
+        """Add the end of a choice."""
         reason, stop_reason = sequence.finish_reason, sequence.stop_reason
         assert reason is not None
         key = sequence.group.first_key + sequence.index
@@ -291,17 +291,17 @@ class Engine:
         self._forget(sequence, num_tokens=len(sequence.output_ids))
 
     def _forget(self, sequence: Sequence, *, num_tokens: int) -> None:
-        """Let go of a choice that has ended, `num_tokens` of whose tokens are its answer."""
+        """Drop a finished choice. Its answer is its first `num_tokens` tokens."""
         group = sequence.group
         group.lengths.append(num_tokens)
         if group.num_unfinished == 0:
-            # Several choices can have ended before the first is told.
+            # Already removed if several choices ended at once.
             self._groups.pop(sequence.request.id, None)
         if self._metrics is not None:
             self._observe_finished(self._metrics, sequence, num_tokens)
 
     def _observe_row(self, sequence: Sequence, now_s: float) -> None:
-        """Note how long the tokens of a row were waited for; `_observe_step` reports it."""
+        """Record the latency of a row's tokens, to be reported by `_observe_step`."""
         last_s, sequence.last_token_s = sequence.last_token_s, now_s
         if last_s is None:
             self._first_token_s.append(now_s - sequence.request.arrival_s)

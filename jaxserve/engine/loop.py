@@ -1,4 +1,4 @@
-"""An engine that serves clients: commands in, batches of tokens out, and the loop between them."""
+"""The engine's loop: receive commands, run steps, send batches of tokens to clients."""
 
 import logging
 from collections.abc import Iterable
@@ -13,25 +13,25 @@ from jaxserve.errors import INTERNAL_ERROR, InvalidRequestError, JaxserveError, 
 
 logger = logging.getLogger(__name__)
 
-# How often an idle loop looks up, and so shows that it is alive.
+# Longest time an idle loop waits for commands: liveness checks expect a call of Port.receive.
 HEARTBEAT_S = 0.5
 
 
 class Add(Struct, frozen=True, array_like=True, tag=1):
-    """Run a request; see Engine.add."""
+    """Add a request; see Engine.add."""
 
     request: Request
     first_key: int
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=2):
-    """See Engine.abort."""
+    """Abort a request; see Engine.abort."""
 
     request_id: str
 
 
 class Finish(Struct, frozen=True, array_like=True, tag=3):
-    """See Engine.finish."""
+    """Finish one choice of a request; see Engine.finish."""
 
     request_id: str
     index: int
@@ -40,13 +40,13 @@ class Finish(Struct, frozen=True, array_like=True, tag=3):
 
 
 class Leave(Struct, frozen=True, array_like=True, tag=4):
-    """See Engine.leave."""
+    """Abort all requests of the client; see Engine.leave."""
 
 
 class Refusal(Struct, frozen=True, array_like=True, tag=2):
-    """A request was not added: the words of the error, and what it was raised with.
+    """Reply to a request that was not added: the message and fields of the error.
 
-    retry_after_s: not None for an OverloadedError. is_invalid: for an InvalidRequestError.
+    retry_after_s is set for an OverloadedError, is_invalid for an InvalidRequestError.
     """
 
     request_id: str
@@ -58,7 +58,7 @@ class Refusal(Struct, frozen=True, array_like=True, tag=2):
 
     @staticmethod
     def of(request_id: str, error: JaxserveError) -> "Refusal":
-        """Return what a client is told of an error."""
+        """Return the refusal that describes an error."""
         match error:
             case InvalidRequestError():
                 return Refusal(
@@ -78,28 +78,28 @@ class Refusal(Struct, frozen=True, array_like=True, tag=2):
 
 
 type Command = Add | Abort | Finish | Leave
-# Their tags tell them apart on the wire; TokenBatch has 1.
+# The encoded messages are distinguished by their tags; TokenBatch has tag 1.
 type Reply = TokenBatch | Refusal
 
 
 class Port(Protocol):
-    """What carries commands to an engine's loop and replies away; used by the loop alone."""
+    """Transport of commands to the engine's loop and of replies to clients."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the loop shall go on."""
+        """Whether the loop should continue."""
         ...
 
     def receive(self, timeout_s: float) -> Iterable[tuple[int, Command]]:
-        """Return the commands that have come, each with its client.
+        """Return the commands received so far, each with its client.
 
-        Waits up to timeout_s for the first. As the loop calls it all the time, it is also where
-        the port takes note that the loop is alive.
+        Waits up to timeout_s for the first one. The loop calls this at least every HEARTBEAT_S
+        plus the duration of a step, so the port can also use it as a liveness signal.
         """
         ...
 
     def send(self, client: int, reply: Reply) -> None:
-        """Pass a reply on, without ever waiting for whom it is to."""
+        """Send a reply without blocking on the client."""
         ...
 
 
@@ -137,6 +137,6 @@ def _add(engine: Engine, port: Port, client: int, command: Add) -> None:
     except JaxserveError as error:
         port.send(client, Refusal.of(request.id, error))
     except Exception:
-        # What a request contains must not stop the others.
+        # An unexpected error in one request must not stop the others.
         logger.exception("request %r could not be added", request.id)
         port.send(client, Refusal(request.id, INTERNAL_ERROR))

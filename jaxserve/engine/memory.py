@@ -1,4 +1,4 @@
-"""The cache memory of sequences: which pages each has, and which it can share."""
+"""Cache memory of sequences: allocation and sharing of pages in all cache groups."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from jaxserve.engine.sequence import Sequence
 from jaxserve.engine.state_group import StateManager
 from jaxserve.errors import InvalidRequestError
 
-# The one place that tells kinds of groups apart.
+# Manager class of each kind of group.
 _MANAGERS: dict[type[CacheGroup], Callable[..., GroupManager]] = {
     PagedGroup: PagedManager,
     WindowGroup: WindowManager,
@@ -26,9 +26,10 @@ _MANAGERS: dict[type[CacheGroup], Callable[..., GroupManager]] = {
 
 @dataclass(frozen=True, slots=True)
 class PrefixHit:
-    """The longest prefix of a sequence that all groups accept.
+    """Longest cached prefix of a sequence that all groups accept.
 
-    shared: by group, the pages that the sequence needs of it.
+    num_pages: its length in pages. shared: for each group, the cached pages that the sequence
+    needs to start after it.
     """
 
     num_pages: int
@@ -36,10 +37,10 @@ class PrefixHit:
 
 
 class KVMemory:
-    """Gives sequences the pages of all cache groups as they grow, and keeps prefixes findable.
+    """Allocates pages to sequences in all cache groups, and shares prefixes between them.
 
-    A sequence enters with a promise of the pages for all its known tokens, since to run out of
-    them half-way through a prompt would waste what was computed. It takes them as it needs them.
+    When a sequence enters, the pages for all its known tokens are reserved: running out of pages
+    in the middle of a prompt would waste the computed part. They are allocated when needed.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -50,7 +51,7 @@ class KVMemory:
             _MANAGERS[type(group)](
                 group,
                 self._pools[group.pool],
-                # A single group needs none.
+                # The first group needs no tag.
                 tag=number.to_bytes(2) if number else b"",
                 page_size=config.page_size,
             )
@@ -70,39 +71,39 @@ class KVMemory:
             for number, pool in enumerate(self._pools)
         ]
         self._releasing = [group for group, each in enumerate(self._groups) if each.releases]
-        # Tokens that running sequences have written, or will have after the steps in flight.
+        # Tokens that running sequences have written, including the steps in flight.
         self._num_written = 0
         self._num_released = 0
 
     @property
     def is_rewindable(self) -> bool:
-        """Whether a sequence can go back a few tokens and compute others in their place."""
+        """Whether the last tokens of a sequence can be replaced by others."""
         return all(group.is_rewindable for group in self._groups)
 
     @property
     def num_pages(self) -> int:
-        """Pages of the pool that is fullest."""
+        """Number of pages of the fullest pool."""
         return self._fullest.num_pages
 
     @property
     def num_used(self) -> int:
-        """Pages of that pool that sequences have."""
+        """Number of pages in use in the fullest pool."""
         return self._fullest.num_held
 
     @property
     def num_slots(self) -> int:
-        """Tokens for which the pages of sequences have room."""
+        """Number of token slots in pages in use."""
         return sum(pool.num_held for pool in self._token_pools) * self._page_size
 
     @property
     def num_empty(self) -> int:
-        """Token slots of used pages in which nothing is written, nor by a step in flight."""
+        """Number of token slots in pages in use that no step, in flight or before, has written."""
         begun = sum([group.num_begun for group in self._groups])
         return begun * self._page_size - self._num_token_groups * self._num_written
 
     @property
     def num_released(self) -> int:
-        """Pages that running sequences have released so far because no later token sees them."""
+        """Number of pages that running sequences have released behind their windows so far."""
         return self._num_released
 
     @property
@@ -110,7 +111,10 @@ class KVMemory:
         return max(self._pools, key=lambda pool: pool.num_held / pool.num_pages)
 
     def max_length(self, request: Request) -> int:
-        """Return how long a sequence can be; raises InvalidRequestError if the request's cannot."""
+        """Return the length limit of a sequence in the KV cache.
+
+        Raises InvalidRequestError if the prompt and max_tokens of the request exceed it.
+        """
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
         if num_prompt + (max_tokens or 1) > self._longest:
             wanted = "" if max_tokens is None else f" and max_tokens={max_tokens}"
@@ -123,7 +127,7 @@ class KVMemory:
         return self._longest
 
     def _longest_sequence(self) -> int:
-        """Return how many tokens a sequence can have that has all pools to itself."""
+        """Return the most tokens that a sequence can have when it runs alone."""
 
         def fits(length: int) -> bool:
             wanted = Counter[int]()
@@ -137,14 +141,17 @@ class KVMemory:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        # The token that ends a sequence is never computed, so it needs no place in a page.
+        # The last token of a sequence is never computed, so it needs no slot in a page.
         return low + 1
 
     def find(self, sequence: Sequence) -> tuple[PrefixHit, bytes | None]:
-        """Return what a waiting sequence can start from, and the digest of the page to wait for."""
+        """Return the prefix cache hit of a waiting sequence, and the digest of a pending page.
+
+        The digest is that of the last page worth waiting for, or None.
+        """
         if not sequence.reads_cache:
             return self._hit(sequence, 0), None
-        # At least one token must be computed, to have logits to sample from.
+        # At least one token must be computed, to get logits to sample from.
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)
         digests = sequence.digests
@@ -162,36 +169,39 @@ class KVMemory:
         return PrefixHit(count, shared)
 
     def finds_more(self, sequence: Sequence, num_pages: int) -> bool:
-        """Whether a waiting sequence probably finds more than so many pages, which `find` tells."""
+        """Whether `find` would probably return a hit of more than `num_pages` pages.
+
+        Cheaper than `find`: looks up one page of the first group.
+        """
         if not sequence.reads_cache:
             return False
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)
-        # The tail of a prefix is evicted before its head.
+        # The tail of a prefix is evicted before its head, so one lookup is enough.
         digests = sequence.digests
         return num_pages < limit and self._groups[0].page_of(digests[num_pages]) is not None
 
     def has_room(self, sequence: Sequence, hit: PrefixHit) -> bool:
-        """Whether a sequence can enter that starts from a prefix hit."""
+        """Whether there are enough free pages for a sequence to start from a prefix hit."""
         taken = self._num_new(sequence, hit)
         for pool, group, shared in zip(self._pool_of, self._groups, hit.shared, strict=True):
             taken[pool] += group.num_taken(shared)
         return all(self._pools[pool].can_allocate(count) for pool, count in taken.items())
 
     def evicts(self, sequence: Sequence, hit: PrefixHit) -> bool:
-        """Whether cached pages would be evicted for such a sequence."""
+        """Whether starting a sequence from a prefix hit would evict cached pages."""
         new = self._num_new(sequence, hit)
         return any(count > self._pools[pool].num_worthless for pool, count in new.items())
 
     def _num_new(self, sequence: Sequence, hit: PrefixHit) -> Counter[int]:
-        """Return by pool how many pages to promise to a sequence that enters."""
+        """Return for each pool how many pages to reserve for a sequence that enters."""
         new = Counter[int]()
         for pool, group, shared in zip(self._pool_of, self._groups, hit.shared, strict=True):
             new[pool] += group.num_new(sequence.length, hit.num_pages, shared)
         return new
 
     def enter(self, sequence: Sequence, slot: int, hit: PrefixHit) -> None:
-        """Let a sequence run from a prefix hit on."""
+        """Start a sequence from a prefix hit, and reserve its pages."""
         leaves = sequence.root_digest is not None
         sequence.enter(slot, num_cached=hit.num_pages * self._page_size)
         sequence.num_registered = hit.num_pages
@@ -210,14 +220,15 @@ class KVMemory:
             self._pending.add(digests, order=sequence.order)
 
     def max_stop(self, sequence: Sequence) -> int:
-        """Return where the next step of a running sequence must stop."""
+        """Return the position at which the next step of a running sequence must stop."""
         start = sequence.num_scheduled
         return min([holding.max_stop(start) for holding in sequence.holdings])
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Prepare for a step that computes the next tokens of a sequence, up to `max_stop`.
+        """Allocate the pages for the next `num_tokens` tokens of a sequence, up to `max_stop`.
 
-        Return False, and do nothing, if there is not a page for each. Promised pages there are.
+        Return False, and change nothing, if there are too few free pages. Reserved pages are
+        always available.
         """
         start = sequence.num_scheduled
         stop = start + num_tokens
@@ -235,7 +246,7 @@ class KVMemory:
         return True
 
     def promise(self, sequence: Sequence) -> bool:
-        """Promise a running sequence the pages for all its known tokens; False if there are not."""
+        """Reserve pages for all known tokens of a running sequence; False if too few are free."""
         new = Counter[int]()
         for pool, holding in zip(self._pool_of, sequence.holdings, strict=True):
             new[pool] += max(holding.num_missing(sequence.length) - holding.num_reserved, 0)
@@ -248,13 +259,13 @@ class KVMemory:
         return True
 
     def fill(self, num_tokens: int) -> None:
-        """Note that the next step writes so many tokens."""
+        """Count the tokens that the next step writes."""
         self._num_written += num_tokens
 
     def commit(self, sequence: Sequence) -> Iterable[bytes]:
-        """Make the pages findable that are full, and release those that no later token sees.
+        """Cache the pages that became full, and release pages that no later token attends to.
 
-        Return the digests of the full pages.
+        Return the digests of the pages that became full.
         """
         first, num_full = sequence.num_registered, sequence.num_computed // self._page_size
         sequence.num_registered = num_full
@@ -272,7 +283,7 @@ class KVMemory:
         return digests
 
     def leave(self, sequence: Sequence) -> Iterable[bytes]:
-        """Take everything back; return the digests of pages that it will not compute after all."""
+        """Free all pages of a sequence; return the digests of the pages it leaves uncomputed."""
         self._num_written -= sequence.num_scheduled
         for holding in sequence.holdings:
             holding.leave()
@@ -282,21 +293,21 @@ class KVMemory:
         return given_up
 
     def distrust(self, sequence: Sequence) -> None:
-        """Keep other sequences from starting from what this one has computed."""
+        """Remove the pages of a sequence from the prefix cache."""
         for group in self._groups:
             group.forget(sequence.digests[: sequence.num_registered])
 
     def forget_prefixes(self) -> None:
-        """Forget all cached prefixes; sequences that run keep their pages."""
+        """Clear the prefix cache; running sequences keep their pages."""
         for pool in self._pools:
             pool.forget_prefixes()
 
     def is_expected(self, digest: bytes) -> bool:
-        """Whether a running sequence computes the page."""
+        """Whether a running sequence is computing the page of a digest."""
         return digest in self._pending
 
     def check_integrity(self, running: list[Sequence]) -> None:
-        """Assert that every page is in one state, and what is held by these sequences."""
+        """Assert that every page is in one state, and that `running` hold the pages in use."""
         for pool, groups in self._members:
             own = [sequence.holdings[group] for sequence in running for group in groups]
             pool.check_integrity(
@@ -307,7 +318,7 @@ class KVMemory:
             written: set[int] = set()
             for sequence in running:
                 for group in groups:
-                    # Pages that are not full yet are written by one sequence alone.
+                    # Each page that is not full yet must be written by one sequence only.
                     pages = sequence.holdings[group].written(sequence.num_computed)
                     assert written.isdisjoint(pages), f"two sequences write to one of {pages}"
                     written.update(pages)

@@ -1,4 +1,4 @@
-"""Groups whose pages hold tokens: all of a sequence, or those that a sliding window sees."""
+"""Groups of KV pages: for all tokens of a sequence, or for those in a sliding window."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -11,7 +11,7 @@ from jaxserve.engine.pages import PageAllocator
 
 
 class PagedManager(GroupManager):
-    """Pages of all tokens."""
+    """Manager of a group that keeps every token."""
 
     releases = False
 
@@ -45,7 +45,7 @@ class PagedManager(GroupManager):
 
 
 class PagedHolding(Holding):
-    """The pages of a sequence at the indices [first, first + len(pages))."""
+    """Pages of a sequence with the indices [first, first + len(pages))."""
 
     __slots__ = ("_manager", "first", "num_reserved", "pages")
 
@@ -114,10 +114,11 @@ class PagedHolding(Holding):
 
 
 class WindowManager(PagedManager):
-    """Pages of the last tokens: those behind the window are released, and can still be found.
+    """Manager of a sliding-window group: pages behind the window are released.
 
-    Pages are shared `rolling` (see PageAllocator), so what a sequence releases makes room for what
-    it needs next, and its promise holds to the end of its known tokens.
+    Released pages stay in the prefix cache until they are evicted. Pages are shared `rolling` (see
+    PageAllocator.share), so releasing a page always makes room for the next one, and the pages
+    reserved at the start suffice to the end of the sequence's known tokens.
     """
 
     releases = True
@@ -130,7 +131,7 @@ class WindowManager(PagedManager):
         self.max_pages = group.max_pages
 
     def first_seen(self, position: int) -> int:
-        """Return the index of the first page that the token at a position sees."""
+        """Return the index of the first page in the window of the token at `position`."""
         return max(position - self.window + 1, 0) // self.page_size
 
     @override
@@ -139,7 +140,7 @@ class WindowManager(PagedManager):
 
     @override
     def longest(self, digests: Sequence[bytes], limit: int) -> int:
-        # All pages that the next token sees must be there.
+        # All pages in the window of the next token must be cached.
         count, first = limit, limit
         while count > 0:
             needed = self.first_seen(count * self.page_size)
@@ -178,7 +179,7 @@ class WindowManager(PagedManager):
 
 
 class WindowHolding(PagedHolding):
-    """The pages of a sequence from the first one that its next tokens see."""
+    """Pages of a sequence, from the first one in the window of its next token."""
 
     __slots__ = ()
     is_rolling = True
@@ -189,7 +190,7 @@ class WindowHolding(PagedHolding):
         return self._manager.first_column + 1
 
     def whole(self) -> TableWrite:
-        """Return all columns of the group."""
+        """Return a write of all columns of the group."""
         return TableWrite(self._manager.first_column, (self.first, *self.pages))
 
     @override

@@ -1,4 +1,4 @@
-"""Who holds which page of the KV cache."""
+"""Page allocation and reference counts."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,28 +8,29 @@ from jaxserve.engine.prefix_cache import PrefixCache
 
 
 class PageAllocator:
-    """Gives out page numbers and counts who uses them.
+    """Allocator of the pages of one pool, with reference counts.
 
-    Every page but the null page is in exactly one state:
+    Every page except the null page is in exactly one state:
 
-        held    one or more references
-        idle    none, but its contents can be found through the prefix cache
-        free    none, contents worthless
+        held    has one or more references
+        idle    has no references, but the prefix cache can find it
+        free    has no references and no cached contents
 
-    Idle pages are memory like free ones, only taken last: `num_free` counts both, less those that
-    are reserved: promised, but not chosen yet. All operations are O(1) per page.
+    Idle pages can be allocated too, after all free ones. `num_free` counts free and idle pages
+    less the reserved ones. A reservation promises a number of pages without choosing them. All
+    operations are O(1) per page.
     """
 
     def __init__(self, num_pages: int, prefix_cache: PrefixCache) -> None:
         self.prefix_cache = prefix_cache
         self._num_reserved = 0
         self._references = [0] * num_pages
-        # A stack: the page freed last is taken first. Low numbers first, for readable tests.
+        # A stack: the page freed last is allocated first. Low page numbers come first.
         self._free = [page for page in range(num_pages - 1, -1, -1) if page != NULL_PAGE]
 
     @property
     def num_pages(self) -> int:
-        """Pages that can be held at all; the null page is not one of them."""
+        """Pages of the pool, without the null page."""
         return len(self._references) - 1
 
     @property
@@ -39,24 +40,24 @@ class PageAllocator:
 
     @property
     def num_worthless(self) -> int:
-        """Pages that can be allocated or reserved without forgetting anything; at least 0."""
+        """Pages that can be allocated or reserved without evicting a cached page; at least 0."""
         return max(len(self._free) - self._num_reserved, 0)
 
     @property
     def num_held(self) -> int:
-        """Pages that somebody uses."""
+        """Pages with at least one reference."""
         return self.num_pages - len(self._free) - self.prefix_cache.num_idle
 
     def can_allocate(self, num_pages: int) -> bool:
-        """Whether so many pages can be allocated or reserved."""
+        """Whether `num_pages` pages can be allocated or reserved."""
         return num_pages <= self.num_free
 
     def num_idle(self, pages: Iterable[int]) -> int:
-        """Count the pages that sharing would take from `num_free`."""
+        """Return how many of the pages are idle, so that sharing them lowers `num_free`."""
         return sum(1 for page in pages if self.prefix_cache.is_idle(page))
 
     def allocate(self, num_pages: int) -> list[int]:
-        """Take pages with one reference each, forgetting idle ones when no other is left."""
+        """Allocate pages with one reference each; evict idle pages once none are free."""
         assert num_pages <= self.num_free, f"{num_pages} pages wanted, {self.num_free} free"
         taken: list[int] = []
         for _ in range(num_pages):
@@ -66,17 +67,21 @@ class PageAllocator:
         return taken
 
     def reserve(self, num_pages: int) -> None:
-        """Promise pages, to be allocated later."""
+        """Reserve pages, to be allocated later."""
         assert self.can_allocate(num_pages), f"{num_pages} pages wanted, {self.num_free} free"
         self._num_reserved += num_pages
 
     def cancel(self, num_pages: int) -> None:
-        """Take back the promise of pages, in order to allocate them or because nobody will."""
+        """Cancel a reservation: before allocating its pages, or because they are not needed."""
         assert self._num_reserved >= num_pages, "more was promised back than out"
         self._num_reserved -= num_pages
 
     def share(self, pages: Iterable[int], *, rolling: bool = False) -> None:
-        """Add a reference to pages found in the prefix cache."""
+        """Add a reference to each of these pages of the prefix cache.
+
+        rolling: whether to reserve a page for each one that already has references. Freeing a
+        shared page returns no memory; the reservation makes up for it. `free` cancels it.
+        """
         for page in pages:
             if self._references[page] == 0:
                 self.prefix_cache.wake(page)
@@ -86,8 +91,8 @@ class PageAllocator:
 
     def free(self, pages: list[int], *, rolling: bool = False) -> None:
         """Drop one reference to each page of a sequence, given in the order of its tokens."""
-        # Last page first, so that of one prefix the tail is forgotten before the head: a head
-        # without its tail is still of use, a tail without its head can never be found.
+        # Last page first, so that the tail of a prefix is evicted before its head: a head without
+        # its tail is still useful, but a tail without its head can never be found.
         for page in reversed(pages):
             assert self._references[page] > 0, f"page {page} freed twice"
             self._references[page] -= 1
@@ -100,13 +105,13 @@ class PageAllocator:
                 self._free.append(page)
 
     def forget(self, digest: bytes) -> None:
-        """Make the page of a digest unfindable, if there is one."""
+        """Remove the page of a digest from the prefix cache, if it has one."""
         page = self.prefix_cache.forget(digest)
         if page is not None:
             self._free.append(page)
 
     def forget_prefixes(self) -> None:
-        """Empty the prefix cache; pages in use stay with their holders."""
+        """Clear the prefix cache; pages in use keep their references."""
         self._free.extend(self.prefix_cache.reset())
 
     def check_integrity(
@@ -114,8 +119,8 @@ class PageAllocator:
     ) -> None:
         """Assert that the states partition the pages.
 
-        held: every page once per holder. rolling: those of holders that share them so.
-        num_reserved: pages promised to sequences.
+        held: every held page, once per reference. rolling: those with rolling references.
+        num_reserved: pages reserved by sequences.
         """
         self.prefix_cache.check_integrity()
         num_rolling = sum(count - 1 for count in Counter(rolling).values())

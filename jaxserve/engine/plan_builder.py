@@ -1,13 +1,13 @@
-"""A step plan in the making."""
+"""Construction of step plans."""
 
 from jaxserve.api.plan import RowPlan, SlotAssignment, StepPlan
 from jaxserve.engine.sequence import Sequence
 
 
 class PlanBuilder:
-    """Collects the rows of a step, single tokens first.
+    """Collects the rows of a step; single-token rows come first.
 
-    holds: whether all its tokens are drawn later, and not only those that follow a grammar.
+    holds: whether sampling is deferred for all rows, and not only for those with a grammar.
     programs: as in StepPlan.
     """
 
@@ -22,21 +22,21 @@ class PlanBuilder:
 
     @property
     def num_singles(self) -> int:
-        """Rows of a single token so far."""
+        """Number of single-token rows so far."""
         return len(self._singles)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all rows so far."""
+        """Number of tokens of all rows so far."""
         return len(self._singles) + sum(row.num_tokens for row in self._chunks)
 
     @property
     def sequences(self) -> list[Sequence]:
-        """Whose the rows are, in the order of the plan."""
+        """Sequence of each row, in the order of the plan."""
         return self._single_sequences + self._chunk_sequences
 
     def assign(self, sequence: Sequence) -> None:
-        """Tell the runner of a sequence that has just taken a slot."""
+        """Add the slot assignment of a sequence that has just taken a slot."""
         assert sequence.slot is not None, sequence
         request = sequence.request
         sequence.is_assigned = True
@@ -53,13 +53,13 @@ class PlanBuilder:
         )
 
     def add_decode(self, sequence: Sequence) -> None:
-        """Plan the one token that a running sequence lacks; it must have the page for it."""
-        # The hot loop of the host: once per sequence and step.
+        """Plan the next token of a running sequence, which must have a page for it."""
+        # Hot path: called once per sequence and step.
         start = sequence.num_scheduled
         slot = sequence.slot
         assert slot is not None, sequence
         length = start + 1
-        # A token that has not been read is the device's own to feed back.
+        # A token that the host has not read yet is fed back on the device.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
         samples = sequence.matcher is None and not self.holds
@@ -89,10 +89,7 @@ class PlanBuilder:
         self._single_sequences.append(sequence)
 
     def add_chunk(self, sequence: Sequence, num_tokens: int) -> None:
-        """Plan the next tokens of a running sequence, all of them known.
-
-        It must have the pages for them.
-        """
+        """Plan the next known tokens of a running sequence, which must have pages for them."""
         assert sequence.slot is not None, sequence
         start = sequence.num_scheduled
         stop = start + num_tokens
@@ -125,9 +122,9 @@ class PlanBuilder:
         sequences.append(sequence)
 
     def add_drafts(self, sequence: Sequence, drafts: tuple[int, ...]) -> None:
-        """Plan the last token of a running sequence, and tokens that may follow it.
+        """Plan the last token of a running sequence, followed by draft tokens.
 
-        All its tokens must be known; it must have the pages for these.
+        All tokens of the sequence must be known, and it must have pages for the drafts.
         """
         assert sequence.slot is not None, sequence
         start, num_tokens = sequence.num_scheduled, 1 + len(drafts)
@@ -147,7 +144,7 @@ class PlanBuilder:
         self._chunk_sequences.append(sequence)
 
     def plan(self) -> StepPlan | None:
-        """Return what was collected, None if that is nothing."""
+        """Return the plan, or None if there are no rows."""
         rows = (*self._singles, *self._chunks)
         if not rows:
             return None

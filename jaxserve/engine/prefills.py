@@ -1,8 +1,9 @@
-"""How much a step computes of which prompts.
+"""Chunked prefill: choose how many tokens of each prompt a step computes.
 
-A step is to take about the same time whatever it computes, or who is decoding would notice. So
-what counts is not the number of tokens but their work, in the units of `WorkModel`: a token deep
-in a long prompt has much to attend to, and padding takes as long as tokens do.
+Steps should take about equally long, so that decoding sequences get their tokens at a steady rate.
+Prompt chunks are therefore limited by their work, in the units of `WorkModel`, and not by their
+number of tokens. Attention costs more for tokens deep in a long prompt, and padding costs as much
+as tokens.
 """
 
 from collections.abc import Iterable
@@ -11,16 +12,16 @@ from dataclasses import dataclass
 from jaxserve.api.engine_config import SchedulerConfig, WorkModel
 from jaxserve.engine.sequence import Sequence
 
-# A step is padded by no more than this factor where a smaller one would be full: what is left of
-# its prompts takes the next step.
+# Largest padded size of a step relative to its tokens, if a smaller step would be full. The rest of
+# the prompts is left to the next step.
 MAX_PADDING = 1.5
-# What attention may always take, as a share of the step's tokens: prompts get on, however little.
+# Least budget of attention work per token of the step, so that prompts always make progress.
 MIN_ATTENTION = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillBudget:
-    """What a step may take on of prompts: tokens, and the work of their attention."""
+    """Budget of a step for prompts: number of tokens, and attention work (see WorkModel)."""
 
     num_tokens: int
     attention: float
@@ -35,10 +36,10 @@ def chunks(
     num_decodes: int,
     decode_context: int,
 ) -> list[tuple[Sequence, int]]:
-    """Return the chunks of prompts that a step computes: sequences and numbers of tokens.
+    """Return the prompts that a step computes, each with its number of tokens.
 
-    max_tokens: of the whole step. num_planned: tokens that the step computes already. num_decodes:
-    sequences among them with one token. decode_context: tokens that these attend to, added up.
+    max_tokens: limit of the whole step. num_planned: tokens planned already. num_decodes: decoding
+    sequences among them, of one token each. decode_context: sum of their context lengths.
     """
     if config.whole_prompts:
         return whole(prompts, max_tokens)
@@ -67,17 +68,18 @@ def prefill_budget(
     decode_context: int,
     prompts: list[Sequence],
 ) -> PrefillBudget:
-    """Return what a step may take on of `prompts` beside its decodes.
+    """Return the budget of a step for `prompts` beside its decodes.
 
-    It is to take at most `max_decode_slowdown` times as long as without them, and while nothing
-    decodes as long as `max_tokens` and as much attention. Of the sizes that steps are
-    padded to, it gets that in which the first prompt gets on most. max_tokens: of the whole step.
-    decode_context: tokens that the decodes attend to, added up.
+    The step takes at most `max_decode_slowdown` times as long as with the decodes alone. Without
+    decodes, its work is at most `max_tokens` tokens and as much attention again. Among the sizes
+    that steps are padded to, choose the one that computes most tokens of the first prompt.
+
+    max_tokens: limit of the whole step. decode_context: sum of the decodes' context lengths.
     """
     work, most = config.work, max_tokens
     limit = 2.0 * most
     if num_decodes:
-        # What the decodes attend to and draw takes its time either way.
+        # The decodes' attention and sampling take this time in any case.
         fixed = decode_context * work.decode_attention + num_decodes * work.sampling
         decodes = max(num_decodes, work.free_tokens) + fixed
         limit = min(limit, config.max_decode_slowdown * decodes - fixed)
@@ -103,17 +105,17 @@ def prefill_budget(
 def are_jumps_worth(
     config: SchedulerConfig, *, num_decodes: int, num_jumps: int, num_tokens: int
 ) -> bool:
-    """Return whether a step is to compute all tokens that grammars force, and not the next of each.
+    """Return whether to compute all tokens that grammars force in one step.
 
-    That saves the sequences steps of their own, but the step is padded further, and takes longer
-    for everybody. num_decodes: other sequences, of a token each. num_jumps and num_tokens:
-    sequences that lack forced tokens, and how many tokens.
+    The alternative is one token of each sequence per step. Computing all of them saves steps, but
+    pads this step further, which slows down every sequence in it. num_decodes: other sequences,
+    with one token each. num_jumps, num_tokens: sequences with forced tokens, and the sum of those.
     """
     num_rows = num_decodes + num_jumps
     sizes = (size for size in config.step_sizes if size >= num_decodes + num_tokens)
     size = next(sizes, num_decodes + num_tokens)
     free_tokens = config.work.free_tokens
-    # Times, in those of a token. A sequence's share of a step is what a step less saves.
+    # Times in units of one token. One step less saves a sequence its share of a step.
     shortest = max(num_rows, free_tokens)
     saved = (num_tokens - num_jumps) * shortest / num_rows
     return max(size, free_tokens) - shortest <= saved
@@ -122,15 +124,16 @@ def are_jumps_worth(
 def divide(
     prompts: list[Sequence], budget: PrefillBudget, work: WorkModel
 ) -> list[tuple[Sequence, int]]:
-    """Divide a budget among prompts, given in order of precedence; return the tokens of each.
+    """Divide a budget among prompts; return each prompt that gets tokens, with their number.
 
-    One half goes to them in this order, the rest to those that lack least. So a short prompt does
-    not wait for a long one, and no prompt waits more than twice as long as in a queue.
+    prompts: in order of precedence. One half of the budget is given in this order, the rest to the
+    prompts with the fewest tokens left. So a short prompt does not wait for a long one, and no
+    prompt waits more than twice as long as with first come, first served.
     """
     shares: dict[Sequence, int] = {}
 
     def give(sequences: Iterable[Sequence], num_tokens: int, attention: float) -> tuple[int, float]:
-        """Give all that they lack to one after the other; return what is left."""
+        """Give each sequence all that it lacks, one after the other; return the budget left."""
         for sequence in sequences:
             had = shares.get(sequence, 0)
             start = sequence.num_scheduled + had
@@ -147,20 +150,21 @@ def divide(
     if len(prompts) == 1:
         give(prompts, budget.num_tokens, budget.attention)
     else:
-        # Rounded up, so that a budget of one token goes to the first.
+        # Rounded up, so that a budget of one token goes to the first prompt.
         half = (budget.num_tokens + 1) // 2
         num_tokens, attention = give(prompts, half, budget.attention / 2)
         num_tokens += budget.num_tokens - half
         give(sorted(prompts, key=_num_left), num_tokens, attention + budget.attention / 2)
     if not shares:
-        shares[prompts[0]] = 1  # deep in its context, one token takes more than there is
+        shares[prompts[0]] = 1  # with a long context, one token can exceed the budget
     return list(shares.items())
 
 
 def whole(prompts: list[Sequence], num_tokens: int) -> list[tuple[Sequence, int]]:
-    """Return the prompts that a step computes whole, in order of precedence, with their tokens.
+    """Return the prompts that a step computes as a whole, each with its number of tokens.
 
-    The first is always among them; one that does not fit lets shorter ones pass.
+    prompts: in order of precedence. The first is always included; a prompt that does not fit is
+    skipped, so that shorter ones can run.
     """
     shares: list[tuple[Sequence, int]] = []
     for sequence in prompts:

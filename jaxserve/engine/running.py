@@ -1,4 +1,4 @@
-"""The sequences that run, each in a slot of the device's state."""
+"""The running sequences, each of which has a slot of the device's state."""
 
 from bisect import bisect_left, insort
 
@@ -7,11 +7,11 @@ from jaxserve.engine.sequence import Sequence, by_order
 
 
 class RunningSet:
-    """The sequences in slots, each list sorted by order and changed by these methods alone.
+    """Running sequences in two sorted lists, which only these methods change.
 
-    prefilling: those that lack tokens of their prompt. decoding: those that lack one token. What
-    leaves last in the order leaves a list at its end, so who goes through one from its start may
-    let it.
+    prefilling: sequences with prompt tokens left to compute. decoding: sequences with one token
+    left to compute. Both are sorted by `order`. It is safe to remove the last sequence of a list
+    while iterating over the list.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -25,35 +25,35 @@ class RunningSet:
 
     @property
     def last(self) -> Sequence:
-        """The sequence of lowest precedence; there must be one."""
+        """Running sequence of lowest precedence. At least one sequence must run."""
         return max(self.prefilling[-1:] + self.decoding[-1:], key=by_order)
 
     def take_slot(self) -> int:
-        """Return a free slot, for a sequence that is added next; there must be one."""
+        """Take a free slot, of which there must be one, for the sequence to be added next."""
         return self._free_slots.pop()
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence run that has taken a slot."""
+        """Add a sequence that has taken a slot."""
         insort(self.prefilling, sequence, key=by_order)
 
     def begin_decoding(self, sequence: Sequence) -> None:
-        """Note that all known tokens of a sequence are planned."""
+        """Move a sequence, all of whose known tokens are planned, to `decoding`."""
         _take(sequence, self.prefilling)
         insort(self.decoding, sequence, key=by_order)
 
     def begin_prefilling(self, sequence: Sequence) -> None:
-        """Note that a sequence that was decoding lacks several tokens, all of them known."""
+        """Move a decoding sequence with several known tokens to compute to `prefilling`."""
         _take(sequence, self.decoding)
         insort(self.prefilling, sequence, key=by_order)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, and its slot back."""
+        """Remove a sequence and free its slot."""
         assert sequence.slot is not None, sequence
         _take(sequence, self.decoding if sequence.is_decoding else self.prefilling)
         self._free_slots.append(sequence.slot)
 
     def check_integrity(self) -> None:
-        """Assert that every sequence and every slot is in one place, and all in order."""
+        """Assert that no slot is lost or used twice, and that both lists are right and sorted."""
         slots = [*self._free_slots]
         slots += [sequence.slot for sequence in self.prefilling + self.decoding if sequence.slot]
         assert len(slots) == len(set(slots)) == self._num_slots, "a slot is lost or double"

@@ -1,4 +1,4 @@
-"""Groups whose pages hold states: one that a sequence updates, and checkpoints of it."""
+"""Groups of recurrent states: the current state of a sequence, and checkpoints of it."""
 
 from collections.abc import Sequence
 from typing import override
@@ -10,7 +10,7 @@ from jaxserve.engine.pages import PageAllocator
 
 
 class StateManager(GroupManager):
-    """A page per sequence, and checkpoints: pages that hold its state at some page boundaries."""
+    """Manager of a state group: one page per sequence, and checkpoints at page boundaries."""
 
     holds_tokens = False
     is_sparse = True
@@ -24,7 +24,7 @@ class StateManager(GroupManager):
 
     @override
     def num_wanted(self, length: int) -> int:
-        # One to write, and a checkpoint to start from.
+        # One page to write, and a checkpoint to start from.
         return 2
 
     @override
@@ -47,17 +47,16 @@ class StateManager(GroupManager):
     ) -> "StateHolding":
         self.pool.share(shared)
         start = count * self.page_size
-        # Others can start behind the last full page before the last known token.
+        # Other sequences can start after the last full page before the last known token.
         last = (length - 1) // self.page_size * self.page_size
         return StateHolding(self, start, shared, last_checkpoint=last if leaves else None)
 
 
 class StateHolding(Holding):
-    """The page that the sequence's steps write, and earlier ones that are or become checkpoints.
+    """Pages of a sequence: the current state, and earlier states that are or become checkpoints.
 
-    A step whose end is to be a checkpoint leaves its page alone: the next step reads that page and
-    writes a new one. So a checkpoint takes a page and no copying. Without a free page there is
-    no checkpoint.
+    After a step that ends at a checkpoint, the next step reads that step's page and writes a new
+    one. So a checkpoint takes a page but no copy. Without a free page, it is skipped.
     """
 
     __slots__ = ("_earlier", "_last", "_manager", "_page", "_read", "_sent", "num_reserved")
@@ -67,7 +66,7 @@ class StateHolding(Holding):
     ) -> None:
         self._manager = manager
         self._last = last_checkpoint
-        # By the number of tokens that each is the state of.
+        # (number of tokens, page with the state after them)
         self._earlier = [(start, page) for page in shared]
         self._read = shared[0] if shared else NULL_PAGE
         self._page: int | None = None
@@ -95,7 +94,7 @@ class StateHolding(Holding):
 
     @override
     def max_stop(self, start: int) -> int:
-        # At the next checkpoint.
+        # Stop at the next checkpoint.
         if self._last is None:
             return UNBOUNDED
         regular = (start // self._manager.span + 1) * self._manager.span
@@ -122,7 +121,7 @@ class StateHolding(Holding):
             self._earlier.append((stop, self._page))
             (self._page,) = pool.allocate(1)
         if write.pages != (self._read, self._page):
-            return stop  # the next row needs other columns
+            return stop  # the next row needs new columns
         return max(stop, self.max_stop(stop) - 1)
 
     @override
@@ -134,7 +133,7 @@ class StateHolding(Holding):
 
     @override
     def release(self, num_computed: int, length: int, table: list[TableWrite]) -> int:
-        # Once the step behind a checkpoint is committed.
+        # The step that reads a checkpoint has been committed.
         read = [page for stop, page in self._earlier if stop < num_computed]
         self._earlier = [each for each in self._earlier if each[0] >= num_computed]
         self._manager.pool.free(read)

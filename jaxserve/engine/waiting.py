@@ -1,4 +1,4 @@
-"""The sequences that wait to run, in order of precedence, and how many may do so."""
+"""The queue of waiting sequences, in order of precedence, and its limits."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
@@ -10,47 +10,47 @@ from jaxserve.errors import OverloadedError
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
-# Weight of the newest interval in the running mean of the time between two starts.
+# Weight of the newest interval in the moving average of the time between two starts.
 INTERVAL_WEIGHT = 0.1
 
 
 class WaitingQueue:
-    """A bounded queue of requests whose choices run one by one.
+    """Bounded queue of requests; their choices are scheduled one by one.
 
-    One bound counts requests of which nothing has run. Another counts the further choices (beyond
-    the first) that have never run, so that requests for many choices leave room for others.
-    Sequences that were preempted always find room.
-    A sequence whose prefix another one computes is held, outside the order, until it is there.
+    One limit applies to requests without a choice that has run. A second limit applies to further
+    choices (beyond the first of a request) that have never run, so that requests with many choices
+    leave room for others. Preempted sequences are always accepted. A prefix-pending sequence, whose
+    prefix another sequence is computing, is kept out of the order until the prefix is complete.
     """
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
-        # Any request that is valid fits an empty queue.
+        # At least MAX_N, so that an empty queue has room for every valid request.
         self._max_further = max(max_requests, MAX_N)
         self._sequences: list[Sequence] = []  # sorted by order
         self._num_requests = 0
         self._num_further = 0
-        self._held: dict[bytes, list[Sequence]] = {}  # by the page they await
+        self._held: dict[bytes, list[Sequence]] = {}  # by the digest they wait for
         self._num_held = 0
         self._last_start_s: float | None = None
         self._start_interval_s = 0.0
 
     def __len__(self) -> int:
-        """Sequences waiting, those held included."""
+        """Number of waiting sequences, including the prefix-pending ones."""
         return len(self._sequences) + self._num_held
 
     @property
     def num_held(self) -> int:
-        """Sequences waiting for a prefix that another one computes."""
+        """Number of prefix-pending sequences."""
         return self._num_held
 
     @property
     def first(self) -> Sequence | None:
-        """The next sequence to run."""
+        """The next sequence to run, or None."""
         return self._sequences[0] if self._sequences else None
 
     def check_room(self, request: Request) -> None:
-        """Raise OverloadedError if a request may not wait."""
+        """Raise OverloadedError if the queue has no room for a request."""
         if self._num_requests >= self._max_requests:
             complaint = f"{self._num_requests} requests are waiting"
         elif self._num_further + request.params.n - 1 > self._max_further:
@@ -60,7 +60,7 @@ class WaitingQueue:
             )
         else:
             return
-        # The time this queue takes to drain at the current pace.
+        # Time to drain the queue at the current rate.
         drain_s = self._num_requests * self._start_interval_s
         raise OverloadedError(
             f"{complaint}; max_queued_requests is {self._max_requests}: try again later",
@@ -75,15 +75,15 @@ class WaitingQueue:
             self.push(sequence)
 
     def push(self, sequence: Sequence) -> None:
-        """Put a sequence where its precedence belongs."""
+        """Insert a sequence by its precedence."""
         insort(self._sequences, sequence, key=by_order)
 
     def next(self, count: int) -> list[Sequence]:
-        """Return those that come after the first, at most `count`."""
+        """Return the sequences after the first one, at most `count`."""
         return self._sequences[1 : count + 1]
 
     def start(self, sequence: Sequence, now_s: float) -> None:
-        """Take a sequence out of the order, because it runs now."""
+        """Remove a sequence that starts to run."""
         self._take(sequence)
         self._num_further -= _is_further(sequence)
         if not sequence.group.has_started:
@@ -92,18 +92,18 @@ class WaitingQueue:
             if self._last_start_s is not None:
                 interval_s = now_s - self._last_start_s
                 self._start_interval_s += INTERVAL_WEIGHT * (interval_s - self._start_interval_s)
-            # The time until the next start says something of the pace only if one could follow.
+            # The time until the next start shows the rate only if a sequence is waiting.
             self._last_start_s = now_s if self._sequences else None
 
     def hold(self, sequence: Sequence, digest: bytes) -> None:
-        """Let a sequence wait for a page, and others pass."""
+        """Take a sequence out of the order until the page of `digest` is computed."""
         self._take(sequence)
         sequence.awaited_digest = digest
         self._held.setdefault(digest, []).append(sequence)
         self._num_held += 1
 
     def release(self, digests: Iterable[bytes]) -> None:
-        """Put those that wait for these pages back where their precedence belongs."""
+        """Put the sequences that wait for these pages back into the order."""
         if not self._held:
             return
         for digest in digests:
@@ -113,7 +113,7 @@ class WaitingQueue:
                 self.push(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take out a sequence that ends while it waits."""
+        """Remove a sequence that ends while it waits."""
         self._num_further -= _is_further(sequence)
         digest = sequence.awaited_digest
         if digest is None:
@@ -127,7 +127,7 @@ class WaitingQueue:
         self._num_held -= 1
 
     def forget(self, group: SequenceGroup) -> None:
-        """Note that a request is over."""
+        """Stop counting a request that has ended."""
         if not group.has_started:
             self._num_requests -= 1
 
@@ -137,7 +137,7 @@ class WaitingQueue:
     def check_integrity(
         self, groups: list[SequenceGroup], *, is_expected: Callable[[bytes], bool]
     ) -> None:
-        """Assert that the counts and the order are right for all the requests there are."""
+        """Assert that counts and order agree with `groups`, which are all unfinished requests."""
         orders = [sequence.order for sequence in self._sequences]
         assert orders == sorted(set(orders)), "the queue is out of order"
         assert self._num_requests == sum(not group.has_started for group in groups)
@@ -153,5 +153,5 @@ class WaitingQueue:
 
 
 def _is_further(sequence: Sequence) -> bool:
-    """Whether it is not the first choice of its request and has never run."""
+    """Whether a sequence is not the first choice of its request and has never run."""
     return sequence.index > 0 and sequence.num_cached_tokens is None
