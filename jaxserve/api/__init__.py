@@ -1,1 +1,1 @@
-"""Contracts between the parts: requests, parameters, step plans and token batches."""
+"""Types shared by the packages: requests, sampling parameters, step plans and token batches."""

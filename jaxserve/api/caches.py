@@ -1,15 +1,15 @@
-"""What the layers of a model keep between steps, and how layers that keep the same form groups.
+"""Caches of a model's layers, and their division into groups and pools.
 
 A model lists one spec per layer: `Paged`, `Window`, `Recurrent` or `Shared`. Layers with equal
-specs form a group. A group has columns of its own in the page table and a manager of its own in the
-scheduler (`engine/cache_group.py`). Groups whose pages look the same draw them from one pool.
+specs form a group. A group has its own columns in the page table and its own manager in the
+scheduler (`engine/cache_group.py`). Groups with pages of the same layout share a pool.
 
     layers    0 Window   1 Paged   2 Window   3 Paged   4 Recurrent
     groups    A: layers 0, 2 (Window)   B: layers 1, 3 (Paged)   C: layer 4 (Recurrent)
     pools     0: arrays 0, 1, used by A and B alike              1: array 2, used by C
 
-A page of a pool is a page in each of the pool's arrays, one array for each layer of a group. So a
-page can hold tokens of either group, and memory goes to the group that needs it.
+A pool has one array for each layer of a group, and a page number refers to a page in each of these
+arrays. So a page can hold tokens of either group, and memory goes to the group that needs it.
 """
 
 from bisect import bisect_right
@@ -18,18 +18,18 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Protocol
 
-# Largest share by which padding may raise the layers of a group: where groups share a pool, a group
-# takes a page in every array, whether it has a layer for it or not.
+# Limit of the padded number of layers of a group relative to its layers. A group takes a page in
+# every array of its pool, even in arrays for which it has no layer.
 MAX_PADDED_LAYERS = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheGroup:
-    """Layers that keep the same.
+    """Layers with equal cache specs.
 
-    max_pages: pages of one sequence at once at most. layers: their numbers in the model, in order.
-    pool: the pool that its pages come from. first_column: the first of its columns in a row of the
-    page table.
+    max_pages: most pages that one sequence has at once. layers: indices of the layers in the model,
+    ascending. pool: index of the group's pool. first_column: index of the group's first column in
+    the page table.
     """
 
     max_pages: int
@@ -39,7 +39,7 @@ class CacheGroup:
 
     @property
     def num_columns(self) -> int:
-        """Columns of the page table that the group uses."""
+        """Number of columns of the page table that the group uses."""
         raise NotImplementedError
 
 
@@ -55,10 +55,10 @@ class PagedGroup(CacheGroup):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowGroup(CacheGroup):
-    """Layers that see the last `window` tokens; pages behind the window are released.
+    """Layers that attend to the last `window` tokens; pages behind the window are released.
 
-    The first column is the index of the oldest page that is kept, the others are the pages from
-    that one on.
+    The first column is the index of the oldest page that the sequence still has. The others are
+    this page and those after it.
     """
 
     window: int
@@ -71,14 +71,14 @@ class WindowGroup(CacheGroup):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateGroup(CacheGroup):
-    """Layers that keep one state per sequence, in a page that a step reads and overwrites.
+    """Layers that keep one state per sequence, in a page that each step reads and overwrites.
 
     The columns are the page that a step reads and the page that it writes. They differ after a
-    checkpoint, which is a state left as it was at a page boundary. checkpoint_interval: pages of
+    checkpoint, which is a state saved at a page boundary. checkpoint_interval: pages of
     tokens between two checkpoints of a sequence.
     """
 
-    # One to write, and a checkpoint to start from.
+    # One page to write, and a checkpoint to start from.
     max_pages: int = 2
     checkpoint_interval: int
 
@@ -100,7 +100,7 @@ class KeyValuePages:
 
 @dataclass(frozen=True, slots=True)
 class StateArray:
-    """One array of a state: its shape for one sequence, its dtype, a word for each axis."""
+    """One array of a state: shape for one sequence, dtype, and name of each axis."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -109,7 +109,7 @@ class StateArray:
 
 @dataclass(frozen=True, slots=True)
 class StatePages:
-    """Pages that are a state each, of several arrays."""
+    """Pages that each hold one state, which consists of several arrays."""
 
     holds_tokens: ClassVar[bool] = False
 
@@ -121,9 +121,9 @@ type PageKind = KeyValuePages | StatePages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSizes:
-    """What the size of a group's columns follows from.
+    """Settings from which the sizes of cache groups are computed.
 
-    tokens_in_flight: tokens of one sequence in all steps in flight together.
+    tokens_in_flight: most tokens of one sequence in all steps in flight together.
     """
 
     page_size: int
@@ -132,25 +132,25 @@ class CacheSizes:
     checkpoint_interval: int
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold `num_tokens` tokens."""
+        """Return how many pages `num_tokens` tokens need."""
         return -(-num_tokens // self.page_size)
 
 
 class LayerCache(Hashable, Protocol):
-    """What one layer keeps. Layers with equal specs form a group."""
+    """Cache spec of one layer. Layers with equal specs form a group."""
 
     @property
     def pages(self) -> PageKind:
-        """What its pages look like. Groups with equal pages share a pool."""
+        """Layout of its pages. Groups with equal layouts share a pool."""
         ...
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state of a sequence, which every step reads and writes."""
+        """Bytes of a sequence's state, which every step reads and writes."""
         ...
 
     def group(self, sizes: CacheSizes) -> CacheGroup:
-        """Return the group of such layers, without layers, pool and columns yet."""
+        """Return a group for layers with this spec, with `layers`, `pool` and columns unset."""
         ...
 
 
@@ -175,7 +175,7 @@ class Paged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Keys and values of the last `window` tokens, the newest included."""
+    """Keys and values of the last `window` tokens, including the newest."""
 
     state_bytes: ClassVar[int] = 0
 
@@ -192,8 +192,8 @@ class Window:
         """See LayerCache. A window as long as the longest sequence keeps every token."""
         if self.window >= sizes.max_model_len:
             return Paged(kv_heads=self.kv_heads, head_dim=self.head_dim).group(sizes)
-        # Pages are released when a step that fills a page is committed: until then what steps wrote
-        # is kept. The window may begin anywhere in its first page.
+        # Pages are released after a step that fills a page is committed, so the tokens of the steps
+        # in flight need pages too. The window may begin anywhere in its first page.
         kept = sizes.pages_for(self.window - 1 + sizes.tokens_in_flight) + 2
         return WindowGroup(
             max_pages=min(kept, sizes.pages_for(sizes.max_model_len)), window=self.window
@@ -202,7 +202,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """A state that each token updates, whatever the length of its sequence."""
+    """A state of fixed size that each token updates."""
 
     arrays: tuple[StateArray, ...]
 
@@ -214,7 +214,7 @@ class Recurrent:
     @property
     def state_bytes(self) -> int:
         """See LayerCache."""
-        # The supervisor imports this module, and does without numpy.
+        # Imported here because the supervisor imports this module and must not load numpy.
         import numpy as np  # noqa: PLC0415
 
         return sum(prod(each.shape) * np.dtype(each.dtype).itemsize for each in self.arrays)
@@ -226,7 +226,7 @@ class Recurrent:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Nothing of its own: the layer reads what the earlier layer `layer` keeps."""
+    """No cache of its own: the layer reads the cache of the earlier layer `layer`."""
 
     state_bytes: ClassVar[int] = 0
 
@@ -235,7 +235,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Pages that look the same: one number stands for a page in each of `num_arrays` arrays."""
+    """Pages of one layout. A page number refers to a page in each of `num_arrays` arrays."""
 
     pages: PageKind
     num_arrays: int
@@ -243,7 +243,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a layer keeps what it keeps: its group, and its array among those of all pools."""
+    """Cache of a layer: index of its group, and of its array among those of all pools."""
 
     group: int
     array: int
@@ -251,7 +251,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """The groups and pools of a model, and the place of each of its layers."""
+    """Groups and pools of a model, and the place of each layer."""
 
     groups: tuple[CacheGroup, ...]
     pools: tuple[Pool, ...]
@@ -259,27 +259,27 @@ class CacheLayout:
 
     @property
     def num_columns(self) -> int:
-        """Columns of the page table."""
+        """Number of columns of the page table."""
         return sum(group.num_columns for group in self.groups)
 
     @property
     def main_pool(self) -> int:
-        """The pool whose pages are counted for users: the first whose pages hold tokens."""
+        """Index of the pool whose pages users see counted: the first with pages of tokens."""
         return next((i for i, pool in enumerate(self.pools) if pool.pages.holds_tokens), 0)
 
     def pages_of(self, array: int) -> PageKind:
-        """Return what the pages of an array look like."""
+        """Return the layout of an array's pages."""
         return [pool.pages for pool in self.pools for _ in range(pool.num_arrays)][array]
 
     def max_pages(self, pool: int) -> int:
-        """Return how many pages of a pool a sequence has at once at most."""
+        """Return the most pages of a pool that one sequence has at once."""
         return sum(group.max_pages for group in self.groups if group.pool == pool)
 
     def num_pages(self, num_pages: int, *, num_states: int) -> tuple[int, ...]:
-        """Return the pages of each pool if the main pool has `num_pages`, null pages included.
+        """Return the number of pages of each pool, including null pages.
 
-        Other pools of tokens get as many for their share of a longest sequence, pools of states
-        `num_states`.
+        The main pool has `num_pages` and pools of states `num_states`. Other pools of tokens have
+        pages in proportion to what a sequence of maximum length needs of each pool.
         """
         main = self.max_pages(self.main_pool)
 
@@ -294,11 +294,11 @@ class CacheLayout:
         return tuple(pages(number, pool) for number, pool in enumerate(self.pools))
 
     def max_tokens(self, page_size: int) -> int:
-        """Return how many tokens the group with most pages of a sequence has room for."""
+        """Return the most tokens of a sequence for which any group has pages."""
         return max(group.max_pages for group in self.groups) * page_size
 
     def longest_sequence(self, num_pages: int, page_size: int) -> int:
-        """Return how many tokens a sequence can have with so many pages of the main pool."""
+        """Return how many tokens a sequence can have with `num_pages` pages of the main pool."""
         most = [group.max_pages for group in self.groups if group.pool == self.main_pool]
         lengths = range(0, self.max_tokens(page_size) + 1, page_size)
 
@@ -311,8 +311,8 @@ class CacheLayout:
 def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> CacheLayout:
     """Divide the layers of a model into groups and pools.
 
-    A model without layers that keep anything gets one paged group without layers: a prompt then
-    counts as pages in which nothing lies.
+    A model without caches gets one paged group without layers, so that the scheduler can count
+    pages of prompts; these pages take no memory.
     """
     owners = [_owner(layers, number) for number in range(len(layers))]
     by_spec: dict[LayerCache, list[int]] = {}
@@ -343,7 +343,7 @@ def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> Cac
 
 
 def _owner(layers: Sequence[LayerCache | Shared], number: int) -> int:
-    """Return the layer that keeps what a layer reads."""
+    """Return the index of the layer whose cache a layer reads."""
     layer = layers[number]
     while isinstance(layer, Shared):
         if not 0 <= layer.layer < number:
@@ -354,7 +354,7 @@ def _owner(layers: Sequence[LayerCache | Shared], number: int) -> int:
 
 
 def _group_size(counts: list[int]) -> int:
-    """Return the layers of a group: as many as do not pad any of these counts by much."""
+    """Return the number of layers per group: the most that pads no count beyond the limit."""
     return next(
         size
         for size in range(max(counts), 0, -1)

@@ -1,4 +1,4 @@
-"""The settings of an engine, complete and frozen: what its scheduler and its caches go by."""
+"""Configuration of an engine's scheduler and cache, complete and frozen."""
 
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -13,9 +13,10 @@ DEFAULT_MAX_QUEUED_REQUESTS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """Pages of `page_size` tokens, and what sequences keep in them.
+    """Size of the pages and pools, and the cache groups.
 
-    num_pages: pages of each pool, the null page included. groups: see `api/caches.py`.
+    num_pages: number of pages of each pool, including the null page. page_size: tokens per page.
+    groups: see `api/caches.py`.
     """
 
     num_pages: tuple[int, ...]
@@ -35,7 +36,7 @@ class CacheConfig:
     def paged(
         *, num_pages: int, page_size: int, enable_prefix_caching: bool = True
     ) -> "CacheConfig":
-        """Return the cache of a model whose layers all keep every token."""
+        """Return the configuration for a model whose layers all keep every token."""
         return CacheConfig(
             num_pages=(num_pages,),
             page_size=page_size,
@@ -46,13 +47,14 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkModel:
-    """What the tokens of a step take, as far as scheduling needs to know.
+    """Cost model of a step, as the scheduler needs it.
 
-    The unit is the time of one token's matrix products in a large step. free_tokens: how many fit
-    into the time of reading the weights, which every step takes. prefill_attention and
-    decode_attention: what attention adds to a token for each token of its context, in a chunk of
-    a prompt (limited by compute) and in a decode (limited by reading keys and values). sampling:
-    what a row adds that draws a token, whose logits are one more product.
+    The unit is the time of one token's matrix products in a large step.
+
+    free_tokens: tokens that can be computed in the time of reading the weights, which every step
+    takes. prefill_attention and decode_attention: cost of attention per token and token of its
+    context, in a prompt chunk (limited by compute) and in a decode (limited by memory bandwidth).
+    sampling: additional cost of a row that samples a token, because its logits are computed.
     """
 
     free_tokens: int = 1
@@ -61,14 +63,14 @@ class WorkModel:
     sampling: float = 0.0
 
     def attention(self, start: int, num_tokens: int) -> float:
-        """Return the work of attention of the tokens of a prompt at [start, start + num_tokens)."""
+        """Return the attention cost of the prompt tokens [start, start + num_tokens)."""
         return self.prefill_attention * num_tokens * (start + num_tokens / 2)
 
     def tokens_within(self, start: int, attention: float) -> float:
-        """Return how many tokens of a prompt, from `start` on, take this work of attention."""
+        """Return how many prompt tokens, from position `start`, have this attention cost."""
         if self.prefill_attention == 0:
             return inf
-        # Below 0 by rounding, where a chunk took the very last of a budget.
+        # Rounding can make the rest of a budget negative.
         pairs = max(attention, 0.0) / self.prefill_attention
         return sqrt(start * start + 2 * pairs) - start
 
@@ -77,9 +79,9 @@ class WorkModel:
 class SchedulerConfig:
     """Limits and policy of the scheduler; see EngineOptions for the meanings.
 
-    work: how the costs of steps compare. step_sizes: tokens that steps with prompts are padded to,
-    ascending; none if they are not. pools: whether requests get the vector of their prompt in
-    place of tokens. whole_prompts: whether a prompt must be computed in one step.
+    work: cost model of a step. step_sizes: numbers of tokens that steps with prompts are padded
+    to, ascending; empty if they are not padded. pools: whether the engine runs pooling requests
+    only. whole_prompts: whether a prompt must be computed in one step.
     """
 
     max_model_len: int

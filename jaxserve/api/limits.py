@@ -1,4 +1,4 @@
-"""The limits of numbers that requests give: checked here, and told by the API's document."""
+"""Limits of numeric parameters: checked on requests, and published in the OpenAPI schema."""
 
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass
@@ -6,13 +6,16 @@ from typing import Any
 
 from jaxserve.errors import InvalidRequestError
 
-# Counts travel to the device as int32.
+# Counts are int32 on the device.
 MAX_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Numbers from low to high, whole ones where `low` is one; no end at a `high` of None."""
+    """Range of a number, from low to high; high=None is no limit.
+
+    If `low` is an int, only integers are allowed. low_is_allowed: whether the range includes low.
+    """
 
     low: float
     high: float | None = None
@@ -20,7 +23,7 @@ class Limits:
     low_is_allowed: bool = True
 
     def check(self, name: str, value: object) -> None:
-        """Raise InvalidRequestError naming the parameter, unless the value is within."""
+        """Raise InvalidRequestError, naming the parameter, unless the value is in the range."""
         if isinstance(value, bool) or not isinstance(value, self._kinds):
             kind = "an integer" if self._is_whole else "a number"
             raise InvalidRequestError(
@@ -31,19 +34,19 @@ class Limits:
             raise InvalidRequestError(f"{name} must be {self._text}, got {shown}", param=name)
 
     def check_all(self, name: str, values: Collection[object]) -> None:
-        """Raise InvalidRequestError naming the first of many values that is not within."""
+        """Raise InvalidRequestError, naming the first value that is not in the range."""
         kinds = {int} if self._is_whole else {int, float}
         if not set(map(type, values)) <= kinds or not all(map(self._is_within, values)):
             for value in values:
                 self.check(name, value)
 
     def _is_within(self, value: Any) -> bool:
-        # By comparing only: an integer may be too large for a float. A NaN is nowhere.
+        # Only compare: an integer can be too large for a float. NaN is never in the range.
         is_above = value >= self.low if self.low_is_allowed else value > self.low
         return bool(is_above and (self.high is None or value <= self.high))
 
     def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of such a number."""
+        """Return the JSON schema of the range."""
         low = "minimum" if self.low_is_allowed else "exclusiveMinimum"
         schema = {"type": "integer" if self._is_whole else "number", low: self.low}
         return schema if self.high is None else schema | {"maximum": self.high}
@@ -66,6 +69,6 @@ class Limits:
 
 
 def show(value: object) -> str:
-    """Return a short, bounded picture of a bad value for an error message."""
+    """Return the repr of a value for an error message, truncated to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

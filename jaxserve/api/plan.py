@@ -1,16 +1,16 @@
-"""The contract between engine/ (which decides) and execution/ (which computes).
+"""Interface between engine/, which schedules steps, and execution/, which computes them.
 
-The engine describes a step in plain integers, `StepPlan`; a `Runner` packs it, starts it on the
-device and hands back a `PendingStep`, whose `wait()` is the only blocking read. Neither side
-imports the other. Steps run on the device in the order of their dispatch, so the engine may plan
-step n+1 before it has read step n: a row marked `feedback` takes as its input token the one that
-the previous step of its slot sampled, which never left the device.
+The engine describes a step as a `StepPlan` of plain integers. A `Runner` packs it, starts it on
+the device and returns a `PendingStep`, whose `wait()` blocks until the result is there. Neither
+package imports the other. Steps run on the device in dispatch order, so the engine may plan step
+n+1 before it has read step n. The input token of a row with `feedback` is the token last sampled
+in its slot, which is still on the device.
 
 Page 0 of every pool and slot 0 are the null page and the null slot: padding rows read and write
-them, sequences never own them.
+them, and no sequence owns them.
 
-What is made for every row of every step is a Struct: 16 times cheaper to make than a frozen
-dataclass (benchmarks/host.py shows what that comes to).
+Types of which every step creates one per row are Structs: creating one is 16 times cheaper than
+creating a frozen dataclass (benchmarks/host.py measures the effect).
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ NULL_SLOT = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotAssignment:
-    """A sequence takes a slot: what the runner must know of it until the slot is taken again.
+    """Assignment of a slot to a sequence, valid until the slot is assigned again.
 
-    prompt_ids and output_ids: its tokens so far (output_ids is not empty after a preemption).
-    stop_ids: tokens that end it, banned while fewer than `params.min_tokens` were generated.
-    seed: of its random numbers, in [0, 2**64); those of a token depend on the seed and on its
-    position in prompt + output alone, so neither neighbours nor a preemption change it.
+    prompt_ids and output_ids: tokens so far (output_ids is not empty after a preemption).
+    stop_ids: tokens that end the sequence, banned until `params.min_tokens` tokens were generated.
+    seed: seed of its random numbers, in [0, 2**64). The random numbers of a token depend only on
+    the seed and the token's position, so neither other sequences nor preemptions change it.
     """
 
     slot: int
@@ -47,9 +47,9 @@ class SlotAssignment:
 
 
 class TableWrite(NamedTuple):
-    """Numbers that replace those of a slot's row of the page table, from `column` on.
+    """Entries to write to a slot's row of the page table, starting at `column`.
 
-    What a column means is a matter of its cache group (`api/caches.py`); most are pages.
+    The meaning of a column depends on its cache group (`api/caches.py`); most are pages.
     """
 
     column: int
@@ -57,18 +57,18 @@ class TableWrite(NamedTuple):
 
 
 class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
-    """One sequence's share of a step: the tokens at positions [start, start + num_tokens).
+    """Row of a step: the tokens of one sequence at positions [start, start + num_tokens).
 
-    token_ids: those tokens; empty for `feedback` (then num_tokens is 1).
-    table: changes to the slot's row of the page table since its last row (all that it needs, after
-    an assignment), in order.
-    samples: tokens that the row may yield: 0 unless it reaches the end of the sequence, where it
-    samples one. More than one where it ends in drafted tokens, which are the last samples - 1 of
-    token_ids: it yields those that the model confirms, and one more. Until that is read, nobody
-    knows where the sequence ends, and it has no further row.
-    holds: whether it does, and the token is drawn later, by a `DrawPlan`: samples is 0 then.
-    targets: the tokens at positions [start + 1, start + 1 + len(targets)) whose
-    log-probabilities are wanted (prompt_logprobs); empty when none are.
+    token_ids: these tokens; empty for `feedback` (then num_tokens is 1).
+    table: writes to the slot's row of the page table since the sequence's last row, in order.
+    After an assignment, all entries that the row needs.
+    samples: the most tokens that the row may yield. 0 if the row does not reach the end of the
+    sequence, otherwise 1. With draft tokens, which are the last samples - 1 of token_ids, the row
+    yields the accepted ones and one more. The sequence gets no further row before this is read.
+    holds: whether the row reaches the end of the sequence and its sampling is deferred to a
+    `DrawPlan`; then samples is 0.
+    targets: the tokens at positions [start + 1, start + 1 + len(targets)) whose log-probabilities
+    are requested (prompt_logprobs); empty if none are.
     """
 
     slot: int
@@ -82,17 +82,17 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def feedback(self) -> bool:
-        """Whether the input token is the one last sampled in this slot, still on the device."""
+        """Whether the input token is the one last sampled in this slot, on the device."""
         return not self.token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """A whole step: at most one row per slot, rows of a single token first.
+    """A step: at most one row per slot, single-token rows first.
 
-    programs: those that it may use, from the StepLimits that it was planned with; None for all that
-    the runner has. Every runner takes the same program for the same plan, however far its compiler
-    is.
+    programs: the programs that the step may use, as in the StepLimits that it was planned with;
+    None for all. So all hosts choose the same program for a plan, even if some of them have
+    compiled more programs than others.
     """
 
     rows: tuple[RowPlan, ...]
@@ -101,17 +101,17 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed by the step, padding not counted."""
+        """Number of tokens that the step computes, without padding."""
         return sum(row.num_tokens for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawPlan:
-    """Tokens to draw where steps before have held them, at most `StepLimits.num_draws`.
+    """Deferred sampling for rows of earlier steps, at most `StepLimits.num_draws` of them.
 
-    rows: of one token, the last of each sequence, which is on the device. masks: for each row a
-    bool for each token of the vocabulary, whether it may be drawn, as bits of int32[words], the
-    first token's the lowest; None where every token may.
+    rows: a single-token row for the last token of each sequence; its hidden state is on the device.
+    masks: for each row the token bitmask, int32[words], with the first token in the lowest bit; a
+    set bit allows the token. None allows every token.
     """
 
     rows: tuple[RowPlan, ...]
@@ -121,14 +121,15 @@ class DrawPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step computed, or a draw, aligned with the plan's rows.
+    """Result of a step or of deferred sampling, aligned with the plan's rows.
 
     token_ids: the tokens that each row yields, at most RowPlan.samples.
-    invalid_rows: rows whose logits were not finite; their tokens mean nothing.
-    empty_rows: rows whose request allows no token at all; their tokens mean nothing.
-    logprobs and prompt_logprobs: by row index, for the rows that asked; an entry for each token.
-    vectors: by row index, where prompts are pooled: float32 numbers for each row that samples,
-    which then yields no token.
+    invalid_rows: rows whose logits were not finite; ignore their tokens.
+    empty_rows: rows whose request allows no token at all; ignore their tokens.
+    logprobs and prompt_logprobs: by row index, for the rows that requested them; one entry per
+    token.
+    vectors: by row index, for pooling models: float32 bytes for each row that reaches the end of
+    its prompt, which then yields no token.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
@@ -144,10 +145,10 @@ class StepResult:
 
 
 class StepRun(Struct, frozen=True, kw_only=True, gc=False):
-    """What the device was given for a step: the program, by name, and its padded size.
+    """Description of a dispatched step: its program's name and padded size, and its cost.
 
-    num_tokens: tokens computed, padding not counted. pack_s: what laying the plan out has taken.
-    flops, read_bytes, written_bytes: what the step needs at least, of one device, without padding.
+    num_tokens: tokens without padding. pack_s: seconds spent on packing the plan. flops,
+    read_bytes, written_bytes: lower bounds for one device, without padding.
     """
 
     program: str
@@ -161,9 +162,9 @@ class StepRun(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StepLimits(Struct, frozen=True, kw_only=True, gc=False):
-    """What a step may have at most: tokens, and rows; and what a draw may have, of rows.
+    """Limits of a step (tokens and rows), and of deferred sampling (num_draws rows).
 
-    programs: those that are compiled, a bit for each; only runners know which is which.
+    programs: bitmask of the compiled programs; only runners interpret it.
     """
 
     num_tokens: int
@@ -173,39 +174,39 @@ class StepLimits(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PendingStep(Protocol):
-    """A step under way on the device."""
+    """A dispatched step."""
 
     @property
     def run(self) -> StepRun:
-        """What the device was given."""
+        """Description of the dispatched step."""
         ...
 
     def is_ready(self) -> bool:
-        """Whether the device has finished; takes less than a microsecond."""
+        """Whether the device has finished the step. Takes less than a microsecond."""
         ...
 
     def wait(self) -> StepResult:
-        """Block until the step is done and return its result. Called once."""
+        """Block until the step is done, and return its result. Call at most once."""
         ...
 
 
 class Runner(Protocol):
-    """Computes steps. Implemented by execution/runner.py, and by a fake in host-only tests."""
+    """Executes steps. Implemented by execution/runner.py, and by a fake in host-only tests."""
 
     @property
     def limits(self) -> StepLimits:
-        """What a step may have now. They grow while programs are made, and never shrink."""
+        """Current step limits. They only grow, as programs finish compiling."""
         ...
 
     @property
     def max_in_flight(self) -> int:
-        """Steps that may be under way at once, so that the device never waits for the host."""
+        """Number of steps that may be in flight, so that the device never waits for the host."""
         ...
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
-        """Start a step without waiting for it. Steps take effect in dispatch order."""
+        """Start a step without waiting for it. Steps run in dispatch order."""
         ...
 
     def draw(self, plan: DrawPlan) -> PendingStep:
-        """Start a draw, as `dispatch` does a step."""
+        """Start deferred sampling without waiting for it, in order with the steps."""
         ...

@@ -1,7 +1,7 @@
-"""Pooling: a prompt answered by one vector, an embedding or scores of labels, and by no text.
+"""Pooling parameters and models: the result of a prompt is a vector instead of text.
 
-The engine yields raw float32 vectors; what a request wants of one (its first dimensions, length 1,
-probabilities) is made of it where the request is looked after (`frontend/pooling.py`).
+The vector is an embedding or holds the scores of labels. The engine returns raw float32 vectors;
+`frontend/pooling.py` truncates, normalizes or activates them as requested.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxserve.errors import InvalidRequestError
 
 
 class PoolingType(StrEnum):
-    """Which hidden states of a prompt are its vector; the names are vLLM's."""
+    """How the hidden states of a prompt become one vector; the names are vLLM's."""
 
     LAST = "LAST"
     MEAN = "MEAN"
@@ -19,7 +19,7 @@ class PoolingType(StrEnum):
 
 
 class Activation(StrEnum):
-    """What makes an answer of a vector: embeddings are normalised, scores become probabilities."""
+    """Activation of a vector: embeddings are normalized, scores become probabilities."""
 
     NONE = "none"
     NORMALIZE = "normalize"
@@ -29,10 +29,11 @@ class Activation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
-    """What one request wants; names and meanings as in vLLM.
+    """Pooling parameters of one request; names and meanings as in vLLM.
 
-    dimensions: keep only so many, which Matryoshka embeddings allow. use_activation: whether the
-    model's activation is applied; None is the model's own way. Raises InvalidRequestError.
+    dimensions: length to truncate the vector to, for Matryoshka embeddings. use_activation:
+    whether to apply the model's activation; None is the model's default. Raises
+    InvalidRequestError.
     """
 
     dimensions: int | None = None
@@ -54,12 +55,13 @@ class PoolingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingModel:
-    """A model that pools.
+    """Description of a pooling model.
 
-    width: numbers of a vector. labels: what each of them scores; empty for embeddings. activation:
-    what is done with a vector; activates: whether it does so unless it is told otherwise.
-    segment_stride: what is added to the token ids of the second text of a pair, where the model
-    tells them apart. can_generate: whether it has a head for tokens, for `--runner generate`.
+    width: length of a vector. labels: the label that each number scores; empty for embeddings.
+    activation: applied to a vector if requested; activates: whether it is by default.
+    segment_stride: added to the token ids of the second text of a pair, for models with segment
+    (token type) embeddings; else 0. can_generate: whether the model has a language model head, for
+    `--runner generate`.
     """
 
     type: PoolingType
@@ -72,16 +74,16 @@ class PoolingModel:
 
     @property
     def task(self) -> str:
-        """The word for what the vectors are, vLLM's."""
+        """The task, by vLLM's name: "classify" or "embed"."""
         return "classify" if self.labels else "embed"
 
     @property
     def is_cross_encoder(self) -> bool:
-        """Whether it scores a pair of texts as one prompt."""
+        """Whether the model scores a pair of texts in one prompt."""
         return len(self.labels) == 1
 
     def check_task(self, task: str) -> None:
-        """Raise InvalidRequestError unless the vectors are what `task` wants."""
+        """Raise InvalidRequestError unless the model does `task`."""
         if task != self.task:
             kinds = {"embed": "gives embeddings", "classify": "scores labels"}
             raise InvalidRequestError(
@@ -89,7 +91,7 @@ class PoolingModel:
             )
 
     def check(self, params: PoolingParams) -> None:
-        """Raise InvalidRequestError for what this model cannot give."""
+        """Raise InvalidRequestError for parameters that this model does not support."""
         if params.dimensions is None:
             return
         if self.labels:

@@ -1,4 +1,4 @@
-"""When an answer counts as stuck, and ends; `frontend/repetition.py` looks for it."""
+"""Parameters of repetition detection, which `frontend/repetition.py` implements."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,11 @@ MAX_PATTERN_SIZE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionDetectionParams:
-    """When an answer counts as stuck: it ends in a pattern of tokens, `min_count` times in a row.
+    """When to end an answer that repeats itself.
 
-    Patterns of min_pattern_size to max_pattern_size tokens are looked for; a max_pattern_size of 0
-    looks for none. Raises InvalidRequestError.
+    An answer ends once its last tokens are `min_count` copies of a pattern. Patterns have
+    min_pattern_size to max_pattern_size tokens; max_pattern_size=0 disables the detection. Raises
+    InvalidRequestError.
     """
 
     max_pattern_size: int
@@ -22,7 +23,7 @@ class RepetitionDetectionParams:
     def __post_init__(self) -> None:
         name = "repetition_detection"
         Limits(0, MAX_PATTERN_SIZE).check(f"{name}.max_pattern_size", self.max_pattern_size)
-        if self.min_pattern_size == 0:  # vLLM's way to say 1
+        if self.min_pattern_size == 0:  # vLLM treats 0 as 1
             object.__setattr__(self, "min_pattern_size", 1)
         longest = max(1, self.max_pattern_size)
         Limits(1, longest).check(f"{name}.min_pattern_size", self.min_pattern_size)

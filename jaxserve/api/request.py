@@ -1,4 +1,4 @@
-"""Requests to the engine and the events that answer them: frozen, validated host types."""
+"""Requests to the engine, and the events with their results."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jaxserve.api.sampling_params import (
 )
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 
-# Runs after all other requests, whatever the scheduling policy.
+# Priority of requests that run after all others, with any scheduling policy.
 LOWEST_PRIORITY = 2**31 - 1
 
 
@@ -34,18 +34,18 @@ class FinishReason(StrEnum):
 
 @cache
 def _drawing_nothing() -> SamplingParams:
-    """Return what requests that pool have: their vector counts as the one token."""
+    """Return the parameters of pooling requests: their vector counts as one token."""
     return SamplingParams(max_tokens=1, temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt, and how to continue it or, where it `pools`, that its vector is wanted.
+    """A prompt, and how to continue it. With `pools`, the result is the prompt's vector.
 
     prompt_ids: token ids, at least one. bad_word_ids: `params.bad_words` as token sequences.
-    priority: lower runs first. turn: choices of the same answer before this request; it waits as
-    if it had arrived so many answers later. cache_salt: prefixes are shared only between equal
-    salts. arrival_s: `time.monotonic()` when it came in.
+    priority: lower runs first. turn: number of earlier choices of the same API request; the request
+    is queued as if it had arrived after that many further requests. cache_salt: prefixes are shared
+    only between requests with equal salts. arrival_s: `time.monotonic()` at arrival.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Request:
     arrival_s: float = field(default_factory=time.monotonic)
 
     def check(self, *, vocab_size: int, max_model_len: int, max_logprobs: int) -> None:
-        """Raise InvalidRequestError unless a model of these limits can run the request."""
+        """Raise InvalidRequestError unless a model with these limits can run the request."""
         if not self.prompt_ids:
             raise InvalidRequestError("prompt must have at least one token, got 0", param="prompt")
         if len(self.prompt_ids) + (not self.pools) > max_model_len:
@@ -69,7 +69,7 @@ class Request:
                 f" has {len(self.prompt_ids)}{rest}. Please reduce the length of the input prompt.",
                 param="prompt",
             )
-        # Looked at one by one only to name the wrong one: a prompt may have 100,000.
+        # Check ids one by one only to name the invalid one: a prompt may have 100,000 tokens.
         is_fine = set(map(type, self.prompt_ids)) == {int}
         if not (is_fine and min(self.prompt_ids) >= 0 and max(self.prompt_ids) < vocab_size):
             try:
@@ -109,7 +109,7 @@ class Request:
     def check_allowed(self, eos_ids: AbstractSet[int]) -> None:
         """Raise InvalidRequestError if the request forbids every token from the start.
 
-        eos_ids: tokens that end its answer, beside its own stop tokens.
+        eos_ids: tokens that end the answer in addition to the request's stop tokens.
         """
         params = self.params
         if params.allowed_token_ids is None:
@@ -127,9 +127,9 @@ class Request:
 
 
 class TokenLogprob(Struct, frozen=True, gc=False):
-    """A token, the natural log of its probability, and its rank (1 is the most likely).
+    """A token, the natural logarithm of its probability, and its rank (1 is the most likely).
 
-    The rank is None for a token that was asked for by its id.
+    The rank is None for tokens requested by id (logprob_token_ids).
     """
 
     token_id: int
@@ -138,7 +138,7 @@ class TokenLogprob(Struct, frozen=True, gc=False):
 
 
 class PositionLogprobs(Struct, frozen=True, gc=False):
-    """Log-probabilities at one position, or what else `logprobs_mode` has been set to."""
+    """Log-probabilities at one position, or the values that `logprobs_mode` selects."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
@@ -146,7 +146,7 @@ class PositionLogprobs(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMetrics:
-    """Times of one sequence, in `time.monotonic()` seconds; None until it happened."""
+    """Times of one sequence, in `time.monotonic()` seconds; None before the event."""
 
     arrival_s: float
     scheduled_s: float | None = None
@@ -156,7 +156,7 @@ class RequestMetrics:
 
 
 def whole_time(times: Sequence[RequestMetrics]) -> RequestMetrics | None:
-    """Return the times of a request from those of its choices: the first start, the last end."""
+    """Return the times of a request from those of its choices: first start, last end."""
     if not times:
         return None
 
@@ -173,16 +173,15 @@ def whole_time(times: Sequence[RequestMetrics]) -> RequestMetrics | None:
 
 
 class TokenEvent(Struct, frozen=True, kw_only=True, gc=False):
-    """What one step added to one choice of a request.
+    """New tokens of one choice of a request.
 
-    index: the choice, in [0, params.n). token_ids and text are what is new; text lags behind
-    token_ids while a character or a stop string is incomplete. logprobs align with token_ids.
-    prompt_logprobs come once, with the first event of choice 0: one entry per prompt token after
-    the first. finish_reason is set in exactly one event per choice, its last; request_finished
-    in exactly one event per request. stop_reason: the stop string or stop token id that matched.
-    error: why a choice ended by FinishReason.ERROR. error_param: the request's own parameter that
-    made it impossible to go on; None where the request is not to blame.
-    vector: of a request that pools, float32 numbers; in its only event.
+    index: the choice, in [0, params.n). token_ids and text are the new ones; text lags behind
+    token_ids while a character or a possible stop string is incomplete. logprobs align with
+    token_ids. prompt_logprobs are in the first event of choice 0 only: one entry per prompt token
+    after the first. finish_reason is set in the last event of each choice, request_finished in the
+    last event of the request. stop_reason: the stop string or stop token id that matched. error:
+    message for FinishReason.ERROR. error_param: the request parameter that caused the error; None
+    if the request did not cause it. vector: float32 bytes, in the only event of a pooling request.
     """
 
     request_id: str

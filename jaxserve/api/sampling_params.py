@@ -1,4 +1,4 @@
-"""Sampling parameters: how the tokens of a request are chosen, and when it ends."""
+"""Sampling parameters."""
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,15 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 2**16
-# As sent: each counts once however often it is named.
+# Limit of the list as sent, before duplicates are removed.
 MAX_ALLOWED_TOKEN_IDS = 2**18
 MAX_EOS_IDS = 16
 MAX_BAD_WORDS = 32
-# A word is banned as it stands at the start of a text and as it stands after a space.
+# Each word is banned in two tokenizations: at the start of a text, and after a space.
 MAX_BAD_WORD_SEQUENCES = 2 * MAX_BAD_WORDS
 MAX_BAD_WORD_TOKENS = 8
 MAX_LOGPROB_TOKEN_IDS = 128
-# Of the parameters that are numbers.
+# Ranges of the numeric parameters.
 LIMITS: Mapping[str, Limits] = {
     "n": Limits(1, MAX_N),
     "temperature": Limits(0.0, 100.0),
@@ -32,7 +32,7 @@ LIMITS: Mapping[str, Limits] = {
     "min_p": Limits(0.0, 1.0),
     "presence_penalty": Limits(-2.0, 2.0),
     "frequency_penalty": Limits(-2.0, 2.0),
-    # Below, logits divided by it overflow a float32.
+    # Logits divided by a smaller number overflow float32.
     "repetition_penalty": Limits(0.01, 10.0),
     "seed": Limits(-(2**63), 2**63 - 1),
     "max_tokens": Limits(1, MAX_COUNT),
@@ -45,14 +45,14 @@ BIAS_LIMITS = Limits(-100.0, 100.0)
 
 
 class RequestOutputKind(Enum):
-    """What an event of a stream tells: all there is so far, what is new, or all at the end."""
+    """Contents of the events of a stream: everything so far, the new part, or all at the end."""
 
     CUMULATIVE = 0
     DELTA = 1
     FINAL_ONLY = 2
 
 
-# Parameters of vLLM's that are refused, by a reason.
+# Parameters of vLLM that are not supported, each with the rest of the error message.
 UNSERVED: Mapping[str, str] = {
     "best_of": "is not supported: request n answers and choose among them",
     "guided_decoding": "is vLLM's older name: use structured_outputs",
@@ -69,21 +69,23 @@ UNSERVED: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of one request are chosen and when it stops; names and meanings as in vLLM.
+    """Sampling parameters of one request; names and meanings as in vLLM.
 
     temperature: 0 is greedy. top_k: 0 or -1 keeps the whole vocabulary. top_p in (0, 1],
     min_p in [0, 1], presence_penalty and frequency_penalty in [-2, 2] over generated tokens,
     repetition_penalty in [0.01, 10] over prompt and generated tokens. logit_bias adds to single
-    logits; allowed_token_ids keeps only those; bad_words are token sequences never completed.
-    logprobs / prompt_logprobs: number of alternatives to report beside the chosen token, -1 for
-    the whole vocabulary. logprob_token_ids: tokens to report in place of the likeliest.
-    spaces_between_special_tokens has no effect: fast tokenizers put none. detokenize: whether text
-    is made of the tokens. repetition_detection: when to end an answer that got stuck. extra_args:
-    by name, what the engine's logits processors are told. structured_outputs: what the answer must
-    look like. skip_reading_prefix_cache: compute the whole prompt. flat_logprobs: have LLM return
-    log-probabilities as FlatLogprobs. output_kind: what the events of `LLM.stream` tell, what is
-    new if not said; other methods return whole outputs.
-    seed: same request and seed, same tokens, whatever else runs. Raises InvalidRequestError.
+    logits; allowed_token_ids forbids all other tokens; bad_words are never completed. logprobs and
+    prompt_logprobs: number of most likely tokens to report beside the chosen one, -1 for the whole
+    vocabulary. logprob_token_ids: tokens to report instead of the most likely ones.
+    spaces_between_special_tokens has no effect, because fast tokenizers add no spaces. detokenize:
+    whether to convert tokens to text. repetition_detection: when to end an answer that repeats
+    itself. extra_args: arguments for the engine's logits processors, by name. structured_outputs:
+    constraint on the answer's format. skip_reading_prefix_cache: compute the whole prompt.
+    flat_logprobs: have LLM return log-probabilities as FlatLogprobs. output_kind: contents of the
+    events of `LLM.stream`, DELTA by default; other methods return whole outputs. seed: the same
+    request and seed give the same tokens, whatever else runs.
+
+    Raises InvalidRequestError for invalid values.
     """
 
     n: int = 1
@@ -118,7 +120,7 @@ class SamplingParams:
     output_kind: RequestOutputKind | None = None
 
     def __new__(cls, **fields: object) -> Self:
-        """Refuse parameters that are known from vLLM, with a reason."""
+        """Raise InvalidRequestError, with a reason, for vLLM's parameters in UNSERVED."""
         for name in fields.keys() & UNSERVED:
             raise InvalidRequestError(f"{name} {UNSERVED[name]}", param=name)
         return object.__new__(cls)
@@ -164,19 +166,19 @@ class SamplingParams:
             object.__setattr__(self, "logprobs", 0)
 
     def within(self, room: int) -> "SamplingParams":
-        """Return these with max_tokens lowered to `room` tokens, if there is any room."""
+        """Return a copy with max_tokens lowered to `room`; self if room is 0 or large enough."""
         if self.max_tokens is None or not 0 < room < self.max_tokens:
             return self
         return replace(self, max_tokens=room)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
+        """Whether the most likely token is always chosen."""
         return self.temperature == 0.0
 
     @property
     def adjusts_logits(self) -> bool:
-        """Whether logits depend on more than the model: penalties, biases, bans or min_tokens."""
+        """Whether logits are modified: by penalties, biases, bans or min_tokens."""
         return bool(
             self.presence_penalty
             or self.frequency_penalty
@@ -184,13 +186,13 @@ class SamplingParams:
             or self.logit_bias
             or self.allowed_token_ids is not None
             or self.bad_words
-            # Of what may not come too early there may be nothing.
+            # min_tokens needs at least one stop token to suppress.
             or (self.min_tokens and (self.stop_token_ids or not self.ignore_eos))
         )
 
     @property
     def constraints(self) -> tuple[str, ...]:
-        """The parameters by which this request forbids tokens."""
+        """Names of the parameters by which this request forbids tokens."""
         structured = self.structured_outputs
         given = {
             f"structured_outputs.{structured.kind}" if structured else "": structured is not None,
@@ -213,7 +215,7 @@ class SamplingParams:
             Limits(0, vocab_size - 1).check_all(name, ids)
 
     def _settle_kinds(self) -> None:
-        """Take one string for a list of it, any iterable for a tuple, and None for nothing."""
+        """Convert strings and iterables to tuples, and None to empty tuples and mappings."""
         for name in ("stop", "bad_words"):
             value = getattr(self, name)
             if isinstance(value, str):

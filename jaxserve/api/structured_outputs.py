@@ -1,4 +1,4 @@
-"""What a request may ask of the form of its answer; whether it can be had, grammar/ tells."""
+"""Parameters of structured outputs. grammar/ checks that schemas and grammars are supported."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,35 +8,35 @@ import msgspec
 
 from jaxserve.errors import InvalidRequestError
 
-# Of a schema, pattern or grammar, as text.
+# Largest schema, pattern or grammar, as UTF-8 text.
 MAX_BYTES = 2**18
-# Objects and arrays within each other, in a schema: as in vLLM.
+# Largest nesting of objects and arrays in a schema, as in vLLM.
 MAX_DEPTH = 64
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-# Kinds that have JSON in them, and what may be said of it.
+# Kinds whose answers contain JSON, and the options that apply to them only.
 JSON_KINDS = frozenset({"json", "json_object", "structural_tag"})
 JSON_OPTIONS = ("disable_any_whitespace", "whitespace_pattern", "disable_additional_properties")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
-    """What an answer must look like, in one of six ways; names as in vLLM.
+    """Constraint on the format of an answer, in one of six ways; names as in vLLM.
 
-    json: a JSON schema, as text or as the object; kept as text. regex: matches the whole answer.
-    choice: texts to choose from. grammar: in Lark's notation, or in GBNF, the EBNF of llama.cpp.
-    json_object: any JSON object. structural_tag: free text with tagged parts that follow schemas,
-    described in JSON.
+    Exactly one of these must be given:
+    json: JSON schema, as text or as an object; stored as text. regex: pattern that matches the
+    whole answer. choice: list of allowed answers. grammar: grammar in Lark's notation or in GBNF,
+    the EBNF of llama.cpp. json_object: any JSON object. structural_tag: description, in JSON, of
+    free text with tagged parts that follow schemas.
 
-    disable_any_whitespace: JSON without any between its parts. whitespace_pattern: a regex of what
-    may stand there. With neither, at most one blank follows a comma or a colon.
-    disable_additional_properties: objects have only the properties that their schema names.
-    reasoning_end: the answer begins behind this text; before it anything may stand.
-    reasoning_begin: reasoning stands only behind this text; without it, the answer begins at once.
-    max_reasoning_tokens: after so many, reasoning must end. frame: a structural tag in which what
-    is asked for has its place, as a format of type `answer`: what else an answer may be, such as
-    calls of tools.
+    disable_any_whitespace: no whitespace between the tokens of JSON. whitespace_pattern: regex of
+    the whitespace allowed there. Without either, one space may follow a comma or a colon.
+    disable_additional_properties: allow only properties that the schema names. reasoning_end: text
+    that ends the reasoning; the constraint applies after it. reasoning_begin: text that begins
+    the reasoning; an answer that does not start with it has no reasoning. max_reasoning_tokens:
+    number of tokens after which reasoning must end. frame: structural tag around the constraint,
+    which it contains as a format of type `answer`. It allows other answers too, such as tool calls.
 
-    Raises InvalidRequestError for what is of the wrong kind, or too large.
+    Raises InvalidRequestError for values of a wrong type, or that are too large.
     """
 
     json: str | dict[str, Any] | bool | None = None
@@ -83,7 +83,7 @@ class StructuredOutputsParams:
                 raise refusal(name, f"must be at most {MAX_BYTES} bytes, got {num_bytes}")
 
     def _check_options(self) -> None:
-        """Refuse what says something of JSON where there is none, or two things at once."""
+        """Raise InvalidRequestError for JSON options without JSON, or that exclude each other."""
         if self.whitespace_pattern is not None and self.disable_any_whitespace:
             raise refusal("whitespace_pattern", "cannot be given with disable_any_whitespace")
         if self.kind not in JSON_KINDS:
@@ -93,27 +93,27 @@ class StructuredOutputsParams:
 
     @property
     def has_json(self) -> bool:
-        """Whether there can be JSON in the answer."""
+        """Whether the answer can contain JSON."""
         return self.kind in JSON_KINDS or self.frame is not None
 
     @property
     def kind(self) -> str:
-        """Which of the six ways it is."""
+        """Name of the field that gives the constraint, one of KINDS."""
         return next(name for name in KINDS if getattr(self, name) not in (None, False))
 
 
 def refusal(name: str, complaint: str) -> InvalidRequestError:
-    """Return the error that says what is wrong with a field."""
+    """Return the InvalidRequestError for a field of structured_outputs."""
     field = f"structured_outputs.{name}"
     return InvalidRequestError(f"{field} {complaint}", param=field)
 
 
-# Of any size: a number that is too large for grammars is refused there, by its keyword.
+# Decode floats as text, so that any size is accepted here: grammar/ checks the keywords' limits.
 _decoder = msgspec.json.Decoder(float_hook=str)
 
 
 def _schema_text(schema: object) -> str:
-    """Return a JSON schema as text that can be read, and is not too deep."""
+    """Return a JSON schema as text, after checking that it is valid JSON and not too deep."""
     try:
         if isinstance(schema, str):
             text, schema = schema, _decoder.decode(schema)
@@ -129,7 +129,7 @@ def _schema_text(schema: object) -> str:
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Whether more objects and arrays than that are within each other in a JSON value."""
+    """Whether the objects and arrays of a JSON value are nested more than `limit` deep."""
     level = [value]
     for _ in range(limit):
         level = [child for value in level for child in _children(value)]
@@ -137,6 +137,6 @@ def is_deeper(value: object, limit: int) -> bool:
 
 
 def _children(value: object) -> Iterable[object]:
-    """The objects and arrays right within a JSON value."""
+    """Return the objects and arrays directly inside a JSON value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (child for child in inner if isinstance(child, dict | list))

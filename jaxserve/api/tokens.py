@@ -1,8 +1,8 @@
-"""What comes out of an engine: tokens without text, one batch a step for each of its clients.
+"""Output of an engine: in each step, a batch of tokens (without text) for each client.
 
-A client numbers the choices of its requests, and a batch speaks of them by these keys. Lists side
-by side and plain integers, because this is made on the engine's thread for every token: no object
-a token, and little for another process to read.
+A client assigns a key to each choice of its requests, and batches identify choices by key. Batches
+consist of parallel lists of integers because the engine's thread fills them for every token: there
+is no object per token, and they are cheap to decode in another process.
 """
 
 from msgspec import Struct, field
@@ -11,7 +11,7 @@ from jaxserve.api.request import FinishReason, PositionLogprobs, RequestMetrics
 
 
 class Start(Struct, frozen=True, array_like=True, gc=False):
-    """A choice has got its first token; fields as in TokenEvent and RequestMetrics."""
+    """First token of a choice; fields as in TokenEvent and RequestMetrics."""
 
     key: int
     num_cached_tokens: int
@@ -21,9 +21,9 @@ class Start(Struct, frozen=True, array_like=True, gc=False):
 
 
 class End(Struct, frozen=True, array_like=True, gc=False):
-    """A choice has ended, after its tokens in the same batch; fields as in TokenEvent.
+    """End of a choice, after its tokens in the same batch; fields as in TokenEvent.
 
-    is_complete: by itself, without a stop token, so that all of its tokens are text.
+    is_complete: whether it stopped without a stop token, so that all of its tokens are text.
     """
 
     key: int
@@ -37,10 +37,11 @@ class End(Struct, frozen=True, array_like=True, gc=False):
 
 
 class TokenBatch(Struct, array_like=True, gc=False, tag=1):
-    """What a step, or several, brought to the choices of one client.
+    """Output of one or more steps for the choices of one client.
 
-    keys and token_ids align: each token and whose it is, in the order they were sampled. logprobs:
-    by position in token_ids, of those that asked. To be read in the order starts, tokens, ends.
+    keys and token_ids are parallel lists: the choice of each token, and the token, in the order of
+    sampling. logprobs: by position in token_ids, for requests with logprobs. Process starts first,
+    then tokens, then ends.
     """
 
     keys: list[int] = field(default_factory=list[int])
@@ -50,7 +51,7 @@ class TokenBatch(Struct, array_like=True, gc=False, tag=1):
     ends: list[End] = field(default_factory=list[End])
 
     def extend(self, later: "TokenBatch") -> None:
-        """Add what the steps after these brought: a reader that is late gets it in one piece."""
+        """Append the output of later steps, so that a slow reader gets one batch."""
         num_tokens = len(self.token_ids)
         self.keys += later.keys
         self.token_ids += later.token_ids
