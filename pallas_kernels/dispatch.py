@@ -1,4 +1,4 @@
-"""How an op picks its backend: the first candidate that accepts, or the one that was asked for."""
+"""Backend selection: the first candidate that supports a case, or the requested one."""
 
 import functools
 import logging
@@ -8,32 +8,36 @@ from dataclasses import dataclass
 logger = logging.getLogger(__name__)
 
 
-class Unsupported(Exception):  # noqa: N818 - it reads as what it says: the backend's answer
-    """A backend's answer to a case it cannot do; the message is the reason.
+class Unsupported(Exception):  # noqa: N818 - a backend's answer rather than an error
+    """Raised by a backend's check for a case that it does not support; the message is the reason.
 
-    An own class, so that an error from deep inside a kernel never passes for a refusal and never
-    silently selects a slower backend.
+    Its own class, so that an error inside a kernel is never mistaken for a refusal, which would
+    silently select a slower backend.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend that computes a case, and what those before it in preference lack."""
+    """The selected backend, and why the backends preferred to it were refused.
+
+    refusals: (backend, reason) pairs.
+    """
 
     backend: str
     refusals: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        """Return the name, and in brackets every refusal."""
+        """Return the name, followed by the refusals in parentheses."""
         refusals = "; ".join(f"{name}: {reason}" for name, reason in self.refusals)
         return f"{self.backend} ({refusals})" if refusals else self.backend
 
 
 def choose(op: str, checks: Mapping[str, Callable[[], None]], backend: str | None) -> Choice:
-    """Return the backend asked for, or else the first whose check raises no Unsupported.
+    """Return the requested backend, or the first whose check does not raise Unsupported.
 
-    The choice is logged once per op and set of refusals. Raises ValueError for an unknown backend
-    and Unsupported, with every reason, when none accepts.
+    checks: check function of each backend, in order of preference. The choice is logged once per op
+    and set of refusals. Raises ValueError for an unknown backend, and Unsupported, with all
+    reasons, if no backend supports the case.
     """
     if backend is not None and backend not in checks:
         raise ValueError(f"{op}: backend must be one of {', '.join(checks)}, got {backend!r}")

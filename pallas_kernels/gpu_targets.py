@@ -1,4 +1,4 @@
-"""What XLA must be told of an NVIDIA GPU, so that it compiles for one that is not there.
+"""Descriptions of NVIDIA GPUs for XLA, to compile for GPUs that this machine does not have.
 
 `jax.experimental.topologies.get_topology_desc(platform="cuda", ..., target_config=TEXT)` takes a
 GpuTargetConfigProto as text. Values are those that the devices report, as openxla/xla keeps them
@@ -13,7 +13,7 @@ from pallas_kernels.targets import find_target
 
 @dataclass(frozen=True, kw_only=True)
 class _Chip:
-    """Where GPUs differ. Memory sizes in bytes, bandwidth in bytes/s."""
+    """Properties in which the GPUs differ. Memory sizes in bytes, bandwidth in bytes/s."""
 
     description: str  # as the driver names the device
     extension: str  # of the compute capability: whether "a" features such as wgmma may be used
@@ -70,7 +70,7 @@ _CHIPS = {
     ),
 }
 
-# Of its shared memory a multiprocessor keeps 1 KiB per block for itself.
+# Bytes of shared memory that CUDA reserves per thread block.
 _RESERVED_SHARED_MEMORY = 1024
 
 _CUDA = "13.0.0"
@@ -78,9 +78,9 @@ _CUDNN = (9, 10, 0)
 
 
 def gpu_target_config(name: str) -> str:
-    """Return the GpuTargetConfigProto of the target called `name`, as text.
+    """Return the GpuTargetConfigProto of target `name`, as text.
 
-    Raises ValueError, with all names, for what is no NVIDIA GPU of `targets.TARGETS`.
+    Raises ValueError, listing the names, unless it is an NVIDIA GPU of `targets.TARGETS`.
     """
     if name not in _CHIPS:
         raise ValueError(f"target must be one of {', '.join(_CHIPS)}, got {name!r}")

@@ -1,12 +1,12 @@
-"""How kernels are simulated on a CPU, for tests.
+"""Settings for simulating kernels on a CPU, for tests.
 
-Read when a program is traced: what jit has traced before stays as it was.
+They are read when a program is traced, so functions that jit has already traced do not change.
 """
 
 from contextvars import ContextVar
 
-# Whether simulated kernels look for races between their copies and the rest.
+# Whether simulated kernels detect races between copies and other memory accesses.
 detect_races: ContextVar[bool] = ContextVar("detect_races", default=False)
-# Whether the copies of a simulated TPU are done when they are started, and not when they are waited
-# for: the two ends of what may happen.
+# Whether copies on a simulated TPU complete when they are started, the earliest possible time, or
+# when they are waited for, the latest.
 eager_copies: ContextVar[bool] = ContextVar("eager_copies", default=False)

@@ -1,7 +1,7 @@
-"""Hardware by name: what kernels are compiled for, whether it is at hand or not.
+"""Accelerators by name: the targets that kernels are compiled for.
 
-JAX compiles for GPUs and TPUs that are not there, given a description of them:
-`topology.absent_devices` makes devices of it that can be compiled for, but run nothing.
+JAX can compile for GPUs and TPUs that this machine does not have, given their description:
+`topology.absent_devices` creates devices that can be compiled for, but run nothing.
 """
 
 import os
@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 
 import jax
 
-# Names a target whose kernels are interpreted on a CPU: what tests use in place of the hardware.
+# Environment variable with the name of a target to simulate on a CPU, used by tests.
 SIMULATE = "PALLAS_KERNELS_SIMULATE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A kind of accelerator, per device as JAX counts them.
+    """A kind of accelerator; all numbers are per JAX device.
 
-    cores: streaming multiprocessors, or TensorCores. bandwidth in bytes/s and flops in bfloat16
-    FLOP/s are the vendor's figures; 0 where unknown. architecture: "9.0" (compute capability) or
-    the generation of a TPU. is_simulated: kernels run in Pallas' interpret mode, on a CPU.
+    cores: number of streaming multiprocessors or TensorCores. bandwidth (bytes/s) and flops
+    (bfloat16 FLOP/s): the vendor's figures; 0 if unknown. architecture: compute capability, such as
+    "9.0", or generation of a TPU. is_simulated: whether kernels run in Pallas' interpret mode on a
+    CPU.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Target:
     is_simulated: bool = False
 
     def simulated(self) -> "Target":
-        """Return this target as a CPU plays it."""
+        """Return this target, simulated on a CPU."""
         return replace(self, is_simulated=True)
 
 
@@ -81,7 +82,7 @@ TARGETS = {
 
 CPU = Target(name="cpu", platform="cpu", architecture="cpu", cores=os.cpu_count() or 1)
 
-# How JAX names the devices of a target.
+# JAX's device kinds (prefixes), with the name of their target.
 _KINDS = {
     "NVIDIA H100": "h100",
     "NVIDIA H200": "h200",
@@ -99,11 +100,11 @@ _KINDS = {
 
 
 def target_of(device: jax.Device) -> Target:
-    """Return what `device` is; for one without a name here, what JAX tells of it."""
+    """Return the target of `device`; for an unknown kind, one with what JAX reports about it."""
     kind, platform = device.device_kind, device.platform
     if platform == "cpu":
         return CPU
-    # The longest name that fits: "TPU v5 lite" is no "TPU v5".
+    # Longest prefix first: "TPU v5 lite" is not a "TPU v5".
     for prefix in sorted(_KINDS, key=len, reverse=True):
         if kind.startswith(prefix):
             return TARGETS[_KINDS[prefix]]
@@ -118,9 +119,10 @@ def target_of(device: jax.Device) -> Target:
 
 
 def current_target() -> Target:
-    """Return what JAX runs on; with PALLAS_KERNELS_SIMULATE=NAME on a CPU, that target simulated.
+    """Return the target that JAX runs on.
 
-    Raises ValueError where NAME is unknown.
+    On a CPU with PALLAS_KERNELS_SIMULATE=NAME, return that target, simulated. Raises ValueError if
+    NAME is unknown.
     """
     target = target_of(jax.devices()[0])
     simulated = os.environ.get(SIMULATE)
@@ -130,7 +132,7 @@ def current_target() -> Target:
 
 
 def find_target(name: str) -> Target:
-    """Return a target by name. Raises ValueError, with all names, for another."""
+    """Return a target by name. Raises ValueError, listing the names, if it is unknown."""
     if name not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
     return TARGETS[name]

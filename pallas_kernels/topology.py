@@ -1,7 +1,8 @@
-"""Devices that are not there: what JAX compiles for when the hardware is absent.
+"""Absent devices: JAX devices to compile for without the hardware.
 
-They go into a mesh, and programs are lowered and compiled for them; they hold and run nothing.
-XLA's compiler for a target comes with JAX's plugin for it, which works without its hardware.
+They can be put into a mesh, and programs can be lowered and compiled for them, but they hold no
+arrays and run nothing. The compiler for a target comes with JAX's plugin, which works without the
+hardware.
 """
 
 import os
@@ -12,20 +13,21 @@ from jax.experimental import topologies
 from pallas_kernels.gpu_targets import gpu_target_config
 from pallas_kernels.targets import Target
 
-# What to install for the compiler of a platform.
+# Packages with the compiler of each platform.
 PLUGINS = {"cuda": "jax[cuda13] or jax[cuda12]", "tpu": "jax[tpu]"}
 _GPUS_PER_HOST = 8
-# The compute capability this process compiles for, once it does. jaxlib 0.11.2 hands ptxas that of
-# a process's first Mosaic kernel for all others too: some fail, some come out of the wrong kind.
+# Compute capability that this process compiles for; empty before the first use. jaxlib 0.11.2 uses
+# that of a process's first Mosaic kernel for all later ones: some then fail to compile, others are
+# compiled for the wrong architecture.
 _capabilities: set[str] = set()
 
 
 class TopologyError(RuntimeError):
-    """JAX cannot describe the devices asked for: a plugin is missing, or there are too many."""
+    """JAX cannot describe the requested devices: a plugin is missing, or there are too many."""
 
 
-# Chips of a slice and of each of its hosts, as Google Cloud rents them: a smaller request takes
-# the first devices of the next larger slice.
+# Topology of each slice, and of one of its hosts, as offered by Google Cloud. A request for fewer
+# devices gets the first ones of the next larger slice.
 _FLAT = (
     ("1x1", (1, 1, 1)),
     ("2x2", (2, 2, 1)),
@@ -39,18 +41,18 @@ _CUBIC = (
     ("2x2x4", (2, 2, 1)),
 )
 _SLICES = {"v4": _CUBIC, "v5e": _FLAT, "v5p": _CUBIC, "v6e": _FLAT, "v7x": _CUBIC}
-# libtpu's own words where they are not ours. A v4 chip has two cores that count as one device in
-# "megacore", which is how such chips run unless someone asks otherwise; v5p has it by default.
+# libtpu's names where they differ from ours. The two cores of a v4 chip are one device in
+# "megacore" mode, the default on hardware; for v5p libtpu selects it by itself.
 _NAMES = {"v7x": "tpu7x"}
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 
 def absent_devices(target: Target, count: int) -> list[jax.Device]:
-    """Return `count` devices of a target to compile for, whether this machine has them or not.
+    """Return `count` devices of a target to compile for; the hardware need not be present.
 
-    Raises TopologyError where JAX's plugin for the target is not installed, where there are no
-    slices that large, for a target without a description, and for a second kind of GPU in one
-    process.
+    Raises TopologyError if JAX's plugin for the target is not installed, if no slice has that many
+    devices, if the target has no description, or if this process has already compiled for a GPU
+    with another compute capability.
     """
     if target.platform == "tpu" and target.name in _SLICES:
         return _tpus(target, count)
@@ -60,8 +62,8 @@ def absent_devices(target: Target, count: int) -> list[jax.Device]:
 
 
 def _tpus(target: Target, count: int) -> list[jax.Device]:
-    # libtpu would ask the cloud's metadata server what this machine is, and wait for no answer; and
-    # keep out a second process, which is right for those who use a TPU and not for its compiler.
+    # Without these, libtpu queries the cloud's metadata server, which hangs elsewhere, and allows
+    # one process at a time, which is needed to run on a TPU but not to compile for one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     name = _NAMES.get(target.name, target.name)

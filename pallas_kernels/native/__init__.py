@@ -1,1 +1,1 @@
-"""What kernels in C share: how they are compiled, and how they use XLA's threads."""
+"""Support for kernels in C: compilation, and the use of XLA's thread pool."""

@@ -1,7 +1,7 @@
-"""Functions in C, compiled for the processor at hand and made known to XLA.
+"""Compilation of C functions for this machine's processor, and their registration with XLA.
 
-A compiler takes a second for a file, once for each version of the code, the compiler and the
-processor: the result is kept in the user's cache folder, pallas_kernels/ there.
+Compiling a file takes about a second, once for each version of source, compiler and processor.
+Libraries are cached in the folder pallas_kernels/ of the user's cache folder.
 """
 
 import ctypes
@@ -29,9 +29,9 @@ _HEADER = Path(__file__).with_name("xla.h")
 
 @functools.cache
 def register(source: Path, functions: tuple[str, ...]) -> None:
-    """Let XLA call functions of a C file on this machine's processor, by their own names.
+    """Compile a C file, and register its functions with XLA as FFI targets of the same names.
 
-    Raises Unsupported, with the reason, where it cannot be compiled or loaded.
+    Raises Unsupported, with the reason, if it cannot be compiled or loaded.
     """
     if platform.system() not in {"Linux", "Darwin"}:
         raise Unsupported(f"is compiled on Linux and macOS, not on {platform.system()}")
@@ -45,7 +45,7 @@ def register(source: Path, functions: tuple[str, ...]) -> None:
 
 
 def _compiler() -> tuple[str, ...]:
-    """Return the compiler as a command; CC may name one with flags, as make has it."""
+    """Return the command of the C compiler. As in make, CC may be a command with flags."""
     asked = os.environ.get("CC")
     for name, *flags in (shlex.split(asked),) if asked else ([each] for each in COMPILERS):
         found = shutil.which(name)
@@ -65,7 +65,7 @@ def _loaded(source: Path, compiler: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def _compile(source: Path, compiler: tuple[str, ...], to: Path) -> Path:
-    # Another process may do the same: each writes a file of its own, and either may stay.
+    # Another process may compile at the same time: each writes its own file and renames it.
     handle, new = tempfile.mkstemp(suffix=".so", dir=to.parent)
     os.close(handle)
     try:
@@ -78,9 +78,9 @@ def _compile(source: Path, compiler: tuple[str, ...], to: Path) -> Path:
 
 
 def _fingerprint(source: Path, compiler: tuple[str, ...]) -> str:
-    """Tell apart what would be compiled to other code."""
+    """Return a hash of everything that affects the compiled code."""
     described = _ask(compiler, "--version")
-    # A home folder may be shared by machines of several kinds.
+    # Includes the processor, because machines of several kinds may share a home folder.
     parts = (
         source.read_text("utf-8"),
         _HEADER.read_text("utf-8"),
@@ -114,7 +114,10 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path | None:
-    """Return a folder that this user alone can write, or None: what lies there is executed."""
+    """Return a cache folder that only this user can write to, or None.
+
+    Libraries in it are executed, so nobody else may be able to place one there.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "pallas_kernels"
     try:

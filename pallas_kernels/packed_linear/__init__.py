@@ -1,4 +1,4 @@
-"""Products with matrices that are laid out once, on CPUs; see api.py."""
+"""Matrix products with packed weights, on CPUs; see api.py."""
 
 from pallas_kernels.packed_linear.api import (
     KINDS,

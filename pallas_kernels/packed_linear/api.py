@@ -1,7 +1,8 @@
-"""Products with matrices that are laid out once, as a processor reads them.
+"""Matrix products with packed weights, on CPUs.
 
-XLA's libraries for CPUs lay a matrix out anew for every product, which pays from some hundred rows
-on. An engine multiplies a few rows by the same weights all day. linear.c is what reads the layout.
+XLA's CPU libraries pack the matrix again for every product, which pays off from about a hundred
+rows on. An inference engine multiplies few rows by the same weights again and again, so its weights
+are packed once. linear.c implements the packing and the products.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.native.library import register
 from pallas_kernels.targets import Target
 
-# What panels hold, in the order of linear.c, and the bytes of such a number.
+# Dtypes of panels, in the order of linear.c, with their size in bytes.
 KINDS = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 _PANEL = 32  # output channels
@@ -36,11 +37,11 @@ FUNCTIONS = ("packed_linear_multiply", "packed_linear_pack", "packed_linear_take
 )
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A matrix of linear.c's panels. A pytree with one leaf, which only linear.c understands.
+    """A packed matrix: a pytree with one leaf, whose layout only linear.c interprets.
 
-    panels: uint8[num_panels, bytes], or a description of it before it exists. inputs: sizes of the
-    axes that products sum over. channels: of those that they keep. kind: what the panels hold, one
-    of KINDS. dtype: of the numbers that these stand for.
+    panels: uint8[num_panels, bytes], or its ShapeDtypeStruct. inputs: sizes of the axes that
+    products sum over. channels: sizes of the remaining axes. kind: dtype of the panels, one of
+    KINDS. dtype: dtype of the matrix that they represent.
     """
 
     panels: Any
@@ -51,17 +52,17 @@ class PackedMatrix:
 
     @property
     def size(self) -> int:
-        """How many numbers the matrix has."""
+        """Number of elements of the matrix."""
         return prod(self.inputs) * prod(self.channels)
 
     def __getitem__(self, index: EllipsisType) -> "PackedMatrix":
-        """Return the matrix itself, as `array[...]` does."""
+        """Return the matrix itself; only `matrix[...]` is supported."""
         assert index is ..., "a packed matrix has no parts"
         return self
 
 
 def check(target: Target, kind: DTypeLike) -> None:
-    """Raise Unsupported, with the reason, where packed matrices of this kind cannot be used."""
+    """Raise Unsupported, with the reason, if `target` cannot use packed matrices of this kind."""
     if target.platform != "cpu":
         raise Unsupported(f"needs a CPU, got {target.name}")
     name = jnp.dtype(kind).name
@@ -73,10 +74,10 @@ def check(target: Target, kind: DTypeLike) -> None:
 def packed_spec(
     inputs: tuple[int, ...], channels: tuple[int, ...], *, kind: str, dtype: DTypeLike
 ) -> PackedMatrix:
-    """Describe a packed matrix before it exists; arguments as PackedMatrix has them."""
+    """Return a PackedMatrix with a ShapeDtypeStruct for `panels`; arguments as in PackedMatrix."""
     num_inputs = prod(inputs)
     if kind == "int8":
-        # Four inputs lie side by side; scales and int32 sums come first.
+        # Groups of four inputs are contiguous; scales and int32 sums come first.
         num_bytes = _PANEL * (-(-num_inputs // 4) * 4 + 8)
     else:
         num_bytes = _PANEL * num_inputs * KINDS[kind]
@@ -92,11 +93,11 @@ def pack(
     scales: Float[Array, "..."] | None = None,
     dtype: DTypeLike,
 ) -> PackedMatrix:
-    """Lay out a matrix for products; `check` tells whether it can be.
+    """Pack a matrix. Call `check` first.
 
-    matrix: float32, bfloat16, or int8 with float32 scales of the axes that are kept, in order.
-    summed: the axes that products sum over, which are its first ones, or its last. dtype: of the
-    numbers that these stand for.
+    matrix: float32, bfloat16, or int8 with float32 `scales`, which have the shape of the remaining
+    axes. summed: the axes that products sum over, either the first or the last ones. dtype: dtype
+    of the matrix that is represented.
     """
     first = summed == tuple(range(len(summed)))
     assert first or summed == tuple(range(matrix.ndim - len(summed), matrix.ndim)), summed
@@ -121,12 +122,13 @@ def multiply(
     *,
     num_rows: Int[Array, ""] | None = None,
 ) -> Float[Array, "rows *kept"]:
-    """Multiply rows by a matrix, in float32.
+    """Multiply rows by a packed matrix, in float32.
 
-    num_rows: how many rows there are; those behind them are padding, and come back as zeros.
+    num_rows: number of rows that are not padding; the results of later rows are zeros.
 
-    With int8, each row is rounded to int8 as well, so that its greatest number becomes 127, and
-    products are exact in int32. A row that is not finite gives a result that is not.
+    With int8, each row of `x` is quantized to int8 too, with its largest magnitude as 127, and
+    products are summed exactly in int32. A row with a number that is not finite gives a result
+    that is not finite.
     """
     assert x.shape[1:] == matrix.inputs, (x.shape, matrix.inputs)
     most_rows = x.shape[0]
@@ -143,7 +145,10 @@ def multiply(
 
 
 def take(matrix: PackedMatrix, indices: Int[Array, " rows"]) -> Float[Array, "rows inputs"]:
-    """Return what a table has of some channels, in its dtype; NaN for an index outside of it."""
+    """Return the inputs of some channels, as of rows of an embedding table, in the matrix's dtype.
+
+    Rows whose index is out of range are NaN.
+    """
     (num_inputs,), (num_channels,) = matrix.inputs, matrix.channels
     result = jax.ShapeDtypeStruct((indices.shape[0], num_inputs), jnp.float32)
     is_inside = (indices >= 0) & (indices < num_channels)

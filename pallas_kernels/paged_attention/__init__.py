@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache: contract in api.py, definition of correct in reference.py."""
+"""Attention over a paged KV cache: interface in api.py, reference in reference.py."""
 
 from pallas_kernels.paged_attention.api import BACKENDS as BACKENDS
 from pallas_kernels.paged_attention.api import CACHE_DTYPES as CACHE_DTYPES

@@ -1,4 +1,4 @@
-"""The contract of paged attention, and the choice of who computes it."""
+"""Interface of paged attention, and the selection of a backend."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,18 +21,18 @@ OP = "paged_attention"
 
 
 class Backend(Protocol):
-    """One way to compute paged attention: a module with these functions."""
+    """A backend of paged attention: a module with these functions."""
 
     def check(self, config: AttentionConfig, target: Target) -> None:
-        """Raise Unsupported, with the reason, for what this backend cannot do on `target`."""
+        """Raise Unsupported, with the reason, if `target` or `config` is not supported."""
 
     def cache_spec(self, config: AttentionConfig, *, num_pages: int) -> CacheSpec:
-        """Describe one layer's cache; here `config` has the heads of all devices."""
+        """Describe the cache of one layer; here `config` has the heads of all devices."""
 
     def empty_cache(self, spec: jax.ShapeDtypeStruct) -> jax.Array:
-        """Return a layer's cache, or a device's part of it, that holds nothing of meaning yet.
+        """Return an uninitialized cache of one layer, or one device's part of it.
 
-        May come before any `check`.
+        May be called before `check`.
         """
 
     def workspace_bytes(
@@ -44,7 +44,7 @@ class Backend(Protocol):
         num_sequences: int,
         max_query_length: int,
     ) -> int:
-        """Estimate the temporary memory of one `attend`, on one device."""
+        """Estimate the temporary memory, in bytes, of one `attend` on one device."""
 
     def attend(
         self,
@@ -60,18 +60,18 @@ class Backend(Protocol):
     ) -> tuple[jax.Array, jax.Array]:
         """See api.attend.
 
-        q and k are rotated, k and v are scaled and have the cache's dtype: of `spec`, a backend
-        reads `scale` and `sinks` (float32), and finds the rest in `config`.
-        Shapes fit. Numbers of the batch may be any, if it was traced: none may lead outside of the
-        arrays (`PagedBatch.confined`, where the backend does not look itself).
+        q and k are already rotated; k and v are already scaled and have the cache's dtype. From
+        `spec`, a backend reads only `scale` and `sinks` (float32); the rest is in `config`. Shapes
+        have been checked. If the batch is traced, its numbers have not: the backend must not access
+        memory outside of the arrays, whatever they are (see `PagedBatch.confined`).
         """
 
 
 @dataclass(frozen=True)
 class _OnDemand:
-    """A backend of one platform, whose module is imported on that platform only.
+    """A backend whose module is imported only for targets of its platform.
 
-    The kernel languages take seconds to import, which a machine without the device should not pay.
+    Importing the kernel languages takes seconds, which machines without the device can avoid.
     """
 
     module: str
@@ -99,7 +99,7 @@ BACKENDS: dict[str, Backend] = {
     "reference": reference,
 }
 
-# What a cache may hold, and the largest magnitude of those that need a scale.
+# Dtypes of a cache, and the largest magnitude of those that need a scale.
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8")
 _LIMITS = {"float8_e4m3fn": 448.0, "int8": 127.0}
 
@@ -107,10 +107,10 @@ _LIMITS = {"float8_e4m3fn": 448.0, "int8": 127.0}
 def choose(
     *configs: AttentionConfig, target: Target | None = None, backend: str | None = None
 ) -> Choice:
-    """Return who computes all of these cases on `target` (default: what JAX runs on).
+    """Return the backend that computes all of these cases on `target` (default: JAX's device).
 
-    backend: the one to take, by name. Raises ValueError for a name that does not exist and
-    Unsupported, with the reasons, when no backend (or not `backend`) can do them.
+    backend: name of the backend to use. Raises ValueError for an unknown name, and Unsupported,
+    with the reasons, if no backend (or not `backend`) supports all cases.
     """
     target = current_target() if target is None else target
     checks = {name: partial(_check, BACKENDS[name], configs, target) for name in BACKENDS}
@@ -127,10 +127,10 @@ def _check(backend: Backend, configs: tuple[AttentionConfig, ...], target: Targe
 def cache_spec(
     config: AttentionConfig, *, num_pages: int, backend: str, devices: int = 1
 ) -> CacheSpec:
-    """Describe one layer's cache of `num_pages` pages, page 0 included, as `backend` wants it.
+    """Describe the cache of one layer with `num_pages` pages, including page 0, for `backend`.
 
-    The shape is that over all `devices`, each of which attends as `config` says; the axis words
-    tell how they share it. The last axis but one is that of a page's offsets.
+    The shape is global, over all `devices`; `config` is that of one device. The axis names tell
+    how the cache is sharded. The second-to-last axis is the offset in a page.
     """
     heads, kv_heads = devices * config.heads, devices * config.kv_heads
     whole = replace(config, heads=heads, kv_heads=kv_heads)
@@ -140,9 +140,9 @@ def cache_spec(
 
 
 def empty_cache(spec: CacheSpec | jax.ShapeDtypeStruct, *, backend: str) -> jax.Array:
-    """Return a cache, or one device's part of it, to which nothing was written yet.
+    """Return an uninitialized cache, or one device's part of it.
 
-    spec: as `cache_spec` of the same backend returns it, or only its shape and dtype.
+    spec: result of `cache_spec` for the same backend, or a ShapeDtypeStruct like it.
     """
     return _named(backend).empty_cache(jax.ShapeDtypeStruct(spec.shape, spec.dtype))
 
@@ -162,7 +162,7 @@ def workspace_bytes(
     max_query_length: int,
     backend: str,
 ) -> int:
-    """Estimate the temporary memory of one `attend` of these sizes, those of one device."""
+    """Estimate the temporary memory, in bytes, of one `attend` with these sizes on one device."""
     return BACKENDS[backend].workspace_bytes(
         config,
         target,
@@ -188,17 +188,18 @@ def attend(
     A query attends to the tokens of its own sequence up to its own position, as `spec` says. Query
     head h reads key/value head h // (heads // kv_heads).
 
-    `cache` (made after `cache_spec` of the same backend) is returned updated; donate it. Padding
-    rows come back as zeros and write to page 0 only. What lies in a page beyond a sequence's
-    length, NaN included, never reaches a result.
+    Returns the results and the updated `cache`, which must have the layout of `cache_spec` for the
+    same backend and should be donated. The results of padding rows are zeros, and padding rows
+    write to page 0 only. Slots of a page beyond a sequence's length, even with NaN, never affect a
+    result.
 
-    Raises ValueError, naming the argument, for shapes that do not fit and, outside of jit, for
-    numbers of the batch that no step can have. Under jit no such number leads outside of the
-    arrays: pages that the cache does not have count as page 0; query ranges and lengths that cannot
-    be right fail on a CPU, and elsewhere make all rows padding.
+    Raises ValueError, naming the argument, for shapes that do not match and, outside of jit, for
+    invalid numbers in the batch. Under jit, invalid numbers never cause an access outside of the
+    arrays: pages that the cache does not have count as page 0, and invalid query ranges and lengths
+    fail on a CPU and turn all rows into padding elsewhere.
 
-    Raises Unsupported, with the reasons, when no backend (or not `backend`) can do the case on
-    `target` (default: what JAX runs on).
+    Raises Unsupported, with the reasons, if no backend (or not `backend`) supports the case on
+    `target` (default: JAX's device).
     """
     _check_shapes(q, k, v, spec)
     config = AttentionConfig(
@@ -240,7 +241,7 @@ def attend(
 
 
 def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spec: AttentionSpec) -> None:
-    """Raise ValueError for arguments of `attend` whose shapes do not fit each other."""
+    """Raise ValueError if the shapes of `attend`'s arguments do not match."""
     if q.ndim != 3 or k.ndim != 3:
         raise ValueError(
             f"q and k must be [tokens, heads, head_dim], got shapes {q.shape} and {k.shape}"
@@ -266,7 +267,7 @@ def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spec: AttentionSpec)
 
 
 def _num_pages(cache: jax.Array, config: AttentionConfig, backend: str) -> int:
-    """Return the pages of a cache. Raises ValueError if it is not as `backend` lays it out."""
+    """Return a cache's number of pages. Raises ValueError unless it has the layout of `backend`."""
     spec = cache_spec(config, num_pages=1, backend=backend)
     pages = spec.axes.index("pages")
     shape = list(spec.shape)
@@ -282,7 +283,7 @@ def _num_pages(cache: jax.Array, config: AttentionConfig, backend: str) -> int:
 
 
 def _stored(x: jax.Array, scale: jax.Array | None, dtype: str) -> jax.Array:
-    """Return keys or values as the cache holds them."""
+    """Return keys or values, scaled and converted to the cache's dtype."""
     if scale is not None:
         x = x.astype(jnp.float32) / scale[:, None]
     if dtype in _LIMITS:
@@ -291,5 +292,5 @@ def _stored(x: jax.Array, scale: jax.Array | None, dtype: str) -> jax.Array:
 
 
 def _times(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiply [tokens, heads, head_dim] by a factor per head, in float32."""
+    """Multiply [tokens, heads, head_dim] by one factor per head, in float32."""
     return (x.astype(jnp.float32) * factor[:, None]).astype(x.dtype)

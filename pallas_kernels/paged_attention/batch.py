@@ -1,4 +1,4 @@
-"""What paged attention works on: a layer's demands, a ragged batch, the shape of a cache."""
+"""Inputs of paged attention: layer configuration, ragged batch, and cache layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,11 +13,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """What a layer asks of paged attention, as one device sees it: all static.
+    """Static configuration of a layer's attention on one device.
 
-    dtype: of queries and results; cache_dtype: of what lies in pages; both by name. soft_cap: a
-    score s counts as soft_cap * tanh(s / soft_cap). sinks: whether each head has a sink, a
-    logit that takes part in the softmax and brings no value.
+    dtype: name of the dtype of queries and results. cache_dtype: name of the dtype of the pages.
+    soft_cap: a score s becomes soft_cap * tanh(s / soft_cap). sinks: whether each head has a sink,
+    a logit that takes part in the softmax but has no value.
     """
 
     heads: int
@@ -41,7 +41,7 @@ class AttentionConfig:
 
     @property
     def group(self) -> int:
-        """Query heads that share a key/value head."""
+        """Number of query heads per key/value head."""
         return self.heads // self.kv_heads
 
 
@@ -52,18 +52,18 @@ class AttentionConfig:
 )
 @dataclass(frozen=True, kw_only=True)
 class PagedBatch:
-    """Which rows of a step belong to which sequence, and where its keys and values lie.
+    """Rows of a step by sequence, and the pages of each sequence.
 
-    Rows [query_starts[s], query_starts[s + 1]) are the last queries of sequence s, in order; rows
-    from query_starts[-1] on are padding. A sequence without rows is padding too. `kv_lengths`
-    counts the tokens of a sequence including this step's, so row r of sequence s stands at
-    position kv_lengths[s] - query_starts[s + 1] + r. Token p of a sequence lies at offset
-    p % page_size of page page_table[s, p // page_size]; page 0 belongs to nobody and takes what
-    padding writes. Positions of padding rows are any valid ones; entries of the page table beyond
-    those of a sequence's tokens hold anything. `max_query_length` is static: 1 promises that every
-    sequence has at most one row, and that row s is the row of sequence s.
+    Rows [query_starts[s], query_starts[s + 1]) are the last queries of sequence s, in order. Rows
+    from query_starts[-1] on are padding, and so are sequences without rows. `kv_lengths` counts the
+    tokens of a sequence including those of this step, so row r of sequence s has position
+    kv_lengths[s] - query_starts[s + 1] + r. Token p of a sequence is at offset p % page_size of
+    page page_table[s, p // page_size]. Page 0 is the null page: padding rows write to it. Padding
+    rows may have any valid position. Entries of the page table beyond a sequence's tokens may have
+    any value. `max_query_length` is static: 1 promises that every sequence has at most one row, and
+    that row s belongs to sequence s.
 
-    `make_batch` lays one out from plain lists.
+    `make_batch` creates a batch from plain lists.
     """
 
     page_table: jax.Array  # int32[sequences, pages]
@@ -74,10 +74,9 @@ class PagedBatch:
     max_query_length: int  # static
 
     def checked(self, *, num_tokens: int, num_pages: int, page_size: int) -> "PagedBatch":
-        """Return the batch as int32 arrays, if it fits `num_tokens` rows and `num_pages` pages.
+        """Return the batch as int32 arrays, checked for `num_tokens` rows and `num_pages` pages.
 
-        Raises ValueError for wrong shapes and dtypes; and for wrong numbers, where all of them are
-        known, that is outside of jit.
+        Raises ValueError for wrong shapes and dtypes and, outside of jit, for invalid numbers.
         """
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         num_sequences = np.shape(self.kv_lengths)[0] if np.ndim(self.kv_lengths) == 1 else 0
@@ -108,10 +107,10 @@ class PagedBatch:
         return replace(self, **cast(Any, int32))
 
     def confined(self, *, num_tokens: int, num_pages: int, page_size: int) -> "PagedBatch":
-        """Return the batch with no number in it that leads outside of the arrays.
+        """Return the batch with indices that are valid for the arrays.
 
-        Numbers under jit are not known when a program is made. A page that the cache does not have
-        becomes page 0. Query ranges and lengths that cannot be right make all rows padding.
+        Under jit, numbers cannot be checked at trace time. Pages that the cache does not have
+        become page 0. Invalid query ranges and lengths turn all rows into padding.
         """
         is_page = (self.page_table >= 0) & (self.page_table < num_pages)
         rows = jnp.diff(self.query_starts)
@@ -139,17 +138,18 @@ def make_batch(
     num_sequences: int | None = None,
     table_width: int | None = None,
 ) -> PagedBatch:
-    """Lay out a step of some sequences: `attend` then takes their new rows one after the other.
+    """Create the batch of a step; `attend` expects the sequences' new rows in the same order.
 
-    query_lengths: new tokens of each sequence, rows of this step. kv_lengths: tokens of each in
-    all, the new ones included. page_tables: pages of each, at least as many as its tokens fill.
+    query_lengths: number of new tokens (rows) of each sequence. kv_lengths: number of tokens of
+    each sequence, including the new ones. page_tables: pages of each sequence, at least as many as
+    its tokens fill.
 
-    num_tokens, num_sequences and table_width (pages) are what the arrays have room for, so that
-    steps of other sizes run the same compiled program: the rest is padding. They default to what is
-    needed. Where every sequence has one new token, and so every row of `num_tokens` has one of
-    `num_sequences`, the batch promises max_query_length=1.
+    num_tokens, num_sequences and table_width (pages) are the sizes of the arrays, filled up with
+    padding, so that steps of different sizes can run the same compiled program. They default to
+    the sizes needed. If every sequence has one new token, and num_tokens equals num_sequences, the
+    batch has max_query_length=1.
 
-    Raises ValueError, with the parameter, for what does not fit together.
+    Raises ValueError, naming the parameter, for arguments that do not match.
     """
     num_rows, count = sum(query_lengths), len(kv_lengths)
     needed = [-(-length // page_size) for length in kv_lengths]
@@ -206,7 +206,7 @@ def _room(name: str, asked: int | None, needed: int) -> int:
 def _check_numbers(
     arrays: dict[str, np.ndarray], max_query_length: int, num_pages: int, page_size: int
 ) -> None:
-    """Raise ValueError, with the entry, for what no step can be."""
+    """Raise ValueError, naming the entry, for invalid numbers."""
     starts, lengths, table = (arrays[n] for n in ("query_starts", "kv_lengths", "page_table"))
     num_tokens, capacity = arrays["positions"].shape[0], table.shape[1] * page_size
     rows = np.diff(starts)
@@ -219,7 +219,7 @@ def _check_numbers(
             f"max_query_length must be at least the {rows.max()} rows of sequence {rows.argmax()},"
             f" got {max_query_length}"
         )
-    # Row s is to be the row of sequence s, so those without rows come last.
+    # Row s must belong to sequence s, so sequences without rows come last.
     if max_query_length == 1 and np.any(np.diff(rows) > 0):
         raise ValueError(
             "with max_query_length=1, sequences without rows must come last, got query_starts"
@@ -248,7 +248,7 @@ def _check_numbers(
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """Shape, dtype and axis words of one layer's KV cache; only its backend indexes inside."""
+    """Shape, dtype and axis names of one layer's KV cache; the layout is up to the backend."""
 
     shape: tuple[int, ...]
     dtype: DTypeLike
@@ -256,5 +256,5 @@ class CacheSpec:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the array in bytes, over all devices."""
+        """Size of the array in bytes, on all devices together."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize

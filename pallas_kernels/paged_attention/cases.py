@@ -1,4 +1,4 @@
-"""Real shapes by name: the one list that tests, benchmarks and tuning read."""
+"""Named cases with realistic shapes, for tests, benchmarks and tuning."""
 
 from dataclasses import dataclass, replace
 
@@ -7,12 +7,12 @@ from pallas_kernels.paged_attention.batch import AttentionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A step of one layer: which rows of which sequences attend, and how.
+    """A step of one layer: configuration, and the sequences with their rows.
 
-    sequences: (rows in this step, tokens in all) of each; one without rows takes no part, whatever
-    its length. A step `is_decode` when it promises at most a row per sequence (see PagedBatch):
-    its padding rows are its padding sequences. table_width: pages of the page table; None for as
-    many as the longest sequence has.
+    sequences: (rows in this step, total tokens) of each sequence; a sequence without rows is
+    padding, whatever its length. is_decode: whether the step promises at most one row per sequence
+    (see PagedBatch); then padding rows are padding sequences too. table_width: pages per row of the
+    page table; None for as many as the longest sequence has.
     """
 
     config: AttentionConfig
@@ -33,22 +33,22 @@ class Case:
 
     @property
     def num_rows(self) -> int:
-        """Rows that are no padding."""
+        """Number of rows without padding."""
         return sum(rows for rows, _ in self.sequences)
 
     @property
     def num_tokens(self) -> int:
-        """Rows of the step, padding included."""
+        """Number of rows of the step, including padding."""
         return self.num_rows + self.padding_rows
 
     @property
     def num_sequences(self) -> int:
-        """Rows of the page table, padding included."""
+        """Number of rows of the page table, including padding."""
         return len(self.sequences) + self.padding_sequences
 
     @property
     def max_query_length(self) -> int:
-        """Promise of the step, as PagedBatch has it."""
+        """As in PagedBatch."""
         return 1 if self.is_decode else self.num_tokens
 
     @property
@@ -58,26 +58,26 @@ class Case:
         return needed if self.table_width is None else self.table_width
 
     def pages_for(self, num_tokens: int) -> int:
-        """Return how many pages a sequence of so many tokens has."""
+        """Return how many pages `num_tokens` tokens need."""
         return -(-num_tokens // self.config.page_size)
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of a row and a key that it sees, over all sequences; heads do not count."""
+        """Number of (row, visible key) pairs of all sequences, for one head."""
         window = self.config.sliding_window
         pairs = 0
         for rows, total in self.sequences:
-            first = total - rows + 1  # keys that the first row sees, if there is no window
+            first = total - rows + 1  # keys that the first row sees without a window
             if window is None or window >= total:
                 pairs += rows * (first + total) // 2
             else:
-                short = max(0, min(window, total) - first + 1)  # rows that see less than it
+                short = max(0, min(window, total) - first + 1)  # rows that see less than the window
                 pairs += short * (2 * first + short - 1) // 2 + (rows - short) * window
         return pairs
 
     @property
     def num_keys(self) -> int:
-        """Keys that some row sees, over all sequences: what has to be read at least."""
+        """Number of keys that at least one row sees, over all sequences: the least to be read."""
         window = self.config.sliding_window
         keys = 0
         for rows, total in self.sequences:
@@ -108,7 +108,7 @@ def _layer(
     )
 
 
-# One layer of each; where layers differ, the one that asks for more.
+# One layer of each model; the most demanding one if layers differ.
 LAYERS = {
     "llama-2-7b": _layer(32, 32, 128),
     "llama-3.1-8b": _layer(32, 8, 128),
@@ -125,12 +125,12 @@ LAYERS = {
 
 
 def shard(config: AttentionConfig, devices: int) -> AttentionConfig:
-    """Return what one of `devices` sees of a layer."""
+    """Return the configuration of a layer on one of `devices`."""
     return replace(config, heads=config.heads // devices, kv_heads=config.kv_heads // devices)
 
 
 def decode(config: AttentionConfig, lengths: tuple[int, ...], *, padding: int = 0) -> Case:
-    """Return a step that adds a token to each of some sequences, which then have these lengths."""
+    """Return a decode step of one row per sequence; lengths include the new token."""
     return Case(
         config=config,
         sequences=tuple((1, length) for length in lengths),
@@ -141,14 +141,14 @@ def decode(config: AttentionConfig, lengths: tuple[int, ...], *, padding: int = 
 
 
 def ragged(config: AttentionConfig, *sequences: tuple[int, int], width: int | None = None) -> Case:
-    """Return a step of (rows, tokens in all) per sequence, with some padding."""
+    """Return a step with (rows, total tokens) per sequence, and some padding."""
     return Case(
         config=config, sequences=sequences, padding_rows=3, padding_sequences=2, table_width=width
     )
 
 
 def _tests() -> dict[str, Case]:
-    """Small steps that together meet everything that the contract speaks of."""
+    """Return small steps that together cover the interface of `attend`."""
     llama = replace(shard(LAYERS["llama-3.1-8b"], 4), page_size=16)
     qwen = shard(LAYERS["qwen3-0.6b"], 8)
     gemma = replace(shard(LAYERS["gemma-2-9b"], 8), sliding_window=21, soft_cap=5.0, page_size=32)
@@ -207,7 +207,7 @@ def _tests() -> dict[str, Case]:
             )
             for head_dim, group in ((64, 1), (96, 2), (128, 4), (192, 12), (224, 1), (256, 64))
         },
-        # As above at key 64, of rows that are few enough to be decoded together.
+        # As above at key 64, with few enough rows to be decoded together.
         "few_rows_past_the_window": ragged(
             replace(qwen, head_dim=64, sliding_window=9), (4, 75), (2, 150), (1, 1)
         ),
@@ -215,7 +215,7 @@ def _tests() -> dict[str, Case]:
 
 
 def _benchmarks() -> dict[str, Case]:
-    """Steps as a server has them, by operation, model and size; bfloat16 unless said."""
+    """Return steps of a server, by operation, model and size; bfloat16 unless named otherwise."""
     batches = {  # (sequences, tokens of each)
         "llama-3.1-8b": (
             *((1, 128), (1, 4096), (1, 32768), (8, 1024), (8, 32768), (64, 1024), (64, 4096)),
@@ -252,7 +252,7 @@ def _benchmarks() -> dict[str, Case]:
 
 
 def shrunk(case: Case) -> Case:
-    """Return a case of the same kind that a CPU can simulate: one KV head, few and short rows."""
+    """Return a smaller case of the same kind, to simulate on a CPU: one KV head, few rows."""
     config = case.config
     window = config.sliding_window
     small = replace(

@@ -1,9 +1,9 @@
-"""Paged attention in plain jnp: the definition of correct, and the path on CPUs.
+"""Reference implementation of paged attention in plain jnp, for every platform.
 
-Queries are cut into blocks of one sequence each. A group of blocks walks over its pages together,
-a chunk of pages at a time, with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867).
-How many groups there are, and how many chunks a group needs, is read from the batch at run time:
-a step costs what its sequences cost, and not what its shape and the page table could hold.
+Queries are divided into blocks of rows of one sequence. A group of blocks is processed together,
+one chunk of pages at a time, with an online softmax (Milakov and Gimelshein 2018,
+arXiv:1805.02867). The numbers of groups and chunks are read from the batch at run time, so the cost
+of a step depends on its sequences and not on the sizes of its arrays.
 """
 
 from dataclasses import dataclass
@@ -17,27 +17,28 @@ from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, Pag
 from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
-# Rows per block when sequences may have many, blocks per group, and tokens per chunk of pages. On
-# a 2-core CPU with 8 heads of 64 over 4 KV heads, 64 tokens were the best of 64 to 512: as fast as
-# 128 at 256 tokens of context, 1.7 times faster at 64, and 2 to 8 times faster than attending over
-# the whole table. Groups of 8 blocks cost nothing when all blocks are real, and save the rest.
+# Rows per block of a ragged step, blocks per group, and tokens per chunk of pages. On a 2-core CPU
+# with 8 heads of 64 and 4 KV heads, chunks of 64 tokens were the fastest of 64 to 512: equal to 128
+# at 256 tokens of context, 1.7 times faster at 64, and 2 to 8 times faster than attending over the
+# whole page table. Groups of 8 blocks cost nothing if all blocks are used; otherwise they save the
+# work of empty groups.
 QUERY_BLOCK = 16
 BLOCK_GROUP = 8
 CHUNK_TOKENS = 64
 
-# A position that no sequence reaches.
+# Larger than any position.
 _NEVER = 2**31 - 1
 
-# Below every score, but finite: the difference of two of them is 0 and not NaN.
+# Below every score, but finite, so that MASKED - MASKED is 0 and not NaN.
 MASKED = -1e30
 
 
 def check(config: AttentionConfig, target: Target) -> None:
-    """See api.Backend: there is nothing that plain jnp cannot do."""
+    """Accept every case; see api.Backend."""
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
-    """[key/value, pages, kv_heads, page_size, head_dim]: a head's page is one contiguous tile."""
+    """Return [key/value, pages, kv_heads, page_size, head_dim]: pages of a head are contiguous."""
     return CacheSpec(
         shape=(2, num_pages, config.kv_heads, config.page_size, config.head_dim),
         dtype=jnp.dtype(config.cache_dtype),
@@ -68,7 +69,7 @@ def workspace_bytes(
         results = 2 * num_results * heads * head_dim
     # Keys and values of a chunk, as gathered and as multiplied.
     chunk = 4 * num_blocks * CHUNK_TOKENS * kv_heads * head_dim
-    # Scores and their exponentials; queries, the sum so far and what a chunk adds to it.
+    # Scores and their exponentials; queries, the accumulator and the product of a chunk.
     per_row = 2 * CHUNK_TOKENS + 3 * head_dim
     floats = num_blocks * num_rows * heads * per_row * 4
     return (chunk + results) * jnp.dtype(config.dtype).itemsize + floats
@@ -76,7 +77,7 @@ def workspace_bytes(
 
 @dataclass(frozen=True)
 class _Scores:
-    """How products of queries and keys become weights."""
+    """Conversion of products of queries and keys to softmax weights."""
 
     scale: float
     soft_cap: float | None
@@ -115,9 +116,10 @@ def write(
     v: Shaped[Array, "tokens kv_heads head_dim"],
     batch: PagedBatch,
 ) -> jax.Array:
-    """Scatter the rows' keys and values to their pages, padding rows to page 0.
+    """Scatter the rows' keys and values to their pages, and padding rows to page 0.
 
-    The batch is confined; rows whose position or sequence the page table does not have are padding.
+    The batch must be confined. Rows whose position or sequence is outside of the page table are
+    padding.
     """
     page_size = cache.shape[3]
     num_sequences, width = batch.page_table.shape
@@ -140,11 +142,11 @@ def _attend_single(
     *,
     rows: Int32[Array, " sequences"],
 ) -> Float[Array, "sequences heads head_dim"]:
-    """Attend with the sequences that have one row, those of like length together.
+    """Attend with the sequences that have one row, grouped by similar length.
 
-    rows: where it is. The results of other sequences are zeros. A group takes as long as its
-    longest: in the order of the batch, one long context would cost its neighbours as much
-    (measured: 1.6 times the time at lengths as of chats).
+    rows: row of each sequence. The results of other sequences are zeros. A group takes as long as
+    its longest sequence: in batch order, one long context would slow down its whole group (measured
+    with lengths of chats: 1.6 times the time).
     """
     num_sequences = batch.kv_lengths.shape[0]
     group = min(BLOCK_GROUP, num_sequences)
@@ -162,8 +164,8 @@ def _attend_single(
         result = _attend_blocks(queries, cache, batch, sequences, positions, counts, how)
         return lax.dynamic_update_slice_in_dim(out, result[:, 0], index * group, axis=0)
 
-    # Overwritten as far as it is read. Zeros would depend on nothing, and XLA would make those of
-    # every layer at the start of a step and keep them all.
+    # Overwritten wherever it is read. Constant zeros would not depend on q: XLA would create those
+    # of all layers at the start of a step and keep them.
     unwritten = jnp.broadcast_to(q[:1], (num_groups * group, *q.shape[1:]))
     num_real = (jnp.sum(is_single) + group - 1) // group
     out = lax.fori_loop(0, num_real, attend_group, unwritten)
@@ -176,9 +178,9 @@ def _attend_ragged(
     batch: PagedBatch,
     how: _Scores,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Cut the rows of each sequence into blocks, attend, and put the rows back in order.
+    """Divide the rows of each sequence into blocks, attend, and put the rows back in order.
 
-    Not so the sequences of one row: a block of theirs would be padding but for that.
+    Sequences with one row are handled by _attend_single: their blocks would be mostly padding.
     """
     num_tokens, num_heads, head_dim = q.shape
     num_sequences = batch.kv_lengths.shape[0]
@@ -193,7 +195,7 @@ def _attend_ragged(
         sequences = jnp.minimum(sequences, num_sequences - 1)
         nth = blocks - (block_ends - block_counts)[sequences]  # which block of its sequence
         first_rows = batch.query_starts[sequences] + nth * QUERY_BLOCK
-        # Blocks past the last real one fall behind their sequence's rows: count 0.
+        # Blocks after the last one start after their sequence's rows, so their count is 0.
         counts = jnp.clip(batch.query_starts[sequences + 1] - first_rows, 0, QUERY_BLOCK)
         counts = jnp.where(blocks < block_ends[-1], counts, 0)
         rows = first_rows[:, None] + jnp.arange(QUERY_BLOCK)
@@ -218,7 +220,7 @@ def _attend_ragged(
         attend_group,
         unwritten.reshape(num_blocks, QUERY_BLOCK, num_heads, head_dim),
     )
-    # The block and the place in it of every row.
+    # Block of every row, and offset in the block.
     row_indices = jnp.arange(num_tokens) - batch.query_starts[batch.row_sequences]
     first_blocks = (block_ends - block_counts)[batch.row_sequences]
     gathered = out.at[first_blocks + row_indices // QUERY_BLOCK, row_indices % QUERY_BLOCK].get(
@@ -232,7 +234,7 @@ def _attend_ragged(
 
 
 def _num_groups(num_tokens: int, num_sequences: int) -> int:
-    """Groups that rows can take at most: a sequence of n has ceil(n / QUERY_BLOCK) blocks."""
+    """Return the largest possible number of groups: n rows make ceil(n / QUERY_BLOCK) blocks."""
     num_blocks = num_tokens // QUERY_BLOCK + num_sequences
     return -(-num_blocks // BLOCK_GROUP)
 
@@ -246,7 +248,7 @@ def _attend_blocks(
     counts: Int32[Array, " blocks"],
     how: _Scores,
 ) -> Float[Array, "blocks rows heads head_dim"]:
-    """Attend with blocks of `counts` rows at consecutive positions; the other rows are zeros."""
+    """Attend with blocks of `counts` rows at consecutive positions; other rows are zeros."""
     num_blocks, num_rows, num_heads, head_dim = q.shape
     kv_heads, page_size = cache.shape[2], cache.shape[3]
     group = num_heads // kv_heads
@@ -256,7 +258,7 @@ def _attend_blocks(
     page_table = jnp.pad(batch.page_table, ((0, 0), (0, width - batch.page_table.shape[1])))
     page_table = page_table[sequences]
 
-    # [blocks, kv_heads, group * rows, head_dim]: the query heads of a KV head are more rows.
+    # [blocks, kv_heads, group * rows, head_dim]: query heads of a KV head count as rows.
     folded = q.reshape(num_blocks, num_rows, kv_heads, group, head_dim)
     folded = folded.transpose(0, 2, 3, 1, 4).reshape(num_blocks, kv_heads, -1, head_dim)
     positions = first_positions[:, None] + jnp.arange(num_rows)
@@ -272,7 +274,7 @@ def _attend_blocks(
         key_positions = index * chunk + jnp.arange(chunk)
         keys = _gather(cache[0], pages).astype(q.dtype)
         values = _gather(cache[1], pages).astype(q.dtype)
-        # Garbage in a page must not reach the sum: 0 * NaN is NaN.
+        # Unwritten slots must not affect the sum: 0 * NaN is NaN.
         is_written = key_positions < lengths[:, None]
         values = jnp.where(is_written[:, None, :, None], values, 0)
         scores = how.scale * jnp.einsum(
@@ -304,7 +306,7 @@ def _attend_blocks(
     shape = folded.shape[:3]
     maximum, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
     if how.sinks is not None:
-        # A sink is a key that was seen before all others, and whose value is 0.
+        # A sink counts as a key before all others, with value 0.
         per_row = jnp.repeat(how.sinks.reshape(kv_heads, group), num_rows, axis=1)
         maximum, total = jnp.broadcast_to(per_row, shape), jnp.ones(shape, jnp.float32)
     _, total, out = lax.fori_loop(
@@ -323,10 +325,10 @@ def _gather(
     plane: Shaped[Array, "pages kv_heads page_size head_dim"],
     pages: Int32[Array, "blocks chunk_pages"],
 ) -> Shaped[Array, "blocks kv_heads chunk head_dim"]:
-    """Collect pages, head by head: in the order in which the products read them.
+    """Gather pages with the heads first, the order in which the products read them.
 
-    Left to itself, XLA would gather keys with head_dim before the tokens, which costs a CPU a
-    quarter of the whole op.
+    Otherwise XLA gathers keys with head_dim before the tokens, which costs a quarter of the op's
+    time on a CPU.
     """
     found = plane.at[pages].get(mode="promise_in_bounds").transpose(0, 2, 1, 3, 4)
     merged: jax.Array = found.reshape(*found.shape[:2], -1, found.shape[-1])

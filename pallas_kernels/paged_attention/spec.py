@@ -1,4 +1,4 @@
-"""What a layer asks of attention, beside queries, keys and values."""
+"""Attention parameters of a layer, beside queries, keys and values."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,18 +17,18 @@ from pallas_kernels.rotary import RopeTable
 )
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """Attention of one layer: a pytree whose arrays are traced and whose numbers are static.
+    """Attention parameters of one layer: a pytree with traced arrays and static numbers.
 
-    scale: factor of the scores. sliding_window: a token attends to itself and the
-    `sliding_window - 1` tokens before it; None is no limit. soft_cap: a score s becomes
-    soft_cap * tanh(s / soft_cap) (Gemma 2, arXiv:2408.00118).
+    scale: factor of the scores. sliding_window: number of tokens that a token attends to, itself
+    included; None is no limit. soft_cap: a score s becomes soft_cap * tanh(s / soft_cap) (Gemma 2,
+    arXiv:2408.00118).
 
-    sinks: logits that join each head's softmax without a value (Xiao et al. 2023,
-    arXiv:2309.17453). k_scale, v_scale: a cache of float8_e4m3fn or int8 holds k / k_scale and
+    sinks: one logit per head that takes part in the softmax but has no value (Xiao et al. 2023,
+    arXiv:2309.17453). k_scale, v_scale: a cache of float8_e4m3fn or int8 stores k / k_scale and
     v / v_scale, rounded and clipped; None is 1.
 
-    rope: table by which attention rotates queries and keys. None where the layer has rotated them
-    or they carry no position.
+    rope: table by which attention rotates queries and keys. None if the layer has already rotated
+    them, or uses no rotary embeddings.
     """
 
     scale: float
@@ -50,7 +50,8 @@ class AttentionSpec:
     def partitioned(self, *, heads: Any, tokens: Any) -> "AttentionSpec":
         """Return the spec with partition specs in place of arrays, for `shard_map`.
 
-        heads: that of arrays with an entry per head. tokens: that of arrays with a row per token.
+        heads: partition spec of arrays with one entry per head. tokens: of arrays with one row per
+        token.
         """
         by_name = {"sinks": heads, "k_scale": heads, "v_scale": heads, "rope": tokens}
         given = {name: p for name, p in by_name.items() if getattr(self, name) is not None}

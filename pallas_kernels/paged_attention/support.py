@@ -1,7 +1,7 @@
-"""Says in Markdown what each backend supports, by asking it.
+"""Generate the Markdown table of what each backend supports, from the backends' checks.
 
-python -m pallas_kernels.paged_attention.support                    # prints
-python -m pallas_kernels.paged_attention.support docs/kernels.md    # rewrites its block there
+python -m pallas_kernels.paged_attention.support                    # print it
+python -m pallas_kernels.paged_attention.support docs/kernels.md    # update it in a file
 """
 
 import re
@@ -21,7 +21,7 @@ from pallas_kernels.targets import CPU, TARGETS, Target
 BEGIN = "<!-- python -m pallas_kernels.paged_attention.support docs/kernels.md -->"
 END = "<!-- end -->"
 
-# What is varied, one at a time and by twos, of a layer that everybody should support.
+# A layer that every backend should support; the table varies one or two of its fields at a time.
 BASE = LAYERS["llama-3.1-8b"]
 
 type Changes = dict[str, Any]
@@ -46,7 +46,7 @@ VARIED: dict[str, dict[str, Changes]] = {
 
 
 def markdown() -> str:
-    """Return a table of what is supported, and the reasons for what is not."""
+    """Return a table of the supported cases, and the reasons for the unsupported ones."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for backend in BACKENDS:
         for target in (CPU, *TARGETS.values()):
@@ -76,7 +76,7 @@ def _accepted(backend: str, target: Target, axis: str) -> str:
 
 
 def _reasons() -> Iterator[tuple[str, str]]:
-    """Yield the reasons of a backend where it runs at all, each with its first numbers."""
+    """Yield a backend's reasons on targets that it supports, each once, with its first numbers."""
     singles = [changes for values in VARIED.values() for changes in values.values()]
     pairs = [
         one | other
@@ -105,7 +105,7 @@ def _refusal(backend: str, target: Target, config: AttentionConfig) -> str | Non
 
 
 def main() -> None:
-    """Print, or rewrite the block of a file that begins and ends with our marks."""
+    """Print the table, or replace the block between the markers in a file."""
     if len(sys.argv) == 1:
         print(markdown(), end="")
         return
