@@ -205,7 +205,7 @@ def test_a_config_file_gives_flags_and_the_command_line_overrules_it(
     ("text", "status", "said"),
     [
         ("block-size: 32: 1", 1, "config must be a readable YAML file"),
-        ("- 1", 1, "config must be a YAML file of flags and values"),
+        ("- 1", 1, "config must be a YAML file with flags and values"),
         ("config: config.yaml", 1, "config cannot be set by a config file"),
         ("block-size: {a: 1}", 1, "block-size in"),
         ("no-such-flag: 1", 2, "unrecognized arguments: --no-such-flag=1"),
