@@ -1,9 +1,9 @@
 """Model families, one file or folder per Hugging Face `model_type`; imported as `jaxserve.models`.
 
-A family's file reads its `config.json` into a `DecoderConfig`; what the families share is in
-`decoder.py`. To add a family, add a file. Other packages bring theirs by an entry point of the
-group `jaxserve.models`, named for the model_type and naming a module: so every process of a server
-finds it. `register_family` is for one process.
+A family reads its `config.json` into a model description. To add a family, add a file. Other
+packages register families by an entry point of the group `jaxserve.models`, named for the
+model_type, whose value is a module. Every process of a server finds those. `register_family`
+registers a family in the current process only.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ from jaxserve.models.weights import Stored as Stored
 from jaxserve.quantization.layout import Path as Path
 from jaxserve.quantization.layout import WeightLayout
 
-# Files here that are not families.
+# Modules of this package that are not families.
 _SHARED = frozenset(
     {
         "attention",
@@ -71,23 +71,23 @@ ENTRY_POINTS = "jaxserve.models"
 
 
 class Family(Protocol):
-    """What the file of a family offers."""
+    """Interface of a family's module."""
 
     def config_from_hf(self, hf: Mapping[str, object]) -> ModelConfig:
         """Read a parsed `config.json`; raises CheckpointError."""
         ...
 
     def hf_tensors(self, config: Any) -> dict[Path, tuple[HfTensor, ...]]:
-        """Return the checkpoint tensors of every parameter of what `config_from_hf` returned."""
+        """Return the checkpoint tensors of every parameter of `config`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderFamily(Modules):
-    """A family that is Llama's but for some modules and where their parameters lie.
+    """Family that differs from Llama in some modules and checkpoint tensors.
 
-    tensors, top_tensors: by parameter of a layer and of the model, the checkpoint's tensors and
-    what their dimensions hold, as in `weights.py`.
+    tensors, top_tensors: checkpoint tensors of each layer's and of the model's parameters, with the
+    axes of their dimensions, as in `weights.py`.
     """
 
     tensors: Parts = field(default_factory=dict)
@@ -102,20 +102,20 @@ class DecoderFamily(Modules):
         return llama_tensors(config, more=self.tensors, top=self.top_tensors)
 
 
-# By model_type, what `register_family` was given.
+# Families passed to `register_family`, by model_type.
 _registered: dict[str, Family] = {}
 
 
 def families() -> tuple[str, ...]:
-    """Return the model types that can be served."""
+    """Return the supported model types, sorted."""
     brought = {point.name for point in entry_points(group=ENTRY_POINTS)}
     return tuple(sorted(_own_families() | brought | _registered.keys()))
 
 
 def register_family(model_type: str, family: Family) -> None:
-    """Serve models of a type in this process as `family` says: a module, or an object, like it.
+    """Register a family, a module or an object, for a model type in this process.
 
-    It stands in for a family of ours of the same type.
+    It takes precedence over a built-in family of the same type.
     """
     _registered[model_type] = family
 
@@ -123,13 +123,13 @@ def register_family(model_type: str, family: Family) -> None:
 def read_config(hf: Mapping[str, object]) -> ModelConfig:
     """Read a parsed `config.json` of any family.
 
-    Raises CheckpointError naming the key that is missing, malformed or unsupported.
+    Raises CheckpointError with the key that is missing, malformed or unsupported.
     """
     return _family(hf.get("model_type")).config_from_hf(hf)
 
 
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
-    """Read a parsed `config.json` of a decoder; raises CheckpointError as `read_config`."""
+    """Read a parsed `config.json` of a decoder; raises CheckpointError."""
     config = read_config(hf)
     if not isinstance(config, DecoderConfig):
         raise CheckpointError(f"config.json has model_type = {config.model_type!r}, an encoder")
@@ -137,7 +137,7 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
 
 
 def hf_tensors(config: ModelConfig) -> dict[Path, tuple[HfTensor, ...]]:
-    """Return where each parameter of a model lies in its checkpoint."""
+    """Return the checkpoint tensors of every parameter of a model."""
     return _family(config.model_type).hf_tensors(config)
 
 
@@ -149,7 +149,7 @@ def init_model(config: DecoderConfig, *, seed: int = 0, dtype: str = "float32") 
 def _family(model_type: object) -> Family:
     if isinstance(model_type, str) and model_type in _registered:
         return _registered[model_type]
-    # Looked up among the files before anything is imported by a name from outside.
+    # Check the names of our files first, and never import a name from a checkpoint.
     name = str(model_type).replace("-", "_")
     if name in _own_families():
         return cast(Family, import_module(f"{__name__}.{name}"))

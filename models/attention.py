@@ -1,4 +1,4 @@
-"""The attention of a layer: projections, rotation, and the call of what attends."""
+"""Attention module: projections, rotation, and the call of the attention function."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,10 +18,10 @@ class Attention(nnx.Module):
     """Grouped-query attention; see GroupedQuery."""
 
     def __init__(self, config: ModelConfig, mixer: GroupedQuery) -> None:
-        """Declare the projections, and what the family adds to them."""
+        """Declare the projections, and the family's optional parameters."""
         self.mixer = mixer
         d, h, kv, k = config.embed, mixer.heads, mixer.kv_heads, mixer.head_dim
-        # One product for all three: each key-value head's queries, then its key, then its value.
+        # One matmul for all three: per KV head its queries, then its key, then its value.
         qkv = mixer.group + 2
         self.qkv = matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
         self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
@@ -34,7 +34,7 @@ class Attention(nnx.Module):
     def __call__[Cache](
         self, x: Float[Array, "tokens embed"], cache: Cache, context: ForwardContext[Cache]
     ) -> tuple[Float[Array, "tokens embed"], Cache]:
-        """Mix `x` over positions; return what to add to the stream, and the cache."""
+        """Attend over `x`; return the update of the residual stream, and the cache."""
         rows, tap = context.rows, context.tap
         qkv = plus(einsum("td,dgpk->tgpk", x, self.qkv[...], rows), self.qkv_bias)
         q = qkv[:, :, :-2].reshape(x.shape[0], -1, qkv.shape[-1])
@@ -53,5 +53,5 @@ class Attention(nnx.Module):
 
 
 def plus(x: jax.Array, bias: nnx.Param[Array] | None) -> jax.Array:
-    """Add a bias, where there is one."""
+    """Add a bias, if there is one."""
     return x if bias is None else x + bias[...]

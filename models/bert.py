@@ -1,4 +1,4 @@
-"""BERT, and the many encoders of its shape (Devlin et al., 2019, arXiv:1810.04805)."""
+"""BERT and compatible encoders (Devlin et al., 2019, arXiv:1810.04805)."""
 
 from collections.abc import Mapping
 

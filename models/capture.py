@@ -1,4 +1,4 @@
-"""Looking inside: the named activations of a forward pass, returned beside its logits."""
+"""Capture named activations of a forward pass."""
 
 from fnmatch import fnmatchcase
 
@@ -12,12 +12,11 @@ from jaxserve.models.decoder import Decoder
 def capture(
     model: Decoder, token_ids: Int[Array, "*batch tokens"], *names: str
 ) -> tuple[Float[Array, "*batch tokens vocab"], dict[str, Array]]:
-    """Return the logits of `token_ids`, and the activations asked for by name.
+    """Return the logits of `token_ids`, and the activations with the given names.
 
-    names: as docs/models.md lists them; `*` stands for one part or a piece of it
-    ("layers.*.attention.q"). Activations keep the leading dimensions of `token_ids`. A pure
-    function of its arguments, to be jitted, mapped and differentiated like the model itself.
-    Raises ConfigError for a name that matches nothing.
+    names: names as in docs/models.md; `*` matches a part or a piece of it ("layers.*.attention.q").
+    Activations keep the leading dimensions of `token_ids`. The function is pure, so it can be
+    jitted, mapped and differentiated. Raises ConfigError for a name that matches nothing.
     """
     if token_ids.ndim > 1:
         return jax.vmap(lambda row: capture(model, row, *names))(token_ids)

@@ -1,7 +1,7 @@
-"""Descriptions of models: sizes, and of each layer its parts and how they are joined.
+"""Model descriptions: sizes, and the parts of each layer.
 
 Descriptions are frozen and hashable, so that they can be static arguments of jit. Each names the
-module that computes it, and reports what its layer costs, so that planning knows no formulas.
+module that computes it and reports its cost, so that planning needs no model-specific formulas.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,10 @@ from jaxserve.models.work import LayerWork
 from jaxserve.quantization.matrix import matrices
 from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec
 
-# Makes a normalisation: called with epsilon and, by its axis word, the width (`embed=64`).
+# Factory of a norm, called with epsilon and the axis name and width (`embed=64`).
 type Norm = Callable[..., Any]
 
-# Prefixes of tensors that encoders are saved with and that embeddings and scores do not need: the
-# heads of other tasks, and the positions' own numbers.
+# Prefixes of encoder tensors to ignore: heads of other tasks, and position ids.
 _SPARE = (
     "cls.",
     "lm_head.",
@@ -38,62 +37,62 @@ class Mixer(Protocol):
 
     @property
     def module(self) -> Callable[[Any, Any], Any]:
-        """Module that computes it, called with the model's description and this one."""
+        """Module to create, called with the model's description and this one."""
         ...
 
     @property
     def sliding_window(self) -> int | None:
-        """Tokens that a query attends to, itself included; None is all before it."""
+        """Tokens that a query attends to, itself included; None means all earlier ones."""
         ...
 
     @property
     def rope(self) -> Rope | None:
-        """Rotary positions; None for a mixer without."""
+        """Rotary embedding; None if the mixer has none."""
         ...
 
     @property
     def cache(self) -> LayerCache | Shared:
-        """What the layer keeps between steps."""
+        """Kind of cache that the layer uses."""
         ...
 
     @property
     def stored(self) -> "Mixer":
-        """What a checkpoint has of it, before it was fitted."""
+        """The mixer as stored in a checkpoint, before `fitted`."""
         ...
 
     def fitted(self, devices: int) -> "Mixer":
-        """Return it with copies of what there is too little of for so many devices."""
+        """Return the mixer with KV heads replicated as needed for `devices`."""
         ...
 
     def divides(self, devices: int) -> str | None:
-        """Return what cannot be divided among so many devices, None if all can."""
+        """Return the size that does not divide by `devices`, None if all divide."""
         ...
 
     def attention(
         self, *, devices: int, page_size: int, dtype: str, cache_dtype: str
     ) -> AttentionConfig | None:
-        """Return what one device asks of paged attention; None for a mixer without."""
+        """Return the paged attention config of one device; None if the mixer has none."""
         ...
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
-        """Return bytes of temporaries per token on one device, those of the kernel excluded."""
+        """Return bytes of temporaries per token on one device, without the kernel's."""
         ...
 
     def pair_flops(self, *, devices: int) -> int:
-        """Return FLOPs on one device for each pair of a query and a key that it sees."""
+        """Return FLOPs on one device per attended pair of a query and a key."""
         ...
 
     def key_bytes(self, *, devices: int, itemsize: int) -> int:
-        """Return bytes that one device keeps of each token."""
+        """Return cache bytes per token on one device."""
         ...
 
 
 class FeedForward(Protocol):
-    """Description of the part of a layer that transforms each token by itself."""
+    """Description of the part of a layer that transforms each token separately."""
 
     @property
     def module(self) -> Callable[[Any, Any], Any]:
-        """Module that computes it, called with the model's description and this one."""
+        """Module to create, called with the model's description and this one."""
         ...
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
@@ -105,10 +104,10 @@ class FeedForward(Protocol):
 class GroupedQuery:
     """Attention in which each key-value head serves heads / kv_heads query heads.
 
-    scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: whether each
-    head has a sink. rope: None where queries and keys are not rotated. qk_norm: whether queries and
-    keys are normalised per head, before rotation. is_causal: False lets a token see later ones.
-    kv_copies: `kv_heads` for each one that the checkpoint has.
+    scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: each head has
+    an attention sink. rope: None if queries and keys are not rotated. qk_norm: normalize queries
+    and keys per head before rotation. is_causal: False lets tokens attend to later ones. kv_copies:
+    replicas of each KV head of the checkpoint, included in `kv_heads`.
     """
 
     module: Callable[[Any, "GroupedQuery"], Any]
@@ -132,7 +131,7 @@ class GroupedQuery:
         return replace(self, kv_heads=self.kv_heads // self.kv_copies, kv_copies=1)
 
     def fitted(self, devices: int) -> "GroupedQuery":
-        """See Mixer: every device attends with a key-value head of its own."""
+        """See Mixer: replicate KV heads until every device has one."""
         copies = max(devices // self.kv_heads, 1) if devices % self.kv_heads == 0 else 1
         kv_heads, kv_copies = self.kv_heads * copies, self.kv_copies * copies
         return replace(self, kv_heads=kv_heads, kv_copies=kv_copies)
@@ -144,7 +143,7 @@ class GroupedQuery:
 
     @property
     def spec(self) -> AttentionSpec:
-        """What the layer asks of attention, without the arrays."""
+        """Attention parameters of the layer, without arrays."""
         return AttentionSpec(
             scale=self.scale, sliding_window=self.sliding_window, soft_cap=self.soft_cap
         )
@@ -180,9 +179,9 @@ class GroupedQuery:
         )
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
-        """See Mixer: queries, keys and values, and the scores of attention without a kernel."""
+        """See Mixer: queries, keys and values, and an encoder's attention scores."""
         heads = (self.heads + 2 * self.kv_heads) // devices
-        # Scores and weights, float32.
+        # Float32 scores and weights.
         scores = 0 if self.is_causal else 8 * PACKED_QUERIES * self.heads // devices
         return heads * self.head_dim * itemsize + scores
 
@@ -197,24 +196,24 @@ class GroupedQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """A feed-forward that every token passes; ffw is its width."""
+    """Feed-forward applied to every token. ffw: inner width."""
 
     module: Callable[[Any, "Dense"], Any]
     ffw: int
     bias: bool = False
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
-        """See FeedForward: a gate, what it gates, and their product."""
+        """See FeedForward: gate, up projection and their product."""
         return 3 * (self.ffw // devices) * itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """One layer: its parts, and how they are joined to the stream.
+    """Description of one layer.
 
-    block: module that joins them, called with the model's description and this one. pre_norm:
-    whether mixer and feed-forward read the normalised stream. post_norm: whether their results are
-    normalised. residual_multiplier: factor of the results as they are added to the stream.
+    block: module to create, called with the model's description and this one. pre_norm: normalize
+    the inputs of mixer and feed-forward. post_norm: normalize their outputs. residual_multiplier:
+    factor of the outputs before they are added to the residual stream.
     """
 
     block: Callable[[Any, "LayerConfig"], Any]
@@ -225,10 +224,10 @@ class LayerConfig:
     residual_multiplier: float = 1.0
 
     def work(self, params: Any, *, devices: int, cache_itemsize: int) -> LayerWork:
-        """Count the FLOPs and bytes of the layer on one device.
+        """Return the FLOPs and bytes of the layer on one device.
 
-        params: its parameters, or abstract ones, with shardings. cache_itemsize: bytes of a number
-        in the cache. Every token meets every matrix, once.
+        params: parameters or abstract parameters, with shardings. cache_itemsize: bytes per element
+        of the cache. Every token is multiplied by every matrix once.
         """
         return LayerWork(
             token_flops=2 * sum(matrix.num_weights for matrix in matrices(params)),
@@ -241,9 +240,10 @@ class LayerConfig:
     def workspace_bytes(
         self, num_tokens: int, *, attending: int, devices: int, itemsize: int
     ) -> int:
-        """Estimate the temporaries of a step of so many tokens on one device.
+        """Estimate the bytes of temporaries for `num_tokens` tokens on one device.
 
-        attending: bytes of the attention kernel. The two parts run one after the other.
+        attending: bytes of the attention kernel. Mixer and feed-forward run one after the other, so
+        the result is their maximum.
         """
         mixer = self.mixer.row_bytes(devices=devices, itemsize=itemsize)
         feed_forward = self.feed_forward.row_bytes(devices=devices, itemsize=itemsize)
@@ -252,11 +252,11 @@ class LayerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _ModelConfig:
-    """Fields of decoders and encoders alike.
+    """Fields of decoders and encoders.
 
-    embed: width of the stream. norm: normalisations in the layers. architecture: module that
-    computes the model: `Decoder`, `Encoder` or a family's own. vocab_padding: rows of the embedding
-    and the head behind the vocabulary.
+    embed: width of the residual stream. norm: norms in the layers. architecture: module that
+    computes the model: `Decoder`, `Encoder` or a family's own. vocab_padding: rows added to the
+    embedding and the head after the vocabulary.
     """
 
     model_type: str
@@ -276,12 +276,11 @@ class _ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(_ModelConfig):
-    """Everything that shapes a decoder's parameters and its forward pass.
+    """Description of a decoder.
 
-    final_norm: normalisation before the head.
-    embedding_multiplier, logit_multiplier: factors of the embeddings and of the logits.
-    logit_soft_cap: a logit l becomes logit_soft_cap * tanh(l / logit_soft_cap). num_labels: labels
-    scored by a head in place of the language model's; 0 is no head at all.
+    final_norm: norm before the head. embedding_multiplier, logit_multiplier: factors of embeddings
+    and logits. logit_soft_cap: replaces a logit l by logit_soft_cap * tanh(l / logit_soft_cap).
+    num_labels: labels of a classification head instead of the language model head; 0 means no head.
     """
 
     final_norm: Norm
@@ -296,53 +295,53 @@ class DecoderConfig(_ModelConfig):
 
     @property
     def caches(self) -> tuple[LayerCache | Shared, ...]:
-        """What each layer keeps between steps."""
+        """Kind of cache of each layer."""
         return tuple(layer.mixer.cache for layer in self.layers)
 
     @property
     def head(self) -> str | None:
-        """Parameter that logits are computed with; None for a model without."""
+        """Name of the parameter that computes logits; None if the model has none."""
         if self.num_labels is not None:
             return None
         return "embedding" if self.tied_embeddings else "lm_head"
 
     @property
     def spare_tensors(self) -> tuple[str, ...]:
-        """Prefixes of tensors that a checkpoint may have and this model does not need."""
+        """Prefixes of checkpoint tensors to ignore."""
         if self.num_labels is None:
             return ("lm_head.",) if self.tied_embeddings else ()
         return ("lm_head.",) if self.num_labels else ("lm_head.", "score.")
 
     def pooled(self, num_labels: int) -> "DecoderConfig":
-        """Return the model that answers with a vector, or with the scores of so many labels."""
+        """Return the pooling model with `num_labels` labels; 0 means embeddings."""
         return replace(self, num_labels=num_labels, tied_embeddings=False)
 
     @property
     def num_token_ids(self) -> int:
-        """Upper limit of the token ids of a prompt."""
+        """Exclusive upper bound of prompt token ids."""
         return self.vocab_size
 
     @property
     def rope(self) -> Rope | None:
-        """Rotary positions of the layers that see farthest; None for a model without."""
+        """Rotary embedding of the layers with the longest window; None without any."""
         mixers = [layer.mixer for layer in self.layers if layer.mixer.rope is not None]
         farthest = [mixer for mixer in mixers if mixer.sliding_window is None] or mixers
         return farthest[0].rope if farthest else None
 
     @property
     def longest_context(self) -> int:
-        """Tokens that a sequence may have: `max_position`, stretched by the RoPE's factor."""
+        """Maximum sequence length: `max_position`, extended by the RoPE's factor."""
         rope = self.rope
         return self.max_position if rope is None else rope.longest_context(self.max_position)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(_ModelConfig):
-    """Everything that shapes an encoder of the BERT families; see DecoderConfig.
+    """Description of an encoder of the BERT families; see DecoderConfig.
 
-    num_positions: rows of the table of positions, of which a text begins at `first_position`.
-    num_segments: kinds of text that token ids tell apart, see `encoder.py`. num_labels: labels that
-    its head scores; 0 is no head.
+    num_positions: rows of the position table. first_position: row of a text's first token.
+    num_segments: segments encoded in token ids, see `encoder.py`. num_labels: labels of the
+    classification head; 0 means no head.
     """
 
     num_positions: int
@@ -350,7 +349,7 @@ class EncoderConfig(_ModelConfig):
     num_segments: int
     num_labels: int
 
-    # What those who plan for a decoder ask of it.
+    # Attributes that planning reads from any model.
     is_causal: ClassVar[bool] = False
     caches: ClassVar[tuple[LayerCache, ...]] = ()
     tied_embeddings: ClassVar[bool] = False
@@ -359,21 +358,21 @@ class EncoderConfig(_ModelConfig):
 
     @property
     def max_position(self) -> int:
-        """Tokens that a text may have."""
+        """Maximum number of tokens of a text."""
         return self.num_positions - self.first_position
 
     @property
     def longest_context(self) -> int:
-        """The same: positions cannot be stretched."""
+        """Same as `max_position`: learned positions cannot be extended."""
         return self.max_position
 
     @property
     def num_token_ids(self) -> int:
-        """Upper limit of the token ids of a text."""
+        """Exclusive upper bound of token ids."""
         return self.vocab_size * self.num_segments
 
     def pooled(self, num_labels: int) -> "EncoderConfig":
-        """Return the model that answers with a vector, or with the scores of so many labels."""
+        """Return the pooling model with `num_labels` labels; 0 means embeddings."""
         return replace(self, num_labels=num_labels)
 
 

@@ -1,4 +1,4 @@
-"""How the modules here declare their parameters, which do not exist yet: `bind` puts arrays in."""
+"""Declarations of parameters for modules; `bind` supplies the arrays later."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,23 +10,23 @@ from jax import Array
 
 
 def matrix(summed: str, **sizes: int) -> nnx.Param[Array]:
-    """Declare a matrix; summed: the axes that its products sum over."""
+    """Declare a matrix; summed: the axes that its matmuls contract."""
     return _declare("normal", sizes, tuple(summed.split()))
 
 
 def ones(**sizes: int) -> nnx.Param[Array]:
-    """Declare an array that is one before training."""
+    """Declare an array that is initialized to one."""
     return _declare("ones", sizes)
 
 
 def zeros(**sizes: int) -> nnx.Param[Array]:
-    """Declare an array that is zero before training."""
+    """Declare an array that is initialized to zero."""
     return _declare("zeros", sizes)
 
 
 def _declare(
     initial: str, sizes: Mapping[str, int], summed: tuple[str, ...] = ()
 ) -> nnx.Param[Array]:
-    """Declare an array by the word and size of each dimension, and how it starts in training."""
+    """Declare an array by the name and size of each axis, and its initializer."""
     shape: Any = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
     return nnx.Param(shape, axes=tuple(sizes), initial=initial, summed=summed)

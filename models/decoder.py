@@ -1,12 +1,12 @@
-"""The decoder that all families here share, declared with flax.nnx and run as a plain tree.
+"""Decoder shared by the model families, declared with flax.nnx and run as a plain tree.
 
-A block is a mixer and a feed-forward, each added to the stream, with norms where the layer's
-description has them. The letters of the einsums: t token, d embed, h head, g key-value head,
-k head_dim, f ffw, v vocab, l label, p part of a matrix that is several side by side.
+A block adds the outputs of a mixer and of a feed-forward to the residual stream. The layer's
+description defines its norms. Einsum letters: t token, d embed, h head, g key-value head, k
+head_dim, f ffw, v vocab, l label, p index of a projection in a fused matrix.
 
-A `Decoder` is a pytree: `jax.jit`, `jax.grad` and `jax.vmap` take it as it is. What crosses the
-engine's jit boundary is the plain dict of its arrays, from which `bind` makes a Decoder again
-while tracing: nnx objects cost milliseconds per dispatch, a dict costs none.
+A `Decoder` is a pytree, so `jax.jit`, `jax.grad` and `jax.vmap` accept it. The engine passes its
+arrays to jitted functions as a plain dict, and `bind` rebuilds the Decoder during tracing.
+Dispatching nnx objects takes milliseconds, dispatching a dict does not.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from jaxserve.models.forward import ForwardContext, Tap
 
 
 class Block(nnx.Module):
-    """One layer: the mixer, then the feed-forward, each added to the stream; see LayerConfig."""
+    """Decoder layer: a mixer, then a feed-forward, with residuals; see LayerConfig."""
 
     def __init__(self, config: DecoderConfig, layer: LayerConfig) -> None:
         """Declare the layer's parameters."""
@@ -45,7 +45,7 @@ class Block(nnx.Module):
     def __call__[Cache](
         self, x: Float[Array, "tokens embed"], cache: Cache, context: ForwardContext[Cache]
     ) -> tuple[Float[Array, "tokens embed"], Cache]:
-        """Return the stream after this layer, and the layer's cache."""
+        """Return the residual stream after this layer, and the layer's cache."""
         with jax.named_scope("attention"):
             inner = _through(self.attention_norm, x)
             out, cache = self.attention(inner, cache, context.under("attention"))
@@ -59,10 +59,10 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A causal language model: token ids in, a distribution over the next token out."""
+    """Causal language model, from token ids to the logits of the next token."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Declare the parameters, which do not exist yet: `bind` puts arrays in their place."""
+        """Declare the parameters; `bind` supplies their arrays."""
         self.config = config
         num_rows = config.vocab_size + config.vocab_padding
         self.embedding = matrix("embed", vocab=num_rows, embed=config.embed)
@@ -78,10 +78,10 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "*batch tokens vocab"]:
         """Return float32 logits of the token after each token of whole sequences.
 
-        Every sequence starts at position 0. Those of unequal length are padded at the end, with
-        any token: none sees those after it.
-        tap: sees and may replace the named activations of one sequence (docs/models.md lists
-        them). What it keeps are tracers once a transformation is at work: use `capture`.
+        Every sequence starts at position 0. Pad shorter sequences at the end with any token, which
+        earlier tokens do not attend to. tap: called with the named activations of one sequence
+        (docs/models.md lists them); may replace them. Inside a transformation they are tracers; use
+        `capture` to return them.
         """
         if token_ids.ndim > 1:
             return jax.vmap(lambda row: self(row, tap=tap))(token_ids)
@@ -103,13 +103,12 @@ class Decoder(nnx.Module):
         rope_length: int | None = None,
         tap: Tap | None = None,
     ) -> tuple[Float[Array, "tokens embed"], tuple[Cache, ...]]:
-        """Return what the head reads, and each layer's cache after the call.
+        """Return the final hidden states, and each layer's cache after the call.
 
-        The tokens may be of one sequence or of many packed together; only `attend` knows which
-        belongs where. caches: one per layer, handed to `attend`.
-        rows: which tokens are live, and their adapters.
-        rope_length: the length dynamic RoPE is scaled for, by default the model's own context;
-        the other variants do not depend on it.
+        The tokens may belong to one sequence or to several packed ones; `attend` must separate
+        those. caches: one per layer, passed to `attend`. rows: live tokens and their adapters.
+        rope_length: length for dynamic RoPE, by default the model's context; other variants ignore
+        it.
         """
         config = self.config
         context = ForwardContext(
@@ -131,7 +130,7 @@ class Decoder(nnx.Module):
     def logits(
         self, hidden: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows vocab"]:
-        """Return the float32 logits of rows of `hidden`, `vocab_padding` included."""
+        """Return float32 logits for rows of `hidden`, with `vocab_padding` columns at the end."""
         assert self.config.num_labels is None, "this model has no head for tokens"
         with jax.named_scope("lm_head"):
             if self.lm_head is None:
@@ -145,14 +144,14 @@ class Decoder(nnx.Module):
     def pooled(
         self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows labels"]:
-        """Return the float32 scores of the labels, of vectors that stand for whole prompts."""
+        """Return the float32 label scores of pooled prompts."""
         assert self.score is not None, "this model has no labels"
         with jax.named_scope("score"):
             return einsum("td,dl->tl", vectors, self.score[...], rows, dtype=jnp.float32)
 
 
 def _through(norm: Any, x: Array) -> Array:
-    """Normalise, where a norm stands."""
+    """Apply a norm, if there is one."""
     return x if norm is None else norm(x)
 
 

@@ -1,11 +1,10 @@
-"""The encoder of the BERT families: every token sees all of its text, before it and after it.
+"""Encoder of the BERT families: every token attends to all tokens of its text.
 
-A block is attention and an MLP, each added to the stream, which is normalised after each (Devlin
-et al., "BERT", 2019, arXiv:1810.04805). The letters of the einsums are those of `decoder.py`, and
-e the width between the two products of the head.
+A block is attention and an MLP, each followed by a residual and a norm (Devlin et al., "BERT",
+2019, arXiv:1810.04805). Einsum letters are those of `decoder.py`; e is the inner width of the head.
 
-Token ids say which of two texts a token is of, where the model was trained on pairs: the tokens of
-the second text are `vocab_size` higher.
+For models trained on pairs of texts, token ids also encode the segment: tokens of the second text
+are offset by `vocab_size`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from jaxserve.models.forward import ForwardContext
 
 
 class EncoderBlock(nnx.Module):
-    """One layer: attention and an MLP, each added to the stream, which is then normalised."""
+    """Encoder layer: attention and an MLP, each followed by a residual and a norm."""
 
     def __init__(self, config: EncoderConfig, layer: LayerConfig) -> None:
         """Declare the layer's parameters."""
@@ -36,7 +35,7 @@ class EncoderBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "tokens embed"], context: ForwardContext[None]
     ) -> Float[Array, "tokens embed"]:
-        """Return the stream after this layer; an encoder has no caches."""
+        """Return the residual stream after this layer; an encoder has no caches."""
         with jax.named_scope("attention"):
             mixed, _ = self.attention(x, None, context)
             x = self.attention_norm(x + mixed)
@@ -46,7 +45,7 @@ class EncoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Token ids in, a hidden state for each of them out, and scores of labels where it has any."""
+    """Text encoder, from token ids to hidden states, and to label scores if it has a head."""
 
     def __init__(self, config: EncoderConfig) -> None:
         """Declare the parameters."""
@@ -63,7 +62,7 @@ class Encoder(nnx.Module):
         self.score_bias = zeros(labels=labels) if labels else None
 
     def __call__(self, token_ids: Int[Array, "*batch tokens"]) -> Float[Array, "*batch tokens d"]:
-        """Return the hidden states of whole texts, none of them padded."""
+        """Return the hidden states of whole texts without padding."""
         if token_ids.ndim > 1:
             return jax.vmap(self)(token_ids)
         positions = jnp.arange(token_ids.shape[0])
@@ -79,9 +78,9 @@ class Encoder(nnx.Module):
         rows: Rows = ALL_ROWS,
         rope_length: int | None = None,
     ) -> tuple[Float[Array, "tokens embed"], tuple[Cache, ...]]:
-        """Return the hidden states of texts packed together, which only `attend` tells apart.
+        """Return the hidden states of texts packed together; `attend` must separate them.
 
-        caches: none, and none come back. rope_length: of no meaning here.
+        caches: empty, and returned as they are. rope_length: ignored.
         """
         config = self.config
         context = ForwardContext(
@@ -98,7 +97,7 @@ class Encoder(nnx.Module):
     def pooled(
         self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows labels"]:
-        """Return the float32 scores of the labels, of the hidden states of first tokens."""
+        """Return the float32 label scores, from the hidden states of first tokens."""
         assert self.dense is not None, "this model has no labels"
         assert self.dense_bias is not None
         assert self.score is not None

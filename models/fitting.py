@@ -1,4 +1,4 @@
-"""Models fitted to a mesh: KV heads replicated where shards outnumber them, vocabularies padded."""
+"""Fit models to a mesh: replicate KV heads, and pad the vocabulary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,8 +17,8 @@ from jaxserve.quantization.matrix import WeightSpec
 def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Config:
     """Return a model whose KV heads and vocabulary divide by their shards.
 
-    Each KV head has copies if there are more shards, a multiple of the heads: every device attends
-    with its own. Rows of zeros follow the vocabulary.
+    If there are more shards than KV heads, and the shards divide by them, each KV head is
+    replicated, so that every device has its own. The vocabulary is padded with rows of zeros.
     """
     shards = sharding.num_shards("kv_heads")
     return replace(
@@ -29,13 +29,13 @@ def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Confi
 
 
 def stored_model[Config: ModelConfig](config: Config) -> Config:
-    """Return the model that a checkpoint of `config` holds."""
+    """Return the description of the checkpoint that `config` was fitted from."""
     layers = tuple(replace(layer, mixer=layer.mixer.stored) for layer in config.layers)
     return replace(config, layers=layers, vocab_padding=0)
 
 
 def stored_layout(config: ModelConfig, layout: WeightLayout) -> WeightLayout:
-    """Return where tensors lie before `fit`: axes that grow may not divide yet."""
+    """Return the layout of tensors before `fit`: axes that grow may not divide yet."""
     if layout.sharding is None:
         return layout
     grown = {
@@ -53,9 +53,9 @@ def fit(
     after: WeightSpec,
     layout: WeightLayout,
 ) -> Array:
-    """Return a tensor of a stored parameter as one of the fitted parameter, on its devices.
+    """Convert a stored parameter's tensor to the fitted parameter's, on its devices.
 
-    axes: of the tensor, which may be a part of a quantized matrix.
+    axes: axes of the tensor, which may be a component of a quantized matrix.
     """
     if before == after:
         return tensor
@@ -85,8 +85,7 @@ def _grown(tensor: Array, *, axes: tuple[str, ...], copies: int, padding: int) -
     heads = axes.index("kv_heads")
     if "qkv" not in axes:
         return jnp.repeat(tensor, copies, axis=heads)
-    # Of each key-value head its queries, the key and the value: queries are shared out among the
-    # copies, the others repeated.
+    # Per KV head: queries are divided among the copies, key and value are repeated.
     qkv = axes.index("qkv")
     assert qkv == heads + 1, axes
     shape, num_queries = tensor.shape, tensor.shape[qkv] - 2

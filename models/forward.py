@@ -1,4 +1,4 @@
-"""What the layers of one forward pass share."""
+"""State shared by the layers of one forward pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,17 +10,17 @@ from jaxserve.layers.linear import Rows
 from jaxserve.layers.rope import Rope, rotation
 from pallas_kernels.rotary import RopeTable
 
-# Sees every named activation and returns what the model goes on with: records, or replaces.
+# Called with every named activation; returns the value to continue with.
 type Tap = Callable[[str, Array], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardContext[Cache]:
-    """Arguments of a forward pass that every layer gets.
+    """Arguments of a forward pass that every layer receives.
 
-    positions: int32[tokens]. attend: attention over the caches. rows: which tokens are live, and
-    their adapters. rope_length: length that dynamic RoPE is scaled for. observer: the tap of the
-    caller, None without. prefix: of the names that it sees.
+    positions: int32[tokens]. attend: attention over the caches. rows: live tokens and their
+    adapters. rope_length: length for dynamic RoPE. observer: the caller's tap, or None. prefix:
+    prefix of the names passed to it.
     """
 
     positions: Int[Array, " tokens"]
@@ -39,9 +39,9 @@ class ForwardContext[Cache]:
         return self._tables[key]
 
     def tap(self, name: str, value: Array) -> Array:
-        """Show an activation to the observer; return what to go on with."""
+        """Pass an activation to the observer; return the value to continue with."""
         return value if self.observer is None else self.observer(self.prefix + name, value)
 
     def under(self, part: str) -> "ForwardContext[Cache]":
-        """Return the context of a part of the model, whose name begins those of its activations."""
+        """Return the context of a submodule, with `part` appended to the prefix."""
         return self if self.observer is None else replace(self, prefix=f"{self.prefix}{part}.")

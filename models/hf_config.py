@@ -1,4 +1,4 @@
-"""Reading a Hugging Face `config.json`, strictly: what we would compute wrongly is refused by name.
+"""Read a Hugging Face `config.json`, and reject unsupported values by name.
 
 Keys and defaults are those of transformers 5.23.
 """
@@ -27,9 +27,9 @@ from jaxserve.models.norm import LayerNorm, RMSNorm
 
 @dataclass(frozen=True, kw_only=True)
 class Modules:
-    """The modules of a decoder family; those of Llama by default.
+    """Modules of a decoder family; Llama's by default.
 
-    hidden_act: the activation that `config.json` must name for this feed-forward.
+    hidden_act: value that `config.json` must have for this feed-forward.
     """
 
     block: Callable[[DecoderConfig, LayerConfig], Any] = Block
@@ -56,9 +56,9 @@ def decoder_config(
     kv_heads: int | None = None,
     sliding_windows: tuple[int | None, ...] | None = None,
 ) -> DecoderConfig:
-    """Read what all families share. Keywords are what a family fixes or defaults to.
+    """Read the keys that decoder families share. Keywords are the family's fixed values.
 
-    head_dim and kv_heads stand in for absent keys (default: embed / heads, and heads).
+    head_dim and kv_heads are defaults for absent keys (otherwise embed / heads, and heads).
     """
     reader.only("hidden_act", modules.hidden_act)
     reader.only("quantization_config", None, {})
@@ -117,7 +117,7 @@ def decoder_config(
 
 
 def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
-    """Read what the BERT families share; first_position: where a text begins."""
+    """Read the keys that BERT families share; first_position: as in EncoderConfig."""
     reader.only("hidden_act", "gelu")
     reader.only("position_embedding_type", "absolute", None)
     reader.only("quantization_config", None, {})
@@ -165,9 +165,9 @@ def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
 
 
 def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
-    """Return what the head scores: labels, none (0) of a bare model, None for the vocabulary.
+    """Return the labels of the head: 0 for a model without a head, None for a language model.
 
-    default: the architecture of a config.json that names none.
+    default: architecture of a config.json that names none.
     """
     for name in reader.words("architectures") or (default,):
         if name.endswith("ForSequenceClassification"):
@@ -183,10 +183,10 @@ def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
 
 
 def qwen_windows(reader: HfConfig) -> tuple[int | None, ...]:
-    """Return each layer's window as Qwen2 and Qwen3 say it.
+    """Return each layer's window, from the keys of Qwen2 and Qwen3.
 
-    `layer_types` lists the layers; where it is absent those from `max_window_layers` on slide.
-    Nothing slides unless `use_sliding_window` is true.
+    `layer_types` lists the layers. If it is absent, layers from `max_window_layers` on have a
+    window. There are no windows unless `use_sliding_window` is true.
     """
     num_layers = reader.integer("num_hidden_layers")
     window = reader.optional_integer("sliding_window", default=4096)

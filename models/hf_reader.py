@@ -7,22 +7,22 @@ from jaxserve.errors import CheckpointError
 
 
 class HfConfig:
-    """Typed reads of a JSON object; every mistake raises CheckpointError naming key and value."""
+    """Typed reads of a JSON object; every mistake raises CheckpointError with key and value."""
 
     def __init__(self, values: Mapping[str, object], *, where: str = "config.json") -> None:
-        """Wrap `values`; `where` is what messages call them."""
+        """Wrap `values`; `where` is their name in error messages."""
         self._values = values
         self._where = where
 
     def integer(self, key: str, *, default: int | None = None) -> int:
-        """Return a positive integer. Without a default it is required."""
+        """Return a positive integer; required if there is no default."""
         value = self.optional_integer(key, default=default)
         if value is None:
             raise CheckpointError(f"{self._where} lacks {key}")
         return value
 
     def optional_integer(self, key: str, *, default: int | None = None, low: int = 1) -> int | None:
-        """Return an integer from `low` up, or None; `default` stands in for an absent key only."""
+        """Return an integer of at least `low`, or None; `default` replaces an absent key only."""
         value = self._values.get(key, default)
         if value is None:
             return None
@@ -31,7 +31,7 @@ class HfConfig:
         return value
 
     def number(self, key: str, *, default: float | None = None) -> float:
-        """Return a positive number as a float. Without a default it is required."""
+        """Return a positive number as a float; required if there is no default."""
         value = self.optional_number(key)
         if value is None:
             value = default
@@ -40,7 +40,7 @@ class HfConfig:
         return value
 
     def optional_number(self, key: str, *, or_zero: bool = False) -> float | None:
-        """Return a positive number, or zero where allowed; None where it is absent or null."""
+        """Return a positive number, or zero if allowed; None if absent or null."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -60,12 +60,12 @@ class HfConfig:
         return value
 
     def only(self, key: str, *allowed: object) -> None:
-        """Refuse a key that is present with any value but those allowed."""
+        """Raise CheckpointError if a key is present with a value that is not allowed."""
         if key in self._values and self._values[key] not in allowed:
             raise self._refusal(key, " or ".join(_json_word(value) for value in allowed))
 
     def words(self, key: str) -> tuple[str, ...] | None:
-        """Return a list of strings, or None where it is absent or null."""
+        """Return a list of strings, or None if absent or null."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -74,7 +74,7 @@ class HfConfig:
         return tuple(value)
 
     def word(self, key: str) -> str | None:
-        """Return a string, or None where it is absent or null."""
+        """Return a string, or None if absent or null."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -83,7 +83,7 @@ class HfConfig:
         return value
 
     def section(self, key: str) -> "HfConfig | None":
-        """Return a nested object, or None where it is absent, null or empty."""
+        """Return a nested object, or None if absent, null or empty."""
         value = self._values.get(key)
         if value is None or value == {}:
             return None
@@ -92,9 +92,9 @@ class HfConfig:
         return HfConfig(value, where=f"{key} in {self._where}")
 
     def labels(self) -> tuple[str, ...]:
-        """Return the names of the labels that a classifier scores: LABEL_0 and on where unnamed.
+        """Return the label names of a classifier.
 
-        There are `num_labels` of these, by default two.
+        Without names they are LABEL_0, LABEL_1 and so on, `num_labels` of them (default: two).
         """
         labels = self._values.get("id2label")
         if not labels:
@@ -104,9 +104,9 @@ class HfConfig:
         return tuple(str(labels[str(i)]) for i in range(len(labels)))
 
     def uniform(self) -> dict[str, object]:
-        """Return the values, and in place of settings by kind of layer those of every kind.
+        """Return the values, with per-layer-type settings merged into one.
 
-        Raises CheckpointError where kinds of layers differ in them.
+        Raises CheckpointError if the settings of layer types differ.
         """
         kinds = {key: value for key, value in self._values.items() if isinstance(value, dict)}
         flat = {key: value for key, value in self._values.items() if key not in kinds}

@@ -1,7 +1,7 @@
-"""The rotation that a Hugging Face `config.json` asks for, and overrides of a configuration.
+"""Rotary embedding settings of a Hugging Face `config.json`, and config overrides.
 
-Both of transformers' spellings are read: `rope_parameters`, and the older `rope_scaling` beside
-`rope_theta`, whose kind may be called `type`.
+Reads both of transformers' formats: `rope_parameters`, and the older `rope_scaling` next to
+`rope_theta`, whose `rope_type` may be called `type`.
 """
 
 import math
@@ -13,15 +13,15 @@ from jaxserve.layers.rope import DynamicRope, LinearRope, Llama3Rope, Rope, Yarn
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.hf_reader import HfConfig
 
-# The newer spelling comes first: where a file has both, the older one counts, as in transformers.
+# The newer key comes first. If a file has both, the older one wins, as in transformers.
 _SPELLINGS = ("rope_parameters", "rope_scaling")
 
 
 def with_overrides(hf: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return a configuration with some of its values replaced, objects merged key by key.
+    """Return a config with some values replaced; objects are merged key by key.
 
-    An override of the rotation may use either spelling, whichever the configuration uses; null
-    takes the scaling away and keeps `rope_theta`.
+    An override of the rotary embedding may use either format. null removes the scaling and keeps
+    `rope_theta`.
     """
     if any(key in overrides for key in _SPELLINGS):
         hf, overrides = _one_spelling(hf), _one_spelling(overrides)
@@ -34,7 +34,7 @@ def with_overrides(hf: Mapping[str, object], overrides: Mapping[str, object]) ->
 
 
 def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
-    """Return the overrides by which a model's context reaches `num_tokens` tokens."""
+    """Return the overrides that extend a model's context to `num_tokens` tokens."""
 
     def by(num_positions: int, **settings: object) -> dict[str, object]:
         return {"rope_parameters": {**settings, "factor": math.ceil(num_tokens / num_positions)}}
@@ -42,7 +42,7 @@ def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
     match model.rope:
         case None:
             return {"max_position_embeddings": num_tokens}
-        case Llama3Rope():  # its factor is no part of how long the context is
+        case Llama3Rope():  # its factor does not determine the context length
             return {"max_position_embeddings": num_tokens}
         case YarnRope(original_max_position=original):
             return by(original)
@@ -54,7 +54,7 @@ def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
 
 
 def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
-    """Return the rotation of a decoder with `max_position` positions; raises CheckpointError."""
+    """Return the rotary embedding of a decoder; raises CheckpointError."""
     outer_theta = reader.number("rope_theta", default=10000.0)
     rope = _settings(reader)
     if rope is None:
@@ -62,7 +62,7 @@ def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
     theta = rope.number("rope_theta", default=outer_theta)
     rope.only("partial_rotary_factor", 1.0, None)
     kind = rope.word("rope_type") or "default"
-    # As in transformers, the configuration's own counts before the one among the settings.
+    # As in transformers, the top-level key takes precedence.
     original = reader.optional_integer("original_max_position_embeddings") or rope.integer(
         "original_max_position_embeddings", default=max_position
     )
@@ -101,7 +101,7 @@ def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
 
 
 def _settings(reader: HfConfig) -> HfConfig | None:
-    """Return the settings of the rotation, under whichever name they are."""
+    """Return the rotary embedding settings in either format, None without any."""
     sections = {key: reader.section(key) for key in _SPELLINGS}
     named = [key for key, section in sections.items() if section is not None]
     if not named:
@@ -115,7 +115,7 @@ def _settings(reader: HfConfig) -> HfConfig | None:
 
 
 def _one_spelling(values: Mapping[str, object]) -> dict[str, object]:
-    """Return a configuration whose rotation is under `rope_parameters` alone; None for null."""
+    """Return a config with the settings under `rope_parameters` only; None for null."""
     found: dict[str, object] | None = None
     for key in _SPELLINGS:
         section = values.get(key)
@@ -128,7 +128,7 @@ def _one_spelling(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _with_rope_type(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return settings whose kind is under its newer name."""
+    """Return settings with `type` renamed to `rope_type`."""
     renamed = {key: value for key, value in settings.items() if key != "type"}
     if "type" in settings:
         renamed.setdefault("rope_type", settings["type"])

@@ -1,4 +1,4 @@
-"""Llama, and the many models that took its shape (Touvron et al., 2023, arXiv:2302.13971)."""
+"""Llama and compatible models (Touvron et al., 2023, arXiv:2302.13971)."""
 
 from collections.abc import Mapping
 

@@ -13,7 +13,7 @@ __all__ = ["config_from_hf", "hf_tensors"]
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
     reader = HfConfig(hf)
-    # Mistral has one kind of layer; models that mix kinds call themselves ministral.
+    # All layers of Mistral are alike; models with mixed layers have model_type ministral.
     reader.only("layer_types", None)
     window = reader.optional_integer("sliding_window", default=4096)
     return decoder_config(

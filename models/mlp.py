@@ -1,4 +1,4 @@
-"""Feed-forwards of a layer: what transforms each token by itself."""
+"""Feed-forward modules."""
 
 import jax
 from flax import nnx
@@ -12,10 +12,10 @@ from jaxserve.models.forward import ForwardContext
 
 
 class MLP(nnx.Module):
-    """A gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
+    """Gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
-        """Declare the projections, and their biases where the family has them."""
+        """Declare the projections, and biases if the family has them."""
         d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
         self.gate_up = matrix("embed", embed=d, gate_up=2, ffw=f)
         self.down = matrix("ffw", ffw=f, embed=d)
@@ -25,7 +25,7 @@ class MLP(nnx.Module):
     def __call__[Cache](
         self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
     ) -> Float[Array, "tokens embed"]:
-        """Return what to add to the stream."""
+        """Return the update of the residual stream."""
         rows = context.rows
         gate_up = plus(einsum("td,dpf->tpf", x, self.gate_up[...], rows), self.gate_up_bias)
         active = context.tap("active", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1])
@@ -33,10 +33,10 @@ class MLP(nnx.Module):
 
 
 class GeluMLP(nnx.Module):
-    """An MLP without a gate: down(gelu(up(x))) (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
+    """MLP without a gate: down(gelu(up(x))) (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
 
     def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
-        """Declare the projections, and their biases where the family has them."""
+        """Declare the projections, and biases if the family has them."""
         d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
         self.up = matrix("embed", embed=d, ffw=f)
         self.down = matrix("ffw", ffw=f, embed=d)
@@ -46,7 +46,7 @@ class GeluMLP(nnx.Module):
     def __call__[Cache](
         self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
     ) -> Float[Array, "tokens embed"]:
-        """Return what to add to the stream."""
+        """Return the update of the residual stream."""
         wide = plus(einsum("td,df->tf", x, self.up[...], context.rows), self.up_bias)
         active = context.tap("active", jax.nn.gelu(wide, approximate=False))
         return plus(einsum("tf,fd->td", active, self.down[...], context.rows), self.down_bias)

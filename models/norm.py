@@ -1,4 +1,4 @@
-"""Normalisations as modules: their parameters, and how they start in training."""
+"""Norms as modules."""
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -11,7 +11,7 @@ class RMSNorm(nnx.Module):
     """Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
 
     def __init__(self, eps: float, **width: int) -> None:
-        """Declare the scale. width: the axis word and size of what is normalised."""
+        """Declare the scale. width: name and size of the normalized axis."""
         self.eps = eps
         self.weight = ones(**width)
 
@@ -24,7 +24,7 @@ class LayerNorm(nnx.Module):
     """Layer normalisation (Ba et al., 2016, arXiv:1607.06450)."""
 
     def __init__(self, eps: float, **width: int) -> None:
-        """Declare scale and shift. width: the axis word and size of what is normalised."""
+        """Declare scale and shift. width: name and size of the normalized axis."""
         self.eps = eps
         self.weight = ones(**width)
         self.bias = zeros(**width)

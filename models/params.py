@@ -1,4 +1,4 @@
-"""Parameters as plain trees: described, drawn at random, bound to the module that runs them."""
+"""Model parameters as plain trees: describe, initialize, and bind to modules."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -21,18 +21,18 @@ from jaxserve.quantization.matrix import Matrix, WeightSpec
 
 type Model = Decoder | Encoder
 
-# The arrays of a model as nested dicts, keyed by attribute name and layer number. Any: the
-# nesting is as deep as the module's.
+# Arrays of a model as nested dicts, keyed by attribute name and layer number. Any: the nesting
+# depth varies.
 type Params = dict[Any, Any]
 
 _INITIAL_SCALE = 0.02
 
 
 def abstract_params(config: ModelConfig, layout: WeightLayout | None = None) -> Params:
-    """Describe the parameters before they exist: a tree of jax.ShapeDtypeStruct.
+    """Describe the parameters before they exist, as a tree of jax.ShapeDtypeStruct.
 
-    layout: float32 arrays by default. With its sharding, every leaf carries one; raises ConfigError
-    where one cannot be.
+    layout: float32 arrays by default. If it has a sharding, every leaf has one too. Raises
+    ConfigError if a parameter cannot be sharded.
     """
     layout = layout or WeightLayout()
     specs = weight_specs(config)
@@ -53,7 +53,7 @@ def _spec(param: nnx.Param[Any]) -> WeightSpec:
 
 
 def random_params(config: ModelConfig, layout: WeightLayout | None = None, *, seed: int) -> Params:
-    """Draw parameters where they will live: matrices normal with deviation 0.02, norms one.
+    """Initialize parameters on their devices: matrices normal with deviation 0.02, norms one.
 
     A parameter's values depend on the seed and its own name only.
     """
@@ -77,10 +77,10 @@ def bind(config: DecoderConfig, params: Mapping[Any, Any]) -> Decoder: ...
 @overload
 def bind(config: EncoderConfig, params: Mapping[Any, Any]) -> Encoder: ...
 def bind(config: ModelConfig, params: Mapping[Any, Any]) -> Model:
-    """Make a model of `params`, which are shared, not copied. Meant for inside a jit, too.
+    """Return a model with the arrays of `params`, which are not copied. Works inside jit.
 
-    params: the tree that `params_of` returns, or tracers in its shape. Raises ConfigError where
-    it is the tree of another model.
+    params: a tree as returned by `params_of`, of arrays or tracers. Raises ConfigError if it
+    belongs to another model.
     """
     given = flatten_dict(dict(params))
     declared = _declared_params(config)
@@ -109,14 +109,14 @@ def _name(path: Path) -> str:
 
 
 def _declared_params(config: ModelConfig) -> list[tuple[Path, nnx.Param[Any]]]:
-    # Any: nnx types its keys more loosely than the attribute names and layer numbers they are.
+    # Any: nnx does not type its keys as attribute names and layer numbers.
     flat: Any = nnx.to_flat_state(_declared(config)[1])
     return [(path, param) for path, param in flat]
 
 
 @lru_cache(maxsize=64)
 def _draw(initial: str, wanted: jax.ShapeDtypeStruct) -> Callable[[Array], Array]:
-    """Return the compiled draw of one shape; a model has about ten, whatever its depth."""
+    """Return the compiled initializer of one shape; a model has about ten shapes."""
 
     def draw(key: Array) -> Array:
         match initial:

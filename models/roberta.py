@@ -1,4 +1,4 @@
-"""RoBERTa: BERT whose positions begin after padding's (Liu et al., 2019, arXiv:1907.11692)."""
+"""RoBERTa: BERT with positions offset by the padding id (Liu et al., 2019, arXiv:1907.11692)."""
 
 from collections.abc import Mapping
 

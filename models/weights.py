@@ -1,4 +1,4 @@
-"""Where the parameters of the Llama-shaped families lie in a Hugging Face checkpoint."""
+"""Hugging Face checkpoint tensors of Llama-like and BERT-like families."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from jaxserve.quantization.matrix import WeightSpec
 
 
 class Part(NamedTuple):
-    """The range of a parameter's axis that a tensor fills."""
+    """Range of a parameter's axis that a tensor fills."""
 
     axis: str
     start: int
@@ -19,10 +19,10 @@ class Part(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """The range of a stored dimension that is read.
+    """Range of a stored dimension to read.
 
-    The axes of dimension `dim`, but for its first `outer` ones, lie in `total` numbers from `start`
-    on: rows of a fused projection, or rows of each head in one.
+    The axes of dimension `dim`, except the first `outer` ones, occupy `total` elements from
+    `start`: rows of a fused projection, or rows of each head in one.
     """
 
     start: int
@@ -31,20 +31,18 @@ class Cut(NamedTuple):
     outer: int = 0
 
 
-# An axis of the parameter that the stored tensor orders otherwise: the names and sizes of the axes
-# that it is made of, outermost first.
+# Parameter axis stored in another order: names and sizes of its factors, outermost first.
 type Splits = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class HfTensor:
-    """One tensor of a checkpoint: its name, and which of our axes each of its dimensions holds.
+    """Checkpoint tensor: its name, and the parameter axes of each dimension.
 
-    A dimension may hold several of our axes, flattened: o_proj.weight is
-    [(embed), (heads, head_dim)]. parts: where it lies in a parameter that is joined of several
-    tensors. cut: what is read of it, if not all. splits: axes that `dims` names by their pieces, in
-    another order.
-    Several parameters may read one tensor.
+    A dimension may contain several axes, flattened: o_proj.weight is [(embed), (heads, head_dim)].
+    parts: range that it fills in a parameter made of several tensors. cut: range to read, None for
+    all of it. splits: parameter axes whose factors `dims` lists in another order. Several
+    parameters may read one tensor.
     """
 
     name: str
@@ -54,17 +52,16 @@ class HfTensor:
     splits: Splits = ()
 
     def sizes(self, spec: WeightSpec) -> dict[str, int]:
-        """Return the length in this tensor of each axis of its parameter, and of their pieces."""
+        """Return the length in this tensor of each axis of its parameter, and of their factors."""
         pieces = {word: size for _, pieces in self.splits for word, size in pieces}
         return spec.sizes | {part.axis: part.size for part in self.parts} | pieces
 
 
 class Stored(NamedTuple):
-    """A tensor of a checkpoint in a table: its name and its axes, as words.
+    """Entry of a table of checkpoint tensors.
 
-    name: `{experts}` in it stands for a tensor of each index of that axis.
-    dims: axes of a dimension with blanks between them, dimensions with commas.
-    cut, splits: see HfTensor.
+    name: `{experts}` in it is replaced by each index of that axis. dims: dimensions separated by
+    commas, axes of a dimension by blanks. cut, splits: see HfTensor.
     """
 
     name: str
@@ -73,10 +70,10 @@ class Stored(NamedTuple):
     splits: Splits = ()
 
 
-# By parameter, the tensors that lie in it.
+# Tensors of each parameter.
 type Parts = Mapping[str, Sequence[tuple[str, str] | Stored]]
 
-# By axis, how much of it each tensor of a parameter fills.
+# Length of each tensor along a joined axis.
 type Widths = Mapping[str, Sequence[int]]
 
 _TOP: Parts = {
@@ -153,9 +150,8 @@ def llama_tensors(
 ) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter of a decoder.
 
-    more, top: parameters that a family stores otherwise than Llama, those of each layer and those
-    of the model, by their paths in it. widths: of axes of its own along which tensors are joined,
-    the length of each tensor.
+    more, top: parameters of layers and of the model that a family stores differently from Llama, by
+    path. widths: for other axes along which tensors are joined, the length of each tensor.
     """
     tables = ({**_TOP, **(top or {})}, {**_LAYER, **(more or {})})
     return _tensors(config, *tables, layers="model.layers", widths=widths)
@@ -166,7 +162,7 @@ def encoder_tensors(
 ) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter of an encoder.
 
-    base: what its tensors' names begin with. dense, score: where the head's two products are.
+    base: prefix of its tensor names. dense, score: names of the head's two layers.
     """
     top: Parts = {
         **{path: [(f"{base}.{name}", dims)] for path, (name, dims) in _ENCODER_TOP.items()},
@@ -183,7 +179,7 @@ def _tensors(
 ) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter that `config` declares.
 
-    top, inner: the tensors of the model and of a layer, whose names begin with `layers`.
+    top, inner: tensors of the model and of a layer. layers: prefix of the layers' tensor names.
     """
     tensors: dict[Path, tuple[HfTensor, ...]] = {}
     for path, spec in weight_specs(config).items():
@@ -192,7 +188,7 @@ def _tensors(
                 stored, prefix = inner[_dotted(rest)], f"{layers}.{layer}."
             case _:
                 stored, prefix = top[_dotted(path)], ""
-        # How many of a key-value head's queries, keys and values; of gates and ups.
+        # Queries, keys and values per KV head; gate and up projections.
         own = {"qkv": (spec.sizes.get("qkv", 0) - 2, 1, 1), "gate_up": (1, 1)}
         tensors[path] = tuple(_placed(stored, spec, {**own, **(widths or {})}, prefix))
     return tensors
@@ -204,9 +200,9 @@ def _placed(
     widths: Widths,
     prefix: str,
 ) -> Iterator[HfTensor]:
-    """Yield the tensors of a parameter, each with the range of it that it fills.
+    """Yield the tensors of a parameter, each with the range that it fills.
 
-    Tensors lie one after another along the axis that has `widths`.
+    Tensors are concatenated along the axis that has `widths`.
     """
     joined = next((word for word in spec.axes if word in widths and len(stored) > 1), None)
     start = 0

@@ -1,4 +1,4 @@
-"""XLM-RoBERTa: RoBERTa of a hundred languages (Conneau et al., 2020, arXiv:1911.02116)."""
+"""XLM-RoBERTa: multilingual RoBERTa (Conneau et al., 2020, arXiv:1911.02116)."""
 
 from jaxserve.models.roberta import config_from_hf, hf_tensors
 
