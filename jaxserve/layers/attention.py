@@ -1,8 +1,8 @@
-"""Attention as a layer calls it, and attention within whole sequences.
+"""Attention interface of layers, and attention within whole sequences.
 
-A decoder layer computes queries, keys and values, and does not know where earlier keys and values
-are kept. A compiled step passes an `Attend` that reads and writes pages, a forward pass over a
-whole sequence passes `attend_dense`, and a researcher may pass one that records the weights.
+A decoder layer computes queries, keys and values, and is independent of the cache. A compiled step
+passes an `Attend` that reads and writes pages. A forward pass over a whole sequence passes
+`attend_dense`. A researcher may pass one that records the weights.
 """
 
 from typing import Protocol
@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int32
 from pallas_kernels.paged_attention import AttentionSpec
 from pallas_kernels.rotary import rotate
 
-# Queries of `packed_attention` per block: their scores are the largest array of an encoder.
+# Queries per block of `packed_attention`. Their scores are an encoder's largest array.
 PACKED_QUERIES = 128
 
-# Score of a key that a query does not see. Finite: a row without keys must not become NaN.
+# Score of a masked key. Finite, so that a row without keys does not become NaN.
 _MASKED = -1e30
 
 
@@ -33,7 +33,7 @@ class Attend[Cache](Protocol):
         cache: Cache,
         spec: AttentionSpec,
     ) -> tuple[Float[Array, "tokens heads head_dim"], Cache]:
-        """Attend as `spec` says; return the result and the cache with the new keys and values."""
+        """Return the attention output, and the cache with the new keys and values."""
         ...
 
 
@@ -43,10 +43,10 @@ def causal_attention(
     v: Float[Array, "tokens kv_heads head_dim"],
     spec: AttentionSpec,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Attend within one whole sequence, each token to itself and the tokens before it.
+    """Attend within one whole sequence, each token to itself and earlier tokens.
 
-    Each key-value head serves heads / kv_heads neighbouring query heads (Ainslie et al., "GQA",
-    2023, arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of `v`.
+    Each key-value head serves heads / kv_heads adjacent query heads (Ainslie et al., "GQA", 2023,
+    arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of `v`.
     """
     rows = jnp.arange(q.shape[0])
     distances = rows[:, None] - rows[None, :]
@@ -64,7 +64,7 @@ def attend_dense(
     cache: None,
     spec: AttentionSpec,
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:
-    """Attend within one whole sequence without a cache: the `Attend` of a decoder by itself."""
+    """Attend within one whole sequence without a cache: a decoder's default `Attend`."""
     return causal_attention(q, k, v, spec), cache
 
 
@@ -75,9 +75,9 @@ def packed_attention(
     texts: Int32[Array, " tokens"],
     spec: AttentionSpec,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Attend within whole texts packed one after the other, each token to all tokens of its text.
+    """Attend within packed whole texts, each token to all tokens of its text.
 
-    texts: the text of each token. Blocks of queries are processed one after the other.
+    texts: index of each token's text. Blocks of queries are processed one after the other.
     """
     assert spec.sliding_window is None, "packed attention has no window"
 
@@ -101,7 +101,7 @@ def attend_both_ways(
     cache: None,
     spec: AttentionSpec,
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:
-    """Attend within one whole text, each token to all: the `Attend` of an encoder by itself."""
+    """Attend within one whole text, each token to all: an encoder's default `Attend`."""
     return packed_attention(q, k, v, jnp.zeros(q.shape[0], jnp.int32), spec), cache
 
 
@@ -116,7 +116,7 @@ def _attend(
     mask: Bool[Array, "queries tokens"],
     spec: AttentionSpec,
 ) -> Float[Array, "queries heads head_dim"]:
-    """Attend where `mask` is true. Queries and keys are rotated; there is no cache to scale."""
+    """Attend where `mask` is true. Queries and keys are rotated already."""
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
     scores = jnp.einsum("tgrk,sgk->grts", grouped, k, preferred_element_type=jnp.float32)
     scores *= spec.scale

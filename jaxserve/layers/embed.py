@@ -1,4 +1,4 @@
-"""Token lookup."""
+"""Embedding lookup."""
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -13,7 +13,7 @@ def embed(
 ) -> Float[Array, "tokens embed"]:
     """Return the rows `token_ids` of `table`.
 
-    An id outside of the table gives a row of NaN, so that it cannot pass for a token.
+    An id out of range gives a row of NaN, so that the error is not silent.
     """
     with jax.named_scope("embed"):
         return as_matrix(table).take(token_ids, rows)

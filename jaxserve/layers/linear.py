@@ -1,4 +1,4 @@
-"""Every product of activations and weights goes through `einsum`."""
+"""Matmuls of activations and weights."""
 
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -16,12 +16,11 @@ def einsum(
     *,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
-    """Contract activations with a weight, in the einsum letters of the model code.
+    """Contract activations with a weight, with the einsum letters of the model code.
 
-    The rows come first in the activations, then the axes that are summed over, in the weight's
-    order; the result has the rows, then the weight's other axes. rows: which of them are live, and
-    their adapters. The result has the dtype of `x`, or `dtype` if more is wanted than activations
-    carry (float32 logits).
+    Axes of `x` are rows, then the contracted axes in the weight's order. Axes of the result are
+    rows, then the weight's other axes. rows: live rows and their adapters. dtype: dtype of the
+    result, by default that of `x` (float32 for logits).
     """
     dtype = x.dtype if dtype is None else dtype
     product: Array = as_matrix(weight).einsum(spec, x, rows, dtype=dtype)

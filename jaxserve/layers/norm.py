@@ -1,4 +1,4 @@
-"""Normalisation."""
+"""Normalization functions."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def layer_norm(
     *,
     eps: float,
 ) -> Float[Array, "*rows width"]:
-    """Bring the last dimension of `x` to mean 0 and variance 1, then scale and shift it.
+    """Normalize the last dimension of `x` to mean 0 and variance 1, then scale and shift it.
 
     Computed in float32, returned in the dtype of `x`. Ba et al., "Layer Normalization", 2016
     (arXiv:1607.06450).

@@ -1,4 +1,4 @@
-"""Recurrent layers: the states that a layer keeps of the sequences of a step."""
+"""States of recurrent layers, one per sequence of a step."""
 
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -10,25 +10,24 @@ from jaxserve.api.caches import Recurrent
 
 
 class States(Protocol):
-    """The states of one layer, one for each sequence of a step.
+    """States of one layer, one per sequence of a step.
 
-    The tokens of a step are those of its sequences, one sequence after the other. query_starts:
-    where each begins, and where the last ends. row_sequences: the sequence of each token; that of
-    padding is one more than there are.
+    The tokens of a step are grouped by sequence. row_sequences of padding is the number of
+    sequences, one past the last index.
     """
 
     @property
     def query_starts(self) -> Int32[Array, " sequences_and_one"]:
-        """The first token of each sequence, and the end of the last."""
+        """First token of each sequence, followed by the end of the last one."""
         ...
 
     @property
     def row_sequences(self) -> Int32[Array, " tokens"]:
-        """The sequence of each token."""
+        """Sequence of each token."""
         ...
 
     def read(self) -> tuple[Array, ...]:
-        """Return the arrays of the states before this step; zeros where a sequence begins."""
+        """Return the state arrays before this step; zeros for new sequences."""
         ...
 
     def write(self, states: tuple[Array, ...]) -> Self:
@@ -38,7 +37,7 @@ class States(Protocol):
 
 @dataclass(frozen=True)
 class WholeSequence:
-    """States of a forward pass over one whole sequence: none before it, none kept."""
+    """States of a forward pass over one whole sequence; starts at zero, stores nothing."""
 
     spec: Recurrent
     num_tokens: int

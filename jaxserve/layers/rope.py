@@ -1,9 +1,9 @@
 """Rotary position embeddings (Su et al., "RoFormer", 2021, arXiv:2104.09864) and their extensions.
 
-A `Rope` says how fast each pair of a head's dimensions turns per token. The variants stretch that
-for contexts longer than the one trained on; they follow `modeling_rope_utils` of Hugging Face
-transformers 5.23, so that a checkpoint means here what it means there. Frequencies are computed
-on the host in float64 and enter the program as float32 constants.
+A `Rope` defines the rotation frequency of each pair of a head's dimensions. The variants extend the
+context beyond the trained length. They follow `modeling_rope_utils` of Hugging Face transformers
+5.23, so that checkpoints behave the same. Frequencies are computed on the host in float64 and
+compiled in as float32 constants.
 """
 
 import math
@@ -26,13 +26,13 @@ class Rope:
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by: one, except in YaRN."""
+        """Factor of cosines and sines: 1, except in YaRN."""
         return 1.0
 
     def longest_context(self, max_position: int) -> int:
-        """Return how many tokens a model with `max_position` positions in its config can take.
+        """Return the maximum context of a model with `max_position` positions in its config.
 
-        As vLLM counts them: a variant that names a factor stretches the positions by it.
+        As in vLLM, variants with a factor multiply the positions by it.
         """
         return max_position
 
@@ -61,9 +61,9 @@ class LinearRope(Rope):
 class DynamicRope(Rope):
     """NTK-aware scaling ("dynamic"): the base grows with the length beyond `max_position`.
 
-    Alone among the variants it depends on the length of the sequence (emozilla, "Dynamically
-    Scaled RoPE", 2023; described in arXiv:2309.00071, appendix B). Cached keys of an earlier,
-    shorter length would be wrong, so an engine fixes one length, its longest.
+    Only this variant depends on the length of the sequence (emozilla, "Dynamically Scaled RoPE",
+    2023; described in arXiv:2309.00071, appendix B). Cached keys of a shorter length would be
+    wrong, so an engine uses its maximum length for all sequences.
     """
 
     factor: float
@@ -84,9 +84,10 @@ class DynamicRope(Rope):
 class Llama3Rope(Rope):
     """Llama 3.1's scaling ("llama3"): long wavelengths divided by `factor`, short ones kept.
 
-    In between, where original_max_position / wavelength runs from low_freq_factor to
-    high_freq_factor, the two are blended linearly ("The Llama 3 Herd of Models", arXiv:2407.21783,
-    and Meta's reference code). The positions of its configs are stretched already.
+    In between, where original_max_position / wavelength is from low_freq_factor to
+    high_freq_factor, the two are interpolated linearly ("The Llama 3 Herd of Models",
+    arXiv:2407.21783, and Meta's reference code). max_position in its configs already includes the
+    factor.
     """
 
     factor: float
@@ -107,11 +108,11 @@ class Llama3Rope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class YarnRope(Rope):
-    """YaRN (Peng et al., 2023, arXiv:2309.00071): interpolate by parts, and sharpen attention.
+    """YaRN (Peng et al., 2023, arXiv:2309.00071): interpolation by parts, and attention scaling.
 
-    Pairs that turn more than `beta_fast` times within original_max_position tokens are kept,
-    those that turn less than `beta_slow` times are divided by `factor`, with a ramp between;
-    `truncate` rounds the ends of the ramp outwards to whole pairs. `attention_factor` None is the
+    Pairs that turn more than `beta_fast` times within original_max_position tokens are kept. Those
+    that turn less than `beta_slow` times are divided by `factor`, with a linear ramp between.
+    `truncate` rounds the ends of the ramp outwards to whole pairs. attention_factor: None means the
     paper's 0.1 ln(factor) + 1, or the ratio of the two `mscale`s (DeepSeek's form).
     """
 
@@ -125,13 +126,13 @@ class YarnRope(Rope):
     truncate: bool = True
 
     def longest_context(self, max_position: int) -> int:
-        """Return `factor` times the original positions, whatever `max_position` says."""
+        """Return `factor` times the original positions; `max_position` is ignored."""
         del max_position
         return _stretched(self.original_max_position, self.factor)
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by; scores grow by its square."""
+        """Factor of cosines and sines; scores grow by its square."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -147,14 +148,14 @@ class YarnRope(Rope):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         if low == high:
-            high += 0.001  # a step rather than a division by zero, as in transformers
+            high += 0.001  # avoid division by zero, as in transformers
         share: NDArray[np.float64] = np.clip(
             (np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0
         )
         return share * kept / self.factor + (1 - share) * kept
 
     def _pair_turning(self, turns: float, head_dim: int) -> float:
-        """Which pair, as a real number, turns `turns` times within the original context."""
+        """Return the fractional index of the pair that turns `turns` times in the context."""
         wavelength = self.original_max_position / (turns * 2 * math.pi)
         return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
 
@@ -168,7 +169,7 @@ def rotation(
     """Return float32 cosines and sines of every pair's angle at `positions`."""
     with jax.named_scope("rope_table"):
         frequencies = rope.inverse_frequencies(head_dim, length=length).astype(np.float32)
-        # float32: bfloat16 cannot tell position 257 from 256.
+        # float32, because bfloat16 cannot represent position 257.
         angles = positions.astype(jnp.float32)[:, None] * frequencies
         return jnp.cos(angles) * rope.magnitude, jnp.sin(angles) * rope.magnitude
 
@@ -180,5 +181,5 @@ def _inverse_frequencies(base: float, head_dim: int) -> NDArray[np.float64]:
 
 
 def _stretched(positions: int, factor: float) -> int:
-    # The factor may be a quotient, whose product with its divisor rounds to just below a whole.
+    # A factor computed as a quotient may round the product to just below an integer.
     return math.floor(positions * factor + 1e-6)

@@ -1,4 +1,4 @@
-"""Sharding in words: parameters name what their axes hold, a plan says where each word lies."""
+"""Sharding plan: maps the named axes of parameters to mesh axes."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.errors import ConfigError
 
-# Mesh axes. A mesh need not have all of them: words of a missing axis are replicated.
+# Mesh axes. Parameter axes that map to a missing mesh axis are replicated.
 TENSOR, EXPERT = "tensor", "expert"
 
-# Mesh axes of each word. Words that are not listed (embed, head_dim) are replicated.
+# Mesh axes of each axis name. Names not listed (embed, head_dim) are replicated.
 RULES = (
     ("heads", (TENSOR,)),
     ("kv_heads", (TENSOR,)),
@@ -23,37 +23,37 @@ RULES = (
     ("experts", (EXPERT,)),
 )
 
-# A vocabulary that does not divide is replicated. Heads cannot be split and ffw pads badly.
+# Axes to replicate if they do not divide. Heads cannot be split, and ffw pads badly.
 _MAY_REPLICATE = frozenset({"vocab"})
 
 
 @dataclass(frozen=True)
 class ShardingPlan:
-    """Where arrays lie on a mesh: the mesh axes that each axis word is split over."""
+    """Mesh, and the mesh axes that each axis name is sharded over."""
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...] = RULES
 
     def mesh_axes(self, word: str) -> tuple[str, ...]:
-        """Return the mesh axes of a word, without those of one device."""
+        """Return the mesh axes of an axis name, without those of size 1."""
         return tuple(axis for axis in dict(self.rules).get(word, ()) if self.axis_size(axis) > 1)
 
     def axis_size(self, axis: str) -> int:
-        """Return the devices along a mesh axis, 1 if the mesh does not have it."""
+        """Return the number of devices along a mesh axis, 1 if the mesh does not have it."""
         size: int = self.mesh.shape.get(axis, 1)
         return size
 
     def num_shards(self, word: str) -> int:
-        """Return the number of pieces that an axis of this word is split into."""
+        """Return the number of shards of an axis."""
         return prod(self.axis_size(axis) for axis in self.mesh_axes(word))
 
     def without(self, *words: str) -> "ShardingPlan":
-        """Return the plan that replicates these words."""
+        """Return the plan that replicates these axes."""
         rules = tuple((word, axes) for word, axes in self.rules if word not in words)
         return replace(self, rules=rules)
 
     def spec(self, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
-        """Return how an array of `shape`, whose dimensions hold `axes`, lies on the mesh.
+        """Return the partition spec of an array with these axis names and lengths.
 
         Raises ConfigError unless heads, kv_heads, ffw and experts divide by their mesh axes.
         """
@@ -69,23 +69,23 @@ class ShardingPlan:
         return self.places(*words)
 
     def places(self, *words: str) -> PartitionSpec:
-        """Return how an array lies whose dimensions hold `words` and divide."""
+        """Return the partition spec of an array whose axes all divide."""
         names = [self.mesh_axes(word) for word in words]
         return PartitionSpec(*(each[0] if len(each) == 1 else each or None for each in names))
 
     def sharding(self, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
-        """Return `spec` bound to the mesh."""
+        """Return `spec` as a NamedSharding of the mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape))
 
 
 def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Return a mesh of the first `tensor_parallel_size` of `devices` (default: all there are).
+    """Return a mesh of the first `tensor_parallel_size` of `devices` (default: all devices).
 
-    Raises ConfigError where there are fewer, or none that JAX can use.
+    Raises ConfigError if there are too few devices, or none that JAX can use.
     """
     try:
         found = list(jax.devices() if devices is None else devices)
-    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is not installed
+    except (RuntimeError, AssertionError) as error:  # AssertionError: plugin not installed
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise ConfigError(
             f"JAX finds no device to run on (JAX_PLATFORMS is {wanted!r}): look at the driver, and"
@@ -96,6 +96,6 @@ def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None
             f"tensor_parallel_size is {tensor_parallel_size}, but only {len(found)}"
             f" {found[0].platform} device{'s are' if len(found) > 1 else ' is'} visible"
         )
-    # Auto: XLA places the collectives; the kernels sit in an explicit shard_map.
+    # Auto: XLA inserts the collectives; kernels use an explicit shard_map.
     chosen = np.array(found[:tensor_parallel_size])
     return Mesh(chosen, (TENSOR,), axis_types=(AxisType.Auto,))

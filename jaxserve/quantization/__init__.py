@@ -1,7 +1,7 @@
-"""Weight formats, one file per method.
+"""Weight formats, one file per quantization method.
 
-A Matrix is a pytree that stands where an array would, and knows its product; a Method says what a
-checkpoint stores of one and how it is loaded.
+A Matrix is a pytree that replaces an array and implements its matmuls. A Method defines the tensors
+that a checkpoint stores for a matrix, and how to load them.
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def find_method(name: str | None) -> Method:
-    """Return a method by its name (`config.QUANTIZATIONS`); None is plain arrays."""
+    """Return a method by its name (`config.QUANTIZATIONS`); None means plain arrays."""
     if name is None:
         return ARRAYS
     method: Method = import_module(f"{__name__}.{name}").METHOD

@@ -1,9 +1,9 @@
-"""8-bit weights with activations quantized as they come (W8A8), for any checkpoint, at load.
+"""8-bit weights and dynamically quantized activations (W8A8), quantized at load.
 
-Weights have one scale for each output channel, activations one for each token, found when the
-step runs; products are exact in int32 (Dettmers et al., "LLM.int8()", 2022, arXiv:2208.07339,
-without its outlier decomposition). On a CPU with VNNI that is three to four times as fast as
-float32, and a quarter of the memory.
+Weights have one scale per output channel, activations one per token, computed at run time. Products
+are exact in int32 (Dettmers et al., "LLM.int8()", 2022, arXiv:2208.07339, without its outlier
+decomposition). On a CPU with VNNI this is three to four times as fast as float32, with a quarter of
+the memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ from jaxserve.quantization import packed
 from jaxserve.quantization.layout import Arrays, WeightLayout, shardings_of
 from jaxserve.quantization.matrix import Matrix, Rows, WeightSpec, shard_size
 
-# Below this, XLA on CPUs multiplies int8 a number at a time: 8 rows take a fifth of the time of 1.
+# With fewer rows XLA for CPUs does not vectorize int8 matmuls: 8 rows take a fifth of the time of
+# 1.
 _LEAST_ROWS = 8
 _LARGEST = 127.0
 
@@ -28,18 +29,18 @@ _LARGEST = 127.0
 @partial(jax.tree_util.register_dataclass, data_fields=["values", "scales"], meta_fields=["dtype"])
 @dataclass(frozen=True)
 class Int8Matrix(Matrix):
-    """A matrix as int8, and the scales of its output channels."""
+    """Matrix of int8 values with a scale per output channel."""
 
     values: Any  # int8, in the layout of the matrix
-    scales: Any  # float32, the axes that a product does not sum over, in order
-    dtype: str  # of the numbers that these stand for
+    scales: Any  # float32, the axes that matmuls do not contract, in order
+    dtype: str  # dtype of the dequantized values
 
     def einsum(
         self, spec: str, x: Float[Array, "tokens ..."], rows: Rows, *, dtype: DTypeLike
     ) -> Float[Array, "tokens ..."]:
-        """Multiply activations, whose first axis is their tokens.
+        """Multiply activations, whose first axis is tokens.
 
-        A token that is not finite gives a result that is not finite.
+        Tokens with non-finite values give non-finite results.
         """
         del rows
         num_tokens = x.shape[0]
@@ -54,7 +55,7 @@ class Int8Matrix(Matrix):
         return result[:num_tokens].astype(dtype)
 
     def take(self, indices: Int[Array, " tokens"], rows: Rows) -> Float[Array, "tokens embed"]:
-        """Return rows of a quantized table; NaN outside of it."""
+        """Return dequantized rows of a table; NaN for indices out of range."""
         del rows
         found: Int8[Array, "tokens embed"] = jnp.take(self.values, indices, axis=0, mode="clip")
         scales = jnp.take(self.scales, indices, mode="fill", fill_value=jnp.nan)
@@ -63,14 +64,15 @@ class Int8Matrix(Matrix):
 
     @property
     def num_weights(self) -> int:
-        """Weights that one device holds."""
+        """Number of weights on one device."""
         return shard_size(self.values)
 
 
 def quantize(weight: Float[Array, "..."], summed: tuple[int, ...]) -> Int8Matrix:
-    """Round a matrix to int8; `summed` are the axes that products sum over.
+    """Quantize a matrix to int8. summed: the axes that matmuls contract.
 
-    The greatest of each channel becomes 127; the error of each number is at most half its scale.
+    The largest magnitude of each channel maps to 127. The error of a value is at most half its
+    scale.
     """
     wide = weight.astype(jnp.float32)
     scales = jnp.max(jnp.abs(wide), axis=summed, keepdims=True) / _LARGEST
@@ -79,7 +81,7 @@ def quantize(weight: Float[Array, "..."], summed: tuple[int, ...]) -> Int8Matrix
 
 
 class Int8Method(Arrays):
-    """Read floating-point tensors and keep them as int8."""
+    """Quantizes floating-point tensors to int8."""
 
     def describe(self, spec: WeightSpec, layout: WeightLayout) -> Matrix:
         """Describe the quantized matrix."""
@@ -114,7 +116,7 @@ METHOD = Int8Method()
 def _quantizing(
     method: Int8Method, spec: WeightSpec, layout: WeightLayout
 ) -> Callable[[Array], Int8Matrix]:
-    """Return the compiled quantization of matrices laid out alike."""
+    """Return the compiled quantization for matrices with the same layout."""
     return jax.jit(
         partial(quantize, summed=spec.summed_dims),
         out_shardings=shardings_of(method.describe(spec, layout)),

@@ -1,4 +1,4 @@
-"""How the weights of a model are kept: a layout for all of them, a method for each matrix."""
+"""Weight layout of a model, and the quantization method of each matrix."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ FLOAT_DTYPES = frozenset({"F32", "BF16", "F16"})
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A tensor that a checkpoint stores of a matrix: its name, its shape, its possible dtypes."""
+    """Tensor that a checkpoint stores for a matrix: its name, shape and allowed dtypes."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,26 +27,26 @@ class Component:
 
 
 class Method(Protocol):
-    """A way to store and to keep a matrix. Hashable; `quantization/<method>.py` has one each.
+    """Quantization method. Hashable; one per `quantization/<method>.py`.
 
-    Loading goes through it in three steps: `components` are read from the files; `unpack` turns
-    those of one stored tensor into tensors whose dimensions are its own, which the loader slices,
-    permutes and joins; `from_tensors` makes the matrix of the joined ones.
+    Loading has three steps. `components` lists the tensors to read from the files. `unpack`
+    converts those of one stored tensor to tensors with its dimensions, which the loader slices,
+    permutes and joins. `from_tensors` creates the matrix from the joined ones.
     """
 
     def components(self, name: str, shape: Sequence[int]) -> Mapping[str, Component]:
-        """Return what a checkpoint stores of a tensor that would be `name` of `shape`."""
+        """Return what a checkpoint stores for a tensor with this name and shape."""
         ...
 
     def unpack(self, stored: Mapping[str, Array], layout: "WeightLayout") -> Mapping[str, Array]:
-        """Turn components, by their keys, into tensors with the dimensions of the whole one.
+        """Convert components, by key, to tensors with the dimensions of the whole tensor.
 
-        A dimension that products sum over may be shorter (one scale for a group) or 1.
+        A contracted dimension may be shorter (one scale per group) or 1.
         """
         ...
 
     def describe(self, spec: WeightSpec, layout: "WeightLayout") -> Any:
-        """Describe the matrix before it exists: a Matrix, or an array, of ShapeDtypeStructs."""
+        """Describe the matrix before it exists: a Matrix or array of ShapeDtypeStructs."""
         ...
 
     def from_tensors(
@@ -54,7 +54,7 @@ class Method(Protocol):
     ) -> Any:
         """Return the matrix that `describe` describes, on its devices.
 
-        tensors: what `unpack` returned, in the axes of `spec`; axes of a shortened dimension stay
+        tensors: results of `unpack`, with the axes of `spec`; axes of a shortened dimension stay
         flattened.
         """
         ...
@@ -62,7 +62,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Weights as floating-point arrays, packed where the layout says so."""
+    """Weights as floating-point arrays, packed if the layout says so."""
 
     def components(self, name: str, shape: Sequence[int]) -> Mapping[str, Component]:
         """Return the tensor itself."""
@@ -96,17 +96,17 @@ class Arrays:
 
 ARRAYS = Arrays()
 
-# A parameter's place: attribute names and layer numbers from the model down.
+# Path of a parameter: attribute names and layer numbers, starting at the model.
 type Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLayout:
-    """How the parameters of a model are kept.
+    """Dtype, sharding, packing and quantization of a model's parameters.
 
-    dtype: of arrays, and of what quantized matrices stand for. sharding: None for JAX's default
-    device. packed: what packed matrices hold (`packed_linear.KINDS`), which needs one CPU; None for
-    no packing. method: of all matrices but `exceptions`, by their paths.
+    dtype: of arrays, and of dequantized values. sharding: None for JAX's default device. packed:
+    dtype of packed matrices (`packed_linear.KINDS`), which need a single CPU device; None for no
+    packing. method: method of all matrices. exceptions: other methods, by path.
     """
 
     dtype: str = "float32"
@@ -117,24 +117,24 @@ class WeightLayout:
 
     @property
     def plain(self) -> "WeightLayout":
-        """The same with every matrix as an array."""
+        """The same layout with every matrix as an array."""
         return replace(self, method=ARRAYS, packed=None, exceptions={})
 
     def array(
         self, axes: Sequence[str], shape: Sequence[int], dtype: DTypeLike | None = None
     ) -> jax.ShapeDtypeStruct:
-        """Describe an array whose dimensions hold `axes`; a dimension may hold several words.
+        """Describe an array with `axes`; an axis may be several words, flattened.
 
         Raises ConfigError if it cannot be sharded.
         """
-        words = [axis.partition(" ")[0] for axis in axes]  # the outermost is the one that is split
+        words = [axis.partition(" ")[0] for axis in axes]  # only the outermost is sharded
         sharding = None if self.sharding is None else self.sharding.sharding(words, shape)
         return jax.ShapeDtypeStruct(
             tuple(shape), jnp.dtype(self.dtype if dtype is None else dtype), sharding=sharding
         )
 
     def method_of(self, path: Path, spec: WeightSpec) -> Method:
-        """Return the method of a parameter; vectors are arrays."""
+        """Return the method of a parameter; vectors are always arrays."""
         return self.exceptions.get(path, self.method) if spec.summed else ARRAYS
 
     def describe(self, path: Path, spec: WeightSpec) -> Matrix | jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""A weight, however its numbers are kept: what model code and cost counts ask of it."""
+"""Interface of weight matrices, independent of their format."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int, Int32
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """The rows of activations that weights are multiplied by.
+    """Live rows and adapters of a batch of activations.
 
-    A product may skip padding rows and return zeros for them, so that a program compiled for many
-    rows takes only as long as the live ones need.
+    A matmul may skip padding rows and return zeros for them, so that a program compiled for many
+    rows takes only the time of the live ones.
     """
 
     num_rows: Int32[Array, ""] | None = None  # live rows, padding follows; None: all are live
@@ -31,9 +31,9 @@ ALL_ROWS = Rows()
 
 @dataclass(frozen=True, slots=True)
 class WeightSpec:
-    """A parameter in the words of the model: what its axes hold and how long they are.
+    """Names and lengths of a parameter's axes.
 
-    summed: the axes that products sum over, the first or the last ones; none of a vector.
+    summed: the axes that matmuls contract, either the first or the last ones; empty for a vector.
     """
 
     axes: tuple[str, ...]
@@ -47,12 +47,12 @@ class WeightSpec:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The axes that products keep: output channels."""
+        """Axes that matmuls do not contract: output channels."""
         return tuple(word for word in self.axes if word not in self.summed)
 
     @property
     def summed_dims(self) -> tuple[int, ...]:
-        """Positions of the axes that products sum over."""
+        """Positions of the axes that matmuls contract."""
         return tuple(self.axes.index(word) for word in self.summed)
 
     def sizes_of(self, words: tuple[str, ...]) -> tuple[int, ...]:
@@ -61,9 +61,9 @@ class WeightSpec:
 
 
 class Matrix(ABC):
-    """A weight matrix: a pytree that stands where an array would.
+    """Weight matrix: a pytree that replaces an array.
 
-    Its leaves are arrays, or jax.ShapeDtypeStructs before they exist.
+    Its leaves are arrays, or jax.ShapeDtypeStructs before allocation.
     """
 
     @abstractmethod
@@ -79,11 +79,11 @@ class Matrix(ABC):
     @property
     @abstractmethod
     def num_weights(self) -> int:
-        """Weights that one device holds."""
+        """Number of weights on one device."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that one device holds."""
+        """Bytes on one device."""
         leaves = jax.tree.leaves(self)
         return sum(shard_size(leaf) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
@@ -96,15 +96,15 @@ class Matrix(ABC):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ArrayMatrix(Matrix):
-    """A plain array seen as a Matrix; trees of parameters hold the array itself."""
+    """Plain array as a Matrix; parameter trees contain the array itself."""
 
     array: Any
 
     def einsum(
         self, spec: str, x: Float[Array, "..."], rows: Rows, *, dtype: DTypeLike
     ) -> Float[Array, "..."]:
-        """Multiply as XLA does; narrow types are accumulated in float32."""
-        del rows  # XLA computes padding, too
+        """Multiply with XLA; narrow types accumulate in float32."""
+        del rows  # XLA also computes padding
         return jnp.einsum(spec, x, self.array, preferred_element_type=dtype)
 
     def take(self, indices: Int[Array, " rows"], rows: Rows) -> Float[Array, "rows inputs"]:
@@ -114,22 +114,22 @@ class ArrayMatrix(Matrix):
 
     @property
     def num_weights(self) -> int:
-        """Weights that one device holds."""
+        """Number of weights on one device."""
         return shard_size(self.array)
 
 
 def as_matrix(weight: Any) -> Matrix:
-    """Return what a tree of parameters holds in one place as a Matrix."""
+    """Return a leaf of a parameter tree as a Matrix."""
     return weight if isinstance(weight, Matrix) else ArrayMatrix(weight)
 
 
 def matrices(params: Any) -> list[Matrix]:
-    """Return everything in a tree of parameters but its vectors."""
+    """Return every matrix of a parameter tree; vectors are left out."""
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Matrix))
     return [as_matrix(leaf) for leaf in leaves if isinstance(leaf, Matrix) or leaf.ndim > 1]
 
 
 def shard_size(leaf: Any) -> int:
-    """Return the numbers that one device holds of an (abstract) array."""
+    """Return the number of elements of an (abstract) array on one device."""
     sharding = getattr(leaf, "sharding", None)
     return prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape))

@@ -1,4 +1,4 @@
-"""Matrices in the layout of the C kernels for CPUs (`pallas_kernels.packed_linear`)."""
+"""Matrices in the layout of the CPU kernels in C (`pallas_kernels.packed_linear`)."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,21 +13,21 @@ from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.quantization.matrix import Matrix, Rows, WeightSpec
 from pallas_kernels import packed_linear
 
-# Kinds of panels that hold the numbers of an array as they are, rounded at most.
+# Floating-point kinds, whose values are at most rounded.
 FLOATS = ("float32", "bfloat16")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed(Matrix):
-    """A matrix that is packed for the products of this CPU."""
+    """Matrix packed for the matmul kernels of this CPU."""
 
     panels: Any  # packed_linear.PackedMatrix
 
     def einsum(
         self, spec: str, x: Float[Array, "..."], rows: Rows, *, dtype: DTypeLike
     ) -> Float[Array, "..."]:
-        """Multiply live rows in float32; padding rows come back as zeros."""
+        """Multiply live rows in float32; padding rows are zeros in the result."""
         assert _is_product(spec), f"packed matrices cannot compute {spec}"
         return packed_linear.multiply(x, self.panels, num_rows=rows.num_rows).astype(dtype)
 
@@ -38,7 +38,7 @@ class Packed(Matrix):
 
     @property
     def num_weights(self) -> int:
-        """Weights of the matrix; packed matrices are not sharded."""
+        """Number of weights; packed matrices are not sharded."""
         size: int = self.panels.size
         return size
 
@@ -46,7 +46,7 @@ class Packed(Matrix):
 def describe(
     spec: WeightSpec, *, kind: str, dtype: DTypeLike, sharding: ShardingPlan | None
 ) -> Packed:
-    """Describe a packed matrix before it exists. kind: what panels hold (packed_linear.KINDS)."""
+    """Describe a packed matrix before it exists. kind: one of packed_linear.KINDS."""
     inputs, channels = spec.sizes_of(spec.summed), spec.sizes_of(spec.kept)
     packed = packed_linear.packed_spec(inputs, channels, kind=kind, dtype=dtype)
     if sharding is None:
@@ -65,7 +65,7 @@ def pack(
     dtype: DTypeLike,
     sharding: ShardingPlan | None,
 ) -> Packed:
-    """Pack a matrix. scales: float32 of the kept axes, of int8 values."""
+    """Pack a matrix. scales: float32 scales of int8 values, with the kept axes."""
     described = describe(spec, kind=values.dtype.name, dtype=dtype, sharding=sharding)
     place = described.panels.panels.sharding
     packed: Packed = _packing(spec.summed_dims, jnp.dtype(dtype).name, place)(values, scales)
@@ -74,7 +74,7 @@ def pack(
 
 @lru_cache(maxsize=64)
 def _packing(summed: tuple[int, ...], dtype: str, place: Any) -> Any:
-    """Return the compiled packing of matrices laid out alike."""
+    """Return the compiled packing for matrices with the same layout."""
 
     def run(values: Array, scales: Array | None) -> Packed:
         return Packed(packed_linear.pack(values, summed, scales=scales, dtype=dtype))
@@ -83,9 +83,10 @@ def _packing(summed: tuple[int, ...], dtype: str, place: Any) -> Any:
 
 
 def _is_product(spec: str) -> bool:
-    """Whether rows and kept axes come out in the order that panels have.
+    """Return whether the result has rows and kept axes in the order of the panels.
 
-    Panels know only which axes are summed over: another order would pass silently.
+    Panels record only which axes are contracted, so another order would give wrong results
+    silently.
     """
     operands, result = spec.split("->")
     left, right = operands.split(",")
