@@ -209,7 +209,7 @@ def test_a_config_file_gives_flags_and_the_command_line_overrules_it(
         ("config: config.yaml", 1, "config cannot be set by a config file"),
         ("block-size: {a: 1}", 1, "block-size in"),
         ("no-such-flag: 1", 2, "unrecognized arguments: --no-such-flag=1"),
-        ("block-size: big", 2, "--block-size: invalid int value: 'big'"),
+        ("block-size: big", 2, "--block-size: must be a whole number, got 'big'"),
     ],
 )
 def test_a_bad_config_file_is_refused(tmp_path: Path, text: str, status: int, said: str) -> None:
