@@ -19,17 +19,17 @@ from jaxserve.observability.stats import StepStats
 
 logger = logging.getLogger(__name__)
 
-# A step takes milliseconds and the compilation of a forgotten shape a minute or two; what takes
-# longer has hung.
+# A step takes milliseconds, and compiling a program that warm-up missed a minute or two. A longer
+# step counts as hung.
 HANG_TIMEOUT_S = 300.0
 POLL_S = 0.005
 
 
 class InProcessClient(EngineClient):
-    """Runs an engine on one daemon thread, from construction until `shutdown` or its death.
+    """Runs an engine on a daemon thread, from construction until `shutdown` or a failure.
 
-    The engine belongs to that thread alone; commands reach it through a `ThreadPort`. Each event
-    loop that calls is a client of its own, and gets its replies in one call per step.
+    Only that thread uses the engine; commands reach it through a `ThreadPort`. Each calling event
+    loop is a separate client, which is woken once per step.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class InProcessClient(EngineClient):
             raise EngineDeadError(reason)
 
     def stats(self) -> StepStats:
-        """Gauges as they are now; counts since the engine was made."""
+        """Return the current gauges, and the counts since the engine was created."""
         return self._engine.stats()
 
     async def shutdown(self, *, drain_timeout_s: float) -> None:
@@ -109,7 +109,7 @@ class InProcessClient(EngineClient):
     def _run(self) -> None:
         try:
             run_engine(self._engine, self._port)
-            while self._engine.has_work:  # steps under way, of requests that have ended
+            while self._engine.has_work:  # finish steps in flight, whose requests have ended
                 self._engine.step()
             self._port.die("the engine was shut down")
         except Exception:
@@ -120,7 +120,8 @@ class InProcessClient(EngineClient):
 class ThreadPort:
     """A port between an engine's thread and event loops on others.
 
-    beat_s: when the engine's loop was last seen. dead_reason: not None once it is over.
+    beat_s: time of the engine loop's last call. dead_reason: why the engine ended; None while it
+    runs.
     """
 
     def __init__(self) -> None:
@@ -150,7 +151,7 @@ class ThreadPort:
             self._put(client, Leave())
 
     def die(self, reason: str) -> None:
-        """End every stream, and take no more commands."""
+        """Fail every stream, and refuse further commands."""
         with self._changed:
             self.dead_reason = reason
             self._inbox.clear()
@@ -177,19 +178,19 @@ class ThreadPort:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no stream of an open event loop waits for anything."""
+        """Whether no stream of an open event loop has a running request."""
         with self._changed:
             clients = list(self._clients.values())
         return all(loop.is_closed() or not streams.is_busy for loop, streams in clients)
 
     def wait_until_idle(self, timeout_s: float) -> None:
-        """Wait until every request has ended, or the time is over."""
+        """Wait until every request has ended, or until the timeout."""
         deadline_s = time.monotonic() + timeout_s
         while not self.is_idle and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
 
     def abort_all(self) -> None:
-        """Ask for every request to be ended."""
+        """Abort every request."""
         with self._changed:
             clients = list(self._clients.items())
         for client, (_, streams) in clients:
@@ -197,7 +198,7 @@ class ThreadPort:
                 self._put(client, Abort(request_id))
 
     def close(self) -> None:
-        """Let the engine's loop end."""
+        """Stop the engine's loop."""
         with self._changed:
             self.is_open = False
             self._changed.notify_all()
@@ -212,14 +213,14 @@ class ThreadPort:
         self._call(client, lambda streams: streams.fail(reason))
 
     def _call(self, client: int, function: Callable[[Streams], None]) -> bool:
-        """Call a function on a client's event loop; False if that is no more."""
+        """Call a function on a client's event loop; return False if the loop is closed."""
         with self._changed:
             loop, streams = self._clients.get(client, (None, None))
         if loop is None or streams is None:
             return False
         try:
             loop.call_soon_threadsafe(function, streams)
-        except RuntimeError:  # closed under its readers
+        except RuntimeError:  # the loop was closed while requests were running
             with self._changed:
                 self._clients.pop(client, None)
             return False

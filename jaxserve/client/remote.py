@@ -1,4 +1,4 @@
-"""An engine in another process, over ZeroMQ sockets in the file system."""
+"""Client of an engine in another process, over a ZeroMQ IPC socket."""
 
 import asyncio
 import logging
@@ -19,16 +19,16 @@ from jaxserve.errors import INTERNAL_ERROR, EngineDeadError, OverloadedError
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
-# For the engine to end aborted requests. Without an answer it hangs, and this process, which must
-# still tell its clients, is killed soon (supervisor.LAST_WORDS_S).
+# How long to wait for the engine to end aborted requests. It must leave time to answer the clients
+# before the supervisor kills this process (supervisor.LAST_WORDS_S).
 ABORT_TIMEOUT_S = 2.0
 
 
 class RemoteClient(EngineClient):
-    """A client of whatever engine it is connected to, one after the other; for one event loop.
+    """Client of one engine at a time, on one event loop.
 
-    Whether an engine lives it is told: `connect` when one is there to be talked to, `disconnect`
-    when it is no more. It hears of both from the engine's parent, who knows at once.
+    The supervisor, the engine's parent process, reports when an engine is ready or has ended; the
+    caller then calls `connect` or `disconnect`.
     """
 
     def __init__(self) -> None:
@@ -38,19 +38,19 @@ class RemoteClient(EngineClient):
         self._is_silent = False
 
     def connect(self, address: str, *, client: int, tokenizer: Tokenizer | None) -> None:
-        """Talk to the engine at `address`, as its client of that number."""
+        """Connect to the engine at `address` with the client number `client`."""
         assert self._link is None, "one engine at a time"
         self._is_silent = False
         self._link = _Link(address, client, tokenizer)
 
     def set_silent(self, is_silent: bool) -> None:
-        """Take note that the engine does not answer now, or does again."""
+        """Set whether the engine is unresponsive."""
         self._is_silent = is_silent
 
     def disconnect(self, reason: str) -> int:
-        """End requests in flight with an error, and serve nothing until connected again.
+        """End running requests with an error, and refuse requests until connected again.
 
-        Returns how many requests that ended.
+        Return the number of requests that were ended.
         """
         self._reason = reason
         link, self._link = self._link, None
@@ -115,8 +115,7 @@ class _Link:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"%d" % client)
         self._socket.setsockopt(zmq.LINGER, 0)
-        # Commands are few and bounded by what this process admits; to lose one is out of the
-        # question, and so is to wait.
+        # No limit: a command must be neither lost nor delayed, and admission bounds their number.
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -124,7 +123,7 @@ class _Link:
         self._reader = asyncio.create_task(self._read())
 
     def close(self, reason: str) -> None:
-        """End all streams by an error, and the connection."""
+        """Fail all streams, and close the connection."""
         self._reader.cancel()
         self.streams.fail(reason)
         self._socket.close()
@@ -142,8 +141,8 @@ class _Link:
             try:
                 self.streams.receive(decode_reply(frame))
             except Exception:
-                # Whose tokens are lost is not known: better all fail than one waits for ever.
-                logger.exception("a message of the engine could not be read")
+                # Unknown requests have lost tokens, so fail all rather than let one wait forever.
+                logger.exception("malformed message from the engine; all its requests fail")
                 for request_id in self.streams.request_ids:
                     self.streams.abort(request_id)
                 self.streams.fail(INTERNAL_ERROR)

@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Stream:
-    """The events of one request on their way to their reader.
+    """Buffer of the events of one request.
 
-    `get` gives out at most one event per choice: what the reader has not taken yet is merged, so
-    that a slow reader costs no more memory than its own answer.
+    Unread events of a choice are merged into one, so a slow reader costs no more memory than its
+    answer.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Stream:
         """Buffer an event."""
         events = self._buffered.pop(event.index, [])
         events.append(event)
-        # Popped and put last: the event that ends the request must stay the last one.
+        # Reinserted at the end, so that the event that ends the request stays the last one.
         self._buffered[event.index] = events
         self._ready.set()
 
@@ -41,7 +41,7 @@ class Stream:
         self._ready.set()
 
     async def get(self) -> list[TokenEvent]:
-        """Wait for events and take them all."""
+        """Wait for events, and return all of them, merged per choice."""
         await self._ready.wait()
         self._ready.clear()
         if self._error is not None:
@@ -52,10 +52,10 @@ class Stream:
 
 
 class Streams:
-    """All streams of a client, and the text of their answers; for one event loop.
+    """The streams of all requests of a client, with detokenization. For one event loop.
 
-    send: passes commands on to the engine, without waiting. Whoever makes this passes the engine's
-    replies to `receive`, and calls `fail` when there will be no more.
+    send: sends a command to the engine without blocking. The owner passes the engine's replies to
+    `receive`, and calls `fail` when the engine has ended.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, send: Callable[[Command], None]) -> None:
@@ -65,12 +65,12 @@ class Streams:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last event of any request is still to come."""
+        """Whether any request is running."""
         return bool(self._streams)
 
     @property
     def request_ids(self) -> list[str]:
-        """The requests whose last event is still to come."""
+        """Ids of the running requests."""
         return list(self._streams)
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
@@ -83,7 +83,7 @@ class Streams:
                     is_finished = is_finished or event.request_finished
                     yield event
         finally:
-            # Not if it is complete or was refused: its id may be another request's by now.
+            # Not if it finished or was refused: another request may use its id by now.
             if self._streams.get(request.id) is stream:
                 self._forget(request.id)
                 self.abort(request.id)
@@ -97,7 +97,7 @@ class Streams:
         self._send(Finish(request_id, index, num_tokens, reason))
 
     def receive(self, reply: Reply) -> None:
-        """Take what the engine says."""
+        """Process a reply of the engine."""
         if isinstance(reply, Refusal):
             stream = self._streams.get(reply.request_id)
             if stream is not None:
@@ -107,7 +107,7 @@ class Streams:
         self._put(self._processor.feed(reply))
 
     def fail(self, reason: str) -> None:
-        """End every stream, by an error in every choice that has not ended."""
+        """End every stream, with an error for each unfinished choice."""
         for request_id in self.request_ids:
             self._put(self._processor.fail(request_id, reason))
 
@@ -135,7 +135,7 @@ class Streams:
 
 
 def merge(events: list[TokenEvent]) -> TokenEvent:
-    """Return one event that says what several of the same choice say one after the other."""
+    """Merge consecutive events of one choice into one event."""
     last = events[-1]
     if len(events) == 1:
         return last

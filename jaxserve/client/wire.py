@@ -1,8 +1,8 @@
-"""Commands and replies as bytes, and the engine's end of the sockets that carry them.
+"""Encoding of commands and replies, and the engine's socket.
 
 Every client has a DEALER socket whose identity is its number; the engine has one ROUTER socket. A
-message is one frame of MessagePack, of types that `loop.py` and `tokens.py` define; nothing else
-is understood, and nothing is ever unpickled.
+message is a frame of MessagePack with a type from `loop.py` or `tokens.py`; the frame of an `Add`
+is followed by one with the prompt. Nothing is unpickled.
 """
 
 import logging
@@ -20,13 +20,13 @@ from jaxserve.engine.loop import Add, Command, Leave, Reply
 
 logger = logging.getLogger(__name__)
 
-# Replies that a client may leave unread; what comes after them is merged into one.
+# Maximum number of unread replies of a client; further ones are merged.
 MAX_UNREAD = 64
-# Commands taken before the engine goes on with its steps.
+# Maximum number of commands received between two steps.
 MAX_COMMANDS = 64
 # A prompt of a million tokens is 4 MB.
 MAX_MESSAGE_BYTES = 2**28
-# How soon what a client had no room for is tried again when nothing else happens.
+# How often to retry replies to a client whose queue is full.
 RETRY_S = 0.01
 
 _encoder = msgspec.msgpack.Encoder()
@@ -35,13 +35,13 @@ _replies = msgspec.msgpack.Decoder(Reply)
 
 
 class MalformedError(ValueError):
-    """Frames that are no command."""
+    """The frames are not a valid command."""
 
 
 def encode_command(command: Command) -> list[bytes]:
-    """Return a command as frames: itself and, for `Add`, the prompt as int32.
+    """Return the frames of a command: the command, and for `Add` the prompt as int32.
 
-    A long prompt would take the engine ten times longer to read as MessagePack.
+    MessagePack would take ten times longer to decode a long prompt.
     """
     if not isinstance(command, Add):
         return [_encoder.encode(command)]
@@ -51,40 +51,40 @@ def encode_command(command: Command) -> list[bytes]:
 
 
 def decode_command(frames: list[bytes]) -> Command:
-    """Return the command of some frames; raises MalformedError for what is none."""
+    """Return the command in `frames`. Raises MalformedError if they are not a valid command."""
     command, *rest = frames
     try:
         decoded: Command = _commands.decode(command)
         if len(rest) != isinstance(decoded, Add):
-            raise MalformedError(f"there are {len(rest)} frames after a command")
+            raise MalformedError(f"unexpected number of frames after the command: {len(rest)}")
         if not isinstance(decoded, Add):
             return decoded
         prompt = array("i")
         prompt.frombytes(rest[0])
-    except ValueError as error:  # msgspec's errors are such
+    except ValueError as error:  # msgspec's errors are ValueErrors
         raise MalformedError(str(error)) from error
     return Add(replace(decoded.request, prompt_ids=tuple(prompt)), decoded.first_key)
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """Return a reply as a frame."""
+    """Return the frame of a reply."""
     return _encoder.encode(reply)
 
 
 def decode_reply(frame: bytes) -> Reply:
-    """Return the reply of a frame; raises msgspec.DecodeError for what is none."""
+    """Return the reply in a frame. Raises msgspec.DecodeError if it is not a valid reply."""
     decoded: Reply = _replies.decode(frame)
     return decoded
 
 
 class SocketPort:
-    """A port whose clients are in other processes; for the engine's thread, as a context.
+    """Port for clients in other processes. A context manager for the engine's thread.
 
-    beat: called each time the engine's loop comes by; ends it by returning False. gone: returns
-    the clients that have ended since it was asked last.
+    beat: called in each iteration of the engine's loop; returns False to end it. gone: returns the
+    clients that have ended since the last call.
 
-    A client that does not read makes nobody wait, and costs no more memory than its answers: what
-    it has no room for is merged until there is.
+    A client that does not read blocks no one else, and costs no more memory than its answers:
+    replies are merged until its queue has room.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class SocketPort:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else what has no room is dropped
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # report full queues instead of dropping
         self._socket.setsockopt(zmq.SNDHWM, MAX_UNREAD)
-        # API processes bound what they ask for themselves: max_concurrent_requests.
+        # API processes limit their own requests: max_concurrent_requests.
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._socket.bind(address)
@@ -122,15 +122,15 @@ class SocketPort:
         if timeout_s:
             self._socket.poll(int(1000 * (RETRY_S if self._late else timeout_s)))
         for _ in range(MAX_COMMANDS):
-            # Asked first: an exception would cost five times as much, at each step.
+            # Poll first, because handling zmq.Again would cost five times as much in each step.
             if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 yield int(identity), decode_command(frames)
-            except ValueError as error:  # also of an identity that is no number
-                # Not said to whoever sent it, which cannot be a client of ours.
-                logger.error("a message that is no command was dropped: %s", error)
+            except ValueError as error:  # also if the identity is not a number
+                # Not reported to the sender, which cannot be one of our clients.
+                logger.error("dropped a malformed message: %s", error)
 
     def send(self, client: int, reply: Reply) -> None:
         """See Port."""
@@ -152,7 +152,7 @@ class SocketPort:
         del self._late[client]
 
     def _try(self, client: int, reply: Reply) -> bool:
-        """Send a reply if there is room; what is for a client that is gone is dropped."""
+        """Send a reply; return False if the queue is full. Drop replies to clients that ended."""
         try:
             self._socket.send_multipart([b"%d" % client, encode_reply(reply)], zmq.NOBLOCK)
         except zmq.Again:

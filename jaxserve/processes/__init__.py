@@ -4,6 +4,7 @@
                  ├── control line ── api 0 ═══════════════╣
                  └── control line ── api 1 ═══════════════╝
 
-Requests and tokens go between API processes and the engine directly; the supervisor starts, watches
-and ends them, and tells each what became of the others. When it is gone, so are they.
+Requests and tokens pass directly between API processes and the engine. The supervisor starts,
+monitors and stops its children, and reports the engine's state to the API processes. The children
+exit when the supervisor does.
 """

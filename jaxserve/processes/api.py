@@ -1,7 +1,7 @@
-"""A process that speaks HTTP: parsing, templates, tokenizing, text, server-sent events.
+"""Main function of an API process, which handles HTTP, templates, tokenization and streaming.
 
-Several of them share the listening socket, and whoever is idle accepts. Each answers probes from
-its first moment on, and requests once an engine is there.
+Several API processes share the listening socket; an idle one accepts. Each answers probes as soon
+as it runs, and requests once an engine is ready.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ type TokenizerLoader = Callable[[Hello], Tokenizer]
 
 
 def load_tokenizer(hello: Hello) -> Tokenizer:
-    """Load the tokenizer of a model; raises CheckpointError."""
+    """Load the tokenizer of a model. Raises CheckpointError."""
     return Tokenizer.load(Path(hello.tokenizer), chat_template=hello.chat_template)
 
 
@@ -74,10 +74,10 @@ def main(
     *,
     preload: Callable[[], None] = Tokenizer.preload,
 ) -> int:
-    """Answer HTTP until told to end; return the exit status.
+    """Serve HTTP until a Drain message; return the exit status.
 
-    fd: this process's end of its control line. load: loads the tokenizer. preload: imports what
-    `load` needs; it runs at once, and before `load`.
+    fd: file descriptor of this process's end of the control line. load: loads the tokenizer.
+    preload: imports the modules that `load` needs; called first.
     """
     ignore_signals()
     # One thread, so that `load` waits for `preload`.
@@ -85,14 +85,14 @@ def main(
     loading.submit(preload)
     line = ChildLine[ToApi](fd, ToApi)
     first = line.receive()
-    assert isinstance(first, ServeHttp), "an API process is told first where to listen"
+    assert isinstance(first, ServeHttp), "the first message must be ServeHttp"
     configure_logging(first.log_level, process=first.name)
     with socket.socket(fileno=first.fd) as listener:
         listener.set_inheritable(False)
         try:
             api = ApiProcess(line, first, lambda hello: loading.submit(load, hello))
         except JaxserveError as error:
-            # Such as a database that is corrupt: one line here, and another of the supervisor.
+            # For example a corrupt database; no traceback.
             log.error("the API process cannot start", reason=str(error))
             line.send(Failed(str(error)))
             return 1
@@ -102,7 +102,7 @@ def main(
 
 
 class ApiProcess:
-    """One server, and what the supervisor tells it of engines."""
+    """The HTTP server, and its connection to the engine that the supervisor reports."""
 
     def __init__(
         self,
@@ -113,9 +113,9 @@ class ApiProcess:
         self._line = line
         self._folder = first.folder
         self._load = load
-        # Of engines' series it has none, which are what the bound is for.
+        # max_model_len only bounds the buckets of engine series, which this process does not have.
         metrics = Metrics(max_model_len=1)
-        metrics.observe_engine_death(0)  # a counter should be there before it first grows
+        metrics.observe_engine_death(0)  # so that the counter is exported before it first grows
         app = create_app(
             (),
             metrics=metrics,
@@ -130,7 +130,7 @@ class ApiProcess:
         self.server = Server(app, first.config, batches=self._batches)
         if first.waits:
             self.server.wait()
-        # By engine.
+        # By engine number.
         self._clients = {number: RemoteClient() for number in range(first.num_engines)}
         self._tokenizers: dict[int, asyncio.Future[Tokenizer]] = {}
         self._coming_up: dict[int, asyncio.Task[None]] = {}
@@ -138,7 +138,7 @@ class ApiProcess:
         self._scrapes: dict[int, asyncio.Future[Sequence[Family]]] = {}
 
     async def run(self, listener: socket.socket) -> None:
-        """Answer at `listener` until told to end."""
+        """Serve at `listener` until a Drain message."""
         loop = asyncio.get_running_loop()
 
         def obey(message: ToApi) -> None:
@@ -153,7 +153,7 @@ class ApiProcess:
             beating.cancel()
 
     async def _beat(self) -> None:
-        """Show now and then that the event loop is alive."""
+        """Send beats from the event loop."""
         while True:
             self._line.send(Beat())
             await asyncio.sleep(HEARTBEAT_S)
@@ -188,17 +188,17 @@ class ApiProcess:
                     scrape.set_result(message.families)
 
     def _begin_tokenizer(self, message: EngineLoads | EngineUp) -> None:
-        """Load a model's tokenizer while its engine loads: once, though engines start again."""
+        """Start loading the tokenizer of an engine's model, once for all restarts of the engine."""
         if message.engine not in self._tokenizers:
             hello = msgspec.json.decode(message.hello, type=Hello)
             self._tokenizers[message.engine] = asyncio.wrap_future(self._load(hello))
 
     async def _come_up(self, message: EngineUp) -> None:
-        """Serve what the engine serves, or tell the supervisor why not."""
+        """Start serving the engine's model, or report the failure to the supervisor."""
         try:
             await self._connect(message)
         except TimeoutError:
-            self._line.send(Failed("the tokenizer does not load, as if the disk hangs"))
+            self._line.send(Failed("loading the tokenizer timed out; check the disk"))
         except JaxserveError as error:
             self._line.send(Failed(str(error)))
         except Exception:
@@ -222,14 +222,14 @@ class ApiProcess:
         self._state.router.add(message.engine, model)
 
     async def _scrape(self) -> Sequence[Family]:
-        """Return the series of all processes; this one's own, if the supervisor is busy."""
+        """Return the series of all processes; only those of this one if the supervisor is busy."""
         number = next(self._numbers)
         scrape = self._scrapes[number] = asyncio.get_running_loop().create_future()
         self._line.send(Scrape(number))
         try:
             return await asyncio.wait_for(scrape, SCRAPE_TIMEOUT_S)
         except TimeoutError:
-            log.warning("the series of the other processes did not come in time")
+            log.warning("timed out collecting the series of the other processes")
             return self._state.metrics.snapshot()
         finally:
             self._scrapes.pop(number, None)
@@ -238,7 +238,7 @@ class ApiProcess:
 def served_model(
     hello: Hello, client: EngineClient, tokenizer: Tokenizer, config: ServerConfig
 ) -> ServedModel:
-    """Return the model that an engine serves."""
+    """Return the model of an engine, ready for requests."""
     chat = None
     if tokenizer.chat_template is not None:
         chat = ChatTemplate(tokenizer, defaults=config.chat_template_kwargs)
@@ -268,14 +268,14 @@ def served_model(
 
 
 def _answers(chat: ChatTemplate, config: ServerConfig) -> AnswerFormat:
-    """Return how a model writes reasoning and tool calls, and say so in the log."""
+    """Choose the parsers of reasoning and tool calls, and log the choice."""
     tools = config.tool_call_parser if config.enable_auto_tool_choice else NONE
     if tools == AUTO:
         tools = find_tool_parser(chat)
     reasoning = config.reasoning_parser
     if reasoning == AUTO:
         reasoning = find_reasoning_parser(chat)
-    log.info("parsers of answers chosen", tool_calls=tools, reasoning=reasoning)
+    log.info("chose parsers", tool_calls=tools, reasoning=reasoning)
     return answer_format(tools=tools, reasoning=reasoning)
 
 

@@ -1,17 +1,18 @@
-"""How long to wait before a process that ended starts again."""
+"""Exponential backoff for restarting processes."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 
-# Longer waits would only keep a server down that could serve again.
+# Longer delays would only prolong an outage.
 MAX_DELAY_S = 60.0
 
 
 class Backoff:
-    """Delays that double with each end within a window, up to MAX_DELAY_S.
+    """Delays that double with each exit within a sliding window, up to MAX_DELAY_S.
 
-    limit: ends within the window after which there is no restart. Older ends are forgotten.
+    limit: number of exits within the window after which to give up. window_s, first_delay_s: in
+    seconds.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Backoff:
         self._ends_s: deque[float] = deque()
 
     def delay_s(self) -> float | None:
-        """Count an end, and return the seconds to wait for the restart, or None to give up."""
+        """Record an exit; return the delay before the restart in seconds, or None to give up."""
         now_s = self._clock()
         while self._ends_s and self._ends_s[0] <= now_s - self._window_s:
             self._ends_s.popleft()
@@ -38,5 +39,5 @@ class Backoff:
         count = len(self._ends_s)
         if count > self._limit:
             return None
-        num_doublings = min(count - 1, 100)  # a float holds no more than 1023
+        num_doublings = min(count - 1, 100)  # 2.0**1024 would overflow
         return min(self._first_delay_s * 2.0**num_doublings, self._max_delay_s)

@@ -1,4 +1,4 @@
-"""The child processes of a server: how they start, and what they have counted."""
+"""The child processes of a server, their restarts and their metrics."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ log = get_logger(__name__)
 
 
 class Children:
-    """What the supervisor and the keepers of engines share.
+    """State shared by the supervisor and the keepers of engines.
 
-    folder: for sockets, readable by this user alone; set when the server runs. apis: the API
-    processes by their number as clients. engines: the engine processes by engine. stop: set when
+    folder: folder for sockets, accessible only to this user; set once the server runs. apis: the
+    API processes by client number. engines: the engine processes by engine number. stop: set when
     the server stops.
     """
 
@@ -30,18 +30,18 @@ class Children:
         self._series = SeriesSet()
         self._engine_restarts = [self._engine_count(number) for number in range(num_engines)]
         self._restarts = {kind: self._count(kind) for kind in ("engine", "api")}
-        # Counts of processes that have ended: a sum over processes must never fall.
+        # Counts of processes that have ended, because a sum over processes must never fall.
         self._retired: tuple[Family, ...] = ()
 
     async def start(self, name: str, module: str, *, pass_fds: Sequence[int] = ()) -> Child:
-        """Start a child; raises OSError."""
+        """Start a child. Raises OSError."""
         child = await Child.start(name, module, pass_fds=pass_fds)
-        if self.stop.is_set():  # since the start began, so that nothing has told it to end
+        if self.stop.is_set():  # the server began to stop during the start
             child.kill()
         return child
 
     def retire(self, child: Child) -> None:
-        """Keep what a process that has ended has counted."""
+        """Keep the counts of a process that has ended."""
         counts = (family for family in child.last_series if family.kind is not Kind.GAUGE)
         self._retired = merged([self._retired, counts])
 
@@ -51,7 +51,7 @@ class Children:
             child.kill()
 
     async def ended(self) -> None:
-        """Kill all children and wait for their end."""
+        """Kill all children, and wait until they have ended."""
         children = self._all()
         self.kill()
         for child in children:
@@ -63,16 +63,16 @@ class Children:
             api.tell(message)
 
     def api_restarts(self, name: str) -> Restarts:
-        """Return the restarts of an API process."""
+        """Return the restart policy of an API process."""
         return Restarts(name, self._config, stop=self.stop, counts=[self._restarts["api"]])
 
     def engine_restarts(self, name: str, number: int) -> Restarts:
-        """Return the restarts of an engine."""
+        """Return the restart policy of an engine."""
         counts = [self._restarts["engine"], self._engine_restarts[number]]
         return Restarts(name, self._config, stop=self.stop, counts=counts)
 
     async def series(self) -> tuple[Family, ...]:
-        """Return the series of all processes, also of those that have ended."""
+        """Return the merged series of all processes, including those that have ended."""
         snapshots = await asyncio.gather(*(child.series() for child in self._all()))
         return merged([*snapshots, self._series.snapshot(), self._retired])
 
@@ -95,8 +95,8 @@ class Children:
 
 
 def log_silence(name: str, silence: Silence) -> None:
-    """Log that a process does not answer, or answers again."""
+    """Log that a process is not responding, or responds again."""
     if silence.is_silent:
-        log.warning("a process does not answer", name=name)
+        log.warning("process is not responding", name=name)
     else:
-        log.info("a process answers again", name=name)
+        log.info("process is responding again", name=name)

@@ -1,4 +1,4 @@
-"""The engine's process: a model, the loop that serves it, and nothing of HTTP or text."""
+"""Main function of the engine process, which runs the model. HTTP and text are in API processes."""
 
 import logging
 import threading
@@ -39,10 +39,10 @@ FAILED = "the engine has failed; its log says why"
 
 @dataclass(frozen=True, slots=True)
 class ServedEngine:
-    """An engine that is warm, and its metrics.
+    """A warmed-up engine, and its metrics.
 
-    prepare: makes what some requests would wait for; called on a thread when the engine serves.
-    is_compiling: whether a step waits for a program that is being compiled; called on any thread.
+    prepare: prepares what some requests would otherwise wait for; called on a thread once the
+    engine serves. is_compiling: whether a step is waiting for a compilation; thread-safe.
     """
 
     engine: Engine
@@ -51,19 +51,19 @@ class ServedEngine:
     is_compiling: Callable[[], bool] = lambda: False
 
 
-# Loads what the options say, and calls the function as soon as it is known what that will be.
+# Loads an engine by its options, and calls the function as soon as the model is known.
 type Loader = Callable[[EngineOptions, Callable[[Hello], None], str], ServedEngine]
 
 
 def main(fd: int, load: Loader) -> int:
-    """Load an engine and serve it until told to stop; return the exit status.
+    """Load an engine and serve until a Stop message; return the exit status.
 
-    fd: this process's end of its control line.
+    fd: file descriptor of this process's end of the control line.
     """
     ignore_signals()
     line = ChildLine[ToEngine](fd, ToEngine)
     first = line.receive()
-    assert isinstance(first, ServeEngine), "an engine is told first what to serve"
+    assert isinstance(first, ServeEngine), "the first message must be ServeEngine"
     configure_logging(first.log_level, process=first.name)
     post = _Post(line)
     line.listen(post.obey, folder=first.folder)
@@ -93,14 +93,14 @@ def main(fd: int, load: Loader) -> int:
 
 
 def _pulse(line: ChildLine[ToEngine], served: ServedEngine) -> None:
-    """Show that the process runs, which a long step or compilation does not prevent."""
+    """Send pulses, even during a long step or compilation."""
     while True:
         line.send(Pulse(is_compiling=served.is_compiling()))
         time.sleep(PULSE_S)
 
 
 class _Post:
-    """What the supervisor wants, between the line's thread and the engine's loop."""
+    """State set by the supervisor's messages, shared by the line's thread and the engine's loop."""
 
     def __init__(self, line: ChildLine[ToEngine]) -> None:
         self.metrics: Metrics | None = None
@@ -111,7 +111,7 @@ class _Post:
         self._gone: list[int] = []
 
     def obey(self, message: ToEngine) -> None:
-        """Take a message; on the line's thread, so that no scrape delays a step."""
+        """Handle a message on the line's thread, so that a scrape does not delay a step."""
         match message:
             case TakeSeries():
                 families = () if self.metrics is None else self.metrics.snapshot()
@@ -123,7 +123,7 @@ class _Post:
                 self._is_stopping = True
 
     def beat(self) -> bool:
-        """Show that the loop is alive, now and then; return whether it shall go on."""
+        """Send a beat if one is due; return whether the loop should continue."""
         now_s = time.monotonic()
         if now_s - self._beat_s >= HEARTBEAT_S:
             self._beat_s = now_s
@@ -132,7 +132,7 @@ class _Post:
 
     def take_gone(self) -> list[int]:
         """Return the clients that have ended."""
-        if not self._gone:  # so almost always, and asked at each step
+        if not self._gone:  # the usual case, checked in each step without the lock
             return []
         with self._lock:
             gone, self._gone = self._gone, []

@@ -1,4 +1,4 @@
-"""Keeps one engine of a server running, and tells the API processes where it is."""
+"""Run and restart an engine of a server, and report its state to the API processes."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -28,18 +28,18 @@ from jaxserve.processes.watch import Watch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Up:
-    """What API processes are told of an engine that serves."""
+    """A ready engine, as reported to API processes."""
 
     hello: Raw
     address: str
 
 
 class EngineKeeper:
-    """Runs the processes of one engine, one after the other.
+    """Runs the process of one engine, and restarts it when it ends.
 
-    number: tells the engine from the others of its server; label `engine` of its metrics. name: of
-    its process in the log. module: that the process runs. taken_names: returns the names of the
-    models of the other engines.
+    number: number of the engine in its server, and the label `engine` of its metrics. name: name of
+    its process in the log. module: the module to run. taken_names: returns the model names of the
+    other engines.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class EngineKeeper:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the engine's model, none until the engine has planned it."""
+        """The names of the engine's model; empty until the engine has reported them."""
         return () if self._planned is None else self._planned.names
 
     @property
     def is_up(self) -> bool:
-        """Whether the engine serves."""
+        """Whether the engine is ready."""
         return self._up is not None
 
     def stop(self) -> None:
-        """Tell the process to end, if there is one."""
+        """Send a Stop message to the process, if it is running."""
         process = self._children.engines.get(self.number)
         if process is not None:
             process.tell(Stop())
 
     def introduce(self, client: int) -> None:
-        """Tell an API process where the engine is, or what it loads."""
+        """Send an API process the address of the engine, or the model that it is loading."""
         api = self._children.apis[client]
         if self._up is not None:
             api.tell(EngineUp(self.number, self._up.hello, self._up.address, client))
@@ -93,7 +93,7 @@ class EngineKeeper:
             api.tell(EngineLoads(self.number, self._planned.hello))
 
     async def keep(self) -> None:
-        """Run processes until told to stop; raises to give up."""
+        """Run and restart the engine until the server stops. Raises an error to give up."""
         restarts = self._children.engine_restarts(self._name, self.number)
         has_served = False
         for count in itertools.count():
@@ -105,7 +105,7 @@ class EngineKeeper:
                 return
 
     async def _run(self, address: str) -> End:
-        """Run one process, and return how it ended."""
+        """Run one process until it ends, and return how it ended."""
         end: End | None = None
         children, config = self._children, self._config
         try:
@@ -146,7 +146,7 @@ class EngineKeeper:
         return end or End(reason=f"the engine has ended: {how}", would_recur=not engine.was_killed)
 
     async def _follow(self, engine: Child, watch: Watch, address: str) -> End | None:
-        """Act on the messages of a process; return how it says that it ends."""
+        """Handle the messages of a process; return the failure that it reports, if any."""
         async for message in engine.messages(FromEngine, watch):
             match message:
                 case Planned():

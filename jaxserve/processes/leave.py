@@ -1,4 +1,4 @@
-"""How a process of ours ends: at once."""
+"""Exit a process without waiting for its threads."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from typing import NoReturn
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with a status, whatever its other threads are at.
+    """Exit with a status, without waiting for other threads.
 
-    Python would wait for a program that is being compiled, which nobody is going to run: a minute
-    for a large model. Nor can it clear up beside one, whose threads use what would be cleared. So
-    then the process ends as it is; only what it has said is still written.
+    Python would wait for a compilation that is no longer needed, up to a minute for a large model,
+    and cannot finalize the interpreter while its threads are running. So if there are threads that
+    are not daemons, flush the output and exit at once.
     """
     others = set(threading.enumerate()) - {threading.current_thread()}
     if all(thread.daemon for thread in others):

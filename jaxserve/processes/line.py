@@ -1,7 +1,6 @@
-"""The control line: a socket pair between the supervisor and a child, with a message a line.
+"""The control line: a socket pair between the supervisor and a child, one message per line.
 
-Its end is the end of whoever held the other one. So a child that reads "end of file" knows that
-the supervisor is gone, however that came about, and goes too.
+A child that reads end-of-file knows that the supervisor has ended, in whatever way, and exits.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ from jaxserve.processes.watch import LOOK_S, Watch
 
 logger = logging.getLogger(__name__)
 
-# Series of a server are some 100 KB.
+# The series of a server take about 100 KB.
 MAX_LINE_BYTES = 2**24
 SERIES_TIMEOUT_S = 1.0
 
@@ -37,15 +36,15 @@ _encoder = msgspec.json.Encoder()
 
 
 class ChildLine[Incoming]:
-    """A child's end of its line.
+    """A child's end of the control line.
 
-    kinds: the type of what the supervisor says; anything else ends the child, as the supervisor's
-    end does. `send` may be called from any thread.
+    kinds: union of the supervisor's messages. Any other message ends the child, as does
+    end-of-file. `send` is thread-safe.
     """
 
     def __init__(self, fd: int, kinds: Any) -> None:
         self._socket = socket.socket(fileno=fd)
-        # Of what the child may start itself, nobody shall keep the line open.
+        # Processes started by the child must not keep the line open.
         self._socket.set_inheritable(False)
         self._file = self._socket.makefile("rb")
         self._decoder = msgspec.json.Decoder(kinds)
@@ -53,7 +52,7 @@ class ChildLine[Incoming]:
         self._folder: Path | None = None
 
     def send(self, message: Message) -> None:
-        """Say something to the supervisor."""
+        """Send a message to the supervisor."""
         with self._sending:
             try:
                 self._socket.sendall(_encoder.encode(message) + b"\n")
@@ -69,9 +68,9 @@ class ChildLine[Incoming]:
         return message
 
     def listen(self, obey: Callable[[Incoming], None], *, folder: str) -> None:
-        """From now on, call `obey` with each message, on a thread of its own.
+        """Start a thread that calls `obey` with each message.
 
-        folder: the server's private folder, which the last of its processes must remove.
+        folder: the server's private folder, removed if the supervisor ends without removing it.
         """
         self._folder = Path(folder)
         threading.Thread(
@@ -87,28 +86,28 @@ class ChildLine[Incoming]:
             self._end()
 
     def _end(self) -> None:
-        """End at once: without a supervisor nobody would ever end this process."""
+        """Exit at once. Without a supervisor, nothing else would end this process."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        # Not sys.exit, which would wait for threads, and for a device that may hang.
+        # sys.exit would wait for threads, and for a device that may hang.
         os._exit(1)
 
 
 def ignore_signals() -> None:
-    """Leave it to the supervisor to end this process.
+    """Ignore SIGINT and SIGTERM, so that the supervisor controls the shutdown.
 
-    Ctrl-C reaches all processes of a terminal, and a service manager may signal all of a service;
-    what is to happen then, and in which order, the supervisor says.
+    Ctrl-C signals all processes of a terminal, and a service manager may signal all processes of a
+    service.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def freeze_garbage() -> None:
-    """Let the garbage collector leave alone what a child has loaded.
+    """Exclude the objects that a child has loaded from garbage collection.
 
-    To go through it all in search of garbage takes it a fifth of a second, in the midst of a step
-    or an answer (docs/performance.md).
+    A full collection over them takes a fifth of a second, and would delay a step or an answer
+    (docs/performance.md).
     """
     gc.collect()
     gc.freeze()
@@ -116,13 +115,13 @@ def freeze_garbage() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A child does not answer now, or does again, as its watch has noticed."""
+    """A child has become unresponsive, or responds again."""
 
     is_silent: bool
 
 
 class Child:
-    """The supervisor's end: a process, and what it says."""
+    """A child process, and the supervisor's end of its control line."""
 
     def __init__(
         self,
@@ -141,7 +140,7 @@ class Child:
 
     @classmethod
     async def start(cls, name: str, module: str, *, pass_fds: Sequence[int] = ()) -> "Child":
-        """Start `python -m module FD`, FD being its end of the line."""
+        """Start `python -m module FD`, where FD is the child's end of the line."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await create_subprocess_exec(
@@ -157,15 +156,15 @@ class Child:
         return cls(name, process, reader, writer)
 
     def tell(self, message: Message) -> None:
-        """Say something; no-op once the child is gone."""
+        """Send a message. Does nothing once the child has ended."""
         if not self._writer.is_closing():
             self._writer.write(_encoder.encode(message) + b"\n")
 
     async def messages(self, kinds: Any, watch: Watch) -> AsyncIterator[Any]:
-        """Yield what the child says, but for signs of life and series, until it ends or errs.
+        """Yield the child's messages until it ends or sends a malformed one.
 
-        Yields a `Silence` when it stops answering and when it answers again. Raises TimeoutError
-        when it hangs.
+        Beats, pulses and series are handled here. Yields a `Silence` when the child becomes
+        unresponsive or responds again. Raises TimeoutError when it hangs.
         """
         decoder = msgspec.json.Decoder(kinds)
         was_silent = False
@@ -174,7 +173,7 @@ class Child:
                 was_silent = watch.is_silent
                 yield Silence(was_silent)
             try:
-                # What has been read of a line when time is up stays in the reader.
+                # After a timeout, a partial line stays in the reader.
                 line = await asyncio.wait_for(self._reader.readline(), LOOK_S)
             except TimeoutError:
                 continue
@@ -185,7 +184,7 @@ class Child:
             try:
                 message = decoder.decode(line)
             except msgspec.DecodeError:
-                logger.exception("%s says what nobody understands", self.name)
+                logger.exception("malformed message from %s", self.name)
                 return
             match message:
                 case Beat():
@@ -202,7 +201,7 @@ class Child:
         raise TimeoutError(f"{self.name} shows no sign of life")
 
     async def series(self) -> tuple[Family, ...]:
-        """Ask for the child's series; those it said last, if it does not answer soon."""
+        """Return the child's series; the previous ones if it does not answer soon."""
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
         self.tell(TakeSeries(number))
@@ -212,11 +211,11 @@ class Child:
 
     @property
     def was_killed(self) -> bool:
-        """Whether SIGKILL ended the child, which comes from an operator or for want of memory."""
+        """Whether the child was ended by SIGKILL, as by an operator or the out-of-memory killer."""
         return self.process.returncode == -signal.SIGKILL
 
     async def ended(self) -> str:
-        """Wait for the child's end and return it in words."""
+        """Wait until the child ends; return a description of how it ended."""
         status = await self.process.wait()
         self._writer.close()
         if status < 0:
@@ -224,8 +223,8 @@ class Child:
         return f"the process ended with status {status}"
 
     def kill(self) -> None:
-        """End the child at once, if it has not ended."""
+        """Kill the child if it is running."""
         if self.process.returncode is None:
-            # Not process.kill(), which takes the exit status away from who waits for it.
+            # process.kill() would lose the exit status for a concurrent wait().
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)

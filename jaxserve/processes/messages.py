@@ -1,4 +1,4 @@
-"""What the supervisor and its children say to each other: a line of JSON each."""
+"""Messages between the supervisor and its children, each a line of JSON."""
 
 from msgspec import Raw, Struct
 
@@ -11,14 +11,14 @@ from jaxserve.server.batches.trouble import BatchTrouble
 
 
 class Message(Struct, frozen=True, tag=True):
-    """Base of all."""
+    """Base class of messages."""
 
 
 # To any child.
 
 
 class TakeSeries(Message, frozen=True):
-    """Answer with a `Series` of the same number."""
+    """Request a `Series` message with the same number."""
 
     number: int
 
@@ -27,9 +27,9 @@ class TakeSeries(Message, frozen=True):
 
 
 class ServeEngine(Message, frozen=True):
-    """Load a model and serve clients at `address`. The first message to an engine.
+    """Load a model, and serve clients at `address`. The first message to an engine.
 
-    number: of the engine among those of its server. name: of its process in the log.
+    number: number of the engine in its server. name: name of its process in the log.
     """
 
     number: int
@@ -41,23 +41,24 @@ class ServeEngine(Message, frozen=True):
 
 
 class ClientGone(Message, frozen=True):
-    """A client has ended, and wants nothing any more."""
+    """A client has ended; drop its requests."""
 
     client: int
 
 
 class Stop(Message, frozen=True):
-    """End; there are no clients left."""
+    """Exit; there are no clients left."""
 
 
 # To an API process.
 
 
 class ServeHttp(Message, frozen=True):
-    """Answer at the listening socket `fd`. The first message to an API process.
+    """Serve HTTP at the listening socket `fd`. The first message to an API process.
 
-    runs_batches: whether this is the one process that does. waits: whether to accept connections
-    only once it is ready, since other processes accept them meanwhile. num_engines: of the server.
+    runs_batches: whether this process runs batches, as exactly one does. waits: whether to accept
+    connections only once ready, because other processes are accepting them. num_engines: number of
+    engines of the server.
     """
 
     config: ServerConfig
@@ -71,14 +72,14 @@ class ServeHttp(Message, frozen=True):
 
 
 class EngineLoads(Message, frozen=True):
-    """An engine loads a model, `hello` tells which: a `Hello`."""
+    """An engine is loading a model. hello: an encoded `Hello`."""
 
     engine: int
     hello: Raw
 
 
 class EngineUp(Message, frozen=True):
-    """An engine serves at `address`, where this process is to call itself `client`."""
+    """An engine serves at `address`. client: number of this process as its client."""
 
     engine: int
     hello: Raw
@@ -87,33 +88,33 @@ class EngineUp(Message, frozen=True):
 
 
 class EngineSilent(Message, frozen=True):
-    """The engine does not answer now, or does again: it may have been stopped, or compile."""
+    """The engine has become unresponsive, as when stopped or compiling, or responds again."""
 
     engine: int
     is_silent: bool
 
 
 class EngineDown(Message, frozen=True):
-    """There is no engine until the next `EngineUp`."""
+    """The engine has ended. There is none until the next `EngineUp`."""
 
     engine: int
     reason: str
 
 
 class Unready(Message, frozen=True):
-    """Say that the server is not ready, but go on answering: it stops soon."""
+    """Report not ready, but continue to serve: the server will stop soon."""
 
 
 class Listen(Message, frozen=True):
-    """Accept connections, ready or not: no other process does."""
+    """Accept connections even if not ready, because no other process does."""
 
 
 class Drain(Message, frozen=True):
-    """Take nothing new, finish what there is, and end."""
+    """Refuse new requests, finish running ones, and exit."""
 
 
 class AllSeries(Message, frozen=True):
-    """The answer to `Scrape`: the series of all processes in one."""
+    """Answer to `Scrape`: the merged series of all processes."""
 
     number: int
     families: tuple[Family, ...]
@@ -123,7 +124,7 @@ class AllSeries(Message, frozen=True):
 
 
 class Batches(Message, frozen=True):
-    """What delays batches, None when they go on."""
+    """What delays batches; None when they proceed."""
 
     trouble: BatchTrouble | None
 
@@ -132,7 +133,7 @@ class Batches(Message, frozen=True):
 
 
 class Series(Message, frozen=True):
-    """The answer to `TakeSeries`."""
+    """Answer to `TakeSeries`."""
 
     number: int
     families: tuple[Family, ...]
@@ -143,17 +144,17 @@ class Beat(Message, frozen=True):
 
 
 class Pulse(Message, frozen=True):
-    """The child's process runs, whatever its loop does. is_compiling: its loop waits for that."""
+    """The child's process is running. is_compiling: whether its loop waits for a compilation."""
 
     is_compiling: bool
 
 
 class Ready(Message, frozen=True):
-    """An engine serves; an API process has found it, and welcomes requests."""
+    """The child is ready to serve requests."""
 
 
 class Failed(Message, frozen=True):
-    """The child ends."""
+    """The child is about to exit because of an error."""
 
     reason: str
 
@@ -162,7 +163,7 @@ class Failed(Message, frozen=True):
 
 
 class Planned(Message, frozen=True):
-    """What the engine will serve, under which names; it loads now."""
+    """The engine is loading the model that `hello` describes, to serve it under `names`."""
 
     names: tuple[str, ...]
     hello: Raw
@@ -172,16 +173,16 @@ class Planned(Message, frozen=True):
 
 
 class Scrape(Message, frozen=True):
-    """Answer with `AllSeries` of the same number."""
+    """Request an `AllSeries` message with the same number."""
 
     number: int
 
 
 class Hello(Struct, frozen=True, kw_only=True):
-    """What an API process must know of a model; see `ServedModel`.
+    """Description of a model for API processes; see `ServedModel`.
 
-    created: when it was loaded, in UNIX time. tokenizer: its folder. kernels: by op, the backend
-    that computes it, and what others lack.
+    created: UNIX time when it was loaded. tokenizer: folder of the tokenizer. kernels: by op, the
+    backend in use, and why each other backend was refused.
     """
 
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Whether and when a process that ended starts again."""
+"""Restart policy for the processes of a server."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a process ended.
+    """Why a process ended.
 
-    would_recur: whether another start would end the same way, as far as one can tell. It decides
-    only while no process of the kind has served.
+    would_recur: whether a restart would probably fail in the same way. It matters only until a
+    process of the kind has served.
     """
 
     reason: str
@@ -27,15 +27,15 @@ class End:
 
 
 def not_started(error: OSError) -> End:
-    """Return the end of a process that the operating system did not start."""
+    """Return the end of a process that the operating system failed to start."""
     reason = f"a process of the server could not be started: {error.strerror}"
     return End(reason=reason, would_recur=True)
 
 
 class Restarts:
-    """The restarts of one process of a server, named `name`.
+    """Restart policy of the process called `name`.
 
-    stop: set when the server stops. counts: each counts the restarts.
+    stop: set when the server stops. counts: counters to increment at each restart.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class Restarts:
         )
 
     async def may_restart(self, end: End, *, has_served: bool) -> bool:
-        """Wait until the process may start again; return False if the server stops.
+        """Wait until the process may restart; return False if the server stops.
 
-        has_served: whether a process of the kind ever did. Raises JaxserveError if none did and
-        none would, and RestartLimitError after too many ends.
+        has_served: whether a process of this kind has ever served. Raises JaxserveError if none has
+        and the failure would recur, and RestartLimitError after too many exits.
         """
         if self._stop.is_set():
             return False
         if end.would_recur and not has_served:
             raise JaxserveError(end.reason)
-        log.error("a process has ended", name=self._name, reason=end.reason)
+        log.error("process ended", name=self._name, reason=end.reason)
         delay_s = self._backoff.delay_s()
         if delay_s is None:
             config = self._config
@@ -69,7 +69,7 @@ class Restarts:
                 f"the process {self._name!r} ended more than {config.max_restarts} times within"
                 f" {config.restart_window_s:g} s (--max-restarts, --restart-window): {end.reason}"
             )
-        log.info("a process will start again", name=self._name, delay_s=delay_s)
+        log.info("restarting process", name=self._name, delay_s=delay_s)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), delay_s)
         if self._stop.is_set():

@@ -1,4 +1,4 @@
-"""The main process of a server: it starts an engine and API processes, and looks after them.
+"""The main process of a server, which starts and monitors an engine and API processes.
 
 It loads neither JAX nor a tokenizer, and no request passes through it.
 """
@@ -36,10 +36,10 @@ from jaxserve.processes.watch import Watch
 
 log = get_logger(__name__)
 
-# For API processes to end after `shutdown_timeout_s`, and for an idle engine to stop.
+# Time for API processes to exit after `shutdown_timeout_s`, and for an idle engine to stop.
 LAST_WORDS_S = 5.0
 STOP_TIMEOUT_S = 5.0
-# An event loop that has not come round for so long keeps all of its clients waiting.
+# An API process without a beat for this long is silent: all of its clients are waiting.
 API_SILENT_S = 2.0
 
 
@@ -54,9 +54,9 @@ class Programs:
 class Supervisor:
     """Runs one server.
 
-    engines: the options of each; the model of the first one answers requests that name none.
-    listener: bound already; API processes listen on it. announce: called once, with the names of
-    all models, when requests are welcome.
+    engines: options of each engine; the first one's model serves requests that name no model.
+    listener: a bound socket, on which API processes listen. announce: called once with the names
+    of all models, when the server is ready.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class Supervisor:
         self._scrapes: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Serve until told to stop; return the exit status of the process.
+        """Serve until a signal; return the exit status of the process.
 
-        0 after SIGTERM or SIGINT: requests are still taken for `shutdown_delay_s`, though /ready
-        says no. Then answers get `shutdown_timeout_s` to finish, and what is left ends with an
-        error. 1 after a second signal, which ends everything at once. Raises JaxserveError when the
-        first engine or API process cannot work, and RestartLimitError when processes end too often.
+        0 after SIGTERM or SIGINT: the server accepts requests for `shutdown_delay_s` while /ready
+        fails, then waits up to `shutdown_timeout_s` for answers, and ends the rest with an error.
+        1 after a second signal, which kills all children. Raises JaxserveError if the first engine
+        or API process cannot work, and RestartLimitError if processes end too often.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        # Readable by this user alone, and so are the sockets in it.
+        # Only this user can access the folder and the sockets in it.
         with TemporaryDirectory(prefix="jaxserve-", ignore_cleanup_errors=True) as folder:
             self._children.folder = folder
             try:
@@ -127,7 +127,7 @@ class Supervisor:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 await self._await_rerouting(apis)
-            # Before any client was served there is nothing to drain.
+            # There is nothing to drain before the server was ready.
             if self._stop.is_set() or self._announce is None:
                 await self._drain(engines, apis)
             for task in (*engines, *apis):
@@ -139,13 +139,13 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _await_rerouting(self, apis: list[asyncio.Task[None]]) -> None:
-        """Serve on for `shutdown_delay_s`, not ready, until load balancers send requests elsewhere.
+        """Report not ready but serve for `shutdown_delay_s`, until load balancers have noticed.
 
-        Nothing routes to a server that never was ready, nor serves once all API processes ended.
+        Not if the server never was ready, and only while an API process is running.
         """
         delay_s = self._config.shutdown_delay_s
         if delay_s and self._announce is None:
-            log.info("not ready, about to stop", delay_s=delay_s)
+            log.info("reporting not ready before stopping", delay_s=delay_s)
             self._children.tell_apis(Unready())
             await asyncio.wait(apis, timeout=delay_s)
 
@@ -155,13 +155,13 @@ class Supervisor:
         """Let the API processes finish their answers, then stop the engines."""
         log.info("stopping", timeout_s=self._config.shutdown_timeout_s)
         self._stop.set()
-        # A connection would wait for ever in the queue of a socket that no process accepts from.
+        # Otherwise new connections would queue forever on a socket that no process accepts from.
         self._listener.close()
         self._children.tell_apis(Drain())
         await asyncio.wait(apis, timeout=self._config.shutdown_timeout_s + LAST_WORDS_S)
         for engine in self._engines:
             engine.stop()
-        # Those that load do not listen.
+        # Engines that are loading do not handle messages.
         serving = [
             task for task, engine in zip(engines, self._engines, strict=True) if engine.is_up
         ]
@@ -177,7 +177,7 @@ class Supervisor:
     # API processes.
 
     async def _keep_api(self, slot: int) -> None:
-        """Run API processes in one place, until told to stop; raises to give up."""
+        """Run and restart an API process until the server stops. Raises an error to give up."""
         name = f"api {slot}"
         restarts = self._children.api_restarts(name)
         while True:
@@ -187,7 +187,7 @@ class Supervisor:
                 return
 
     async def _run_api(self, client: int, name: str, *, runs_batches: bool) -> End:
-        """Run one API process, and return how it ended."""
+        """Run one API process until it ends, and return how it ended."""
         end: End | None = None
         fd = self._listener.fileno()
         hang_timeout_s = self._config.api_hang_timeout_s
@@ -256,12 +256,12 @@ class Supervisor:
         return end or End(reason=f"an API process has ended: {how}", would_recur=not api.was_killed)
 
     def _keep_listening(self) -> None:
-        """Let API processes that wait to be ready answer probes, if no other does."""
+        """Let API processes that are not ready accept connections if no other process does."""
         if not self._ready_apis - self._silent_apis:
             self._children.tell_apis(Listen())
 
     def _announce_once(self) -> None:
-        """Say that requests are welcome, when all API processes are ready for the first time."""
+        """Announce the server when all API processes are ready for the first time."""
         if self._announce is None or len(self._ready_apis) < self._config.api_server_count:
             return
         self._announce(tuple(name for engine in self._engines for name in engine.names))
@@ -274,5 +274,5 @@ class Supervisor:
                 yield from engine.names
 
     async def _scrape(self, api: Child, number: int) -> None:
-        """Answer an API process with the series of all."""
+        """Send an API process the merged series of all processes."""
         api.tell(AllSeries(number, await self._children.series()))

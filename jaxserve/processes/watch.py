@@ -1,39 +1,39 @@
-"""How a child that hangs is told from one that works, and one that pauses from one that answers."""
+"""Liveness monitoring of child processes: detect hung and unresponsive ones."""
 
 import time
 from collections.abc import Callable
 
 import psutil
 
-# How often to look; the precision of the timeouts.
+# Interval of checks, and so the precision of the timeouts.
 LOOK_S = 0.5
-# How often a child's pulse comes.
+# Interval of a child's pulses.
 PULSE_S = 0.25
-# Work of a process that starts: far more than threads use that wake up now and then, far less than
+# CPU time that shows progress of a starting process: far more than idle threads use, far less than
 # the slowest download.
 WORK_S = 0.1
 
-# A child is silent, which is no reason to end it, when no pulse has come for so long: with the
-# times above that is noticed within 2 s of a process being stopped.
+# A child without a pulse for this long is silent, which is not a reason to kill it. With the
+# intervals above, a stopped process is noticed within 2 s.
 SILENT_PULSE_S = 1.0
-# Or when its loop has not come round for so long, as in a compilation that a step waits for.
+# It is also silent without a beat for this long, as when a step waits for a compilation.
 SILENT_LOOP_S = 10.0
-# A process without a pulse is stopped, which no step and no compilation explains: it has hung after
-# this share of the timeout of its loop, but not sooner than this.
+# Neither a step nor a compilation stops the pulse. A process without one has hung after this share
+# of the timeout of its loop, but not before MIN_STILL_S.
 STILL_SHARE = 1 / 6
 MIN_STILL_S = 2.0
 
 
 class Watch:
-    """Notices that a process has hung: it shows no sign of life for too long.
+    """Detects that a process has hung.
 
-    Its signs are beats, which its loop sends each time it comes round, and pulses, which a thread
-    sends. Not every process has a pulse. Until the first beat the process starts, which may take
-    long and be silent. It lives as long as it uses the processor, as compiling and reading do, and
-    waiting for a disk or a network that hang does not. The same holds while a pulse says that the
-    loop waits for a compilation.
+    A process sends beats from its main loop, and some processes send pulses from a thread. Before
+    its first beat, a process is starting, and may take long to load and compile. Then, and while a
+    pulse reports a compilation, using CPU time counts as progress; waiting for a hung disk or
+    network uses none.
 
-    silent_s: how long the loop may not come round before the process counts as silent.
+    start_timeout_s, hang_timeout_s: time without progress, or without a beat, after which the
+    process has hung. silent_s: time without a beat after which it counts as silent.
     """
 
     def __init__(
@@ -62,28 +62,28 @@ class Watch:
         self.has_started = False
 
     def beat(self) -> None:
-        """Take note of a beat."""
+        """Record a beat."""
         self.has_started = True
         self._silent_s = self._loop_s = 0.0
 
     def pulse(self, *, is_compiling: bool) -> None:
-        """Take note of a pulse."""
+        """Record a pulse."""
         self._still_s = 0.0
         self._is_compiling = is_compiling
 
     @property
     def is_silent(self) -> bool:
-        """Whether the process has started but does not answer now, as far as was last looked."""
+        """Whether the process has started but was unresponsive at the last `is_hung`."""
         if not self.has_started:
             return False
         is_still = self._still_s is not None and self._still_s > SILENT_PULSE_S
         return is_still or self._loop_s > self._silent_loop_s
 
     def is_hung(self) -> bool:
-        """Whether there was no sign for too long; to be asked every LOOK_S or more often."""
+        """Update the timers; return whether it has hung. Call every LOOK_S or more often."""
         now_s = self._clock()
-        # What this process has slept through itself, on a machine that was suspended say, does not
-        # count: the signs of that time may not have been read yet.
+        # Time during which this process itself was suspended does not count, because the beats of
+        # that time may not have been read yet.
         passed_s = min(now_s - self._looked_s, 2 * LOOK_S)
         self._looked_s = now_s
         self._silent_s += passed_s
@@ -102,7 +102,7 @@ class Watch:
 
 
 def used_cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used; 0 if it is gone."""
+    """Return the CPU time that a process has used, in seconds; 0 if it has ended."""
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.Error:
