@@ -1,6 +1,6 @@
-"""A checkpoint on disk: its configuration, and where every tensor lies. Nothing is loaded here.
+"""A checkpoint on disk: its configuration, and the file of each tensor. Loads no weights.
 
-Only safetensors are read. Pickled weights (`*.bin`, `*.pt`) can run code as they are opened.
+Only safetensors files are read, because pickled weights (`*.bin`, `*.pt`) can run code when opened.
 """
 
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# One shard of several, where no index names them.
+# Shards of a checkpoint without an index.
 _SHARD = re.compile(r"model-([0-9]+)-of-([0-9]+)\.safetensors")
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,11 +38,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder in Hugging Face's layout. `name` is what the user called it.
+    """A model folder in Hugging Face's layout.
 
-    `config` is the file that describes the model. A checkpoint may be that file alone: it can be
-    planned and compiled. hf_overrides: values that replace the configuration's, objects merged key
-    by key. left_out: weights of a hub repository in formats that were not downloaded.
+    name: the name given by the user, for messages. config: name of the configuration file. A
+    checkpoint without weights can be planned and compiled. hf_overrides: values that replace those
+    of the configuration; objects are merged recursively. left_out: files of the hub repository that
+    were not downloaded.
     """
 
     folder: Path
@@ -59,13 +60,12 @@ class Checkpoint:
         download_dir: str | Path | None = None,
         hf_overrides: Mapping[str, object] | None = None,
     ) -> "Checkpoint":
-        """Find a checkpoint: a local folder, or a hub name, downloaded once and cached.
+        """Open a local folder, or a model of the hub, which is downloaded and cached.
 
-        A file is a configuration, and so is the name of a published model (`published`).
-
-        revision: branch, tag or commit on the hub. download_dir: the cache to use, by default the
-        hub client's own. HF_HUB_OFFLINE keeps to the cache. hf_overrides: see the class. Raises
-        CheckpointError.
+        name: may also be a configuration file, or the short name of a published model (see
+        `published`). revision: branch, tag or commit on the hub. download_dir: the cache folder, by
+        default that of the hub client. With HF_HUB_OFFLINE, only the cache is used. hf_overrides:
+        see the class. Raises CheckpointError.
         """
         folder = published().get(str(name), Path(name))
         overrides = hf_overrides or {}
@@ -76,7 +76,7 @@ class Checkpoint:
             return Checkpoint(folder.parent, str(name), folder.name, overrides)
         left_out: tuple[str, ...] = ()
         if not folder.is_dir():
-            # Imported here: the hub's client takes most of a second, which a folder needs not.
+            # Imported here because it takes most of a second, and local folders do not need it.
             from jaxserve.loading import hub  # noqa: PLC0415
 
             folder = hub.download(str(name), revision=revision, cache_dir=download_dir)
@@ -92,14 +92,14 @@ class Checkpoint:
         found = self._json(self.config)
         if not self.hf_overrides:
             return found
-        # Imported here: models import JAX, which finding a checkpoint can do without.
+        # Imported here because models import JAX, which the rest of this module does not need.
         from jaxserve.models import with_overrides  # noqa: PLC0415
 
         return with_overrides(found, self.hf_overrides)
 
     @property
     def dtype(self) -> str:
-        """The dtype the checkpoint asks for: "float32", "bfloat16" or "float16"."""
+        """The dtype of the checkpoint: "float32", "bfloat16" or "float16"."""
         asked = self.hf_config.get("dtype") or self.hf_config.get("torch_dtype")
         if asked is None:
             stored = {info.dtype for info in self.tensors.values()}
@@ -108,20 +108,20 @@ class Checkpoint:
         if named not in _DTYPES:
             raise CheckpointError(
                 f"{self.config} has dtype = {asked!r}; jaxserve supports {', '.join(_DTYPES)}."
-                """ Read it as one of them by --hf-overrides '{"dtype": "float32"}'"""
+                """ Choose one of them with --hf-overrides '{"dtype": "float32"}'"""
             )
         return named
 
     @cached_property
     def has_weights(self) -> bool:
-        """Whether there are files of weights to read."""
+        """Whether the folder has weights to load."""
         return bool(self._files)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name, from the headers of the safetensors files.
+        """All tensors by name, from the headers of the safetensors files.
 
-        Of a tensor that several shards hold, the one counts that the index names.
+        If several shards contain a tensor, the index decides.
         """
         if not self._files:
             raise CheckpointError(no_weights(self.folder, self.name, left_out=self.left_out))
@@ -142,19 +142,19 @@ class Checkpoint:
         for name, home in self._weight_map.items():
             if name not in tensors:
                 raise CheckpointError(
-                    f"{_INDEX} of {self.name} says that {home} holds {name}, which it does not:"
-                    " one of the two is out of date. Download both again"
+                    f"{_INDEX} of {self.name} lists {name} in {home}, which does not contain it:"
+                    " one of the two is outdated. Download both again"
                 )
         return tensors
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files that hold tensors."""
+        """Total size of the files with tensors, in bytes."""
         return sum(file.stat().st_size for file in {info.file for info in self.tensors.values()})
 
     @cached_property
     def _weight_map(self) -> Mapping[str, str]:
-        """The file of each tensor, as the index says; empty where no index counts."""
+        """The file of each tensor according to the index; empty if no index is used."""
         if not (self.folder / _INDEX).is_file():
             return {}
         is_single = (self.folder / _SINGLE).is_file()
@@ -165,9 +165,9 @@ class Checkpoint:
                 raise
             weight_map = {}
         if is_single and _SINGLE not in weight_map.values():
-            # As in transformers. Savers write one or the other, and leave the older one behind.
+            # As in transformers. Saving writes one of them, and leaves an older one in place.
             logger.warning(
-                "%s has both %s and %s: the single file is read, the index and its shards are not",
+                "%s has both %s and %s; using the single file and ignoring the index",
                 self.name,
                 _SINGLE,
                 _INDEX,
@@ -177,7 +177,7 @@ class Checkpoint:
 
     @cached_property
     def _files(self) -> list[Path]:
-        """The files that hold the weights; none where there are none that can be read."""
+        """The files with weights; empty if there are none."""
         if self._weight_map:
             names = sorted(set(self._weight_map.values()))
             self._check_shards(names, by=f"{_INDEX} names")
@@ -190,7 +190,7 @@ class Checkpoint:
             names = [f"model-{i:0{width}}-of-{total}.safetensors" for i in range(1, int(total) + 1)]
             self._check_shards(names, by="the names of its shards count")
             logger.warning(
-                "%s has no %s: the tensors of all %s shards are read", self.name, _INDEX, total
+                "%s has no %s; reading all tensors of its %s shards", self.name, _INDEX, total
             )
             return [self.folder / name for name in names]
         return []
@@ -207,11 +207,12 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{_INDEX} of {self.name} has no weight_map")
         for name in weight_map.values():
-            # A download must not make us open files elsewhere.
+            # A downloaded index must not refer to files outside of its folder.
             is_plain = isinstance(name, str) and PurePosixPath(name).name == name
             if not is_plain or "\\" in name or not name.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"{_INDEX} of {self.name} names {name!r}, not a safetensors file beside it"
+                    f"{_INDEX} of {self.name} must list safetensors files in its folder,"
+                    f" got {name!r}"
                 )
         return weight_map
 

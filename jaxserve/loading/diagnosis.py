@@ -1,4 +1,4 @@
-"""What a folder holds that is not a model jaxserve can load, and what its owner can do about it."""
+"""Explain why a file or folder cannot be loaded as a model, and what to do about it."""
 
 import json
 from collections.abc import Iterable
@@ -24,16 +24,16 @@ _ORIGINAL_ADVICE = (
 
 
 def wrong_file(path: Path) -> str | None:
-    """Return why a file is not a configuration, judged by its name; None where it may be one."""
+    """Return why a file is not a configuration, judging by its name; None if it may be one."""
     if path.suffix == ".gguf":
         return f"{path} is a GGUF file: {_GGUF_ADVICE}"
     if path.suffix in {*PICKLED, ".safetensors"}:
-        return f"{path} holds weights alone: give its folder, which must have a config.json"
+        return f"{path} contains only weights: give its folder, which must have a config.json"
     return None
 
 
 def wrong_folder(folder: Path, name: str, *, left_out: Iterable[str]) -> str:
-    """Return why a folder without a `config.json` is not a model; left_out: see `no_weights`."""
+    """Return why a folder without a `config.json` is not a model. left_out: see `no_weights`."""
     names = sorted({*left_out, *(path.name for path in folder.iterdir())})
     if "adapter_config.json" in names:
         return _adapter(folder, name)
@@ -81,18 +81,18 @@ def no_weights(folder: Path, name: str, *, left_out: Iterable[str]) -> str:
 
 
 def damage(file: Path) -> str:
-    """Return what is wrong with a file that cannot be read, and what to do about it."""
+    """Return what is wrong with an unreadable file, and what to do about it."""
     with file.open("rb") as opened:
         start = opened.read(len(_LFS))
     if start == _LFS:
-        return "it is a Git LFS pointer in place of the file. Run `git lfs pull` in its folder"
+        return "it is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder"
     if not start:
         return "it is empty. Download it again"
-    return "it is cut short or damaged. Download it again"
+    return "it is truncated or corrupt. Download it again"
 
 
 def broken_tokenizer(folder: Path) -> str:
-    """Return why the tokenizer of a folder could not be loaded: which file, and what to do."""
+    """Return which file of a folder keeps its tokenizer from loading, and what to do."""
     for name in _TOKENIZER_SETTINGS:
         if (folder / name).exists() and read_object(folder / name) is None:
             return f"{name} is not a JSON object: {damage(folder / name)}"
@@ -101,30 +101,30 @@ def broken_tokenizer(folder: Path) -> str:
         if read_backend(folder / "tokenizer.json") is None:
             return f"tokenizer.json is not a tokenizer: {damage(folder / 'tokenizer.json')}"
         return (
-            "tokenizer.json can be read, but not with the settings in tokenizer_config.json and"
-            " config.json. Download all three from one place"
+            "tokenizer.json does not match the settings in tokenizer_config.json and config.json."
+            " Download all three from the same repository"
         )
     if "tokenizer.model" in names:
         if "tokenizer_config.json" in names and is_model(folder / "tokenizer.model"):
             return (
-                "tokenizer.model can be read, but not with the settings in tokenizer_config.json."
-                " Download both from one place"
+                "tokenizer.model does not match the settings in tokenizer_config.json."
+                " Download both from the same repository"
             )
         return f"tokenizer.model is not a SentencePiece model: {damage(folder / 'tokenizer.model')}"
     settings = read_object(folder / "tokenizer_config.json") or {}
     if "auto_map" in settings:
         return (
-            "it needs code of its own (auto_map in tokenizer_config.json), which jaxserve does not"
-            " run. Give the folder of a tokenizer.json with --tokenizer"
+            "it needs custom code (auto_map in tokenizer_config.json), which jaxserve does not run."
+            " Give a folder with a tokenizer.json by --tokenizer"
         )
     return (
-        "it has neither tokenizer.json nor tokenizer.model. Give the folder of a tokenizer with"
+        "it has neither tokenizer.json nor tokenizer.model. Give the folder of a tokenizer by"
         " --tokenizer"
     )
 
 
 def read_backend(path: Path) -> Backend | None:
-    """Return the tokenizer in a `tokenizer.json`, None where there is none."""
+    """Return the tokenizer in a `tokenizer.json`; None if it cannot be read."""
     try:
         return Backend.from_file(str(path))
     except Exception:  # noqa: BLE001  (tokenizers raises nothing narrower)
@@ -132,7 +132,7 @@ def read_backend(path: Path) -> Backend | None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, None where there is none."""
+    """Return the JSON object in a file; None if it cannot be read or is not an object."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Hub names to local folders, through huggingface_hub and its cache."""
+"""Download models from the Hugging Face hub, through its cache."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from huggingface_hub.errors import (
 
 from jaxserve.errors import CheckpointError
 
-# What serving reads; pickled weights, other frameworks' weights and pictures stay where they are.
+# Files to download: not pickled weights, nor those of other frameworks, nor images.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "*.txt"]
 
 
 def download(name: str, *, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Return the folder of the snapshot of hub model `name`, downloading what is not cached.
+    """Return the snapshot folder of hub model `name`, downloading files that are not cached.
 
-    Raises CheckpointError saying which it is: no such folder or name, no access, or not reachable
-    and not cached.
+    Raises CheckpointError if there is no such folder or model, access is denied, or the hub cannot
+    be reached and the model is not cached.
     """
     at = f"{name} at revision {revision}" if revision else name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -54,7 +54,7 @@ def download(name: str, *, revision: str | None, cache_dir: str | Path | None) -
 
 
 def list_files(name: str, *, revision: str | None) -> tuple[str, ...]:
-    """Return the files of hub model `name`, downloaded or not; none where it cannot be asked."""
+    """Return the files of hub model `name`; empty if the hub cannot be reached."""
     try:
         return tuple(HfApi().list_repo_files(name, revision=revision))
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):

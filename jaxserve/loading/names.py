@@ -1,9 +1,9 @@
-"""Names of stored tensors, without what tools leave in front of them or used to call them."""
+"""Normalize the names of stored tensors: strip wrapper prefixes, and update old names."""
 
 from collections.abc import Iterable
 
-# What wrappers put before every name: data parallelism, torch.compile, PEFT, a multimodal model
-# around a language model, sentence-transformers. After it comes what the rest then begins with.
+# Prefixes added by wrappers, such as data parallelism, torch.compile, PEFT, multimodal models and
+# sentence-transformers, each with its replacement.
 _WRAPPERS = (
     ("module.", ""),
     ("_orig_mod.", ""),
@@ -16,12 +16,12 @@ _WRAPPERS = (
     ("model.lm_head.", "lm_head."),
     ("model.score.", "score."),
 )
-# Of a normalization, as TensorFlow calls them and old conversions of BERT still do.
+# TensorFlow's names for the parameters of a normalization, found in old conversions of BERT.
 _OLDER = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
 
 
 def usual_name(stored: str) -> str:
-    """Return the name that transformers would save a tensor by, given one from a checkpoint."""
+    """Return the name under which transformers would save a stored tensor."""
     name, before = stored, ""
     while name != before:
         before = name
@@ -35,6 +35,6 @@ def usual_name(stored: str) -> str:
 
 
 def stored_names(stored: Iterable[str]) -> dict[str, str]:
-    """Return the names of stored tensors by their usual names; a usual name itself comes first."""
+    """Map usual names to stored names. A tensor stored under its usual name takes precedence."""
     names = {usual_name(name): name for name in stored}
     return names | {name: name for name in stored if name in names}

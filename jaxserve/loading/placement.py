@@ -1,7 +1,7 @@
-"""One stored tensor onto its devices: read, put into the axes of its parameter, joined to others.
+"""Transfer stored tensors to devices, and rearrange them into parameters.
 
-Each device's part of a tensor is read from the memory-mapped file and sent as it is stored; the
-device puts it into our layout and dtype (ten times faster than numpy, even on a CPU).
+Each device's shard of a tensor is read from the memory-mapped file and transferred as stored. The
+device converts it to our layout and dtype, ten times faster than numpy even on a CPU.
 """
 
 import math
@@ -23,7 +23,7 @@ from jaxserve.quantization import Component, Method, WeightLayout, WeightSpec
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stored tensor and the parameter that it becomes, or becomes a part of."""
+    """A stored tensor, and the parameter that it becomes or becomes part of."""
 
     tensor: HfTensor
     spec: WeightSpec
@@ -32,7 +32,7 @@ class Piece:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape that the tensor has in a checkpoint of plain tensors."""
+        """The shape of the tensor in an unquantized checkpoint."""
         sizes, cut = self.tensor.sizes(self.spec), self.tensor.cut
         shape = [math.prod(sizes[word] for word in dim) for dim in self.tensor.dims]
         if cut is not None:
@@ -42,11 +42,11 @@ class Piece:
 
     @property
     def components(self) -> Mapping[str, Component]:
-        """What the checkpoint stores of it, by the method's keys."""
+        """The stored components of the tensor, by the method's keys."""
         return self.method.components(self.tensor.name, self.stored_shape)
 
     def read(self, component: Component, read: Callable[[Any], NDArray[Any]]) -> Array:
-        """Return a component on the devices, as it is stored; `read` gives a range of it."""
+        """Return a component on the devices, as stored. read: returns a slice of it."""
         sharding = self.layout.sharding
         if sharding is None:
             return jnp.asarray(read((slice(None),) * len(component.shape)))
@@ -55,10 +55,9 @@ class Piece:
         return stored
 
     def _cut_spec(self, component: Component) -> PartitionSpec:
-        """Return how a component is split: like its parameter, if its dimensions are as long.
+        """Return the sharding of a component: that of its parameter if the shapes agree.
 
-        Of axes that share a stored dimension one at most is split, and it is the outermost of those
-        that are longer than 1.
+        At most one of the axes in a stored dimension is sharded, the outermost with a size above 1.
         """
         if component.shape != self.stored_shape or self.tensor.cut is not None:
             return PartitionSpec()
@@ -74,14 +73,14 @@ class Piece:
         )
 
     def described(self, axes: Sequence[str], shape: Sequence[int]) -> jax.ShapeDtypeStruct:
-        """Describe an array of this piece; an axis that is joined is whole on every device."""
+        """Describe an array of this piece. Axes along which pieces are joined are not sharded."""
         joined = {part.axis for part in self.tensor.parts}
         return self.layout.array(["" if axis in joined else axis for axis in axes], shape)
 
     def arrange(self, components: Mapping[str, Array]) -> Mapping[str, "Arranged"]:
-        """Return what the method makes of the components, in the axes of the parameter."""
+        """Return the unpacked tensors of the components, in the axes of the parameter."""
         parts = tuple(part._replace(start=0) for part in self.tensor.parts)
-        # Tensors that differ in name and place alone share a program.
+        # Tensors that differ only in name and position share a program.
         alike = replace(self, tensor=replace(self.tensor, name="", parts=parts))
         shapes = tuple((key, array.shape, array.dtype) for key, array in components.items())
         run, axes = _arranging(alike, shapes)
@@ -90,7 +89,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Arranged:
-    """A tensor in the axes of its parameter; those of a shortened dimension are one."""
+    """A tensor in the axes of its parameter. The axes of a packed dimension are merged."""
 
     axes: tuple[str, ...]
     array: Array
@@ -98,7 +97,7 @@ class Arranged:
 
 @dataclass(slots=True)
 class Joined:
-    """A parameter that is being put together of the pieces that have been read."""
+    """A parameter under construction, with the pieces read so far."""
 
     num_pieces: int
     tensors: dict[str, Array] = field(default_factory=dict[str, Array])
@@ -106,7 +105,7 @@ class Joined:
     num_read: int = 0
 
     def add(self, piece: Piece, arranged: Mapping[str, Arranged]) -> None:
-        """Put in a piece, whose arrays are not used after."""
+        """Add a piece. Its arrays must not be used afterwards."""
         self.num_read += 1
         for key, each in arranged.items():
             self.axes[key] = each.axes
@@ -122,12 +121,12 @@ class Joined:
             starts = {part.axis: part.start for part in piece.tensor.parts}
             at = tuple(np.int32(starts.get(axis, 0)) for axis in each.axes)
             self.tensors[key] = _write(whole.sharding)(whole, each.array, at)
-        # Waiting bounds the host's copies: transfers to a device are asynchronous.
+        # Transfers are asynchronous; waiting limits the number of copies on the host.
         jax.block_until_ready(self.tensors)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all pieces are there."""
+        """Whether all pieces have been added."""
         return self.num_read == self.num_pieces
 
 
@@ -135,9 +134,9 @@ class Joined:
 def _arranging(
     piece: Piece, shapes: tuple[tuple[str, tuple[int, ...], Any], ...]
 ) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], dict[str, tuple[str, ...]]]:
-    """Return the compiled change from stored components to the axes of a parameter, and these.
+    """Return a compiled function from stored components to arranged tensors, and their axes.
 
-    A model has about ten.
+    A model needs about ten of them.
     """
 
     def unpack(components: Mapping[str, Array]) -> dict[str, Array]:
@@ -171,7 +170,7 @@ def _permuted(piece: Piece, tensor: Array) -> Array:
 
 
 def _cut(piece: Piece, tensor: Array) -> Array:
-    """Return the range of a stored tensor that the parameter reads."""
+    """Return the part of a stored tensor that belongs to the parameter."""
     cut, shape = piece.tensor.cut, tensor.shape
     if cut is None:
         return tensor
@@ -188,10 +187,10 @@ def _cut(piece: Piece, tensor: Array) -> Array:
 
 
 def _words(piece: Piece, shape: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Return the axes that a stored tensor splits into, in its order, and their lengths.
+    """Return the axes of a stored tensor in its own order, and their sizes.
 
-    A dimension that the method has shortened stays one axis. Axes that the tensor does not have, as
-    it is one of a stack, come first.
+    A dimension shortened by packing stays one axis. Axes that the tensor lacks, because it is one
+    of a stack, come first.
     """
     sizes = piece.tensor.sizes(piece.spec)
     own = {word for dim in piece.tensor.dims for word in dim}
@@ -210,19 +209,19 @@ def _words(piece: Piece, shape: Sequence[int]) -> tuple[list[str], list[int]]:
 
 
 def _merged(piece: Piece, words: Sequence[str]) -> tuple[str, ...]:
-    """Return the axes of the parameter, those of a dimension that is one of `words` as one."""
+    """Return the axes of the parameter, merging those that are a single axis in `words`."""
     whole = {axis: word for word in words for axis in word.split()}
     return tuple(dict.fromkeys(whole.get(axis, axis) for axis in piece.spec.axes))
 
 
 def _pieces(piece: Piece, axis: str) -> tuple[str, ...]:
-    """Return the axes that one axis of the parameter is made of in the stored tensor."""
+    """Return the axes of the stored tensor that form one axis of the parameter."""
     return tuple(name for name, _ in dict(piece.tensor.splits).get(axis, ((axis, 0),)))
 
 
 @lru_cache(maxsize=64)
 def _zeros(described: jax.ShapeDtypeStruct) -> Callable[[], Array]:
-    """Return the compiled allocation of a parameter."""
+    """Return a compiled function that allocates a parameter."""
 
     def allocate() -> Array:
         return jnp.zeros(described.shape, described.dtype)
@@ -232,7 +231,7 @@ def _zeros(described: jax.ShapeDtypeStruct) -> Callable[[], Array]:
 
 @lru_cache(maxsize=64)
 def _write(sharding: Any) -> Callable[[Array, Array, tuple[Any, ...]], Array]:
-    """Return the compiled writing of a piece into its parameter, in place."""
+    """Return a compiled function that writes a piece into its parameter in place."""
 
     def write(whole: Array, piece: Array, at: tuple[Any, ...]) -> Array:
         written: Array = jax.lax.dynamic_update_slice(whole, piece, at)

@@ -1,6 +1,6 @@
-"""Published models by name, as their config.json gives their shapes; without weights.
+"""Configurations of published models, included without weights.
 
-What can be planned and compiled with nothing downloaded; tests and benchmarks read them too.
+They can be planned and compiled without a download, and are used by tests and benchmarks.
 """
 
 from pathlib import Path
@@ -9,5 +9,5 @@ _FOLDER = Path(__file__).parents[1] / "assets" / "published"
 
 
 def published() -> dict[str, Path]:
-    """Return the configuration file of each published model, by the model's name here."""
+    """Return the configuration files of the published models, by short name."""
     return {path.stem: path for path in sorted(_FOLDER.glob("*.json"))}

@@ -1,7 +1,7 @@
-"""Parameters onto their devices: from safetensors, tensor by tensor.
+"""Load parameters from safetensors files onto devices, one tensor at a time.
 
-The next tensor is read when the last one is in its place, so the host holds one tensor beside what
-its devices hold.
+A tensor is read only when the previous one has been transferred, so the host needs memory for one
+tensor.
 """
 
 import logging
@@ -40,9 +40,9 @@ from jaxserve.quantization import Component, WeightLayout
 
 logger = logging.getLogger(__name__)
 
-# Names of one kind in an error message: another model's folder would list thousands.
+# Maximum number of tensor names per kind in an error message.
 _MOST_LISTED = 8
-# Tables and masks that older releases of transformers saved; they are computed here.
+# Tables and masks saved by old releases of transformers; they are computed here.
 _BUFFERS = (
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
@@ -50,7 +50,7 @@ _BUFFERS = (
     ".masked_bias",
 )
 _HEAD = "lm_head.weight"
-# Rows of a matrix that are compared at a time.
+# Number of rows of a matrix to compare at a time.
 _ROWS_AT_ONCE = 1024
 
 
@@ -61,10 +61,10 @@ def load_model(
     revision: str | None = None,
     hf_overrides: Mapping[str, object] | None = None,
 ) -> Decoder:
-    """Load a checkpoint as a model to call, differentiate and take apart; no engine involved.
+    """Load a checkpoint as a callable, differentiable model, without an engine.
 
-    name: a folder or a hub name. dtype: of the parameters, by default the checkpoint's.
-    hf_overrides: values that replace those of its config.json. Raises CheckpointError.
+    name: a folder or a hub name. dtype: dtype of the parameters, by default that of the checkpoint.
+    hf_overrides: values that replace those of config.json. Raises CheckpointError.
     """
     checkpoint = Checkpoint.open(name, revision=revision, hf_overrides=hf_overrides)
     config = with_own_head(checkpoint, config_from_hf(checkpoint.hf_config))
@@ -79,10 +79,10 @@ def load_params(
     *,
     progress: bool = True,
 ) -> Params:
-    """Load a checkpoint's parameters, kept as `layout` says.
+    """Load the parameters of a checkpoint into `layout`.
 
-    progress: whether to show a bar, on a terminal. Raises CheckpointError naming every tensor
-    that is missing, unexpected, misshapen or of a dtype that cannot be read.
+    progress: whether to show a progress bar on a terminal. Raises CheckpointError naming the
+    tensors that are missing, unexpected, misshapen or of an unsupported dtype.
     """
     model, read_layout = stored_model(config), stored_layout(config, layout)
     specs, read_specs = weight_specs(config), weight_specs(model)
@@ -139,10 +139,10 @@ def load_params(
 
 
 def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfig:
-    """Return a model's configuration, untied where its checkpoint has another head than it says.
+    """Return the configuration, with untied embeddings if the checkpoint has its own head.
 
-    A configuration may say that the head is the embedding, and the files hold both: where they
-    differ the file's head is used, as in transformers, with a warning.
+    A configuration may declare tied embeddings although the files contain a head that differs from
+    the embedding. As in transformers, the stored head is then used, with a warning.
     """
     if not (config.tied_embeddings and config.num_labels is None and checkpoint.has_weights):
         return config
@@ -158,8 +158,8 @@ def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfi
     if _are_equal(stored[head], stored[embedding], names=(head, embedding)):
         return config
     logger.warning(
-        "config.json of %s has tie_word_embeddings = true, but %s differs from %s in its files:"
-        " the file's head is used",
+        "config.json of %s has tie_word_embeddings = true, but %s differs from %s in its files;"
+        " using the stored head",
         checkpoint.name,
         head,
         embedding,
@@ -168,7 +168,7 @@ def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfi
 
 
 class _Source(NamedTuple):
-    """A stored tensor to read: the parameter, and which component of which of its pieces it is."""
+    """A stored tensor to read: its parameter, its piece, and its component in that piece."""
 
     path: Any
     number: int
@@ -177,7 +177,7 @@ class _Source(NamedTuple):
 
 
 def _num_bytes(info: TensorInfo) -> int:
-    """Return the bytes of a stored tensor; names of dtypes say how many bits they have."""
+    """Return the size of a stored tensor in bytes. Names of dtypes contain their bits."""
     bits = re.search(r"\d+", info.dtype)
     return math.prod(info.shape) * (int(bits[0]) if bits else 8) // 8
 
@@ -185,7 +185,7 @@ def _num_bytes(info: TensorInfo) -> int:
 def _check(
     checkpoint: Checkpoint, components: Iterable[Component], *, spare: tuple[str, ...]
 ) -> None:
-    """Raise one CheckpointError that names all that is wrong with the stored tensors."""
+    """Raise one CheckpointError that lists all problems with the stored tensors."""
     stored = checkpoint.tensors
     expected = {component.name: component for component in components}
     missing = sorted(expected.keys() - stored.keys())
@@ -218,24 +218,24 @@ def _check(
         )
     if faults:
         raise CheckpointError(
-            f"tensors of {checkpoint.name} do not fit its config.json: {'; '.join(faults)}"
+            f"tensors of {checkpoint.name} do not match its config.json: {'; '.join(faults)}"
         )
 
 
 def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
-    """Whether a stored tensor is of no use: a table or mask, a head that is tied or unused."""
+    """Whether a stored tensor is not needed: a table, a mask, or a tied or unused head."""
     return tensor.endswith(_BUFFERS) or usual_name(tensor).startswith(spare)
 
 
 def _as_stored[Named: (HfTensor, Component)](tensor: Named, names: Mapping[str, str]) -> Named:
-    """Return a tensor by its name in the checkpoint: a bare model's has no `model.` before it."""
+    """Return a tensor with its name in the checkpoint, where the first prefix may be absent."""
     bare = tensor.name.partition(".")[2]
     stored = names.get(tensor.name) or names.get(bare)
     return tensor if stored is None else replace(tensor, name=stored)
 
 
 def _are_equal(first: TensorInfo, second: TensorInfo, *, names: tuple[str, str]) -> bool:
-    """Whether two stored matrices are of the same numbers; reads up to the first difference."""
+    """Whether two stored matrices are equal. Stops reading at the first difference."""
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
     with ExitStack() as files:

@@ -1,4 +1,4 @@
-"""The tokens that end a text, by the files of a tokenizer, which need not be loaded for it."""
+"""Read the end-of-text token ids from a tokenizer's files, without loading the tokenizer."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from jaxserve.tokenization.tokenizer import Tokenizer
 
 
 def read_end_ids(folder: Path) -> tuple[int, ...]:
-    """Return a tokenizer's end-of-text ids; a model's generation config may name more.
+    """Return `Tokenizer.load(folder).eos_ids`; a model's generation config may add more.
 
-    They are `Tokenizer.load(folder).eos_ids`. The tokenizer is loaded only where its files leave to
-    its class what its end token is: that takes seconds. Raises CheckpointError as it does.
+    The tokenizer is loaded, which takes seconds, only if its end token is defined by its class
+    rather than by its files. Raises CheckpointError.
     """
     config = _json(folder / "tokenizer_config.json")
     added = config.get("added_tokens_decoder")
@@ -21,20 +21,20 @@ def read_end_ids(folder: Path) -> tuple[int, ...]:
         if isinstance(added, Mapping):
             contents = {int(token_id): token["content"] for token_id, token in added.items()}
         else:
-            # As transformers reads them: these files count where the entry is not.
+            # As in transformers, these files are read only if the entry is absent.
             config = {**config, **_json(folder / "special_tokens_map.json")}
             tokens = _json(folder / "tokenizer.json").get("added_tokens", ())
             contents = {token["id"]: token["content"] for token in tokens}
         end = config.get("eos_token")
         content = end["content"] if isinstance(end, Mapping) else end
-    except (KeyError, TypeError, ValueError):  # transformers may know what to make of it
+    except (KeyError, TypeError, ValueError):  # transformers may be able to read it
         return Tokenizer.load(folder).eos_ids
     found = tuple(token_id for token_id, each in contents.items() if each == content)
     return found or Tokenizer.load(folder).eos_ids
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """Return the object in a file; an empty one where there is no file."""
+    """Return the JSON object in a file; an empty one if there is no file."""
     if not path.is_file():
         return {}
     try:

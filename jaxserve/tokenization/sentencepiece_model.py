@@ -1,7 +1,7 @@
-"""Tokenizers published as a SentencePiece model alone, which the Rust backend does not read.
+"""Convert SentencePiece models, which the Rust backend does not read.
 
-transformers 5 converts one where its class is known, and loses the space before a text; so the
-model is converted here, by what it says of itself (Kudo and Richardson, 2018, arXiv:1808.06226).
+transformers 5 converts only known classes, and loses the space before a text. The conversion here
+follows the settings in the model file (Kudo and Richardson, 2018, arXiv:1808.06226).
 """
 
 import json
@@ -19,19 +19,19 @@ from tokenizers import Tokenizer as Backend
 MODEL = "tokenizer.model"
 _SETTINGS = "tokenizer_config.json"
 _COPIED = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-# Settings of the classes that read the model themselves.
+# Settings of the slow tokenizer classes.
 _OF_SLOW_CLASSES = ("auto_map", "sp_model_kwargs", "legacy", "add_prefix_space", "from_slow")
 _SPACE = "▁"
-# Kinds of pieces in the protocol buffer.
+# Types of pieces in the protocol buffer.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 
 
 @contextmanager
 def fast_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder from which transformers loads the same tokenizer with its Rust backend.
+    """Yield a folder from which transformers loads the tokenizer with its Rust backend.
 
-    That is `folder` itself, unless it has only a SentencePiece model. Raises ValueError where that
-    is no such model, or of a kind other than BPE and unigram.
+    This is `folder` itself unless it has only a SentencePiece model. Raises ValueError if the file
+    is not a SentencePiece model, or its type is neither BPE nor unigram.
     """
     if (folder / "tokenizer.json").is_file() or not (folder / MODEL).is_file():
         yield folder
@@ -56,7 +56,7 @@ def fast_folder(folder: Path) -> Iterator[Path]:
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a file is a SentencePiece model."""
+    """Whether a file is a SentencePiece model."""
     try:
         _read(path)
     except ValueError:
@@ -65,8 +65,8 @@ def is_model(path: Path) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """Return the parsed protocol buffer; raises ValueError."""
-    # Imported here, as few models need it, and by name, as neither has types.
+    """Return the parsed protocol buffer. Raises ValueError."""
+    # Imported here because few models need them, and by name because they have no types.
     decode_error = import_module("google.protobuf.message").DecodeError
     proto = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
     try:
@@ -90,7 +90,7 @@ def _convert(proto: Any, settings: Mapping[str, Any]) -> Backend:
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if is_legacy:
-        # As in transformers, the text after a special token begins with a space, too.
+        # As in transformers, text after a special token also gets a leading space.
         steps += [normalizers.Prepend(_SPACE)] if has_prefix else []
         steps.append(normalizers.Replace(" ", _SPACE))
     else:
@@ -127,13 +127,13 @@ def _model(proto: Any) -> models.Model:
                 byte_fallback=spec.byte_fallback,
             )
         case _:
-            raise ValueError(f"{MODEL} is of a kind other than BPE and unigram")
+            raise ValueError(f"{MODEL} must be of type BPE or unigram")
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Return the pairs that make each piece, the best pieces first.
+    """Return all pairs of pieces that form a piece, ordered by its score.
 
-    A SentencePiece model scores its pieces and names no merges: any two that make one may merge.
+    A SentencePiece model has scores in place of merges: any two pieces that form one may merge.
     """
     strange = {_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE}
     index_of = {p.piece: i for i, p in enumerate(proto.pieces) if p.type not in strange}
@@ -147,7 +147,7 @@ def _merges(proto: Any) -> list[tuple[str, str]]:
 
 
 def _around_texts(proto: Any, settings: Mapping[str, Any]) -> processors.TemplateProcessing | None:
-    """Return what puts the beginning and end of a text around it; Llama's class has the former."""
+    """Return the processor that adds begin and end tokens; the begin token is on by default."""
     spec = proto.trainer_spec
     begin = spec.bos_id if settings.get("add_bos_token", True) else -1
     end = spec.eos_id if settings.get("add_eos_token", False) else -1

@@ -1,4 +1,4 @@
-"""A model's tokenizer: text to ids, ids to text and bytes, chats to prompts."""
+"""A model's tokenizer: encoding, decoding, and rendering of chats."""
 
 import importlib
 import inspect
@@ -17,22 +17,22 @@ from jaxserve.errors import CheckpointError, ContextLengthError
 from jaxserve.loading.diagnosis import broken_tokenizer, read_backend, read_object
 from jaxserve.tokenization.sentencepiece_model import fast_folder
 
-# Settings that say where a tokenizer was loaded from.
+# Settings that depend on where the tokenizer was loaded from.
 LOCAL_SETTINGS = frozenset({"name_or_path", "is_local", "local_files_only"})
 
 
 class Tokenizer:
-    """A tokenizer of a checkpoint folder, safe to use from several threads at once.
+    """The tokenizer of a checkpoint folder. Thread-safe.
 
-    transformers builds it, so that every class it knows means here what it means there; the work
-    is done by the Rust `backend`, which the engine's detokenizer shares. Ids and texts are plain
-    Python; nothing is padded or truncated. `pretrained` is transformers' own object.
+    transformers loads it, so all of its tokenizer classes work the same here. The Rust `backend`
+    does the work, and is shared with the detokenizer. Nothing is padded or truncated. pretrained:
+    the tokenizer object of transformers.
     """
 
     def __init__(self, pretrained: Any) -> None:
         self.pretrained = pretrained
         self.backend: Backend = pretrained.backend_tokenizer
-        # A tokenizer.json may ask for either; both would silently change prompts.
+        # tokenizer.json may enable either, which would silently change prompts.
         self.backend.no_padding()
         self.backend.no_truncation()
         self._added: dict[int, bytes] = {
@@ -44,23 +44,23 @@ class Tokenizer:
             for token_id, token in self.backend.get_added_tokens_decoder().items()
             if token.special
         )
-        # Read here, since it takes a tenth of a second that no request should wait for.
+        # Computed here because it takes a tenth of a second, which would delay a request.
         self.max_token_bytes = max(len(token.encode()) for token in self.backend.get_vocab())
 
     @staticmethod
     def preload() -> None:
-        """Import what `load` needs, which takes seconds, before there is anything to load."""
+        """Import the modules that `load` needs, which takes seconds."""
         _auto_tokenizer()
 
     @classmethod
     def load(cls, folder: Path, *, chat_template: str | None = None) -> "Tokenizer":
-        """Load the tokenizer of a local folder, never running code from it.
+        """Load the tokenizer of a local folder without running code from it.
 
-        chat_template: an operator's Jinja template in place of the folder's own. Raises
-        CheckpointError when the folder holds no tokenizer that works without its own code.
+        chat_template: Jinja template to use in place of the folder's. Raises CheckpointError if
+        the folder has no tokenizer, or one that needs its own code.
         """
         if not folder.is_dir():
-            raise CheckpointError(f"no tokenizer: {folder} is not a folder")
+            raise CheckpointError(f"cannot load a tokenizer: {folder} is not a folder")
         try:
             with fast_folder(folder) as source:
                 pretrained = _auto_tokenizer().from_pretrained(
@@ -76,12 +76,12 @@ class Tokenizer:
         if chat_template is not None:
             pretrained.chat_template = chat_template
         elif isinstance(named, dict) and len(named) == 1:
-            # Whatever it is called, there is no other.
+            # A single template is the default one, whatever its name.
             (pretrained.chat_template,) = named.values()
         return cls(pretrained)
 
     def with_chat_template(self, template: str) -> "Tokenizer":
-        """Return this tokenizer with another Jinja template of chats."""
+        """Return a copy of this tokenizer with another chat template, in Jinja."""
         twin = copy(self)
         twin.pretrained = copy(self.pretrained)
         twin.pretrained.chat_template = template
@@ -89,41 +89,41 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Ids the tokenizer knows, added ones included; a model's logits may be wider."""
+        """Number of token ids, including added tokens. A model's logits may be wider."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end-of-text ids; a model's generation config may name more."""
+        """The tokenizer's end-of-text ids; a model's generation config may add more."""
         eos = self.pretrained.eos_token_id
         return () if eos is None else (eos,)
 
     @cached_property
     def pad_id(self) -> int | None:
-        """The id of the padding token, None where there is none."""
+        """The id of the padding token; None if there is no such token."""
         pad_id: int | None = self.pretrained.pad_token_id
         return pad_id
 
     @cached_property
     def special_texts(self) -> frozenset[str]:
-        """The texts of all special tokens, which are left out of texts where they are skipped."""
+        """The texts of all special tokens."""
         added = self.backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """Special tokens by role, such as `bos_token`, as chat templates see them."""
+        """Special tokens by role, such as `bos_token`, for chat templates."""
         return dict(self.pretrained.special_tokens_map)
 
     @property
     def chat_template(self) -> str | Mapping[str, str] | None:
-        """The Jinja template of chats, several by name, or None when the model is not for chat."""
+        """The chat template in Jinja; several by name, or None if the model has none."""
         template: str | dict[str, str] | None = self.pretrained.chat_template
         return template
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The tokenizer's settings as JSON values, without paths of files on this machine."""
+        """The tokenizer's settings as JSON values, without local paths."""
         settings = {
             name: _json_value(value)
             for name, value in self.pretrained.init_kwargs.items()
@@ -136,13 +136,13 @@ class Tokenizer:
 
     @cached_property
     def render_parameters(self) -> frozenset[str]:
-        """The renderer's own parameters, which no variable of a template may be named."""
+        """Names of the renderer's parameters, which template variables must not use."""
         return frozenset(inspect.signature(self.pretrained.apply_chat_template).parameters)
 
     def check_num_chars(self, num_chars: int, *, max_model_len: int, param: str) -> None:
-        """Raise ContextLengthError when so long a text cannot fit in `max_model_len` tokens.
+        """Raise ContextLengthError if a text of this length cannot fit in `max_model_len` tokens.
 
-        Done before encoding, which takes time: even the longest tokens could not cover the text.
+        A cheap check before encoding: the text is longer than `max_model_len` longest tokens.
         """
         limit = max_model_len * self.max_token_bytes
         if num_chars > limit:
@@ -154,9 +154,9 @@ class Tokenizer:
             )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Return the ids of `text`, which must hold no lone surrogates.
+        """Return the token ids of `text`, which must not contain lone surrogates.
 
-        The GIL is released meanwhile (plain `encode` of the backend would hold it).
+        Releases the GIL, which the backend's plain `encode` would hold.
         """
         batch = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(batch[0].ids)
@@ -171,10 +171,10 @@ class Tokenizer:
         part_limits: Sequence[int | None] = (),
         side: Literal["left", "right"] = "right",
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ids of a text, or of a pair of them, and of which of the two each id is.
+        """Return the token ids of a text, or of a pair of texts, and the segment of each id.
 
-        part_limits: tokens kept of each text. max_tokens: of all together; the last text is cut to
-        leave no more, if it can. side: where texts are cut.
+        part_limits: maximum number of tokens of each text. max_tokens: of all together; only the
+        last text is truncated to meet it. side: the side on which texts are truncated.
         """
         texts = [text] if second is None else [text, second]
         parts = self.backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -191,13 +191,13 @@ class Tokenizer:
         return tuple(whole.ids), tuple(whole.type_ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Return the text of `token_ids`; ids the tokenizer does not know add nothing."""
+        """Return the text of `token_ids`. Unknown ids are ignored."""
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes a token stands for; joined, they are the text of a sequence.
+        """Return the bytes of a token, which may be part of a character.
 
-        Empty for an id the tokenizer does not know. A token may be part of a character.
+        The bytes of a sequence's tokens, joined, are its text. Empty for an unknown id.
         """
         added = self._added.get(token_id)
         if added is not None:
@@ -212,18 +212,18 @@ class Tokenizer:
         return token.replace("▁", " ").encode()
 
     def token_text(self, token_id: int) -> str:
-        """Return a token as text, with U+FFFD for what is only part of a character."""
+        """Return a token as text, with U+FFFD in place of incomplete characters."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def token_string(self, token_id: int) -> str:
-        """Return a token as the vocabulary spells it, or an empty string for an unknown id."""
+        """Return a token as written in the vocabulary, or an empty string for an unknown id."""
         return self.backend.id_to_token(token_id) or ""
 
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return the token sequences that spell `words`, at the start of a word and inside one.
+        """Return the token sequences of `words`, with and without a space before each.
 
-        The rule is vLLM's: the word alone, and the word after a space where that is another
-        sequence of the same length.
+        As in vLLM, the sequence after a space is included only if it differs and has the same
+        length.
         """
         sequences: list[tuple[int, ...]] = []
         for word in words:
@@ -247,8 +247,8 @@ class Tokenizer:
     ) -> str:
         """Return the prompt of a chat as text, rendered by transformers in its Jinja sandbox.
 
-        variables: further names the template reads; the caller answers for their being harmless.
-        Raises whatever the template raises: chat/template.py makes requests' errors of it.
+        variables: further template variables; the caller must make sure that they are harmless.
+        Raises the template's errors, which chat/template.py translates.
         """
         prompt: str = self.pretrained.apply_chat_template(
             [dict(message) for message in messages],
@@ -263,9 +263,9 @@ class Tokenizer:
 
     @cached_property
     def _byte_of(self) -> Mapping[str, int] | None:
-        """The byte each character of a byte-level vocabulary stands for; None for other kinds."""
+        """The byte of each character in a byte-level vocabulary; None for other vocabularies."""
         decoder = self.backend.decoder
-        # The decoder's state is its part of tokenizer.json, the only place that tells its kind.
+        # The type of a decoder is known only from its state, a part of tokenizer.json.
         state = json.loads(decoder.__getstate__()) if decoder is not None else {}
         kinds = {state.get("type")} | {part["type"] for part in state.get("decoders", ())}
         if "ByteLevel" not in kinds:
@@ -277,7 +277,7 @@ class Tokenizer:
 
 
 def _json_value(value: object) -> object:
-    """Return a setting as JSON: an added token is its text, and anything unknown is a string."""
+    """Return a setting as JSON: the text of an added token, and unknown types as strings."""
     match value:
         case AddedToken():
             return value.content
@@ -291,7 +291,7 @@ def _json_value(value: object) -> object:
 
 
 def _auto_tokenizer() -> Any:
-    """Return transformers' AutoTokenizer; the first call takes seconds."""
+    """Return transformers' AutoTokenizer. The first call takes seconds."""
     # At the end of its import, transformers replaces itself in sys.modules. A thread that waited
     # for another thread's import gets the replaced module, which has no AutoTokenizer.
     importlib.import_module("transformers")
@@ -299,14 +299,14 @@ def _auto_tokenizer() -> Any:
 
 
 def truncated(token_ids: tuple[int, ...], limit: int, *, side: str) -> tuple[int, ...]:
-    """Return at most `limit` ids, at least one; those that are too many go from this side."""
+    """Return at most `limit` ids, dropping the excess on this side. limit: at least 1."""
     return token_ids[-limit:] if side == "left" else token_ids[:limit]
 
 
 def load_backend(folder: Path) -> Backend:
-    """Load what of a tokenizer maps tokens to texts, in a fraction of the time of `Tokenizer.load`.
+    """Load only the Rust backend of a tokenizer, much faster than `Tokenizer.load`.
 
-    That is so where one file holds it all: otherwise it is loaded whole, and raises the same.
+    If tokenizer.json does not have all tokens, fall back to `Tokenizer.load`, with its errors.
     """
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     backend = read_backend(path)

@@ -130,7 +130,7 @@ def broken_folder(folder: Path, *, settings: dict[str, Any], **files: str) -> Pa
     ("files", "said"),
     [
         ({}, "it has neither tokenizer.json nor tokenizer.model.*--tokenizer"),
-        ({"tokenizer_json": "{"}, "tokenizer.json is not a tokenizer: it is cut short or damaged"),
+        ({"tokenizer_json": "{"}, "tokenizer.json is not a tokenizer: it is truncated or corrupt"),
         ({"tokenizer_json": ""}, "tokenizer.json is not a tokenizer: it is empty"),
         ({"tokenizer_json": "{}"}, "tokenizer.json is not a tokenizer"),
         ({"tokenizer_json": "[1]"}, "tokenizer.json is not a tokenizer"),

@@ -189,7 +189,7 @@ def test_a_head_that_differs_from_the_embedding_is_used_whatever_the_config_says
     model = load_model(write(tmp_path, named, TIED))
     assert model.lm_head is not None
     np.testing.assert_array_equal(model.lm_head[...], head.T)
-    assert "the file's head is used" in caplog.text
+    assert "using the stored head" in caplog.text
 
 
 def test_a_head_that_is_missing_is_blamed_on_what_ties_it(tmp_path: Path) -> None:
