@@ -85,9 +85,9 @@ class PoolingModel:
     def check_task(self, task: str) -> None:
         """Raise InvalidRequestError unless the model does `task`."""
         if task != self.task:
-            kinds = {"embed": "gives embeddings", "classify": "scores labels"}
             raise InvalidRequestError(
-                f"this model {kinds[self.task]}: it cannot be asked to {task}", param="model"
+                f"model must support the task {task}, but this model supports {self.task}",
+                param="model",
             )
 
     def check(self, params: PoolingParams) -> None:
@@ -100,7 +100,6 @@ class PoolingModel:
             )
         if params.dimensions > self.width:
             raise InvalidRequestError(
-                f"dimensions must be at most the model's own ({self.width}),"
-                f" got {params.dimensions}",
+                f"dimensions must be at most {self.width} for this model, got {params.dimensions}",
                 param="dimensions",
             )

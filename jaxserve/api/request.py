@@ -33,7 +33,7 @@ class FinishReason(StrEnum):
 
 
 @cache
-def _drawing_nothing() -> SamplingParams:
+def _pooling_defaults() -> SamplingParams:
     """Return the parameters of pooling requests: their vector counts as one token."""
     return SamplingParams(max_tokens=1, temperature=0.0)
 
@@ -50,7 +50,7 @@ class Request:
 
     id: str
     prompt_ids: tuple[int, ...]
-    params: SamplingParams = field(default_factory=_drawing_nothing)
+    params: SamplingParams = field(default_factory=_pooling_defaults)
     pools: bool = False
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0

@@ -55,14 +55,14 @@ class RequestOutputKind(Enum):
 # Parameters of vLLM that are not supported, each with the rest of the error message.
 UNSERVED: Mapping[str, str] = {
     "best_of": "is not supported: request n answers and choose among them",
-    "guided_decoding": "is vLLM's older name: use structured_outputs",
+    "guided_decoding": "is deprecated: use structured_outputs",
     "logits_processors": "are compiled into the step: give them to LLM, and extra_args here",
-    "prompt_logprob_start": "is not supported: prompt_logprobs are those of the whole prompt",
-    "prompt_logprob_token_ids": "is not supported: prompt_logprobs tell of the likeliest tokens",
-    "thinking_token_budget": "is for chats over HTTP; here, structured_outputs can bound reasoning",
+    "prompt_logprob_start": "is not supported: prompt_logprobs cover the whole prompt",
+    "prompt_logprob_token_ids": "is not supported: prompt_logprobs report the most likely tokens",
+    "thinking_token_budget": "is for chats over HTTP; here, structured_outputs can limit reasoning",
     "trace_decode_token_ids": "is not supported: answers are not replayed",
     "truncate_prompt_tokens": "is for requests over HTTP; here, give fewer prompt_token_ids",
-    "use_beam_search": "is not a way to draw: use LLM.beam_search",
+    "use_beam_search": "is not a sampling parameter: use LLM.beam_search",
     "watermarking": "is not supported",
 }
 

@@ -68,12 +68,12 @@ class StructuredOutputsParams:
             object.__setattr__(self, "choice", (*choice,))
             is_text = all(isinstance(text, str) and text for text in self.choice)
             if isinstance(choice, str) or not self.choice or not is_text:
-                raise refusal("choice", "must be a list of texts, none of them empty")
+                raise refusal("choice", "must be a list of non-empty strings")
         texts_of = ("regex", "grammar", "structural_tag", "whitespace_pattern", "frame")
         for name in (*texts_of, "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise refusal(name, "must be text, and not empty")
+                raise refusal(name, "must be a non-empty string")
         self._check_options()
         for name in (self.kind, "frame", "whitespace_pattern", "reasoning_end", "reasoning_begin"):
             value = getattr(self, name)
@@ -89,7 +89,9 @@ class StructuredOutputsParams:
         if self.kind not in JSON_KINDS:
             for name in JSON_OPTIONS:
                 if getattr(self, name) not in (None, False):
-                    raise refusal(name, f"is for JSON, and cannot be given with {self.kind}")
+                    raise refusal(
+                        name, f"is an option of JSON and cannot be given with {self.kind}"
+                    )
 
     @property
     def has_json(self) -> bool:
@@ -120,11 +122,11 @@ def _schema_text(schema: object) -> str:
         else:
             text = msgspec.json.encode(schema).decode()
     except (ValueError, TypeError, RecursionError) as error:
-        raise refusal("json", "must be a JSON schema, which is JSON itself") from error
+        raise refusal("json", "must be a JSON schema, but is not valid JSON") from error
     if not isinstance(schema, dict | bool):
         raise refusal("json", "must be a JSON schema, which is an object, true or false")
     if is_deeper(schema, MAX_DEPTH):
-        raise refusal("json", f"must have at most {MAX_DEPTH} objects and arrays within each other")
+        raise refusal("json", f"must have at most {MAX_DEPTH} levels of nested objects and arrays")
     return text
 
 

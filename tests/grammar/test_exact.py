@@ -152,7 +152,7 @@ def test_a_server_may_choose_whitespace_and_a_request_may_choose_otherwise() -> 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"regex": "a", "whitespace_pattern": " "}, "whitespace_pattern is for JSON"),
+        ({"regex": "a", "whitespace_pattern": " "}, "whitespace_pattern is an option of JSON"),
         ({"choice": ("a",), "disable_any_whitespace": True}, "cannot be given with choice"),
         (
             {"json": {}, "whitespace_pattern": " ", "disable_any_whitespace": True},

@@ -108,5 +108,5 @@ def test_what_a_model_says_of_itself_is_followed(
 
 def test_settings_that_do_not_fit_are_blamed_and_not_the_model(tmp_path: Path) -> None:
     model = trained(vocab_size=300, model_type="bpe", hard_vocab_limit=False)
-    with pytest.raises(CheckpointError, match="not with the settings"):
+    with pytest.raises(CheckpointError, match="does not match the settings"):
         Tokenizer.load(alone(tmp_path, model, eos_token=5))

@@ -196,7 +196,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         settings={"auto_map": {"AutoTokenizer": ["trap.Trap", "trap.Trap"]}},
         trap_py=f"import pathlib\npathlib.Path({str(trap)!r}).touch()\nclass Trap: pass\n",
     )
-    with pytest.raises(CheckpointError, match="code of its own"):
+    with pytest.raises(CheckpointError, match="custom code"):
         Tokenizer.load(folder)
     assert not trap.exists()
 

@@ -33,9 +33,9 @@ DEFAULTS = GenerationDefaults()
 # What is beyond a schema: JSON within strings, and what one field means for another.
 BEYOND = (
     "arguments must be",
-    "which is JSON itself",
+    "but is not valid JSON",
     "which is an object",
-    "within each other",
+    "levels of nested objects",
     "min_pattern_size must be in [1,",
     "must not be empty, got []",
     "must not be of type",

@@ -243,7 +243,7 @@ def test_a_form_that_allows_none_of_the_allowed_tokens_is_the_clients_error(
         ),
         (BREAKS, "guided_whitespace_pattern", "only be given with a form"),
         (COMPACT, "structured_outputs", "exactly one of"),
-        ({"guided_regex": "a", **BREAKS}, "guided_whitespace_pattern", "is for JSON"),
+        ({"guided_regex": "a", **BREAKS}, "guided_whitespace_pattern", "is an option of JSON"),
         ({"whitespace_pattern": " "}, "whitespace_pattern", "use structured_outputs"),
         ({"guided_json": {"const": 9007199254740993}}, "guided_json", "numbers in const"),
         ({"guided_json": properties(1001)}, "guided_json", "at most 1000 optional properties"),
