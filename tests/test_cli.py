@@ -170,7 +170,7 @@ def test_a_taken_port_is_known_before_the_model_is_loaded(
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["serve", "/no/such/model", "--port", str(port)]) == 1
-    assert f"port {port}: the port is taken" in capsys.readouterr().err
+    assert f"port {port}: the port is in use" in capsys.readouterr().err
 
 
 def test_plan_needs_no_weights(

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and what stands around them."""
+"""The ASGI application: routes and middleware."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -132,15 +132,16 @@ def create_app(
     scrape: Scrape | None = None,
     report_batches: Callable[[BatchTrouble | None], None] | None = None,
 ) -> Starlette:
-    """Return the application that serves `models`, the first of them to requests that name none.
+    """Return the application that serves `models`; the first one is the default.
 
-    Without models it says that it loads, until its `router` is told of some. The models'
-    engines run; the application does not stop them, `Server` does. folder, policies,
-    scrape: see ServerState. sinks: get the record of each request, after the metrics and the log.
-    report_batches: called in place of telling the state what delays batches.
-    num_models: those to expect, if more of them come later than `models`.
-    What answers lines of batches is its `state.lines`; what runs batches its `state.batches`, if it
-    is told to `start`.
+    The engines of the models are running, and `Server` stops them. folder, policies, scrape: see
+    ServerState. num_models: number of models that the server will have; those missing are added
+    later to the `router` of the state, and requests for them are refused until then. sinks: receive
+    the record of each request, after the metrics and the log. report_batches: called with what
+    delays batches, by default to set it in the state.
+
+    The application's `state.lines` answers lines of batches, and `state.batches` runs batches once
+    it is started.
     """
     observe = Middleware(
         ObserveMiddleware,
@@ -173,7 +174,7 @@ def create_app(
     page = [] if config.disable_playground else playground_routes()
     keyring = Keyring(config.api_keys, names=config.api_key_names)
     if config.api_keys:
-        # A browser that opens the page has no key yet: the page asks for it.
+        # The page is served without a key, and asks the user for one.
         middleware.append(
             Middleware(
                 AuthorizeMiddleware,
@@ -187,11 +188,11 @@ def create_app(
     )
     routes = [route for route in ROUTES if route.path not in hidden]
     app = Starlette(routes=[*routes, *page], middleware=middleware, exception_handlers=HANDLERS)
-    # Lines of batches come to the same endpoints. Their key was asked for when they were sent.
+    # Lines of batches use the same endpoints. Their key was checked when the batch was created.
     inner = Starlette(
         routes=ROUTES, middleware=[observe, Middleware(AsBatch)], exception_handlers=HANDLERS
     )
-    # A redirect would be to the host that the client's Host header names.
+    # A redirect would lead to the host in the client's Host header.
     app.router.redirect_slashes = inner.router.redirect_slashes = False
     state = ServerState(
         ModelRouter(models, num_expected=num_models or max(1, len(models))),
@@ -203,7 +204,7 @@ def create_app(
     )
     state.batches.rename_tenants(keyring.renamed_tenants)
     app.state.server = inner.state.server = state
-    # Made when it is first asked for.
+    # Created on first use.
     app.state.openapi = cache(partial(describe_api, routes, OPERATIONS, root_path=config.root_path))
     app.state.lines = LineRunner(inner)
     app.state.batches = BatchRunner(

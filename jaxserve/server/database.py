@@ -1,4 +1,4 @@
-"""SQLite databases that the processes of a server share, and what can go wrong with storage."""
+"""SQLite databases shared by the processes of a server, and errors of storage."""
 
 import errno
 import sqlite3
@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from jaxserve.errors import StorageError, StorageFault
 
-# Transactions take milliseconds; one that waits so long waits for a process that is stuck.
+# Transactions take milliseconds, so a longer wait means that another process is stuck.
 LOCK_TIMEOUT_S = 10.0
-# What clients are told of a fault, and what the operator can do about it.
+# Message for clients, and advice for the operator, by fault.
 MESSAGES: Mapping[StorageFault, tuple[str, str]] = {
     StorageFault.FULL: ("the server's storage is full", "make room on its disk"),
     StorageFault.LOCKED: (
@@ -55,7 +55,7 @@ FULL_CODES = frozenset(
 
 
 def storage_error(error: OSError | sqlite3.DatabaseError, path: Path) -> StorageError:
-    """Return the error to raise for one that the file at `path` has met."""
+    """Return the StorageError for an error of the file at `path`."""
     fault = StorageFault.UNAVAILABLE
     if isinstance(error, OSError):
         words = error.strerror or type(error).__name__
@@ -73,7 +73,7 @@ def storage_error(error: OSError | sqlite3.DatabaseError, path: Path) -> Storage
 
 @contextmanager
 def storage_faults(path: Path) -> Iterator[None]:
-    """Raise StorageError for what the operating system refuses inside; path: what to name."""
+    """Convert OSErrors raised inside the block to StorageErrors that name `path`."""
     try:
         yield
     except OSError as error:
@@ -81,20 +81,20 @@ def storage_faults(path: Path) -> Iterator[None]:
 
 
 class Database:
-    """One database file. Calls block for milliseconds: they are for worker threads.
+    """A database file. Its methods block for milliseconds, so call them on worker threads.
 
-    Raises StorageError when the file cannot be used, from the constructor on.
+    All methods, and the constructor, raise StorageError if the file cannot be used.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path = path
         with self._faults(), closing(self._connect(mode="rwc")) as connection:
-            # Readers do not wait for writers. A process that dies loses nothing it had committed.
+            # WAL: readers do not wait for writers, and a crash loses no committed transaction.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(schema)
 
     def check(self) -> None:
-        """Read the whole file; raises StorageError if any page of it is corrupt."""
+        """Read the whole file. Raises StorageError if it is corrupt."""
         with self._faults(), closing(self._connect()) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
@@ -104,16 +104,16 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Run statements that only read, all of one state; they wait for no writer."""
+        """Run read-only statements on one snapshot, without waiting for writers."""
         with self._faults(), closing(self._connect()) as connection:
             connection.execute("BEGIN")
             yield connection
 
     @contextmanager
     def transaction(self, *, timeout_s: float | None = None) -> Iterator[sqlite3.Connection]:
-        """Run statements as one, alone among all processes; an exception undoes them.
+        """Run statements in an exclusive transaction; an exception rolls it back.
 
-        timeout_s: how long to wait for the others, LOCK_TIMEOUT_S by default.
+        timeout_s: how long to wait for the lock, by default LOCK_TIMEOUT_S.
         """
         with self._faults(), closing(self._connect(timeout_s=timeout_s)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -121,13 +121,13 @@ class Database:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                # SQLite itself has undone what found no room.
+                # SQLite has already rolled back if the disk is full.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
     def _connect(self, *, mode: str = "rw", timeout_s: float | None = None) -> sqlite3.Connection:
-        """Open the file; with mode "rw" one that has been deleted is not made again, empty."""
+        """Open the file. Mode "rw" does not create it again if it was deleted."""
         url = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
         connection = sqlite3.connect(
             url,
@@ -144,7 +144,7 @@ class Database:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            # Others, such as IntegrityError, are faults of ours.
+            # Others, such as IntegrityError, are bugs.
             if type(error) not in {sqlite3.DatabaseError, sqlite3.OperationalError}:
                 raise
             raise storage_error(error, self._path) from error

@@ -1,4 +1,4 @@
-"""Errors as clients expect them: OpenAI's, and Anthropic's where the endpoint is theirs."""
+"""Error responses in OpenAI's form, and in Anthropic's for its endpoints."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ INVALID = "invalid_request_error"
 SERVER = "server_error"
 MAX_PATH_CHARS = 100
 CLIENT_CLOSED_REQUEST = 499
-# Here clients are Anthropic's, and read errors in Anthropic's form.
+# Errors at this path have Anthropic's form.
 MESSAGES_PATH = "/v1/messages"
 ANTHROPIC_TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -33,13 +33,13 @@ ANTHROPIC_TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-# An engine that has died is started again, which takes at least as long.
+# Restarting an engine takes at least this long.
 ENGINE_RETRY_S = 10
 STORAGE_RETRY_S = 10
 
 
 class UnauthorizedError(InvalidRequestError):
-    """The request carries no API key, or none that this server knows."""
+    """The request has no API key, or an unknown one."""
 
     status = 401
 
@@ -48,7 +48,7 @@ class UnauthorizedError(InvalidRequestError):
 
 
 class BodyTooLargeError(InvalidRequestError):
-    """The body is longer than the server reads."""
+    """The body exceeds the limit."""
 
     status = 413
 
@@ -59,27 +59,26 @@ class BodyTooLargeError(InvalidRequestError):
 
 
 class BodiesFullError(OverloadedError):
-    """The bodies of other requests take all the memory that there is for bodies."""
+    """The bodies of concurrent requests exceed the budget."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"the bodies of the requests being received may have {limit} bytes together, and this"
-            " one would exceed that: try again",
+            f"the bodies of concurrent requests would exceed {limit} bytes: try again later",
             retry_after_s=2.0,
         )
 
 
 class ForbiddenError(InvalidRequestError):
-    """The request names a host, or comes from a web page, that the server does not know."""
+    """The host or origin of the request is not allowed."""
 
     status = 403
 
 
 class MediaTypeError(InvalidRequestError):
-    """The body is not sent as JSON.
+    """The media type of the body is not JSON.
 
-    A web page may send what it likes to any server, with its reader's address, unless it calls it
-    JSON: then the browser asks the server first.
+    Required against cross-site requests: a web page can send other media types to any server
+    without a preflight request.
     """
 
     status = 415
@@ -93,7 +92,7 @@ class MediaTypeError(InvalidRequestError):
 
 
 class ShuttingDownError(OverloadedError):
-    """The server is stopping: it takes nothing new, and ends what outlasts the time to drain."""
+    """The server is stopping: it refuses new requests, and ends those that exceed the timeout."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down", retry_after_s=1.0)
@@ -107,18 +106,18 @@ class LoadingError(OverloadedError):
 
 
 class EngineSilentError(OverloadedError):
-    """The engine does not answer now. It is not known yet whether it ever will again."""
+    """The engine is not responding at the moment."""
 
     def __init__(self) -> None:
-        super().__init__("the engine does not respond", retry_after_s=5.0)
+        super().__init__("the engine is not responding", retry_after_s=5.0)
 
 
 class GenerationError(JaxserveError):
-    """The engine gave up on one request through no fault of the caller."""
+    """The engine failed to complete a request, without fault of the client."""
 
 
 class ErrorBody(msgspec.Struct):
-    """What stands under "error"."""
+    """The value of the field `error`."""
 
     message: str
     type: str
@@ -127,7 +126,7 @@ class ErrorBody(msgspec.Struct):
 
 
 def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
-    """Return the HTTP status, the body and the headers that answer an error."""
+    """Return the HTTP status, the body and the headers for an error."""
     match error:
         case InvalidRequestError():
             return error.status, ErrorBody(error.message, INVALID, error.param, error.code), {}
@@ -146,7 +145,7 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 503, body, {"retry-after": str(ENGINE_RETRY_S)}
         case StorageError(fault=StorageFault.FULL):
             body = ErrorBody(error.message, SERVER, code="storage_full")
-            # OpenAI's and Anthropic's clients would send the same bytes again.
+            # Otherwise OpenAI's and Anthropic's clients would retry.
             return 507, body, {"x-should-retry": "false"}
         case StorageError():
             body = ErrorBody(error.message, SERVER, code="storage_unavailable")
@@ -157,10 +156,10 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
 
 
 def encode(status: int, body: ErrorBody, *, path: str) -> bytes:
-    """Return the JSON of an error, as an answer's body or an event's data, for clients of a path.
+    """Return the JSON of an error, for the body of a response or the data of an event.
 
-    OpenAI's form is `{"error": {message, type, param, code}}`, Anthropic's has a type and a
-    message only.
+    OpenAI's form is `{"error": {message, type, param, code}}`; Anthropic's, used for its paths, has
+    only a type and a message.
     """
     if path != MESSAGES_PATH and not path.startswith(f"{MESSAGES_PATH}/"):
         return msgspec.json.encode({"error": body})
@@ -169,27 +168,27 @@ def encode(status: int, body: ErrorBody, *, path: str) -> bytes:
 
 
 def error_response(error: Exception, scope: Scope) -> Response:
-    """Return the answer to an error; of one that is not jaxserve's it tells nothing."""
+    """Return the response for an error. Errors other than jaxserve's are not described."""
     status, body, headers = describe(error)
     if status == 401:
         headers = {"www-authenticate": "Bearer", **headers}
     if status == 413 or isinstance(error, BodiesFullError):
-        # The rest of the body is not worth reading.
+        # Close instead of reading the rest of the body.
         headers = {"connection": "close", **headers}
     return _json(status, body, headers, scope)
 
 
 async def on_jaxserve_error(request: Request, error: Exception) -> Response:
-    """Answer an error that jaxserve raised on purpose."""
+    """Answer a JaxserveError."""
     assert isinstance(error, JaxserveError)
     if isinstance(error, StorageError):
-        # The operator's words, for the log.
+        # Details for the operator go to the log only.
         request.scope["state"]["record"].error = str(error)
     return error_response(error, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer what Starlette refuses itself: unknown paths and methods."""
+    """Answer Starlette's own errors, such as unknown paths and methods."""
     assert isinstance(error, HTTPException)
     method, path = request.method[:16], request.scope["path"][:MAX_PATH_CHARS]
     words: Mapping[int, tuple[str, str | None]] = {
@@ -202,7 +201,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_client_disconnect(_: Request, __: Exception) -> Response:
-    """Nobody reads this answer; its status, nginx's for the case, is for the log."""
+    """Return a response for the log only, with nginx's status for a disconnect."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 

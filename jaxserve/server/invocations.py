@@ -1,4 +1,4 @@
-"""POST /invocations: one path for every kind of request, as SageMaker's containers have it."""
+"""POST /invocations: a single path for all kinds of requests, as SageMaker requires."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -21,7 +21,7 @@ type Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 async def invoke(http: Request) -> Response:
-    """Answer as the endpoint does whose body this is, for the kind of model that is served."""
+    """Answer with the endpoint that matches the body and the kind of the model."""
     received: list[Message] = []
 
     async def recorded() -> Message:
@@ -39,7 +39,7 @@ async def invoke(http: Request) -> Response:
 
 
 def endpoint_of(fields: dict[str, Any], _: IgnoredFields, *, state: ServerState) -> Endpoint:
-    """Return the endpoint that a body is for; raises InvalidRequestError for none."""
+    """Return the endpoint that matches a body. Raises InvalidRequestError if there is none."""
     name = fields.get("model")
     pooling = state.router.model(name if isinstance(name, str) else None).pooling
     if pooling is None:

@@ -1,4 +1,4 @@
-"""The models that a server serves, and the choice of the one that answers a request."""
+"""The models of a server, and the routing of requests to them."""
 
 import hashlib
 import time
@@ -17,14 +17,14 @@ from jaxserve.grammar import GrammarChecker
 from jaxserve.server.errors import LoadingError
 from jaxserve.tokenization.tokenizer import Tokenizer
 
-# Requests of one answer that the engine has at once: its queue is for others, too.
+# Maximum number of requests of one answer in the engine at once, so that its queue is not filled.
 MAX_AT_ONCE = 256
 MAX_NAME_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelChoice:
-    """The backend that computes an op, and what others, by name, said they lack."""
+    """The backend of an op. refusals: by name, why other backends cannot be used."""
 
     backend: str
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -32,18 +32,16 @@ class KernelChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """A model and everything a request to it needs.
+    """A model with everything that its requests need.
 
-    names: what requests may call it, its own name first. chat: None for a model without a chat
-    template. vocab_size: width of the model's logits, which may be more than the tokenizer knows.
-    grammars: refuses those that no answer can follow. max_logprobs: alternatives a request may
-    ask for at each token; logprobs_mode: what they tell. pooling: how it pools prompts, None for a
-    model that generates text. has_priorities: whether the scheduler looks at priorities.
-    max_queued_requests: that wait in the engine.
-    fingerprint: changes whenever the same request could give another answer. answers: how it
-    writes reasoning and tool calls.
-    trusts_templates: whether requests may bring chat templates of their own. kernels: which
-    backend computes each op, for /health.
+    names: names under which it is served, its own name first. chat: the chat template; None if it
+    has none. vocab_size: width of the logits, which may exceed the tokenizer's vocabulary.
+    grammars: checks structured outputs. max_logprobs: maximum number of alternatives per token.
+    logprobs_mode: kind of values reported for them. pooling: None if the model generates text.
+    has_priorities: whether the scheduler uses priorities. max_queued_requests: size of the engine's
+    queue. fingerprint: changes whenever the same request could get a different answer. answers:
+    formats of reasoning and tool calls. trusts_templates: whether requests may contain chat
+    templates. kernels: backend of each op, for /health.
     """
 
     names: tuple[str, ...]
@@ -71,15 +69,15 @@ class ServedModel:
         return self.names[0]
 
     def chat_template(self, asked: str | None = None) -> ChatTemplate:
-        """Return how the model wants its chats, or the template that a request brings.
+        """Return the model's chat template, or the one that a request contains.
 
-        Raises InvalidRequestError when the model takes no chats, and for a template that it may
-        not bring or that is none.
+        Raises InvalidRequestError if the model has no chat template, and if the request's template
+        is not allowed or invalid.
         """
         if asked is not None:
             if not self.trusts_templates:
                 raise InvalidRequestError(
-                    "chat_template is not taken from requests unless the server runs with"
+                    "chat_template is not accepted unless the server runs with"
                     " --trust-request-chat-template",
                     param="chat_template",
                     code="unsupported_field",
@@ -98,7 +96,7 @@ class ServedModel:
         return self.chat
 
     def checked_priority(self, priority: int) -> int:
-        """Return a request's priority; raises InvalidRequestError where there are none."""
+        """Return a request's priority. Raises InvalidRequestError if priorities are disabled."""
         if priority and not self.has_priorities:
             raise InvalidRequestError(
                 f"priority must be 0 on a server that schedules by arrival, got {priority}",
@@ -107,29 +105,29 @@ class ServedModel:
         return priority
 
     def check_num_prompts(self, count: int, *, param: str) -> None:
-        """Raise InvalidRequestError if the queue can never hold so many requests of one answer.
+        """Raise InvalidRequestError if the requests of one answer cannot fit into the queue.
 
-        Of more than MAX_AT_ONCE only that many are in the queue at once.
+        At most MAX_AT_ONCE of them are queued at once.
         """
         if min(count, MAX_AT_ONCE) > self.max_queued_requests:
             raise InvalidRequestError(
-                f"{param} must ask for at most {self.max_queued_requests} prompts or beams, which"
-                f" is max_queued_requests of this server, got {count}",
+                f"{param} must have at most {self.max_queued_requests} prompts or beams, the"
+                f" max_queued_requests of this server, got {count}",
                 param=param,
             )
 
     @property
     def system_fingerprint(self) -> str:
-        """What answers carry as `system_fingerprint`."""
+        """The `system_fingerprint` of answers."""
         known = f"{self.name}\0{self.max_model_len}\0{self.vocab_size}\0{self.fingerprint}"
         return f"jaxserve-{__version__}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
 
 
 class ModelRouter:
-    """The models of a server by name; picks the one that answers a request.
+    """Routes requests to models by name.
 
-    Models have numbers, those of their engines; number 0 answers requests that name no model.
-    num_expected: models that the server will have once all of them have loaded.
+    A model has the number of its engine; number 0 serves requests that name no model.
+    num_expected: number of models once all have loaded.
     """
 
     def __init__(self, models: Iterable[ServedModel] = (), *, num_expected: int = 1) -> None:
@@ -140,13 +138,13 @@ class ModelRouter:
             self.add(number, model)
 
     def add(self, number: int, model: ServedModel) -> None:
-        """Serve a model from now on, in place of the earlier one of its number."""
+        """Add a model, replacing the one with its number."""
         self._by_number[number] = model
         self._by_name = {name: each for each in self._in_order() for name in each.names}
 
     @property
     def is_loading(self) -> bool:
-        """Whether there is nothing to serve yet."""
+        """Whether no model has loaded yet."""
         return not self._by_number
 
     @property
@@ -156,16 +154,16 @@ class ModelRouter:
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        """The models that are served, by number; raises LoadingError until there is one."""
+        """The loaded models, by number. Raises LoadingError until there is one."""
         if self.is_loading:
             raise LoadingError
         return self._in_order()
 
     def model(self, name: str | None) -> ServedModel:
-        """Return the model that answers requests for `name`.
+        """Return the model called `name`.
 
-        Raises ModelNotFoundError for a name that no model has, and LoadingError while a model that
-        still loads may have it.
+        Raises LoadingError while a model that is still loading may have the name, and
+        ModelNotFoundError otherwise.
         """
         model = self._by_number.get(0) if name is None else self._by_name.get(name)
         if model is not None:
@@ -173,8 +171,8 @@ class ModelRouter:
         if name is None or not self.is_complete:
             raise LoadingError
         raise ModelNotFoundError(
-            f"the model {name[:MAX_NAME_CHARS]!r} does not exist here;"
-            f" there is {', '.join(self._by_name)}"
+            f"the model {name[:MAX_NAME_CHARS]!r} does not exist;"
+            f" available models: {', '.join(self._by_name)}"
         )
 
     def _in_order(self) -> tuple[ServedModel, ...]:

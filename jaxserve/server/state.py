@@ -1,4 +1,4 @@
-"""What the endpoints of a server share."""
+"""State shared by the endpoints of a server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,29 +18,28 @@ from jaxserve.server.http.lanes import Lanes
 from jaxserve.server.models import ModelRouter
 from jaxserve.server.responses.store import ResponseStore
 
-# Of each body, and of each upload, that are not counted: what is kept of them before the endpoint
-# reads it, and what a form keeps in memory.
+# Bytes of each body and of each upload that do not count towards the budgets: those buffered before
+# the endpoint reads them, and those that a form keeps in memory.
 FREE_BODY_BYTES = 2**16
 FREE_UPLOAD_BYTES = 2**20
-# Of all files that are being uploaded, in temporary files: five of the longest.
+# Total size of uploads in progress, which are temporary files: five of the largest files.
 MAX_UPLOADING_BYTES = 1000 * 2**20
 
 type Scrape = Callable[[], Awaitable[Sequence[Family]]]
 
 
 def server_state(http: Request) -> "ServerState":
-    """Return what the endpoints of this request's server share."""
+    """Return the state of this request's server."""
     state: ServerState = http.app.state.server
     return state
 
 
 class ServerState:
-    """What the endpoints of one server share.
+    """State shared by the endpoints of a server.
 
-    folder: for what the server keeps, shared by its processes. policies: that admit requests, after
-    the server's own capacity does. scrape: returns the series to show,
-    which may be more than the server's own `metrics`. batch_trouble: what delays batches, in
-    whichever process runs them.
+    folder: folder for stored objects, shared by the server's processes. policies: admission
+    policies, applied after the server's capacity. scrape: returns the series to export, by default
+    those of `metrics`. batch_trouble: what delays batches, in the process that runs them.
     """
 
     def __init__(
@@ -71,16 +70,16 @@ class ServerState:
         self.upload_budget = BodyBudget(MAX_UPLOADING_BYTES, free_bytes=FREE_UPLOAD_BYTES)
         self.files = self.batches.files
         self.batch_trouble: BatchTrouble | None = None
-        # Responses that are being made while nobody waits for them.
+        # Responses generated in the background.
         self.background: set[asyncio.Task[None]] = set()
         self.scrape = scrape or self._own_series
         self.config = config
-        # Not ready, but taking requests until `capacity` drains.
+        # Whether the server reports not ready; it accepts requests until `capacity` drains.
         self.is_stopping = False
         self.lanes = Lanes()
 
     def note_batches(self, trouble: BatchTrouble | None) -> None:
-        """Remember what delays batches, None when they go on."""
+        """Set what delays batches; None when they proceed."""
         self.batch_trouble = trouble
 
     async def _own_series(self) -> Sequence[Family]:

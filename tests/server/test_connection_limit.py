@@ -166,6 +166,6 @@ class TestOpenFiles:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
                 status, _, _ = one_answer(until_closed(client))
                 assert status == 200
-        lines = [record for record in caplog.records if "cannot open more files" in str(record.msg)]
+        lines = [record for record in caplog.records if "too many open files" in str(record.msg)]
         assert len(lines) == 1
         assert all(record.exc_info is None for record in caplog.records)

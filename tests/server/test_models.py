@@ -77,7 +77,9 @@ def test_a_name_is_unknown_only_when_all_models_are_there(
             router.model(name)
     router.add(0, first.model)
     assert router.model("alias") is router.model(None) is first.model
-    with pytest.raises(ModelNotFoundError, match="there is tiny/model, alias, tiny/second, other"):
+    with pytest.raises(
+        ModelNotFoundError, match="available models: tiny/model, alias, tiny/second, other"
+    ):
         router.model("nobody")
 
 

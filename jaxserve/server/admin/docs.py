@@ -1,4 +1,4 @@
-"""GET /openapi.json and /docs: what this server understands, for programs and for people."""
+"""GET /openapi.json and /docs: the API of this server, for programs and for people."""
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -6,7 +6,7 @@ from starlette.responses import HTMLResponse, Response
 from jaxserve.server.admin.docs_page import render_docs
 from jaxserve.server.http.answer import json_response
 
-# The page runs nothing and loads nothing.
+# The page runs no scripts and loads no resources.
 HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 
@@ -16,5 +16,5 @@ async def get_openapi(http: Request) -> Response:
 
 
 async def get_docs(http: Request) -> Response:
-    """Answer with a page to read about this server's endpoints."""
+    """Answer with an HTML page that documents this server's endpoints."""
     return HTMLResponse(render_docs(http.app.state.openapi()), headers=HEADERS)

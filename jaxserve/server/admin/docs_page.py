@@ -1,4 +1,4 @@
-"""The OpenAPI document as one page of HTML: no script, nothing from elsewhere."""
+"""Render the OpenAPI document as one HTML page, without scripts or external resources."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,20 +57,20 @@ LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mos
 
 
 def render_docs(document: Mapping[str, Any]) -> str:
-    """Return the page of a document."""
+    """Return the HTML page of a document."""
     schemas = document["components"]["schemas"]
     environment = Environment(autoescape=True)
     fields = environment.from_string(FIELDS)
 
     def shapes(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The objects that something can be."""
+        """Return the object types that a schema allows."""
         if "$ref" in schema:
             return [schemas[schema["$ref"].rpartition("/")[2]]]
         return [shape for option in schema.get("anyOf", ()) for shape in shapes(option)] or [schema]
 
     def kind(schema: Mapping[str, Any], depth: int = MAX_DEPTH) -> str:
-        """A schema in few words."""
-        # Null is as if the field was not given, which goes for all of them.
+        """Return a short description of a schema."""
+        # Null is left out, because all fields accept it.
         options = [
             option
             for option in schema.get("anyOf", schema.get("oneOf", ()))

@@ -1,4 +1,4 @@
-"""GET /live, /health, /ready and /load: whether a server runs, serves, and has room."""
+"""GET /live, /health, /ready and /load: liveness, health, readiness and load of a server."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ class ModelHealth(msgspec.Struct, omit_defaults=True):
 
 
 class Status(msgspec.Struct, omit_defaults=True):
-    """Words for people; machines read the HTTP status."""
+    """Details for people; machines use the HTTP status."""
 
     status: str
     models: dict[str, ModelHealth] = {}
@@ -29,15 +29,15 @@ class Status(msgspec.Struct, omit_defaults=True):
 
 
 class Load(msgspec.Struct):
-    """Answers that the process which answers is making."""
+    """Number of requests that the answering process is running."""
 
     server_load: int
 
 
 async def live(_: Request) -> Response:
-    """Answer 200 while this process runs, whatever its engine does.
+    """Answer 200 while this process runs, whatever the state of its engine.
 
-    The server restarts an engine itself, and ends when that does not help.
+    The server restarts its engine itself, and exits if that does not help.
     """
     return json_response(Status("alive"))
 
@@ -54,15 +54,15 @@ async def health(http: Request) -> Response:
     details = {
         model.name: ModelHealth(model.kernels, is_alive=model.client.is_alive) for model in models
     }
-    # Batches that are delayed are no reason to restart a server that answers.
+    # Delayed batches are not a reason to restart a server.
     return json_response(Status("ok", details, state.batch_trouble))
 
 
 async def ready(http: Request) -> Response:
-    """Answer 200 while requests are welcome: models are loaded, engines answer, nothing stops.
+    """Answer 200 while models are loaded, engines are responding, and the server is not stopping.
 
-    Unlike /health it says within 2 s that an engine pauses: to send requests elsewhere costs
-    nothing, to restart the server does.
+    Unlike /health, it fails within 2 s of an engine pausing, because sending requests elsewhere is
+    cheaper than restarting the server.
     """
     state = server_state(http)
     if state.is_stopping:
@@ -78,5 +78,5 @@ async def ready(http: Request) -> Response:
 
 
 async def load(http: Request) -> Response:
-    """Answer with the number of answers that this process is making."""
+    """Answer with the number of requests that this process is running."""
     return json_response(Load(server_state(http).capacity.num_active))

@@ -1,4 +1,4 @@
-"""GET /metrics: Prometheus' text format."""
+"""GET /metrics, in Prometheus' text format."""
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
@@ -9,6 +9,6 @@ from jaxserve.server.state import server_state
 
 
 async def metrics(http: Request) -> Response:
-    """Answer with every series as it is now."""
+    """Answer with the current metrics."""
     series = await server_state(http).scrape()
     return Response(render(series), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: what this server serves."""
+"""GET /v1/models and /v1/models/{id}: the models of this server."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,13 +10,13 @@ from jaxserve.server.state import server_state
 
 
 async def list_models(http: Request) -> Response:
-    """Answer with every model under each of its names."""
+    """Answer with all models, one entry per name."""
     models = server_state(http).router.models
     return json_response(ModelList([_entry(m, name) for m in models for name in m.names]))
 
 
 async def get_model(http: Request) -> Response:
-    """Answer with one model; its id may hold slashes."""
+    """Answer with one model. Its id may contain slashes."""
     name: str = http.path_params["model_id"]
     return json_response(_entry(server_state(http).router.model(name), name))
 

@@ -1,7 +1,7 @@
-"""The OpenAPI document of a server: its routes, the bodies they read and the answers they write.
+"""Generate the OpenAPI document of a server.
 
-Requests are described by the pydantic models that check them, answers by the Structs that are
-written: there is nothing to fall behind.
+Requests are described by the pydantic models that validate them, and answers by the Structs that
+are encoded, so the document matches the code.
 """
 
 import inspect
@@ -28,31 +28,31 @@ PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 
 class OpenAIError(Struct):
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's form."""
 
     error: ErrorBody
 
 
 class AnthropicErrorBody(Struct):
-    """What stands under "error"."""
+    """The value of the field `error`."""
 
     type: str
     message: str
 
 
 class AnthropicError(Struct, tag_field="type", tag="error"):
-    """An error as Anthropic's clients read it."""
+    """An error in Anthropic's form."""
 
     error: AnthropicErrorBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What an endpoint reads and writes.
+    """Request and response types of an endpoint.
 
-    bodies: what it reads, any one of them; form: the schema of a multipart form in their place.
-    answer: a type of JSON, or None where media says of what else the answer is. event: of its
-    streams. query: the names of parameters and their schemas.
+    bodies: alternative models of the body. form: schema of a multipart form, in place of a body.
+    answer: type of the JSON answer; None for an answer of another media type, `media`. event: type
+    of streamed events. query: schemas of the query parameters, by name.
     """
 
     bodies: tuple[type[pydantic.BaseModel], ...] = ()
@@ -64,14 +64,14 @@ class Operation:
 
 
 class BodySchemas(GenerateJsonSchema):
-    """Makes schemas of bodies; their fields have no titles, which would say their names again."""
+    """Generates schemas of bodies without titles of fields, which would repeat their names."""
 
     def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 (pydantic's)
-        """Return that it should not."""
+        """Return False for all fields."""
         return False
 
     def normalize_name(self, name: str) -> str:
-        """Return a name for the document, without the package that all bodies are in."""
+        """Return a name without the package that contains all bodies."""
         return super().normalize_name(name.removeprefix("jaxserve.server."))
 
 
@@ -81,9 +81,9 @@ def describe_api(
     *,
     root_path: str = "",
 ) -> dict[str, Any]:
-    """Return the OpenAPI document of routes; each endpoint among them must have an operation.
+    """Return the OpenAPI document of routes. Each endpoint must have an operation.
 
-    root_path: prefix of the paths, as clients see them.
+    root_path: prefix of the paths for clients.
     """
     listed = [route for route in routes if isinstance(route, Route)]
     bodies = {body for operation in operations.values() for body in operation.bodies}
@@ -110,7 +110,7 @@ def describe_api(
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
         },
-        # Keys are asked for where the operator has set some.
+        # A key is required only if the operator has set any.
         "security": [{}, {"bearer": []}, {"key": []}],
     }
 
@@ -128,7 +128,7 @@ def _operation(
     else:
         content[operation.media] = {"schema": {"type": "string"}}
     if operation.event is not None:
-        # An event's data; OpenAPI has no word for streams of them.
+        # Schema of an event's data, because OpenAPI cannot describe event streams.
         content[EVENTS] = {"schema": {"type": "string"}, "x-event": answers[operation.event]}
     is_anthropics = route.path.startswith(MESSAGES_PATH)
     error = answers[AnthropicError if is_anthropics else OpenAIError]
@@ -168,7 +168,7 @@ def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
 def _request_schemas(
     bodies: Sequence[type[pydantic.BaseModel]],
 ) -> tuple[dict[type[pydantic.BaseModel], Any], dict[str, Any]]:
-    """Return the schema of each body, and those they refer to."""
+    """Return the schema of each body, and the schemas that they refer to."""
     schemas, document = models_json_schema(
         [(body, "validation") for body in bodies],
         schema_generator=BodySchemas,
@@ -181,7 +181,7 @@ def _request_schemas(
 
 
 def _answer_schemas(operations: Iterable[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """Return the schema of each type that is written, and those they refer to."""
+    """Return the schema of each answer type, and the schemas that they refer to."""
     types = [OpenAIError, AnthropicError]
     for operation in operations:
         types += [kind for kind in (operation.answer, operation.event) if kind is not None]

@@ -1,4 +1,4 @@
-"""What every endpoint reads and writes, for the OpenAPI document."""
+"""Request and response types of all endpoints, for the OpenAPI document."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

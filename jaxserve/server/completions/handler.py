@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts that continue prompts."""
+"""POST /v1/completions: continue prompts."""
 
 from collections.abc import Sequence
 from typing import override
@@ -16,7 +16,7 @@ from jaxserve.server.schema.answers import Completion, CompletionChoice, Maybe, 
 
 
 async def create_completion(http: HttpRequest) -> Response:
-    """Answer with texts, whole or as a stream."""
+    """Answer with the continuations of prompts, whole or as a stream."""
     return await respond(http, CompletionBody, CompletionWriter)
 
 
@@ -26,7 +26,7 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
     def __init__(self, job: Job, body: CompletionBody) -> None:
         super().__init__(job, body, id_prefix="cmpl")
         self._tokenizer = job.model.tokenizer
-        # Of each choice that has begun.
+        # By choice, for those that have begun.
         self._offsets: dict[int, TextOffsets] = {}
 
     def answer(
@@ -71,7 +71,7 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
         )
 
     def _choice(self, index: int, new: TokenEvent | Collected) -> CompletionChoice:
-        """Return what is new of a choice: a whole one, or a stream's next piece of it."""
+        """Return a choice: a whole one, or the next piece in a stream."""
         body = self.body
         is_first = index not in self._offsets
         place = self._offsets.setdefault(

@@ -12,12 +12,12 @@ from jaxserve.frontend.schema.generation import GenerationBody
 from jaxserve.frontend.schema.parsing import show
 
 MAX_CHOICES = 256
-# OpenAI's limit for inputs of embeddings; completions have that of choices, too.
+# OpenAI's limit for embedding inputs. Completions also have the limit of choices.
 MAX_PROMPTS = 2048
 DEFAULT_MAX_TOKENS = 16
 
 type Prompt = str | tuple[int, ...]
-# As they come.
+# A prompt in token ids, as in the JSON body.
 type SomeIds = Annotated[TokenIds, Field(min_length=1)]
 type Prompts = (
     str
@@ -28,14 +28,14 @@ type Prompts = (
 
 
 def read_prompts(value: Any) -> list[Prompt]:
-    """Read a string, a list of strings, a list of token ids, or a list of lists of token ids."""
+    """Validate a string, strings, token ids, or lists of token ids; return a list of prompts."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
         raise wanted("a string, strings, token ids, or lists of token ids")
     if len(value) > MAX_TOKEN_IDS:
         raise wanted(f"at most {MAX_TOKEN_IDS} token ids")
-    # By exact kind (True is no int here), in one pass that is fast on long prompts.
+    # Compare exact types (bool is not int here), in one pass that is fast on long prompts.
     kinds = set(map(type, value))
     if kinds != {int} and len(value) > MAX_PROMPTS:
         raise wanted(f"at most {MAX_PROMPTS} prompts")
@@ -49,9 +49,9 @@ def read_prompts(value: Any) -> list[Prompt]:
 
 
 class CompletionBody(GenerationBody):
-    """A prompt, or several to be answered apart.
+    """One or more prompts to continue.
 
-    max_tokens: 0, with `echo`, to get back the prompt alone.
+    max_tokens: 0 together with `echo` returns only the prompt.
     """
 
     prompt: Annotated[list[Prompt], BeforeValidator(read_prompts, json_schema_input_type=Prompts)]
@@ -61,11 +61,11 @@ class CompletionBody(GenerationBody):
 
     @property
     def only_scores(self) -> bool:
-        """Whether nothing new is wanted, but the prompt back with its log-probabilities."""
+        """Whether the request generates nothing, and only scores the prompt."""
         return self.echo and self.max_tokens == 0
 
     def check(self) -> None:
-        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        """Raise InvalidRequestError for fields that cannot be combined."""
         super().check()
         if len(self.prompt) * self.n > MAX_CHOICES:
             raise InvalidRequestError(
@@ -98,7 +98,7 @@ class CompletionBody(GenerationBody):
         wants_scores = self.echo and self.logprobs is not None
         return self.sampling_params(
             defaults,
-            # The engine always draws a token; the answer leaves it out.
+            # The engine always samples a token, which the answer leaves out.
             max_tokens=1 if self.only_scores else max_tokens,
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if wants_scores else self.prompt_logprobs,

@@ -1,4 +1,4 @@
-"""Beam search over HTTP: its answers as the events of a request, all at the end."""
+"""Beam search over HTTP: report its results as the events of a request, all at the end."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -16,7 +16,7 @@ from jaxserve.server.models import ServedModel
 async def search_beams(
     model: ServedModel, body: GenerationBody, request: Request
 ) -> AsyncGenerator[TokenEvent]:
-    """Yield one event for each of a request's n answers, the best first."""
+    """Run a beam search, and yield one event for each of its n answers, best first."""
     params = request.params
     check_search(
         params.n, max_logprobs=model.max_logprobs, logprobs_mode=model.logprobs_mode, param="n"
@@ -24,8 +24,8 @@ async def search_beams(
     model.check_num_prompts(params.n, param="n")
     if params.structured_outputs is not None:
         raise InvalidRequestError(
-            "use_beam_search cannot be given with what binds an answer: tools that are forced or"
-            " strict, or a thinking_token_budget",
+            "use_beam_search cannot be given with forced or strict tools, or with"
+            " thinking_token_budget",
             param="use_beam_search",
         )
     room = model.max_model_len - len(request.prompt_ids)
@@ -41,7 +41,7 @@ async def search_beams(
         async with aclosing(merged(model.client.generate, requests)) as events:
             async for index, event in events:
                 if event.finish_reason is not FinishReason.LENGTH:
-                    # It failed, and so has the search.
+                    # If one request fails, the search fails.
                     yield _failed(event, request)
                     return
                 found[index] = event.logprobs[0]
@@ -87,7 +87,7 @@ def _failed(event: TokenEvent, request: Request) -> TokenEvent:
 def _text(
     model: ServedModel, request: Request, token_ids: tuple[int, ...], reason: FinishReason | None
 ) -> str:
-    """Return the text of an answer; the token that ended it is none unless asked for."""
+    """Return the text of an answer, without its stop token unless the request includes it."""
     detokenizer = Detokenizer(model.tokenizer.backend, request)
     if reason is FinishReason.STOP and not request.params.include_stop_str_in_output:
         token_ids = token_ids[:-1]

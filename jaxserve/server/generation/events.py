@@ -1,4 +1,4 @@
-"""From requests to events: what chats and completions do in the same way."""
+"""Run requests and count their tokens, for chats and completions."""
 
 import asyncio
 import time
@@ -42,10 +42,10 @@ type Run = Callable[[Request], AsyncGenerator[TokenEvent]]
 
 
 class Tally:
-    """Counts the tokens and the time of an answer while they come.
+    """Counts the tokens and times of an answer.
 
-    counts_output: also the tokens generated.
-    reasoning: makes what counts reasoning in one choice; None where there is none to be counted.
+    counts_output: whether to count generated tokens. reasoning: creates the counter of reasoning
+    tokens for one choice; None to count none.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Tally:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
+        """Number of tokens in all prompts."""
         return sum(self._prompts.values())
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens generated so far, over all choices."""
+        """Number of tokens generated so far, over all choices."""
         return self._generated.total()
 
     def begin(self, event: TokenEvent) -> None:
-        """Note what an event says of its prompt; its tokens are for `add`."""
+        """Record the cached prompt tokens of an event. `add` counts its generated tokens."""
         if event.index == 0:
             self._cached[event.request_id] = event.num_cached_tokens
 
@@ -92,7 +92,7 @@ class Tally:
             self._counters[choice].add(event.token_ids)
 
     def timing(self) -> Timing:
-        """Return how long it took, when all of it is there."""
+        """Return the times of the complete answer."""
         times = whole_time(self._times)
         if times is None:
             return Timing(None, None, None, None, None)
@@ -108,7 +108,7 @@ class Tally:
         )
 
     def usage(self, event: TokenEvent | None = None) -> Usage:
-        """Return the count so far: over all choices, or of an event's choice and its prompt."""
+        """Return the usage so far: of all choices, or of the choice and prompt of `event`."""
         prompts, choices = list(self._prompts), list(self._generated)
         if event is not None:
             prompts, choices = [event.request_id], [(event.request_id, event.index)]
@@ -129,7 +129,7 @@ class Tally:
 
 
 class Meter:
-    """Counts what the engine computes for requests. A prompt counts once the engine took it."""
+    """Counts the tokens that the engine computes. A prompt counts once its first event arrives."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._prompts = {request.id: len(request.prompt_ids) for request in requests}
@@ -143,7 +143,7 @@ class Meter:
         self._completion_tokens += len(event.token_ids)
 
     def add_all_prompts(self) -> None:
-        """Count prompts without events, too: the engine may have computed them already."""
+        """Count also prompts without events, because the engine may have computed them."""
         self._cached = dict.fromkeys(self._prompts, 0) | self._cached
 
     def used(self) -> Used:
@@ -156,13 +156,13 @@ class Meter:
 
 
 def _ms(start_s: float | None, stop_s: float | None) -> float | None:
-    """Return the milliseconds between two times, None unless both have been."""
+    """Return the milliseconds between two times; None unless both are known."""
     return None if start_s is None or stop_s is None else 1000 * (stop_s - start_s)
 
 
 @dataclass(slots=True)
 class Collected:
-    """One choice of an answer, put together from its events."""
+    """A choice of an answer, collected from its events."""
 
     pieces: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
@@ -174,11 +174,11 @@ class Collected:
 
     @property
     def text(self) -> str:
-        """All of its text so far."""
+        """The text so far."""
         return "".join(self.pieces)
 
     def add(self, event: TokenEvent) -> None:
-        """Add what is new."""
+        """Add the content of an event."""
         self.pieces.append(event.text)
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs
@@ -192,10 +192,10 @@ class Collected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Requests that make one answer: choice `i` of request `r` is the answer's `r * n + i`.
+    """The requests of one answer: choice `i` of request `r` is choice `r * n + i` of the answer.
 
-    field_names: what the engine's parameters are called by whoever is answered. run: how a request
-    is answered; by default the engine's client does it.
+    field_names: names in the body for the engine's parameters, for error messages. run: yields the
+    events of a request; by default, the engine's client.
     """
 
     state: ServerState
@@ -207,15 +207,15 @@ class Job:
 
     @property
     def n(self) -> int:
-        """Choices of each request."""
+        """Number of choices of each request."""
         return self.requests[0].params.n
 
     async def events(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
-        """Yield the events of all choices, each with its choice's index in the answer.
+        """Yield the events of all choices, each with the index of its choice in the answer.
 
-        Closing the generator aborts the requests. Raises what the engine refuses before the first
-        event; later InvalidRequestError if the request itself leaves nothing to generate,
-        GenerationError, EngineDeadError, or ShuttingDownError if the server could not wait.
+        Closing the generator aborts the requests. Raises the engine's refusal before the first
+        event. Later it raises InvalidRequestError if the request allows no token, GenerationError,
+        EngineDeadError, or ShuttingDownError if the server stopped.
         """
         record = self.record
         record.model = self.model.name
@@ -243,7 +243,7 @@ class Job:
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncGenerator[Meter]:
-        """Hold the admission of these requests; yield what measures the use of it."""
+        """Admit the requests, yield a meter of their tokens, and settle the admission."""
         demand = Demand(
             model=self.model.name,
             requests=self.requests,
@@ -264,14 +264,14 @@ class Job:
                 async for index, event in events:
                     tally.add(event)
                     choices[index].add(event)
-        # It came with the first choice of each request, and is that of all.
+        # Only the first choice of each request has them.
         for index, choice in enumerate(choices):
             choice.prompt_logprobs = choices[index - index % self.n].prompt_logprobs
         return choices
 
     @contextmanager
     def recorded(self, tally: Tally) -> Iterator[None]:
-        """Log the tokens that were counted inside, also when the answer ends early."""
+        """Record the tokens counted in the block, even if it raises."""
         try:
             yield
         finally:
@@ -279,7 +279,7 @@ class Job:
             self.record.completion_tokens = tally.completion_tokens
 
     def _check_end(self, event: TokenEvent) -> None:
-        """Raise when a choice did not end by itself; only the log gets the engine's words."""
+        """Raise an error if a choice was aborted or failed."""
         if event.finish_reason is FinishReason.ABORT:
             raise ShuttingDownError
         if event.finish_reason is FinishReason.ERROR:
@@ -287,29 +287,28 @@ class Job:
                 raise InvalidRequestError(event.error, param=event.error_param)
             if not self.model.client.is_alive:
                 raise EngineDeadError(event.error or "the engine has stopped")
-            raise GenerationError(event.error or "the engine gave no reason")
+            raise GenerationError(event.error or "the engine reported no reason")
 
 
 async def at_intervals(
     events: AsyncIterable[tuple[int, TokenEvent]], num_tokens: int
 ) -> AsyncGenerator[tuple[int, TokenEvent]]:
-    """Yield the first event of each choice as it comes, and later ones by so many tokens."""
-    held: dict[int, list[TokenEvent]] = {}
+    """Yield the first event of each choice at once, and later ones merged to `num_tokens`."""
+    buffered: dict[int, list[TokenEvent]] = {}
     begun: set[int] = set()
     async for index, event in events:
-        pieces = held.setdefault(index, [])
+        pieces = buffered.setdefault(index, [])
         pieces.append(event)
-        num_held = sum(len(piece.token_ids) for piece in pieces)
-        if index not in begun or num_held >= num_tokens or event.finish_reason is not None:
+        num_buffered = sum(len(piece.token_ids) for piece in pieces)
+        if index not in begun or num_buffered >= num_tokens or event.finish_reason is not None:
             begun.add(index)
-            yield index, merge(held.pop(index))
+            yield index, merge(buffered.pop(index))
 
 
 async def merged(run: Run, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, TokenEvent]]:
-    """Yield the events of requests as they come.
+    """Run requests concurrently, and yield their events, each with the index of its choice.
 
-    Each waits in the engine as if it had arrived after the one before it, so that an answer of many
-    prompts does not hold up others.
+    The requests are queued by turns, so that an answer with many prompts does not delay others.
     """
     if len(requests) == 1:
         async with aclosing(run(requests[0])) as events:
@@ -317,7 +316,7 @@ async def merged(run: Run, requests: Sequence[Request]) -> AsyncGenerator[tuple[
                 yield event.index, event
         return
     turns = asyncio.Semaphore(MAX_AT_ONCE)
-    # Of no more than one event each: the client merges what is not taken.
+    # At most one event per request, because the client merges unread events.
     queue: asyncio.Queue[tuple[int, TokenEvent] | Exception] = asyncio.Queue(len(requests))
 
     async def feed(offset: int, request: Request) -> None:

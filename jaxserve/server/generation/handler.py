@@ -1,4 +1,4 @@
-"""From a body to its answer, whole or as a stream: what chats and completions do alike."""
+"""Answer chats and completions, whole or as a stream."""
 
 import time
 from abc import ABC, abstractmethod
@@ -30,10 +30,7 @@ from jaxserve.server.state import server_state
 
 
 async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
-    """Return the work that a body asks for: every chat and completion comes through here.
-
-    Raises InvalidRequestError where it cannot be done.
-    """
+    """Return the job for the body of a chat or a completion. Raises InvalidRequestError."""
     state, record = server_state(http), request_record(http.scope)
     model = state.router.model(body.model)
     maker = RequestMaker(
@@ -59,7 +56,7 @@ async def make_job(http: HttpRequest, body: ChatBody | CompletionBody) -> Job:
 class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatChunk | Completion](
     ABC
 ):
-    """Writes one answer; what it and its chunks look like is for subclasses to say."""
+    """Writes one answer. Subclasses define the types of the answer and of its chunks."""
 
     def __init__(self, job: Job, body: Body, *, id_prefix: str) -> None:
         self.job = job
@@ -82,34 +79,34 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
 
     @abstractmethod
     def opening(self, index: int) -> list[Chunk]:
-        """Return the chunks that come before those of choice `index`'s first event."""
+        """Return the chunks that precede the first event of choice `index`."""
 
     @abstractmethod
     def chunks_of(self, index: int, new: TokenEvent) -> list[Chunk]:
-        """Return what a stream says of an event of choice `index`; its usage is not set."""
+        """Return the chunks of an event of choice `index`, with usage not set."""
 
     @abstractmethod
     def last_chunk(self, usage: Usage, timing: Maybe[Timing]) -> Chunk:
-        """Return the chunk without choices that tells the usage."""
+        """Return the final chunk, which has the usage and no choices."""
 
     async def whole(self) -> Answer:
-        """Return the answer when all of it is there."""
+        """Generate and return the whole answer."""
         tally = self.tally()
         choices = await self.job.collect(tally)
         return self.answer(choices, tally.usage(), self._timing(tally))
 
     async def stream(self) -> AsyncGenerator[bytes]:
-        """Yield the answer's events, `[DONE]` last."""
+        """Yield the encoded events of the answer, `[DONE]` last."""
         async with aclosing(self.chunks()) as steps:
             async for chunks in steps:
                 yield b"".join(map(event, chunks))
         yield DONE
 
     async def chunks(self) -> AsyncGenerator[list[Chunk]]:
-        """Yield the answer's chunks, those of a step together.
+        """Yield the chunks of the answer, those of one step together.
 
-        With continuous_usage_stats, or where the operator forces it, each chunk has the usage of
-        its choice, up to and including the tokens of the event that it tells of.
+        With continuous_usage_stats, or if forced by the operator, each chunk has the usage of its
+        choice, including the tokens of the chunk's event.
         """
         options = self.body.stream_options or StreamOptions()
         is_forced = self.job.state.config.force_include_usage
@@ -138,7 +135,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
 
     @property
     def prompt_texts(self) -> list[str]:
-        """The prompts as the model saw them."""
+        """The decoded prompts."""
         decode = self.job.model.tokenizer.decode
         return [decode(request.prompt_ids) for request in self.job.requests]
 
@@ -146,7 +143,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
         return tally.timing() if self.job.state.config.per_request_metrics else UNSET
 
     def tally(self) -> Tally:
-        """Return what counts the tokens."""
+        """Return a new counter of the answer's tokens."""
         return Tally(self.job.requests, counts_output=not self.body.only_scores)
 
 
@@ -155,7 +152,7 @@ async def respond[Body: ChatBody | CompletionBody](
     kind: type[Body],
     writer: Callable[[Job, Body], AnswerWriter[Body, Any, Any]],
 ) -> Response:
-    """Answer a request whose body is of a kind, in the way of a writer."""
+    """Answer a request, given the model of its body and its writer."""
     body = await read_as(http, kind)
     answer = writer(await make_job(http, body), body)
     if body.stream:

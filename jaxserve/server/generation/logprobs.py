@@ -1,4 +1,4 @@
-"""Log-probabilities in the forms that the endpoints give them."""
+"""Format log-probabilities for the endpoints."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,15 +14,15 @@ from jaxserve.server.schema.answers import (
 )
 from jaxserve.tokenization.tokenizer import Tokenizer
 
-# What OpenAI and vLLM write for minus infinity, which JSON has no word for.
+# In place of minus infinity, which JSON cannot represent; as in OpenAI's API and vLLM.
 LEAST_LOGPROB = -9999.0
 
 
 class LogprobWriter:
-    """Writes tokens and their log-probabilities.
+    """Formats tokens and their log-probabilities.
 
-    as_ids: tokens as `token_id:N`, vLLM's option. by_id: the alternatives are tokens that the
-    request named in logprob_token_ids, which the sampled token then leads, as in vLLM.
+    as_ids: write tokens as `token_id:N`, an option of vLLM. by_id: the alternatives are those of
+    logprob_token_ids; as in vLLM, the sampled token is then listed first.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, as_ids: bool, by_id: bool = False) -> None:
@@ -51,9 +51,10 @@ class LogprobWriter:
         token_ids: Sequence[int],
         offsets: list[int],
     ) -> CompletionLogprobs:
-        """Return the log-probabilities of a text's tokens, which begin at `offsets` in it.
+        """Return the log-probabilities of the tokens of a text.
 
-        positions align with token_ids; None where nothing is known, as of a prompt's first token.
+        positions: one per token; None if unknown, as for a prompt's first token. offsets: positions
+        of the tokens in the text, in characters.
         """
         columns = CompletionLogprobs(offsets, [], [], [])
         for token_id, position in zip(token_ids, positions, strict=True):
@@ -68,7 +69,7 @@ class LogprobWriter:
         return columns
 
     def prompt(self, positions: Iterable[PositionLogprobs]) -> PromptLogprobs:
-        """Return vLLM's list for a prompt, whose first token has nothing to be likely after."""
+        """Return vLLM's list for a prompt, with None for its first token."""
         rows: PromptLogprobs = [None]
         for position in positions:
             rows.append(
@@ -84,9 +85,9 @@ class LogprobWriter:
         return rows
 
     def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
-        """Return the alternatives by their texts; of two with one text, the later by its id.
+        """Return the alternatives by text. The second of two equal texts is replaced by its id.
 
-        The chosen token comes first: who looks it up by its text must find it.
+        The chosen token comes first, so that it can be looked up by its text.
         """
         found: dict[str, float] = {}
         for scored in _distinct(position):
@@ -100,9 +101,9 @@ class LogprobWriter:
         return token, _finite(scored.logprob), list(data)
 
     def _key(self, token_id: int) -> str:
-        """A token as text, and as `bytes:...` when it is none by itself, as OpenAI has it.
+        """Return the text of a token, or `bytes:...` if it is not valid UTF-8, as in OpenAI's API.
 
-        Tokens are keys here: written as U+FFFD, different parts of characters would be one.
+        Tokens are keys here; with U+FFFD, different parts of characters would collide.
         """
         if self._as_ids:
             return f"token_id:{token_id}"
@@ -114,7 +115,7 @@ class LogprobWriter:
 
 
 class TextOffsets:
-    """Where tokens begin in the text they make, in characters, counted while they come."""
+    """Incremental computation of token offsets in the text, in characters."""
 
     def __init__(self, tokenizer: Tokenizer, *, skips_special: bool) -> None:
         self._tokenizer = tokenizer
@@ -122,9 +123,9 @@ class TextOffsets:
         self._offset = 0
 
     def of_prompt(self, token_ids: Iterable[int], text: str) -> list[int]:
-        """Return the offsets of a prompt's tokens in its text, where not all need stand.
+        """Return the offsets of a prompt's tokens in its text.
 
-        A tokenizer may add tokens of its own, and a space before the text.
+        The tokenizer may have added special tokens, and a space before the text.
         """
         offsets = []
         for token_id in token_ids:
@@ -138,7 +139,7 @@ class TextOffsets:
         return offsets
 
     def of_answer(self, token_ids: Iterable[int]) -> list[int]:
-        """Return the offsets of the tokens that come next."""
+        """Return the offsets of the next tokens."""
         offsets = []
         for token_id in token_ids:
             offsets.append(self._offset)
@@ -147,7 +148,7 @@ class TextOffsets:
         return offsets
 
     def _num_chars(self, token_id: int) -> int:
-        """Return how many characters begin in a token, which may end in the middle of one."""
+        """Return the number of characters that begin in a token."""
         return sum(byte & 0xC0 != 0x80 for byte in self._tokenizer.token_bytes(token_id))
 
 

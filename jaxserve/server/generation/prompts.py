@@ -1,4 +1,4 @@
-"""From bodies to the engine's requests: rendering, encoding and checking, off the event loop."""
+"""Build the engine's requests from bodies: render, tokenize and validate on worker threads."""
 
 import time
 import uuid
@@ -21,8 +21,8 @@ from jaxserve.server.completions.schema import CompletionBody
 from jaxserve.server.models import ServedModel
 from jaxserve.tokenization.tokenizer import truncated
 
-# Log-probabilities in one answer, some 60 bytes of JSON each: those of the prompt, and those of
-# generated tokens where a request asks for more alternatives than servers allow by default.
+# Limit on the log-probabilities in an answer, about 60 bytes of JSON each. It applies to those of
+# the prompt, and to those of generated tokens above DEFAULT_MAX_LOGPROBS per token.
 MAX_LOGPROBS_PER_ANSWER = 2**20
 
 
@@ -34,9 +34,9 @@ def encode(
     param: str,
     will_truncate: bool = False,
 ) -> tuple[int, ...]:
-    """Return the ids of a text, unless it is so long that it cannot fit. Slow: for a worker.
+    """Return the token ids of a text. Slow; call it on a worker thread.
 
-    will_truncate: it may be longer, as it will be cut.
+    Raises ContextLengthError for a text that is too long, unless `will_truncate`.
     """
     if not will_truncate:
         model.tokenizer.check_num_chars(len(text), max_model_len=model.max_model_len, param=param)
@@ -50,9 +50,9 @@ def encode_chat(
     *,
     will_truncate: bool = False,
 ) -> tuple[int, ...]:
-    """Return the prompt of a chat as ids. Slow: for a worker.
+    """Return the token ids of a chat's prompt. Slow; call it on a worker thread.
 
-    ignored: gets what the template does not read of chat_template_kwargs.
+    ignored: collects the chat_template_kwargs that the template does not read.
     """
     if not will_truncate:
         model.tokenizer.check_num_chars(
@@ -71,10 +71,11 @@ def encode_chat(
 
 @dataclass(slots=True, kw_only=True)
 class RequestMaker:
-    """Makes requests of one body; `arrival_s` is when the server began to look at it.
+    """Builds the requests of one body.
 
-    is_batch: whether nobody waits for the answer. ignored: see encode_chat. grammars: those that
-    `requests` has made, in the order in which to check them, and what the body calls their fields.
+    ignored: see encode_chat. is_batch: whether the request is a line of a batch. arrival_s: when
+    the server began to process the body. grammars: structured outputs built by `requests`, in the
+    order in which to check them, each with the names of its fields in the body.
     """
 
     model: ServedModel
@@ -91,7 +92,7 @@ class RequestMaker:
         self.model.checked_priority(self.body.priority)
 
     def requests(self) -> tuple[Request, ...]:
-        """Return a request for each prompt of the body. Slow: for a worker.
+        """Return a request for each prompt of the body. Slow; call it on a worker thread.
 
         Raises InvalidRequestError. Grammars that must be compiled are left to `check_grammars`.
         """
@@ -131,7 +132,7 @@ class RequestMaker:
         )
 
     def check_grammars(self) -> None:
-        """Raise InvalidRequestError if no answer can follow a grammar. Slow: it compiles."""
+        """Raise InvalidRequestError for invalid grammars. Slow, because it compiles them."""
         for params, names in self.grammars:
             with renamed(self.body.field_names), renamed(names):
                 self.model.grammars.check(params)
@@ -144,7 +145,7 @@ class RequestMaker:
         asked, names = params.structured_outputs, FIELD_NAMES
         if asked is not None and not body.must_call:
             if body.offered_functions:
-                # Alone: what is wrong afterwards is wrong with the tools.
+                # Check it separately, so that later errors are attributed to the tools.
                 self.grammars.append((asked, {}))
             else:
                 names = BUDGET_NAMES
@@ -164,10 +165,10 @@ class RequestMaker:
         if limit is not None:
             prompt_ids = truncated(prompt_ids, limit, side=self.body.truncation_side)
         if not self.body.has_limit:
-            # A default of ours or of the model's authors is no reason to refuse a long prompt.
+            # A default max_tokens must not cause a long prompt to be refused.
             params = params.within(self.model.max_model_len - len(prompt_ids))
         request = Request(
-            # Never a client's own id: two clients could choose the same.
+            # Not the client's own id, because two clients could choose the same.
             id=uuid.uuid4().hex,
             prompt_ids=prompt_ids,
             params=params,
@@ -185,10 +186,10 @@ class RequestMaker:
         return request
 
     def _check_logprobs(self, request: Request) -> None:
-        """Raise InvalidRequestError if the answer would hold too many log-probabilities.
+        """Raise InvalidRequestError if the answer would contain too many log-probabilities.
 
-        A short request for the whole vocabulary at each token has an answer of hundreds of
-        megabytes, and writing it would delay all other requests.
+        The whole vocabulary for each token would make an answer of hundreds of megabytes, and
+        encoding it would delay all other requests.
         """
         params = request.params
         num_prompt = len(request.prompt_ids)
@@ -211,11 +212,11 @@ class RequestMaker:
 
 
 def cache_salt(principal: Principal, asked: str | None) -> str:
-    """Return the salt of a request's cached prefixes, so that tenants share none.
+    """Return the prefix cache salt of a request, so that tenants do not share prefixes.
 
-    How fast an answer begins tells whether its prompt was cached, and so what others have asked.
+    Otherwise the time to the first token would reveal whether others have sent the same prompt.
     """
     if not principal.tenant:
         return asked or ""
-    # A client's salt has no "@" (CACHE_SALT), so that none can look like another tenant's.
+    # A client's salt cannot contain "@" (CACHE_SALT), so it cannot imitate another tenant's.
     return f"{principal.tenant}@{asked or ''}"

@@ -1,4 +1,4 @@
-"""Bodies of requests, parsed where they hold up nobody."""
+"""Read and parse request bodies without blocking the event loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +16,17 @@ from jaxserve.server.http.lanes import run_in
 from jaxserve.server.http.record import request_record
 from jaxserve.server.state import server_state
 
-# Parsed on the event loop up to this size, in a few milliseconds at worst.
+# Bodies up to this size are parsed on the event loop, in a few milliseconds at worst.
 SMALL_BYTES = 2**15
-# Parsed one at a time above this size.
+# Bodies above this size are parsed one at a time.
 LARGE_BYTES = 2**20
 
 
 async def read[T](http: Request, make: Callable[[dict[str, Any], IgnoredFields], T]) -> T:
-    """Return what `make` makes of the fields of a body, such as a checked model of it.
+    """Return the result of `make` for the fields of a body, such as a validated model.
 
-    make: gets the request's ignored fields too, to add to. Raises InvalidRequestError for what is
-    no JSON object, and what `make` raises.
+    make: takes the fields, and collects ignored ones. Raises InvalidRequestError if the body is not
+    a JSON object, and the errors of `make`.
     """
     check_media_type(http)
     ignored = request_record(http.scope).ignored
@@ -44,15 +44,16 @@ async def read[T](http: Request, make: Callable[[dict[str, Any], IgnoredFields],
 
 
 async def read_as[T: Body](http: Request, model: type[T]) -> T:
-    """Return the body as a model; raises InvalidRequestError naming the field at fault."""
+    """Return the body as a model. Raises InvalidRequestError naming the field at fault."""
     return await read(http, lambda fields, ignored: parse(fields, model, ignored))
 
 
 async def read_body(request: Request, *, max_bytes: int, lease: Lease) -> bytes:
-    """Return the body, refusing one that is too long before reading it where it says so.
+    """Return the body. A declared length above the limit is refused before reading.
 
-    lease: for as long as the caller keeps the body. Raises BodyTooLargeError, BodiesFullError.
-    Starlette's own limit answers in plain text, which OpenAI's clients cannot read.
+    lease: accounts for the body while the caller keeps it. Raises BodyTooLargeError and
+    BodiesFullError. Starlette's own limit is not used, because it answers in plain text, which
+    OpenAI's clients cannot parse.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
@@ -67,7 +68,7 @@ async def read_body(request: Request, *, max_bytes: int, lease: Lease) -> bytes:
 
 
 def check_media_type(request: Request) -> None:
-    """Raise MediaTypeError unless the body is said to be JSON."""
+    """Raise MediaTypeError unless the media type is JSON."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeError

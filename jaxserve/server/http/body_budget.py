@@ -1,4 +1,4 @@
-"""The memory that the bodies of all requests may take at once."""
+"""Limit the memory used by all request bodies together."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from jaxserve.server.errors import BodiesFullError
 
 
 class BodyBudget:
-    """Counts the bytes of bodies that are being received or parsed.
+    """Budget for the bytes of bodies that are being received or parsed.
 
-    num_bytes: counted now. max_bytes: of all of them. free_bytes: the beginning of each body, which
-    does not count, so that short requests get through whatever others do: the limit on connections
-    bounds them.
+    num_bytes: bytes counted now. max_bytes: the limit. free_bytes: number of bytes of each body
+    that do not count, so that short requests are always accepted; the limit on connections bounds
+    them.
     """
 
     def __init__(self, max_bytes: int, *, free_bytes: int) -> None:
@@ -21,7 +21,7 @@ class BodyBudget:
 
     @contextmanager
     def lease(self) -> Iterator["Lease"]:
-        """Give what one body is counted with, for as long as its bytes are kept."""
+        """Yield the account of one body; its bytes are released at the end."""
         lease = Lease(self)
         try:
             yield lease
@@ -29,9 +29,9 @@ class BodyBudget:
             self.num_bytes -= lease.num_counted
 
     def count(self, num_bytes: int, num_counted: int) -> int:
-        """Count a body that has grown to `num_bytes`, and return how many of them count.
+        """Count a body that has grown to `num_bytes`; return how many of them count.
 
-        num_counted: how many did before. Raises BodiesFullError.
+        num_counted: the previous return value. Raises BodiesFullError.
         """
         counting = max(0, num_bytes - self._free_bytes)
         if self.num_bytes - num_counted + counting > self._max_bytes:
@@ -41,12 +41,12 @@ class BodyBudget:
 
 
 class Lease:
-    """One body's share of a budget. num_counted: bytes of it that count."""
+    """One body's share of a budget. num_counted: number of its bytes that count."""
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self.num_counted = 0
 
     def hold(self, num_bytes: int) -> None:
-        """Count a body that has so many bytes now; raises BodiesFullError."""
+        """Set the current size of the body. Raises BodiesFullError."""
         self.num_counted = self._budget.count(num_bytes, self.num_counted)

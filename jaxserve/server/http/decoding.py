@@ -1,8 +1,8 @@
-"""JSON of any size and shape, decoded without holding up other threads.
+"""Decode large JSON bodies without blocking other threads.
 
-A decoder holds the GIL from beginning to end: for 0.4 s on 15 MB of `[[],[],...`, and for 0.1 s
-again to free what it made. So what there is in a long body is counted before anything is built, in
-numpy and slice by slice, and what is within the limits is decoded in pieces.
+A decoder holds the GIL throughout: for 0.4 s on 15 MB of `[[],[],...`, and for another 0.1 s to
+free the result. So the contents of a long body are first counted with numpy, slice by slice. A body
+within the limits is then decoded in pieces.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,27 +16,26 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.literals import check_schemas, read_float
 from jaxserve.frontend.schema.parsing import show
 
-# Limits of a body. Honest ones stay below: 4096 messages with calls are 25,000 lists and objects
-# and 100,000 strings, and 2048 prompts of 512 ids are 1,050,624 values. Validating that much holds
-# up other threads for up to 50 ms.
+# Limits of a body, above the largest legitimate ones: 4096 messages with calls have 25,000 lists
+# and objects and 100,000 strings, and 2048 prompts of 512 ids have 1,050,624 values. Validating
+# that much blocks other threads for up to 50 ms.
 LIMITS: Mapping[str, int] = {
     "lists and objects": 100_000,
     "strings": 200_000,
     "values": 1_500_000,
 }
 MAX_DEPTH = 256
-# Bytes that are decoded at once, in about a millisecond.
+# Bytes to decode at once, in about a millisecond.
 PIECE_BYTES = 2**16
-# Bytes that are looked at at once.
+# Bytes to count at once.
 SLICE_BYTES = 2**18
-# Lists and objects within each other that are decoded in pieces; what is deeper is decoded whole.
+# Levels of nesting that are decoded in pieces; deeper values are decoded whole.
 MAX_LEVELS = 6
 MAX_NAME_BYTES = 64
 
 QUOTE, COLON, COMMA = b'":,'
 OPENINGS, CLOSINGS = b"[{", b"]}"
-# For each byte, whether it is structure where it stands outside a string, and what it adds to the
-# number of open lists and objects.
+# For each byte, whether it is structural outside of strings, and its change of the nesting depth.
 IS_MARK = np.isin(np.arange(256), [*OPENINGS, *CLOSINGS, COLON, COMMA])
 CHANGES = np.isin(np.arange(256), [*OPENINGS]).astype(np.int8) - np.isin(
     np.arange(256), [*CLOSINGS]
@@ -53,10 +52,10 @@ type Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class Marks(NamedTuple):
-    """The structure of a slice of JSON text, string contents left out.
+    """The structure of a slice of JSON text, outside of strings.
 
-    places: of brackets, braces, colons and commas, ascending. codes: those bytes. depths: how many
-    lists and objects are open behind each. quotes: where strings begin and end.
+    places: positions of brackets, braces, colons and commas, ascending. codes: those bytes. depths:
+    nesting depth after each. quotes: positions where strings begin and end.
     """
 
     places: Integers
@@ -68,8 +67,7 @@ class Marks(NamedTuple):
 def decode_json(body: bytes) -> Any:
     """Return the value of JSON text.
 
-    Raises InvalidRequestError for more than the limits above, and ValueError or RecursionError for
-    what is not JSON.
+    Raises InvalidRequestError above the limits, and ValueError or RecursionError for invalid JSON.
     """
     if len(body) <= PIECE_BYTES:
         return _values.decode(body)
@@ -78,9 +76,9 @@ def decode_json(body: bytes) -> Any:
 
 
 def check_size(body: bytes) -> None:
-    """Raise InvalidRequestError, naming the field at fault, if a body has too much in it."""
+    """Raise InvalidRequestError, naming the field at fault, if a body exceeds a limit."""
     counts = dict.fromkeys(LIMITS, 0)
-    name_end = 0  # of the field of the body that is looked at
+    name_end = 0  # end of the name of the current field
     for places, codes, depths, quotes in _marks(body):
         names = places[(codes == COLON) & (depths == 1)]
         found = {
@@ -103,7 +101,7 @@ def check_size(body: bytes) -> None:
 def _too_much(
     body: bytes, names: Integers, name_end: int, place: int, limit: str
 ) -> InvalidRequestError:
-    """Return the error that names the field of a place; names: where names of the slice end."""
+    """Return the error for the field at a place. names: ends of the field names in the slice."""
     before = names[names < place]
     name = _name(body, int(before[-1]) if before.size else name_end)
     what = "the body" if name is None else f"{name} makes the body too large: it"
@@ -113,13 +111,13 @@ def _too_much(
 
 
 def _name(body: bytes, end: int) -> str | None:
-    """Return the name of the field whose colon is at `end`; None if it cannot be shown."""
+    """Return the name of the field whose colon is at `end`; None if it is not found."""
     *_, name, rest = (b"", *body[max(0, end - MAX_NAME_BYTES) : end].rsplit(b'"', 2)[-2:])
     return name.decode(errors="replace") if name and not rest.strip() else None
 
 
 def _decode(raw: bytes, levels: int) -> Any:
-    """Return the value of JSON text; what is long is decoded in pieces, `levels` deep."""
+    """Return the value of JSON text, decoding long values in pieces up to `levels` deep."""
     raw = raw.strip()
     if len(raw) <= PIECE_BYTES or not levels or raw[0] not in OPENINGS:
         return _values.decode(raw)
@@ -145,21 +143,21 @@ def _decode(raw: bytes, levels: int) -> Any:
 
 
 def _pieces(raw: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of the pieces of a list or object, which lie between commas of its own.
+    """Yield the ranges of pieces of a list or object, split at its own commas.
 
-    They are at most 2 * PIECE_BYTES long, unless one of their entries is longer.
+    A piece is at most 2 * PIECE_BYTES long, unless it is a single longer entry.
     """
     cuts = [0]
     for places, codes, depths, _ in _marks(raw):
         commas = places[(codes == COMMA) & (depths == 1)]
-        # The last one of each stretch of PIECE_BYTES.
+        # The last comma in each block of PIECE_BYTES.
         cuts += commas[np.diff(commas // PIECE_BYTES, append=-1) != 0].tolist()
     for before, after in pairwise([*cuts, len(raw) - 1]):
         yield before + 1, after
 
 
 def _marks(text: bytes) -> Iterator[Marks]:
-    """Yield what is structure in a text, by slices of it."""
+    """Yield the structure of a text, slice by slice."""
     start = depth = 0
     is_inside = 0
     while start < len(text):
@@ -167,7 +165,7 @@ def _marks(text: bytes) -> Iterator[Marks]:
         if b"\\" in part:
             part = part.replace(rb"\\", b"__").replace(rb"\"", b"__")
             if part.endswith(b"\\") and len(part) > 1:
-                # What it escapes is in the next slice, and so must it be.
+                # Move it to the next slice, which has the escaped character.
                 part = part[:-1]
         if not is_inside or b'"' in part:
             codes = np.frombuffer(part, np.uint8)
@@ -183,14 +181,14 @@ def _marks(text: bytes) -> Iterator[Marks]:
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """Return a JSON object, refusing NaN, infinities, lone surrogates and bad UTF-8.
+    """Return a JSON object, refusing NaN, infinities, lone surrogates and invalid UTF-8.
 
-    A number that a double does not hold as it is written is refused where a schema has it.
-    Raises InvalidRequestError, also for more than the limits above.
+    In schemas, refuse numbers that a double cannot represent exactly. Raises InvalidRequestError,
+    also above the limits.
     """
     try:
         fields = decode_json(body)
-    except InvalidRequestError:  # a ValueError too
+    except InvalidRequestError:  # a subclass of ValueError
         raise
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(

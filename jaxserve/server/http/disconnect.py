@@ -1,4 +1,4 @@
-"""What to do when the client leaves before its answer is made."""
+"""Cancel work when the client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,9 +8,9 @@ from starlette.requests import ClientDisconnect, Request
 
 
 async def unless_disconnected[T](request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; cancel it and raise ClientDisconnect when the client leaves.
+    """Await `work`; cancel it and raise ClientDisconnect if the client disconnects.
 
-    The body must have been read: what is received after it can only be the client leaving.
+    The body must have been read, because other messages are dropped.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnect(request))

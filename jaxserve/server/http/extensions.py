@@ -1,4 +1,4 @@
-"""Middleware of the operator's own, by its place in Python."""
+"""Load the operator's own middleware."""
 
 import importlib
 import inspect
@@ -11,10 +11,10 @@ from jaxserve.errors import ConfigError
 
 
 def extension(place: str) -> Middleware:
-    """Return the middleware at `module.name`: an ASGI class, or a coroutine function.
+    """Return the middleware `module.name`: an ASGI class, or a coroutine function.
 
-    A function is called with a Starlette request and what answers it, as FastAPI's are. The place
-    is an operator's, and as trusted as code. Raises ConfigError.
+    As in FastAPI, a function is called with a Starlette request and `call_next`. The name comes
+    from the operator and is trusted. Raises ConfigError.
     """
     module_name, _, name = place.replace(":", ".").rpartition(".")
     try:

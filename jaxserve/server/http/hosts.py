@@ -1,8 +1,8 @@
-"""Which names a server may be called by, and which web pages may change something on it.
+"""Validate the Host and Origin headers, against DNS rebinding and cross-site requests.
 
-A page whose name resolves to 127.0.0.1 (DNS rebinding) is of the same origin as a server there, as
-far as a browser knows, and may read its answers. Only the Host header shows that the page means
-another host. Addresses cannot be rebound, so they are always accepted.
+If the name of a web page is made to resolve to 127.0.0.1 (DNS rebinding), a browser treats a server
+there as the page's own origin, and lets the page read its answers. Only the Host header shows the
+other name. IP addresses cannot be rebound, so they are always accepted.
 """
 
 import ipaddress
@@ -17,18 +17,18 @@ from jaxserve.observability.metrics import Metrics
 from jaxserve.server.errors import ForbiddenError, error_response
 
 ANY = "*"
-# Reserved: no public name ends in these, so that nobody can register one to rebind it.
+# Reserved suffixes: no public name ends in these, so an attacker cannot register one.
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_SHOWN_CHARS = 100
 
 
 def allowed_hosts(config: ServerConfig) -> tuple[str, ...]:
-    """Return the names that the Host header may have; `*` for any, `*.example.com` for some.
+    """Return the names allowed in the Host header: `*` for any, `*.example.com` for subdomains.
 
-    By default any, but names of this machine only on a loopback address without a key: there a
-    browser on this machine is the only way for others to reach the server. No browser reaches a
-    Unix socket.
+    By default any name is allowed, except on a loopback address without API keys, where only names
+    of this machine are: there an attacker can reach the server through a local browser. Browsers
+    cannot reach a Unix socket.
     """
     is_reachable = config.uds is None and is_loopback(config.host)
     if not config.allowed_hosts and (config.api_keys or not is_reachable):
@@ -38,7 +38,7 @@ def allowed_hosts(config: ServerConfig) -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a server that listens on `host` is reached from this machine only."""
+    """Whether a server that listens on `host` is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -53,9 +53,9 @@ def name_in(host: str) -> str:
 
 
 class HostMiddleware:
-    """Refuses requests to other hosts, and those of other hosts' pages that would change something.
+    """Refuses requests for unknown hosts, and unsafe cross-origin requests.
 
-    A server with keys does not look at pages: none of them has a key that it was not given.
+    A server with API keys does not check origins, because a page of an attacker has no key.
     """
 
     def __init__(self, app: ASGIApp, *, config: ServerConfig, metrics: Metrics) -> None:
@@ -80,7 +80,7 @@ class HostMiddleware:
 
     def _knows(self, host: str) -> bool:
         name = name_in(host)
-        # No browser leaves it empty or out.
+        # Browsers always send a name.
         if ANY in self._hosts or not name or name in self._hosts or name.endswith(LOCAL_SUFFIXES):
             return True
         if any(known[0] == ANY and name.endswith(known[1:]) for known in self._hosts):
@@ -88,9 +88,9 @@ class HostMiddleware:
         return is_address(name)
 
     def _welcomes(self, origin: str, headers: Headers) -> bool:
-        """Return whether pages of an origin may change something here."""
+        """Whether pages of an origin may send unsafe requests."""
         if origin in self._origins or headers.get("sec-fetch-site") == "same-origin":
-            # A page cannot write the second header. It counts where a proxy has changed Host.
+            # Pages cannot set sec-fetch-site. It is needed if a proxy has changed Host.
             return True
         return urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
 
@@ -106,7 +106,7 @@ class HostMiddleware:
 
 
 def is_address(name: str) -> bool:
-    """Return whether a name is an IP address."""
+    """Whether a name is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Threads for work that is too long for the event loop, apart by kind.
+"""Thread pools for work that would block the event loop.
 
-Each kind of work has threads of its own, so that cheap work never waits for slow work: a chat to be
-rendered does not queue behind grammars that compile, files that are written, or large bodies.
+Each kind of work has its own threads, so that fast work does not queue behind slow work, such as
+rendering a chat behind compiling grammars, writing files or parsing large bodies.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,15 @@ type Lane = anyio.CapacityLimiter
 
 
 class Lanes:
-    """How many threads of each kind there are.
+    """Limits on the threads for each kind of work.
 
-    prompts: render, tokenize and check. bodies: parse bodies that are large, one at a time, as
-    parsing holds the GIL. grammars: compile. storage: files, batches and stored responses.
+    prompts: rendering, tokenizing and validating. bodies: parsing large bodies, one at a time
+    because parsing holds the GIL. grammars: compiling. storage: files, batches and stored
+    responses.
     """
 
     def __init__(self) -> None:
-        # The tokenizer releases the GIL, templates do not.
+        # The tokenizer releases the GIL; templates do not.
         self.prompts: Lane = anyio.CapacityLimiter(4)
         self.bodies: Lane = anyio.CapacityLimiter(1)
         self.grammars: Lane = anyio.CapacityLimiter(2)
@@ -28,5 +29,5 @@ class Lanes:
 
 
 async def run_in[T](lane: Lane, work: Callable[[], T]) -> T:
-    """Run `work` on a thread of a lane; a caller that is cancelled does not wait for its end."""
+    """Run `work` on a thread of a lane. A cancelled caller does not wait for the thread."""
     return await anyio.to_thread.run_sync(work, limiter=lane, abandon_on_cancel=True)

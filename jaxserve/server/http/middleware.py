@@ -1,6 +1,6 @@
-"""What happens around every request: an id, a log line, a count; and asking for the key.
+"""ASGI middleware: root path, request ids and records, connection limit, authentication.
 
-Pure ASGI: Starlette's BaseHTTPMiddleware would stand between a stream and its client's leaving.
+Pure ASGI, because Starlette's BaseHTTPMiddleware hides a client's disconnect from a stream.
 """
 
 import re
@@ -32,9 +32,9 @@ IGNORED_HEADER = "x-jaxserve-ignored"
 
 
 class RootPathMiddleware:
-    """Takes the prefix off the paths of requests that a proxy forwards with it.
+    """Removes the root path that a proxy leaves in request paths.
 
-    It is the outermost, so that everything inside decides by the same paths.
+    The outermost middleware, so that all others see the same paths.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:
@@ -52,13 +52,13 @@ class RootPathMiddleware:
 
 
 class ObserveMiddleware:
-    """Gives a request its id, counts it, logs it, and answers for faults of ours.
+    """Assigns a request id, records the request, and answers unhandled exceptions.
 
-    Once the server stops, every answer closes its connection, so that clients go elsewhere.
+    Once the server is stopping, every answer closes its connection, so that clients reconnect
+    elsewhere. A client's x-request-id is logged and returned, and not used for anything else.
 
-    A client's own x-request-id is logged and sent back; nothing is ever looked up by it.
-    sinks: get the record of each request when it has ended. strict_fields: whether unknown fields
-    are refused.
+    sinks: receive the record of each finished request. strict_fields: whether unknown fields are
+    refused.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ObserveMiddleware:
 
 
 class SurplusMiddleware:
-    """Answers probes on connections beyond the limit, refuses all else, and closes them."""
+    """Handles connections above the limit: answers probes, refuses the rest, and closes them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -129,15 +129,15 @@ class SurplusMiddleware:
 
         app = self._app
         if scope["path"] not in PROBED_PATHS:
-            error = OverloadedError("the server has as many connections as it may", retry_after_s=1)
+            error = OverloadedError("the server has too many connections", retry_after_s=1)
             app = error_response(error, scope)
         await app(scope, receive, send_closing)
 
 
 class AuthorizeMiddleware:
-    """Asks for an API key at every path but the open ones. Preflights (OPTIONS) carry none.
+    """Requires an API key, except for open paths and for CORS preflights (OPTIONS).
 
-    Decides by the path of the ASGI scope, never by a URL made with the Host header.
+    Uses the path of the ASGI scope, never a URL built from the Host header.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class AuthorizeMiddleware:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, with its principal in its record, or answer 401."""
+        """Set the principal of a request and pass it on, or answer 401."""
         is_open = scope["type"] == "lifespan" or (
             scope["type"] == "http"
             and (scope["path"] in self._open_paths or scope["method"] == "OPTIONS")
@@ -157,7 +157,7 @@ class AuthorizeMiddleware:
             principal = self._keyring.principal(_sent_key(Headers(scope=scope)))
             if principal is None:
                 error = UnauthorizedError(
-                    # OpenAI's words to begin with: LiteLLM knows the error by them.
+                    # Begins with OpenAI's words, by which LiteLLM recognizes the error.
                     "Incorrect API key provided: this server asks for one that it knows,"
                     " as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
                 )
@@ -170,6 +170,6 @@ class AuthorizeMiddleware:
 def _sent_key(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        # Anthropic's way of sending a key.
+        # Anthropic's clients send the key in this header.
         key = headers.get("x-api-key", "")
     return key.strip()

@@ -1,4 +1,4 @@
-"""What is known of a request once it is answered, and where that goes."""
+"""Records of finished requests, and their sinks: the log and the metrics."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,10 +16,10 @@ log = get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """One HTTP request: who sent it, what answered it, and what that took.
+    """One HTTP request: its principal, its handler, and its usage.
 
-    Endpoints fill in what they learn. handler: path of the route. batch: id of the batch that the
-    request is a line of. ignored: fields of the body that nothing reads.
+    Endpoints fill in the fields. handler: path of the route. batch: id of the batch that contains
+    the request. ignored: fields of the body that had no effect.
     """
 
     request_id: str
@@ -39,17 +39,18 @@ class RequestRecord:
 
 
 class RecordSink(Protocol):
-    """A place for records of requests."""
+    """Receiver of request records."""
 
     def write(self, record: RequestRecord) -> None:
-        """Take the record of a request that has ended; must not block or raise."""
+        """Process the record of a finished request. Must not block or raise."""
         ...
 
 
 class LogSink(RecordSink):
     """Logs each request in one line.
 
-    access_log: whether at the level info; requests to quiet_paths never are, unless they fail.
+    access_log: whether to log at level info instead of debug. quiet_paths: paths whose successful
+    requests are always logged at debug.
     """
 
     def __init__(self, *, access_log: bool, quiet_paths: frozenset[str]) -> None:
@@ -58,7 +59,7 @@ class LogSink(RecordSink):
 
     def write(self, record: RequestRecord) -> None:
         """See RecordSink."""
-        # Probes come every second or so: at that rate they would be most of the log.
+        # Probes arrive about every second and would fill the log.
         is_quiet = record.handler in self._quiet_paths and record.status < 400
         known = {
             "request_id": record.request_id,
@@ -84,7 +85,7 @@ class LogSink(RecordSink):
 
 
 class MetricsSink(RecordSink):
-    """Counts requests, and the fields of theirs that had no effect."""
+    """Counts requests, and their fields without effect."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -99,11 +100,11 @@ class MetricsSink(RecordSink):
 
 
 def request_record(scope: Scope) -> RequestRecord:
-    """Return the record of the request in hand."""
+    """Return the record of the current request."""
     record: RequestRecord = scope["state"]["record"]
     return record
 
 
 def tenant_of(scope: Scope) -> str:
-    """Return the tenant whose stored objects the request in hand may use."""
+    """Return the tenant whose stored objects the current request may access."""
     return request_record(scope).principal.tenant

@@ -1,4 +1,4 @@
-"""Server-sent events: how a stream of chunks goes over the wire, and what ends it."""
+"""Server-sent events."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,7 +13,7 @@ from jaxserve.errors import JaxserveError
 from jaxserve.server.errors import describe, encode, error_response
 
 DONE = b"data: [DONE]\n\n"
-# A comment, which clients skip: it keeps proxies from closing a connection that waits in a queue.
+# A comment, which clients ignore. It keeps proxies from closing the connection of a queued request.
 PING = b": waiting\n\n"
 PING_INTERVAL_S = 15.0
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -22,23 +22,23 @@ _encoder = msgspec.json.Encoder()
 
 
 def event(chunk: msgspec.Struct) -> bytes:
-    """Return a chunk as one event."""
+    """Encode a chunk as an event."""
     return b"data: %b\n\n" % _encoder.encode(chunk)
 
 
 def tagged_event(chunk: msgspec.Struct) -> bytes:
-    """Return a chunk as one event that bears the name of its type, the tag of the Struct."""
+    """Encode a chunk as an event named after its type, the tag of the Struct."""
     tag = str(chunk.__struct_config__.tag)
     return b"event: %b\ndata: %b\n\n" % (tag.encode(), _encoder.encode(chunk))
 
 
 class EventStream(StreamingResponse):
-    """An answer sent event by event, as an async generator yields them.
+    """Response that streams the events of an async generator.
 
-    The status waits for the first event (or ping): an error before it is answered like any other
-    request's, an error after it becomes the last event, and `[DONE]` never comes. However the
-    stream ends, also by the client leaving, the generator is closed; to stop what feeds it is its
-    own `finally`'s business. error_name: of the event that tells an error, if events have names.
+    The status is sent with the first event or ping. An error before it gets a normal error
+    response; an error after it becomes the last event, without `[DONE]`. The generator is always
+    closed, also if the client disconnects, and must release its resources in `finally`. error_name:
+    name of the error event, if events have names.
     """
 
     def __init__(self, events: AsyncGenerator[bytes], *, error_name: str | None = None) -> None:
@@ -48,12 +48,12 @@ class EventStream(StreamingResponse):
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream, and watch for the client leaving meanwhile."""
+        """Send the stream until its end, or until the client disconnects."""
         self._scope, self._receive = scope, receive
         await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
-        """Send the events; the first sends the headers before it."""
+        """Send the events, preceded by the headers."""
         async with aclosing(self._events) as events:
             try:
                 piece = await self._first(events, send)
@@ -72,7 +72,7 @@ class EventStream(StreamingResponse):
             await self._send(b"", send, more_body=False)
 
     async def _first(self, events: AsyncGenerator[bytes], send: Send) -> bytes | None:
-        """Return the first event, sending pings while it is long in coming."""
+        """Return the first event, sending pings until it arrives."""
         pings = asyncio.create_task(self._ping(send))
         try:
             return await anext(events, None)

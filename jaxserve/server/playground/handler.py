@@ -1,7 +1,7 @@
-"""GET / and what its page needs: the playground, a web page that is a client of this server.
+"""GET / and its static files: the playground, a web page that is a client of this server.
 
-The page is as public as its source and holds nothing of the server's; what it shows comes from the
-API and /metrics, which ask it for a key where there are keys.
+The page is public and contains no data of the server. It gets its data from the API and /metrics,
+which require a key if there are keys.
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-# Only files of this server run, and text of a model can never become markup: the policy of trusted
-# types, of which there are none, has a browser refuse what would make it so.
+# Only scripts of this server run. Text of a model cannot become markup, because the browser
+# enforces Trusted Types and no policy is defined.
 RULES = (
     "default-src 'none'",
     "script-src 'self'",
@@ -44,7 +44,7 @@ HEADERS = {
 
 
 def playground_routes() -> list[Route]:
-    """Return a route for each file of the page, all of which are read now."""
+    """Return a route for each file of the page. The files are read now."""
     return [_route(path) for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES]
 
 

@@ -1,4 +1,4 @@
-"""The answers of /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify."""
+"""Answers of /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify."""
 
 import msgspec
 from msgspec import UNSET
@@ -7,7 +7,7 @@ from jaxserve.server.schema.answers import Maybe, PromptTokensDetails
 
 
 class PoolingUsage(msgspec.Struct):
-    """Tokens read; none are generated."""
+    """Token counts; no tokens are generated."""
 
     prompt_tokens: int
     total_tokens: int
@@ -16,7 +16,7 @@ class PoolingUsage(msgspec.Struct):
 
 
 class Embedding(msgspec.Struct):
-    """An embedding: numbers, or their bytes in base64."""
+    """An embedding, as numbers or as base64."""
 
     index: int
     embedding: list[float] | str
@@ -24,7 +24,7 @@ class Embedding(msgspec.Struct):
 
 
 class Embeddings(msgspec.Struct, kw_only=True):
-    """The answer to /v1/embeddings. id, created: vLLM's."""
+    """Answer of /v1/embeddings. id and created are vLLM's fields."""
 
     id: str
     created: int
@@ -35,7 +35,7 @@ class Embeddings(msgspec.Struct, kw_only=True):
 
 
 class Pooled(msgspec.Struct):
-    """The vector of a prompt: numbers, or their bytes in base64."""
+    """The vector of a prompt, as numbers or as base64."""
 
     index: int
     data: list[float] | str
@@ -43,7 +43,7 @@ class Pooled(msgspec.Struct):
 
 
 class Pooling(msgspec.Struct, kw_only=True):
-    """The answer to /pooling."""
+    """Answer of /pooling."""
 
     id: str
     object: str = "list"
@@ -54,7 +54,7 @@ class Pooling(msgspec.Struct, kw_only=True):
 
 
 class PoolingMetadata(msgspec.Struct, kw_only=True):
-    """The header `metadata` of an answer that is bytes: where each vector lies in them."""
+    """The header `metadata` of a binary answer: the place of each vector in it."""
 
     id: str
     created: int
@@ -64,7 +64,7 @@ class PoolingMetadata(msgspec.Struct, kw_only=True):
 
 
 class BytesPlace(msgspec.Struct, kw_only=True):
-    """One vector among bytes: [start, end), its shape, and how its numbers are written."""
+    """A vector in a binary answer: its range [start, end), shape, dtype and byte order."""
 
     index: int
     embed_dtype: str
@@ -75,7 +75,7 @@ class BytesPlace(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingsByType(msgspec.Struct, omit_defaults=True, rename={"floats": "float"}):
-    """Cohere's embeddings, in each of the types that were asked for."""
+    """Embeddings in Cohere's form, in each of the requested types."""
 
     floats: Maybe[list[list[float]]] = UNSET
     binary: Maybe[list[list[int]]] = UNSET
@@ -90,21 +90,21 @@ class ApiVersion(msgspec.Struct):
 
 
 class BilledUnits(msgspec.Struct):
-    """Tokens read."""
+    """Number of tokens, as Cohere reports it."""
 
     input_tokens: int
     image_tokens: int = 0
 
 
 class EmbedMeta(msgspec.Struct):
-    """What a call took."""
+    """Usage of a call, in Cohere's form."""
 
     billed_units: BilledUnits
     api_version: ApiVersion = msgspec.field(default_factory=ApiVersion)
 
 
 class CohereEmbeddings(msgspec.Struct, kw_only=True):
-    """The answer to /v2/embed."""
+    """Answer of /v2/embed."""
 
     id: str
     embeddings: EmbeddingsByType
@@ -122,7 +122,7 @@ class Score(msgspec.Struct):
 
 
 class Scores(msgspec.Struct, kw_only=True):
-    """The answer to /score."""
+    """Answer of /score."""
 
     id: str
     object: str = "list"
@@ -133,13 +133,13 @@ class Scores(msgspec.Struct, kw_only=True):
 
 
 class Document(msgspec.Struct):
-    """A document as it came."""
+    """A document, as sent."""
 
     text: str
 
 
 class Ranked(msgspec.Struct, omit_defaults=True):
-    """A document's place among those of the query, and how relevant it is."""
+    """A document's index in the request, and its relevance."""
 
     index: int
     relevance_score: float
@@ -147,7 +147,7 @@ class Ranked(msgspec.Struct, omit_defaults=True):
 
 
 class Ranking(msgspec.Struct):
-    """The answer to /rerank, the most relevant first."""
+    """Answer of /rerank, most relevant documents first."""
 
     id: str
     model: str
@@ -165,7 +165,7 @@ class Classified(msgspec.Struct):
 
 
 class Classification(msgspec.Struct, kw_only=True):
-    """The answer to /classify."""
+    """Answer of /classify."""
 
     id: str
     object: str = "list"

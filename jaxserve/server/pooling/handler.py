@@ -82,12 +82,12 @@ async def create_embeddings(http: HttpRequest) -> Response:
 
 
 async def pool(http: HttpRequest) -> Response:
-    """Answer with the vectors of prompts, or of a chat, whatever the model makes of them."""
+    """Answer with the vectors of prompts, or of a chat, whatever the model's task."""
     body = await read(http, partial(_input_or_chat, VectorsBody, VectorsChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     if body.task not in {None, call.pooling.task}:
         raise InvalidRequestError(
-            f"Unsupported task: {show(body.task)}: this model's is {call.pooling.task}",
+            f"Unsupported task: {show(body.task)}; this model supports {call.pooling.task}",
             param="task",
         )
     vectors, usage = await call.vectors(call.each_of(body))
@@ -158,7 +158,7 @@ async def score(http: HttpRequest) -> Response:
 
 
 async def rerank(http: HttpRequest) -> Response:
-    """Answer with documents in the order of their relevance to a query."""
+    """Answer with documents ordered by relevance to a query."""
     body = await read_as(http, RerankBody)
     call = Call.of(http, body, param="documents")
     scores, usage = await call.scores(body, [body.query], body.texts)
@@ -179,7 +179,7 @@ async def rerank(http: HttpRequest) -> Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a model that pools."""
+    """One call of a pooling model."""
 
     http: HttpRequest
     state: ServerState
@@ -193,7 +193,10 @@ class Call:
 
     @classmethod
     def of(cls, http: HttpRequest, body: PoolingBody, *, param: str) -> Self:
-        """Return the call of a body; param: its field of prompts. Raises InvalidRequestError."""
+        """Return the call of a body. Raises InvalidRequestError.
+
+        param: name of the field with the prompts.
+        """
         state, record = server_state(http), request_record(http.scope)
         model = state.router.model(body.model)
         pooling, params = model.pooling, body.params()
@@ -232,7 +235,7 @@ class Call:
         return f"{prefix}-{self.request_id}"
 
     def each_of(self, body: InputBody | ConversationBody) -> Callable[[], tuple[Request, ...]]:
-        """Return what makes a request of each input, or of the chat."""
+        """Return a function that builds a request for each input, or for the chat."""
         if isinstance(body, InputBody):
             return lambda: tuple(self.prompts.of(prompt) for prompt in body.input)
         truncates = body.truncate_prompt_tokens is not None
@@ -250,7 +253,10 @@ class Call:
         id_prefix: str,
         whole: Callable[..., msgspec.Struct],
     ) -> Response:
-        """Return an answer of vectors in the form that a body wants; `whole` makes it of JSON."""
+        """Return the response in the format that a body requests.
+
+        whole: builds the JSON answer from the encoded vectors.
+        """
         shared: dict[str, Any] = {
             "id": self.id_of(id_prefix),
             "created": int(time.time()),
@@ -264,14 +270,14 @@ class Call:
         headers = {}
         if body.encoding_format == "bytes":
             metadata = PoolingMetadata(data=places, **shared)
-            # A header is ASCII, which msgspec's JSON is not.
+            # Headers must be ASCII, unlike msgspec's JSON.
             headers["metadata"] = json.dumps(msgspec.to_builtins(metadata))
         return Response(data, headers=headers, media_type="application/octet-stream")
 
     async def vectors(
         self, make: Callable[[], tuple[Request, ...]]
     ) -> tuple[list[bytes], PoolingUsage]:
-        """Return the vectors of requests, and the tokens they took."""
+        """Return the vectors of requests, and their usage."""
         requests = await unless_disconnected(self.http, run_in(self.state.lanes.prompts, make))
         self.model.check_num_prompts(len(requests), param=self.prompts.param)
         job = Job(state=self.state, model=self.model, requests=requests, record=self.record)
@@ -282,13 +288,13 @@ class Call:
         return vectors, PoolingUsage(tally.prompt_tokens, tally.prompt_tokens, details)
 
     def answers(self, vectors: Sequence[bytes]) -> list[Vector]:
-        """Return what is answered of vectors."""
+        """Return vectors with the pooling parameters applied."""
         return [answer(self.pooling, vector, self.params) for vector in vectors]
 
     async def scores(
         self, body: PairBody, firsts: Sequence[str], seconds: Sequence[str]
     ) -> tuple[list[float], PoolingUsage]:
-        """Return the scores of pairs of texts, and the tokens they took."""
+        """Return the scores of pairs of texts, and their usage."""
         pairs = Pairs(
             pooling=self.pooling,
             firsts=firsts,

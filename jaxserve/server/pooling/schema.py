@@ -1,7 +1,7 @@
-"""The bodies of /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify.
+"""Bodies of /v1/embeddings, /v2/embed, /pooling, /score, /rerank and /classify.
 
-Embeddings are OpenAI's, /v2/embed is Cohere's; the others are vLLM's, which are Jina's and
-Cohere's.
+/v1/embeddings is OpenAI's and /v2/embed Cohere's. The others are as in vLLM, which follows Jina and
+Cohere.
 """
 
 from typing import Annotated, Any, Literal
@@ -35,10 +35,10 @@ from jaxserve.server.completions.schema import Prompt, SomeIds, read_prompts
 
 # OpenAI's own limit.
 MAX_INPUTS = 2048
-# What the fields of a score's texts are called.
+# Names of the fields with the texts of a score.
 FIRSTS = ("text_1", "data_1", "queries")
 SECONDS = ("text_2", "data_2", "documents", "items")
-# Cohere's.
+# Cohere's input types.
 INPUT_TYPES = (None, "search_document", "search_query", "classification", "clustering")
 MAX_TOKENS = 2**31 - 1
 
@@ -56,7 +56,7 @@ def _inputs(value: Any) -> list[Prompt]:
 
 
 def _listed(value: Any) -> Any:
-    """One text is a list of it."""
+    """Wrap a single text in a list."""
     return [value] if isinstance(value, str) else value
 
 
@@ -76,10 +76,10 @@ type Texts = Annotated[SomeTexts, BeforeValidator(_listed, json_schema_input_typ
 
 
 class PoolingBody(Body):
-    """What all share.
+    """Fields shared by all of them.
 
-    truncate_prompt_tokens: -1 is as many as the model takes. truncation_side: drops the first
-    tokens (left) or the last (right).
+    truncate_prompt_tokens: -1 keeps as many tokens as the model supports. truncation_side: whether
+    to drop the first tokens (left) or the last (right).
     """
 
     unread = UNREAD
@@ -95,16 +95,16 @@ class PoolingBody(Body):
     priority: Int32 = 0
 
     def params(self) -> PoolingParams:
-        """Return what is to be made of vectors."""
+        """Return the pooling parameters."""
         return PoolingParams(use_activation=self.use_activation)
 
 
 class VectorBody(PoolingBody):
-    """What asks for vectors, and how their numbers are written.
+    """Fields of requests for vectors.
 
-    encoding_format: numbers in JSON, base64, or bytes alone, with or without a header that tells
-    where each vector lies. embed_dtype, endianness: of base64 and bytes. normalize: vLLM's older
-    word for use_activation.
+    encoding_format: JSON numbers, base64, or bytes with or without a header that gives the place of
+    each vector. embed_dtype, endianness: for base64 and bytes. normalize: vLLM's deprecated name of
+    use_activation.
     """
 
     encoding_format: Literal["float", "base64", "bytes", "bytes_only"] = "float"
@@ -120,7 +120,7 @@ class VectorBody(PoolingBody):
 
 
 class InputBody(PoolingBody):
-    """Prompts to pool, each by itself."""
+    """Prompts to pool."""
 
     input: Inputs
 
@@ -135,7 +135,7 @@ class ConversationBody(PoolingBody, Chat):
 
 
 class EmbeddingBody(VectorBody, InputBody):
-    """Prompts to embed, each by itself."""
+    """Prompts to embed."""
 
 
 class EmbeddingChatBody(ConversationBody, VectorBody):
@@ -143,19 +143,19 @@ class EmbeddingChatBody(ConversationBody, VectorBody):
 
 
 class VectorsBody(VectorBody, InputBody):
-    """Prompts to pool into vectors, as the model has them."""
+    """Prompts to pool into vectors."""
 
     task: str | None = None
 
 
 class VectorsChatBody(ConversationBody, VectorBody):
-    """A chat to pool into a vector, as the model has it."""
+    """A chat to pool into a vector."""
 
     task: str | None = None
 
 
 class ClassifyBody(InputBody):
-    """Prompts to classify, each by itself."""
+    """Prompts to classify."""
 
 
 class ClassifyChatBody(ConversationBody):
@@ -163,7 +163,7 @@ class ClassifyChatBody(ConversationBody):
 
 
 class TextInput(Body):
-    """Text parts that are one text to embed."""
+    """Text parts, joined to one text to embed."""
 
     content: Annotated[list[TextPart], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
 
@@ -172,10 +172,10 @@ type TextInputs = Annotated[list[TextInput], FailFast(), Field(min_length=1, max
 
 
 class CohereBody(Body):
-    """Texts to embed by Cohere's API.
+    """Texts to embed, in Cohere's form.
 
-    truncate: what of a text that is too long is dropped; NONE refuses it. input_type: a hint, as no
-    model here has a prompt of its own for it.
+    truncate: the side on which long texts are truncated; NONE refuses them. input_type: no effect,
+    because no model here has prompts by input type.
     """
 
     unread = Unread(
@@ -200,7 +200,7 @@ class CohereBody(Body):
     priority: Int32 = 0
 
     def embedding(self) -> EmbeddingBody:
-        """Return what OpenAI's API would be asked; raises InvalidRequestError without one input."""
+        """Return the equivalent body of OpenAI's API. Raises InvalidRequestError."""
         if self.input_type not in INPUT_TYPES:
             raise InvalidRequestError(
                 f"Unsupported input_type {show(self.input_type)}: it must be one of"
@@ -208,7 +208,7 @@ class CohereBody(Body):
                 param="input_type",
             )
         if (self.texts is None) == (self.inputs is None):
-            raise InvalidRequestError("texts or inputs is required, and not both", param="texts")
+            raise InvalidRequestError("exactly one of texts and inputs is required", param="texts")
         texts: list[Prompt] = (
             [*self.texts]
             if self.texts
@@ -230,9 +230,9 @@ class CohereBody(Body):
 
 
 class PairBody(PoolingBody):
-    """What scores pairs of texts.
+    """Fields of requests that score pairs of texts.
 
-    max_tokens_per_query, max_tokens_per_doc: tokens kept of each text; 0 keeps all.
+    max_tokens_per_query, max_tokens_per_doc: number of tokens to keep of each text; 0 keeps all.
     """
 
     max_tokens_per_query: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
@@ -240,7 +240,7 @@ class PairBody(PoolingBody):
 
 
 class ScoreBody(PairBody):
-    """Pairs of texts: one with each of many, or each with the one at its place."""
+    """Pairs of texts to score: one text with each of many, or two lists of equal length."""
 
     text_1: Annotated[Texts, Field(validation_alias=AliasChoices(*FIRSTS))]
     text_2: Annotated[Texts, Field(validation_alias=AliasChoices(*SECONDS))]
@@ -259,7 +259,7 @@ class ScoreBody(PairBody):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Tell of the other names too."""
+        """Add the alternative names of the fields."""
         schema = super().__get_pydantic_json_schema__(core_schema, handler)
         described = handler.resolve_ref_schema(schema)
         for names in (FIRSTS, SECONDS):
@@ -279,7 +279,7 @@ class TextDocument(Body):
 
 
 class RerankBody(PairBody):
-    """Documents to put into the order of their relevance to a query; top_n: 0 is all of them."""
+    """Documents to rank by relevance to a query. top_n: number to return; 0 returns all."""
 
     query: str
     documents: Annotated[

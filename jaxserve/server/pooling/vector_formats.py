@@ -1,4 +1,4 @@
-"""How the numbers of vectors are written: as JSON, base64, bytes, or a bit each."""
+"""Encode vectors as JSON, base64, bytes, or one bit per number."""
 
 import base64
 import sys
@@ -23,16 +23,16 @@ DTYPES: dict[str, Any] = {
 
 
 def to_bytes(vector: Vector, *, embed_dtype: str, endianness: str) -> bytes:
-    """Return the numbers of a float32 vector in another type and byte order."""
+    """Return a float32 vector as bytes in another dtype and byte order."""
     numbers = vector.astype(DTYPES[embed_dtype])
     if endianness not in {"native", sys.byteorder}:
-        # Types of ml_dtypes have no byte order of their own.
+        # The dtypes of ml_dtypes have no byte order.
         numbers = numbers.view(f"u{numbers.itemsize}").byteswap()
     return numbers.tobytes()
 
 
 def to_json(vector: Vector, body: VectorBody) -> list[float] | str:
-    """Return a vector as a body wants it in JSON."""
+    """Return a vector for JSON, in the format that the body requests."""
     if body.encoding_format == "float":
         numbers: list[float] = vector.tolist()
         return numbers
@@ -41,7 +41,7 @@ def to_json(vector: Vector, body: VectorBody) -> list[float] | str:
 
 
 def join_bytes(vectors: Sequence[Vector], body: VectorBody) -> tuple[bytes, list[BytesPlace]]:
-    """Return vectors one after the other, and where each of them lies."""
+    """Return the concatenated bytes of vectors, and the place of each."""
     parts: list[bytes] = []
     places: list[BytesPlace] = []
     start = 0
@@ -63,9 +63,9 @@ def join_bytes(vectors: Sequence[Vector], body: VectorBody) -> tuple[bytes, list
 
 
 def by_type(vectors: Sequence[Vector], types: Sequence[str]) -> EmbeddingsByType:
-    """Return vectors in Cohere's types: floats, base64 of them, or a sign bit a number.
+    """Return vectors in Cohere's types: floats, base64, or one sign bit per number.
 
-    Raises InvalidRequestError where bits do not fill bytes.
+    Raises InvalidRequestError if the bits do not fill whole bytes.
     """
     found = EmbeddingsByType()
     if "float" in types:
@@ -86,6 +86,6 @@ def by_type(vectors: Sequence[Vector], types: Sequence[str]) -> EmbeddingsByType
         if "ubinary" in types:
             found.ubinary = bits.tolist()
         if "binary" in types:
-            # Cohere counts from -128.
+            # Cohere's `binary` bytes are signed, with an offset of -128.
             found.binary = (bits.astype(np.int16) - 128).tolist()
     return found

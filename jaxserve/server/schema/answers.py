@@ -1,7 +1,7 @@
-"""The bodies of answers and the chunks of streams, field by field as OpenAI writes them.
+"""Response bodies and stream chunks of OpenAI's API.
 
-A field that is UNSET is left out; the others are always there, null included. Fields beyond
-OpenAI's are vLLM's, and so are the fields that are always null: its clients read them by name.
+UNSET fields are left out; others are always present, even if null. Fields beyond OpenAI's are those
+of vLLM, including the ones that are always null, because its clients read them by name.
 """
 
 from msgspec import UNSET, Struct, UnsetType
@@ -10,19 +10,19 @@ type Maybe[T] = T | UnsetType
 
 
 class PromptTokensDetails(Struct):
-    """cached_tokens: prompt tokens found in the prefix cache."""
+    """Details of prompt tokens. cached_tokens: tokens found in the prefix cache."""
 
     cached_tokens: int
 
 
 class CompletionTokensDetails(Struct):
-    """reasoning_tokens: those of the reasoning before an answer."""
+    """Details of generated tokens. reasoning_tokens: tokens of the reasoning."""
 
     reasoning_tokens: int
 
 
 class Usage(Struct):
-    """Tokens read and written, over all choices; the prompt counts once."""
+    """Token counts, summed over all choices; the prompt counts once."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -32,7 +32,7 @@ class Usage(Struct):
 
 
 class RankedLogprob(Struct):
-    """vLLM's form of a log-probability, as the prompt's come."""
+    """A log-probability in vLLM's form, used for prompt tokens."""
 
     logprob: float
     rank: int | None
@@ -40,11 +40,11 @@ class RankedLogprob(Struct):
 
 
 class Timing(Struct):
-    """How long an answer took, in milliseconds, over all its choices.
+    """Times of an answer in milliseconds, over all its choices.
 
-    To the first token and in the queue: from its arrival. generation_time_ms: from the first token
-    to the last. mean_itl_ms: between tokens of a choice. tokens_per_second: generated, from the
-    start of the prompt to the end. speculative_decoding: there is none.
+    time_to_first_token_ms, queue_time_ms: since arrival. generation_time_ms: from the first token
+    to the last. mean_itl_ms: mean time between tokens of a choice. tokens_per_second: generated
+    tokens per second from the start of prefill to the end. speculative_decoding: always null.
     """
 
     time_to_first_token_ms: float | None
@@ -62,7 +62,7 @@ type PromptLogprobs = list[dict[str, RankedLogprob] | None]
 
 
 class CompletionLogprobs(Struct):
-    """Log-probabilities in columns, an entry a token. text_offset: characters before it."""
+    """Log-probabilities as parallel lists. text_offset: number of characters before each token."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -71,7 +71,7 @@ class CompletionLogprobs(Struct):
 
 
 class CompletionChoice(Struct):
-    """A text that continues a prompt, or a piece of one in a stream."""
+    """The continuation of a prompt, or a piece of it in a stream."""
 
     index: int
     text: str
@@ -85,9 +85,9 @@ class CompletionChoice(Struct):
 
 
 class Completion(Struct, kw_only=True):
-    """The answer to /v1/completions, and each chunk of its stream.
+    """Answer of /v1/completions, and each chunk of its stream.
 
-    service_tier, kv_transfer_params: null in a whole answer, left out of chunks.
+    service_tier, kv_transfer_params: null in a whole answer, absent in chunks.
     """
 
     id: str
@@ -106,7 +106,7 @@ class Completion(Struct, kw_only=True):
 
 
 class TopLogprob(Struct):
-    """A token that could have stood at a place. bytes: its UTF-8, maybe part of a character."""
+    """An alternative token. bytes: its UTF-8 bytes, which may be part of a character."""
 
     token: str
     logprob: float
@@ -114,7 +114,7 @@ class TopLogprob(Struct):
 
 
 class TokenLogprob(TopLogprob):
-    """The token that does stand there, and the alternatives."""
+    """The chosen token, and its alternatives."""
 
     top_logprobs: list[TopLogprob]
 
@@ -127,35 +127,35 @@ class ChatLogprobs(Struct):
 
 
 class CalledFunction(Struct):
-    """A function and the JSON text of its arguments."""
+    """A function, and its arguments as JSON text."""
 
     name: str
     arguments: str
 
 
 class ToolCall(Struct, tag_field="type", tag="function"):
-    """A call that the assistant wants made."""
+    """A function call by the assistant."""
 
     id: str
     function: CalledFunction
 
 
 class CalledCustomTool(Struct):
-    """A custom tool and the text for it."""
+    """A custom tool, and its input."""
 
     name: str
     input: str
 
 
 class CustomToolCall(Struct, tag_field="type", tag="custom"):
-    """A call of a custom tool that the assistant wants made."""
+    """A call of a custom tool by the assistant."""
 
     id: str
     custom: CalledCustomTool
 
 
 class ChatMessage(Struct):
-    """What the assistant says; content is null where it only reasons or calls.
+    """The assistant's message. content: null if there are only reasoning or tool calls.
 
     `reasoning` and `reasoning_content` are the same text.
     """
@@ -183,7 +183,7 @@ class ChatChoice(Struct):
 
 
 class ChatCompletion(Struct, kw_only=True):
-    """The answer to /v1/chat/completions."""
+    """Answer of /v1/chat/completions."""
 
     id: str
     object: str = "chat.completion"
@@ -201,21 +201,21 @@ class ChatCompletion(Struct, kw_only=True):
 
 
 class FunctionDelta(Struct):
-    """What a chunk adds to the call of a function: its name at first, then JSON text."""
+    """Increment of a function call: first its name, then JSON text."""
 
     name: Maybe[str] = UNSET
     arguments: Maybe[str] = UNSET
 
 
 class CustomToolDelta(Struct):
-    """What a chunk adds to the call of a custom tool: its name at first, then all of its text."""
+    """Increment of a custom tool call: first its name, then its whole input."""
 
     name: Maybe[str] = UNSET
     input: Maybe[str] = UNSET
 
 
 class ToolCallDelta(Struct):
-    """What a chunk adds to a tool call; `id` and `type` come with its first chunk."""
+    """Increment of a tool call. The first one has `id` and `type`."""
 
     index: int
     id: Maybe[str] = UNSET
@@ -225,7 +225,7 @@ class ToolCallDelta(Struct):
 
 
 class Delta(Struct):
-    """What a chunk adds to a message. `reasoning` and `reasoning_content` are the same text."""
+    """Increment of a message. `reasoning` and `reasoning_content` are the same text."""
 
     role: Maybe[str] = UNSET
     content: Maybe[str] = UNSET
@@ -235,7 +235,7 @@ class Delta(Struct):
 
 
 class ChatChunkChoice(Struct):
-    """What a chunk adds to one answer."""
+    """Increment of one choice."""
 
     index: int
     delta: Delta
@@ -246,7 +246,7 @@ class ChatChunkChoice(Struct):
 
 
 class ChatChunk(Struct, kw_only=True):
-    """A chunk of a chat's stream. Only the first chunk of a choice has the fields of the prompt."""
+    """A chunk of a chat's stream. Only the first chunk of a choice has the prompt's fields."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -264,7 +264,7 @@ class ChatChunk(Struct, kw_only=True):
 
 
 class Model(Struct, kw_only=True):
-    """A model as /v1/models lists it. root: the name of what is served under this one."""
+    """An entry of /v1/models. root: the model's own name, if this entry is an alias."""
 
     id: str
     object: str = "model"
@@ -276,7 +276,7 @@ class Model(Struct, kw_only=True):
 
 
 class ModelList(Struct):
-    """The answer to /v1/models."""
+    """Answer of /v1/models."""
 
     data: list[Model]
     object: str = "list"

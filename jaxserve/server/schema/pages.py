@@ -1,4 +1,4 @@
-"""Pages of lists, as OpenAI's clients turn them."""
+"""Pagination of lists, as in OpenAI's API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from jaxserve.frontend.schema.parsing import show
 
 
 class Listed(Protocol):
-    """What can be listed."""
+    """An entry of a list."""
 
     id: str
 
@@ -16,9 +16,9 @@ class Listed(Protocol):
 def page_of(
     entries: Sequence[Listed], query: Mapping[str, str], *, max_limit: int, default: int
 ) -> dict[str, Any]:
-    """Return the fields of a page: `limit` entries of those after the one of the id `after`.
+    """Return the fields of a page: up to `limit` entries after the entry with the id `after`.
 
-    Raises InvalidRequestError for a limit out of range, or an entry that is not there.
+    Raises InvalidRequestError for a limit out of range, or an unknown id.
     """
     limit = query.get("limit", str(default))
     if not limit.isdecimal() or not limit.isascii() or not 1 <= int(limit[:9]) <= max_limit:

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: between text and ids, without the model; GET /tokenizer_info."""
+"""POST /tokenize and /detokenize, and GET /tokenizer_info."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from jaxserve.server.tokenize.schema import (
 
 
 async def tokenize(http: Request) -> Response:
-    """Answer with the ids of a text or a chat, and how many there are."""
+    """Answer with the token ids of a text or a chat, and their number."""
     state = server_state(http)
     body = await read(http, _text_or_chat)
     work = partial(
@@ -36,7 +36,7 @@ async def tokenize(http: Request) -> Response:
 
 
 async def detokenize(http: Request) -> Response:
-    """Answer with the text of ids."""
+    """Answer with the text of token ids."""
     state = server_state(http)
     body = await read_as(http, DetokenizeBody)
     model = state.router.model(body.model)
@@ -49,7 +49,7 @@ async def detokenize(http: Request) -> Response:
 
 
 async def tokenizer_info(http: Request) -> Response:
-    """Answer with the settings of the model's tokenizer, its chat template included."""
+    """Answer with the settings of the model's tokenizer, including its chat template."""
     return json_response(server_state(http).router.model(None).tokenizer.settings)
 
 

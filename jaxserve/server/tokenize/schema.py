@@ -1,4 +1,4 @@
-"""The bodies of POST /tokenize and /detokenize, and their answers; the shapes are vLLM's."""
+"""Bodies and answers of POST /tokenize and /detokenize, as in vLLM."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ MAX_TOKENS = 2**20
 
 
 class TokenizeBody(Body):
-    """A text to be turned into ids."""
+    """A text to tokenize."""
 
     unread = UNREAD
 
@@ -24,7 +24,7 @@ class TokenizeBody(Body):
 
 
 class TokenizeChatBody(Chat):
-    """A chat to be rendered and turned into ids."""
+    """A chat to render and tokenize."""
 
     unread = Unread(ignored=IGNORED, refused={**REFUSED, "prompt": (WITH_MESSAGES, ())})
 
@@ -32,7 +32,7 @@ class TokenizeChatBody(Chat):
 
 
 class DetokenizeBody(Body):
-    """Ids to be turned into a text."""
+    """Token ids to detokenize."""
 
     unread = UNREAD
 
@@ -41,7 +41,7 @@ class DetokenizeBody(Body):
 
 
 class TokenizeAnswer(msgspec.Struct):
-    """The ids of a text. token_strs: as the vocabulary spells them, when asked for."""
+    """The token ids of a text. token_strs: the tokens as in the vocabulary, if requested."""
 
     count: int
     max_model_len: int
@@ -50,6 +50,6 @@ class TokenizeAnswer(msgspec.Struct):
 
 
 class DetokenizeAnswer(msgspec.Struct):
-    """The text of ids."""
+    """The text of token ids."""
 
     prompt: str

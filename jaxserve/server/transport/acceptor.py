@@ -1,4 +1,4 @@
-"""Accepting connections at a socket that several processes listen on."""
+"""Accept connections on a socket shared by several processes."""
 
 import asyncio
 import errno
@@ -14,25 +14,24 @@ from jaxserve.server.transport.connections import MAX_SURPLUS, Connections
 
 log = get_logger(__name__)
 
-# Taken at once, before the loop reads what the last ones sent and other processes have a chance.
-# The surplus of connections must be several times as many, or a flood pushes probes out unread.
+# Number of connections accepted at once, before reading from them and giving other processes a
+# turn. MAX_SURPLUS must be several times larger, or a flood evicts probes before they are read.
 MAX_ACCEPTED = 8
-# After the process was out of file descriptors or memory.
+# Delay after running out of file descriptors or memory.
 RETRY_S = 0.1
 LOG_INTERVAL_S = 60.0
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# File descriptors of a process for all but its connections: files, databases, pipes, and
-# connections that are being opened or closed.
+# File descriptors reserved for files, databases, pipes, and connections being opened or closed.
 OWN_FILES = 96
 MIN_CONNECTIONS = 16
 
 
 class Acceptor:
-    """Takes connections from a listening socket while it is open.
+    """Accepts connections from a listening socket while it is open.
 
-    protocol: makes the protocol of a connection. num_open: tells how many are open. It differs from
-    asyncio's servers in that it can begin late, takes few connections at once, and says in one line
-    when file descriptors run out.
+    Unlike asyncio's servers, it can start later than it is created, accepts few connections at
+    once, and logs a single line when file descriptors run out. protocol: creates the protocol of a
+    connection. num_open: returns the number of open connections.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Acceptor:
         self._logged_s: float | None = None
 
     def open(self) -> None:
-        """Begin to accept; no-op if it has begun."""
+        """Start accepting. Does nothing if it has started."""
         if not self._is_open:
             self._is_open = True
             self._listener.setblocking(False)
@@ -70,7 +69,7 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def close(self) -> None:
-        """Accept no more, and close this process's end of the socket."""
+        """Stop accepting, and close this process's copy of the socket."""
         if self._is_open:
             self._is_open = False
             if self._retry is not None:
@@ -97,7 +96,7 @@ class Acceptor:
                 return
             client.setblocking(False)
             if len(self._opening) >= self._connections.hard_limit:
-                # Clients that never finish their TLS handshake.
+                # Too many clients have not finished their TLS handshake.
                 client.close()
                 self._metrics.observe_refusal("connections")
                 continue
@@ -113,20 +112,20 @@ class Acceptor:
                 ssl=self._tls,
                 ssl_handshake_timeout=None if self._tls is None else self._handshake_timeout_s,
             )
-        except OSError as error:  # among them failed and late handshakes
-            log.debug("a connection was not made", reason=str(error))
+        except OSError as error:  # includes failed and late handshakes
+            log.debug("connection failed", reason=str(error))
             client.close()
 
     def _pause(self, error: OSError) -> None:
-        """Wait for others to close what they have open; make room meanwhile."""
+        """Close idle connections, and pause until file descriptors are available."""
         self._metrics.observe_refusal("open_files")
         now_s = time.monotonic()
         if self._logged_s is None or now_s - self._logged_s > LOG_INTERVAL_S:
             self._logged_s = now_s
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             log.warning(
-                "new connections wait: the process cannot open more files (raise ulimit -n, or"
-                " lower --max-connections)",
+                "cannot accept connections: too many open files (raise ulimit -n, or lower"
+                " --max-connections)",
                 reason=error.strerror,
                 limit=limit,
             )
@@ -136,7 +135,7 @@ class Acceptor:
         self._rest(RETRY_S)
 
     def _rest(self, delay_s: float) -> None:
-        """Let new connections wait in the socket's queue."""
+        """Leave new connections in the socket's queue for a while."""
         self._loop.remove_reader(self._listener)
         self._retry = self._loop.call_later(delay_s, self._resume)
 
@@ -146,9 +145,9 @@ class Acceptor:
 
 
 def affordable_connections(max_connections: int) -> Connections:
-    """Return the limits on connections that the process can have, `max_connections` at most.
+    """Return the connection limits that fit the limit on open files, at most `max_connections`.
 
-    Raises the soft limit of open files as far as the hard limit allows and the connections need.
+    The soft limit on open files is raised as needed, up to the hard limit.
     """
     needed = max_connections + MAX_SURPLUS + OWN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""TLS certificates that are replaced while the server runs, as issuers of short-lived ones do."""
+"""Reload TLS certificates that are renewed while the server runs."""
 
 import asyncio
 import ssl
@@ -15,10 +15,10 @@ POLL_S = 5.0
 async def refresh_certificates(
     context: ssl.SSLContext, config: ServerConfig, *, poll_s: float = POLL_S
 ) -> None:
-    """Load the certificate files into `context` again whenever they have changed, for ever.
+    """Reload the certificate files into `context` whenever they change, until cancelled.
 
-    Connections that are open keep the certificate they began with. Files that cannot be loaded,
-    as when only one of a pair is there yet, are logged and tried again.
+    Open connections keep their certificate. If loading fails, for example because only one file of
+    a pair has been replaced, log a warning and retry.
     """
     assert config.ssl_certfile is not None
     certfile, keyfile = Path(config.ssl_certfile), config.ssl_keyfile
@@ -35,14 +35,14 @@ async def refresh_certificates(
             if authorities is not None:
                 context.load_verify_locations(authorities)
         except (OSError, ssl.SSLError) as error:
-            log.warning("TLS files have changed and cannot be loaded", reason=str(error))
+            log.warning("cannot reload TLS files", reason=str(error))
             continue
         loaded = found
-        log.info("TLS files have changed and are loaded again")
+        log.info("reloaded TLS files")
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file is written or replaced; None if it is not there."""
+    """Return a value that changes when a file is written or replaced; None if it is absent."""
     try:
         status = path.stat()
     except OSError:

@@ -1,35 +1,35 @@
-"""The limit on a process's connections, and how room is made for new ones."""
+"""The limit on a process's connections, and eviction of idle ones."""
 
 import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
-# A connection that has waited for its next request this long may be closed for a new one. A client
-# that sends its request as soon as it is connected is not affected.
+# An idle connection may be closed for a new one after this time. Clients that send their request
+# as soon as they are connected are not affected.
 IDLE_S = 1.0
-# Connections beyond the limit, to answer probes and refuse others. Many: a probe's request is read
-# one or two rounds of the event loop after its connection was accepted, and until then no newer
-# connections must push it out.
+# Connections above the limit, for answering probes and refusing other requests. Large, because a
+# probe is read one or two iterations of the event loop after its connection was accepted, and newer
+# connections must not evict it before.
 MAX_SURPLUS = 256
-# A connection has this long to send its request before a newer one may push it out.
+# A new connection cannot be evicted for this long.
 GRACE_S = 0.05
 
 
 class Closable(Protocol):
-    """A connection that waits for a request."""
+    """An idle connection."""
 
     def close_idle(self) -> None:
-        """Close it, although its client may be about to send a request."""
+        """Close the connection, although its client may be about to send a request."""
         ...
 
 
 class Connections:
-    """The connections that wait for a request, oldest first.
+    """The idle connections, longest idle first.
 
-    limit: connections at once. Beyond it, those that were idle the longest are closed. If there
-    are none, up to `surplus` further connections wait: a request on one of them takes the place of
-    a connection without a request, and where there is none, it is answered if it is a probe.
+    limit: maximum number of connections; above it, the longest idle one is closed. If none is idle,
+    up to `surplus` further connections are accepted. A request on one of these evicts an idle
+    connection; if there is none, the request is answered only if it is a probe.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class Connections:
         self._waiting: dict[Closable, float] = {}
 
     def wait(self, connection: Closable) -> None:
-        """A connection waits for a request from now on."""
+        """Add a connection that is now idle."""
         self._waiting[connection] = self._clock()
 
     def leave(self, connection: Closable) -> None:
-        """A connection has a request, or is gone."""
+        """Remove a connection that has a request or was closed."""
         self._waiting.pop(connection, None)
 
     def crowded_s(self, num_open: int) -> float:
-        """Return for how long no further connection should be accepted, `num_open` being open.
+        """Return how long to pause accepting, in seconds, with `num_open` open connections.
 
-        Beyond the hard limit each new connection pushes out an old one, which must have had its
-        chance to send a request.
+        Above the hard limit, each new connection evicts an old one, which must first have had time
+        to send a request.
         """
         excess = num_open - self.hard_limit
         since_s = next(islice(self._waiting.values(), excess, None), None) if excess >= 0 else None

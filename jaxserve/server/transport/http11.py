@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with deadlines, a limit on connections, and a strict parser.
 
-uvicorn alone has a deadline for idle connections only. A client that stops in the middle of its
-headers, its body, or of reading its answer would hold a connection, and in the last case the memory
-of the answer, for as long as it likes.
+uvicorn has a deadline for idle connections only. A client that stops while sending its headers or
+body would occupy a connection indefinitely. One that stops reading would also occupy the memory of
+its answer.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from jaxserve.server.transport.strict_http import StrictConnection
 
 log = get_logger(__name__)
 
-# For the request line and headers together; uvicorn's limit.
+# Limit on the request line and headers together, that of uvicorn.
 MAX_HEADER_BYTES = 64 * 2**10
-# Key in a request's ASGI state: its connection is one too many, see `SurplusMiddleware`.
+# Key in a request's ASGI state if its connection is above the limit; see `SurplusMiddleware`.
 IS_SURPLUS = "is_surplus"
 HEADER_END = b"\r\n\r\n"
 
@@ -46,15 +46,15 @@ def protocol_class(
 
 
 class DeadlineProtocol(H11Protocol):
-    """One connection.
+    """A connection with deadlines.
 
-    Headers must be complete within header_timeout_s of the connection's start or of the first byte
-    of a further request. A body may pause for body_timeout_s, and must be there after twice that
-    and a second for each min_body_rate bytes of it; time in which the server does not read is not
-    counted. An answer must begin to be read within send_timeout_s of the buffers
-    being full. Else the connection is cut, with an error if no answer has begun.
+    Headers must be complete within header_timeout_s of the start of the connection, or of the first
+    byte of a further request. A body may pause for body_timeout_s. It must be complete after twice
+    that time plus one second per min_body_rate bytes; time during which the server does not read is
+    not counted. Once the buffers are full, the client must read within send_timeout_s. Otherwise
+    the connection is closed, with an error response if no response has begun.
 
-    crowd: connections of the process that are idle. refused: counts what was refused, by reason.
+    crowd: idle connections of the process. refused: counts refusals by reason.
     """
 
     header_timeout_s: float
@@ -70,7 +70,7 @@ class DeadlineProtocol(H11Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._awaits_header = False
-        # Seconds spent waiting for the body in hand, up to when they were counted last.
+        # Seconds spent waiting for the current body, as of _counted_s.
         self._body_s: float | None = None
         self._counted_s = 0.0
 
@@ -88,11 +88,11 @@ class DeadlineProtocol(H11Protocol):
         self._expect_header()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, then wait for what it lacks now."""
+        """Feed the parser, then set the deadline for the rest."""
         if self.transport.is_closing():
             return
         if IS_SURPLUS in self.app_state and HEADER_END in data:
-            # Whoever asks something has precedence over whoever only holds a connection.
+            # A request takes precedence over an idle connection.
             if self.crowd.make_room(idle_s=0.0, keep=self):
                 self.app_state = {k: v for k, v in self.app_state.items() if k != IS_SURPLUS}
             else:
@@ -128,12 +128,12 @@ class DeadlineProtocol(H11Protocol):
             self.crowd.wait(self)
 
     def close_idle(self) -> None:
-        """Close a connection that waits for a request, to make room."""
+        """Close an idle connection to make room."""
         self.refused("idle")
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser has refused; `msg` is uvicorn's and tells nothing."""
+        """Answer 400 with the parser's complaint, which is more precise than uvicorn's `msg`."""
         self._refuse(400, self._strict.complaint or msg, code="invalid_http")
 
     def pause_writing(self) -> None:
@@ -143,12 +143,12 @@ class DeadlineProtocol(H11Protocol):
         self._send_timer = self.loop.call_later(self.send_timeout_s, self._on_send_timeout)
 
     def resume_writing(self) -> None:
-        """The client reads."""
+        """Stop waiting for the client to read."""
         super().resume_writing()
         self._cancel_send_timer()
 
     def _expect_header(self) -> None:
-        # Not restarted by each byte: the deadline is for all of the headers.
+        # Not restarted by each byte, because the deadline is for all headers.
         if not self._awaits_header:
             self._awaits_header = True
             self._restart_read_timer(self.header_timeout_s, self._on_header_timeout)
@@ -191,17 +191,17 @@ class DeadlineProtocol(H11Protocol):
     def _on_send_timeout(self) -> None:
         log.info("connection cut", reason="answer not read")
         self.refused("answer_not_read")
-        # Not close(), which would wait for the buffer to empty.
+        # close() would wait for the buffer to be sent.
         self.transport.abort()
 
     def _refuse(self, status: int, message: str, *, code: str) -> None:
-        """Answer with an error, unless an answer has begun, and close the connection."""
+        """Send an error response unless a response has begun, and close the connection."""
         log.info("connection cut", reason=code)
         self.refused(code)
         self._cancel_read_timer()
         path = ""
         if self.cycle is not None and not self.cycle.response_complete:
-            # What the application may answer now would be a second answer.
+            # Discard the application's response, which would be a second one.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             path = self.cycle.scope["path"]

@@ -1,4 +1,4 @@
-"""The socket that a server listens on."""
+"""Create the socket that a server listens on."""
 
 import socket
 from collections.abc import Iterator
@@ -11,10 +11,9 @@ from jaxserve.errors import ConfigError
 
 @contextmanager
 def bound(config: ServerConfig) -> Iterator[socket.socket]:
-    """Give a socket bound to the configured address, to listen on.
+    """Yield a socket bound to the configured address. Raises ConfigError.
 
-    To be called before a model is loaded: a port that is taken should be known at once. Raises
-    ConfigError.
+    Call it before loading a model, so that a port in use is reported at once.
     """
     if config.uds is None:
         with bind(config) as listener:
@@ -29,14 +28,14 @@ def bound(config: ServerConfig) -> Iterator[socket.socket]:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """Return a Unix socket at `path`, in place of one that no server listens on any more."""
+    """Return a Unix socket at `path`, replacing one that no server listens on."""
     if Path(path).is_socket():
         _check_abandoned(path)
         Path(path).unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        # At once, so that a server that is started next finds this one.
+        # Listen at once, so that another server's check finds this one.
         listener.listen()
     except OSError as error:
         listener.close()
@@ -55,7 +54,7 @@ def _check_abandoned(path: str) -> None:
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """Return a socket bound to the configured host and port; raises ConfigError."""
+    """Return a socket bound to the configured host and port. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -64,8 +63,8 @@ def bind(config: ServerConfig) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"cannot listen on {config.host} port {config.port}: the port is taken, or the"
-            " address is not this machine's"
+            f"cannot listen on {config.host} port {config.port}: the port is in use, or the"
+            " address is not one of this machine"
         ) from error
     listener.set_inheritable(False)
     return listener

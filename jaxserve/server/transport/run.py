@@ -1,4 +1,4 @@
-"""The application on uvicorn, from the first connection to the last answer."""
+"""Run the application on uvicorn."""
 
 import asyncio
 import socket
@@ -16,14 +16,14 @@ from jaxserve.server.transport.certificates import refresh_certificates
 from jaxserve.server.transport.connections import Connections
 from jaxserve.server.transport.http11 import protocol_class
 
-# After the engines have ended every answer, this much for what is left of them to be read.
+# Time for clients to read the rest of their answers after the engines have shut down.
 LAST_WORDS_S = 2.0
 
 
 def uvicorn_config(
     app: Starlette, config: ServerConfig, connections: Connections
 ) -> uvicorn.Config:
-    """Return uvicorn's settings: its own protocol, log and header guesses replaced or off."""
+    """Return uvicorn's settings, with our protocol, and without its logs and proxy headers."""
     state: ServerState = app.state.server
     return uvicorn.Config(
         app,
@@ -45,9 +45,9 @@ def uvicorn_config(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends answers with their last word, and leaves signals to others.
+    """uvicorn's server with our acceptor, a graceful shutdown of engines, and no signal handlers.
 
-    batches: what runs batches in this process, if it does; it is stopped first.
+    batches: the batch runner of this process, if any; it is stopped first.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Server(uvicorn.Server):
         self._refresh: asyncio.Task[None] | None = None
 
     def wait(self) -> None:
-        """Accept no connections before `open` is called."""
+        """Do not accept connections until `open` is called."""
         self._is_open = False
 
     def open(self) -> None:
-        """Accept connections from now on."""
+        """Start accepting connections."""
         self._is_open = True
         for acceptor in self._acceptors:
             acceptor.open()
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on `sockets`."""
         await self.lifespan.startup()
-        self.servers = []  # uvicorn's own, which cannot wait
+        self.servers = []  # uvicorn's own servers would accept at once
         self._acceptors = [
             Acceptor(
                 each,
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take nothing new, let the engines finish or end what they have, close what is left."""
+        """Stop accepting, shut down batches and engines, and close the connections."""
         self._state.is_stopping = self._state.capacity.is_draining = True
         if self._refresh is not None:
             self._refresh.cancel()
@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Capture none: who started this process says when to stop, by `should_exit`."""
+        """Capture no signals: the owner of the server sets `should_exit` to stop it."""
         yield
 
     def _protocol(self) -> asyncio.Protocol:

@@ -1,15 +1,15 @@
-"""h11's parser for servers, without the leniencies that let two parsers disagree on a request.
+"""A strict variant of h11's server-side parser, against request smuggling.
 
-A proxy in front of the server may read an ambiguous request in another way than h11 does. What one
-of them takes for a body the other takes for a second request (request smuggling).
+A proxy in front of the server may parse an ambiguous request differently from h11, so that the body
+of one request becomes a second request. Ambiguous requests are refused.
 """
 
 import re
 
 import h11
 
-# Chunks so small on average are refused once there are this many: each costs the parser some
-# microseconds, and 256 KiB of one-byte chunks would hold the event loop for half a second.
+# Minimum average size of chunks once there are more than MAX_SMALL_CHUNKS. Each chunk takes some
+# microseconds to parse; 256 KiB of one-byte chunks would block the event loop for half a second.
 MIN_CHUNK_BYTES = 32
 MAX_SMALL_CHUNKS = 4096
 MAX_REASON_CHARS = 120
@@ -23,8 +23,8 @@ HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?
 class StrictConnection(h11.Connection):
     """The server's side of a connection.
 
-    num_body_bytes: of the current request's body so far. complaint: why the last request was
-    refused, for its client.
+    num_body_bytes: size of the current body so far. complaint: error message for the client if the
+    last request was refused.
     """
 
     def __init__(self, max_header_bytes: int) -> None:
@@ -34,7 +34,7 @@ class StrictConnection(h11.Connection):
         self._num_chunks = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """See h11.Connection. Raises RemoteProtocolError also for ambiguous requests."""
+        """See h11.Connection. Also raises RemoteProtocolError for ambiguous requests."""
         try:
             if self.their_state is h11.IDLE:
                 self._check_folding()
@@ -50,11 +50,11 @@ class StrictConnection(h11.Connection):
         return event
 
     def _check_folding(self) -> None:
-        # h11 joins folded lines, so it must be seen before.
+        # Check before h11 joins folded lines.
         data, _ = self.trailing_data
         end = END_OF_HEADERS.search(data)
         if end is not None and FOLDED_LINE.search(data, 0, end.end()):
-            raise h11.RemoteProtocolError("a header must not go on in another line")
+            raise h11.RemoteProtocolError("a header must not continue on another line")
 
     def _check_chunks(self, data: h11.Data) -> None:
         self.num_body_bytes += len(data.data)
@@ -68,7 +68,7 @@ class StrictConnection(h11.Connection):
 
 
 def _check_request(request: h11.Request) -> None:
-    headers = dict(request.headers)  # h11 has refused repeated ones of those looked at here
+    headers = dict(request.headers)  # h11 has refused duplicates of the headers checked here
     if request.http_version not in {b"1.0", b"1.1"}:
         raise h11.RemoteProtocolError("the version must be 1.0 or 1.1")
     if b"transfer-encoding" in headers:
@@ -81,6 +81,6 @@ def _check_request(request: h11.Request) -> None:
             raise h11.RemoteProtocolError("Transfer-Encoding must not be sent in HTTP/1.0")
     is_server_wide = request.target == b"*" and request.method == b"OPTIONS"
     if not request.target.startswith(b"/") and not is_server_wide:
-        raise h11.RemoteProtocolError("the request target must be a path: this is no proxy")
+        raise h11.RemoteProtocolError("the request target must be a path: this is not a proxy")
     if not HOST.fullmatch(headers.get(b"host", b"")):
-        raise h11.RemoteProtocolError("Host must be a name or an address, and maybe a port")
+        raise h11.RemoteProtocolError("Host must be a name or an address, with an optional port")
