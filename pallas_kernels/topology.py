@@ -48,7 +48,7 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 
 def absent_devices(target: Target, count: int) -> list[jax.Device]:
-    """Return `count` devices of a target to compile for; the hardware need not be present.
+    """Return `count` devices of a target to compile for, with or without the hardware.
 
     Raises TopologyError if JAX's plugin for the target is not installed, if no slice has that many
     devices, if the target has no description, or if this process has already compiled for a GPU

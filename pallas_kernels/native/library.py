@@ -116,7 +116,7 @@ def _processor() -> str:
 def _cache_folder() -> Path | None:
     """Return a cache folder that only this user can write to, or None.
 
-    Libraries in it are executed, so nobody else may be able to place one there.
+    Libraries in it are executed, so other users must not be able to write to it.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "pallas_kernels"

@@ -1,7 +1,7 @@
-"""A small case through a backend and through the reference: are the numbers right on this machine?
+"""Self-check of a backend: compare it with the reference on a small case, on this machine.
 
-A kernel that passed its tests may still be wrong where it runs: another driver, another compiler,
-another chip. A second at the start finds out before anybody is served.
+A kernel that passes its tests can still be wrong with another driver, compiler or chip. The check
+takes about a second at startup and detects this before requests are served.
 """
 
 from dataclasses import replace
@@ -16,24 +16,25 @@ from pallas_kernels.paged_attention.batch import AttentionConfig, PagedBatch, ma
 from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
-# ||result - reference|| / ||reference||, by the dtype of queries and results. Rounding makes 1e-7,
-# 5e-4 and 4e-3 of it; a mask that is off by one or two pages mixed up make a tenth and more.
+# Limit of ||result - reference|| / ||reference||, by the dtype of queries and results. Rounding
+# causes errors of 1e-7, 5e-4 and 4e-3; a mask that is off by one, or two swapped pages, cause
+# errors of 0.1 and more.
 TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 2e-2}
 
-# The longest tile of keys of a GPU kernel; rows of the chunk that see its end, and rows in all.
+# Longest tile of keys of a GPU kernel; rows of the chunk that see its end, and all its rows.
 _TILE, _ROWS_BEFORE, _CHUNK = 128, 5, 21
 
 
 class WrongResult(Exception):  # noqa: N818 - as dispatch.Unsupported
-    """A backend computes other numbers than the reference."""
+    """A backend's results differ from the reference's."""
 
 
 def self_check(config: AttentionConfig, *, backend: str, target: Target, seed: int = 0) -> float:
     """Compare `backend` with the reference on this process's first device; return the error.
 
-    The steps are those of `_steps`, over pages that hold NaN wherever nothing was written. Windows
-    are cut to the size of the case. The error is that of the worst step, relative to the norm of
-    the reference's result. Raises WrongResult when it is above the tolerance of the dtype.
+    Runs the steps of `_steps`, with NaN in all unwritten slots of pages. Sliding windows are
+    shortened to fit the case. The error is the largest of all steps, relative to the norm of the
+    reference's result. Raises WrongResult if it exceeds the tolerance of the dtype.
     """
     page = config.page_size
     if config.sliding_window is not None:
@@ -55,15 +56,16 @@ def self_check(config: AttentionConfig, *, backend: str, target: Target, seed: i
 
 
 def _steps(config: AttentionConfig) -> tuple[list[PagedBatch], int]:
-    """Return the steps to try, one after the other on the same pages, and the pages they need.
+    """Return the steps to run in turn on the same pages, and the number of pages that they need.
 
-    The first takes the beginning of a prompt. The second takes a chunk of it past the window, a
-    whole page of another sequence, and decodes a third; it has the shapes of the first, and so is
-    the same program. The last decodes a token of each. A fourth sequence is empty.
+    The first step computes the beginning of a prompt. The second computes a chunk of it past the
+    window, a whole page of a second sequence, and a decode of a third. It has the shapes of the
+    first, so it runs the same program. The last step decodes one token of each. A fourth sequence
+    is empty.
 
-    No tile of keys is longer than _TILE. In the chunk, the row that first sees nothing of the first
-    tile is an odd number of rows behind the first: they are in one block of queries, unless blocks
-    have one row only.
+    No tile of keys is longer than _TILE. Some row of the chunk is the first to see nothing of the
+    first tile. It comes an odd number of rows after the chunk's first row, so that both are in one
+    block of queries, unless blocks have a single row.
     """
     page = config.page_size
     window = page + 3 if config.sliding_window is None else config.sliding_window
@@ -73,7 +75,7 @@ def _steps(config: AttentionConfig) -> tuple[list[PagedBatch], int]:
     num_tokens = rows[:2].sum(axis=1).max() + 3
     num_pages, page_tables = 1, []
     for needed in -(-lengths[-1] // page):
-        # Backwards: what follows in a sequence need not follow in the cache.
+        # In descending order, so that consecutive pages of a sequence are not in cache order.
         page_tables.append(range(num_pages, num_pages + needed)[::-1])
         num_pages += needed
     batches = []
@@ -94,7 +96,7 @@ def _steps(config: AttentionConfig) -> tuple[list[PagedBatch], int]:
 
 
 def _with_garbage(batch: PagedBatch, num_pages: int, page_size: int) -> PagedBatch:
-    """Put pages of others, and numbers that are no pages, behind those of each sequence."""
+    """Fill the unused page table entries with other sequences' pages and with invalid numbers."""
     table, lengths = np.asarray(batch.page_table), np.asarray(batch.kv_lengths)
     garbage = np.random.default_rng(0).integers(-1, num_pages + 1, table.shape)
     is_live = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
@@ -113,7 +115,7 @@ def _run(
 ) -> list[np.ndarray]:
     """Return the results of all steps, in float32."""
     spec = cache_spec(config, num_pages=num_pages, backend=backend)
-    # Read but not written: a scale brings what int8 holds near 1.
+    # Used for reading only: brings the int8 contents of the cache close to 1.
     scale = jnp.full(config.kv_heads, 1 / 32) if spec.dtype == jnp.int8 else None
     poison = 99 if spec.dtype == jnp.int8 else jnp.nan
 
@@ -143,7 +145,7 @@ def _run(
             target=target,
         )
 
-    # On the host: to compile a generator for each program would take longer than the kernels.
+    # On the host: compiling random number generators would take longer than the kernels.
     rng = np.random.default_rng(seed)
     sinks = jnp.asarray(rng.standard_normal(config.heads, np.float32)) if config.sinks else None
     cache, results = jnp.full(spec.shape, poison, spec.dtype), []

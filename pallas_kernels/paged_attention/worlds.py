@@ -1,4 +1,4 @@
-"""Steps to try a backend on: random numbers, shuffled pages, poison where nothing was written."""
+"""Test inputs for backends: random numbers, shuffled pages, and NaN in unwritten slots."""
 
 from dataclasses import dataclass
 
@@ -10,31 +10,31 @@ from pallas_kernels.paged_attention.batch import CacheSpec, PagedBatch
 from pallas_kernels.paged_attention.cases import Case
 from pallas_kernels.paged_attention.spec import AttentionSpec
 
-# A cache's axes in the reference's order, in which worlds have them too.
+# Axes of the reference's cache, which is also the layout in a World.
 AXES: tuple[str, ...] = ("planes", "pages", "kv_heads", "offsets", "head_dim")
 
-# Queries of unit variance weigh all keys much alike, and then one key too few among hundreds is
-# hard to see; of this deviation, a few keys count.
+# Standard deviation of queries. With 1, all keys have similar weights, and a missing key among
+# hundreds is hard to detect; with 2, a few keys dominate.
 QUERY_DEVIATION = 2.0
 
-# Powers of two: quantizing and scaling back round nowhere else than in the cache, so that its
-# contents are the same to the bit wherever they are computed. The smallest makes int8 clip.
+# Powers of two, so that only the conversion to the cache's dtype rounds, and its contents are
+# bitwise equal on every backend. The smallest scale makes int8 clip.
 SCALES = (1 / 64, 1 / 32, 1 / 16)
 _LIMITS = {"float8_e4m3fn": 448.0, "int8": 127.0}
 
 # Pages that no sequence owns.
 SPARE_PAGES = 2
 
-# Numbers that are no page's.
+# Invalid page numbers.
 _NO_PAGES = (-1, -(2**31), 2**31 - 1, 1 << 20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All arguments of an `attend`, as numpy arrays; the cache in the reference's layout.
+    """All arguments of an `attend`, as numpy arrays; the cache has the reference's layout.
 
-    Padding rows are NaN. So are slots of the cache that hold no token of a sequence, those that
-    this step is to write, and all of page 0; in int8 it is a number that no write makes.
+    Padding rows are NaN. So are cache slots without a token of a sequence, slots that this step
+    will write, and all of page 0. An int8 cache has a number there that `attend` never writes.
     """
 
     case: Case
@@ -49,12 +49,12 @@ class World:
 
     @property
     def scale(self) -> float:
-        """Factor of the scores."""
+        """Factor that scores are multiplied by."""
         return float(self.case.config.head_dim**-0.5)
 
     @property
     def spec(self) -> AttentionSpec:
-        """What the layer asks of attention, its arrays on the device."""
+        """Attention parameters of the layer, with arrays on the device."""
         config = self.case.config
         arrays = (self.sinks, self.k_scale, self.v_scale)
         sinks, k_scale, v_scale = (None if a is None else jnp.asarray(a) for a in arrays)
@@ -69,7 +69,7 @@ class World:
 
 
 def draw(case: Case, seed: int) -> World:
-    """Draw everything about a step that its case leaves open."""
+    """Return a random world for a case."""
     rng = np.random.default_rng(seed)
     config = case.config
     batch, num_written = lay_out(case, seed)
@@ -107,10 +107,10 @@ def draw(case: Case, seed: int) -> World:
 
 
 def lay_out(case: Case, seed: int) -> tuple[PagedBatch, np.ndarray]:
-    """Give every sequence pages in random order; return the batch, and what steps before wrote.
+    """Assign random pages to every sequence; return the batch, and the tokens in each page.
 
-    The latter are the tokens in each page of the cache: int32[pages]. Wherever the contract leaves
-    open what padding holds, it holds what does harm if it is believed.
+    The latter, int32[pages], counts the tokens written by earlier steps. Padding that may have any
+    value has values that cause errors if they are used.
     """
     rng = np.random.default_rng(seed)
     page_size = case.config.page_size
@@ -118,7 +118,7 @@ def lay_out(case: Case, seed: int) -> tuple[PagedBatch, np.ndarray]:
     num_pages = 1 + sum(owned) + SPARE_PAGES
     pages_of = np.split(1 + rng.permutation(num_pages - 1), np.cumsum(owned))
     num_written = np.zeros(num_pages, np.int32)
-    # Anything may follow a sequence's pages: pages of others, and numbers that are no page's.
+    # Unused entries may have any value: pages of other sequences, and invalid numbers.
     page_table = rng.integers(0, num_pages, (case.num_sequences, case.max_pages), np.int32)
     no_page = rng.choice(np.array(_NO_PAGES, np.int32), page_table.shape)
     page_table = np.where(rng.integers(0, 2, page_table.shape, bool), no_page, page_table)
@@ -147,7 +147,7 @@ def lay_out(case: Case, seed: int) -> tuple[PagedBatch, np.ndarray]:
 
 
 def quantize(x: np.ndarray, scale: np.ndarray | None, dtype: str, *, axis: int = -2) -> np.ndarray:
-    """Return x / scale as a cache of `dtype` holds it; `axis` is that of the KV heads."""
+    """Return x / scale, converted to the cache's `dtype`; `axis` is the axis of the KV heads."""
     if scale is not None:
         x = x.astype(np.float32) / np.moveaxis(scale[:, *[None] * (x.ndim - 1)], 0, axis)
     if dtype in _LIMITS:
@@ -156,15 +156,14 @@ def quantize(x: np.ndarray, scale: np.ndarray | None, dtype: str, *, axis: int =
 
 
 def poison(dtype: str) -> np.ndarray:
-    """Return what an unwritten slot holds: NaN, or for int8 what lies outside of its range."""
+    """Return the value of unwritten slots: NaN, or for int8 one that quantizing never yields."""
     return np.array(-128 if dtype == "int8" else np.nan, jnp.dtype(dtype))
 
 
 def pack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec) -> A:
-    """Bring a cache from the reference's layout into that of `spec`, by the words of its axes.
+    """Convert a cache from the reference's layout to that of `spec`, by its axis names.
 
-    The word `lanes` is for keys and values side by side. What `spec` has more of them, or of
-    head_dim, to fill up tiles, becomes zeros.
+    An axis `lanes` holds keys and values side by side. Padding of `lanes` and head_dim is zeros.
     """
     axes = AXES
     if "lanes" in spec.axes:
@@ -176,7 +175,7 @@ def pack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec) -> A:
 
 
 def unpack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec, head_dim: int) -> A:
-    """Bring a cache from the layout of `spec` into that of the reference."""
+    """Convert a cache from the layout of `spec` to the reference's layout."""
     if "lanes" in spec.axes:
         axes = (*AXES[1:-1], "lanes")
         cache = cache.transpose([spec.axes.index(axis) for axis in axes])[..., : 2 * head_dim]
@@ -193,7 +192,7 @@ def _moved[A: (np.ndarray, jax.Array)](x: A, source: int, destination: int) -> A
 def relative_error(found: np.ndarray | jax.Array, wanted: np.ndarray | jax.Array) -> float:
     """Return the largest ||found - wanted|| / ||wanted|| over rows and heads; NaN is infinite.
 
-    Of each row and head on its own: the norm of a whole step would hide one that is wrong.
+    The norm of a whole step would hide a single wrong row or head.
     """
     if found.size == 0:
         return 0.0

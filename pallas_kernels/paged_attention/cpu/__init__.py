@@ -1,1 +1,1 @@
-"""Paged attention on CPUs in C, compiled where it runs; see backend.py."""
+"""Paged attention on CPUs, in C compiled on the machine; see backend.py."""

@@ -1,7 +1,7 @@
-"""The backend for CPUs: ragged paged attention in C, which XLA calls.
+"""The backend for CPUs: ragged paged attention in C, called by XLA.
 
-What XLA makes of the reference copies every page before it multiplies, at a quarter of the memory's
-speed: it has no way to read through a page table. attend.c reads pages where they lie.
+XLA cannot read through a page table: the reference compiles to code that copies every page before
+multiplying, at a quarter of the memory's bandwidth. attend.c reads the pages in place.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, Pag
 from pallas_kernels.paged_attention.spec import AttentionSpec
 from pallas_kernels.targets import Target
 
-# As attend.c has them: lanes of a vector, rows of an item, tokens of a block.
+# As in attend.c: lanes of a vector, rows of a work item, tokens of a block.
 _LANES, _ROWS, _BLOCK = 8, 32, 32
 SOURCE = Path(__file__).with_name("attend.c")
 FUNCTIONS = ("paged_attention", "paged_attention_empty_cache")
@@ -31,7 +31,7 @@ def check(config: AttentionConfig, target: Target) -> None:
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
-    """[pages, kv_heads, key/value, page_size, head_dim]: what a head reads lies side by side."""
+    """Return [pages, kv_heads, key/value, page_size, head_dim]: a head's data is contiguous."""
     return CacheSpec(
         shape=(num_pages, config.kv_heads, 2, config.page_size, config.head_dim),
         dtype=jnp.dtype(config.cache_dtype),
@@ -40,9 +40,9 @@ def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
 
 
 def empty_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
-    """See api.Backend; most pages take no memory until they are used."""
+    """See api.Backend. The operating system allocates most pages when they are first used."""
     register(SOURCE, FUNCTIONS)
-    # Or XLA would take the caches of all layers for the same, make one, and copy it.
+    # A side effect, because XLA would merge the calls for equal layers into one, and copy it.
     make = jax.ffi.ffi_call("paged_attention_empty_cache", spec, has_side_effect=True)
     cache: jax.Array = make()
     return cache
@@ -56,7 +56,7 @@ def workspace_bytes(
     num_sequences: int,
     max_query_length: int,
 ) -> int:
-    """See api.Backend: queries and results in float32, and what each thread works with."""
+    """See api.Backend. Counts queries and results in float32, and buffers of each thread."""
     del num_sequences, max_query_length
     of_thread = _ROWS * (2 * config.head_dim + _BLOCK) + _BLOCK * config.head_dim
     return 4 * (2 * num_tokens * config.heads * config.head_dim + target.cores * of_thread)

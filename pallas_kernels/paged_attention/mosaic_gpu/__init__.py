@@ -1,1 +1,1 @@
-"""Paged attention on NVIDIA GPUs: backend.py is the whole, smXX.py what an architecture does."""
+"""Paged attention on NVIDIA GPUs: common code in backend.py, one smXX.py per architecture."""

@@ -1,10 +1,10 @@
 """Paged attention on NVIDIA GPUs, in Pallas' Mosaic GPU language.
 
-Sequences with few rows are decoded: their keys are split over thread blocks, and the parts merged
-by a second kernel (Flash-Decoding, Dao et al. 2023). The others are prefilled, block of queries by
-block, in the manner of FlashAttention-3 (arXiv:2407.08608). Both find keys and values through the
-page table (PagedAttention, arXiv:2309.06180). This module is common to all architectures; what is
-not, each provides as `Kernels`.
+Sequences with few rows are decoded: their keys are split over thread blocks, and a second kernel
+merges the partial results (Flash-Decoding, Dao et al. 2023). The other sequences are prefilled, one
+block of queries at a time, as in FlashAttention-3 (arXiv:2407.08608). Both read keys and values
+through the page table (PagedAttention, arXiv:2309.06180). This module is common to all
+architectures; each architecture implements `Kernels`.
 """
 
 from typing import Protocol
@@ -24,19 +24,19 @@ from pallas_kernels.targets import Target
 
 
 class Kernels(Protocol):
-    """What one architecture provides: a module with these functions.
+    """Kernels of one architecture: a module with these functions.
 
-    A cache is [key/value, pages, kv_heads, page_size, head_dim]. All columns of `items` are told in
-    work.py; an item is computed once per key/value head, and one of no rows not at all. In the
-    cache, and in the page table, only what belongs to the first KV_LENGTH tokens of a sequence may
-    be relied on: other slots hold anything, NaN included, and other entries anything at all.
+    A cache is [key/value, pages, kv_heads, page_size, head_dim]. work.py describes the columns of
+    `items`. An item is computed once per key/value head; items without rows are skipped. Only cache
+    slots and page table entries of a sequence's first KV_LENGTH tokens are valid: other slots may
+    have any contents, including NaN, and other entries may be any number.
     """
 
     def check(self, config: AttentionConfig) -> None:
-        """Raise Unsupported, with the reason, for what these kernels cannot do."""
+        """Raise Unsupported, with the reason, if these kernels do not support `config`."""
 
     def blocks(self, config: AttentionConfig) -> Blocks:
-        """Return the sizes that work lists are made for."""
+        """Return the block sizes for which work lists are created."""
 
     def decode(
         self,
@@ -52,15 +52,15 @@ class Kernels(Protocol):
     ) -> tuple[
         Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
     ]:
-        """Attend with at most `query_tokens` rows to the keys of each item; sinks take no part.
+        """Attend with at most `query_tokens` rows to the keys of each item, without sinks.
 
         query_tokens * group is at most `Blocks.decode_rows`. KEY_START is a multiple of
-        `Blocks.decode_keys`, and KEY_END is one too or is KV_LENGTH.
+        `Blocks.decode_keys`; KEY_END is a multiple too, or equals KV_LENGTH.
 
-        Returns, as float32, each query's result over the item's keys and the base-2 logarithm of
-        the sum that it was divided by: log2(sum(exp(score))). A query that sees none of the keys
-        gets any finite result and, for its sum, a finite number below every score: UNSEEN of
-        tile.py. What the item has no rows for may hold anything.
+        Returns, in float32, each query's result over the item's keys, and the base-2 logarithm of
+        its denominator: log2(sum(exp(score))). For a query that sees none of the keys, the result
+        is any finite number, and the logarithm is UNSEEN of tile.py, a finite number below every
+        score. Entries beyond an item's rows are unspecified.
         """
 
     def prefill(
@@ -77,8 +77,8 @@ class Kernels(Protocol):
     ) -> Float[Array, "tokens heads head_dim"]:
         """Attend with the rows of each item, at most `Blocks.prefill_tokens`.
 
-        KEY_START is any key. Writes the rows of items, zeros where an item has no keys; other rows
-        may hold anything.
+        KEY_START may be any key. The results of an item without keys are zeros; rows that are in no
+        item are unspecified.
         """
 
 
@@ -89,7 +89,7 @@ KERNELS: dict[str, Kernels] = {
     "10.0": sm100,
 }
 
-# A shorter run of keys is not worth a thread block and a part to be merged.
+# Least keys of a split: fewer are not worth a thread block and the merging of another part.
 SPLIT_TOKENS = 256
 
 
@@ -107,7 +107,7 @@ def check(config: AttentionConfig, target: Target) -> None:
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
-    """As the reference's: a page of a head is contiguous, one box for the copy engine."""
+    """Return the reference's layout: a head's page is contiguous, so that TMA copies it at once."""
     return reference.cache_spec(config, num_pages=num_pages)
 
 
@@ -122,7 +122,7 @@ def workspace_bytes(
     num_sequences: int,
     max_query_length: int,
 ) -> int:
-    """See api.Backend: the parts to be merged, and in mixed steps what is merged into."""
+    """See api.Backend. Counts the partial results and, in mixed steps, the merged ones."""
     query_tokens = _query_tokens(config, target, max_query_length)
     # As many items as the longest page table could make.
     num_items = work.num_decode_items(
@@ -180,7 +180,7 @@ def attend(
 
 
 def _query_tokens(config: AttentionConfig, target: Target, max_query_length: int) -> int:
-    """Return how many rows of a sequence are decoded: all if they fit a tile, or else one."""
+    """Return the most rows of a decoded sequence: all if they fit into a tile, otherwise one."""
     fits = KERNELS[target.architecture].blocks(config).decode_rows // config.group
     return max_query_length if max_query_length <= fits else 1
 
@@ -194,7 +194,7 @@ def _decode(
     config: AttentionConfig,
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
-    """Return the results of short sequences, zeros elsewhere, and which rows these are."""
+    """Return the results of decoded sequences, with zeros elsewhere, and the mask of their rows."""
     kernels = KERNELS[target.architecture]
     num_items = work.num_decode_items(
         num_sequences=batch.kv_lengths.shape[0],

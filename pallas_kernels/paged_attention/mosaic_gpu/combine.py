@@ -1,4 +1,4 @@
-"""The second half of split-KV decoding on NVIDIA GPUs: the parts of each row become its result."""
+"""Second kernel of split-KV decoding on NVIDIA GPUs: merge the partial results of each row."""
 
 import math
 from typing import Any
@@ -16,21 +16,21 @@ from pallas_kernels.paged_attention.reference import MASKED
 from pallas_kernels.simulation import detect_races
 from pallas_kernels.targets import Target
 
-# Parts that are read at once: as many reads in flight, as one after another would take too long.
+# Parts that are read at once, to have several reads in flight.
 _UNROLL = 8
 
-# Numbers of a part that a thread block reads: 8 of each thread, so that _UNROLL parts fit.
+# Numbers of a part that a thread block reads: 8 per thread, so that _UNROLL parts fit.
 _BLOCK = 1024
 
 _WARPS, _LANES = 4, 32
 
 
 def interpreter(target: Target) -> plgpu.InterpretGPUParams | None:
-    """Return how kernels are run for a target that is simulated; None where they are compiled.
+    """Return the interpreter's parameters for a simulated target; None to compile kernels.
 
-    A simulated thread block waits in as many threads of XLA's CPU client as it has warpgroups, up
-    to three. The client has one per core or device: on two cores, set `jax_num_cpu_devices` to 4,
-    or it hangs.
+    A simulated thread block blocks one thread of XLA's CPU client per warpgroup, up to three. The
+    client has one thread per core or device: on two cores, set `jax_num_cpu_devices` to 4 to avoid
+    a deadlock.
     """
     if not target.is_simulated:
         return None
@@ -46,10 +46,10 @@ def combine(
     dtype: DTypeLike,
     target: Target,
 ) -> Float[Array, "tokens heads head_dim"]:
-    """Average the parts of each row by the base-2 logarithms of their sums; rows without are zeros.
+    """Merge the parts of each row, weighted by their sums; rows without parts are zeros.
 
-    parts and sums are float32, row_items tells the items of each row (see work.py). A sink is one
-    more part, of value zero.
+    parts: float32 partial results. sums: float32 base-2 logarithms of their denominators.
+    row_items: items of each row, see work.py. A sink counts as another part with value 0.
     """
     num_tokens, (_, _, heads, head_dim) = row_items.shape[0], parts.shape
     block = _head_block(heads, head_dim)
@@ -116,24 +116,25 @@ def combine(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpreter(target),
     )
-    # To the base 2 already here: in the kernel, LLVM would contract the product and `maximum -
-    # new_maximum` into one FMA, and a large sink would leave a rounding error in the exponent.
+    # Converted to base 2 outside of the kernel. Inside, LLVM would contract the product and
+    # `maximum - new_maximum` into an FMA, and a large sink would cause a rounding error in the
+    # exponent.
     base_2 = () if sinks is None else (sinks * math.log2(math.e),)
     out: jax.Array = kernel(parts, sums, row_items, *base_2)
     return out
 
 
 def _head_block(heads: int, head_dim: int) -> int:
-    """Return the most heads that one thread block takes: a divisor, one for all warps if any is."""
+    """Return the heads per thread block: a divisor of all, preferably one that fills all warps."""
     sizes = [n for n in range(1, heads + 1) if heads % n == 0 and n * head_dim <= _BLOCK]
     return max(sizes, key=lambda n: (math.gcd(n, _WARPS), n))
 
 
 def row_layout(rows: int, columns: int) -> Any:
-    """Spread [rows, columns] over a warpgroup: rows over warps, columns over lanes."""
+    """Return a layout of [rows, columns] in a warpgroup: rows over warps, columns over lanes."""
     warps = math.gcd(rows, _WARPS)
     lanes = math.gcd(columns, _LANES)
-    vector = math.gcd(columns // lanes, 4)  # 16 bytes at most
+    vector = math.gcd(columns // lanes, 4)  # at most 16 bytes
     replicated_warps = () if warps == _WARPS else (plgpu.Replicated(_WARPS // warps),)
     replicated_lanes = () if lanes == _LANES else (plgpu.Replicated(_LANES // lanes),)
     return plgpu.Layout.TILED(

@@ -1,10 +1,10 @@
 """Paged attention on Blackwell (compute capability 10.0): TMA per page, tcgen05, tensor memory.
 
-One kernel body makes both halves of `backend.Kernels`. The rows of its score tiles are query
-tokens times the query heads of one key/value head, 128 to a warpgroup. Decode is one warpgroup that
-computes and one that fetches, in half of a core's shared memory. The compiler gives its 256 threads
-more than 128 registers each, so a core holds one such block and not two. Prefill is two warpgroups
-that compute, where tensor memory has room for them, and one that fetches.
+One kernel body implements both functions of `backend.Kernels`. The rows of its score tiles are
+query tokens times the query heads of one key/value head, 128 per warpgroup. Decode uses one
+warpgroup that computes and one that fetches, with half of a core's shared memory. The compiler
+assigns more than 128 registers to each of the 256 threads, so only one such block runs on a core.
+Prefill uses two warpgroups that compute, if tensor memory has room for them, and one that fetches.
 """
 
 from typing import Any
@@ -22,9 +22,9 @@ from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
-# Shared memory of a thread block: 227 KiB if it has a core for itself, half of 228 KiB if two share
-# one, less 1 KiB each that CUDA takes (CUDA C++ Programming Guide, compute capability 10.0), and
-# 3 KiB for barriers and what warps exchange.
+# Shared memory of a thread block. One block per core has 227 KiB; two have half of 228 KiB each,
+# less 1 KiB that CUDA reserves (CUDA C++ Programming Guide, compute capability 10.0). In both cases
+# 3 KiB are left for barriers and exchange between warps.
 _WHOLE_BYTES = (227 - 3) * 1024
 _HALF_BYTES = (113 - 3) * 1024
 
@@ -141,7 +141,7 @@ def _scratch(how: How) -> dict[str, Any]:
     head_dim, dtype = config.head_dim, config.dtype
     transforms = tiles.transforms(128 if head_dim % 64 == 0 else 64)
     ring = plgpu.SMEM((stages, KEYS, head_dim), dtype, transforms=transforms)
-    # When all tiles are read, their place takes the result.
+    # The result reuses the memory of the tiles.
     out_dtype = jnp.float32 if how.is_decode else dtype
     result = plgpu.SMEM((warpgroups, ROWS, head_dim), out_dtype), plgpu.SMEM((ROWS,), jnp.float32)
     scratch: dict[str, Any] = {
@@ -168,12 +168,12 @@ def _scratch(how: How) -> dict[str, Any]:
 
 
 def _warpgroups(config: AttentionConfig) -> int:
-    """Return how many warpgroups of a prefill block have room in tensor memory."""
+    """Return how many computing warpgroups of a prefill block fit into tensor memory."""
     columns = KEYS + KEYS // 2 + config.head_dim  # products, weights and results
     return min(2, _TENSOR_COLUMNS // columns)
 
 
 def _num_stages(config: AttentionConfig, warpgroups: int, num_bytes: int) -> int:
-    """Return the tiles of keys and values that shared memory of `num_bytes` has room for."""
+    """Return how many tiles of keys and values fit into `num_bytes` of shared memory."""
     row = 2 * config.head_dim
     return max(2, min(4, (num_bytes - warpgroups * ROWS * row) // (2 * KEYS * row)))

@@ -1,8 +1,8 @@
-"""What a thread block of paged attention does on Blackwell: see sm100.py for the whole.
+"""Kernel body of paged attention on Blackwell; see sm100.py for an overview.
 
-Products are made by tcgen05 from shared memory into tensor memory: scores by queries and keys, and
-results by weights, which are put into tensor memory too, and values. While a warpgroup computes
-the weights of a tile, the tensor core multiplies the queries with the keys of the next.
+tcgen05 writes products to tensor memory. Scores are products of queries and keys in shared memory;
+results are products of weights in tensor memory and values in shared memory. While a warpgroup
+computes the weights of a tile, the tensor core multiplies the queries by the keys of the next.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,17 @@ from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
 from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, UNSEEN, spread
 
-# Rows of a warpgroup's tile: as many as tensor memory has lanes.
+# Rows of a warpgroup's tile, equal to the lanes of tensor memory.
 ROWS = 128
 
-# Columns of results that are in registers at once.
+# Columns of results in registers at a time.
 _COLUMNS = 32
 
-# As long as no row's maximum grew by more than this power of two, weights stay relative to the old
-# one and results need not be rescaled: they are exact all the same, and float32 has the range.
+# Results are rescaled only when the maximum of a row grows by more than this exponent of 2. Until
+# then, weights stay relative to the old maximum: this is as exact, and within float32's range.
 _GROWTH = 8.0
 
-# Registers of a thread that fetches, and of one that computes, where three warpgroups start with
-# 168 each.
+# Registers per fetching and per computing thread. With three warpgroups, all start with 168.
 _FETCH_REGISTERS, _COMPUTE_REGISTERS = 56, 224
 
 _TILE = plgpu.Layout.TCGEN05
@@ -41,10 +40,10 @@ _KEYS, _VALUES = 0, 1  # planes of the cache
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What is the same for all thread blocks.
+    """Parameters of the kernel, equal for all thread blocks.
 
-    warpgroups: those that compute, ROWS rows each; one more fetches. stages: tiles of keys and
-    values in the ring.
+    warpgroups: number of computing warpgroups, of ROWS rows each; another one fetches. stages:
+    tiles of keys and values in the ring buffer.
     """
 
     config: AttentionConfig
@@ -55,12 +54,12 @@ class How:
 
     @property
     def tokens(self) -> int:
-        """Queries of a warpgroup."""
+        """Number of query tokens of a warpgroup."""
         return ROWS // self.config.group
 
 
 def run(how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
-    """Run one warpgroup of one thread block: refs of operands and results, scratch by name."""
+    """Run one warpgroup. refs: operands and results. scratch: scratch references by name."""
     block = _Block(how, refs, scratch)
 
     @pl.when(block.item.num_rows > 0)
@@ -79,7 +78,7 @@ def run(how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
 
 
 class _Block:
-    """One warpgroup at work on one item and one key/value head."""
+    """Computation of one warpgroup for one item and one key/value head."""
 
     def __init__(self, how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
         self.how, self.config = how, how.config
@@ -101,7 +100,7 @@ class _Block:
     # Fetching
 
     def fetch_all(self) -> None:
-        """Fetch the queries of all warpgroups, and keep the ring filled."""
+        """Fetch the queries of all warpgroups, and keep the ring buffer filled."""
         group, stages, num_tiles = self.config.group, self.how.stages, self.item.num_tiles
         for warpgroup in range(self.how.warpgroups):
             first = (self.item.first_row + warpgroup * self.how.tokens) * group
@@ -119,14 +118,14 @@ class _Block:
                 pl.when(nth >= stages)(partial(plgpu.barrier_wait, free))
                 self.fetch(plane, nth, stage)
 
-        # No barrier is left before its last phase was seen.
+        # Wait for the last phase of each barrier before exiting.
         @pl.loop(jnp.maximum(num_tiles - stages, 0), num_tiles)
         def _drain(nth: jax.Array) -> None:
             for plane in (_KEYS, _VALUES):
                 plgpu.barrier_wait(self.barriers["free"][plane].at[lax.rem(nth, stages)])
 
     def fetch(self, plane: int, nth: jax.Array, stage: jax.Array) -> None:
-        """Fill a place in the ring, and have no values in it that were never written."""
+        """Fetch a tile into a stage of the ring buffer, with zeros for values never written."""
         tile = self.item.first_tile + nth
         to, ready = self.ring[plane].at[stage], self.barriers["ready"][plane].at[stage]
 
@@ -162,7 +161,7 @@ class _Block:
         maximum = jnp.full((ROWS,), UNSEEN, jnp.float32)
         total = jnp.zeros((ROWS,), jnp.float32)
         if not self.how.is_decode and len(self.rest) > 1:
-            # A sink is a key that was seen before all others, and whose value is 0.
+            # A sink counts as a key before all others, with value 0.
             maximum = plgpu.load(self.rest[0].at[self.kv_head], layout=_PER_ROW, optimized=False)
             total = jnp.ones((ROWS,), jnp.float32)
         carry = plgpu.layout_cast(maximum, _PER_ROW), plgpu.layout_cast(total, _PER_ROW)
@@ -170,7 +169,7 @@ class _Block:
         self.store(maximum, total)
 
     def multiply_keys(self, nth: jax.Array) -> None:
-        """Have the queries multiplied with a tile of keys."""
+        """Start the multiplication of the queries by a tile of keys."""
         stage = lax.rem(nth, self.how.stages)
         plgpu.barrier_wait(self.barriers["ready"][_KEYS].at[stage])
         plgpu.tcgen05_mma(
@@ -183,12 +182,12 @@ class _Block:
         plgpu.tcgen05_commit_arrive(self.barriers["free"][_KEYS].at[stage])
 
     def of_warpgroup(self, ref: Any) -> Any:
-        """Return the columns of this warpgroup in tensor memory."""
+        """Return this warpgroup's columns of a reference to tensor memory."""
         width = ref.shape[1] // self.how.warpgroups
         return ref.at[:, pl.ds(self.warpgroup * width, width)]
 
     def step(self, nth: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        """Attend to one tile of keys; the results so far are in tensor memory."""
+        """Attend to one tile of keys, and accumulate the results in tensor memory."""
         maximum, total = carry
         stage = lax.rem(nth, self.how.stages)
         plgpu.barrier_wait(self.barriers["products"].at[self.warpgroup])
@@ -200,7 +199,7 @@ class _Block:
         scores = self.scores(products, first_key, self.first_position, self.num_queries)
         factor = self.scores.factor
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1) * factor)
-        # Of 1 and 0: rows of padding may be NaN, which is larger than all.
+        # Reduce 1.0 and 0.0 rather than maxima: padding rows can be NaN, which max propagates.
         grown = jnp.max(jnp.where(new_maximum > maximum + _GROWTH, 1.0, 0.0)) > 0.5
         new_maximum = jnp.where(grown, new_maximum, maximum)
         decay = jnp.exp2(maximum - new_maximum)
@@ -226,7 +225,7 @@ class _Block:
         return new_maximum, total
 
     def rescale(self, decay: jax.Array) -> None:
-        """Multiply the results so far."""
+        """Multiply the accumulated results by `decay`."""
         out = self.of_warpgroup(self.out)
         for start in range(0, self.config.head_dim, _COLUMNS):
             columns = out.at[:, pl.ds(start, _COLUMNS)]
@@ -235,11 +234,11 @@ class _Block:
             plgpu.async_store_tmem(columns, found * spread(decay, found.shape))
 
     def store(self, maximum: jax.Array, total: jax.Array) -> None:
-        """Divide by the sums, and write the rows there are."""
+        """Divide the results by the sums, and write the item's rows."""
         item, config = self.item, self.config
         has_keys = item.num_tiles > 0
         pl.when(has_keys)(lambda: plgpu.barrier_wait(self.barriers["out"].at[self.warpgroup]))
-        # Results take the place of tiles that another warpgroup may not have read yet.
+        # Results overwrite tiles, so wait until the other warpgroup has read them.
         plgpu.barrier_arrive(self.barriers["done"])
         plgpu.barrier_wait(self.barriers["done"])
         total = jnp.where(total > 0, total, 1.0)
@@ -247,7 +246,7 @@ class _Block:
         for start in range(0, config.head_dim, _COLUMNS):
             columns = pl.ds(start, _COLUMNS)
             found = plgpu.async_load_tmem(out.at[:, columns], layout=_TILE)
-            # Without keys nothing was put there.
+            # Without keys, the accumulator is uninitialized.
             found = jnp.where(has_keys, found, 0.0) / spread(total, found.shape)
             result[:, columns] = found.astype(result.dtype)
         plgpu.wait_load_tmem()

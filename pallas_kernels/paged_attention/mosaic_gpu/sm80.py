@@ -1,9 +1,9 @@
-"""Paged attention on Ampere (compute capability 8.0): cp.async per page, the warps' own mma.
+"""Paged attention on Ampere (compute capability 8.0): cp.async per page, mma per warp.
 
-One kernel body makes both halves of `backend.Kernels`: a warpgroup takes 64 rows, 16 per warp,
-over part of the keys (decode) or over all that they may see (prefill), in the manner of
-FlashAttention-2 (arXiv:2307.08691). Ampere has no copy engine: the warpgroup itself starts the
-copies of the tiles to come before it multiplies the one that has landed.
+One kernel body implements both functions of `backend.Kernels`. A warpgroup computes 64 rows, 16 per
+warp, over a part of the keys (decode) or over all visible keys (prefill), as in FlashAttention-2
+(arXiv:2307.08691). Ampere has no TMA: the warpgroup itself starts the copies of later tiles before
+it multiplies the current one.
 """
 
 import math
@@ -24,8 +24,8 @@ from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
-# Shared memory that two thread blocks leave to each other: half of a multiprocessor's 164 KiB,
-# less the 1 KiB that CUDA takes of it (CUDA C++ Programming Guide, compute capability 8.0).
+# Shared memory of a thread block, if two run on a multiprocessor: half of 164 KiB, less 1 KiB that
+# CUDA reserves (CUDA C++ Programming Guide, compute capability 8.0).
 _SHARED_BYTES = 81 * 1024
 
 
@@ -113,7 +113,7 @@ def _attend(
     config: AttentionConfig,
     target: Target,
 ) -> tuple[jax.Array, ...]:
-    """Compute the items: parts of rows and their sums where `out_type` has two, or else rows."""
+    """Compute the items. Returns partial results and sums if `out_type` has two, else results."""
     swizzle = _swizzle(config)
     assert swizzle is not None, f"check refuses {config}"
     how = How(
@@ -138,11 +138,11 @@ def _attend(
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
             lowering_semantics=plgpu.LoweringSemantics.Lane,
-            reduction_scratch_bytes=0,  # a row's numbers are all in one warp
+            reduction_scratch_bytes=0,  # each row is in one warp
         ),
         interpret=interpreter(target),
     )
-    # cp.async reads all of a tile's rows, also those behind the last.
+    # cp.async reads all rows of a tile, including those after the last one.
     folded = tiles.fold(q, config.kv_heads, padding=ROWS)
     of_rows = () if sinks is None else (tiles.fold_sinks(sinks, config.kv_heads, ROWS),)
     result: tuple[jax.Array, ...] = kernel(folded, cache, page_table, items, *of_rows)
@@ -155,7 +155,7 @@ def _scratch(how: How, out_dtype: DTypeLike) -> dict[str, Any]:
     ring = plgpu.SMEM((how.num_stages, KEYS, head_dim), dtype, transforms=transforms)
     scratch: dict[str, Any] = {
         "queries": plgpu.SMEM((ROWS, head_dim), dtype, transforms=transforms),
-        # When all tiles are read, their place takes the result.
+        # The result reuses the memory of the tiles.
         "ring_or_result": plgpu.RefUnion(
             (ring, ring),
             (plgpu.SMEM((ROWS, head_dim), out_dtype), plgpu.SMEM((ROWS,), jnp.float32)),
@@ -169,11 +169,12 @@ def _scratch(how: How, out_dtype: DTypeLike) -> dict[str, Any]:
 
 
 def _swizzle(config: AttentionConfig) -> int | None:
-    """Return the bytes over which rows in shared memory are swizzled; None where nothing fits.
+    """Return the swizzle of shared memory in bytes; None if no swizzle fits.
 
-    More than a few columns at a time cost registers. A copy gives each warp equally many tiles of
-    8 rows by `swizzle` bytes (jax/experimental/mosaic/gpu/fragmented_array.py of jax 0.11.2,
-    tiled_copy_smem_gmem_layout): a box of few rows needs columns for all four.
+    Wide columns cost registers, so the swizzle should be small. But a copy gives each warp the same
+    number of tiles of 8 rows by `swizzle` bytes (tiled_copy_smem_gmem_layout in
+    jax/experimental/mosaic/gpu/fragmented_array.py of jax 0.11.2), so a box of few rows needs
+    enough columns for four warps.
     """
     warps_by_row = math.gcd(4, min(KEYS, config.page_size) // 8)
     for swizzle in (64, 32):
@@ -184,6 +185,6 @@ def _swizzle(config: AttentionConfig) -> int | None:
 
 
 def _num_stages(config: AttentionConfig) -> int:
-    """Return the tiles of keys and values that are kept: two blocks should fit a core."""
+    """Return the number of tiles in the ring buffer, so that two thread blocks fit on a core."""
     row = 2 * config.head_dim
     return max(2, min(4, (_SHARED_BYTES - ROWS * row) // (2 * KEYS * row)))

@@ -1,4 +1,4 @@
-"""What a thread block of paged attention does on Ampere: see sm80.py for the whole."""
+"""Kernel body of paged attention on Ampere; see sm80.py for an overview."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,18 +15,19 @@ from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
 from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS, UNSEEN, spread
 
-# Rows of a tile: 16 for each of four warps, which is what mma multiplies.
+# Rows of a tile: 16, the size of an mma instruction, for each of four warps.
 ROWS = 64
 
-# Maximum, sum and weighted values (by chunks of columns) of every row.
+# Maximum, sum and weighted values (one array per chunk of columns) of every row.
 type _Softmax = tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What is the same for all thread blocks.
+    """Parameters of the kernel, equal for all thread blocks.
 
-    num_stages: tiles of keys and values in the ring. swizzle: bytes of a row in shared memory.
+    num_stages: tiles of keys and values in the ring buffer. swizzle: bytes of a row in shared
+    memory.
     """
 
     config: AttentionConfig
@@ -38,19 +39,19 @@ class How:
 
     @property
     def chunks(self) -> list[Any]:
-        """Columns of head_dim that are loaded at once: a swizzled row of shared memory."""
+        """Slices of head_dim that are loaded at a time, each one row of shared memory."""
         width = self.swizzle // 2
         return [pl.ds(start, width) for start in range(0, self.config.head_dim, width)]
 
 
 def run(how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
-    """Run one thread block: refs of operands and results, scratch by name."""
+    """Run one thread block. refs: operands and results. scratch: scratch references by name."""
     block = _Block(how, refs, scratch)
     pl.when(block.item.num_rows > 0)(block.attend)
 
 
 class _Block:
-    """A thread block at work on one item and one key/value head: a single warpgroup."""
+    """Computation of a thread block, one warpgroup, for one item and one key/value head."""
 
     def __init__(self, how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
         self.how, self.config = how, how.config
@@ -74,19 +75,19 @@ class _Block:
         self.scores = tiles.Scores(scale=how.scale, config=self.config, layout=self.product)
 
     def attend(self) -> None:
-        """Attend with the rows of the item."""
+        """Compute the rows of the item."""
         rows = pl.ds(self.item.first_row * self.config.group, ROWS)
         _copy(self.q.at[self.kv_head, rows], self.queries, self.queries_landed)
         num_tiles = self.item.num_tiles
         for nth in range(self.how.num_stages - 1):
             pl.when(nth < num_tiles)(partial(self.fetch, jnp.int32(nth)))
         if self.queries_landed is not None:
-            # cp.async lands in order: with a tile the queries, copied before it, have landed too.
+            # cp.async completes in order: once a tile has arrived, so have the queries before it.
             _wait(self.queries_landed)
         self.store(*lax.fori_loop(0, num_tiles, self.step, self.start()))
 
     def start(self) -> _Softmax:
-        """Return maximum, sum and weighted values before any key; a sink has been seen already."""
+        """Return the initial maximum, sum and weighted values, which include a sink."""
         has_sinks = len(self.rest) > 1 and not self.how.is_decode
         if has_sinks:
             maximum = plgpu.load(
@@ -99,7 +100,7 @@ class _Block:
         return maximum, total, tuple(_full(shape, 0.0, self.product) for _ in self.how.chunks)
 
     def fetch(self, nth: jax.Array) -> None:
-        """Start to copy a tile to its place in the ring."""
+        """Start to copy a tile into its stage of the ring buffer."""
         stage = lax.rem(nth, self.how.num_stages)
         landed = None if self.tile_landed is None else self.tile_landed.at[stage]
         for plane, ring in enumerate(self.ring):
@@ -112,13 +113,13 @@ class _Block:
         stages, item = self.how.num_stages, self.item
         stage = lax.rem(nth, stages)
         first_key = (item.first_tile + nth) * KEYS
-        # The tiles after this one may still be on their way, where there are that many.
+        # The copies of later tiles, if there are any, may still be in flight.
         _wait(
             None if self.tile_landed is None else self.tile_landed.at[stage],
             pending=(stages - 2) * 2 * self.pages.per_tile,
             is_allowed=nth + stages - 1 <= item.num_tiles,
         )
-        # By now all warps are done with the tile before this one, whose place is taken.
+        # All warps have read the previous tile, so its stage can be overwritten.
         ahead = nth + stages - 1
         pl.when(ahead < item.num_tiles)(partial(self.fetch, ahead))
         products = self.multiply_keys(stage)
@@ -143,7 +144,7 @@ class _Block:
     def multiply_keys(self, stage: jax.Array) -> jax.Array:
         """Return the products of all rows and the keys of a tile: float32[ROWS, KEYS].
 
-        Queries are loaded each time: to keep them costs more registers than there are.
+        Queries are loaded each time, because there are too few registers to keep them.
         """
         products = _full((ROWS, KEYS), 0.0, self.product)
         for chunk in self.how.chunks:
@@ -154,7 +155,7 @@ class _Block:
         return products
 
     def store(self, maximum: jax.Array, total: jax.Array, outs: tuple[jax.Array, ...]) -> None:
-        """Divide by the sums, and write the rows there are."""
+        """Divide the results by the sums, and write the item's rows."""
         item, group = self.item, self.config.group
         divisor = jnp.where(total > 0, total, 1.0)
         for out, chunk in zip(outs, self.how.chunks, strict=True):
@@ -187,9 +188,9 @@ def _full(shape: tuple[int, ...], value: float, layout: Any) -> jax.Array:
 
 
 def _copy(source: Any, to: Any, barrier: Any) -> None:
-    """Start a copy to shared memory: cp.async, or with a barrier what plays it in simulation.
+    """Start a copy to shared memory: with cp.async, or with a barrier in simulation.
 
-    The interpreter of jax 0.11.2 knows copies with a barrier only
+    The interpreter of jax 0.11.2 supports copies with a barrier only
     (jax/_src/pallas/mosaic_gpu/interpret/jaxpr_interpret.py, _interpret_copy_gmem_to_smem_p).
     """
     if barrier is None:
@@ -199,10 +200,10 @@ def _copy(source: Any, to: Any, barrier: Any) -> None:
 
 
 def _wait(barrier: Any, *, pending: int = 0, is_allowed: jax.Array | bool = True) -> None:
-    """Wait until all copies have landed but for the last `pending`, where these are allowed.
+    """Wait for all copies except the last `pending` ones, if `is_allowed`, or for all copies.
 
-    All warps wait for each other too: whoever starts a copy after this knows that no warp still
-    reads what was there.
+    Also synchronizes the warps, so that a copy started afterwards cannot overwrite memory that
+    another warp is still reading.
     """
     if barrier is not None:
         plgpu.barrier_wait(barrier)
@@ -215,19 +216,19 @@ def _wait(barrier: Any, *, pending: int = 0, is_allowed: jax.Array | bool = True
 
 
 def _multiply(acc: jax.Array, a: jax.Array, b: jax.Array, is_simulated: bool) -> jax.Array:
-    """Return acc + a @ b, which the interpreter of jax 0.11.2 knows no mma for."""
+    """Return acc + a @ b. The interpreter of jax 0.11.2 does not support mma."""
     if is_simulated:
         return acc + jnp.dot(a, b, preferred_element_type=jnp.float32)
     return plgpu.mma(acc, a, b)
 
 
 def _as_left(weights: jax.Array, is_simulated: bool) -> jax.Array:
-    """Return a product of mma as the left factor of the next: no number changes its thread.
+    """Convert a result of mma to the layout of a left operand, without moving data.
 
-    In both layouts a thread has two neighbours of each row and each eight columns; a left factor's
-    registers only count the columns by sixteen (PTX ISA, "Matrix Fragments for mma.m16n8k16").
-    `plgpu.layout_cast` does not know that conversion in jax 0.11.2
-    (jax/experimental/mosaic/gpu/fragmented_array.py, FragmentedArray.to_layout).
+    In both layouts, a thread has two adjacent numbers of each row and each eight columns; the
+    registers of a left operand only group columns by sixteen (PTX ISA, "Matrix Fragments for
+    mma.m16n8k16"). `plgpu.layout_cast` of jax 0.11.2 does not support this conversion
+    (FragmentedArray.to_layout in jax/experimental/mosaic/gpu/fragmented_array.py).
     """
     if is_simulated:
         return weights

@@ -1,11 +1,11 @@
 """Paged attention on Hopper (compute capability 9.0): TMA per page, wgmma, online softmax.
 
-One kernel body makes both halves of `backend.Kernels`. The rows of its score tiles are query
-tokens times the query heads of one key/value head, 64 to a warpgroup, so that a key is fetched once
-for all of them. Tiles of keys and values come page by page into a ring that is filled ahead.
+One kernel body implements both functions of `backend.Kernels`. The rows of its score tiles are
+query tokens times the query heads of one key/value head, 64 per warpgroup, so that a key is fetched
+once for all of them. Tiles of keys and values are prefetched page by page into a ring buffer.
 
-Decode is thread blocks of one warpgroup, small enough that a core holds two of them: while one
-waits or computes exponentials, the other multiplies. Prefill is two warpgroups that take turns at
+Decode uses thread blocks of one warpgroup, small enough for two of them to share a core: while one
+waits or computes exponentials, the other multiplies. Prefill uses two warpgroups that alternate on
 the tensor cores and a third that only fetches, as in FlashAttention-3 (arXiv:2407.08608).
 """
 
@@ -33,15 +33,15 @@ from pallas_kernels.paged_attention.mosaic_gpu.sm90_ring import Plan
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
 
-# Shared memory of a core; what of it one thread block can have; what the driver takes of each.
+# Bytes of shared memory: of a core, of a thread block at most, and reserved by CUDA per block.
 _CORE_BYTES = 233472
 _BLOCK_BYTES = 232448
 _DRIVER_BYTES = 1024
 
-# Left for barriers.
+# Bytes left for barriers.
 _SPARE_BYTES = 512
 
-# Tiles on their way at most; see decode_plan for how much covers the latency of memory.
+# Most tiles in flight; see decode_plan for how much covers the memory latency.
 _MOST_STAGES = 6
 
 
@@ -90,7 +90,7 @@ def decode(
 ]:
     """See backend.Kernels."""
     num_items, heads, head_dim = items.shape[0], config.heads, config.head_dim
-    # An item's rows are read together, those after the last one too.
+    # All rows of an item's tile are read, including those after its last row.
     q = jnp.pad(q, ((0, query_tokens - 1), (0, 0), (0, 0)))
     kernel = _kernel(
         "paged_attention_decode",
@@ -138,7 +138,7 @@ def prefill(
 
 
 def _stages(config: AttentionConfig, warpgroups: int, keys: int, budget: int) -> int:
-    """Return how many stages fit, beside the queries and the tiles that are widened to."""
+    """Return how many stages fit into `budget`, beside the queries and the widened tiles."""
     row = config.head_dim * jnp.dtype(config.dtype).itemsize
     fixed = warpgroups * ROWS * row + (2 * keys * row if is_narrow(config) else 0)
     stage = 2 * keys * config.head_dim * jnp.dtype(config.cache_dtype).itemsize
@@ -146,9 +146,9 @@ def _stages(config: AttentionConfig, warpgroups: int, keys: int, budget: int) ->
 
 
 def decode_plan(config: AttentionConfig, query_tokens: int) -> Plan:
-    """Tiles of 64 keys where half a core has room for three stages of them, else of 32.
+    """Use tiles of 64 keys if half a core has room for three stages of them, else of 32.
 
-    Latency times bandwidth of an H200 is some 40 kB a core: two blocks have that on their way.
+    Latency times bandwidth of an H200 is about 40 kB per core, which two blocks have in flight.
     """
     budget = _CORE_BYTES // 2 - _DRIVER_BYTES
     keys = 64 if _stages(config, 1, 64, budget) >= 3 else 32
@@ -157,7 +157,7 @@ def decode_plan(config: AttentionConfig, query_tokens: int) -> Plan:
 
 
 def prefill_plan(config: AttentionConfig, *, num_tokens: int) -> Plan:
-    """Tiles of 128 keys where registers hold their scores beside the results, else of 64."""
+    """Use tiles of 128 keys if their scores fit into registers beside the results, else of 64."""
     keys = 128 if config.head_dim <= 128 else 64
     stages = _stages(config, 2, keys, _BLOCK_BYTES)
     tokens = min(ROWS // config.group, num_tokens)
@@ -173,7 +173,7 @@ def _kernel(
     config: AttentionConfig,
     target: Target,
 ) -> Callable[..., Any]:
-    """Make the kernel: a thread block per item and key/value head."""
+    """Create the kernel, with one thread block per item and key/value head."""
     how = How(plan=plan, config=config, scale=scale, is_simulated=target.is_simulated)
 
     def body(*refs: Any, **scratch: Any) -> None:
@@ -204,14 +204,15 @@ def _scratch(plan: Plan, config: AttentionConfig, *, is_simulated: bool) -> dict
 
     def tile(*shape: int, dtype: jnp.dtype) -> Any:
         swizzle = swizzle_of(plan.keys, head_dim, dtype)
-        # Their declared base class is abstract, which a type checker takes for theirs.
+        # Type checkers take the classes for abstract, because their declared base class is.
         tiling, swizzling = cast(Any, plgpu.TilingTransform), cast(Any, plgpu.SwizzleTransform)
         transforms = tiling((8, swizzle // dtype.itemsize)), swizzling(swizzle)
         return plgpu.SMEM((*shape, head_dim), dtype, transforms=transforms)
 
     arrivals = max(1, plan.keys // config.page_size)
-    # Queries arrive and results leave in rows, but wgmma reads tiles. Each warpgroup has its part
-    # of the place for both: which the simulator, to which a union is one thing, cannot follow.
+    # Queries and results are copied as rows, but wgmma reads tiles, so both forms share memory in
+    # a union, with a part for each warpgroup. The simulator tracks a union as one object, so it
+    # gets separate buffers.
     queries: Any = (
         plgpu.SMEM((plan.warpgroups, ROWS, head_dim), dtype),
         tile(plan.warpgroups, ROWS, dtype=dtype),
@@ -222,7 +223,7 @@ def _scratch(plan: Plan, config: AttentionConfig, *, is_simulated: bool) -> dict
     wide = [tile(plan.keys, dtype=dtype) for _ in range(2)] if is_narrow(config) else []
     ring: Any = ((slots, wide), None)
     if plan.is_split:
-        # The part of a split, and its sums, leave when all keys have been read.
+        # The partial result and sums reuse the memory of the keys, once all were read.
         part = [plgpu.SMEM((ROWS, head_dim), jnp.float32), plgpu.SMEM((ROWS,), jnp.float32)]
         ring = plgpu.RefUnion((slots, wide), part)
     scratch = {

@@ -1,4 +1,4 @@
-"""What a thread block of paged attention does on Hopper: see sm90.py for the whole."""
+"""Kernel body of paged attention on Hopper; see sm90.py for an overview."""
 
 import math
 from collections.abc import Sequence
@@ -18,14 +18,13 @@ from pallas_kernels.paged_attention.mosaic_gpu.sm90_ring import KEYS, VALUES, Pa
 from pallas_kernels.paged_attention.mosaic_gpu.tile import UNSEEN, spread
 from pallas_kernels.paged_attention.mosaic_gpu.work import NUM_ROWS
 
-# Rows of a warpgroup's tiles: what wgmma has.
+# Rows of a warpgroup's tiles, as wgmma requires.
 ROWS = 64
 
-# Registers of a thread that fetches, and of one that computes: of 168 each when three warpgroups
-# start.
+# Registers per fetching and per computing thread. With three warpgroups, all start with 168.
 _FETCH_REGISTERS, _COMPUTE_REGISTERS = 40, 232
 
-# Keys or values that are copied at once from tile to tile: few, to need few registers.
+# Keys or values that are copied between tiles at a time; few, to save registers.
 _COPIED = 32
 
 _TILE = plgpu.Layout.WGMMA
@@ -36,7 +35,7 @@ type _Softmax = tuple[jax.Array, jax.Array, jax.Array]  # maximum, sum and weigh
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What is the same for all thread blocks."""
+    """Parameters of the kernel, equal for all thread blocks."""
 
     plan: Plan
     config: AttentionConfig
@@ -45,26 +44,27 @@ class How:
 
 
 def is_narrow(config: AttentionConfig) -> bool:
-    """Tell whether keys and values must be widened before they can be multiplied."""
+    """Return whether keys and values must be widened before they can be multiplied."""
     return jnp.dtype(config.cache_dtype).itemsize == 1
 
 
 def has_aligned_queries(config: AttentionConfig) -> bool:
-    """Tell whether TMA can copy queries one by one: each starts at a multiple of 128 bytes."""
+    """Return whether TMA can copy single queries: each starts at a multiple of 128 bytes."""
     return config.group * config.head_dim * jnp.dtype(config.dtype).itemsize % 128 == 0
 
 
 def swizzle_of(keys: int, head_dim: int, dtype: Any) -> int:
-    """Return how many bytes of a row are swizzled together: 128, or what divides small rows.
+    """Return the swizzle in bytes: 128, or a divisor of smaller rows.
 
-    No more numbers than there are keys in a tile: wgmma takes as many keys at a time.
+    It spans at most as many numbers as a tile has keys, because wgmma reads that many keys at a
+    time.
     """
     itemsize = jnp.dtype(dtype).itemsize
     return math.gcd(head_dim * itemsize, keys * itemsize, 128)
 
 
 def run(how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
-    """Run one warpgroup of one thread block: refs of operands and results, scratch by name."""
+    """Run one warpgroup. refs: operands and results. scratch: scratch references by name."""
     items = refs[3]
 
     @pl.when(items[lax.axis_index("item"), NUM_ROWS] > 0)
@@ -73,7 +73,7 @@ def run(how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
             _Block(how, refs, scratch).compute()
             return
 
-        # Each reads its item for itself: what is read before would keep its registers.
+        # Each branch reads its item: values read before the branch would occupy registers in both.
         @pl.when(lax.axis_index("warpgroup") < how.plan.warpgroups)
         def _compute() -> None:
             plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
@@ -86,7 +86,7 @@ def run(how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
 
 
 class _Block:
-    """One warpgroup at work on one item and one key/value head."""
+    """Computation of one warpgroup for one item and one key/value head."""
 
     def __init__(self, how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
         self.how, self.plan, self.config = how, how.plan, how.config
@@ -95,7 +95,7 @@ class _Block:
         self.warpgroup = lax.axis_index("warpgroup")
         self.heads = pl.ds(self.kv_head * self.config.group, self.config.group)
         self.item = item = tiles.Item.read(items, self.index)
-        # Rows from the end of the array on are not there: the tile moves back to rows before it.
+        # A tile must not extend beyond the end of the array, so the last tile is moved back.
         self.first_row = item.first_row + self.warpgroup * self.plan.tokens
         self.start = jnp.minimum(self.first_row, self.q.shape[0] - self.plan.tokens)
         self.position = item.first_position + self.start - item.first_row
@@ -118,7 +118,7 @@ class _Block:
         self.scores = tiles.Scores(scale=how.scale, config=how.config, layout=_TILE)
 
     def compute(self) -> None:
-        """Attend with this warpgroup's rows."""
+        """Compute this warpgroup's rows."""
         self.fetch_queries()
         if self.plan.is_split:
             self.ring.fetch_first()
@@ -126,7 +126,7 @@ class _Block:
         maximum = jnp.full((ROWS,), UNSEEN, jnp.float32)
         total = jnp.zeros((ROWS,), jnp.float32)
         if self.config.sinks and not self.plan.is_split:
-            # A sink is a key that was seen before all others, and whose value is 0.
+            # A sink counts as a key before all others, with value 0.
             maximum = plgpu.load(self.others[0].at[self.kv_head], optimized=False)
             total = jnp.ones((ROWS,), jnp.float32)
         carry = (
@@ -134,7 +134,7 @@ class _Block:
             plgpu.layout_cast(total, _PER_ROW),
             plgpu.layout_cast(jnp.zeros((ROWS, self.config.head_dim), jnp.float32), _TILE),
         )
-        # The first warpgroup is ahead by a turn.
+        # The first warpgroup is one turn ahead.
         pl.when(self.warpgroup == 1)(self.take_turn)
         maximum, total, out = lax.fori_loop(0, self.ring.num_tiles, self.step, carry)
         pl.when(self.warpgroup == 0)(self.take_turn)
@@ -160,10 +160,10 @@ class _Block:
             plgpu.copy_gmem_to_smem(self.q.at[self.start + token, self.heads], rows, ready)
 
     def arrange_queries(self) -> None:
-        """Lay queries out as wgmma reads them."""
+        """Convert the queries to the layout that wgmma reads."""
         plgpu.barrier_wait(self.q_ready.at[self.warpgroup])
         queries = plgpu.load(self.q_rows.at[self.warpgroup], layout=_TILE, optimized=False)
-        plgpu.commit_smem()  # The tile takes the place of the rows once all were read.
+        plgpu.commit_smem()  # The tile overwrites the rows once all were read.
         self.q_tiles.at[self.warpgroup][...] = queries
         plgpu.commit_smem()
 
@@ -191,14 +191,14 @@ class _Block:
             return new_maximum, total, self.multiply_values(out, weights, self.wide[VALUES])
 
         if self.takes_turns:
-            # The exponentials are done before the turn is taken, not during it.
+            # Compute the exponentials before taking the turn, not during it.
             total, out, weights = lax.optimization_barrier((total, out, weights))
             plgpu.barrier_arrive(self.turn)
         values = self.ring.get(VALUES, tile)
         if self.takes_turns:
             plgpu.barrier_wait(self.turn)
 
-        # Zeros for values that were never written: 0 * NaN is NaN. Others take their turn later.
+        # Zero the values that were never written, because 0 * NaN is NaN.
         @pl.when((first_key + self.plan.keys > self.item.kv_length) & (self.warpgroup == 0))
         def _clear() -> None:
             self.copy_written(values, values, first_key)
@@ -208,11 +208,11 @@ class _Block:
         return new_maximum, total, out
 
     def widen(self, tile: jax.Array, first_key: jax.Array, next_pages: Pages) -> None:
-        """Copy a tile of keys and values to where they have the queries' dtype.
+        """Copy a tile of keys and values to buffers with the queries' dtype.
 
-        Of two warpgroups, one copies the keys and the other the values.
+        If there are two warpgroups, one copies the keys and the other the values.
         """
-        self.meet()  # All have multiplied the tiles before.
+        self.meet()  # All warpgroups have multiplied the previous tiles.
         for plane in (KEYS, VALUES):
 
             def copy(plane: int = plane) -> None:
@@ -226,7 +226,7 @@ class _Block:
         self.meet()
 
     def copy_written(self, source: Any, target: Any, first_key: jax.Array) -> None:
-        """Copy the rows of a tile, zeros in place of those that were never written."""
+        """Copy the rows of a tile, with zeros for rows that were never written."""
         keys, head_dim = self.plan.keys, self.config.head_dim
         shape = (_COPIED, head_dim)
         swizzle = swizzle_of(keys, head_dim, target.dtype)
@@ -244,7 +244,7 @@ class _Block:
         plgpu.commit_smem()
 
     def multiply_keys(self, keys: Any) -> jax.Array:
-        """Return queries @ keys.T, in turn with the other warpgroup."""
+        """Return queries @ keys.T, taking turns with the other warpgroup."""
         queries = self.q_tiles.at[self.warpgroup]
         if self.how.is_simulated:
             simulated = _simulated_product(queries[...], keys[...].T)
@@ -272,12 +272,12 @@ class _Block:
         result: jax.Array = pl.run_state(multiply)(plgpu.WGMMAAccumulatorRef.init(out))
         return result
 
-    # Two warpgroups take turns at the tensor cores: one multiplies values, then its next keys,
-    # while the other computes exponentials. With narrow tiles they work on the same one.
+    # Two warpgroups alternate on the tensor cores: one multiplies values and then its next keys,
+    # while the other computes exponentials. With narrow tiles, both work on the same tile.
 
     @property
     def takes_turns(self) -> bool:
-        """Whether there are turns to take."""
+        """Whether two warpgroups take turns."""
         return not self.plan.is_split and not is_narrow(self.config)
 
     def take_turn(self) -> None:
@@ -292,9 +292,9 @@ class _Block:
             plgpu.barrier_wait(self.turn)
 
     def store(self, out: jax.Array) -> None:
-        """Write the rows of results that this warpgroup has."""
+        """Write this warpgroup's rows of results."""
         result, rows = self.others[-1], self.q_rows.at[self.warpgroup]
-        plgpu.commit_smem()  # The rows take the place of the queries, which were read by all.
+        plgpu.commit_smem()  # The rows overwrite the queries, which all have read.
         rows[...] = out.astype(rows.dtype)
         plgpu.commit_smem()
         end = self.item.first_row + self.item.num_rows
@@ -306,9 +306,9 @@ class _Block:
         plgpu.wait_smem_to_gmem(0)
 
     def store_part(self, out: jax.Array, sums: jax.Array) -> None:
-        """Write the results over this item's keys, and the logarithms of their sums."""
+        """Write the partial results over this item's keys, and the logarithms of their sums."""
         (all_parts, all_sums), (part_rows, sum_rows) = self.others, self.part
-        plgpu.commit_smem()  # The part takes the place of the ring, which was read by all.
+        plgpu.commit_smem()  # The part overwrites the ring buffer, which all have read.
         part_rows[...] = out
         sum_rows[...] = sums
         plgpu.commit_smem()
@@ -324,7 +324,7 @@ class _Block:
         plgpu.wait_smem_to_gmem(0)
 
     def store_query(self, rows: Any, query: jax.Array, to: Any) -> None:
-        """Start to copy what a tile has for one of its queries to [group, head_dim]."""
+        """Start to copy the rows of one query of a tile to [group, head_dim]."""
         group, head_dim = self.config.group, self.config.head_dim
         found = rows.at[pl.ds(query * group, group)]
         if has_aligned_queries(self.config) or self.plan.is_split:
@@ -335,16 +335,16 @@ class _Block:
 
 
 def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:
-    """Convert, exactly, what a cache holds to what queries are of."""
+    """Convert numbers of a narrow cache to the queries' dtype, exactly."""
     if x.dtype == jnp.float8_e4m3fn:
-        # Hopper converts to float16 only.
+        # Hopper can convert to float16 only.
         x = x.astype(jnp.float16)
         x = x if dtype == jnp.float16 else x.astype(jnp.float32)
     return x.astype(dtype)
 
 
 def _simulated_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Multiply as wgmma does, which is not interpreted in a loop."""
+    """Return a @ b in float32. The interpreter does not support wgmma in a loop."""
     plgpu.commit_smem()  # Plain reads need this fence before TMA writes; those of wgmma do not.
     product: jax.Array = jnp.dot(a, b, preferred_element_type=jnp.float32)
     return product

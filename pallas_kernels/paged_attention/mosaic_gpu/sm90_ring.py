@@ -1,4 +1,4 @@
-"""How tiles of keys and values come to a thread block on Hopper: by TMA, page by page."""
+"""Ring buffer of tiles of keys and values on Hopper, filled by TMA page by page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,11 @@ type Pages = list[tuple[jax.Array, jax.Array]]  # page and first offset of each 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a kernel cuts its work.
+    """Sizes of a kernel.
 
-    warpgroups: those that compute, of `tokens` query tokens each. keys: of a tile. stages: tiles in
-    the ring. is_split: whether a thread block has a part of the keys, fetches for itself and leaves
-    a part of the result; otherwise one warpgroup more fetches.
+    warpgroups: number of computing warpgroups, of `tokens` query tokens each. keys: keys per tile.
+    stages: tiles in the ring buffer. is_split: whether a thread block computes a partial result
+    over some of the keys and fetches its own tiles; otherwise another warpgroup fetches.
     """
 
     warpgroups: int
@@ -34,17 +34,17 @@ class Plan:
 
     @property
     def num_threads(self) -> int:
-        """Warpgroups, as Pallas counts threads."""
+        """Number of warpgroups, which are threads to Pallas."""
         return self.warpgroups if self.is_split else self.warpgroups + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ring:
-    """The tiles of an item and a key/value head, `stages` of them at a time in shared memory.
+    """Ring buffer in shared memory for the tiles of one item and key/value head.
 
     cache, page_table: references to the operands. slots: for each plane, a reference to
-    [stages, keys, head_dim]. ready, free: for each plane, a barrier per slot; without `free`, the
-    warpgroup that reads a slot fetches into it again.
+    [stages, keys, head_dim]. ready, free: for each plane, one barrier per slot. Without `free`, the
+    warpgroup that has read a slot also refills it.
     """
 
     plan: Plan
@@ -59,12 +59,12 @@ class Ring:
 
     @property
     def first_tile(self) -> jax.Array:
-        """The tile of the sequence that is tile 0 of the item."""
+        """Index, in the sequence, of the item's first tile."""
         return self.item.key_start // self.plan.keys
 
     @property
     def num_tiles(self) -> jax.Array:
-        """How many tiles have keys of the item."""
+        """Number of tiles with keys of the item."""
         return pl.cdiv(self.item.key_end, self.plan.keys) - self.first_tile
 
     def first_key(self, tile: jax.Array | int) -> jax.Array:
@@ -72,13 +72,13 @@ class Ring:
         return (self.first_tile + tile) * self.plan.keys
 
     def pages(self, tile: jax.Array | int) -> Pages:
-        """Return where the boxes of a tile lie: parts of a page, or whole ones."""
+        """Return page and offset of each box of a tile; a box is a page or a part of one."""
         page_size = self.config.page_size
         last = (self.item.key_end - 1) // page_size
         places = []
         for start in range(0, self.plan.keys, page_size):
             key = self.first_key(tile) + start
-            # Beyond the last key any page will do, but not any entry of the table.
+            # Beyond the last key, any valid page will do; the page table may have invalid ones.
             page = self.page_table[self.item.sequence, jnp.minimum(key // page_size, last)]
             places.append((page, lax.rem(key, page_size)))
         return places
@@ -96,7 +96,7 @@ class Ring:
 
     def fetch_first(self) -> None:
         """Start to fill all slots."""
-        # The page table is read for all before the first is waited for.
+        # Read the page table for all tiles before starting the copies.
         for tile, pages in [(tile, self.pages(tile)) for tile in range(self.plan.stages)]:
 
             @pl.when(tile < self.num_tiles)
@@ -105,7 +105,7 @@ class Ring:
                 self.fetch(VALUES, tile, pages)
 
     def fetch_all(self) -> None:
-        """Keep the slots filled, as the warpgroup that does only this."""
+        """Keep the slots filled; runs in the fetching warpgroup."""
         assert self.free is not None
         free, stages = self.free, self.plan.stages
 
@@ -120,14 +120,14 @@ class Ring:
 
                 self.fetch(plane, tile, pages)
 
-        # No barrier is left before its last phase was seen.
+        # Wait for the last phase of each barrier before exiting.
         @pl.loop(jnp.maximum(self.num_tiles, stages), self.num_tiles + stages)
         def _drain(tile: jax.Array) -> None:
             for plane in (KEYS, VALUES):
                 plgpu.barrier_wait(free[plane].at[lax.rem(tile, stages)])
 
     def next_pages(self, tile: jax.Array) -> Pages:
-        """Return where the tile lies that comes into the slot of this one, if we fetch it."""
+        """Return the boxes of the tile that this warpgroup fetches into the slot of `tile`."""
         return self.pages(tile + self.plan.stages) if self.free is None else []
 
     def get(self, plane: int, tile: jax.Array) -> Any:
@@ -137,7 +137,7 @@ class Ring:
         return self.slots[plane].at[slot]
 
     def release(self, plane: int, tile: jax.Array, next_pages: Pages) -> None:
-        """Give the slot of a tile that was read to the next one, which is at `next_pages`."""
+        """Release the slot of a tile that was read, for the next tile, which is at `next_pages`."""
         if self.free is not None:
             plgpu.barrier_arrive(self.free[plane].at[lax.rem(tile, self.plan.stages)])
             return

@@ -1,7 +1,8 @@
-"""A tile of scores in a Mosaic GPU kernel: which queries and keys it is of, and what they weigh.
+"""Tiles of scores in the Mosaic GPU kernels: work items, masking, and copies of pages and rows.
 
-Its rows are queries times the query heads of one key/value head, a query's heads beside each
-other; its columns are keys. Nothing here knows how a tile is multiplied or where it is kept.
+The rows of a tile are queries times the query heads of one key/value head, with the heads of a
+query adjacent; its columns are keys. This module is common to all architectures, which multiply and
+store tiles differently.
 """
 
 import math
@@ -47,7 +48,7 @@ _LOG2E = math.log2(math.e)
 
 
 def check(config: AttentionConfig, *, max_group: int) -> None:
-    """Raise Unsupported for what tiles of KEYS keys cannot be made of."""
+    """Raise Unsupported, with the reason, if tiles of KEYS keys cannot be used for `config`."""
     if config.cache_dtype != config.dtype:
         raise Unsupported(
             f"multiplies {config.dtype} queries with a cache of the same, not of"
@@ -66,7 +67,7 @@ def check(config: AttentionConfig, *, max_group: int) -> None:
 
 
 def transforms(swizzle: int) -> tuple[Any, ...]:
-    """Return how shared memory holds 16-bit numbers for tensor cores: rows of `swizzle` bytes."""
+    """Return the transforms of 16-bit tiles in shared memory, with rows of `swizzle` bytes."""
     # mypy takes the classes for abstract.
     tiling, swizzling = cast(Any, plgpu.TilingTransform), cast(Any, plgpu.SwizzleTransform)
     return tiling((8, swizzle // 2)), swizzling(swizzle)
@@ -75,9 +76,9 @@ def transforms(swizzle: int) -> tuple[Any, ...]:
 def fold(
     q: Float[Array, "tokens heads head_dim"], kv_heads: int, *, padding: int
 ) -> Float[Array, "kv_heads rows head_dim"]:
-    """Put the query heads of a key/value head beside each other: rows are tokens * group.
+    """Fold the query heads of each key/value head into rows: tokens * group.
 
-    padding: rows more, so that a tile may start anywhere.
+    padding: number of additional rows, so that a tile may start at any row.
     """
     num_tokens, heads, head_dim = q.shape
     by_kv_head = q.reshape(num_tokens, kv_heads, heads // kv_heads, head_dim)
@@ -88,9 +89,9 @@ def fold(
 def fold_sinks(
     sinks: Float[Array, " heads"], kv_heads: int, rows: int
 ) -> Float[Array, "kv_heads rows"]:
-    """Return the sink of every row of a tile, to the base 2: the maximum that the row starts with.
+    """Return the sink of every row of a tile, in base 2: the initial maximum of the row.
 
-    A sink of -inf is one that no row has: it starts with UNSEEN.
+    A sink of -inf counts as none; then the row starts with UNSEEN.
     """
     by_kv_head = jnp.maximum(sinks.reshape(kv_heads, -1) * _LOG2E, UNSEEN)
     return jnp.tile(by_kv_head, (1, -(-rows // by_kv_head.shape[1])))[:, :rows]
@@ -98,7 +99,7 @@ def fold_sinks(
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An item of a work list as a kernel reads it (see work.py): int32 scalars."""
+    """Item of a work list in a kernel: int32 scalars, see work.py."""
 
     sequence: jax.Array
     first_row: jax.Array
@@ -123,18 +124,18 @@ class Item:
 
     @property
     def first_tile(self) -> jax.Array:
-        """The tile of keys that the item starts in."""
+        """Index of the tile of keys in which the item starts."""
         return self.key_start // KEYS
 
     @property
     def num_tiles(self) -> jax.Array:
-        """Tiles of keys, none where there are no keys."""
+        """Number of tiles of keys; 0 if there are no keys."""
         return (self.key_end + KEYS - 1) // KEYS - self.first_tile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pages:
-    """Where the keys of a tile lie: each page, or part of a page, is one box to be copied."""
+    """Pages of a tile's keys. Each page, or part of a page, is copied as one box."""
 
     cache: Any  # reference to [2, pages, kv_heads, page_size, head_dim]
     table: Any  # reference to int32[sequences, pages]
@@ -143,7 +144,7 @@ class Pages:
 
     @property
     def per_tile(self) -> int:
-        """Boxes of a tile."""
+        """Number of boxes per tile."""
         return max(1, KEYS // self.page_size)
 
     def fetch(
@@ -151,8 +152,8 @@ class Pages:
     ) -> None:
         """Copy the boxes of a tile of keys (plane 0) or values (1) to `to`, [KEYS, head_dim].
 
-        Behind a sequence's last page its last one comes again, since the table's entries there are
-        not to be believed.
+        After a sequence's last page, that page is copied again, because later entries of the page
+        table may be invalid.
         """
         rows = min(KEYS, self.page_size)
         last_page = (item.kv_length - 1) // self.page_size
@@ -166,9 +167,9 @@ class Pages:
 
 
 def erase_unwritten(values: Any, first_key: jax.Array, item: Item, layout: Any) -> None:
-    """Put zeros for values that were never written: a weight of 0 does not make up for a NaN.
+    """Zero the values that were never written, because a weight of 0 times NaN is NaN.
 
-    values: reference to [KEYS, head_dim] in shared memory, of the keys from `first_key` on.
+    values: reference to [KEYS, head_dim] in shared memory, for the keys from `first_key` on.
     """
     found = plgpu.load(values, layout=layout)
     keys = first_key + plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=layout)
@@ -177,9 +178,9 @@ def erase_unwritten(values: Any, first_key: jax.Array, item: Item, layout: Any) 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How products of queries and keys become scores.
+    """Conversion of products of queries and keys to scores.
 
-    layout: that of a tile in registers.
+    layout: layout of a tile in registers.
     """
 
     scale: float
@@ -188,7 +189,7 @@ class Scores:
 
     @property
     def factor(self) -> float:
-        """What a score is to be multiplied by, once it is needed as a power of two."""
+        """Factor from a score to an exponent of 2."""
         return _LOG2E * (self.scale if self.config.soft_cap is None else self.config.soft_cap)
 
     def __call__(
@@ -198,10 +199,10 @@ class Scores:
         first_position: jax.Array,
         num_queries: jax.Array | int,
     ) -> Float[Array, "rows keys"]:
-        """Bound the products of a tile, but for the factor, and mask what its queries do not see.
+        """Return a tile's scores before `factor`: soft-capped, and masked where invisible.
 
-        The tile is of `num_queries` queries from `first_position` on, others do not count. The
-        mask is left out where all of them see all keys.
+        The tile has `num_queries` queries from position `first_position` on; other rows are
+        unspecified. The mask is skipped if all queries see all keys.
         """
         scores, window = self._bound(products), self.config.sliding_window
         is_cut = first_key + products.shape[1] > first_position + 1
@@ -227,7 +228,8 @@ class Scores:
     def _bound(self, products: jax.Array) -> jax.Array:
         """Apply the soft cap: tanh(x) = 1 - 2 / (1 + exp(2 x)).
 
-        The hardware's tanh is right to 2^-11, of which a cap of 50 makes 0.02 in the exponent.
+        The hardware's tanh has an error of 2^-11, which a cap of 50 amplifies to 0.02 in the
+        exponent.
         """
         cap = self.config.soft_cap
         if cap is None:
@@ -236,17 +238,17 @@ class Scores:
 
 
 def spread(column: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Repeat a number per row over all columns."""
+    """Broadcast one number per row over all columns."""
     return lax.broadcast_in_dim(column, shape, (0,))
 
 
 def store_rows(
     tile: Any, group: int, num_queries: jax.Array, out: Callable[[jax.Array], Any]
 ) -> None:
-    """Store the results of a tile query by query: a block may be ragged, and others come after it.
+    """Store a tile's results query by query, so that rows after a ragged block are not overwritten.
 
-    tile: reference to [rows, head_dim] in shared memory. `out` returns the reference to
-    [group, head_dim] that takes a query's.
+    tile: reference to [rows, head_dim] in shared memory. out: returns the reference to
+    [group, head_dim] for the results of a query.
     """
     layout = row_layout(group, tile.shape[1])
 
@@ -264,12 +266,12 @@ def store_sums(
     kv_head: jax.Array,
     out: Callable[[jax.Array], Any],
 ) -> None:
-    """As `store_rows` for a number per row: from float32[rows] to those of a query's heads."""
+    """Store one number per row, float32[rows], as `store_rows` does."""
     group = config.group
     layout = row_layout(group, config.head_dim).reduce(1)
 
     def store(query: jax.Array, _: None) -> None:
-        if group == 1:  # one number has no layout, for mosaic
+        if group == 1:  # Mosaic has no layout for a single number
             out(query)[kv_head] = sums[query]
         else:
             found = sums.at[pl.ds(query * group, group)]

@@ -1,8 +1,8 @@
-"""Work lists: what each thread block of a GPU kernel attends, read from the batch on the device.
+"""Work lists of the GPU kernels: one item per thread block, computed from the batch on the device.
 
-They are made inside the program, of comparisons and small reductions only: XLA computes them once
-for all layers of a step, no host has to know the lengths, and a loop of several decode steps on the
-device makes its own each time.
+They are computed in the program, with comparisons and small reductions only. XLA computes them once
+for all layers of a step, the host needs no lengths, and a loop of decode steps on the device
+recomputes them in each step.
 """
 
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from jaxtyping import Array, Int32
 
 from pallas_kernels.paged_attention.batch import PagedBatch
 
-# The columns of an item. An item is NUM_ROWS rows (none: nothing to do) from FIRST_ROW on, the
-# queries of SEQUENCE at FIRST_POSITION and after, attending to the keys [KEY_START, KEY_END) as
-# far as mask and window let each of them. Only the first KV_LENGTH tokens of the sequence were ever
-# written. An item without keys has rows of padding, whose result is zeros.
+# Columns of an item. An item has NUM_ROWS rows (0: skip it) starting at FIRST_ROW, which are the
+# queries of SEQUENCE from FIRST_POSITION on. They attend to the keys [KEY_START, KEY_END), subject
+# to the causal mask and window. Only the first KV_LENGTH tokens of the sequence have been written.
+# Items without keys have padding rows, whose results are zeros.
 SEQUENCE, FIRST_ROW, NUM_ROWS, FIRST_POSITION, KEY_START, KEY_END, KV_LENGTH = range(7)
-FIELDS = 8  # one to spare: 32 bytes
+FIELDS = 8  # padded to 32 bytes
 
-# The columns of a row of `DecodeWork.row_items`: the items [FIRST_ITEM, END_ITEM) hold the parts of
-# its result, each as the item's query number QUERY.
+# Columns of `DecodeWork.row_items`: the items [FIRST_ITEM, END_ITEM) have the partial results of
+# the row, at index QUERY among the queries of each item.
 FIRST_ITEM, END_ITEM, QUERY = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """How the kernels of an architecture cut work.
+    """Block sizes of the kernels of an architecture.
 
-    decode_rows: query tokens times query heads per KV head that decode takes at most. decode_keys:
-    keys that decode works on at a time. prefill_tokens: rows of a block of prefill.
+    decode_rows: most rows (query tokens times query heads per KV head) of a decode item.
+    decode_keys: keys per tile of decode. prefill_tokens: rows of a prefill block.
     """
 
     decode_rows: int
@@ -40,7 +40,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class DecodeWork:
-    """Sequences with few rows, their keys split so that all cores have something to do."""
+    """Work list of decode: sequences with few rows, with their keys split to occupy all cores."""
 
     items: jax.Array  # int32[items, FIELDS]
     row_items: jax.Array  # int32[tokens, 3]; no items for rows that are not decoded
@@ -49,10 +49,10 @@ class DecodeWork:
 def num_decode_items(
     *, num_sequences: int, table_tokens: int, split_tokens: int, cores: int, kv_heads: int
 ) -> int:
-    """Return the items a decode list has room for: one per sequence, and splits to fill the cores.
+    """Return the capacity of a decode work list: one item per sequence, and splits for all cores.
 
-    Four thread blocks per core even out what single ones cannot. table_tokens: tokens that one row
-    of the page table can hold; split_tokens: keys below which a split does not pay.
+    Four thread blocks per core balance the load. table_tokens: capacity of one row of the page
+    table in tokens. split_tokens: least number of keys for which a split pays off.
     """
     spread = -(-4 * cores // kv_heads)
     most = num_sequences * (-(-table_tokens // split_tokens) - 1)
@@ -71,15 +71,15 @@ def decode_work(
 ) -> DecodeWork:
     """List the sequences of 1 to `query_tokens` rows, each in splits of nearly equal length.
 
-    A split is a run of tiles of `tile_tokens` keys (Flash-Decoding, Dao et al. 2023). How many make
-    one follows from the tokens that all sequences have together, at least `split_tokens`.
+    A split consists of consecutive tiles of `tile_tokens` keys (Flash-Decoding, Dao et al. 2023).
+    Its length depends on the total number of tokens, and is at least `split_tokens`.
     """
     starts, row_counts = batch.query_starts[:-1], jnp.diff(batch.query_starts)
     is_short = (row_counts > 0) & (row_counts <= query_tokens)
     first_positions = batch.kv_lengths - row_counts
     first_tiles = _first_keys(first_positions, sliding_window) // tile_tokens
     tiles = jnp.where(is_short, -(-batch.kv_lengths // tile_tokens) - first_tiles, 0)
-    # With N tiles in all, splits of N / spare tiles and one more per sequence always fit.
+    # With N tiles in total, splits of N / spare tiles and one more per sequence always fit.
     spare = max(1, num_items - batch.kv_lengths.shape[0])
     per_split = jnp.maximum(-(-jnp.sum(tiles) // spare), max(1, split_tokens // tile_tokens))
     if num_items == batch.kv_lengths.shape[0]:
@@ -104,7 +104,7 @@ def decode_work(
     )
     rows = jnp.arange(num_tokens)
     of_row = batch.row_sequences
-    # Whatever the batch says of its rows, a row is read from items of its own sequence only.
+    # Even if the batch is invalid, a row is read from items of its own sequence only.
     is_decoded = (
         is_short[of_row] & (rows >= starts[of_row]) & (rows < batch.query_starts[1:][of_row])
     )
@@ -115,7 +115,7 @@ def decode_work(
 
 
 def num_prefill_items(*, num_tokens: int, num_sequences: int, block_tokens: int) -> int:
-    """Return the blocks that rows can make at most: each sequence, and padding, may end one."""
+    """Return the largest possible number of blocks: each sequence, and padding, may end one."""
     ragged = min(num_sequences + 1, num_tokens)
     return (num_tokens + ragged * (block_tokens - 1)) // block_tokens
 
@@ -130,8 +130,8 @@ def prefill_work(
 ) -> Int32[Array, "items fields"]:
     """List blocks of `block_tokens` rows of all sequences with more than `decoded_tokens` rows.
 
-    The last block of a sequence, which has the most keys, comes first. The padding rows are listed
-    too, as blocks without keys.
+    The last block of a sequence, which has the most keys, comes first. Padding rows are listed as
+    blocks without keys.
     """
     num_sequences = batch.kv_lengths.shape[0]
     starts, row_counts = batch.query_starts, jnp.diff(batch.query_starts, append=num_tokens)
@@ -172,7 +172,7 @@ def _first_keys(positions: jax.Array, sliding_window: int | None) -> jax.Array:
 def _places(
     ends: jax.Array, counts: jax.Array, num_items: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return whose each item is, which of its owner's, and whether it is anybody's at all."""
+    """Return the owner of each item, its index among the owner's items, and whether it has one."""
     items = jnp.arange(num_items)
     owners = jnp.sum(ends[None, :] <= items[:, None], axis=1)
     is_item = owners < ends.shape[0]

@@ -1,1 +1,1 @@
-"""Paged attention on TPUs: backend.py is the whole, the other files its parts."""
+"""Paged attention on TPUs: entry point in backend.py, kernels in the other files."""

@@ -1,13 +1,13 @@
 """The backend for TPUs: ragged paged attention in Pallas, for v4 and later.
 
-Sequences with one row are decoded by one kernel; the rows of the others are written to the cache by
-a second one, and attended with by a third. Each finds its sequences in the batch by itself, in any
-order. layout.py tells what the cache looks like, stream.py how it is read. Nothing here was
-run on a TPU: kernels are simulated, and compiled for every generation by its own compiler.
+One kernel decodes the sequences with one row. For the other sequences, a second kernel writes the
+rows to the cache, and a third attends. Each kernel selects its sequences from the batch, which may
+be in any order. layout.py describes the cache, stream.py how it is read. None of this has run on a
+TPU: the kernels are simulated, and compiled for every generation by its compiler.
 
-Pages and the page table are those of PagedAttention (Kwon et al. 2023, arXiv:2309.06180); that
-decode and prefill are apart, that decode writes the cache while it reads, and that copies run ahead
-of the arithmetic across sequences are ideas of Ragged Paged Attention (arXiv:2604.15464).
+Paging follows PagedAttention (Kwon et al. 2023, arXiv:2309.06180). Separate kernels for decode and
+prefill, writing the cache while decode reads it, and prefetching across sequences follow Ragged
+Paged Attention (arXiv:2604.15464).
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ from pallas_kernels.targets import Target
 
 _DTYPES = ("bfloat16", "float32")
 _CACHE_DTYPES = ("bfloat16", "float32", "float8_e4m3fn", "int8")
-# Three rows of the page table, in 1 MiB of scalar memory.
+# So that three rows of the page table fit into 1 MiB of scalar memory.
 _MAX_TABLE_WIDTH = 1 << 16
 
 
@@ -57,7 +57,7 @@ def check(config: AttentionConfig, target: Target) -> None:
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
-    """[pages, kv_heads, page_size, lanes]: a page is one copy, a head in it one tile of K and V."""
+    """Return [pages, kv_heads, page_size, lanes]: a page is copied at once; see layout.py."""
     return CacheSpec(
         shape=(num_pages, config.kv_heads, config.page_size, layout_of(config).lanes),
         dtype=jnp.dtype(config.cache_dtype),
@@ -76,9 +76,9 @@ def workspace_bytes(
     num_sequences: int,
     max_query_length: int,
 ) -> int:
-    """See api.Backend: what the kernels read and write, with the axes in their order.
+    """See api.Backend. Counts the kernels' operands and results, with transposed axes.
 
-    The copy of the page table is left out, whose width is not known here: 4 bytes an entry.
+    Leaves out the copy of the page table, 4 bytes per entry, because its width is not known here.
     """
     del target
     layout = layout_of(config)
@@ -87,7 +87,7 @@ def workspace_bytes(
     results = layout.heads * layout.value_lanes * layout.dtype.itemsize
     if max_query_length == 1:
         return num_tokens * (new + queries + results)
-    # In order of rows and in order of heads; new keys and values between the two as well.
+    # Both row-major and head-major copies; new keys and values have an intermediate copy too.
     prefill_bytes = num_tokens * (3 * new + 2 * queries + 2 * results)
     return prefill_bytes + num_sequences * (new + queries)
 
@@ -103,7 +103,7 @@ def attend(
     config: AttentionConfig,
     target: Target,
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
-    """See api.Backend; raises Unsupported for page tables wider than 65536."""
+    """See api.Backend. Raises Unsupported for page tables with more than 65536 columns."""
     num_tokens, (num_sequences, table_width) = q.shape[0], batch.page_table.shape
     if table_width > _MAX_TABLE_WIDTH:
         raise Unsupported(f"a sequence has at most {_MAX_TABLE_WIDTH} pages, got {table_width}")
@@ -136,8 +136,8 @@ def attend(
         queries = queries.at[batch.query_starts[:-1]].get(mode="clip")
         new = new.at[batch.query_starts[:-1]].get(mode="clip")
     with jax.named_scope("paged_attention"):
-        # It overwrites the cache that the prefill reads. By the prefill's results it is bound to
-        # come later: XLA would copy the whole cache to keep two apart that it may reorder.
+        # Decode overwrites the cache that prefill reads. Taking prefill's results as an operand
+        # orders it after prefill; if XLA could reorder them, it would copy the whole cache.
         out, cache = decode(
             queries,
             new,
@@ -161,13 +161,13 @@ def attend(
 
 
 def _options(target: Target) -> dict[str, Any]:
-    """Return how a kernel is compiled, or simulated."""
+    """Return the options to compile a kernel, or to simulate it."""
     if target.is_simulated:
         params = pltpu.InterpretParams(
             detect_races=simulation.detect_races.get(),
             dma_execution_mode="eager" if simulation.eager_copies.get() else "on_wait",
         )
         return {"interpret": params}
-    # All but what the compiler needs for itself; a kernel takes what it uses, and no more.
+    # All but the compiler's own share. This is only a limit: a kernel takes what it uses.
     limit = VMEM_BYTES[target.architecture] // 16 * 15
     return {"compiler_params": pltpu.CompilerParams(vmem_limit_bytes=limit)}

@@ -1,13 +1,13 @@
 """Paged attention with one query per sequence, for TPUs.
 
-A sequence's pages stream through the vector memory (see stream.py); every live byte of the
-cache is read once. The new key and value are put into the last block there, and the tile of the
-page that they lie in is copied back: the cache is written in place, by the same kernel. Results are
-copied to their rows, so that those of a prefill, in between them, need not be touched.
+A sequence's pages stream through the vector memory (see stream.py), so every live byte of the cache
+is read once. The new key and value are inserted into the last block there, and the tile that
+contains them is copied back to its page. So the same kernel writes the cache in place. Results are
+copied to their rows one by one, which leaves the rows of a prefill between them unchanged.
 
-Paging is that of PagedAttention (Kwon et al. 2023, arXiv:2309.06180); the split of decode from
-prefill, the write fused into the read and the prefetch across sequences are ideas of Ragged Paged
-Attention (arXiv:2604.15464).
+Paging follows PagedAttention (Kwon et al. 2023, arXiv:2309.06180). Separate kernels for decode and
+prefill, the fused write and the prefetch across sequences follow Ragged Paged Attention
+(arXiv:2604.15464).
 """
 
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ from pallas_kernels.paged_attention.tpu.stream import (
 )
 from pallas_kernels.paged_attention.tpu.tuning import DecodeSizes
 
-# Sequences whose tiles and results are on their way out at a time.
+# Sequences whose tiles and results are being copied out at a time.
 _NUM_TURNS = 2
 
 
 class Work(NamedTuple):
-    """Scalars of a decode: items, and the blocks of sequences in which they lie.
+    """Scalars of a decode: items, and the visits of blocks of sequences.
 
-    `rows` are their rows of the batch. Visit i is of block `blocks[i]` of sequences, and there of
-    items [starts[i], starts[i + 1]).
+    rows: row of each item in the batch. Visit i processes the items [starts[i], starts[i + 1]),
+    which are in block `blocks[i]` of the sequences.
     """
 
     items: Items
@@ -59,9 +59,9 @@ def plan(
     scoring: Scoring,
     block: int,
 ) -> tuple[Work, Int32[Array, ""]]:
-    """Return the work on the sequences that `is_decode` names, and the number of visits.
+    """Return the work for the sequences selected by `is_decode`, and the number of visits.
 
-    A visit is of one block of `block` sequences.
+    A visit processes one block of `block` sequences.
     """
     count = jnp.sum(is_decode, dtype=jnp.int32)
     sequences = jnp.argsort(jnp.logical_not(is_decode), stable=True).astype(jnp.int32)
@@ -83,7 +83,7 @@ def plan(
         blocks=blocks.at[starts].get(mode="clip"),
         starts=jnp.concatenate((starts, count[None])),
     )
-    # A step of nothing keeps the loop over steps from being empty, which may not be waited for.
+    # At least one visit, so that the loop over visits is never empty.
     return work, jnp.maximum(jnp.sum(is_first, dtype=jnp.int32), 1)
 
 
@@ -101,10 +101,11 @@ def decode(
     sizes: DecodeSizes,
     options: dict[str, Any],
 ) -> tuple[Float[Array, "tokens heads value_lanes"], jax.Array]:
-    """Attend with the queries of the sequences that `is_decode` names, and write their `new` rows.
+    """Attend with the sequences selected by `is_decode`, and write their `new` rows to the cache.
 
-    Returns results, in rows of the batch, and the cache. Other rows are those of `previous`, which
-    is overwritten; without one they are unspecified, and there are as many as sequences.
+    Returns the results, by row of the batch, and the cache. The other rows come from `previous`,
+    which is overwritten. Without `previous`, they are unspecified, and there is one row per
+    sequence.
     """
     work, num_visits = plan(
         batch,
@@ -133,7 +134,7 @@ def decode(
         new=rows_of(layout.kv_heads, layout.lanes),
         sinks=None if sinks is None else pl.BlockSpec(sinks.shape, lambda *_: (0, 0, 0)),
     )
-    # Operands are counted from the first scalar on.
+    # Operand indices start with the scalars.
     num_scalars = len(jax.tree.leaves(work))
     aliases = {num_scalars: 1} if previous is None else {num_scalars: 1, num_scalars + 1: 0}
     num_rows = q.shape[0] if previous is None else previous.shape[0]
@@ -172,7 +173,7 @@ class _Scratch(NamedTuple):
     queries: Any  # float32[kv_heads, group_rows, key_lanes]
     result: Any  # float32[heads, value_lanes]
     new: Any  # float32[kv_heads, lanes]
-    results: Any  # dtype[2, heads, value_lanes]: what goes out
+    results: Any  # dtype[2, heads, value_lanes]: to be copied out
     tiles: Any  # cache_dtype[2, kv_heads, tile, lanes]: likewise, to the cache
     semaphores: Any  # [2]: of both
 
@@ -204,7 +205,7 @@ def _kernel(
     scoring: Scoring,
     sizes: DecodeSizes,
 ) -> None:
-    """Attend with the items of one block of sequences. `cache` is inputs.cache, to be written."""
+    """Attend with the items of one block of sequences. `cache` aliases inputs.cache for writing."""
     visit = pl.program_id(0)
     stream = Stream(work.items, inputs.table, cache, scratch.buffers, layout, sizes.stream)
     query = _Query(inputs, scratch, layout, scoring, sizes)
@@ -233,7 +234,7 @@ def _kernel(
 
 @dataclass(frozen=True)
 class _Query:
-    """The query of a sequence: all its heads, those of each KV head in tiles of their own."""
+    """Query of a sequence: all heads, with separate tiles for each KV head."""
 
     inputs: _Inputs
     scratch: _Scratch
@@ -242,7 +243,7 @@ class _Query:
     sizes: DecodeSizes
 
     def begin(self, row: jax.Array) -> None:
-        """Load a row of the block of queries, and of new keys and values; forget all keys."""
+        """Load a row of the block of queries and of new keys and values; reset the softmax."""
         group, sinks = self.layout.group, self.inputs.sinks
         self.scratch.new[...] = self.inputs.new[row].astype(jnp.float32)
         queries = self.inputs.q[row].astype(jnp.float32)
@@ -253,7 +254,7 @@ class _Query:
     def add(
         self, slot: jax.Array, offset: jax.Array, position: jax.Array, *, length: jax.Array
     ) -> None:
-        """Attend to a chunk of buffer `slot`, at positions from `position` on, below `length`."""
+        """Attend to a chunk of buffer `slot`, at positions [position, length)."""
         layout, chunk = self.layout, self.sizes.stream.chunk
         shape = (layout.group_rows, chunk)
         positions = position + lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -273,7 +274,7 @@ class _Query:
         lax.fori_loop(0, layout.kv_heads, multiply, None, unroll=self.sizes.unroll)
 
     def end(self) -> None:
-        """Put the results of all heads together."""
+        """Combine the results of all heads."""
         group = self.layout.group
         for head in range(self.layout.kv_heads):
             result = self.scratch.softmax.result(head)[:group]
@@ -284,7 +285,7 @@ class _Query:
 class _Writer:
     """Copies results to their rows, and tiles with new keys and values to their pages.
 
-    Items take turns with two places in the vector memory that this is copied from.
+    The copies are double-buffered: items alternate between two buffers in the vector memory.
     """
 
     stream: Stream
@@ -294,14 +295,14 @@ class _Writer:
     layout: Layout
 
     def begin(self, item: jax.Array) -> None:
-        """Wait until what an earlier item left in this one's place is gone."""
+        """Wait until an earlier item's copies from this item's buffer are done."""
 
         @pl.when(item >= _NUM_TURNS)
         def _wait() -> None:
             self._wait(item - _NUM_TURNS)
 
     def put_new(self, item: jax.Array, slot: jax.Array, num_live: jax.Array) -> None:
-        """Make the last of `num_live` tokens in a buffer the new one, and copy its tile out."""
+        """Insert the new token as the last of `num_live` in a buffer, and copy its tile out."""
         tile, scratch = self.layout.tile, self.scratch
         offset = lax.rem(num_live - 1, tile)
         rows = pl.ds(pl.multiple_of(num_live - 1 - offset, tile), tile)
@@ -324,7 +325,7 @@ class _Writer:
         self._result_copy(item).start()
 
     def end(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         num_items = self.work.items.num_items[0]
         for behind in range(1, _NUM_TURNS + 1):
 
@@ -333,7 +334,7 @@ class _Writer:
                 self._wait(num_items - behind)
 
     def _wait(self, item: jax.Array) -> None:
-        # Any place is as large as the right one, and that is all that waiting asks for.
+        # Waiting depends on the size of a copy only, so any destination will do.
         self._tile_copy(item, jnp.int32(0), jnp.int32(0)).wait()
         self._result_copy(item).wait()
 

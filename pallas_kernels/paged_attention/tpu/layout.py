@@ -1,10 +1,9 @@
-"""How the TPU kernels lay out a cache: a head's keys and values side by side on the lanes.
+"""Cache layout of the TPU kernels: keys and values of a head side by side on the lanes.
 
-A page is [kv_heads, page_size, lanes]: all heads of a device are one contiguous copy, and what is
-one head's is a plain tile of the vector memory. Keys lie at lanes [0, head_dim), values at
-[head_dim, 2 * head_dim), zeros behind. A product reads whole registers of 128 lanes, so keys and
-values are windows of lanes with something of the other in them: queries are zero there, and results
-are cut.
+A page is [kv_heads, page_size, lanes]: all heads of a device are copied at once, and each head is a
+tile of the vector memory. Keys are at lanes [0, head_dim), values at [head_dim, 2 * head_dim), and
+zeros follow. A product reads whole registers of 128 lanes, so the windows of keys and of values may
+include lanes of each other. Queries are zero at such lanes, and results are cut.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from jaxtyping import Array, Shaped
 from pallas_kernels.paged_attention.batch import AttentionConfig
 
 LANES = 128
-# Rows of 32 bits in a tile of the vector memory; narrower types have 2 or 4 to each.
+# Rows of 32 bits in a tile of the vector memory; narrower types pack 2 or 4 rows into each.
 _SUBLANES = 8
 
 
@@ -27,7 +26,7 @@ def round_up(n: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Windows and tiles of the cache of a config."""
+    """Lanes and tiles of a cache."""
 
     kv_heads: int
     group: int
@@ -38,57 +37,57 @@ class Layout:
 
     @property
     def heads(self) -> int:
-        """Query heads."""
+        """Number of query heads."""
         return self.kv_heads * self.group
 
     @property
     def lanes(self) -> int:
-        """The size of the last axis."""
+        """Size of the last axis of the cache."""
         return round_up(2 * self.head_dim, LANES)
 
     @property
     def key_lanes(self) -> int:
-        """The size of the window of keys, which begins at lane 0; also that of a query."""
+        """Size of the window of keys, which begins at lane 0, and of a padded query."""
         return round_up(self.head_dim, LANES)
 
     @property
     def value_start(self) -> int:
-        """The first lane of the window of values, which ends with the last lane."""
+        """First lane of the window of values, which ends with the last lane."""
         return self.head_dim // LANES * LANES
 
     @property
     def value_lanes(self) -> int:
-        """The size of the window of values; also that of an uncut result."""
+        """Size of the window of values, and of an uncut result."""
         return self.lanes - self.value_start
 
     @property
     def tile(self) -> int:
-        """Tokens in a tile: the unit in which rows of a page are written."""
+        """Tokens per tile, the unit in which rows of a page are written."""
         return tile_rows(self.cache_dtype)
 
     @property
     def group_rows(self) -> int:
-        """Query heads of a KV head, with as many more as fill the registers."""
+        """Query heads per KV head, rounded up to whole registers."""
         return round_up(self.group, _SUBLANES)
 
     def cut(self, out: Shaped[Array, "*rows value_lanes"]) -> Shaped[Array, "*rows head_dim"]:
-        """Return what a result has of the values."""
+        """Return the lanes of values of an uncut result."""
         start = self.head_dim - self.value_start
         return out[..., start : start + self.head_dim]
 
     def pad_queries(self, q: Shaped[Array, "*rows head_dim"]) -> Shaped[Array, "*rows key_lanes"]:
-        """Return queries as wide as the window of keys, zero where it holds values."""
+        """Return queries padded with zeros to the window of keys."""
         return _pad_lanes(q, self.key_lanes)
 
     def join(
         self, k: Shaped[Array, "*rows head_dim"], v: Shaped[Array, "*rows head_dim"]
     ) -> Shaped[Array, "*rows lanes"]:
-        """Return keys and values side by side, as a row of a page has them."""
+        """Return keys and values side by side, padded to a row of a page."""
         return _pad_lanes(jnp.concatenate((k, v), axis=-1), self.lanes)
 
 
 def layout_of(config: AttentionConfig) -> Layout:
-    """Return the layout that the kernels use for a config."""
+    """Return the kernels' layout for a config."""
     return Layout(
         kv_heads=config.kv_heads,
         group=config.group,
@@ -100,7 +99,7 @@ def layout_of(config: AttentionConfig) -> Layout:
 
 
 def tile_rows(dtype: jnp.dtype) -> int:
-    """Return how many rows a tile of the vector memory has: 8 of 4 bytes, 16 of 2, 32 of 1."""
+    """Return the rows per tile of the vector memory: 8 of 4 bytes, 16 of 2, 32 of 1."""
     return _SUBLANES * (4 // dtype.itemsize)
 
 

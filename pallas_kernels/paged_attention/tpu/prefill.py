@@ -1,10 +1,9 @@
 """Paged attention with several queries per sequence, for TPUs.
 
-Queries are cut into blocks of rows of the batch, whatever sequences the rows belong to. With each
-sequence that has rows in a block, the block walks over the pages that these rows see, as far as
-the last of them sees; rows of others are masked, and their softmax does not change (as in
-FlashAttention-2, arXiv:2307.08691, per sequence). The query heads of a KV head are more rows of the
-same product.
+Queries are divided into blocks of consecutive rows of the batch, regardless of sequences. For each
+sequence with rows in a block, the kernel reads the pages that these rows see. Rows of other
+sequences are masked, so that their softmax does not change. For one sequence, this is
+FlashAttention-2 (arXiv:2307.08691). The query heads of a KV head count as rows of the same product.
 """
 
 from collections.abc import Callable
@@ -33,10 +32,10 @@ from pallas_kernels.paged_attention.tpu.tuning import PrefillSizes
 
 
 class Work(NamedTuple):
-    """Scalars of a prefill: an item is a sequence that has rows in a block of queries.
+    """Scalars of a prefill: an item is a sequence with rows in a block of queries.
 
-    Rows [begins, ends) of the batch, each at position row + shifts; block i of queries has items
-    [starts[i], starts[i + 1]).
+    An item has the rows [begins, ends) of the batch, at positions row + shifts. Block i of queries
+    has the items [starts[i], starts[i + 1]).
     """
 
     items: Items
@@ -55,13 +54,13 @@ def plan(
     scoring: Scoring,
     rows: int,
 ) -> Work:
-    """Return the work on the sequences that `is_prefill` names, in blocks of `rows`."""
+    """Return the work for the sequences selected by `is_prefill`, in blocks of `rows`."""
     row_starts, row_ends = batch.query_starts[:-1], batch.query_starts[1:]
     first_blocks = row_starts // rows
     counts = jnp.where(is_prefill, (row_ends - 1) // rows + 1 - first_blocks, 0)
     item_ends = jnp.cumsum(counts)
     num_sequences, num_blocks = counts.shape[0], -(-num_tokens // rows)
-    # Every sequence is one item, and one more for each border of blocks that it crosses.
+    # Every sequence is one item, and one more for each block boundary that it crosses.
     capacity = num_blocks + min(num_sequences, num_tokens // 2)
     items = jnp.arange(capacity, dtype=jnp.int32)
     sequences = jnp.sum(item_ends[None, :] <= items[:, None], axis=1, dtype=jnp.int32)
@@ -98,9 +97,9 @@ def prefill(
     sizes: PrefillSizes,
     options: dict[str, Any],
 ) -> Float[Array, "tokens heads value_lanes"]:
-    """Attend with the rows of the sequences that `is_prefill` names; other rows are zeros.
+    """Attend with the rows of the sequences selected by `is_prefill`; other rows are zeros.
 
-    Their keys and values are in the cache already.
+    Their keys and values must be in the cache already.
     """
     num_tokens, num_heads, _ = q.shape
     work = plan(
@@ -186,7 +185,7 @@ def _kernel(
             return (row >= work.begins[item]) & (row < work.ends[item])
 
         row = first_row + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
-        # Rows of others see nothing.
+        # Rows of other sequences see nothing.
         positions = jnp.where(is_ours(row), row + work.shifts[item], -1)
         whole_rows = lax.broadcasted_iota(jnp.int32, (rows, layout.value_lanes), 0)
 
@@ -198,7 +197,7 @@ def _kernel(
                 is_visible &= key_positions > positions - scoring.sliding_window
             products.add(slot, offset, is_visible, is_ours(first_row + whole_rows))
 
-        # Behind the last of its rows, an item sees nothing.
+        # An item sees no keys after its last row.
         stream.for_each_chunk(item, work.ends[item] + work.shifts[item], visit)
 
     products.begin()
@@ -208,7 +207,7 @@ def _kernel(
 
 @dataclass(frozen=True)
 class _Products:
-    """The products of a block of queries: each of some query heads of one KV head, all rows."""
+    """Products of a block of queries: each for all rows and some query heads of one KV head."""
 
     inputs: _Inputs
     scratch: _Scratch
@@ -217,7 +216,7 @@ class _Products:
     sizes: PrefillSizes
 
     def begin(self) -> None:
-        """Forget all keys."""
+        """Reset the softmax of all products."""
         heads, rows = self.sizes.heads, self.sizes.rows
 
         def begin(nth: jax.Array, carry: None) -> None:
@@ -235,8 +234,8 @@ class _Products:
     ) -> None:
         """Attend to a chunk of the pages in buffer `slot`.
 
-        is_visible: bool[rows, chunk]. is_ours: bool[rows, value_lanes], rows of the sequence that
-        the pages belong to.
+        is_visible: bool[rows, chunk]. is_ours: bool[rows, value_lanes], whether a row belongs to
+        the sequence of the pages.
         """
         layout, heads, chunk = self.layout, self.sizes.heads, self.sizes.stream.chunk
 
@@ -254,7 +253,7 @@ class _Products:
         self._each(multiply)
 
     def store(self, out: Any) -> None:
-        """Write the results to [heads, rows, value_lanes]."""
+        """Write the results to `out`, [heads, rows, value_lanes]."""
         heads = self.sizes.heads
 
         def store(nth: jax.Array, carry: None) -> None:

@@ -1,4 +1,4 @@
-"""The online softmax of the TPU kernels: what they keep of the keys seen so far.
+"""Online softmax of the TPU kernels.
 
 Milakov and Gimelshein 2018 (arXiv:1805.02867), in the form of FlashAttention-2 (arXiv:2307.08691):
 results are divided by the sum of weights once, at the end.
@@ -14,8 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.paged_attention.tpu.layout import LANES
 
-# Below every score. The first maximum lies above it and also below every score, so the weight of
-# what is masked is exp(-5e29) = 0 even where nothing was seen yet.
+# Below every score. The initial maximum is above it, and also below every score, so the weight of a
+# masked key is exp(-5e29) = 0 even before any key was seen.
 MASKED = -1e30
 _UNSEEN = -5e29
 
@@ -23,7 +23,7 @@ _UNSEEN = -5e29
 class Softmax(NamedTuple):
     """Maximum, sum of weights and weighted sum of values of each query: references to VMEM.
 
-    Queries are grouped as they are multiplied: those of a product see the same KV head.
+    Queries are grouped by product; all queries of a product have the same KV head.
     """
 
     maximum: Any  # float32[products, rows, LANES], the same on every lane
@@ -31,11 +31,11 @@ class Softmax(NamedTuple):
     weighted: Any  # float32[products, rows, value_lanes]
 
     def begin(self, nth: jax.Array | int, sinks: jax.Array | None) -> None:
-        """Forget all keys, but for a sink of each row, if there are any: float32[rows, LANES]."""
-        # A sink is a key that was seen before all others, and whose value is 0.
+        """Reset the state of product `nth`; sinks: float32[rows, LANES], or None."""
+        # A sink counts as a key before all others, with value 0.
         shape = self.total.shape[1:]
         maximum = jnp.full(shape, _UNSEEN, jnp.float32)
-        # A sink of -inf is one that no row has. It must not take the maximum below what is masked.
+        # A sink of -inf counts as none. It must not lower the maximum below MASKED.
         self.maximum[nth] = maximum if sinks is None else jnp.maximum(sinks, maximum)
         self.total[nth] = jnp.full(shape, 0.0 if sinks is None else 1.0, jnp.float32)
         self.weighted[nth] = jnp.zeros(self.weighted.shape[1:], jnp.float32)
@@ -48,11 +48,11 @@ class Softmax(NamedTuple):
         *,
         is_ours: jax.Array | None = None,
     ) -> None:
-        """Take in float32[rows, keys] scores, MASKED where unseen, and [keys, value_lanes].
+        """Add scores float32[rows, keys], MASKED where unseen, and values [keys, value_lanes].
 
-        is_ours: rows of the sequence that the values belong to, bool[part, value_lanes] for each
-        part of the rows, which are alike; None for all. Other rows keep their sums whatever the
-        values are: a weight of 0 does not make up for a NaN.
+        is_ours: whether a row belongs to the sequence of the values, bool[part, value_lanes], equal
+        for all parts of the rows; None for all rows. The sums of other rows are kept, because a
+        weight of 0 times NaN is NaN.
         """
         maximum = self.maximum[nth]
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=1, keepdims=True))
@@ -75,7 +75,7 @@ class Softmax(NamedTuple):
         self.weighted[nth] = weighted.reshape(before.shape)
 
     def result(self, nth: jax.Array | int) -> jax.Array:
-        """Return float32[rows, value_lanes]: zeros for queries that saw no key."""
+        """Return the results, float32[rows, value_lanes]: zeros for queries that saw no key."""
         total = self.total[nth][:, :1]
         result: jax.Array = self.weighted[nth] / jnp.where(total > 0, total, 1.0)
         return result
@@ -83,14 +83,14 @@ class Softmax(NamedTuple):
 
 @dataclass(frozen=True)
 class Scoring:
-    """How products of queries and keys become scores, and which keys a query sees."""
+    """Scores from products of queries and keys, and visibility of keys."""
 
     scale: float
     soft_cap: float | None
     sliding_window: int | None
 
     def first_visible(self, position: jax.Array) -> jax.Array:
-        """Return the first position that a query at `position` sees."""
+        """Return the first position in the window of a query at `position`."""
         if self.sliding_window is None:
             return jnp.zeros_like(position)
         return jnp.maximum(position - self.sliding_window + 1, 0)
@@ -110,11 +110,11 @@ class Scoring:
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
-    """Return how exactly the matrix unit multiplies: as the operands' dtype promises."""
+    """Return the precision of the matrix unit for operands of a dtype."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def softmax(products: int, rows: int, value_lanes: int) -> Softmax:
-    """Return the scratch shapes of a Softmax of products with `rows` queries each."""
+    """Return the scratch shapes of a Softmax of `products` products with `rows` queries each."""
     statistic = pltpu.VMEM((products, rows, LANES), jnp.float32)
     return Softmax(statistic, statistic, pltpu.VMEM((products, rows, value_lanes), jnp.float32))

@@ -1,13 +1,13 @@
-"""How pages come into the vector memory of a TPU: by copies that run ahead of the arithmetic.
+"""Prefetching of pages into the vector memory of a TPU.
 
-A kernel works through items: an item is a sequence with a range of its pages. Pages are fetched a
-block at a time, into a ring of buffers. While the arithmetic works on one, copies to all others are
-on their way, be it for the same item or for the next ones: short sequences keep the memory as busy
-as long ones.
+A kernel processes a list of items; an item is a sequence with a range of its pages. Pages are
+fetched one block at a time, into a ring of buffers. While the kernel computes on one buffer, copies
+to all others are in flight, for the same item or for the next ones. So short sequences keep the
+memory as busy as long ones.
 
-The page table stays in main memory, and the scalar memory holds a ring of its rows: those of items
-whose pages are being read or fetched, and of some that come after, so that nobody waits for a row.
-So what bounds it is the longest sequence, and not how many there are.
+The page table stays in HBM. The scalar memory holds a ring of its rows: those of the items being
+read or fetched, and prefetched rows of the next items. So the scalar memory limits the length of a
+sequence, but not the number of sequences.
 """
 
 from collections.abc import Callable
@@ -24,15 +24,15 @@ from jaxtyping import Array, Int32
 from pallas_kernels.paged_attention.tpu.layout import LANES, Layout, round_up
 from pallas_kernels.paged_attention.tpu.tuning import StreamSizes
 
-# A row of the page table is copied in parts of this many rows of LANES entries, as far as needed.
+# A sequence's page table is copied in parts of this many rows of LANES entries, as far as needed.
 _TABLE_PART = 8
 
 
 class Items(NamedTuple):
-    """What a kernel works through, in order; entries from `num_items` on are unspecified.
+    """Items of a kernel, in order; entries from `num_items` on are unspecified.
 
-    Pages [first_pages, first_pages + num_pages) of a sequence's row of the page table; num_pages is
-    at least 1.
+    An item reads the pages [first_pages, first_pages + num_pages) of its sequence's row of the page
+    table; num_pages is at least 1.
     """
 
     num_items: Int32[Array, " 1"]
@@ -44,7 +44,7 @@ class Items(NamedTuple):
 def stack_table(
     page_table: Int32[Array, "sequences pages"],
 ) -> Int32[Array, "sequences rows lanes"]:
-    """Return the page table with a sequence's row, or a part of one, as whole tiles."""
+    """Return the page table, reshaped so that a sequence's row consists of whole tiles."""
     num_sequences, width = page_table.shape
     rows = round_up(width, LANES) // LANES
     if rows > _TABLE_PART:
@@ -54,7 +54,7 @@ def stack_table(
 
 
 class Buffers(NamedTuple):
-    """The scratch memory of a stream."""
+    """Scratch memory of a stream."""
 
     pages: Any  # cache_dtype[buffers, kv_heads, block, lanes]
     tables: Any  # int32[tables, rows, LANES]
@@ -63,8 +63,8 @@ class Buffers(NamedTuple):
     table_semaphores: Any
 
 
-# Entries of the cursor: the item and the block of it that are to be fetched next, and how many
-# blocks of all items were fetched, and read, so far.
+# Entries of the cursor: item and block to fetch next, and the numbers of blocks fetched and read so
+# far.
 _ITEM, _BLOCK, _NUM_FETCHED, _NUM_READ = range(4)
 
 
@@ -82,7 +82,7 @@ def buffers(layout: Layout, sizes: StreamSizes, *, table_rows: int) -> Buffers:
 
 @dataclass(frozen=True)
 class Stream:
-    """The pages of all items, a block at a time: used inside a kernel, item after item."""
+    """Stream of the pages of all items, one block at a time, used inside a kernel."""
 
     items: Items  # in SMEM
     table: Any  # int32[sequences, rows, LANES] in HBM
@@ -102,10 +102,10 @@ class Stream:
         """Call visit(slot, offset, position) for each chunk of an item, in order.
 
         Rows [offset, offset + chunk) of buffer `slot` then hold the tokens from `position` on, and
-        zeros from position `end` on, which lies in the last page of the item. Before the last
-        block's chunks, at_end(slot, num_live) is called, where `num_live` rows are before `end`.
+        zeros from position `end` on; `end` is in the last page of the item. Before the chunks of
+        the last block, at_end(slot, num_live) is called; `num_live` rows are before `end`.
 
-        Items are to be worked through from the first to the last.
+        Must be called for all items in order.
         """
         cursor, sizes = self.buffers.cursor, self.sizes
         first = self.items.first_pages[item] * self.layout.page_size
@@ -153,7 +153,7 @@ class Stream:
             self._fetch()
 
     def _fetch(self) -> None:
-        """Start the copies of the next block, if there is one: its buffer is free."""
+        """Start the copies of the next block, if there is one, into its free buffer."""
         cursor, num_items = self.buffers.cursor, self.items.num_items[0]
         item, block, num_fetched = cursor[_ITEM], cursor[_BLOCK], cursor[_NUM_FETCHED]
 
@@ -162,7 +162,7 @@ class Stream:
             @pl.when(block == 0)
             def _turn_to_item() -> None:
                 self._wait_table(item)
-                # Its row of the ring was that of an item whose last block was read.
+                # The ring's row of an item whose last block was read is free.
                 later = item + self.sizes.tables_ahead
 
                 @pl.when(later < num_items)
@@ -183,7 +183,7 @@ class Stream:
         return self.sizes.block // self.layout.page_size
 
     def page(self, item: jax.Array, index: jax.Array) -> jax.Array:
-        """Return the page at `index` of the sequence of an item that is being read or fetched."""
+        """Return page `index` of an item's sequence. The item must be being read or fetched."""
         slot = lax.rem(item, self.sizes.tables)
         page: jax.Array = self.buffers.tables[slot, index // LANES, lax.rem(index, LANES)]
         return page
@@ -225,7 +225,7 @@ class Stream:
     def _wait_block(self, item: jax.Array, block: jax.Array, slot: jax.Array) -> None:
         def wait(nth: jax.Array, carry: None) -> None:
             del carry
-            # One page is as large as another, and that is all that waiting asks for.
+            # Waiting depends on the size of a copy only, so any page will do.
             self._page_copy(0, nth, slot).wait()
 
         lax.fori_loop(0, self._num_live(item, block), wait, None)
@@ -244,8 +244,8 @@ class Stream:
     def _clear(self, slot: jax.Array, num_live: jax.Array) -> None:
         """Zero the rows of a buffer from `num_live` on, to the end of the chunk they are in.
 
-        What was never written may be NaN, and what another sequence left there could be too: a
-        weight of 0 would not undo that.
+        Unwritten slots, and those of other sequences, may be NaN, and a weight of 0 times NaN is
+        NaN.
         """
         tile, chunk = self.layout.tile, self.sizes.chunk
         pages = self.buffers.pages

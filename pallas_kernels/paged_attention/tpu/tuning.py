@@ -1,10 +1,10 @@
 """Block sizes of the TPU kernels.
 
-Nothing here was measured: no TPU was at hand. In the place of measurements stands a rule. Of the
-vector memory, a quarter is for the buffers that pages are fetched into, half for queries, results
-and what a softmax keeps, and a quarter for the compiler. If a copy takes one or two microseconds to
-begin, the memory of a v5e could deliver about 1 MiB meanwhile, that of a v7x about 6: so much must
-be on its way at any time, and is with blocks of 2 MiB and three of four buffers being filled.
+These sizes follow from a rule and were not measured, because no TPU was available. A quarter of the
+vector memory is for the buffers of pages, half for queries, results and the softmax, and a quarter
+for the compiler. If a copy has a latency of one or two microseconds, the memory of a v5e can
+deliver about 1 MiB in this time, and that of a v7x about 6 MiB. This much must always be in flight,
+which blocks of 2 MiB with three of four buffers being filled achieve.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from math import gcd
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.paged_attention.tpu.layout import LANES, Layout, round_up
 
-# Vector memory per TensorCore, as jax.experimental.pallas.tpu.get_tpu_info has it.
+# Vector memory per TensorCore, from jax.experimental.pallas.tpu.get_tpu_info.
 VMEM_BYTES = {
     "v4": 16 << 20,
     "v5e": 128 << 20,
@@ -23,25 +23,25 @@ VMEM_BYTES = {
 }
 BLOCK_BYTES = 2 << 20
 BUFFERS = 4
-# Rows of the page table in the scalar memory, and how much of its 1 MiB they may take.
+# Rows of the page table in the scalar memory, and their limit in bytes (of 1 MiB).
 TABLES = 8
 _TABLE_BYTES = 512 << 10
 STRIP_BYTES = 256 << 10
 # Keys per product: scores of 8 queries are 4 registers, those of PRODUCT_ROWS are 128.
 CHUNK = 512
 PRODUCT_ROWS = 256
-# Per step of the grid: a decode amortises the step, a prefill what it fetches for its rows.
+# Per grid step. More sequences amortize the step of a decode, more rows the fetches of a prefill.
 DECODE_SEQUENCES = 16
 PREFILL_ROWS = 256
-# Rows of the narrowest tile that queries come in, bfloat16's.
+# Rows per tile of bfloat16, the narrowest dtype of queries.
 _QUERY_TILE = 16
-# KV heads whose products a decode interleaves.
+# KV heads whose products are interleaved in a decode.
 _UNROLL = 4
 
 
 @dataclass(frozen=True)
 class StreamSizes:
-    """How pages are fetched.
+    """Sizes of a stream of pages.
 
     block: tokens fetched at a time. chunk: tokens multiplied at a time, a divisor of block.
     buffers: blocks in the vector memory. tables: rows of the page table in the scalar memory.
@@ -54,18 +54,19 @@ class StreamSizes:
 
     @property
     def tables_ahead(self) -> int:
-        """Items, from the one to be fetched on, whose rows are in the scalar memory, or almost.
+        """Number of items, from the next to fetch, whose table rows are or will be in the ring.
 
-        The items of buffers that were fetched and not yet read, one for each, need theirs too.
+        The other rows of the ring are for items in buffers that were fetched but not read yet.
         """
         return self.tables - self.buffers
 
 
 @dataclass(frozen=True)
 class DecodeSizes:
-    """sequences: those whose queries are fetched together, in a step of the grid.
+    """Sizes of a decode.
 
-    unroll: KV heads worked on together, a divisor of all.
+    sequences: sequences per grid step, whose queries are fetched together. unroll: KV heads
+    processed together, a divisor of their number.
     """
 
     stream: StreamSizes
@@ -75,9 +76,10 @@ class DecodeSizes:
 
 @dataclass(frozen=True)
 class PrefillSizes:
-    """rows: rows of the batch per step of the grid.
+    """Sizes of a prefill.
 
-    heads: query heads that are multiplied together, a divisor of those of a KV head.
+    rows: rows of the batch per grid step. heads: query heads multiplied together, a divisor of
+    the query heads per KV head.
     """
 
     stream: StreamSizes
@@ -86,7 +88,7 @@ class PrefillSizes:
 
 
 def check(layout: Layout, vmem_bytes: int) -> None:
-    """Raise Unsupported where not even the smallest sizes fit into the vector memory."""
+    """Raise Unsupported if even the smallest sizes do not fit into the vector memory."""
     limit = vmem_bytes // 8
     if _page_bytes(layout) > limit:
         raise Unsupported(
@@ -123,7 +125,7 @@ def prefill_sizes(
 
 
 def strip_rows(layout: Layout) -> int:
-    """Return how many tokens of a page the write of a prefill puts together at a time."""
+    """Return how many tokens of a page a prefill writes at a time (see write.py)."""
     tile_bytes = _page_bytes(layout) // layout.page_size * layout.tile
     num_tiles = layout.page_size // layout.tile
     return layout.tile * _divisor(num_tiles, max(1, STRIP_BYTES // tile_bytes))
@@ -136,7 +138,7 @@ def _stream_sizes(layout: Layout, vmem_bytes: int, table_width: int) -> StreamSi
     if is_large or is_wide:
         num_buffers, tables = 2, 3
     pages = max(1, min(BLOCK_BYTES, vmem_bytes // 4 // num_buffers) // _page_bytes(layout))
-    # Blocks are whole registers of scores, unless pages are so large that few fit.
+    # Blocks are whole registers of scores, unless pages are too large for that.
     unit = LANES // gcd(LANES, layout.page_size)
     if pages >= unit:
         pages = min(pages // unit * unit, round_up(table_width, unit))
@@ -152,13 +154,13 @@ def _page_bytes(layout: Layout) -> int:
 
 
 def _decode_row_bytes(layout: Layout) -> int:
-    """Queries, new keys and values, each in two buffers."""
+    """Return the bytes per row of queries, new keys and values, each double-buffered."""
     queries = layout.heads * layout.key_lanes * layout.dtype.itemsize
     return 2 * (queries + layout.kv_heads * layout.lanes * layout.cache_dtype.itemsize)
 
 
 def _prefill_row_bytes(layout: Layout) -> int:
-    """Queries and results, each in two buffers; maximum, total and weighted sum of values."""
+    """Return the bytes per row of double-buffered queries and results, and of the softmax."""
     blocks = 2 * (layout.key_lanes + layout.value_lanes) * layout.dtype.itemsize
     return layout.heads * (blocks + 4 * (2 * LANES + layout.value_lanes))
 

@@ -1,11 +1,11 @@
-"""The write of a prefill's keys and values into their pages, for TPUs.
+"""Kernel that writes a prefill's keys and values into their pages, for TPUs.
 
-A sequence's rows begin anywhere in the batch and anywhere in a page, while copies want whole tiles
-on both sides. So a strip of a page is put together in the vector memory: the rows that overlap it
-are fetched with what surrounds them, moved to their place, and merged with what the strip holds.
+A sequence's rows may begin anywhere in the batch and in a page, but copies need whole tiles on both
+sides. So each strip of a page is assembled in the vector memory: the new rows are fetched together
+with the tiles around them, shifted, and merged with the old contents of the strip.
 
-It is a kernel of its own, before that of the prefill: the cache passes from one to the other as a
-value, so that no read of a page can overtake the write of its rows.
+This kernel runs before the prefill's kernel, which takes its cache as an operand. So no page is
+read before its rows are written.
 """
 
 from functools import partial
@@ -26,9 +26,9 @@ _NUM_BUFFERS = 2
 
 
 class Strips(NamedTuple):
-    """Parts of pages that get new rows; entries from `num_strips` on are unspecified.
+    """Strips, parts of pages with new rows; entries from `num_strips` on are unspecified.
 
-    Rows [begins, ends) of the strip are new; row 0 is, or would be, row `sources` of the batch.
+    Rows [begins, ends) of a strip are new; row 0 corresponds to row `sources` of the batch.
     """
 
     num_strips: Int32[Array, " 1"]
@@ -47,14 +47,14 @@ def plan(
     page_size: int,
     strip: int,
 ) -> Strips:
-    """Return the strips in which the rows of the sequences that `is_prefill` names lie."""
+    """Return the strips that contain the rows of the sequences selected by `is_prefill`."""
     row_starts = batch.query_starts[:-1]
     end_positions = batch.kv_lengths
     start_positions = end_positions - (batch.query_starts[1:] - row_starts)
     firsts = start_positions // strip
     counts = jnp.where(is_prefill, -(-end_positions // strip) - firsts, 0)
     ends = jnp.cumsum(counts)
-    # A sequence of n > 1 rows lies in at most n / strip + 2 strips; one row leaves room for some.
+    # A sequence of n > 1 rows has at most n / strip + 2 strips.
     capacity = num_tokens // strip + 2 * min(counts.shape[0], num_tokens // 2 + 1)
     strips = jnp.arange(capacity, dtype=jnp.int32)
     sequences = jnp.sum(ends[None, :] <= strips[:, None], axis=1, dtype=jnp.int32)
@@ -81,10 +81,10 @@ def write(
     layout: Layout,
     options: dict[str, Any],
 ) -> jax.Array:
-    """Return the cache with the rows of the sequences that `is_prefill` names, in place."""
+    """Write the rows of the sequences selected by `is_prefill`; return the cache, in place."""
     num_tokens, tile, strip = new.shape[0], layout.tile, strip_rows(layout)
     strips = plan(batch, is_prefill, num_tokens=num_tokens, page_size=layout.page_size, strip=strip)
-    # A window of strip + tile rows may begin a strip before the first row and end behind the last.
+    # A window of strip + tile rows may begin a strip before the first row and end after the last.
     padding = (strip, round_up(num_tokens, tile) - num_tokens + strip + tile)
     rows = jnp.pad(new.transpose(1, 0, 2), ((0, 0), padding, (0, 0)))
 
@@ -136,11 +136,11 @@ def _kernel(
     layout: Layout,
     strip: int,
 ) -> None:
-    """Merge strip after strip, while the next is fetched and the last is copied back."""
+    """Merge the strips in order, while the next is fetched and the previous is copied back."""
     num_strips, tile = strips.num_strips[0], layout.tile
 
     def shift(nth: jax.Array) -> jax.Array:
-        """Return where in its window the rows of a strip begin."""
+        """Return the offset of a strip's rows in its window."""
         return lax.rem(strips.sources[nth] + strip, tile)
 
     def each_read(nth: jax.Array, act: Any) -> None:
@@ -188,7 +188,7 @@ def _kernel(
 
         def merge_head(head: jax.Array, carry: None) -> None:
             del carry
-            # Rows of 32 bits can be rotated by any number of them, packed ones cannot.
+            # Rows of 32 bits can be rotated by any number of rows, packed rows cannot.
             window = scratch.rows[slot, head].astype(jnp.float32)
             new = pltpu.roll(window, rotation, 0)[:strip]
             old = scratch.old[slot, head].astype(jnp.float32)
