@@ -1,4 +1,4 @@
-"""What every test shares: four virtual CPU devices, a hypothesis profile, and a small model."""
+"""Common fixtures: four virtual CPU devices, a hypothesis profile, and a small model."""
 
 import logging
 import os

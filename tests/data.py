@@ -1,4 +1,4 @@
-"""Where the tests find real checkpoints and tokenizers, which are not part of the project."""
+"""Paths of real checkpoints and tokenizers, which are not part of the project."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stand-ins for what host tests do not want to run: the device above all."""
+"""Fakes for host-only tests, such as a runner without a device."""
 
 from array import array
 from collections import deque

@@ -1,4 +1,4 @@
-"""What tests of offline generation share, beside the `llm` of conftest.py."""
+"""Helpers for tests of offline generation, beside the `llm` fixture of conftest.py."""
 
 from jaxserve import LLM, RequestOutput, SamplingParams
 

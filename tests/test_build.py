@@ -1,4 +1,4 @@
-"""What planning and building an engine say to what cannot work."""
+"""Errors of planning and building an engine that cannot work."""
 
 import json
 import re

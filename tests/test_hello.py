@@ -1,4 +1,4 @@
-"""What an engine says of its model before it loads it."""
+"""Model description that an engine sends before it loads the model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A process that leaves waits for no thread, and loses nothing it has said."""
+"""A process exits without waiting for threads, and without losing its output."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What comes back offline: log-probabilities in their shapes, and the answers of beam searches."""
+"""Outputs of offline generation: log-probabilities, and results of beam search."""
 
 import math
 from dataclasses import replace

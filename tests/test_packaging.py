@@ -1,4 +1,4 @@
-"""What a wheel holds: every package, its data, and no top-level `models`."""
+"""Contents of a wheel: every package, its data, and no top-level `models`."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What a plan promises holds, and advice that is followed succeeds, over models and memories."""
+"""Memory plans hold, and following their advice succeeds, for many models and memory sizes."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a package re-exports is what `__all__` says, and every name of it can be had."""
+"""A package's re-exports match its `__all__`, and every name in it can be imported."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""The client of an engine elsewhere: one engine after the other, strange messages, and the end."""
+"""Client of an engine in another process: restarted engines, invalid messages, and shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine

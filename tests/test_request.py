@@ -1,4 +1,4 @@
-"""What `SamplingParams` refuses, whoever makes them, and how it says so."""
+"""Validation of `SamplingParams`, and its error messages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Words become places on the mesh, or a clear refusal."""
+"""Axis names map to mesh axes, or raise a clear error."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A start is told in stages, whoever takes part in it."""
+"""Stages of a startup are reported by name and duration, from any thread."""
 
 import subprocess
 import sys

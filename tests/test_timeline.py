@@ -1,4 +1,4 @@
-"""A step's times, by a clock that the test sets, and the bounds of what the device did."""
+"""Times of a step, with a clock set by the test, and the bounds of device time."""
 
 from collections.abc import Callable
 

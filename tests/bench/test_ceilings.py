@@ -1,4 +1,4 @@
-"""What is tried to find a device's ceilings, and that the best of it counts."""
+"""Measurements of a device's ceilings, of which the best one counts."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the benchmark of prefix caching makes of its rounds."""
+"""Results of the prefix caching benchmark from its rounds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What models of each format have written, and what is in it."""
+"""Example outputs of models in each format, with their parsed contents."""
 
 from dataclasses import dataclass
 from typing import Any

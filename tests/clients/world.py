@@ -1,4 +1,4 @@
-"""What the clients share: where the server is, and what they ask it."""
+"""Common parts of the client tests: the server's address, and the requests."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What requests may ask for, on a real model: against its plain forward pass, a token at a time."""
+"""Request parameters on a real model, against its plain forward pass, one token at a time."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Who waits how long, on a virtual clock: what the defaults promise, on two very unlike devices."""
+"""Latencies with the default settings, on a virtual clock, for two very different devices."""
 
 from math import inf
 from statistics import fmean

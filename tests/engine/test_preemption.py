@@ -1,4 +1,4 @@
-"""Who gives way when pages run out, and what becomes of it."""
+"""Preemption when pages run out, and resumption."""
 
 from jaxserve.api.plan import StepPlan
 from jaxserve.engine import Scheduler

@@ -1,4 +1,4 @@
-"""Whatever arrives, in whatever order, under whatever pressure: the same tokens, and no leak."""
+"""Random workloads yield the same tokens in any order and under any load, and leak nothing."""
 
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""What is computed once for several: prefixes in the cache, on their way there, and choices."""
+"""Prefixes computed once for several sequences: cached ones, pending ones, and choices."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a slot remembers and how it changes logits, against the definition in plain Python."""
+"""Logit adjustments by a slot's state, against the definition in plain Python."""
 
 from dataclasses import dataclass, replace
 from functools import partial

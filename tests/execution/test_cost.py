@@ -1,4 +1,4 @@
-"""What a step costs, against a count of every pair of a query and a key."""
+"""Costs of a step, against a count of all query-key pairs."""
 
 from dataclasses import replace
 from typing import Any

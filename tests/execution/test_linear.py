@@ -1,4 +1,4 @@
-"""Who multiplies by a model's matrices, and what these are kept as."""
+"""Selection of the matmul backend, and the format of weights."""
 
 from typing import Any
 

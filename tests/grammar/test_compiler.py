@@ -1,4 +1,4 @@
-"""What can be asked for, what is refused, and how much time and memory any of it may take."""
+"""Supported and refused grammars, and limits of the time and memory to compile them."""
 
 import time
 from contextlib import suppress

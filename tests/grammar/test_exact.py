@@ -1,4 +1,4 @@
-"""What no schema bounds has an end, and what a schema says is followed to the last digit."""
+"""Unbounded parts of a schema get limits, and numeric bounds are exact to the last digit."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Whatever schema is asked for, what comes back validates against it, or the schema is refused."""
+"""Outputs for random schemas validate against them, or the schemas are refused."""
 
 import json
 import random

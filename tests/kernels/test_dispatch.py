@@ -1,4 +1,4 @@
-"""Who computes a case: the first that accepts, for reasons that are told."""
+"""Backend selection: the first that supports a case, and the reasons for refusals."""
 
 import logging
 

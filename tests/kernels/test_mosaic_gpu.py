@@ -1,4 +1,4 @@
-"""What the kernels for NVIDIA GPUs have beyond the tests that all backends share."""
+"""Kernels for NVIDIA GPUs, beyond the tests shared by all backends."""
 
 from dataclasses import replace
 

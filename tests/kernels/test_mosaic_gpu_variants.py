@@ -1,4 +1,4 @@
-"""What is particular to the kernels for Ampere and for Blackwell."""
+"""Kernels for Ampere and Blackwell: cases specific to them."""
 
 import importlib.util
 import os

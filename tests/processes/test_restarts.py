@@ -1,4 +1,4 @@
-"""What is killed is replaced, whenever it is killed, and clients are told."""
+"""Killed processes are restarted at any stage, and clients get an error."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""Who may ask, for what, and what every answer carries."""
+"""Authentication, authorization, and the headers of every response."""
 
 from collections.abc import Iterator
 

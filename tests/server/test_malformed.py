@@ -1,4 +1,4 @@
-"""Whatever is sent to whatever path, the answer is a 4xx in the form its clients read."""
+"""Malformed requests to any path get a 4xx response in the API's error format."""
 
 from typing import Any
 

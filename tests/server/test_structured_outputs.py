@@ -1,4 +1,4 @@
-"""What an answer must look like, by every name a request may have for it."""
+"""Structured outputs, in every form in which a request can ask for them."""
 
 import json
 from typing import Any
