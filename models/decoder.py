@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
         self, hidden: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows vocab"]:
         """Return float32 logits for rows of `hidden`, with `vocab_padding` columns at the end."""
-        assert self.config.num_labels is None, "this model has no head for tokens"
+        assert self.config.num_labels is None, "this model has no language model head"
         with jax.named_scope("lm_head"):
             if self.lm_head is None:
                 logits = einsum("td,vd->tv", hidden, self.embedding[...], rows, dtype=jnp.float32)
@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
         self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows labels"]:
         """Return the float32 label scores of pooled prompts."""
-        assert self.score is not None, "this model has no labels"
+        assert self.score is not None, "this model has no classification head"
         with jax.named_scope("score"):
             return einsum("td,dl->tl", vectors, self.score[...], rows, dtype=jnp.float32)
 

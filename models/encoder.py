@@ -98,7 +98,7 @@ class Encoder(nnx.Module):
         self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
     ) -> Float[Array, "rows labels"]:
         """Return the float32 label scores, from the hidden states of first tokens."""
-        assert self.dense is not None, "this model has no labels"
+        assert self.dense is not None, "this model has no classification head"
         assert self.dense_bias is not None
         assert self.score is not None
         assert self.score_bias is not None

@@ -80,8 +80,8 @@ def check_attention(plan: AttentionPlan) -> None:
             paged_attention.self_check(config, backend=plan.backend, target=plan.target)
         except paged_attention.WrongResult as error:
             raise KernelError(
-                f"{str(error).capitalize()}. Take --attention-backend {REFERENCE}, which is slow,"
-                " and report this with the versions of jax and of the driver"
+                f"{str(error).capitalize()}. Use --attention-backend {REFERENCE}, which is slow,"
+                " and report this with the versions of JAX and of the driver"
             ) from error
 
 

@@ -254,7 +254,7 @@ class PagedAttend:
         """See layers.attention.Attend."""
         arrays, number = cache.arrays, cache.number
         pages = self.context.caches.pages_of(number)
-        assert isinstance(pages, KeyValuePages), "attention reads keys and values"
+        assert isinstance(pages, KeyValuePages), "attention needs pages of keys and values"
         attend = _attend_sharded(self.context, pages)
         out, arrays[number] = attend((q, k, v), arrays[number], cache.batch, spec)
         return out, cache

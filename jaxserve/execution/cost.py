@@ -193,7 +193,7 @@ def step_cost(
 
 def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
     """Return the cost of deferred sampling: the head and its logits."""
-    assert model.head is not None, "only a head for tokens draws"
+    assert model.head is not None, "deferred sampling needs a language model head"
     head = as_matrix(params[model.head])
     logit_bytes = shape.rows * model.vocab_size * _LOGIT_BYTES
     return Cost(

@@ -183,11 +183,11 @@ def _refuse_writable(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise ConfigError(f"executables: there is no {path}") from error
+        raise ConfigError(f"executables: {path} does not exist") from error
     if mode & stat.S_IWOTH:
         raise ConfigError(
-            f"executables: {path} may be written by everyone on this machine, and what it holds"
-            f" would be run: chmod o-w {path}, if you know that nobody did"
+            f"executables: {path} is writable by everyone, and jaxserve would execute its programs."
+            f" Check its content, then run chmod o-w {path}"
         )
 
 

@@ -59,5 +59,5 @@ def plan_linear(
 
 def _check_packed(kind: str, mesh: Mesh, target: Target) -> None:
     if mesh.size > 1:
-        raise Unsupported(f"packed matrices lie on one device, not on {mesh.size}")
+        raise Unsupported(f"packed matrices need one device, got {mesh.size}")
     packed_linear.check(target, kind)

@@ -141,7 +141,7 @@ class ProgramPool:
             compiled = self._make(program)
         except Exception as error:
             failure = error
-            logger.exception("program %s could not be made", name_of(program))
+            logger.exception("failed to make program %s", name_of(program))
         with self._changed:
             self._under_way.remove(program)
             if compiled is not None:

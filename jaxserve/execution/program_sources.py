@@ -71,6 +71,6 @@ class ProgramSources:
             reason = str(error).partition("\n")[0]
             with self._lock:
                 if self._executables is not None:
-                    self._report(f"the programs in {folder.path} do not load here: {reason}")
+                    self._report(f"cannot load the programs in {folder.path}: {reason}")
                 self._executables = None  # other files would fail for the same reason
             return None

@@ -54,7 +54,7 @@ def draw(
     """
     inputs, masks = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
     model = bind(context.model, params)
-    assert isinstance(model, Decoder), "only what generates draws tokens"
+    assert isinstance(model, Decoder), "deferred sampling needs a decoder"
 
     # Compute everything in each branch: XLA materializes what branches share.
     def drawn(path: Feature) -> Drawn:

@@ -88,8 +88,8 @@ def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None
     except (RuntimeError, AssertionError) as error:  # AssertionError: plugin not installed
         wanted = os.environ.get("JAX_PLATFORMS", "")
         raise ConfigError(
-            f"JAX finds no device to run on (JAX_PLATFORMS is {wanted!r}): look at the driver, and"
-            " whether jaxserve is installed with the extra for this accelerator"
+            f"JAX finds no device to run on (JAX_PLATFORMS is {wanted!r}). Check the driver,"
+            " and install jaxserve with the extra for this accelerator"
         ) from error
     if tensor_parallel_size > len(found):
         raise ConfigError(

@@ -89,7 +89,7 @@ class Matrix(ABC):
 
     def __getitem__(self, index: EllipsisType) -> Self:
         """Return the matrix itself, as `array[...]` does."""
-        assert index is ..., "a quantized matrix has no parts"
+        assert index is ..., "a quantized matrix can only be indexed with ..."
         return self
 
 

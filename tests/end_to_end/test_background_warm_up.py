@@ -117,7 +117,7 @@ def test_a_program_that_cannot_be_made_is_done_without(
         answers = serve(engine_for(loaded), requests)
         assert {answer.error for answer in answers.values()} == {None}
         assert loaded.runner.limits.num_tokens == FIRST_TOKENS
-    told = [record for record in caplog.records if "could not be made" in record.message]
+    told = [record for record in caplog.records if "failed to make program" in record.message]
     assert len(told) == len(shapes) - 1
 
 

@@ -52,7 +52,7 @@ def test_a_cpu_multiplies_by_packed_matrices(asked: Any, packed: str) -> None:
     ("asked", "reason"),
     [
         ({"dtype": "float16"}, "multiplies by float32, bfloat16, int8, not by float16"),
-        ({"devices": 2}, "packed matrices lie on one device, not on 2"),
+        ({"devices": 2}, "packed matrices need one device, got 2"),
         ({"target": TARGETS["h200"]}, "needs a CPU, got h200"),
     ],
 )
