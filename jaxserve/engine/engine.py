@@ -108,7 +108,7 @@ class Engine:
             self._check(request.params)
         if request.params.structured_outputs is not None and self._grammars is None:
             raise InvalidRequestError(
-                "structured_outputs needs a tokenizer, and there is none",
+                "structured_outputs needs a tokenizer, but the engine has none",
                 param="structured_outputs",
             )
         group = self._scheduler.add(request)
@@ -176,7 +176,7 @@ class Engine:
         elif self._grammars is not None and self._grammars.is_busy:
             self._grammars.wait(IDLE_S, is_idle=True)
         else:
-            assert not self._scheduler.has_unfinished, "nothing can ever run"
+            assert not self._scheduler.has_unfinished, "no sequence can run"
         batches, self._outbox = self._outbox, {}
         record = timeline.ended(is_busy=bool(self._in_flight) or self._scheduler.has_unfinished)
         if self._metrics is not None:
