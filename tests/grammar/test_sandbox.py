@@ -56,7 +56,7 @@ def test_what_is_small_enough_is_served(sandbox: GrammarSandbox, asked: dict[str
 def test_what_takes_too_much_memory_is_refused(
     sandbox: GrammarSandbox, asked: dict[str, str], kind: str
 ) -> None:
-    with pytest.raises(InvalidRequestError, match=r"takes \d+ MiB .* may take 16") as caught:
+    with pytest.raises(InvalidRequestError, match=r"at most 16 MiB, got \d+ MiB") as caught:
         sandbox.check(StructuredOutputsParams(**asked))  # type: ignore[arg-type]
     assert caught.value.param == f"structured_outputs.{kind}"
 

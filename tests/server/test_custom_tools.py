@@ -179,4 +179,4 @@ def test_hosted_tools_alone_cannot_be_required(free: TestClient) -> None:
     body = {"messages": ASKED, "tools": [SEARCH], "tool_choice": "required"}
     answer = free.post(PATH, json=body)
     assert answer.status_code == 400
-    assert "where there are tools" in answer.json()["error"]["message"]
+    assert "if tools are given" in answer.json()["error"]["message"]
