@@ -128,8 +128,8 @@ def _operation(
     else:
         content[operation.media] = {"schema": {"type": "string"}}
     if operation.event is not None:
-        # Schema of an event's data, because OpenAPI cannot describe event streams.
-        content[EVENTS] = {"schema": {"type": "string"}, "x-event": answers[operation.event]}
+        # OpenAPI 3.1 cannot describe streams of events; x-event is the schema of their data.
+        content[EVENTS] = {"x-event": answers[operation.event]}
     is_anthropics = route.path.startswith(MESSAGES_PATH)
     error = answers[AnthropicError if is_anthropics else OpenAIError]
     summary, _, description = inspect.getdoc(route.endpoint).partition("\n")  # type: ignore[union-attr]
