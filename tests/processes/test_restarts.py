@@ -131,7 +131,8 @@ def test_a_first_api_process_that_fails_ends_the_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_gives_up_lets_answers_end(tmp_path: Path) -> None:
-    config = {"api_server_count": 2, "max_restarts": 0}
+    # On a busy machine answers take longer than a server waits by default.
+    config = {"api_server_count": 2, "max_restarts": 0, "shutdown_timeout_s": 120.0}
     with server(tmp_path, config=config, step_s=0.002) as made, ExitStack() as stack:
         fields = {"max_tokens": 500, "ignore_eos": True}
         streams = [stack.enter_context(made.stream(**fields)) for _ in range(16)]
