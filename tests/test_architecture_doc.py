@@ -1,4 +1,4 @@
-"""docs/architecture.md names files, classes and members that exist."""
+"""Documents name files that exist, and docs/architecture.md classes and members that do."""
 
 import ast
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (ROOT, ROOT / "jaxserve")
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 TEXT = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 CLASSES = defaultdict[str, list[ast.ClassDef]](list)
 for folder in ("jaxserve", "models", "pallas_kernels"):
@@ -39,7 +41,14 @@ def members(name: str) -> set[str]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_path_exists(path: str) -> None:
-    assert any((folder / path).exists() for folder in (ROOT, ROOT / "jaxserve"))
+    assert any((folder / path).exists() for folder in FOLDERS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.stem)
+def test_every_file_that_a_document_names_exists(document: Path) -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", document.read_text("utf-8"))
+    missing = [path for path in named if not any((folder / path).exists() for folder in FOLDERS)]
+    assert missing == []
 
 
 @pytest.mark.parametrize("name", NAMES)
