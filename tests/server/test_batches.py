@@ -29,7 +29,8 @@ FINAL = {"completed", "failed", "expired", "cancelled"}
 @pytest.fixture(autouse=True, scope="module")
 def short_polls() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxserve.server.batches.runner.POLL_S", 0.02)
+        for module in ("runner", "lines"):
+            patch.setattr(f"jaxserve.server.batches.{module}.POLL_S", 0.02)
         yield
 
 

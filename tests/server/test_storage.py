@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,13 @@ def test_a_failure_is_logged_once_per_kind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         "jaxserve.server.batches.runner.log.error", lambda *_, **fields: logged.append(str(fields))
     )
-    with World(config=config(tmp_path)) as world, serving(world) as http:
-        with locked(tmp_path / "batches.sqlite"):
+    with World(config=config(tmp_path)) as world, ExitStack() as lock:
+        # Before the runner starts: what it writes first fails, and later it only reads.
+        lock.enter_context(locked(tmp_path / "batches.sqlite"))
+        with serving(world) as http:
             wait_for(lambda: sample(http, "jaxserve:batch_failures_total") > 3)
-        wait_for(lambda: trouble(http) is None)
+            lock.close()
+            wait_for(lambda: trouble(http) is None)
     assert len(logged) == 1
     assert str(tmp_path / "batches.sqlite") in logged[0]
 
