@@ -237,9 +237,9 @@ class Engine:
                     batch.logprobs.update(enumerate(logprobs, start=len(batch.token_ids)))
                 key = sequence.group.first_key + sequence.index
                 batch.keys.append(key)
-                batch.token_ids.extend(token_ids)
-                num_more = len(token_ids) - 1
-                if num_more:
+                batch.token_ids += token_ids
+                if len(token_ids) > 1:
+                    num_more = len(token_ids) - 1
                     batch.keys.extend([key] * num_more)
                     # Tokens of the same step have no time between them.
                     self._inter_token_s[0.0] = self._inter_token_s.get(0.0, 0) + num_more

@@ -19,9 +19,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 
 import numpy as np
+from msgspec import structs
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
@@ -330,7 +330,7 @@ class Scheduler:
             num_pages=self._memory.num_pages,
             num_pages_used=self._memory.num_used,
             num_released_pages=self._memory.num_released,
-            **asdict(self._totals),
+            **structs.asdict(self._totals),
         )
 
     def check_integrity(self) -> None:

@@ -73,8 +73,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct, gc=False):
     """Cumulative counts of StepStats since the engine was created."""
 
     num_prompt_tokens: int = 0
