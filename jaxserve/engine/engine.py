@@ -1,7 +1,7 @@
 """The engine: schedule, dispatch and commit steps, and collect the tokens of each client."""
 
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
@@ -77,12 +77,12 @@ class Engine:
         self._finished_s = self._step_s = 0.0
         # Unfinished requests, by id.
         self._groups: dict[str, SequenceGroup] = {}
-        self._outbox: dict[int, TokenBatch] = {}
+        self._outbox: defaultdict[int, TokenBatch] = defaultdict(TokenBatch)
         self._observed = scheduler.stats()
         self.timeline = Timeline(clock)
         # Latencies to report in the next StepStats.
         self._first_token_s: list[float] = []
-        self._inter_token_s: dict[float, int] = {}
+        self._inter_token_s: Counter[float] = Counter()
 
     @property
     def has_work(self) -> bool:
@@ -123,7 +123,7 @@ class Engine:
         if group is None:
             return
         for sequence in self._scheduler.abort(request_id):
-            self._end(self._batch_of(sequence), sequence)
+            self._end(self._outbox[sequence.group.client], sequence)
 
     def finish(
         self,
@@ -177,7 +177,7 @@ class Engine:
             self._grammars.wait(IDLE_S, is_idle=True)
         else:
             assert not self._scheduler.has_unfinished, "no sequence can run"
-        batches, self._outbox = self._outbox, {}
+        batches, self._outbox = self._outbox, defaultdict(TokenBatch)
         record = timeline.ended(is_busy=bool(self._in_flight) or self._scheduler.has_unfinished)
         if self._metrics is not None:
             self._observe_step(self._metrics, record)
@@ -228,34 +228,38 @@ class Engine:
     def _emit(self, updates: Iterable[Update]) -> None:
         """Add the results of a step to the clients' batches."""
         now_s = self._clock()
+        first_token_s: list[float] = []
+        last_tokens_s: list[float] = []
+        # A hot loop of the host: one iteration per sequence and step.
         for sequence, token_ids, logprobs in updates:
-            batch = self._batch_of(sequence)
+            group = sequence.group
+            batch = self._outbox[group.client]
             if token_ids:
                 if not sequence.is_told:
                     self._start(batch, sequence)
                 if logprobs is not None:
                     batch.logprobs.update(enumerate(logprobs, start=len(batch.token_ids)))
-                key = sequence.group.first_key + sequence.index
+                key = group.first_key + sequence.index
                 batch.keys.append(key)
                 batch.token_ids += token_ids
                 if len(token_ids) > 1:
-                    num_more = len(token_ids) - 1
-                    batch.keys.extend([key] * num_more)
+                    batch.keys.extend([key] * (len(token_ids) - 1))
                     # Tokens of the same step have no time between them.
-                    self._inter_token_s[0.0] = self._inter_token_s.get(0.0, 0) + num_more
-                if self._metrics is not None:
-                    self._observe_row(sequence, now_s)
+                    last_tokens_s.extend([now_s] * (len(token_ids) - 1))
+                if sequence.last_token_s is None:
+                    first_token_s.append(now_s - sequence.request.arrival_s)
+                else:
+                    last_tokens_s.append(sequence.last_token_s)
+                sequence.last_token_s = now_s
             elif sequence.vector is not None:
                 self._start(batch, sequence)
             if sequence.finish_reason is not None:
                 self._end(batch, sequence)
-
-    def _batch_of(self, sequence: Sequence) -> TokenBatch:
-        client = sequence.group.client
-        batch = self._outbox.get(client)
-        if batch is None:
-            batch = self._outbox[client] = TokenBatch()
-        return batch
+        if self._metrics is not None:
+            self._first_token_s += first_token_s
+            # Few distinct times: most sequences got their last token in the same step.
+            for last_s, count in Counter(last_tokens_s).items():
+                self._inter_token_s[now_s - last_s] += count
 
     def _start(self, batch: TokenBatch, sequence: Sequence) -> None:
         """Add the start of a choice, with what is known at its first token."""
@@ -300,15 +304,6 @@ class Engine:
         if self._metrics is not None:
             self._observe_finished(self._metrics, sequence, num_tokens)
 
-    def _observe_row(self, sequence: Sequence, now_s: float) -> None:
-        """Record the latency of a row's tokens, to be reported by `_observe_step`."""
-        last_s, sequence.last_token_s = sequence.last_token_s, now_s
-        if last_s is None:
-            self._first_token_s.append(now_s - sequence.request.arrival_s)
-        else:
-            waited_s = now_s - last_s
-            self._inter_token_s[waited_s] = self._inter_token_s.get(waited_s, 0) + 1
-
     def _observe_finished(
         self, metrics: EngineMetrics, sequence: Sequence, num_tokens: int
     ) -> None:
@@ -336,4 +331,4 @@ class Engine:
                 record=record,
             )
         )
-        self._first_token_s, self._inter_token_s = [], {}
+        self._first_token_s, self._inter_token_s = [], Counter()

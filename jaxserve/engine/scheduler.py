@@ -271,6 +271,7 @@ class Scheduler:
                 sequences[index] = None
                 updates.append((sequence, (), None))
         num_generated = 0
+        logprobs = result.logprobs
         # The hot loop of the host: one iteration per sequence and step.
         for index, (row, sequence, token_ids) in enumerate(
             zip(plan.rows, sequences, result.token_ids, strict=True)
@@ -303,7 +304,7 @@ class Scheduler:
                     or sequence.num_prompt + len(output_ids) == sequence.max_length
                 ):
                     self.finish_if_done(sequence, token_id)
-                updates.append((sequence, token_ids, result.logprobs.get(index)))
+                updates.append((sequence, token_ids, logprobs.get(index) if logprobs else None))
             elif row.samples:
                 sequence.vector = result.vectors[index]
                 self._count_prompt(sequence)
