@@ -271,7 +271,7 @@ class Scheduler:
                 sequences[index] = None
                 updates.append((sequence, (), None))
         num_generated = 0
-        logprobs = result.logprobs
+        logprobs, drafts = result.logprobs, self._drafts
         # The hot loop of the host: one iteration per sequence and step.
         for index, (row, sequence, token_ids) in enumerate(
             zip(plan.rows, sequences, result.token_ids, strict=True)
@@ -279,11 +279,10 @@ class Scheduler:
             if sequence is None:
                 continue  # it left its slot after this row was planned
             num_computed = row.start + row.num_tokens
-            if row.samples > 1:
-                assert self._drafts is not None, "no drafter"
+            if drafts is not None and row.samples > 1:
                 token_ids = sequence.until_end(token_ids)
                 num_computed -= row.samples - len(token_ids)
-                self._drafts.settle(sequence, num_computed)
+                drafts.settle(sequence, num_computed)
             sequence.num_computed = num_computed
             output_ids = sequence.output_ids
             output_ids += token_ids

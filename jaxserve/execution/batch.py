@@ -285,8 +285,8 @@ def _all_if_negative(count: int | None) -> int | None:
 class Rows:
     """Rows of a plan as columns, each computed in one pass.
 
-    slots, starts, samples: int[rows]. holds: bool[rows], sampling is deferred. lengths: int[rows],
-    the number of tokens. tokens: the tokens of all rows in order, 0 for a row with feedback.
+    slots, starts, samples: int[rows]. lengths: int[rows], the number of tokens. tokens: the tokens
+    of all rows in order, 0 for a row with feedback.
     """
 
     def __init__(self, rows: tuple[RowPlan, ...]) -> None:
@@ -298,7 +298,6 @@ class Rows:
         self.samples = np.frombuffer(bytes([row.samples for row in rows]), np.uint8)
         self.num_sampled = int(self.samples.sum())
         self.has_drafts = bool(self.samples.max() > 1)
-        self.holds = np.array([row.holds for row in rows])
         self.has_targets = any(map(attrgetter("targets"), rows))
         # Rows with one token come first, so the last row decides.
         self.is_decode = rows[-1].num_tokens == 1
@@ -328,7 +327,8 @@ def pack(rows: Rows, needs: Feature, shape: StepShape, table: SlotTable) -> np.n
     live[:, 1] = stops
     live[:, 2] = [not row.token_ids for row in rows.rows]
     live[:, 3] = rows.samples
-    live[rows.holds, 3] = _HOLDS
+    if not rows.samples.all():
+        live[[row.holds for row in rows.rows], 3] = _HOLDS
     records[num_rows:, 1] = num_tokens
     packed[layout.tokens : layout.tokens + num_tokens] = rows.tokens
     if not shape.is_decode:

@@ -142,16 +142,18 @@ class _LoadSeries:
         self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)
         self._deferred.set(stats.num_deferred)
         self._cache_usage.set(stats.num_pages_used / stats.num_pages if stats.num_pages else 0.0)
-        self._prefix_queries.inc(stats.prefix_queries)
-        self._prefix_hits.inc(stats.prefix_hits)
-        self._cached_tokens.inc(stats.prefix_hits)
+        if stats.prefix_queries:
+            self._prefix_queries.inc(stats.prefix_queries)
+            self._prefix_hits.inc(stats.prefix_hits)
+            self._cached_tokens.inc(stats.prefix_hits)
         self._kv_slots.inc(stats.num_kv_slots)
         self._empty_kv_slots.inc(stats.num_empty_kv_slots)
         self._released_pages.inc(stats.num_released_pages)
         self._preemptions.inc(stats.num_preemptions)
-        self._prompt_tokens.inc(stats.num_prompt_tokens)
-        self._computed_prompt_tokens.inc(stats.num_prompt_tokens - stats.num_reused_tokens)
-        self._reused_prompt_tokens.inc(stats.num_reused_tokens)
+        if stats.num_prompt_tokens:
+            self._prompt_tokens.inc(stats.num_prompt_tokens)
+            self._computed_prompt_tokens.inc(stats.num_prompt_tokens - stats.num_reused_tokens)
+            self._reused_prompt_tokens.inc(stats.num_reused_tokens)
         self._generation_tokens.inc(stats.num_generated_tokens)
         num_tokens = stats.num_prompt_tokens + stats.num_generated_tokens
         if num_tokens:
