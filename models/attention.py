@@ -21,8 +21,9 @@ class Attention(nnx.Module):
         """Declare the projections, and the family's optional parameters."""
         self.mixer = mixer
         d, h, kv, k = config.embed, mixer.heads, mixer.kv_heads, mixer.head_dim
-        # One matmul for all three: per KV head its queries, then its key, then its value.
-        qkv = mixer.group + 2
+        # One matmul for all three: per KV head its queries, then its key, then its value. With an
+        # output gate, each query is followed by its gate.
+        qkv = mixer.group * (2 if mixer.output_gate else 1) + 2
         self.qkv = matrix("embed", embed=d, kv_heads=kv, qkv=qkv, head_dim=k)
         self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
         self.qkv_bias = zeros(kv_heads=kv, qkv=qkv, head_dim=k) if mixer.qkv_bias else None
@@ -37,7 +38,8 @@ class Attention(nnx.Module):
         """Attend over `x`; return the update of the residual stream, and the cache."""
         rows, tap = context.rows, context.tap
         qkv = plus(einsum("td,dgpk->tgpk", x, self.qkv[...], rows), self.qkv_bias)
-        q = qkv[:, :, :-2].reshape(x.shape[0], -1, qkv.shape[-1])
+        q = qkv[:, :, :-2].reshape(x.shape[0], self.mixer.heads, -1, qkv.shape[-1])
+        q, gate = q[:, :, 0], q[:, :, 1:]
         k, v = qkv[:, :, -2], qkv[:, :, -1]
         if self.mixer.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -48,6 +50,8 @@ class Attention(nnx.Module):
         if self.sinks is not None:
             spec = replace(spec, sinks=self.sinks[...])
         mixed, cache = context.attend(tap("q", q), tap("k", k), tap("v", v), cache, spec)
+        if self.mixer.output_gate:
+            mixed = mixed * jax.nn.sigmoid(gate[:, :, 0])
         mixed = tap("heads", mixed)
         return plus(einsum("thk,hkd->td", mixed, self.o[...], rows), self.o_bias), cache
 

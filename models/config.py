@@ -106,8 +106,9 @@ class GroupedQuery:
 
     scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: each head has
     an attention sink. rope: None if queries and keys are not rotated. qk_norm: normalize queries
-    and keys per head before rotation. is_causal: False lets tokens attend to later ones. kv_copies:
-    replicas of each KV head of the checkpoint, included in `kv_heads`.
+    and keys per head before rotation. output_gate: multiply the output of each head by the sigmoid
+    of a gate, which is projected with its queries. is_causal: False lets tokens attend to later
+    ones. kv_copies: replicas of each KV head of the checkpoint, included in `kv_heads`.
     """
 
     module: Callable[[Any, "GroupedQuery"], Any]
@@ -122,6 +123,7 @@ class GroupedQuery:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    output_gate: bool = False
     is_causal: bool = True
     kv_copies: int = 1
 
@@ -180,7 +182,8 @@ class GroupedQuery:
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See Mixer: queries, keys and values, and an encoder's attention scores."""
-        heads = (self.heads + 2 * self.kv_heads) // devices
+        queries = self.heads * (2 if self.output_gate else 1)
+        heads = (queries + 2 * self.kv_heads) // devices
         # Float32 scores and weights.
         scores = 0 if self.is_causal else 8 * PACKED_QUERIES * self.heads // devices
         return heads * self.head_dim * itemsize + scores

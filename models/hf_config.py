@@ -55,14 +55,15 @@ def decoder_config(
     head_dim: int | None = None,
     kv_heads: int | None = None,
     sliding_windows: tuple[int | None, ...] | None = None,
+    partial_rotary_factor: float | None = None,
 ) -> DecoderConfig:
     """Read the keys that decoder families share. Keywords are the family's fixed values.
 
-    head_dim and kv_heads are defaults for absent keys (otherwise embed / heads, and heads).
+    head_dim, kv_heads and partial_rotary_factor are defaults for absent keys (otherwise
+    embed / heads, heads, and whole heads).
     """
     reader.only("hidden_act", modules.hidden_act)
     reader.only("quantization_config", None, {})
-    reader.only("partial_rotary_factor", 1.0, None)
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     kv_heads = reader.optional_integer("num_key_value_heads", default=kv_heads) or heads
     head_dim = reader.optional_integer("head_dim", default=head_dim)
@@ -78,15 +79,19 @@ def decoder_config(
             f"num_attention_heads must be a multiple of num_key_value_heads, got {heads} and"
             f" {kv_heads}"
         )
-    if head_dim % 2:
-        raise CheckpointError(f"head_dim must be even for rotary positions, got {head_dim}")
+    rope = read_rope(reader, max_position=max_position, partial_rotary_factor=partial_rotary_factor)
+    if rope.rotary_dim(head_dim) % 2 or not 0 < rope.rotary_dim(head_dim) <= head_dim:
+        raise CheckpointError(
+            f"head_dim * partial_rotary_factor must be even and at most head_dim ({head_dim}), got"
+            f" {rope.rotary_dim(head_dim)}"
+        )
     mixer = GroupedQuery(
         module=modules.attention,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5,
-        rope=read_rope(reader, max_position=max_position),
+        rope=rope,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         qk_norm=qk_norm,

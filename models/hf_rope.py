@@ -6,6 +6,7 @@ Reads both of transformers' formats: `rope_parameters`, and the older `rope_scal
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxserve.errors import CheckpointError
@@ -53,14 +54,30 @@ def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
             return by(original, rope_type="yarn", original_max_position_embeddings=original)
 
 
-def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
-    """Return the rotary embedding of a decoder; raises CheckpointError."""
-    outer_theta = reader.number("rope_theta", default=10000.0)
-    rope = _settings(reader)
-    if rope is None:
-        return Rope(theta=outer_theta)
-    theta = rope.number("rope_theta", default=outer_theta)
-    rope.only("partial_rotary_factor", 1.0, None)
+def read_rope(
+    reader: HfConfig, *, max_position: int, partial_rotary_factor: float | None = None
+) -> Rope:
+    """Return the rotary embedding of a decoder; raises CheckpointError.
+
+    partial_rotary_factor: default of this key; None for families that rotate whole heads.
+    """
+    settings = _settings(reader)
+    rope = Rope() if settings is None else _variant(reader, settings, max_position)
+    theta = reader.number("rope_theta", default=10000.0)
+    readers = [reader] if settings is None else [settings, reader]
+    if partial_rotary_factor is None:
+        for each in readers:
+            each.only("partial_rotary_factor", 1.0, None)
+    factors = [each.optional_number("partial_rotary_factor") for each in readers]
+    return replace(
+        rope,
+        theta=theta if settings is None else settings.number("rope_theta", default=theta),
+        partial_rotary_factor=next(filter(None, factors), partial_rotary_factor or 1.0),
+    )
+
+
+def _variant(reader: HfConfig, rope: HfConfig, max_position: int) -> Rope:
+    """Return the variant that the settings describe, with the default frequencies."""
     kind = rope.word("rope_type") or "default"
     # As in transformers, the top-level key takes precedence.
     original = reader.optional_integer("original_max_position_embeddings") or rope.integer(
@@ -68,14 +85,13 @@ def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
     )
     match kind:
         case "default":
-            return Rope(theta=theta)
+            return Rope()
         case "linear":
-            return LinearRope(theta=theta, factor=rope.number("factor"))
+            return LinearRope(factor=rope.number("factor"))
         case "dynamic":
-            return DynamicRope(theta=theta, factor=rope.number("factor"), max_position=max_position)
+            return DynamicRope(factor=rope.number("factor"), max_position=max_position)
         case "llama3":
             return Llama3Rope(
-                theta=theta,
                 factor=rope.number("factor"),
                 low_freq_factor=rope.number("low_freq_factor"),
                 high_freq_factor=rope.number("high_freq_factor"),
@@ -83,7 +99,6 @@ def read_rope(reader: HfConfig, *, max_position: int) -> Rope:
             )
         case "yarn":
             return YarnRope(
-                theta=theta,
                 factor=rope.number("factor", default=max_position / original),
                 original_max_position=original,
                 beta_fast=rope.number("beta_fast", default=32.0),

@@ -1,5 +1,6 @@
 """Norms as modules."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,6 +19,19 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
         """Return `x`, normalised along its last dimension."""
         return rms_norm(x, self.weight[...], eps=self.eps)
+
+
+class OffsetRMSNorm(nnx.Module):
+    """Root mean square normalization with a scale of 1 + weight, as in Gemma and Qwen3-Next."""
+
+    def __init__(self, eps: float, **width: int) -> None:
+        """Declare the scale's offset from 1. width: name and size of the normalized axis."""
+        self.eps = eps
+        self.weight = zeros(**width)
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Return `x`, normalized along its last dimension."""
+        return rms_norm(x, 1 + self.weight[...].astype(jnp.float32), eps=self.eps)
 
 
 class LayerNorm(nnx.Module):

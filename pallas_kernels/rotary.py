@@ -13,11 +13,12 @@ def rotate(
 ) -> Float[Array, "tokens heads head_dim"]:
     """Rotate the pairs of dimensions of each head of `x` by the angles of `table`.
 
-    Pair i consists of dimensions i and i + head_dim / 2, as in Hugging Face checkpoints. Computed
-    in float32, returned in the dtype of `x`.
+    Pair i consists of dimensions i and i + pairs, as in Hugging Face checkpoints. Dimensions from
+    2 * pairs on stay as they are. Computed in float32, returned in the dtype of `x`.
     """
     with jax.named_scope("rope"):
         cos, sin = (part[:, None, :] for part in table)
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        turned = (first * cos - second * sin, second * cos + first * sin)
+        pairs = cos.shape[-1]
+        first, second, rest = jnp.split(x.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
+        turned = (first * cos - second * sin, second * cos + first * sin, rest)
         return jnp.concatenate(turned, axis=-1).astype(x.dtype)

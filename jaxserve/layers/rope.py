@@ -20,9 +20,13 @@ from pallas_kernels.rotary import RopeTable
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Plain rotation ("default"): pair i turns by theta ** (-2i / head_dim) radians per token."""
+    """Plain rotation ("default"): pair i turns by theta ** (-2i / rotary_dim) radians per token.
+
+    partial_rotary_factor: share of a head's dimensions that are rotated, the first ones.
+    """
 
     theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
 
     @property
     def magnitude(self) -> float:
@@ -36,8 +40,15 @@ class Rope:
         """
         return max_position
 
+    def rotary_dim(self, head_dim: int) -> int:
+        """Return the number of rotated dimensions of a head."""
+        return int(head_dim * self.partial_rotary_factor)
+
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
-        """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""
+        """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens.
+
+        head_dim: number of rotated dimensions.
+        """
         del length  # only "dynamic" depends on it
         return _inverse_frequencies(self.theta, head_dim)
 
@@ -168,7 +179,8 @@ def rotation(
 ) -> RopeTable:
     """Return float32 cosines and sines of every pair's angle at `positions`."""
     with jax.named_scope("rope_table"):
-        frequencies = rope.inverse_frequencies(head_dim, length=length).astype(np.float32)
+        rotary_dim = rope.rotary_dim(head_dim)
+        frequencies = rope.inverse_frequencies(rotary_dim, length=length).astype(np.float32)
         # float32, because bfloat16 cannot represent position 257.
         angles = positions.astype(jnp.float32)[:, None] * frequencies
         return jnp.cos(angles) * rope.magnitude, jnp.sin(angles) * rope.magnitude

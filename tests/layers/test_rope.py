@@ -121,3 +121,11 @@ def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
 def test_yarn_scales_cosines_and_sines(rope: YarnRope, magnitude: float) -> None:
     cos, sin = rotation(rope, HEAD_DIM, jnp.array([3]), length=4)
     np.testing.assert_allclose(jnp.hypot(cos, sin), np.full((1, HEAD_DIM // 2), magnitude), 1e-6)
+
+
+def test_a_partial_rotation_leaves_the_last_dimensions_of_a_head() -> None:
+    x = heads(4)
+    partial = turned(x, 7, Rope(partial_rotary_factor=0.25))
+    np.testing.assert_array_equal(partial[..., 4:], x[..., 4:])
+    table = rotation(Rope(), 4, jnp.array([7]), length=8)
+    np.testing.assert_array_equal(partial[..., :4], rotate(x[..., :4], table))
