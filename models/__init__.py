@@ -8,6 +8,7 @@ registers a family in the current process only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -59,6 +60,7 @@ _SHARED = frozenset(
         "hf_reader",
         "hf_rope",
         "mlp",
+        "multimodal",
         "norm",
         "params",
         "weights",
@@ -156,8 +158,11 @@ def _family(model_type: object) -> Family:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == model_type:
             return cast(Family, point.load())
+    known = families()
+    nearest = get_close_matches(str(model_type), known, n=1)
+    hint = f"the nearest supported family is {nearest[0]}; " if nearest else ""
     raise CheckpointError(
-        f"config.json has model_type = {model_type!r}; jaxserve supports {', '.join(families())}"
+        f"config.json has model_type = {model_type!r}; {hint}jaxserve supports {', '.join(known)}"
     )
 
 

@@ -28,8 +28,8 @@ class Attention(nnx.Module):
         self.o = matrix("heads head_dim", heads=h, head_dim=k, embed=d)
         self.qkv_bias = zeros(kv_heads=kv, qkv=qkv, head_dim=k) if mixer.qkv_bias else None
         self.o_bias = zeros(embed=d) if mixer.output_bias else None
-        self.q_norm: Any = config.norm(config.norm_eps, head_dim=k) if mixer.qk_norm else None
-        self.k_norm: Any = config.norm(config.norm_eps, head_dim=k) if mixer.qk_norm else None
+        self.q_norm = _qk_norm(config, mixer, heads=h)
+        self.k_norm = _qk_norm(config, mixer, kv_heads=kv)
         self.sinks = zeros(heads=h) if mixer.sinks else None
 
     def __call__[Cache](
@@ -46,6 +46,8 @@ class Attention(nnx.Module):
         if self.mixer.rope is not None:
             table = context.rotation(self.mixer.rope, self.mixer.head_dim)
             q, k = rotate(q, table), rotate(k, table)
+        if self.mixer.temperature is not None:
+            q *= self.mixer.temperature.at(context.positions)[:, None, None].astype(q.dtype)
         spec = self.mixer.spec
         if self.sinks is not None:
             spec = replace(spec, sinks=self.sinks[...])
@@ -54,6 +56,14 @@ class Attention(nnx.Module):
             mixed = mixed * jax.nn.sigmoid(gate[:, :, 0])
         mixed = tap("heads", mixed)
         return plus(einsum("thk,hkd->td", mixed, self.o[...], rows), self.o_bias), cache
+
+
+def _qk_norm(config: ModelConfig, mixer: GroupedQuery, **heads: int) -> Any:
+    """Return a norm of queries or keys, with the axis of `heads` if they are normalized jointly."""
+    if not mixer.qk_norm:
+        return None
+    joint = heads if mixer.joint_qk_norm else {}
+    return config.norm(config.norm_eps, **joint, head_dim=mixer.head_dim)
 
 
 def plus(x: jax.Array, bias: nnx.Param[Array] | None) -> jax.Array:

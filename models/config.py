@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from jaxserve.api.caches import LayerCache, Paged, Shared, Window
 from jaxserve.layers.attention import PACKED_QUERIES
-from jaxserve.layers.rope import Rope
+from jaxserve.layers.rope import Rope, TemperatureScaling
 from jaxserve.models.work import LayerWork
 from jaxserve.quantization.matrix import matrices
 from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec
@@ -105,10 +105,12 @@ class GroupedQuery:
     """Attention in which each key-value head serves heads / kv_heads query heads.
 
     scale: factor of the scores. sliding_window, soft_cap: see AttentionSpec. sinks: each head has
-    an attention sink. rope: None if queries and keys are not rotated. qk_norm: normalize queries
-    and keys per head before rotation. output_gate: multiply the output of each head by the sigmoid
-    of a gate, which is projected with its queries. is_causal: False lets tokens attend to later
-    ones. kv_copies: replicas of each KV head of the checkpoint, included in `kv_heads`.
+    an attention sink. rope: None if queries and keys are not rotated. temperature: growth of
+    queries with their position. qk_norm: normalize queries and keys before rotation, each head by
+    itself, or with joint_qk_norm all heads together. output_gate: multiply the output of each head
+    by the sigmoid of a gate, which is projected with its queries. is_causal: False lets tokens
+    attend to later ones. kv_copies: replicas of each KV head of the checkpoint, included in
+    `kv_heads`.
     """
 
     module: Callable[[Any, "GroupedQuery"], Any]
@@ -123,6 +125,8 @@ class GroupedQuery:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False
+    temperature: TemperatureScaling | None = None
     output_gate: bool = False
     is_causal: bool = True
     kv_copies: int = 1
@@ -199,11 +203,15 @@ class GroupedQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """Feed-forward applied to every token. ffw: inner width."""
+    """Feed-forward applied to every token.
+
+    ffw: inner width. activation: name in ACTIVATIONS of `mlp.py`; other modules may ignore it.
+    """
 
     module: Callable[[Any, "Dense"], Any]
     ffw: int
     bias: bool = False
+    activation: str = "silu"
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See FeedForward: gate, up projection and their product."""
@@ -284,6 +292,8 @@ class DecoderConfig(_ModelConfig):
     final_norm: norm before the head. embedding_multiplier, logit_multiplier: factors of embeddings
     and logits. logit_soft_cap: replaces a logit l by logit_soft_cap * tanh(l / logit_soft_cap).
     num_labels: labels of a classification head instead of the language model head; 0 means no head.
+    skipped_tensors: prefixes of checkpoint tensors of parts that this model lacks, such as a vision
+    tower; loading logs them.
     """
 
     final_norm: Norm
@@ -293,6 +303,7 @@ class DecoderConfig(_ModelConfig):
     logit_multiplier: float = 1.0
     logit_soft_cap: float | None = None
     num_labels: int | None = None
+    skipped_tensors: tuple[str, ...] = ()
 
     is_causal: ClassVar[bool] = True
 
@@ -312,8 +323,10 @@ class DecoderConfig(_ModelConfig):
     def spare_tensors(self) -> tuple[str, ...]:
         """Prefixes of checkpoint tensors to ignore."""
         if self.num_labels is None:
-            return ("lm_head.",) if self.tied_embeddings else ()
-        return ("lm_head.",) if self.num_labels else ("lm_head.", "score.")
+            heads: tuple[str, ...] = ("lm_head.",) if self.tied_embeddings else ()
+        else:
+            heads = ("lm_head.",) if self.num_labels else ("lm_head.", "score.")
+        return heads + self.skipped_tensors
 
     def pooled(self, num_labels: int) -> "DecoderConfig":
         """Return the pooling model with `num_labels` labels; 0 means embeddings."""
@@ -358,6 +371,7 @@ class EncoderConfig(_ModelConfig):
     tied_embeddings: ClassVar[bool] = False
     head: ClassVar[str | None] = None
     spare_tensors: ClassVar[tuple[str, ...]] = _SPARE
+    skipped_tensors: ClassVar[tuple[str, ...]] = ()
 
     @property
     def max_position(self) -> int:

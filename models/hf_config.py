@@ -3,11 +3,12 @@
 Keys and defaults are those of transformers 5.23.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxserve.errors import CheckpointError
+from jaxserve.layers.rope import Rope
 from jaxserve.models.attention import Attention
 from jaxserve.models.config import (
     DecoderConfig,
@@ -21,7 +22,7 @@ from jaxserve.models.decoder import Block, Decoder
 from jaxserve.models.encoder import Encoder, EncoderBlock
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import read_rope
-from jaxserve.models.mlp import MLP, GeluMLP
+from jaxserve.models.mlp import MLP, UngatedMLP
 from jaxserve.models.norm import LayerNorm, RMSNorm
 
 
@@ -43,6 +44,10 @@ class Modules:
 
 _LLAMA = Modules()
 
+# Values of `layer_types`.
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+
 
 def decoder_config(
     reader: HfConfig,
@@ -54,13 +59,15 @@ def decoder_config(
     qk_norm: bool = False,
     head_dim: int | None = None,
     kv_heads: int | None = None,
-    sliding_windows: tuple[int | None, ...] | None = None,
+    sliding_windows: Sequence[int | None] | None = None,
+    ropes: Sequence[Rope | None] | None = None,
     partial_rotary_factor: float | None = None,
 ) -> DecoderConfig:
     """Read the keys that decoder families share. Keywords are the family's fixed values.
 
     head_dim, kv_heads and partial_rotary_factor are defaults for absent keys (otherwise
-    embed / heads, heads, and whole heads).
+    embed / heads, heads, and whole heads). sliding_windows, ropes: of each layer, by default no
+    windows and the one rotation in the file.
     """
     reader.only("hidden_act", modules.hidden_act)
     reader.only("quantization_config", None, {})
@@ -79,25 +86,30 @@ def decoder_config(
             f"num_attention_heads must be a multiple of num_key_value_heads, got {heads} and"
             f" {kv_heads}"
         )
-    rope = read_rope(reader, max_position=max_position, partial_rotary_factor=partial_rotary_factor)
-    if rope.rotary_dim(head_dim) % 2 or not 0 < rope.rotary_dim(head_dim) <= head_dim:
-        raise CheckpointError(
-            f"head_dim * partial_rotary_factor must be even and at most head_dim ({head_dim}), got"
-            f" {rope.rotary_dim(head_dim)}"
-        )
+    if ropes is None:
+        ropes = (
+            read_rope(
+                reader, max_position=max_position, partial_rotary_factor=partial_rotary_factor
+            ),
+        ) * num_layers
+    for rope in ropes:
+        _check_rotary_dim(rope, head_dim)
     mixer = GroupedQuery(
         module=modules.attention,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5,
-        rope=rope,
+        rope=None,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         qk_norm=qk_norm,
     )
     feed_forward = Dense(
-        module=modules.feed_forward, ffw=reader.integer("intermediate_size"), bias=mlp_bias
+        module=modules.feed_forward,
+        ffw=reader.integer("intermediate_size"),
+        bias=mlp_bias,
+        activation=modules.hidden_act,
     )
     return DecoderConfig(
         model_type=reader.word("model_type") or "",
@@ -109,10 +121,10 @@ def decoder_config(
         layers=tuple(
             LayerConfig(
                 block=modules.block,
-                mixer=replace(mixer, sliding_window=window),
+                mixer=replace(mixer, sliding_window=window, rope=rope),
                 feed_forward=feed_forward,
             )
-            for window in sliding_windows or (None,) * num_layers
+            for window, rope in zip(sliding_windows or (None,) * num_layers, ropes, strict=True)
         ),
         max_position=max_position,
         tied_embeddings=reader.flag("tie_word_embeddings", default=False),
@@ -151,7 +163,12 @@ def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
             output_bias=True,
             is_causal=False,
         ),
-        feed_forward=Dense(module=GeluMLP, ffw=reader.integer("intermediate_size"), bias=True),
+        feed_forward=Dense(
+            module=UngatedMLP,
+            ffw=reader.integer("intermediate_size"),
+            bias=True,
+            activation="gelu",
+        ),
         pre_norm=False,
     )
     return EncoderConfig(
@@ -167,6 +184,55 @@ def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
         num_labels=num_labels,
         architecture=Encoder,
     )
+
+
+def _check_rotary_dim(rope: Rope | None, head_dim: int) -> None:
+    rotary_dim = 2 if rope is None else rope.rotary_dim(head_dim)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise CheckpointError(
+            f"head_dim * partial_rotary_factor must be even and at most head_dim ({head_dim}), got"
+            f" {rotary_dim}"
+        )
+
+
+def with_mixers(config: DecoderConfig, **fields: Any) -> DecoderConfig:
+    """Return the model with fields of every layer's mixer replaced."""
+    return with_layers(config, lambda layer: replace(layer, mixer=_replaced(layer.mixer, fields)))
+
+
+def with_layers(
+    config: DecoderConfig, change: Callable[[LayerConfig], LayerConfig]
+) -> DecoderConfig:
+    """Return the model with every layer's description changed."""
+    return replace(config, layers=tuple(map(change, config.layers)))
+
+
+def _replaced(description: Any, fields: dict[str, Any]) -> Any:
+    return replace(description, **fields)
+
+
+def read_layer_types(
+    reader: HfConfig, *, full_every: int, known: Sequence[str] = (SLIDING, FULL)
+) -> tuple[str, ...]:
+    """Return the type of each layer: `layer_types`, whose values must be `known`.
+
+    full_every: period of the layers with full attention if the key is absent. The others slide.
+    """
+    num_layers = reader.integer("num_hidden_layers")
+    kinds = reader.words("layer_types")
+    if kinds is None:
+        return tuple(SLIDING if (i + 1) % full_every else FULL for i in range(num_layers))
+    if len(kinds) != num_layers:
+        raise CheckpointError(
+            f"layer_types must name num_hidden_layers ({num_layers}) layers, got {len(kinds)}"
+        )
+    for kind in kinds:
+        if kind not in known:
+            raise CheckpointError(
+                f"config.json has layer_types with {kind!r}; jaxserve supports"
+                f" {' and '.join(known)}"
+            )
+    return kinds
 
 
 def read_num_labels(reader: HfConfig, *, default: str) -> int | None:

@@ -10,7 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from jaxserve.errors import CheckpointError
-from jaxserve.layers.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
+from jaxserve.layers.rope import (
+    DynamicRope,
+    LinearRope,
+    Llama3Rope,
+    LongRope,
+    ProportionalRope,
+    Rope,
+    YarnRope,
+)
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.hf_reader import HfConfig
 
@@ -55,13 +63,18 @@ def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
 
 
 def read_rope(
-    reader: HfConfig, *, max_position: int, partial_rotary_factor: float | None = None
+    reader: HfConfig,
+    *,
+    max_position: int,
+    layer_type: str | None = None,
+    partial_rotary_factor: float | None = None,
 ) -> Rope:
     """Return the rotary embedding of a decoder; raises CheckpointError.
 
+    layer_type: layers to read settings for, None if all layers must have the same.
     partial_rotary_factor: default of this key; None for families that rotate whole heads.
     """
-    settings = _settings(reader)
+    settings = _settings(reader, layer_type)
     rope = Rope() if settings is None else _variant(reader, settings, max_position)
     theta = reader.number("rope_theta", default=10000.0)
     readers = [reader] if settings is None else [settings, reader]
@@ -90,6 +103,16 @@ def _variant(reader: HfConfig, rope: HfConfig, max_position: int) -> Rope:
             return LinearRope(factor=rope.number("factor"))
         case "dynamic":
             return DynamicRope(factor=rope.number("factor"), max_position=max_position)
+        case "proportional":
+            return ProportionalRope(factor=rope.number("factor", default=1.0))
+        case "longrope":
+            return LongRope(
+                long_factors=_factors(rope, "long_factor"),
+                short_factors=_factors(rope, "short_factor"),
+                factor=rope.number("factor", default=max_position / original),
+                original_max_position=original,
+                attention_factor=rope.optional_number("attention_factor"),
+            )
         case "llama3":
             return Llama3Rope(
                 factor=rope.number("factor"),
@@ -111,11 +134,18 @@ def _variant(reader: HfConfig, rope: HfConfig, max_position: int) -> Rope:
         case _:
             raise CheckpointError(
                 f"config.json has rope_type = {kind!r}; jaxserve supports default, linear,"
-                " dynamic, llama3, yarn"
+                " dynamic, llama3, longrope, proportional, yarn"
             )
 
 
-def _settings(reader: HfConfig) -> HfConfig | None:
+def _factors(rope: HfConfig, key: str) -> tuple[float, ...]:
+    factors = rope.numbers(key)
+    if factors is None:
+        raise CheckpointError(f"rope_parameters in config.json lack {key}")
+    return factors
+
+
+def _settings(reader: HfConfig, layer_type: str | None) -> HfConfig | None:
     """Return the rotary embedding settings in either format, None without any."""
     sections = {key: reader.section(key) for key in _SPELLINGS}
     named = [key for key, section in sections.items() if section is not None]
@@ -125,7 +155,8 @@ def _settings(reader: HfConfig) -> HfConfig | None:
     for key in named:
         section = sections[key]
         assert section is not None
-        values |= _with_rope_type(section.uniform())
+        found = section.uniform() if layer_type is None else section.for_layers(layer_type)
+        values |= _with_rope_type(found)
     return HfConfig(values, where=f"{' and '.join(named)} in config.json")
 
 

@@ -1,5 +1,8 @@
 """Feed-forward modules."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -10,13 +13,24 @@ from jaxserve.models.config import Dense, ModelConfig
 from jaxserve.models.declare import matrix, zeros
 from jaxserve.models.forward import ForwardContext
 
+_gelu_tanh = partial(jax.nn.gelu, approximate=True)
+
+# By the names of transformers. GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
+
 
 class MLP(nnx.Module):
-    """Gated MLP: down(silu(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
+    """Gated MLP: down(activation(gate(x)) * up(x)) (Shazeer, 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
         """Declare the projections, and biases if the family has them."""
         d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
+        self.activation = feed_forward.activation
         self.gate_up = matrix("embed", embed=d, gate_up=2, ffw=f)
         self.down = matrix("ffw", ffw=f, embed=d)
         self.gate_up_bias = zeros(gate_up=2, ffw=f) if bias else None
@@ -28,16 +42,18 @@ class MLP(nnx.Module):
         """Return the update of the residual stream."""
         rows = context.rows
         gate_up = plus(einsum("td,dpf->tpf", x, self.gate_up[...], rows), self.gate_up_bias)
-        active = context.tap("active", jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1])
+        gate = ACTIVATIONS[self.activation](gate_up[:, 0])
+        active = context.tap("active", gate * gate_up[:, 1])
         return plus(einsum("tf,fd->td", active, self.down[...], rows), self.down_bias)
 
 
-class GeluMLP(nnx.Module):
-    """MLP without a gate: down(gelu(up(x))) (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
+class UngatedMLP(nnx.Module):
+    """MLP without a gate: down(activation(up(x)))."""
 
     def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
         """Declare the projections, and biases if the family has them."""
         d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
+        self.activation = feed_forward.activation
         self.up = matrix("embed", embed=d, ffw=f)
         self.down = matrix("ffw", ffw=f, embed=d)
         self.up_bias = zeros(ffw=f) if bias else None
@@ -48,5 +64,5 @@ class GeluMLP(nnx.Module):
     ) -> Float[Array, "tokens embed"]:
         """Return the update of the residual stream."""
         wide = plus(einsum("td,df->tf", x, self.up[...], context.rows), self.up_bias)
-        active = context.tap("active", jax.nn.gelu(wide, approximate=False))
+        active = context.tap("active", ACTIVATIONS[self.activation](wide))
         return plus(einsum("tf,fd->td", active, self.down[...], context.rows), self.down_bias)

@@ -12,12 +12,12 @@ class RMSNorm(nnx.Module):
     """Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
 
     def __init__(self, eps: float, **width: int) -> None:
-        """Declare the scale. width: name and size of the normalized axis."""
+        """Declare the scale. width: name and size of each normalized axis."""
         self.eps = eps
         self.weight = ones(**width)
 
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-        """Return `x`, normalised along its last dimension."""
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return `x`, normalised along its last dimensions."""
         return rms_norm(x, self.weight[...], eps=self.eps)
 
 
@@ -25,12 +25,12 @@ class OffsetRMSNorm(nnx.Module):
     """Root mean square normalization with a scale of 1 + weight, as in Gemma and Qwen3-Next."""
 
     def __init__(self, eps: float, **width: int) -> None:
-        """Declare the scale's offset from 1. width: name and size of the normalized axis."""
+        """Declare the scale's offset from 1. width: name and size of each normalized axis."""
         self.eps = eps
         self.weight = zeros(**width)
 
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-        """Return `x`, normalized along its last dimension."""
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return `x`, normalized along its last dimensions."""
         return rms_norm(x, 1 + self.weight[...].astype(jnp.float32), eps=self.eps)
 
 

@@ -6,16 +6,17 @@ from jaxtyping import Array, Float
 
 
 def rms_norm(
-    x: Float[Array, "*rows width"], weight: Float[Array, " width"], *, eps: float
-) -> Float[Array, "*rows width"]:
-    """Scale the last dimension of `x` to a root mean square of one, then by `weight`.
+    x: Float[Array, "*shape"], weight: Float[Array, "*width"], *, eps: float
+) -> Float[Array, "*shape"]:
+    """Scale the last dimensions of `x`, those of `weight`, to a root mean square of one.
 
-    Computed in float32, returned in the dtype of `x`. Zhang and Sennrich, "Root Mean Square Layer
-    Normalization", 2019 (arXiv:1910.07467).
+    The result is multiplied by `weight`. Computed in float32, returned in the dtype of `x`. Zhang
+    and Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv:1910.07467).
     """
+    axes = tuple(range(-weight.ndim, 0))
     with jax.named_scope("rms_norm"):
         wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axes, keepdims=True) + eps)
         return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from pallas_kernels.rotary import RopeTable
@@ -49,7 +49,7 @@ class Rope:
 
         head_dim: number of rotated dimensions.
         """
-        del length  # only "dynamic" depends on it
+        del length  # only "dynamic" and "longrope" depend on it
         return _inverse_frequencies(self.theta, head_dim)
 
 
@@ -72,9 +72,9 @@ class LinearRope(Rope):
 class DynamicRope(Rope):
     """NTK-aware scaling ("dynamic"): the base grows with the length beyond `max_position`.
 
-    Only this variant depends on the length of the sequence (emozilla, "Dynamically Scaled RoPE",
-    2023; described in arXiv:2309.00071, appendix B). Cached keys of a shorter length would be
-    wrong, so an engine uses its maximum length for all sequences.
+    It depends on the length of the sequence (emozilla, "Dynamically Scaled RoPE", 2023; described
+    in arXiv:2309.00071, appendix B). Cached keys of a shorter length would be wrong, so an engine
+    uses its maximum length for all sequences.
     """
 
     factor: float
@@ -172,6 +172,78 @@ class YarnRope(Rope):
 
     def _mscale(self, weight: float) -> float:
         return 1.0 if self.factor <= 1 else 0.1 * weight * math.log(self.factor) + 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRope(Rope):
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753): each pair is slowed by a factor of its own.
+
+    long_factors apply to sequences of more than original_max_position tokens, short_factors to
+    others, one for each pair. An engine uses its maximum length for all sequences (see
+    DynamicRope). factor: extension of the context. attention_factor: None means
+    sqrt(1 + ln(factor) / ln(original_max_position)).
+    """
+
+    long_factors: tuple[float, ...]
+    short_factors: tuple[float, ...]
+    factor: float
+    original_max_position: int
+    attention_factor: float | None = None
+
+    @property
+    def magnitude(self) -> float:
+        """Factor of cosines and sines; scores grow by its square."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_position))
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2], for sequences of `length` tokens."""
+        kept = super().inverse_frequencies(head_dim, length=length)
+        is_long = length > self.original_max_position
+        factors = np.array(self.long_factors if is_long else self.short_factors)
+        slowed: NDArray[np.float64] = kept / factors
+        return slowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalRope(Rope):
+    """Gemma 4's partial rotation ("proportional"): the slowest pairs do not turn.
+
+    Pairs span the whole head, and keep the frequencies of full rotation divided by `factor`.
+    partial_rotary_factor: share of the pairs that turn, the first ones.
+    """
+
+    factor: float = 1.0
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """Return the head's dimensions: all are in pairs."""
+        return head_dim
+
+    def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
+        """Return radians per token, float64[head_dim / 2]; zero for pairs that do not turn."""
+        kept = super().inverse_frequencies(head_dim, length=length) / self.factor
+        num_turning = int(self.partial_rotary_factor * head_dim // 2)
+        return np.where(np.arange(len(kept)) < num_turning, kept, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureScaling:
+    """Growth of queries with their position, as in Llama 4 (Nakanishi, 2025, arXiv:2501.19399).
+
+    The query at a position is multiplied by
+    1 + beta * ln(1 + floor(position / original_max_position)).
+    """
+
+    beta: float
+    original_max_position: int
+
+    def at(self, positions: Int[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """Return the float32 factor of the query at each position."""
+        blocks = (positions // self.original_max_position).astype(jnp.float32)
+        return 1 + self.beta * jnp.log1p(blocks)
 
 
 def rotation(

@@ -99,6 +99,7 @@ def load_params(
         for key, component in piece.components.items()
     ]
     _check(checkpoint, [source.component for source in sources], spare=config.spare_tensors)
+    _log_skipped(checkpoint, config.skipped_tensors)
     infos = checkpoint.tensors
 
     def info_of(source: _Source) -> TensorInfo:
@@ -219,6 +220,17 @@ def _check(
     if faults:
         raise CheckpointError(
             f"tensors of {checkpoint.name} do not match its config.json: {'; '.join(faults)}"
+        )
+
+
+def _log_skipped(checkpoint: Checkpoint, prefixes: tuple[str, ...]) -> None:
+    """Log one line about the stored tensors of parts that the model lacks, if there are any."""
+    usual = [usual_name(tensor) for tensor in checkpoint.tensors]
+    counts = {prefix: sum(name.startswith(prefix) for name in usual) for prefix in prefixes}
+    parts = ", ".join(f"{prefix}* ({count})" for prefix, count in counts.items() if count)
+    if parts:
+        logger.info(
+            "%s: not loading tensors of parts that are not served: %s", checkpoint.name, parts
         )
 
 

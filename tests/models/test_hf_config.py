@@ -87,7 +87,7 @@ def test_a_missing_size_is_refused_by_name(key: str) -> None:
 @pytest.mark.parametrize(
     ("rope", "fault"),
     [
-        ({"rope_type": "longrope", "factor": 2.0}, "rope_type = 'longrope'"),
+        ({"rope_type": "longrope", "factor": 2.0}, "lack long_factor"),
         ({"type": "mrope"}, "rope_type = 'mrope'"),
         ({"rope_type": "linear"}, "lacks factor"),
         ({"rope_type": "linear", "factor": 0}, "factor = 0"),
