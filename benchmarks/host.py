@@ -32,7 +32,7 @@ from jaxserve.bench.machine import describe_machine
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.execution.heads.sample import DrawStatus, StepOutput
+from jaxserve.execution.heads.sample import SampleStatus, StepOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Program, all_programs
 from jaxserve.execution.runner import ModelRunner
@@ -70,7 +70,7 @@ def played(program: Program) -> Callable[..., object]:
     if isinstance(program, StepShape):
         rows = program.sequences
         output = StepOutput(
-            tokens=jnp.tile(jnp.array([[DrawStatus.DRAWN], [1], [7]], jnp.int32), (1, rows)),
+            tokens=jnp.tile(jnp.array([[SampleStatus.SAMPLED], [1], [7]], jnp.int32), (1, rows)),
             logprobs=no_report(rows, num_top=DEFAULT_MAX_LOGPROBS),
             prompt_logprobs=None,
         )

@@ -23,7 +23,7 @@ import zmq
 from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
-from jaxserve.api.plan import DrawPlan, StepLimits, StepPlan, StepResult, StepRun
+from jaxserve.api.plan import DeferredSamplePlan, StepLimits, StepPlan, StepResult, StepRun
 from jaxserve.api.request import Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.tokens import TokenBatch
@@ -81,7 +81,7 @@ class InstantRunner:
         run = StepRun(program="", num_tokens=count, padded_tokens=count, padded_sequences=count)
         return InstantStep(StepResult(token_ids=token_ids), run)
 
-    def draw(self, plan: DrawPlan) -> InstantStep:
+    def sample_deferred(self, plan: DeferredSamplePlan) -> InstantStep:
         """See plan.Runner."""
         raise NotImplementedError("no request here follows a grammar")
 

@@ -31,16 +31,16 @@ class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, layer: LayerConfig) -> None:
         """Declare the layer's parameters."""
 
-        def norm(*, stands: bool) -> Any:
-            return config.norm(config.norm_eps, embed=config.embed) if stands else None
+        def norm(*, exists: bool) -> Any:
+            return config.norm(config.norm_eps, embed=config.embed) if exists else None
 
         self.residual_multiplier = layer.residual_multiplier
-        self.attention_norm = norm(stands=layer.pre_norm)
+        self.attention_norm = norm(exists=layer.pre_norm)
         self.attention = layer.mixer.module(config, layer.mixer)
-        self.attention_post_norm = norm(stands=layer.post_norm)
-        self.mlp_norm = norm(stands=layer.pre_norm)
+        self.attention_post_norm = norm(exists=layer.post_norm)
+        self.mlp_norm = norm(exists=layer.pre_norm)
         self.mlp = layer.feed_forward.module(config, layer.feed_forward)
-        self.mlp_post_norm = norm(stands=layer.post_norm)
+        self.mlp_post_norm = norm(exists=layer.post_norm)
 
     def __call__[Cache](
         self, x: Float[Array, "tokens embed"], cache: Cache, context: ForwardContext[Cache]

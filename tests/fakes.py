@@ -14,7 +14,7 @@ from jaxserve.api.engine_config import CacheConfig
 from jaxserve.api.plan import (
     NULL_PAGE,
     NULL_SLOT,
-    DrawPlan,
+    DeferredSamplePlan,
     RowPlan,
     SlotAssignment,
     StepLimits,
@@ -32,7 +32,7 @@ def chain(parent: bytes, token_id: int) -> bytes:
     return blake2b(parent + token_id.to_bytes(8, "big"), digest_size=8).digest()
 
 
-def draw(
+def sample(
     entry: bytes,
     *,
     seed: int,
@@ -71,7 +71,7 @@ def solo_run(
     while True:
         banned = tuple(sorted(stop_ids)) if len(output_ids) < params.min_tokens else ()
         length = len(prompt_ids) + len(output_ids)
-        token_id = draw(entry, seed=seed, vocab_size=vocab_size, banned=banned, position=length)
+        token_id = sample(entry, seed=seed, vocab_size=vocab_size, banned=banned, position=length)
         output_ids.append(token_id)
         if token_id in stop_ids and token_id not in banned:
             return output_ids
@@ -88,7 +88,7 @@ def draft(sequence: Sequence, count: int, *, vocab_size: int, wrong_every: int) 
     for position in range(len(tokens), len(tokens) + count):
         num_generated = position - sequence.num_prompt
         bans = num_generated < sequence.request.params.min_tokens
-        token_id = draw(
+        token_id = sample(
             entry,
             seed=sequence.seed,
             vocab_size=vocab_size,
@@ -121,7 +121,7 @@ class Slot:
     table: list[int]
     num_written: int = 0  # entries up to here were computed, or found in shared pages
     has_row: bool = False
-    is_held: bool = False
+    is_deferred: bool = False
 
 
 class FakeGroup:
@@ -253,12 +253,12 @@ class FakeRunner:
         self.limits = StepLimits(
             num_tokens=max_num_batched_tokens,
             num_sequences=max_num_seqs,
-            num_draws=max_num_seqs,
+            num_deferred_samples=max_num_seqs,
         )
         self.pending: deque[FakePendingStep] = deque()
         self.plans: list[StepPlan] = []
         self.num_computed_tokens = 0
-        self.num_draws = 0
+        self.num_deferred_samples = 0
         self._cache = cache
         self._page_size = cache.page_size
         self._num_columns = sum(group.num_columns for group in cache.groups)
@@ -313,7 +313,7 @@ class FakeRunner:
         )
         pending = FakePendingStep(self, plan.num_tokens, result)
         self.pending.append(pending)
-        # Between two steps there may be a draw.
+        # Between two steps there may be deferred sampling.
         assert len(self.pending) <= self.max_in_flight + 1, "too much in flight"
         return pending
 
@@ -341,7 +341,7 @@ class FakeRunner:
             slot.has_row = True
         if row.feedback:
             assert row.num_tokens == 1
-            assert row.samples or row.holds
+            assert row.samples or row.is_deferred
             # The token sampled last in this slot is the one that follows everything written.
             assert len(slot.tokens) == row.start + 1, "no token was sampled for this position"
         else:
@@ -351,14 +351,14 @@ class FakeRunner:
                 assert row.samples == row.num_tokens
                 slot.tokens += row.token_ids[1:]
             if has_grammar:
-                # What a grammar forces was never drawn here.
+                # What a grammar forces was never sampled here.
                 slot.tokens += row.token_ids[len(slot.tokens) - row.start :]
             assert list(row.token_ids) == slot.tokens[row.start : stop], "wrong input tokens"
-        draws, is_last = row.samples > 0 or row.holds, stop == len(slot.tokens)
+        samples, is_last = row.samples > 0 or row.is_deferred, stop == len(slot.tokens)
         # Of forced tokens there may be more than those of this row.
-        assert draws == is_last or (has_grammar and is_last), "samples in the middle of the tokens"
-        assert not (row.samples and has_grammar), "what follows a grammar is drawn under a mask"
-        slot.is_held = row.holds
+        assert samples == is_last or (has_grammar and is_last), "a sample before the last token"
+        assert not (row.samples and has_grammar), "tokens of a grammar are sampled under a bitmask"
+        slot.is_deferred = row.is_deferred
         if row.targets:
             prompt_ids = slot.assignment.prompt_ids
             assert row.targets == prompt_ids[row.start + 1 : stop + 1], "wrong targets"
@@ -405,20 +405,20 @@ class FakeRunner:
                 group.entries[place] = entry + bytes([number])
         slot.num_written = stop
 
-    def draw(self, plan: DrawPlan) -> FakePendingStep:
-        """Check a draw, compute it, and hand out its result when asked."""
-        assert 0 < len(plan.rows) <= self.limits.num_draws
-        assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is drawn twice"
+    def sample_deferred(self, plan: DeferredSamplePlan) -> FakePendingStep:
+        """Check deferred sampling, compute it, and return its result when asked."""
+        assert 0 < len(plan.rows) <= self.limits.num_deferred_samples
+        assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is sampled twice"
         token_ids: list[tuple[int, ...]] = []
         empty: set[int] = set()
         logprobs: dict[int, tuple[PositionLogprobs, ...]] = {}
         for index, (row, mask) in enumerate(zip(plan.rows, plan.masks, strict=True)):
             slot = self._slots[row.slot]
-            assert slot.is_held, "nothing is held to draw from"
+            assert slot.is_deferred, "sampling was not deferred"
             has_grammar = slot.assignment.params.structured_outputs is not None
             assert has_grammar == (mask is not None), "a mask belongs to a grammar"
             assert mask is None or mask.shape == (-(-self.vocab_size // 32),)
-            slot.is_held = False
+            slot.is_deferred = False
             assert row.start + row.num_tokens == slot.num_written == len(slot.tokens)
             tokens = (self._sample(slot, self._last_entries[row.slot][-1], len(slot.tokens), mask),)
             slot.tokens += tokens
@@ -427,7 +427,7 @@ class FakeRunner:
                 empty.add(index)
             if slot.assignment.params.logprobs is not None:
                 logprobs[index] = reported(tokens, slot.assignment.params)
-        self.num_draws += 1
+        self.num_deferred_samples += 1
         result = StepResult(
             token_ids=tuple(token_ids), empty_rows=frozenset(empty), logprobs=logprobs
         )
@@ -463,7 +463,7 @@ class FakeRunner:
         """Return the token at a position, behind the KV entry of the token before."""
         assignment = slot.assignment
         bans = position - len(assignment.prompt_ids) < assignment.params.min_tokens
-        return draw(
+        return sample(
             entry,
             seed=assignment.seed,
             vocab_size=self.vocab_size,

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from jaxserve.api.plan import DrawPlan, StepPlan
+from jaxserve.api.plan import DeferredSamplePlan, StepPlan
 from jaxserve.api.request import FinishReason, Request, TokenEvent
 from jaxserve.client import EngineClient
 from jaxserve.client.in_process import InProcessClient
@@ -37,7 +37,7 @@ class GatedRunner:
             raise self.error
         return self._runner.dispatch(plan)
 
-    def draw(self, plan: DrawPlan) -> FakePendingStep:
+    def sample_deferred(self, plan: DeferredSamplePlan) -> FakePendingStep:
         return self._runner.draw(plan)
 
 

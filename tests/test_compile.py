@@ -55,8 +55,8 @@ def test_every_program_is_compiled_from_a_bare_configuration(
     paths = ("--out", str(out), "--json", str(found))
     assert main(["compile", config, *SMALL, "--target", "cpu", "--tp", "2", *paths]) == 0
     printed = capsys.readouterr().out
-    names = ["32x2-score", "allocate", "remember", "draw-2", "decode-1-full", "decode-2-full"]
-    names.append("draw-1")
+    names = ["32x2-score", "allocate", "remember", "deferred-2", "decode-1-full", "decode-2-full"]
+    names.append("deferred-1")
     assert re.findall(r"^(\S+) +[\d.]+ s .* yes .*$", printed, re.MULTILINE) == names
     assert "7 of 7 programs compiled in" in printed
     assert "every step updates KV pages and slot state in place" in printed
@@ -71,7 +71,7 @@ def test_every_program_is_compiled_from_a_bare_configuration(
     state = record["plan"]["state"]
     kept = record["plan"]["num_pages"] * record["plan"]["page"] + state
     aliased = {each["name"]: each["memory"]["aliased"] for each in record["programs"]}
-    assert aliased.pop("draw-1") == aliased.pop("draw-2") == state
+    assert aliased.pop("deferred-1") == aliased.pop("draw-2") == state
     assert {size for name, size in aliased.items() if "-" in name} == {kept}
     assert record["key"]["tensor_parallel_size"] == 2
 

@@ -65,8 +65,8 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     samples: the most tokens that the row may yield. 0 if the row does not reach the end of the
     sequence, otherwise 1. With draft tokens, which are the last samples - 1 of token_ids, the row
     yields the accepted ones and one more. The sequence gets no further row before this is read.
-    holds: whether the row reaches the end of the sequence and its sampling is deferred to a
-    `DrawPlan`; then samples is 0.
+    is_deferred: whether the row reaches the end of the sequence and its sampling is deferred to a
+    `DeferredSamplePlan`; then samples is 0.
     targets: the tokens at positions [start + 1, start + 1 + len(targets)) whose log-probabilities
     are requested (prompt_logprobs); empty if none are.
     """
@@ -77,7 +77,7 @@ class RowPlan(Struct, frozen=True, kw_only=True, gc=False):
     token_ids: tuple[int, ...]
     table: tuple[TableWrite, ...] = ()
     samples: int = 1
-    holds: bool = False
+    is_deferred: bool = False
     targets: tuple[int, ...] = ()
 
     @property
@@ -106,10 +106,11 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrawPlan:
-    """Deferred sampling for rows of earlier steps, at most `StepLimits.num_draws` of them.
+class DeferredSamplePlan:
+    """Deferred sampling for rows of earlier steps.
 
-    rows: a single-token row for the last token of each sequence; its hidden state is on the device.
+    rows: a single-token row for the last token of each sequence, whose hidden state is on the
+    device. At most `StepLimits.num_deferred_samples` rows.
     masks: for each row the token bitmask, int32[words], with the first token in the lowest bit; a
     set bit allows the token. None allows every token.
     """
@@ -162,14 +163,14 @@ class StepRun(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StepLimits(Struct, frozen=True, kw_only=True, gc=False):
-    """Limits of a step (tokens and rows), and of deferred sampling (num_draws rows).
+    """Limits of a step (tokens and rows), and of deferred sampling (num_deferred_samples rows).
 
     programs: bitmask of the compiled programs; only runners interpret it.
     """
 
     num_tokens: int
     num_sequences: int
-    num_draws: int = 0
+    num_deferred_samples: int = 0
     programs: int | None = None
 
 
@@ -207,6 +208,6 @@ class Runner(Protocol):
         """Start a step without waiting for it. Steps run in dispatch order."""
         ...
 
-    def draw(self, plan: DrawPlan) -> PendingStep:
+    def sample_deferred(self, plan: DeferredSamplePlan) -> PendingStep:
         """Start deferred sampling without waiting for it, in order with the steps."""
         ...

@@ -140,7 +140,7 @@ def _summary(plan: "EnginePlan", reports: "list[ProgramReport]") -> list[str]:
         for name, memory in memories
         if name not in {"allocate", "remember"}
         # Deferred sampling does not use pages.
-        and memory.aliased < (plan.memory.state if name.startswith("draw-") else kept)
+        and memory.aliased < (plan.memory.state if name.startswith("deferred-") else kept)
     ]
     lines.append(
         "every step updates KV pages and slot state in place"

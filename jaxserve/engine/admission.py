@@ -39,7 +39,7 @@ class Admission:
                 return
             hit, awaited = self._memory.find(sequence)
             if awaited is not None:
-                self._waiting.hold(sequence, awaited)
+                self._waiting.wait_for_prefix(sequence, awaited)
                 continue
             if self._memory.evicts(sequence, hit):
                 sequence, hit = self._nearest_to_cache(sequence, hit)

@@ -29,7 +29,7 @@ class Holding(ABC):
 
     @property
     @abstractmethod
-    def held(self) -> list[int]:
+    def pages(self) -> list[int]:
         """Pages that the sequence has a reference to."""
 
     @property
@@ -120,10 +120,10 @@ class GroupManager(ABC):
         """Add a page to the prefix cache."""
         self.pool.prefix_cache.register(digest + self.tag, page)
 
-    def forget(self, digests: Iterable[bytes]) -> None:
+    def unregister(self, digests: Iterable[bytes]) -> None:
         """Remove these pages from the prefix cache."""
         for digest in digests:
-            self.pool.forget(digest + self.tag)
+            self.pool.unregister(digest + self.tag)
 
     @abstractmethod
     def num_wanted(self, length: int) -> int:

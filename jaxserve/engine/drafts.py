@@ -26,7 +26,7 @@ class Drafts:
             return  # its last token was not read yet
         length = sequence.length
         drafts: tuple[int, ...] = ()
-        if sequence.matcher is None and not builder.holds and self._memory.is_rewindable:
+        if sequence.matcher is None and not builder.defers_all and self._memory.is_rewindable:
             # The row yields one token more than it has drafts.
             room = self._memory.max_stop(sequence) - length
             most = min(max_tokens, sequence.max_length - length - 1, room)
@@ -38,7 +38,7 @@ class Drafts:
         else:
             builder.add_decode(sequence)
 
-    def settle(self, sequence: Sequence, num_computed: int) -> None:
+    def roll_back(self, sequence: Sequence, num_computed: int) -> None:
         """Roll a sequence back to its accepted tokens."""
         self._memory.fill(num_computed - sequence.num_scheduled)
         sequence.num_scheduled = num_computed

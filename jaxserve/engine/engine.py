@@ -5,7 +5,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
 from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
-from jaxserve.api.plan import DrawPlan, PendingStep, Runner, StepLimits, StepPlan
+from jaxserve.api.plan import DeferredSamplePlan, PendingStep, Runner, StepLimits, StepPlan
 from jaxserve.api.request import FinishReason, Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.tokens import End, Start, TokenBatch
@@ -70,10 +70,10 @@ class Engine:
         # With async scheduling, a step is planned while earlier ones run on the device.
         is_async = scheduler.config.async_scheduling
         self._max_in_flight = runner.max_in_flight if is_async else 1
-        self._in_flight: deque[tuple[StepPlan | DrawPlan, PendingStep]] = deque()
+        self._in_flight: deque[tuple[StepPlan | DeferredSamplePlan, PendingStep]] = deque()
         self._grammars = None if matchers is None else Grammars(scheduler, matchers)
-        self._is_holding = False  # whether the newest step defers all sampling
-        # When the newest step or draw was read, and how long the newest step took.
+        self._defers_all = False  # whether the newest step defers all sampling
+        # When the newest result was read, and how long the newest step took.
         self._finished_s = self._step_s = 0.0
         # Unfinished requests, by id.
         self._groups: dict[str, SequenceGroup] = {}
@@ -143,13 +143,13 @@ class Engine:
             return
         sequence = group.sequences[index]
         self._scheduler.finish(sequence, reason)
-        self._forget(sequence, num_tokens=num_tokens)
+        self._close(sequence, num_tokens=num_tokens)
 
     def leave(self, client: int) -> None:
         """End all requests of a client that has disconnected, and discard its batch."""
         for group in [group for group in self._groups.values() if group.client == client]:
             for sequence in self._scheduler.abort(group.request.id):
-                self._forget(sequence, num_tokens=len(sequence.output_ids))
+                self._close(sequence, num_tokens=len(sequence.output_ids))
         self._outbox.pop(client, None)
 
     def step(self) -> dict[int, TokenBatch]:
@@ -160,10 +160,10 @@ class Engine:
         timeline = self.timeline
         timeline.started()
         limits = self._runner.limits
-        if self._grammars is not None and (self._grammars.is_busy or self._is_holding):
-            self._draw(self._grammars, limits)
-            self._is_holding = self._grammars.is_running and limits.num_draws > 0
-        plan = self._scheduler.schedule(limits, holds=self._is_holding)
+        if self._grammars is not None and (self._grammars.is_busy or self._defers_all):
+            self._sample_deferred(self._grammars, limits)
+            self._defers_all = self._grammars.is_running and limits.num_deferred_samples > 0
+        plan = self._scheduler.schedule(limits, defers_all=self._defers_all)
         timeline.scheduled()
         if plan is not None:
             pending = self._runner.dispatch(plan)
@@ -195,21 +195,23 @@ class Engine:
         """Assert the invariants of everything the engine owns."""
         self._scheduler.check_integrity()
         assert sum(isinstance(plan, StepPlan) for plan, _ in self._in_flight) < self._max_in_flight
-        assert all(group.num_unfinished for group in self._groups.values()), "an end was not told"
+        assert all(group.num_unfinished for group in self._groups.values()), (
+            "an end was not reported"
+        )
         assert bool(self._groups) == self._scheduler.has_unfinished
 
-    def _draw(self, grammars: Grammars, limits: StepLimits) -> None:
+    def _sample_deferred(self, grammars: Grammars, limits: StepLimits) -> None:
         """Process what grammar matchers have computed, and dispatch the deferred sampling."""
         if self._in_flight:
             grammars.wait(PATIENCE * self._step_s, is_idle=False)
         for update in grammars.follow():
             self._emit([update])
-        plan = grammars.plan_draw(limits)
+        plan = grammars.plan_deferred(limits)
         if plan is not None:
-            self._in_flight.append((plan, self._runner.draw(plan)))
+            self._in_flight.append((plan, self._runner.sample_deferred(plan)))
 
     def _finish_step(self) -> None:
-        """Wait for the oldest step or draw in flight and put its result into the outbox."""
+        """Wait for the oldest step or deferred sampling, and put its result into the outbox."""
         plan, pending = self._in_flight.popleft()
         result = pending.wait()
         now_s = self._clock()
@@ -217,7 +219,7 @@ class Engine:
             self.timeline.waited()
             self._step_s = now_s - self._finished_s
         else:
-            self.timeline.drawn()
+            self.timeline.sampled_deferred()
         self._finished_s = now_s
         updates = self._scheduler.commit(plan, result)
         self.timeline.committed()
@@ -235,7 +237,7 @@ class Engine:
             group = sequence.group
             batch = self._outbox[group.client]
             if token_ids:
-                if not sequence.is_told:
+                if not sequence.is_reported:
                     self._start(batch, sequence)
                 if logprobs is not None:
                     batch.logprobs.update(enumerate(logprobs, start=len(batch.token_ids)))
@@ -263,7 +265,7 @@ class Engine:
 
     def _start(self, batch: TokenBatch, sequence: Sequence) -> None:
         """Add the start of a choice, with what is known at its first token."""
-        sequence.is_told = True
+        sequence.is_reported = True
         wants_prompt = sequence.request.params.prompt_logprobs is not None and sequence.index == 0
         batch.starts.append(
             Start(
@@ -292,9 +294,9 @@ class Engine:
                 is_complete=reason is FinishReason.STOP and not sequence.has_stopped,
             )
         )
-        self._forget(sequence, num_tokens=len(sequence.output_ids))
+        self._close(sequence, num_tokens=len(sequence.output_ids))
 
-    def _forget(self, sequence: Sequence, *, num_tokens: int) -> None:
+    def _close(self, sequence: Sequence, *, num_tokens: int) -> None:
         """Drop a finished choice. Its answer is its first `num_tokens` tokens."""
         group = sequence.group
         group.lengths.append(num_tokens)

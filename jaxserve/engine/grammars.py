@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from jaxserve.api.plan import DrawPlan, StepLimits
+from jaxserve.api.plan import DeferredSamplePlan, StepLimits
 from jaxserve.api.request import FinishReason
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update
@@ -29,7 +29,7 @@ class Grammars:
 
     def __init__(self, scheduler: Scheduler, matchers: MatcherPool) -> None:
         self._scheduler = scheduler
-        self._walks = matchers
+        self._matchers = matchers
         self._sequences: list[Sequence] = []
 
     @property
@@ -49,7 +49,7 @@ class Grammars:
             return
         # Forced tokens have no log-probabilities, and penalties do not count them.
         may_jump = params.logprobs is None and not params.adjusts_logits
-        matchers = self._walks.begin(
+        matchers = self._matchers.begin(
             params.structured_outputs,
             params.n,
             may_jump=may_jump,
@@ -62,9 +62,9 @@ class Grammars:
     def wait(self, timeout_s: float, *, is_idle: bool) -> None:
         """Wait for the bitmasks of the latest tokens or, if the engine is idle, for any bitmask."""
         if is_idle:
-            self._walks.wait_for_any(timeout_s)
+            self._matchers.wait_for_any(timeout_s)
         else:
-            self._walks.wait(timeout_s)
+            self._matchers.wait(timeout_s)
 
     def follow(self) -> Iterable[Update]:
         """Append forced tokens and finish complete answers; yield the updates.
@@ -90,11 +90,11 @@ class Grammars:
             if taken or sequence.is_finished:
                 yield sequence, taken, None
 
-    def plan_draw(self, limits: StepLimits) -> DrawPlan | None:
+    def plan_deferred(self, limits: StepLimits) -> DeferredSamplePlan | None:
         """Plan the deferred samples whose bitmasks are ready; None if there are none."""
         ready: list[Sequence] = []
         masks: list[np.ndarray | None] = []
-        for sequence in self._scheduler.held:
+        for sequence in self._scheduler.deferred:
             matcher = sequence.matcher
             if matcher is None:
                 ready.append(sequence)
@@ -102,10 +102,12 @@ class Grammars:
             elif matcher.next is not None and matcher.next.bitmask is not None:
                 ready.append(sequence)
                 masks.append(matcher.next.bitmask)
-        max_rows = limits.num_draws
+        max_rows = limits.num_deferred_samples
         if not ready or max_rows == 0:
             return None
-        return self._scheduler.draw(ready[:max_rows], masks[:max_rows], programs=limits.programs)
+        return self._scheduler.plan_deferred(
+            ready[:max_rows], masks[:max_rows], programs=limits.programs
+        )
 
     def note(self, updates: Iterable[Update]) -> None:
         """Pass sampled tokens to their matchers."""
@@ -116,4 +118,4 @@ class Grammars:
             for token_id in token_ids
         ]
         if steps:
-            self._walks.advance(steps)
+            self._matchers.advance(steps)

@@ -88,12 +88,12 @@ class KVMemory:
     @property
     def num_used(self) -> int:
         """Number of pages in use in the fullest pool."""
-        return self._fullest.num_held
+        return self._fullest.num_used
 
     @property
     def num_slots(self) -> int:
         """Number of token slots in pages in use."""
-        return sum(pool.num_held for pool in self._token_pools) * self._page_size
+        return sum(pool.num_used for pool in self._token_pools) * self._page_size
 
     @property
     def num_empty(self) -> int:
@@ -108,7 +108,7 @@ class KVMemory:
 
     @property
     def _fullest(self) -> PageAllocator:
-        return max(self._pools, key=lambda pool: pool.num_held / pool.num_pages)
+        return max(self._pools, key=lambda pool: pool.num_used / pool.num_pages)
 
     def max_length(self, request: Request) -> int:
         """Return the length limit of a sequence in the KV cache.
@@ -292,15 +292,15 @@ class KVMemory:
         sequence.leave()
         return given_up
 
-    def distrust(self, sequence: Sequence) -> None:
+    def invalidate(self, sequence: Sequence) -> None:
         """Remove the pages of a sequence from the prefix cache."""
         for group in self._groups:
-            group.forget(sequence.digests[: sequence.num_registered])
+            group.unregister(sequence.digests[: sequence.num_registered])
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Clear the prefix cache; running sequences keep their pages."""
         for pool in self._pools:
-            pool.forget_prefixes()
+            pool.reset_prefix_cache()
 
     def is_expected(self, digest: bytes) -> bool:
         """Whether a running sequence is computing the page of a digest."""
@@ -311,9 +311,9 @@ class KVMemory:
         for pool, groups in self._members:
             own = [sequence.holdings[group] for sequence in running for group in groups]
             pool.check_integrity(
-                [page for holding in own for page in holding.held],
+                [page for holding in own for page in holding.pages],
                 num_reserved=sum(holding.num_reserved for holding in own),
-                rolling=[page for holding in own if holding.is_rolling for page in holding.held],
+                rolling=[page for holding in own if holding.is_rolling for page in holding.pages],
             )
             written: set[int] = set()
             for sequence in running:

@@ -49,17 +49,14 @@ class PagedHolding(Holding):
 
     __slots__ = ("_manager", "first", "num_reserved", "pages")
 
+    pages: list[int]
+
     def __init__(self, manager: GroupManager, pages: list[int], num_reserved: int) -> None:
         self._manager = manager
         self.first = 0
         self.pages = pages
         self.num_reserved = num_reserved
         manager.pool.reserve(num_reserved)
-
-    @property
-    @override
-    def held(self) -> list[int]:
-        return self.pages
 
     @property
     @override

@@ -12,7 +12,7 @@ class PageAllocator:
 
     Every page except the null page is in exactly one state:
 
-        held    has one or more references
+        used    has one or more references
         idle    has no references, but the prefix cache can find it
         free    has no references and no cached contents
 
@@ -44,7 +44,7 @@ class PageAllocator:
         return max(len(self._free) - self._num_reserved, 0)
 
     @property
-    def num_held(self) -> int:
+    def num_used(self) -> int:
         """Pages with at least one reference."""
         return self.num_pages - len(self._free) - self.prefix_cache.num_idle
 
@@ -84,7 +84,7 @@ class PageAllocator:
         """
         for page in pages:
             if self._references[page] == 0:
-                self.prefix_cache.wake(page)
+                self.prefix_cache.mark_used(page)
             elif rolling:
                 self.reserve(1)
             self._references[page] += 1
@@ -100,38 +100,38 @@ class PageAllocator:
                 if rolling:
                     self.cancel(1)
             elif page in self.prefix_cache:
-                self.prefix_cache.rest(page)
+                self.prefix_cache.mark_idle(page)
             else:
                 self._free.append(page)
 
-    def forget(self, digest: bytes) -> None:
+    def unregister(self, digest: bytes) -> None:
         """Remove the page of a digest from the prefix cache, if it has one."""
-        page = self.prefix_cache.forget(digest)
+        page = self.prefix_cache.unregister(digest)
         if page is not None:
             self._free.append(page)
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Clear the prefix cache; pages in use keep their references."""
         self._free.extend(self.prefix_cache.reset())
 
     def check_integrity(
-        self, held: Iterable[int], *, num_reserved: int = 0, rolling: Iterable[int] = ()
+        self, used: Iterable[int], *, num_reserved: int = 0, rolling: Iterable[int] = ()
     ) -> None:
         """Assert that the states partition the pages.
 
-        held: every held page, once per reference. rolling: those with rolling references.
+        used: every used page, once per reference. rolling: those with rolling references.
         num_reserved: pages reserved by sequences.
         """
         self.prefix_cache.check_integrity()
         num_rolling = sum(count - 1 for count in Counter(rolling).values())
         assert self._num_reserved == num_reserved + num_rolling, "a promise is lost"
         assert self.num_free >= 0, "more was promised than there is"
-        holders = Counter(held)
+        references = Counter(used)
         free = set(self._free)
         assert len(free) == len(self._free), "a page is free twice"
         assert NULL_PAGE not in free, "the null page is free"
-        assert NULL_PAGE not in holders, "the null page is held"
+        assert NULL_PAGE not in references, "the null page is used"
         for page in range(len(self._references)):
-            assert self._references[page] == holders[page], f"page {page} has lost a reference"
-            states = (holders[page] > 0, self.prefix_cache.is_idle(page), page in free)
+            assert self._references[page] == references[page], f"page {page} has lost a reference"
+            states = (references[page] > 0, self.prefix_cache.is_idle(page), page in free)
             assert sum(states) == (page != NULL_PAGE), f"page {page} is in {sum(states)} states"

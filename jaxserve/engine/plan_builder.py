@@ -7,12 +7,12 @@ from jaxserve.engine.sequence import Sequence
 class PlanBuilder:
     """Collects the rows of a step; single-token rows come first.
 
-    holds: whether sampling is deferred for all rows, and not only for those with a grammar.
+    defers_all: whether sampling is deferred for all rows, and not only for those with a grammar.
     programs: as in StepPlan.
     """
 
-    def __init__(self, *, holds: bool = False, programs: int | None = None) -> None:
-        self.holds = holds
+    def __init__(self, *, defers_all: bool = False, programs: int | None = None) -> None:
+        self.defers_all = defers_all
         self._programs = programs
         self._singles: list[RowPlan] = []
         self._chunks: list[RowPlan] = []
@@ -62,7 +62,7 @@ class PlanBuilder:
         # A token that the host has not read yet is fed back on the device.
         is_known = length == sequence.num_prompt + len(sequence.output_ids)
         token_ids = (sequence.output_ids[-1],) if is_known else ()
-        samples = sequence.matcher is None and not self.holds
+        samples = sequence.matcher is None and not self.defers_all
         if sequence.table:
             row = RowPlan(
                 slot=slot,
@@ -71,7 +71,7 @@ class PlanBuilder:
                 token_ids=token_ids,
                 table=tuple(sequence.table),
                 samples=samples,
-                holds=not samples,
+                is_deferred=not samples,
             )
             sequence.table.clear()
         else:
@@ -81,7 +81,7 @@ class PlanBuilder:
                 num_tokens=1,
                 token_ids=token_ids,
                 samples=samples,
-                holds=not samples,
+                is_deferred=not samples,
             )
         sequence.num_scheduled = length
         sequence.length = length + samples
@@ -94,7 +94,7 @@ class PlanBuilder:
         start = sequence.num_scheduled
         stop = start + num_tokens
         is_last = stop == sequence.length
-        samples = is_last and sequence.matcher is None and not self.holds
+        samples = is_last and sequence.matcher is None and not self.defers_all
         targets: tuple[int, ...] = ()
         if start + 1 < sequence.targets_stop:
             targets = sequence.request.prompt_ids[start + 1 : stop + 1]
@@ -105,7 +105,7 @@ class PlanBuilder:
             token_ids=sequence.tokens(start, stop),
             table=tuple(sequence.table),
             samples=samples,
-            holds=is_last and not samples,
+            is_deferred=is_last and not samples,
             targets=targets,
         )
         sequence.table.clear()

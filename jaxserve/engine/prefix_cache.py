@@ -93,11 +93,11 @@ class PrefixCache:
             self._pages[digest] = page
             self._digests[page] = digest
 
-    def rest(self, page: int) -> None:
+    def mark_idle(self, page: int) -> None:
         """Mark a cached page idle, because its last reference was dropped."""
         self._idle[page] = None
 
-    def wake(self, page: int) -> None:
+    def mark_used(self, page: int) -> None:
         """Mark an idle page as in use again."""
         del self._idle[page]
 
@@ -107,7 +107,7 @@ class PrefixCache:
         del self._pages[self._digests.pop(page)]
         return page
 
-    def forget(self, digest: bytes) -> int | None:
+    def unregister(self, digest: bytes) -> int | None:
         """Remove the page of a digest from the cache; return it if it was idle."""
         page = self._pages.pop(digest, None)
         if page is None:

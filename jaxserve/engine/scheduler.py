@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import structs
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
-from jaxserve.api.plan import DrawPlan, RowPlan, StepLimits, StepPlan, StepResult
+from jaxserve.api.plan import DeferredSamplePlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.api.request import LOWEST_PRIORITY, FinishReason, Request
 from jaxserve.engine.admission import Admission
 from jaxserve.engine.drafts import Drafter, Drafts
@@ -72,7 +72,9 @@ class Scheduler:
         self._waiting = WaitingQueue(config.max_queued_requests)
         self._running = RunningSet(config.max_num_seqs)
         # Sequence of each row in flight; None once the sequence has left its slot.
-        self._in_flight: deque[tuple[StepPlan | DrawPlan, list[Sequence | None]]] = deque()
+        self._in_flight: deque[tuple[StepPlan | DeferredSamplePlan, list[Sequence | None]]] = (
+            deque()
+        )
         self._num_requests = 0
         # The turn of the next request.
         self._turn = 0
@@ -112,7 +114,7 @@ class Scheduler:
             request,
             number=self._num_requests,
             order=(priority, self._turn + request.turn),
-            draw_seed=lambda: self._random.getrandbits(64),
+            next_seed=lambda: self._random.getrandbits(64),
             eos_ids=eos_ids,
             max_length=max_length,
             enable_prefix_caching=self._cache.enable_prefix_caching,
@@ -167,19 +169,23 @@ class Scheduler:
         group = sequence.group
         group.num_unfinished -= 1
         if group.num_unfinished == 0:
-            self._waiting.forget(group)
+            self._waiting.close(group)
             del self._groups[group.request.id]
 
-    def schedule(self, limits: StepLimits | None = None, *, holds: bool = False) -> StepPlan | None:
+    def schedule(
+        self, limits: StepLimits | None = None, *, defers_all: bool = False
+    ) -> StepPlan | None:
         """Plan the next step; None when nothing can be computed before a step is committed.
 
-        limits: the runner's current limits. holds: whether sampling is deferred for all sequences,
-        and not only for those with a grammar.
+        limits: the runner's current limits. defers_all: whether sampling is deferred for all
+        sequences, and not only for those with a grammar.
         """
         if limits is not None:
             self._max_tokens = min(self.config.max_num_batched_tokens, limits.num_tokens)
             self._max_sequences = min(self.config.max_num_seqs, limits.num_sequences)
-        builder = PlanBuilder(holds=holds, programs=None if limits is None else limits.programs)
+        builder = PlanBuilder(
+            defers_all=defers_all, programs=None if limits is None else limits.programs
+        )
         num_preemptions = self._totals.num_preemptions
         context = self._schedule_decodes(builder)
         if self._totals.num_preemptions == num_preemptions:
@@ -196,26 +202,26 @@ class Scheduler:
         return plan
 
     @property
-    def held(self) -> list[Sequence]:
+    def deferred(self) -> list[Sequence]:
         """Sequences whose sampling is deferred."""
-        return [sequence for sequence in self._running.decoding if sequence.is_held]
+        return [sequence for sequence in self._running.decoding if sequence.is_deferred]
 
-    def draw(
+    def plan_deferred(
         self,
         sequences: list[Sequence],
         masks: Iterable[np.ndarray | None],
         *,
         programs: int | None = None,
-    ) -> DrawPlan:
-        """Plan the deferred samples of sequences; masks, programs: as in DrawPlan."""
+    ) -> DeferredSamplePlan:
+        """Plan the deferred samples of sequences; masks, programs: as in DeferredSamplePlan."""
         rows = []
         for sequence in sequences:
-            assert sequence.is_held, sequence
+            assert sequence.is_deferred, sequence
             assert sequence.slot is not None, sequence
             start = sequence.length - 1
             rows.append(RowPlan(slot=sequence.slot, start=start, num_tokens=1, token_ids=()))
             sequence.length += 1
-        plan = DrawPlan(rows=tuple(rows), masks=tuple(masks), programs=programs)
+        plan = DeferredSamplePlan(rows=tuple(rows), masks=tuple(masks), programs=programs)
         self._in_flight.append((plan, [*sequences]))
         return plan
 
@@ -245,7 +251,7 @@ class Scheduler:
             self._preempt(sequence)
         return taken
 
-    def commit(self, plan: StepPlan | DrawPlan, result: StepResult) -> list[Update]:
+    def commit(self, plan: StepPlan | DeferredSamplePlan, result: StepResult) -> list[Update]:
         """Account for the oldest step or deferred sample in flight; return the updates by row.
 
         Errors come first. Sequences that reach a stop token or their length limit end and release
@@ -260,7 +266,7 @@ class Scheduler:
             sequence = sequences[index]
             if sequence is not None:
                 # Its pages may hold the same garbage: remove them from the prefix cache.
-                self._memory.distrust(sequence)
+                self._memory.invalidate(sequence)
                 self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
                 sequences[index] = None
                 updates.append((sequence, (), None))
@@ -282,7 +288,7 @@ class Scheduler:
             if drafts is not None and row.samples > 1:
                 token_ids = sequence.until_end(token_ids)
                 num_computed -= row.samples - len(token_ids)
-                drafts.settle(sequence, num_computed)
+                drafts.roll_back(sequence, num_computed)
             sequence.num_computed = num_computed
             output_ids = sequence.output_ids
             output_ids += token_ids
@@ -319,14 +325,14 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> None:
         """Clear the prefix cache; running sequences keep their pages."""
-        self._memory.forget_prefixes()
+        self._memory.reset_prefix_cache()
 
     def stats(self) -> StepStats:
         """Return current gauges, and counts since the scheduler was created."""
         return StepStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_deferred=self._waiting.num_held,
+            num_deferred=self._waiting.num_prefix_pending,
             num_pages=self._memory.num_pages,
             num_pages_used=self._memory.num_used,
             num_released_pages=self._memory.num_released,

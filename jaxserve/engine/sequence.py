@@ -69,7 +69,7 @@ class Sequence:
     targets_stop: log-probabilities of prompt tokens at positions [1, targets_stop) are still to
     be computed; 0 if none are. num_cached_tokens: prompt tokens found in the cache when the
     sequence first ran (None before that), as reported in usage. vector: result of a pooling
-    request. matcher: matcher of its grammar, None without one. is_told: whether the client has
+    request. matcher: matcher of its grammar, None without one. is_reported: whether the client has
     been sent a Start.
     """
 
@@ -94,7 +94,7 @@ class Sequence:
     is_decoding: bool = False
     is_verifying: bool = False
     matcher: GrammarMatcher | None = None
-    is_told: bool = False
+    is_reported: bool = False
     is_assigned: bool = False
     num_registered: int = 0
     digests: list[bytes] = field(default_factory=list[bytes])
@@ -152,7 +152,7 @@ class Sequence:
         return bool(self.output_ids) and self.output_ids[-1] in self.stop_ids
 
     @property
-    def is_held(self) -> bool:
+    def is_deferred(self) -> bool:
         """Whether sampling of its next token is deferred."""
         return self.is_decoding and self.num_scheduled == self.length and not self.is_verifying
 
@@ -242,7 +242,7 @@ def new_group(
     *,
     number: int,
     order: tuple[int, int],
-    draw_seed: Callable[[], int],
+    next_seed: Callable[[], int],
     eos_ids: frozenset[int],
     max_length: int,
     enable_prefix_caching: bool,
@@ -250,7 +250,7 @@ def new_group(
     """Create the sequences of a request.
 
     number: unique number of the request. order: priority and turn of the first choice; the turn of
-    each further choice is one higher, as if it had arrived with a later request. draw_seed: called
+    each further choice is one higher, as if it had arrived with a later request. next_seed: called
     for each choice if the request has no seed.
     """
     group = SequenceGroup(request=request)
@@ -262,7 +262,7 @@ def new_group(
         root = private_root_digest(number)
     priority, turn = order
     for index in range(params.n):
-        seed = draw_seed() if params.seed is None else choice_seed(params.seed, index)
+        seed = next_seed() if params.seed is None else choice_seed(params.seed, index)
         group.sequences.append(
             Sequence(
                 group=group,

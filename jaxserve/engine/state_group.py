@@ -76,7 +76,7 @@ class StateHolding(Holding):
 
     @property
     @override
-    def held(self) -> list[int]:
+    def pages(self) -> list[int]:
         return [page for _, page in self._earlier] + ([] if self._page is None else [self._page])
 
     @override
@@ -141,5 +141,5 @@ class StateHolding(Holding):
 
     @override
     def leave(self) -> None:
-        self._manager.pool.free(self.held)
+        self._manager.pool.free(self.pages)
         self._manager.pool.cancel(self.num_reserved)

@@ -30,19 +30,19 @@ class WaitingQueue:
         self._sequences: list[Sequence] = []  # sorted by order
         self._num_requests = 0
         self._num_further = 0
-        self._held: dict[bytes, list[Sequence]] = {}  # by the digest they wait for
-        self._num_held = 0
+        self._prefix_pending: dict[bytes, list[Sequence]] = {}  # by the digest they wait for
+        self._num_prefix_pending = 0
         self._last_start_s: float | None = None
         self._start_interval_s = 0.0
 
     def __len__(self) -> int:
         """Number of waiting sequences, including the prefix-pending ones."""
-        return len(self._sequences) + self._num_held
+        return len(self._sequences) + self._num_prefix_pending
 
     @property
-    def num_held(self) -> int:
+    def num_prefix_pending(self) -> int:
         """Number of prefix-pending sequences."""
-        return self._num_held
+        return self._num_prefix_pending
 
     @property
     def first(self) -> Sequence | None:
@@ -95,21 +95,21 @@ class WaitingQueue:
             # The time until the next start shows the rate only if a sequence is waiting.
             self._last_start_s = now_s if self._sequences else None
 
-    def hold(self, sequence: Sequence, digest: bytes) -> None:
+    def wait_for_prefix(self, sequence: Sequence, digest: bytes) -> None:
         """Take a sequence out of the order until the page of `digest` is computed."""
         self._take(sequence)
         sequence.awaited_digest = digest
-        self._held.setdefault(digest, []).append(sequence)
-        self._num_held += 1
+        self._prefix_pending.setdefault(digest, []).append(sequence)
+        self._num_prefix_pending += 1
 
     def release(self, digests: Iterable[bytes]) -> None:
         """Put the sequences that wait for these pages back into the order."""
-        if not self._held:
+        if not self._prefix_pending:
             return
         for digest in digests:
-            for sequence in self._held.pop(digest, ()):
+            for sequence in self._prefix_pending.pop(digest, ()):
                 sequence.awaited_digest = None
-                self._num_held -= 1
+                self._num_prefix_pending -= 1
                 self.push(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -119,14 +119,14 @@ class WaitingQueue:
         if digest is None:
             self._take(sequence)
             return
-        held = self._held[digest]
-        held.remove(sequence)
-        if not held:
-            del self._held[digest]
+        pending = self._prefix_pending[digest]
+        pending.remove(sequence)
+        if not pending:
+            del self._prefix_pending[digest]
         sequence.awaited_digest = None
-        self._num_held -= 1
+        self._num_prefix_pending -= 1
 
-    def forget(self, group: SequenceGroup) -> None:
+    def close(self, group: SequenceGroup) -> None:
         """Stop counting a request that has ended."""
         if not group.has_started:
             self._num_requests -= 1
@@ -141,14 +141,16 @@ class WaitingQueue:
         orders = [sequence.order for sequence in self._sequences]
         assert orders == sorted(set(orders)), "the queue is out of order"
         assert self._num_requests == sum(not group.has_started for group in groups)
-        held = [sequence for sequences in self._held.values() for sequence in sequences]
-        assert self._num_further == sum(map(_is_further, self._sequences + held))
-        assert len(held) == self._num_held
-        for sequence in self._sequences + held:
+        pending = [
+            sequence for sequences in self._prefix_pending.values() for sequence in sequences
+        ]
+        assert self._num_further == sum(map(_is_further, self._sequences + pending))
+        assert len(pending) == self._num_prefix_pending
+        for sequence in self._sequences + pending:
             assert sequence.slot is None, sequence
             assert not sequence.is_finished, sequence
-        for digest, sequences in self._held.items():
-            assert is_expected(digest), "held for a page that nobody computes"
+        for digest, sequences in self._prefix_pending.items():
+            assert is_expected(digest), "waits for a page that nobody computes"
             assert all(sequence.awaited_digest == digest for sequence in sequences)
 
 

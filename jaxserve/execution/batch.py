@@ -3,7 +3,7 @@
     needs, rows | a record per sequence | token_ids | positions, row_sequences | targets
                   [sequences, columns]    [tokens]    unless a decode step       if scored
 
-The input of deferred sampling (a "draw") has the same first part, then token bitmasks:
+The input of deferred sampling has the same first part, then token bitmasks:
 
     needs, rows | a record per row, without pages | masks
                   [rows, columns]                   [rows, words]
@@ -29,7 +29,7 @@ from jax import lax
 
 from jaxserve.api.limits import MAX_COUNT
 from jaxserve.api.plan import RowPlan, SlotAssignment
-from jaxserve.execution.shapes import GREEDY, SAMPLE, DrawShape, Feature, StepShape
+from jaxserve.execution.shapes import GREEDY, SAMPLE, DeferredSampleShape, Feature, StepShape
 
 # Columns of a record, in order, before its page table. `_STEP` columns change every step.
 _STEP = ("kv_length", "query_stop", "feedback", "samples")
@@ -40,7 +40,7 @@ _FIRST_FLOAT = _NUM_STEP + len(_INTS)
 _FIRST_PAGE = _FIRST_FLOAT + len(_FLOATS)
 
 # Value of the column `samples` for a row whose sampling is deferred.
-_HOLDS = -1
+_DEFERRED = -1
 
 # Word of a token bitmask that allows every token.
 _ALL = -1
@@ -64,7 +64,7 @@ class StepInput:
     slots: jax.Array  # int32[sequences]
     feedback: jax.Array  # int32[sequences], 1: the input token is the slot's last token
     samples: jax.Array  # int32[sequences], how many tokens the sequence may yield
-    holds: jax.Array  # int32[sequences], 1: sampling is deferred
+    is_deferred: jax.Array  # int32[sequences], 1: sampling is deferred
     page_table: jax.Array  # int32[sequences, pages]
     top_k: jax.Array  # int32[sequences], 0: all
     seed_low: jax.Array  # int32[sequences], bits of a uint32
@@ -121,7 +121,7 @@ def packed_size(shape: StepShape) -> int:
     return _layout(shape).size
 
 
-def packed_draw_size(shape: DrawShape, *, vocab_size: int) -> int:
+def packed_deferred_size(shape: DeferredSampleShape, *, vocab_size: int) -> int:
     """Return the length of the packed array for deferred sampling."""
     return 2 + shape.rows * (_FIRST_PAGE + mask_words(vocab_size))
 
@@ -160,8 +160,8 @@ def unpack(packed: jax.Array, shape: StepShape) -> StepInput:
     )
 
 
-def unpack_draw(
-    packed: jax.Array, shape: DrawShape, *, vocab_size: int
+def unpack_deferred(
+    packed: jax.Array, shape: DeferredSampleShape, *, vocab_size: int
 ) -> tuple[StepInput, jax.Array]:
     """Split the packed input of deferred sampling into fields and token bitmasks.
 
@@ -201,7 +201,7 @@ def _fields(records: jax.Array) -> dict[str, jax.Array]:
         "kv_lengths": kv_lengths,
         "slots": slots,
         "samples": jnp.maximum(samples, 0),
-        "holds": (samples == _HOLDS).astype(jnp.int32),
+        "is_deferred": (samples == _DEFERRED).astype(jnp.int32),
         **ints,
         **floats,
     }
@@ -328,7 +328,7 @@ def pack(rows: Rows, needs: Feature, shape: StepShape, table: SlotTable) -> np.n
     live[:, 2] = [not row.token_ids for row in rows.rows]
     live[:, 3] = rows.samples
     if not rows.samples.all():
-        live[[row.holds for row in rows.rows], 3] = _HOLDS
+        live[[row.is_deferred for row in rows.rows], 3] = _DEFERRED
     records[num_rows:, 1] = num_tokens
     packed[layout.tokens : layout.tokens + num_tokens] = rows.tokens
     if not shape.is_decode:
@@ -343,19 +343,19 @@ def pack(rows: Rows, needs: Feature, shape: StepShape, table: SlotTable) -> np.n
     return packed
 
 
-def pack_draw(
+def pack_deferred(
     rows: Rows,
     masks: Iterable[np.ndarray | None],
     needs: Feature,
-    shape: DrawShape,
+    shape: DeferredSampleShape,
     table: SlotTable,
     *,
     vocab_size: int,
 ) -> np.ndarray:
-    """Pack deferred sampling; padding is zeros. masks: as in DrawPlan."""
+    """Pack deferred sampling; padding is zeros. masks: as in DeferredSamplePlan."""
     num_rows, num_words = rows.num_rows, mask_words(vocab_size)
     start = 2 + shape.rows * _FIRST_PAGE
-    packed = np.zeros(packed_draw_size(shape, vocab_size=vocab_size), np.int32)
+    packed = np.zeros(packed_deferred_size(shape, vocab_size=vocab_size), np.int32)
     packed[:2] = needs, num_rows
     live = packed[2:start].reshape(shape.rows, _FIRST_PAGE)[:num_rows]
     live[:] = table.records[rows.slots, :_FIRST_PAGE]

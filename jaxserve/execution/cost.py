@@ -16,7 +16,7 @@ from jaxserve.api.engine_config import WorkModel
 from jaxserve.execution.attention import AttentionPlan
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.execution.programs import Helper, ProgramSet
-from jaxserve.execution.shapes import DrawShape, Feature, StepShape
+from jaxserve.execution.shapes import DeferredSampleShape, Feature, StepShape
 from jaxserve.models import ModelConfig, Params
 from jaxserve.quantization.matrix import as_matrix, matrices
 from pallas_kernels.targets import Target
@@ -191,7 +191,7 @@ def step_cost(
     )
 
 
-def draw_cost(model: ModelConfig, shape: DrawShape, *, params: Params) -> Cost:
+def deferred_sample_cost(model: ModelConfig, shape: DeferredSampleShape, *, params: Params) -> Cost:
     """Return the cost of deferred sampling: the head and its logits."""
     assert model.head is not None, "deferred sampling needs a language model head"
     head = as_matrix(params[model.head])

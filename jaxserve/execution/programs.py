@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxserve.execution.batch import packed_draw_size, packed_size
+from jaxserve.execution.batch import packed_deferred_size, packed_size
 from jaxserve.execution.caches import KVCache, allocate_caches, describe_caches
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.heads.pool import PoolOutput, PoolState, abstract_pool_state
 from jaxserve.execution.heads.sample import StepOutput
-from jaxserve.execution.shapes import DrawShape, ShapeTable, StepShape
+from jaxserve.execution.shapes import DeferredSampleShape, ShapeTable, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember
-from jaxserve.execution.step import draw as draw_of_tree
+from jaxserve.execution.step import sample_deferred as sample_deferred_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
 
@@ -29,7 +29,7 @@ class Helper(StrEnum):
     REMEMBER = "remember"
 
 
-type Program = StepShape | DrawShape | Helper
+type Program = StepShape | DeferredSampleShape | Helper
 
 # Slot state on the device, and output for the host: of a generating and of a pooling engine.
 type State[Leaf] = SlotState[Leaf] | PoolState[Leaf]
@@ -54,7 +54,7 @@ def first_programs(shapes: ShapeTable) -> list[Program]:
 def all_programs(shapes: ShapeTable) -> list[Program]:
     """Return all programs of an engine with these shapes, in order of compilation."""
     # One program for deferred sampling is enough to serve every grammar request.
-    return [*first_programs(shapes), *shapes.draws[:1], *shapes.shapes[1:], *shapes.draws[1:]]
+    return [*first_programs(shapes), *shapes.deferred[:1], *shapes.shapes[1:], *shapes.deferred[1:]]
 
 
 def described_state(
@@ -108,8 +108,8 @@ class ProgramSet:
             donate_argnames=("cache", "state"),
             out_shardings=(replicated, *shardings),
         )
-        self._draw = jax.jit(
-            partial(draw, context=context),
+        self._sample_deferred = jax.jit(
+            partial(sample_deferred, context=context),
             static_argnames=("tree", "shape"),
             donate_argnames="state",
             out_shardings=(replicated, shardings[1]),
@@ -147,11 +147,13 @@ class ProgramSet:
                     tree=tree,
                     shape=program,
                 )
-            case DrawShape():
+            case DeferredSampleShape():
                 leaves, tree = jax.tree.flatten(params)
-                size = packed_draw_size(program, vocab_size=self._vocab_size)
+                size = packed_deferred_size(program, vocab_size=self._vocab_size)
                 packed = self._described((size,), jnp.int32)
-                return self._draw.lower(tuple(leaves), self.state, packed, tree=tree, shape=program)
+                return self._sample_deferred.lower(
+                    tuple(leaves), self.state, packed, tree=tree, shape=program
+                )
             case Helper.REMEMBER:
                 memory = jax.tree.map(
                     lambda leaf: self._described(leaf.shape[1:], leaf.dtype), self.state
@@ -184,18 +186,18 @@ def step(
     return step_of_tree(params, cache, state, packed, shape=shape, context=context)
 
 
-def draw(
+def sample_deferred(
     leaves: tuple[jax.Array, ...],
     state: SlotState[jax.Array],
     packed: jax.Array,
     *,
     tree: Any,
-    shape: DrawShape,
+    shape: DeferredSampleShape,
     context: StepContext,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
-    """Call `step.draw` with flattened parameters, as for a step."""
+    """Call `step.sample_deferred` with flattened parameters, as for a step."""
     params: Params = jax.tree.unflatten(tree, leaves)
-    return draw_of_tree(params, state, packed, shape=shape, context=context)
+    return sample_deferred_tree(params, state, packed, shape=shape, context=context)
 
 
 def _allocate(

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from jaxserve.api.plan import (
     NULL_SLOT,
-    DrawPlan,
+    DeferredSamplePlan,
     RowPlan,
     SlotAssignment,
     StepLimits,
@@ -20,21 +20,28 @@ from jaxserve.api.plan import (
 )
 from jaxserve.api.request import PositionLogprobs, TokenLogprob
 from jaxserve.api.sampling_params import SamplingParams
-from jaxserve.execution.batch import Rows, SlotTable, pack, pack_draw
+from jaxserve.execution.batch import Rows, SlotTable, pack, pack_deferred
 from jaxserve.execution.caches import KVCache
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.cost import StepCosts
 from jaxserve.execution.heads.pool import PoolOutput
-from jaxserve.execution.heads.sample import DrawStatus, StepOutput
+from jaxserve.execution.heads.sample import SampleStatus, StepOutput
 from jaxserve.execution.program_pool import ProgramPool
 from jaxserve.execution.programs import Helper, Output, State
 from jaxserve.execution.sampling import Logprobs
-from jaxserve.execution.shapes import GREEDY, POOL, DrawShape, Feature, ShapeTable, StepShape
+from jaxserve.execution.shapes import (
+    GREEDY,
+    POOL,
+    DeferredSampleShape,
+    Feature,
+    ShapeTable,
+    StepShape,
+)
 from jaxserve.execution.state import slot_memory
 from jaxserve.models import Params
 
 # Status and count of a row that yields one token, the common case.
-_ONE_DRAWN = np.array([[DrawStatus.DRAWN], [1]], np.int32)
+_ONE_SAMPLED = np.array([[SampleStatus.SAMPLED], [1]], np.int32)
 
 
 class ModelRunner:
@@ -62,8 +69,8 @@ class ModelRunner:
         self._all_shapes = shapes
         self._vocab_size = context.model.vocab_size
         self._processors = context.sampling.processors
-        held_dtype = context.attention.dtype
-        self._nothing_held = np.zeros(context.model.embed, held_dtype)
+        hidden_dtype = context.attention.dtype
+        self._no_hidden = np.zeros(context.model.embed, hidden_dtype)
         # Tokens that fit into every group's columns, for any page size.
         self._null_tokens = min(group.max_pages for group in context.caches.groups)
         self._table = SlotTable(num_slots=num_slots, pages=shapes.shapes[0].pages)
@@ -71,7 +78,10 @@ class ModelRunner:
         self._cache: KVCache
         self._state: State[jax.Array]
         # Shape tables of the usable programs, by bitmask over this order.
-        self._order: tuple[StepShape | DrawShape, ...] = (*shapes.shapes, *shapes.draws)
+        self._order: tuple[StepShape | DeferredSampleShape, ...] = (
+            *shapes.shapes,
+            *shapes.deferred,
+        )
         self._tables: dict[int, ShapeTable] = {}
         self._cache, self._state = programs.get(Helper.ALLOCATE)()
         programs.get(shapes.shapes[0])
@@ -131,16 +141,16 @@ class ModelRunner:
             num_prompt_logprobs=_at(table.num_prompt_logprobs, rows) if rows.has_targets else None,
         )
 
-    def draw(self, plan: DrawPlan) -> "PendingResult":
+    def sample_deferred(self, plan: DeferredSamplePlan) -> "PendingResult":
         """Start deferred sampling; see plan.Runner."""
         start_s = self._clock()
         rows, table = Rows(plan.rows), self._table
         needs = table.needs(rows)
-        shape = self._table_of(plan.programs).choose_draw(rows.num_rows)
-        packed = pack_draw(rows, plan.masks, needs, shape, table, vocab_size=self._vocab_size)
+        shape = self._table_of(plan.programs).choose_deferred(rows.num_rows)
+        packed = pack_deferred(rows, plan.masks, needs, shape, table, vocab_size=self._vocab_size)
         pack_s = self._clock() - start_s
         return PendingResult(
-            self._run_draw(shape, packed),
+            self._run_deferred(shape, packed),
             rows,
             run=StepRun(
                 program=shape.name,
@@ -167,17 +177,17 @@ class ModelRunner:
             jax.block_until_ready(self._run(shape, packed))
         if self._all_shapes.pools:
             return
-        for draw in self._shapes.draws:
+        for deferred in self._shapes.deferred:
             row = RowPlan(slot=NULL_SLOT, start=0, num_tokens=1, token_ids=())
-            packed = pack_draw(
+            packed = pack_deferred(
                 Rows((row,)),
                 (None,),
                 GREEDY,
-                draw,
+                deferred,
                 self._table,
                 vocab_size=self._vocab_size,
             )
-            jax.block_until_ready(self._run_draw(draw, packed))
+            jax.block_until_ready(self._run_deferred(deferred, packed))
         nobody = SlotAssignment(
             slot=NULL_SLOT, params=SamplingParams(min_tokens=1), seed=0, prompt_ids=(0,)
         )
@@ -208,7 +218,10 @@ class ModelRunner:
             if extra is None:
                 extra = np.zeros(self._processors.row_size, np.float32)
             memory = slot_memory(
-                assignment, vocab_size=self._vocab_size, held=self._nothing_held, extra=extra
+                assignment,
+                vocab_size=self._vocab_size,
+                deferred_hidden=self._no_hidden,
+                extra=extra,
             )
             write = self._programs.get(Helper.REMEMBER)
             self._state = write(self._state, np.int32(assignment.slot), memory)
@@ -220,7 +233,7 @@ class ModelRunner:
         )
         return output
 
-    def _run_draw(self, shape: DrawShape, packed: np.ndarray) -> StepOutput:
+    def _run_deferred(self, shape: DeferredSampleShape, packed: np.ndarray) -> StepOutput:
         output: StepOutput
         output, self._state = self._programs.get(shape)(self._leaves, self._state, packed)
         return output
@@ -275,14 +288,14 @@ class PendingResult:
         invalid_rows: frozenset[int] = frozenset()
         empty_rows: frozenset[int] = frozenset()
         status, counts = tokens[:2]
-        if (tokens[:2] == _ONE_DRAWN).all():
+        if (tokens[:2] == _ONE_SAMPLED).all():
             token_ids = tuple(zip(tokens[2].tolist()))
         else:
             yielded = zip(tokens[2:].T.tolist(), counts.tolist(), strict=True)
             token_ids = tuple([tuple(ids[:count]) for ids, count in yielded])
             samples = rows.samples > 0
-            invalid_rows = _where((status == DrawStatus.NOT_FINITE) & samples)
-            empty_rows = _where((status == DrawStatus.NONE_ALLOWED) & samples)
+            invalid_rows = _where((status == SampleStatus.NOT_FINITE) & samples)
+            empty_rows = _where((status == SampleStatus.NONE_ALLOWED) & samples)
         return StepResult(
             token_ids=token_ids,
             invalid_rows=invalid_rows,

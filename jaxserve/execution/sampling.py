@@ -126,7 +126,7 @@ def sample(
     # Materialize the weights. XLA would recompute them for each use, 7 times slower on a CPU.
     kept = lax.optimization_barrier(kept)
     uniforms = jax.vmap(_uniforms)(inputs.seed_low, inputs.seed_high, inputs.kv_lengths)
-    return jnp.where(inputs.temperature == 0.0, greedy(logits), _draw(kept, uniforms))
+    return jnp.where(inputs.temperature == 0.0, greedy(logits), _sample_weights(kept, uniforms))
 
 
 def _floor(logits: Float[Array, "rows vocab"], inputs: StepInput) -> Int32[Array, " rows"]:
@@ -247,7 +247,7 @@ def _greatest(
     ]
 
 
-def _draw(
+def _sample_weights(
     weights: Float[Array, "rows vocab"], uniforms: Float[Array, "rows 2"]
 ) -> Int32[Array, " rows"]:
     """Sample an index in proportion to the weights, from two uniform numbers in [0, 1)."""

@@ -79,7 +79,7 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawShape:
+class DeferredSampleShape:
     """Rows of deferred sampling, padding included. Branches like a step's program."""
 
     rows: int
@@ -87,7 +87,7 @@ class DrawShape:
     @property
     def name(self) -> str:
         """Name, unique within an engine."""
-        return f"draw-{self.rows}"
+        return f"deferred-{self.rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ class ShapeTable:
     second one for greedy decodes, a single graph without branches.
 
     The first shape has every feature and room for useful prefill chunks, so an engine can serve
-    every request with it alone, if slowly. draws: shapes of deferred sampling, the largest first.
+    every request with it alone, if slowly. deferred: shapes of deferred sampling, largest first.
     """
 
     shapes: tuple[StepShape, ...]
-    draws: tuple[DrawShape, ...] = ()
+    deferred: tuple[DeferredSampleShape, ...] = ()
     # Shapes that cover a set of features, in order of preference; filled on demand.
     _covering: dict[Feature, tuple[StepShape, ...]] = field(
         init=False, repr=False, compare=False, default_factory=dict
@@ -125,12 +125,11 @@ class ShapeTable:
             )
         is_cpu = platform == "cpu"
         singles = _sizes_up(8, max_num_seqs, factor=2)
-        drawn = _sizes_up(16, max_num_seqs, factor=4)
-        drawn = singles if is_cpu else _sizes_up(16, max_num_seqs, factor=4)
+        deferred = singles if is_cpu else _sizes_up(16, max_num_seqs, factor=4)
         largest = max(max_num_batched_tokens, 2 * max_num_seqs)
         if is_cpu:
             singles = sorted({1, *singles, *(3 * size // 4 for size in singles if size > 16)})
-            drawn = singles
+            deferred = singles
         mixed = [
             StepShape(tokens, min(max_num_seqs, tokens // 2), pages, SCORE, branches=True)
             for tokens in _sizes_down(_SMALLEST_MIXED[platform], largest, factor=4 if is_cpu else 2)
@@ -140,7 +139,9 @@ class ShapeTable:
         least = 0 if is_cpu else _FIRST_TOKENS
         first = next((shape for shape in mixed if shape.tokens >= least), mixed[-1])
         ordered = dict.fromkeys((first, *greedy, *full, *mixed))
-        return ShapeTable(tuple(ordered), draws=tuple(map(DrawShape, reversed(drawn))))
+        return ShapeTable(
+            tuple(ordered), deferred=tuple(map(DeferredSampleShape, reversed(deferred)))
+        )
 
     @staticmethod
     def plan_pooling(
@@ -163,12 +164,12 @@ class ShapeTable:
         """Whether steps pool prompts instead of sampling tokens."""
         return Feature.VECTORS in self.shapes[0].features
 
-    def only(self, is_made: Callable[[StepShape | DrawShape], bool]) -> "ShapeTable":
+    def only(self, is_made: Callable[[StepShape | DeferredSampleShape], bool]) -> "ShapeTable":
         """Return the table of the shapes for which `is_made` is true."""
         return replace(
             self,
             shapes=tuple(filter(is_made, self.shapes)),
-            draws=tuple(filter(is_made, self.draws)),
+            deferred=tuple(filter(is_made, self.deferred)),
         )
 
     @property
@@ -181,7 +182,7 @@ class ShapeTable:
         return StepLimits(
             num_tokens=largest.tokens,
             num_sequences=largest.sequences,
-            num_draws=max((draw.rows for draw in self.draws), default=0),
+            num_deferred_samples=max((shape.rows for shape in self.deferred), default=0),
         )
 
     def choose(self, row_lengths: list[int], needs: Feature) -> StepShape:
@@ -207,10 +208,11 @@ class ShapeTable:
 
         return tuple(sorted((each for each in self.shapes if needs in each.features), key=cost))
 
-    def choose_draw(self, num_rows: int) -> DrawShape:
+    def choose_deferred(self, num_rows: int) -> DeferredSampleShape:
         """Return the smallest deferred-sampling shape for `num_rows` rows."""
         return min(
-            (draw for draw in self.draws if draw.rows >= num_rows), key=lambda draw: draw.rows
+            (shape for shape in self.deferred if shape.rows >= num_rows),
+            key=lambda shape: shape.rows,
         )
 
 

@@ -37,7 +37,7 @@ class SlotState[Leaf]:
     """
 
     last_token: Leaf  # int32[slots], read by the next `feedback` row
-    held: Leaf  # [slots, embed], hidden state of deferred sampling
+    deferred_hidden: Leaf  # [slots, embed], hidden state of deferred sampling
     seen: Leaf  # bool[slots, vocab], whether the prompt has the token
     counts: Leaf  # int32[slots, vocab], how often it was generated
     bias: Leaf  # float32[slots, vocab], added to logits; -inf forbids
@@ -73,7 +73,7 @@ def abstract_state(
 
     return SlotState(
         last_token=array(np.int32),
-        held=array(dtype, embed),
+        deferred_hidden=array(dtype, embed),
         seen=array(np.bool_, vocab_size),
         counts=array(np.int32, vocab_size),
         bias=array(np.float32, vocab_size),
@@ -90,12 +90,12 @@ def slot_memory(
     assignment: SlotAssignment,
     *,
     vocab_size: int,
-    held: SlotRow = NO_EXTRA,
+    deferred_hidden: SlotRow = NO_EXTRA,
     extra: SlotRow = NO_EXTRA,
 ) -> SlotState[SlotRow]:
     """Return a sequence's row of SlotState, in host memory.
 
-    held: initial hidden state. extra: row of the engine's logits processors.
+    deferred_hidden: initial hidden state. extra: row of the engine's logits processors.
     """
     params = assignment.params
     seen = np.zeros(vocab_size, np.bool_)
@@ -125,7 +125,7 @@ def slot_memory(
     named[: len(params.logprob_token_ids)] = params.logprob_token_ids
     return SlotState(
         last_token=np.int32(0),
-        held=held,
+        deferred_hidden=deferred_hidden,
         seen=seen,
         counts=counts,
         bias=bias,

@@ -6,12 +6,18 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxserve.execution.batch import unpack, unpack_draw, unpack_masks
+from jaxserve.execution.batch import unpack, unpack_deferred, unpack_masks
 from jaxserve.execution.caches import KVCache
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.forward import forward, logits_of
-from jaxserve.execution.heads.sample import Drawn, StepOutput, draw_tokens, first_covering, yielded
-from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, DrawShape, Feature, StepShape
+from jaxserve.execution.heads.sample import (
+    SamplerOutput,
+    StepOutput,
+    first_covering,
+    sample_tokens,
+    to_step_output,
+)
+from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, DeferredSampleShape, Feature, StepShape
 from jaxserve.execution.state import SlotState
 from jaxserve.layers.linear import ALL_ROWS
 from jaxserve.models import Decoder, Params, bind
@@ -40,29 +46,29 @@ def step(
     return output, cache, state
 
 
-def draw(
+def sample_deferred(
     params: Params,
     state: SlotState[jax.Array],
     packed: jax.Array,
     *,
-    shape: DrawShape,
+    shape: DeferredSampleShape,
     context: StepContext,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Sample the tokens that steps deferred, restricted to the allowed tokens.
 
-    packed: int32 array from `batch.pack_draw` for `shape`. Donate state.
+    packed: int32 array from `batch.pack_deferred` for `shape`. Donate state.
     """
-    inputs, masks = unpack_draw(packed, shape, vocab_size=context.model.vocab_size)
+    inputs, masks = unpack_deferred(packed, shape, vocab_size=context.model.vocab_size)
     model = bind(context.model, params)
     assert isinstance(model, Decoder), "deferred sampling needs a decoder"
 
     # Compute everything in each branch: XLA materializes what branches share.
-    def drawn(path: Feature) -> Drawn:
-        logits = logits_of(model, state.held[inputs.slots], ALL_ROWS, context.sharding)
+    def sampled(path: Feature) -> SamplerOutput:
+        logits = logits_of(model, state.deferred_hidden[inputs.slots], ALL_ROWS, context.sharding)
         with jax.named_scope("sampling"):
             allowed = unpack_masks(masks, vocab_size=context.model.vocab_size)
-            return draw_tokens(logits, inputs, state, path, context.sampling, allowed=allowed)
+            return sample_tokens(logits, inputs, state, path, context.sampling, allowed=allowed)
 
     paths = (GREEDY, SAMPLE, FULL)
-    chosen = lax.switch(first_covering(paths, inputs), [partial(drawn, path) for path in paths])
-    return yielded(chosen, inputs, state, adjusts=True)
+    chosen = lax.switch(first_covering(paths, inputs), [partial(sampled, path) for path in paths])
+    return to_step_output(chosen, inputs, state, adjusts=True)

@@ -190,8 +190,8 @@ class Timeline:
             later.begin_s = max(later.begin_s, device.ready_s)
             later.busy_s = max(later.busy_s, device.ready_s)
 
-    def drawn(self) -> None:
-        """Record that the result of a deferred sampling has arrived."""
+    def sampled_deferred(self) -> None:
+        """Record that the result of deferred sampling has arrived."""
         now_s = self._clock()
         if self._record is not None:
             self._record.wait_s += now_s - self._now_s

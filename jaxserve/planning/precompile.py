@@ -13,10 +13,10 @@ import jax
 
 from jaxserve.errors import ConfigError
 from jaxserve.execution.compilation import without_compilation_cache
-from jaxserve.execution.cost import Cost, draw_cost, helper_cost, step_cost
+from jaxserve.execution.cost import Cost, deferred_sample_cost, helper_cost, step_cost
 from jaxserve.execution.executables import ExecutableWriter
 from jaxserve.execution.programs import Helper, Program, all_programs, name_of
-from jaxserve.execution.shapes import DrawShape
+from jaxserve.execution.shapes import DeferredSampleShape
 from jaxserve.models import Params
 from jaxserve.planning.engine_plan import EnginePlan
 
@@ -122,8 +122,8 @@ def _chosen(plan: EnginePlan, patterns: Sequence[str]) -> list[Program]:
 def _cost(plan: EnginePlan, program: Program, *, params: Params, context_len: int) -> Cost:
     if isinstance(program, Helper):
         return helper_cost(plan.programs, program)
-    if isinstance(program, DrawShape):
-        return draw_cost(plan.model, program, params=params)
+    if isinstance(program, DeferredSampleShape):
+        return deferred_sample_cost(plan.model, program, params=params)
     return step_cost(
         plan.model,
         program,

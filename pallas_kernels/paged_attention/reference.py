@@ -76,7 +76,7 @@ def workspace_bytes(
 
 
 @dataclass(frozen=True)
-class _Scores:
+class _Scoring:
     """Conversion of products of queries and keys to softmax weights."""
 
     scale: float
@@ -98,15 +98,15 @@ def attend(
 ) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
     """See api.Backend."""
     del target
-    how = _Scores(spec.scale, config.soft_cap, config.sliding_window, spec.sinks)
+    scoring = _Scoring(spec.scale, config.soft_cap, config.sliding_window, spec.sinks)
     batch = batch.confined(
         num_tokens=q.shape[0], num_pages=cache.shape[1], page_size=config.page_size
     )
     cache = write(cache, k, v, batch)
     with jax.named_scope("paged_attention"):
         if batch.max_query_length == 1:
-            return _attend_single(q, cache, batch, how, rows=jnp.arange(q.shape[0])), cache
-        return _attend_ragged(q, cache, batch, how), cache
+            return _attend_single(q, cache, batch, scoring, rows=jnp.arange(q.shape[0])), cache
+        return _attend_ragged(q, cache, batch, scoring), cache
 
 
 @jax.named_scope("kv_write")
@@ -138,7 +138,7 @@ def _attend_single(
     q: Float[Array, "tokens heads head_dim"],
     cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
-    how: _Scores,
+    scoring: _Scoring,
     *,
     rows: Int32[Array, " sequences"],
 ) -> Float[Array, "sequences heads head_dim"]:
@@ -161,7 +161,7 @@ def _attend_single(
         queries = q.at[rows[sequences]].get(mode="clip")[:, None]
         counts = is_single[sequences].astype(jnp.int32)
         positions = batch.kv_lengths[sequences] - 1
-        result = _attend_blocks(queries, cache, batch, sequences, positions, counts, how)
+        result = _attend_blocks(queries, cache, batch, sequences, positions, counts, scoring)
         return lax.dynamic_update_slice_in_dim(out, result[:, 0], index * group, axis=0)
 
     # Overwritten wherever it is read. Constant zeros would not depend on q: XLA would create those
@@ -176,7 +176,7 @@ def _attend_ragged(
     q: Float[Array, "tokens heads head_dim"],
     cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
     batch: PagedBatch,
-    how: _Scores,
+    scoring: _Scoring,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Divide the rows of each sequence into blocks, attend, and put the rows back in order.
 
@@ -207,7 +207,7 @@ def _attend_ragged(
             sequences,
             first_positions,
             counts,
-            how,
+            scoring,
         )
         return lax.dynamic_update_slice_in_dim(out, result, group * BLOCK_GROUP, axis=0)
 
@@ -226,7 +226,7 @@ def _attend_ragged(
     gathered = out.at[first_blocks + row_indices // QUERY_BLOCK, row_indices % QUERY_BLOCK].get(
         mode="clip"
     )
-    single = _attend_single(q, cache, batch, how, rows=batch.query_starts[:-1])
+    single = _attend_single(q, cache, batch, scoring, rows=batch.query_starts[:-1])
     is_single_row = is_single[batch.row_sequences][:, None, None]
     gathered = jnp.where(is_single_row, single[batch.row_sequences], gathered)
     is_real = jnp.arange(num_tokens) < batch.query_starts[-1]
@@ -246,7 +246,7 @@ def _attend_blocks(
     sequences: Int32[Array, " blocks"],
     first_positions: Int32[Array, " blocks"],
     counts: Int32[Array, " blocks"],
-    how: _Scores,
+    scoring: _Scoring,
 ) -> Float[Array, "blocks rows heads head_dim"]:
     """Attend with blocks of `counts` rows at consecutive positions; other rows are zeros."""
     num_blocks, num_rows, num_heads, head_dim = q.shape
@@ -277,14 +277,14 @@ def _attend_blocks(
         # Unwritten slots must not affect the sum: 0 * NaN is NaN.
         is_written = key_positions < lengths[:, None]
         values = jnp.where(is_written[:, None, :, None], values, 0)
-        scores = how.scale * jnp.einsum(
+        scores = scoring.scale * jnp.einsum(
             "bhrk,bhck->bhrc", folded, keys, preferred_element_type=jnp.float32
         )
-        if how.soft_cap is not None:
-            scores = how.soft_cap * jnp.tanh(scores / how.soft_cap)
+        if scoring.soft_cap is not None:
+            scores = scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
         is_visible = key_positions <= positions
-        if how.sliding_window is not None:
-            is_visible &= key_positions > positions - how.sliding_window
+        if scoring.sliding_window is not None:
+            is_visible &= key_positions > positions - scoring.sliding_window
         scores = jnp.where(is_visible, scores, MASKED)
         new_maximum = jnp.maximum(maximum, jnp.max(scores, axis=-1))
         weights = jnp.where(is_visible, jnp.exp(scores - new_maximum[..., None]), 0.0)
@@ -299,15 +299,15 @@ def _attend_blocks(
         return new_maximum, total, out * decay[..., None] + partial
 
     first_chunk = jnp.zeros((), jnp.int32)
-    if how.sliding_window is not None:
+    if scoring.sliding_window is not None:
         earliest = jnp.where(counts > 0, first_positions, _NEVER)
-        first_chunk = jnp.maximum(jnp.min(earliest) - how.sliding_window + 1, 0) // chunk
+        first_chunk = jnp.maximum(jnp.min(earliest) - scoring.sliding_window + 1, 0) // chunk
     last_chunk = (jnp.max(lengths) + chunk - 1) // chunk
     shape = folded.shape[:3]
     maximum, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
-    if how.sinks is not None:
+    if scoring.sinks is not None:
         # A sink counts as a key before all others, with value 0.
-        per_row = jnp.repeat(how.sinks.reshape(kv_heads, group), num_rows, axis=1)
+        per_row = jnp.repeat(scoring.sinks.reshape(kv_heads, group), num_rows, axis=1)
         maximum, total = jnp.broadcast_to(per_row, shape), jnp.ones(shape, jnp.float32)
     _, total, out = lax.fori_loop(
         first_chunk,

@@ -46,7 +46,7 @@ def scheduled(scheduler: Scheduler) -> StepPlan:
 
 
 def answer(plan: StepPlan, token_id: int = 9) -> StepResult:
-    """A result in which every row that samples draws `token_id`."""
+    """A result in which every row that samples yields `token_id`."""
     return StepResult(token_ids=tuple((token_id,) if row.samples else () for row in plan.rows))
 
 

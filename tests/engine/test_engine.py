@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jaxserve.api.plan import DrawPlan, StepLimits, StepPlan
+from jaxserve.api.plan import DeferredSamplePlan, StepLimits, StepPlan
 from jaxserve.api.request import FinishReason, TokenEvent
 from jaxserve.engine.scheduler import NOT_FINITE
 from jaxserve.errors import ContextLengthError, InvalidRequestError
@@ -110,7 +110,7 @@ def test_an_exception_of_the_runner_leaves_the_engine() -> None:
         def dispatch(self, plan: StepPlan) -> FakePendingStep:
             raise RuntimeError("the device is gone")
 
-        def draw(self, plan: DrawPlan) -> FakePendingStep:
+        def sample_deferred(self, plan: DeferredSamplePlan) -> FakePendingStep:
             raise RuntimeError("the device is gone")
 
     world = World()

@@ -89,16 +89,16 @@ def test_neighbours_and_preemptions_change_no_token() -> None:
         assert world.output(request.id) == alone(request)[0], request.id
 
 
-def test_forced_tokens_are_not_drawn() -> None:
+def test_forced_tokens_are_not_sampled() -> None:
     world = make()
     world.run(ask())
-    assert world.runner.num_draws < len(world.output()) / 2
+    assert world.runner.num_deferred_samples < len(world.output()) / 2
 
 
-def test_forced_tokens_are_drawn_where_their_probabilities_are_wanted() -> None:
+def test_forced_tokens_are_sampled_where_their_probabilities_are_wanted() -> None:
     world = make()
     world.run(ask(logprobs=1))
-    assert world.runner.num_draws == len(world.output())
+    assert world.runner.num_deferred_samples == len(world.output())
     reported = [p for event in world.events for p in event.logprobs]
     assert [each.chosen.token_id for each in reported] == world.output()
 
@@ -158,7 +158,7 @@ def test_what_is_forced_from_the_start_needs_no_model() -> None:
     world.run(ask(asked={"choice": ("yes",)}))
     assert world.answers["a", 0].text == "yes"
     assert world.answers["a", 0].finish_reason is FinishReason.STOP
-    assert world.runner.num_draws == 0
+    assert world.runner.num_deferred_samples == 0
 
 
 def test_choices_of_a_request_go_their_own_ways() -> None:
@@ -304,10 +304,12 @@ def test_a_grammar_that_nobody_waits_for_is_not_compiled() -> None:
     assert "a3" in slow.asked
 
 
-def test_while_a_grammar_runs_no_other_token_is_drawn_within_a_step() -> None:
+def test_while_a_grammar_runs_no_other_token_is_sampled_within_a_step() -> None:
     world = make()
     world.run(ask("free", asked=None, max_tokens=150), ask("bound"))
-    with_grammar = [plan.rows for plan in world.runner.plans if any(row.holds for row in plan.rows)]
+    with_grammar = [
+        plan.rows for plan in world.runner.plans if any(row.is_deferred for row in plan.rows)
+    ]
     # The step in which it begins is planned before it is known that it runs.
     assert sum(any(row.samples for row in rows) for rows in with_grammar) <= 1
     assert len(with_grammar) > 10
@@ -335,7 +337,7 @@ class Prompt(MatcherPool):
         self.wait(30.0)
 
 
-def test_draws_of_one_step_are_read_before_the_next_but_one() -> None:
+def test_deferred_samples_of_one_step_are_read_before_the_next_but_one() -> None:
     world = make(matchers=Prompt(compiler()))
     world.run(*(ask(str(seed), seed=seed, logprobs=0) for seed in range(4)))
     # Every sequence advances with every step, as those without a grammar do.

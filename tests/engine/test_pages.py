@@ -35,7 +35,7 @@ def test_a_page_freed_twice_is_a_bug() -> None:
         pages.free(taken)
 
 
-def test_a_shared_page_stays_held_until_its_last_holder_frees_it() -> None:
+def test_a_shared_page_stays_in_use_until_its_last_reference_is_dropped() -> None:
     pages, cache = make(3)
     taken = pages.allocate(1)
     cache.register(b"digest", taken[0])
@@ -46,7 +46,7 @@ def test_a_shared_page_stays_held_until_its_last_holder_frees_it() -> None:
     assert pages.num_free == 2
 
 
-def test_a_known_page_without_holders_counts_as_free_and_can_be_taken_up_again() -> None:
+def test_a_known_page_without_references_counts_as_free_and_can_be_taken_up_again() -> None:
     pages, cache = make(3)
     taken = pages.allocate(2)
     cache.register(b"digest", taken[0])
@@ -54,7 +54,7 @@ def test_a_known_page_without_holders_counts_as_free_and_can_be_taken_up_again()
     assert pages.num_free == 2
     pages.share(cache.find([b"digest"]))
     assert pages.num_free == 1
-    pages.check_integrity(held=taken[:1])
+    pages.check_integrity(used=taken[:1])
 
 
 def test_worthless_pages_are_taken_before_known_ones() -> None:
@@ -87,16 +87,16 @@ def test_sharing_an_idle_page_takes_a_free_one() -> None:
     assert (pages.num_idle(taken), pages.num_free) == (0, 1)
 
 
-def test_forgetting_prefixes_frees_idle_pages_and_leaves_held_ones() -> None:
+def test_forgetting_prefixes_frees_idle_pages_and_leaves_used_ones() -> None:
     pages, cache = make(4)
     taken = pages.allocate(2)
     for number, page in enumerate(taken):
         cache.register(bytes([number]), page)
     pages.free(taken[:1])
-    pages.forget_prefixes()
+    pages.reset_prefix_cache()
     assert cache.find([b"\0"]) == []
     assert cache.find([b"\1"]) == []
-    pages.check_integrity(held=taken[1:])
+    pages.check_integrity(used=taken[1:])
     pages.free(taken[1:])
     assert pages.num_free == 3
 
@@ -139,8 +139,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.pages.free(self.holders.pop(holder))
 
     @rule()
-    def forget_prefixes(self) -> None:
-        self.pages.forget_prefixes()
+    def reset_prefix_cache(self) -> None:
+        self.pages.reset_prefix_cache()
 
     @invariant()
     def every_page_is_in_one_state(self) -> None:

@@ -92,7 +92,7 @@ def test_an_aborted_prompt_leaves_nothing_behind() -> None:
     assert world.answers["b", 0].finish_reason is FinishReason.STOP
 
 
-def test_pooled_prompts_are_counted_and_draw_no_tokens() -> None:
+def test_pooled_prompts_are_counted_and_sample_no_tokens() -> None:
     metrics = Metrics(max_model_len=64)
     world = World(pools=True, metrics=metrics.engine("m"))
     world.run(pooled("a", LONG), pooled("b"))

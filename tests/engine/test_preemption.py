@@ -43,7 +43,7 @@ def test_a_preempted_sequence_runs_before_later_arrivals() -> None:
     assert [each.prompt_ids[0] for each in scheduled(scheduler).assignments] == [18, 1]
 
 
-def test_what_was_in_flight_of_a_preempted_sequence_is_ignored_and_drawn_again() -> None:
+def test_what_was_in_flight_of_a_preempted_sequence_is_ignored_and_sampled_again() -> None:
     scheduler, first = crowded()
     second = scheduled(scheduler)
     updates = scheduler.commit(first, answer(first))

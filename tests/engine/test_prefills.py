@@ -29,7 +29,7 @@ def prompt(length: int, done: int = 0, *, serial: int = 0) -> Sequence:
         request(str(serial), (1,) * length),
         number=serial,
         order=(0, serial),
-        draw_seed=lambda: 0,
+        next_seed=lambda: 0,
         eos_ids=frozenset(),
         max_length=2 * length,
         enable_prefix_caching=False,

@@ -64,9 +64,9 @@ def test_the_least_recently_used_idle_page_is_evicted() -> None:
     cache = PrefixCache()
     for page in (1, 2, 3):
         cache.register(bytes([page]), page)
-        cache.rest(page)
-    cache.wake(1)
-    cache.rest(1)
+        cache.mark_idle(page)
+    cache.mark_used(1)
+    cache.mark_idle(1)
     assert [cache.evict(), cache.evict(), cache.evict()] == [2, 3, 1]
     assert cache.find([b"\1"]) == []
     cache.check_integrity()
@@ -75,8 +75,8 @@ def test_the_least_recently_used_idle_page_is_evicted() -> None:
 def test_a_forgotten_page_can_be_registered_anew() -> None:
     cache = PrefixCache()
     cache.register(b"a", 1)
-    assert cache.forget(b"a") is None
-    assert cache.forget(b"unknown") is None
+    assert cache.unregister(b"a") is None
+    assert cache.unregister(b"unknown") is None
     assert cache.find([b"a"]) == []
     cache.register(b"b", 1)
     assert cache.find([b"b"]) == [1]
@@ -86,8 +86,8 @@ def test_a_forgotten_page_can_be_registered_anew() -> None:
 def test_forgetting_an_idle_page_returns_it() -> None:
     cache = PrefixCache()
     cache.register(b"a", 1)
-    cache.rest(1)
-    assert cache.forget(b"a") == 1
+    cache.mark_idle(1)
+    assert cache.unregister(b"a") == 1
     assert cache.num_idle == 0
 
 
@@ -102,7 +102,7 @@ def test_reset_returns_the_idle_pages_only() -> None:
     cache = PrefixCache()
     cache.register(b"a", 1)
     cache.register(b"b", 2)
-    cache.rest(2)
+    cache.mark_idle(2)
     assert cache.reset() == [2]
     assert cache.find([b"a"]) == []
     assert cache.num_idle == 0

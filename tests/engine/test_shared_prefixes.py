@@ -25,7 +25,7 @@ def test_generated_tokens_are_cached_too() -> None:
     world.run(request("b", (*LONG[:6], *world.output("a"))))
     last = world.answers["b", 0].last
     assert last is not None
-    # 17 tokens: the one drawn last was never computed, so four full pages are known.
+    # 17 tokens: the one sampled last was never computed, so four full pages are known.
     assert last.num_cached_tokens == 16
 
 

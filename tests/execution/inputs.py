@@ -14,7 +14,7 @@ _INTS = (
     "slots",
     "feedback",
     "samples",
-    "holds",
+    "is_deferred",
     "top_k",
     "seed_low",
     "seed_high",
@@ -26,7 +26,7 @@ _ONES = ("temperature", "top_p", "repetition", "reports")
 
 
 def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
-    """Rows of a token each, which ask for a draw at temperature 1 and for a report.
+    """Rows of a token each, which ask for a sample at temperature 1 and for a report.
 
     Scalars are for all of them. What belongs to the model is empty.
     """
@@ -53,7 +53,7 @@ def step_input(num_rows: int, **fields: ArrayLike) -> StepInput:
 
 
 def spread_seeds(num_rows: int, *, per_seed: int = 64) -> dict[str, ArrayLike]:
-    """Return fields that make every row an independent draw: seeds, and positions of each."""
+    """Return fields that make every row an independent sample: seeds, and positions of each."""
     rows = range(num_rows)
     return {
         "seed_low": [row // per_seed for row in rows],

@@ -14,7 +14,7 @@ type Logits = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What a request asks of the distribution its tokens are drawn from."""
+    """What a request asks of the distribution its tokens are sampled from."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -80,7 +80,7 @@ def chi_square_deviation(counts: NDArray[np.int64], probabilities: NDArray[np.fl
     """How many standard deviations Pearson's statistic lies above what chance would give.
 
     By the cube-root approximation (Wilson and Hilferty 1931, doi:10.1073/pnas.17.12.684). Tokens
-    expected fewer than 5 times are counted together; one of probability 0 that was drawn is
+    expected fewer than 5 times are counted together; one of probability 0 that was sampled is
     infinitely far.
     """
     if counts[probabilities == 0].any():

@@ -36,7 +36,7 @@ texts = st.lists(few_tokens | tokens, min_size=1, max_size=12).map(tuple)
 
 @dataclass(frozen=True)
 class Owner:
-    """A sequence that holds a slot; `observed` were drawn in it, the rest it was assigned with."""
+    """A sequence with a slot; `observed` were sampled in it, the other tokens came before."""
 
     assignment: SlotAssignment
     observed: tuple[int, ...] = ()
@@ -168,7 +168,7 @@ def test_nothing_of_an_earlier_owner_is_left_in_a_slot(before: Owner, after: Own
 
 @given(owner=owners(), split=st.integers(0, 20))
 def test_a_slot_remembers_the_same_after_a_preemption(owner: Owner, split: int) -> None:
-    """Assigned with the tokens it had drawn, it stands where it stood."""
+    """Assigned with the tokens it had sampled, it stands where it stood."""
     resumed = replace(owner.assignment, output_ids=owner.output_ids[:split])
     states = (
         occupy(garbage(), owner),
@@ -219,9 +219,9 @@ def test_a_token_is_observed_in_its_own_slot_alone() -> None:
 
 
 def banned(
-    word: tuple[int, ...], *, prompt_ids: tuple[int, ...], drawn: tuple[int, ...]
+    word: tuple[int, ...], *, prompt_ids: tuple[int, ...], sampled: tuple[int, ...]
 ) -> set[int]:
-    """The tokens forbidden after prompt and drawn tokens by one bad word."""
+    """The tokens forbidden after prompt and sampled tokens by one bad word."""
     owner = Owner(
         SlotAssignment(
             slot=1,
@@ -230,7 +230,7 @@ def banned(
             prompt_ids=prompt_ids,
             bad_word_ids=(word,),
         ),
-        drawn,
+        sampled,
     )
     logits = jnp.zeros((NUM_ROWS, VOCAB_SIZE))
     found = adjust(logits, input_for(owner), occupy(garbage(), owner))
@@ -238,7 +238,7 @@ def banned(
 
 
 @pytest.mark.parametrize(
-    ("word", "prompt_ids", "drawn", "forbidden"),
+    ("word", "prompt_ids", "sampled", "forbidden"),
     [
         ((5,), (1,), (), {5}),
         ((5, 6), (1, 5), (), {6}),  # begun in the prompt
@@ -255,21 +255,23 @@ def banned(
 def test_a_bad_word_is_never_completed(
     word: tuple[int, ...],
     prompt_ids: tuple[int, ...],
-    drawn: tuple[int, ...],
+    sampled: tuple[int, ...],
     forbidden: set[int],
 ) -> None:
-    assert banned(word, prompt_ids=prompt_ids, drawn=drawn) == forbidden
+    assert banned(word, prompt_ids=prompt_ids, sampled=sampled) == forbidden
 
 
-@pytest.mark.parametrize(("num_drawn", "is_banned"), [(0, True), (2, True), (3, False), (4, False)])
-def test_stop_tokens_are_banned_until_min_tokens_were_drawn(
-    num_drawn: int, is_banned: bool
+@pytest.mark.parametrize(
+    ("num_sampled", "is_banned"), [(0, True), (2, True), (3, False), (4, False)]
+)
+def test_stop_tokens_are_banned_until_min_tokens_were_sampled(
+    num_sampled: int, is_banned: bool
 ) -> None:
     owner = Owner(
         SlotAssignment(
             slot=1, params=SamplingParams(min_tokens=3), seed=0, prompt_ids=(1, 2), stop_ids=(8, 30)
         ),
-        (9,) * num_drawn,
+        (9,) * num_sampled,
     )
     logits = jnp.zeros((NUM_ROWS, VOCAB_SIZE))
     found = np.asarray(adjust(logits, input_for(owner), occupy(garbage(), owner)))

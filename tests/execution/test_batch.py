@@ -233,7 +233,7 @@ def test_a_step_does_the_least_that_its_rows_need(
     for slot, slot_params in ((1, greedy), (2, params)):
         table.assign(SlotAssignment(slot=slot, params=slot_params, seed=0, prompt_ids=(1,)))
     assert table.needs(Rows((row_of(1), row_of(2)))) == features
-    # A row that draws nothing needs nothing, and what is asked for in one slot stays there.
+    # A row that samples nothing needs nothing, and what is asked for in one slot stays there.
     assert table.needs(Rows((row_of(1), row_of(2, samples=0)))) == GREEDY
     assert table.needs(Rows((row_of(2, samples=0),))) == NOTHING
     assert table.needs(Rows((row_of(1),))) == GREEDY

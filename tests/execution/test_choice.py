@@ -1,4 +1,4 @@
-"""The end of a step: tokens chosen, rows that cannot be drawn from, what is kept in slots."""
+"""The end of a step: tokens chosen, rows that cannot be sampled from, what is kept in slots."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +16,13 @@ from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.config.engine import LOGPROBS_MODES
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import SamplingSettings
-from jaxserve.execution.heads.sample import FEW_SAMPLED, MUCH_ROOM, DrawStatus, StepOutput, yielded
+from jaxserve.execution.heads.sample import (
+    FEW_SAMPLED,
+    MUCH_ROOM,
+    SampleStatus,
+    StepOutput,
+    to_step_output,
+)
 from jaxserve.execution.heads.sample import choose as choose_tokens
 from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, Feature, StepShape
 from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
@@ -46,8 +52,8 @@ def compiled(
     ) -> tuple[StepOutput, SlotState[jax.Array]]:
         rows = logits[inputs.query_starts[1:] - 1]
         shape = StepShape(NUM_ROWS, NUM_ROWS, 1, features, branches=branch)
-        drawn = choose_tokens(lambda count: rows[:count], inputs, state, shape, settings)
-        return yielded(drawn, inputs, state, adjusts=Feature.ADJUST in features)
+        sampled = choose_tokens(lambda count: rows[:count], inputs, state, shape, settings)
+        return to_step_output(sampled, inputs, state, adjusts=Feature.ADJUST in features)
 
     return jax.jit(run)
 
@@ -61,7 +67,7 @@ def choose(
     settings: SamplingSettings = SETTINGS,
     state: SlotState[jax.Array] | None = None,
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
-    every_row_draws: dict[str, ArrayLike] = {
+    every_row_samples: dict[str, ArrayLike] = {
         "slots": np.arange(1, NUM_ROWS + 1),
         "samples": 1,
         "kv_lengths": 3,
@@ -69,7 +75,7 @@ def choose(
     }
     return compiled(FULL if branch else features, branch=branch, settings=settings)(
         jnp.asarray(logits, jnp.float32),
-        step_input(NUM_ROWS, **(every_row_draws | dict(fields))),
+        step_input(NUM_ROWS, **(every_row_samples | dict(fields))),
         empty_state() if state is None else state,
     )
 
@@ -104,7 +110,7 @@ def test_a_row_forbidden_by_its_own_biases_is_reported() -> None:
     is_row = np.arange(NUM_ROWS) == 3
     state = SlotState(**{**vars(state), "bias": bias})
     output, _ = choose(random_logits(), FULL, {"adjusts": is_row}, state=state)
-    expected = np.where(is_row, DrawStatus.NONE_ALLOWED, DrawStatus.DRAWN)
+    expected = np.where(is_row, SampleStatus.NONE_ALLOWED, SampleStatus.SAMPLED)
     np.testing.assert_array_equal(output.tokens[0], expected)
 
 
@@ -147,7 +153,7 @@ def test_few_sequences_are_given_the_tokens_they_have_among_many(
         return logits[:count]
 
     few, many = (
-        yielded(
+        to_step_output(
             choose_tokens(
                 first,
                 inputs,
@@ -215,9 +221,9 @@ def test_a_step_with_branches_chooses_as_one_without(features: Feature, num_samp
     apart, _ = compiled(features, branch=False)(logits, inputs, empty_state())
     branched, _ = compiled(FULL, branch=True)(logits, inputs, empty_state())
 
-    drawn = samples == 1
-    np.testing.assert_array_equal(branched.tokens[:, drawn], apart.tokens[:, drawn])
-    assert np.all(apart.tokens[:2, drawn] == 1)
+    sampled = samples == 1
+    np.testing.assert_array_equal(branched.tokens[:, sampled], apart.tokens[:, sampled])
+    assert np.all(apart.tokens[:2, sampled] == 1)
 
 
 def test_no_report_is_made_where_nobody_asks() -> None:

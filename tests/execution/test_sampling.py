@@ -1,4 +1,4 @@
-"""Draws from filtered distributions against their definition, and what must not change a draw."""
+"""Samples from filtered distributions against their definition, and what must not change one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ from tests.execution import oracle
 from tests.execution.inputs import spread_seeds, step_input
 from tests.execution.oracle import Filters
 
-NUM_DRAWS = 1 << 14
+NUM_TRIALS = 1 << 14
 # Standard deviations. Seeds are fixed, so a run does not fail by chance; a wrong distribution is
 # off by tens.
 DEVIATION = 4.0
@@ -37,18 +37,21 @@ FILTERS = {
     "all_hot": Filters(temperature=2.5, top_k=30, top_p=0.5, min_p=0.01),
 }
 
-sample = jax.jit(sampling.sample)
+jitted_sample = jax.jit(sampling.sample)
 
 
-def draw(
-    logits: ArrayLike, fields: Mapping[str, ArrayLike] | None = None, *, num_draws: int = NUM_DRAWS
+def sampled(
+    logits: ArrayLike,
+    fields: Mapping[str, ArrayLike] | None = None,
+    *,
+    num_trials: int = NUM_TRIALS,
 ) -> NDArray[np.int32]:
-    """Draw once per row; a single row of logits is drawn from `num_draws` times, independently."""
+    """Sample once per row, or `num_trials` times independently from a single row of logits."""
     rows = np.asarray(logits, np.float32)
     if rows.ndim == 1:
-        rows = np.broadcast_to(rows, (num_draws, len(rows)))
+        rows = np.broadcast_to(rows, (num_trials, len(rows)))
     inputs = step_input(len(rows), **(spread_seeds(len(rows)) | dict(fields or {})))
-    return np.asarray(sample(jnp.asarray(rows), inputs))
+    return np.asarray(jitted_sample(jnp.asarray(rows), inputs))
 
 
 def random_logits(
@@ -72,42 +75,42 @@ def kept_by_step(logits: NDArray[np.float32], **fields: ArrayLike) -> NDArray[np
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("vocab_size", [50, 300])
-def test_draws_follow_the_distribution(name: str, vocab_size: int) -> None:
+def test_samples_follow_the_distribution(name: str, vocab_size: int) -> None:
     logits = random_logits(vocab_size)
-    counts = np.bincount(draw(logits, asdict(FILTERS[name])), minlength=vocab_size)
+    counts = np.bincount(sampled(logits, asdict(FILTERS[name])), minlength=vocab_size)
     wanted = oracle.distribution(logits, FILTERS[name])
     assert oracle.chi_square_deviation(counts, wanted) < DEVIATION
 
 
 def test_the_statistic_tells_a_wrong_temperature() -> None:
     logits = random_logits(300)
-    counts = np.bincount(draw(logits, {"temperature": 1.05}), minlength=300)
+    counts = np.bincount(sampled(logits, {"temperature": 1.05}), minlength=300)
     assert oracle.chi_square_deviation(counts, oracle.distribution(logits)) > DEVIATION
 
 
-def test_draws_at_neighbouring_positions_are_independent() -> None:
-    tokens = draw(np.zeros(6))
+def test_samples_at_neighbouring_positions_are_independent() -> None:
+    tokens = sampled(np.zeros(6))
     first, second = tokens[:-1], tokens[1:]
     counts = np.bincount(first * 6 + second, minlength=36)
     assert oracle.chi_square_deviation(counts, np.full(36, 1 / 36)) < DEVIATION
 
 
-def test_draws_of_neighbouring_seeds_are_independent() -> None:
-    seeds = np.arange(NUM_DRAWS)
-    tokens = draw(np.zeros(6), {"seed_low": seeds, "seed_high": 0, "kv_lengths": 9})
+def test_samples_of_neighbouring_seeds_are_independent() -> None:
+    seeds = np.arange(NUM_TRIALS)
+    tokens = sampled(np.zeros(6), {"seed_low": seeds, "seed_high": 0, "kv_lengths": 9})
     counts = np.bincount(tokens[:-1] * 6 + tokens[1:], minlength=36)
     assert oracle.chi_square_deviation(counts, np.full(36, 1 / 36)) < DEVIATION
 
 
 def test_the_upper_half_of_a_seed_counts() -> None:
-    seeds = np.arange(NUM_DRAWS)
-    tokens = draw(np.zeros(6), {"seed_low": 0, "seed_high": seeds, "kv_lengths": 9})
+    seeds = np.arange(NUM_TRIALS)
+    tokens = sampled(np.zeros(6), {"seed_low": 0, "seed_high": seeds, "kv_lengths": 9})
     assert oracle.chi_square_deviation(np.bincount(tokens), np.full(6, 1 / 6)) < DEVIATION
 
 
 def test_a_flat_distribution_over_a_large_vocabulary_is_covered_evenly() -> None:
     vocab_size = 1000
-    tokens = draw(np.zeros(vocab_size))
+    tokens = sampled(np.zeros(vocab_size))
     counts = np.bincount(tokens, minlength=vocab_size)
     assert oracle.chi_square_deviation(counts, np.full(vocab_size, 1 / vocab_size)) < DEVIATION
 
@@ -155,7 +158,7 @@ def test_rows_that_are_not_numbers_do_not_keep_the_search_from_ending() -> None:
     for logits in (np.full((4, 10_007), -np.inf), random_logits(10_007, num_rows=4)):
         rows = logits.astype(np.float32)
         rows[:, 0] = bits.view(np.float32)
-        tokens = draw(rows, {"top_k": 5, "top_p": 0.5, "min_p": 0.1})
+        tokens = sampled(rows, {"top_k": 5, "top_p": 0.5, "min_p": 0.1})
         assert np.all((tokens >= 0) & (tokens < 10_007))
 
 
@@ -185,7 +188,7 @@ def test_equals_of_the_last_token_kept_are_kept(filters: Filters, num_kept: int)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-23])
-def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_weight(uniform: float) -> None:
+def test_the_ends_of_the_unit_interval_sample_tokens_that_have_a_weight(uniform: float) -> None:
     weights = np.zeros((1, 300), np.float32)
     weights[0, [140, 150, 160]] = [1e-3, 1.0, 1e-3]
     token = jax.jit(sampling._draw)(weights, jnp.full((1, 2), uniform))
@@ -195,13 +198,13 @@ def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_weight(uniform: f
 def test_forbidden_tokens_are_never_kept_by_count() -> None:
     logits = np.full((1, 40), -np.inf, np.float32)
     logits[0, [3, 17]] = [0.0, -1.0]
-    tokens = draw(logits[0], {"top_k": 30}, num_draws=512)
+    tokens = sampled(logits[0], {"top_k": 30}, num_trials=512)
     assert set(tokens.tolist()) == {3, 17}
 
 
 def test_greedy_rows_of_a_sampled_batch_take_the_most_likely_token() -> None:
     logits = random_logits(300, num_rows=64)
-    tokens = draw(logits, {"temperature": [0.0, 5.0] * 32, "top_k": [0, 200] * 32})
+    tokens = sampled(logits, {"temperature": [0.0, 5.0] * 32, "top_k": [0, 200] * 32})
     np.testing.assert_array_equal(tokens[::2], logits[::2].argmax(axis=1))
 
 
@@ -222,7 +225,7 @@ def test_greedy_of_forbidden_tokens_stays_in_the_vocabulary(vocab_size: int) -> 
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_a_draw_depends_on_its_own_row_alone(data: st.DataObject) -> None:
+def test_a_sample_depends_on_its_own_row_alone(data: st.DataObject) -> None:
     """Not on the other rows, nor on how many there are, nor on its place among them."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     logits = random_logits(300, num_rows=16, seed=int(rng.integers(2**32)))
@@ -230,40 +233,40 @@ def test_a_draw_depends_on_its_own_row_alone(data: st.DataObject) -> None:
     fields = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     fields |= {name: np.array(value) for name, value in spread_seeds(16, per_seed=4).items()}
 
-    def draw_rows(chosen: Sequence[int]) -> NDArray[np.int32]:
-        return draw(logits[chosen], {name: value[chosen] for name, value in fields.items()})
+    def sample_rows(chosen: Sequence[int]) -> NDArray[np.int32]:
+        return sampled(logits[chosen], {name: value[chosen] for name, value in fields.items()})
 
-    together = draw_rows(range(16))
+    together = sample_rows(range(16))
     order = rng.permutation(16).tolist()
-    np.testing.assert_array_equal(draw_rows(order), together[order])
+    np.testing.assert_array_equal(sample_rows(order), together[order])
     for row in (0, 7):
-        assert draw_rows([row])[0] == together[row]
+        assert sample_rows([row])[0] == together[row]
 
 
-def test_positions_and_seeds_give_different_draws() -> None:
+def test_positions_and_seeds_give_different_samples() -> None:
     logits = np.zeros(5000)
-    by_position = draw(
-        logits, {"seed_low": 1, "seed_high": 0, "kv_lengths": np.arange(64)}, num_draws=64
+    by_position = sampled(
+        logits, {"seed_low": 1, "seed_high": 0, "kv_lengths": np.arange(64)}, num_trials=64
     )
-    by_seed = draw(
-        logits, {"seed_low": np.arange(64), "seed_high": 0, "kv_lengths": 1}, num_draws=64
+    by_seed = sampled(
+        logits, {"seed_low": np.arange(64), "seed_high": 0, "kv_lengths": 1}, num_trials=64
     )
-    # Among 64 draws of 5000 two are equal less than once on average; 60 are different at least.
+    # Among 64 samples of 5000 two are equal less than once on average; 60 are different at least.
     assert len(set(by_position.tolist())) >= 60
     assert len(set(by_seed.tolist())) >= 60
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
-def test_huge_logits_are_drawn_from(temperature: float) -> None:
+def test_huge_logits_are_sampled_from(temperature: float) -> None:
     logits = np.array([-3e38, 3e38, 0.0, 3e38, 1e38], np.float32)
-    tokens = draw(logits, {"temperature": temperature}, num_draws=512)
+    tokens = sampled(logits, {"temperature": temperature}, num_trials=512)
     assert set(tokens.tolist()) == {1, 3}
 
 
-def test_at_a_tiny_temperature_the_most_likely_token_is_drawn() -> None:
+def test_at_a_tiny_temperature_the_most_likely_token_is_sampled() -> None:
     logits = random_logits(300, num_rows=512)
-    tokens = draw(logits, {"temperature": 0.01})
-    # Within 0.05 of the most likely a token is still drawn now and then: exp(-5).
+    tokens = sampled(logits, {"temperature": 0.01})
+    # Within 0.05 of the most likely a token is still sampled now and then: exp(-5).
     ahead = -np.diff(np.sort(logits)[:, -2:])[:, 0] < -0.2
     assert ahead.sum() > 200
     np.testing.assert_array_equal(tokens[ahead], logits.argmax(axis=1)[ahead])

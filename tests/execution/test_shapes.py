@@ -116,11 +116,11 @@ def test_every_program_of_a_cpu_branches() -> None:
     assert table(8, 8, "cpu").choose([1], GREEDY).features == FULL
 
 
-def test_the_largest_draw_comes_first() -> None:
-    draws = table(256, 8192, "gpu").draws
-    assert [draw.rows for draw in draws] == [256, 64, 16]
-    assert table(256, 8192, "gpu").limits.num_draws == 256
-    assert table(256, 8192, "gpu").choose_draw(17).rows == 64
+def test_the_largest_deferred_shape_comes_first() -> None:
+    deferred = table(256, 8192, "gpu").deferred
+    assert [shape.rows for shape in deferred] == [256, 64, 16]
+    assert table(256, 8192, "gpu").limits.num_deferred_samples == 256
+    assert table(256, 8192, "gpu").choose_deferred(17).rows == 64
 
 
 def test_a_budget_below_the_sequences_is_refused() -> None:

@@ -35,27 +35,27 @@ PATHS = (NOTHING, GREEDY, SAMPLE, FULL)
 class StepOutput:
     """Output of a step for the host."""
 
-    # int32[2 + yields, sequences]: DrawStatus, number of tokens, then the tokens.
+    # int32[2 + yields, sequences]: SampleStatus, number of tokens, then the tokens.
     tokens: jax.Array
     logprobs: Logprobs  # with Feature.LOGPROBS `yields` rows per sequence, else zeros
     prompt_logprobs: Logprobs | None  # for the targets of all rows, with PROMPT_LOGPROBS
 
 
-class DrawStatus(IntEnum):
+class SampleStatus(IntEnum):
     """Whether a sampled token is valid, and if not, why."""
 
     NOT_FINITE = 0
-    DRAWN = 1
+    SAMPLED = 1
     NONE_ALLOWED = 2
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Drawn:
+class SamplerOutput:
     """Sampled tokens and their report."""
 
     tokens: jax.Array  # int32[rows]
-    status: jax.Array  # int32[rows], a DrawStatus
+    status: jax.Array  # int32[rows], a SampleStatus
     report: Logprobs
 
 
@@ -75,8 +75,8 @@ def sample_head(
         return logits_of(model, hidden[last[:count]], Rows(num_sampled(inputs)), context.sharding)
 
     state = defer(hidden[last], inputs, state)
-    drawn = choose(logits_of_first, inputs, state, shape, context.sampling)
-    output, state = yielded(drawn, inputs, state, adjusts=Feature.ADJUST in shape.features)
+    sampled = choose(logits_of_first, inputs, state, shape, context.sampling)
+    output, state = to_step_output(sampled, inputs, state, adjusts=Feature.ADJUST in shape.features)
     if Feature.PROMPT_LOGPROBS in shape.features:
         scores = score_head(model, hidden, inputs, shape=shape, context=context)
         output = replace(output, prompt_logprobs=scores)
@@ -88,19 +88,19 @@ def defer(last: jax.Array, inputs: StepInput, state: SlotState[jax.Array]) -> Sl
 
     last: [sequences, embed].
     """
-    slots = jnp.where(inputs.holds != 0, inputs.slots, state.held.shape[0])
-    rows = last.astype(state.held.dtype)
-    return replace(state, held=state.held.at[slots].set(rows, mode="drop"))
+    slots = jnp.where(inputs.is_deferred != 0, inputs.slots, state.deferred_hidden.shape[0])
+    rows = last.astype(state.deferred_hidden.dtype)
+    return replace(state, deferred_hidden=state.deferred_hidden.at[slots].set(rows, mode="drop"))
 
 
-def yielded(
-    drawn: Drawn, inputs: StepInput, state: SlotState[jax.Array], *, adjusts: bool
+def to_step_output(
+    sampled: SamplerOutput, inputs: StepInput, state: SlotState[jax.Array], *, adjusts: bool
 ) -> tuple[StepOutput, SlotState[jax.Array]]:
     """Return the output of one token per sampling sequence, and update the slots."""
     counts = jnp.minimum(inputs.samples, 1)
-    state = keep(drawn.tokens[:, None], counts, inputs, state, adjusts=adjusts)
-    tokens = jnp.stack([drawn.status, counts, drawn.tokens])
-    return StepOutput(tokens=tokens, logprobs=drawn.report, prompt_logprobs=None), state
+    state = store_tokens(sampled.tokens[:, None], counts, inputs, state, adjusts=adjusts)
+    tokens = jnp.stack([sampled.status, counts, sampled.tokens])
+    return StepOutput(tokens=tokens, logprobs=sampled.report, prompt_logprobs=None), state
 
 
 def num_sampled(inputs: StepInput) -> jax.Array:
@@ -114,7 +114,7 @@ def choose(
     state: SlotState[jax.Array],
     shape: StepShape,
     settings: SamplingSettings,
-) -> Drawn:
+) -> SamplerOutput:
     """Sample each sequence's token, with the fewest of the shape's features that suffice.
 
     logits_of_first: returns the logits of the first `count` sequences, float32[count, vocab]. Rows
@@ -122,35 +122,35 @@ def choose(
     """
     num_sequences = inputs.samples.shape[0]
 
-    def draw(count: int, path: Feature) -> Drawn:
+    def sample_first(count: int, path: Feature) -> SamplerOutput:
         first = inputs.first(count)
         if not path:
             tokens = jnp.zeros(count, jnp.int32)
-            drawn = Drawn(tokens, tokens, _no_report(count, state, settings))
+            sampled = SamplerOutput(tokens, tokens, _no_report(count, state, settings))
         else:
             logits = logits_of_first(count)
             with jax.named_scope("sampling"):
-                drawn = draw_tokens(logits, first, state, path, settings)
-        padded: Drawn = jax.tree.map(
+                sampled = sample_tokens(logits, first, state, path, settings)
+        padded: SamplerOutput = jax.tree.map(
             lambda rows: jnp.pad(rows, [(0, num_sequences - count)] + [(0, 0)] * (rows.ndim - 1)),
-            drawn,
+            sampled,
         )
         return padded
 
     paths = [path for path in PATHS if path in shape.features]
     if not shape.branches:
-        return draw(num_sequences, paths[-1])
+        return sample_first(num_sequences, paths[-1])
     index = first_covering(paths, inputs)
-    choices = [partial(draw, num_sequences, path) for path in paths]
+    choices = [partial(sample_first, num_sequences, path) for path in paths]
     if num_sequences >= MUCH_ROOM and not shape.is_decode:
         often = (paths.index(GREEDY), paths.index(SAMPLE))
         is_few = (
             (num_sampled(inputs) <= FEW_SAMPLED) & (index >= min(often)) & (index <= max(often))
         )
         index = jnp.where(is_few, len(choices) + index - min(often), index)
-        choices += [partial(draw, FEW_SAMPLED, paths[each]) for each in often]
-    drawn: Drawn = lax.switch(index, choices)
-    return drawn
+        choices += [partial(sample_first, FEW_SAMPLED, paths[each]) for each in often]
+    sampled: SamplerOutput = lax.switch(index, choices)
+    return sampled
 
 
 def first_covering(paths: Sequence[Feature], inputs: StepInput) -> jax.Array:
@@ -159,7 +159,7 @@ def first_covering(paths: Sequence[Feature], inputs: StepInput) -> jax.Array:
     return jnp.sum(jnp.stack(missing).astype(jnp.int32))
 
 
-def keep(
+def store_tokens(
     tokens: jax.Array,
     counts: jax.Array,
     inputs: StepInput,
@@ -181,7 +181,7 @@ def keep(
     return state
 
 
-def draw_tokens(
+def sample_tokens(
     logits: jax.Array,
     inputs: StepInput,
     state: SlotState[jax.Array],
@@ -189,7 +189,7 @@ def draw_tokens(
     settings: SamplingSettings,
     *,
     allowed: jax.Array | None = None,
-) -> Drawn:
+) -> SamplerOutput:
     """Sample a token from each row of logits, with the features of `path`.
 
     allowed: bool[rows, vocab], None if every token is allowed.
@@ -204,16 +204,16 @@ def draw_tokens(
     else:
         tokens = sampling.sample(adjusted, inputs)
     # If every logit is NaN, the maximum is NaN or, on CPUs, -inf.
-    is_drawn = jnp.isfinite(jnp.max(adjusted, axis=-1))
-    status = is_drawn.astype(jnp.int32)
+    is_sampled = jnp.isfinite(jnp.max(adjusted, axis=-1))
+    status = is_sampled.astype(jnp.int32)
     if adjusted is not logits:
         # Rarely needed: check whether adjustments or masks forbid every token.
         status = lax.cond(
-            jnp.all(is_drawn),
+            jnp.all(is_sampled),
             lambda: status,
             lambda: jnp.where(
                 jnp.all(adjusted == -jnp.inf, axis=-1) & jnp.any(jnp.isfinite(logits), axis=-1),
-                DrawStatus.NONE_ALLOWED,
+                SampleStatus.NONE_ALLOWED,
                 status,
             ),
         )
@@ -231,7 +231,7 @@ def draw_tokens(
     if Feature.LOGPROBS in path:
         # Searches the whole vocabulary; most rows with this path need no report.
         report = lax.cond(jnp.any(inputs.reports != 0), full_report, lambda: report)
-    return Drawn(tokens, status, report)
+    return SamplerOutput(tokens, status, report)
 
 
 def _no_report(num_rows: int, state: SlotState[jax.Array], settings: SamplingSettings) -> Logprobs:

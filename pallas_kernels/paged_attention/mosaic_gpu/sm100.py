@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int32, Shaped
 from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
 from pallas_kernels.paged_attention.mosaic_gpu.combine import interpreter
-from pallas_kernels.paged_attention.mosaic_gpu.sm100_body import ROWS, How, run
+from pallas_kernels.paged_attention.mosaic_gpu.sm100_body import ROWS, KernelParams, run
 from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
@@ -59,7 +59,7 @@ def decode(
     Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
 ]:
     """See backend.Kernels."""
-    how = How(
+    params = KernelParams(
         config=config,
         scale=scale,
         is_decode=True,
@@ -71,7 +71,7 @@ def decode(
         jax.ShapeDtypeStruct((*shape, config.head_dim), jnp.float32),
         jax.ShapeDtypeStruct(shape, jnp.float32),
     )
-    parts, sums = _attend(how, out_type, q, cache, page_table, items, None, target)
+    parts, sums = _attend(params, out_type, q, cache, page_table, items, None, target)
     return parts, sums
 
 
@@ -88,7 +88,7 @@ def prefill(
 ) -> Float[Array, "tokens heads head_dim"]:
     """See backend.Kernels."""
     warpgroups = _warpgroups(config)
-    how = How(
+    params = KernelParams(
         config=config,
         scale=scale,
         is_decode=False,
@@ -96,12 +96,12 @@ def prefill(
         stages=_num_stages(config, warpgroups, _WHOLE_BYTES),
     )
     out_type = (jax.ShapeDtypeStruct(q.shape, q.dtype),)
-    (out,) = _attend(how, out_type, q, cache, page_table, items, sinks, target)
+    (out,) = _attend(params, out_type, q, cache, page_table, items, sinks, target)
     return out
 
 
 def _attend(
-    how: How,
+    params: KernelParams,
     out_type: tuple[jax.ShapeDtypeStruct, ...],
     q: jax.Array,
     cache: jax.Array,
@@ -110,39 +110,39 @@ def _attend(
     sinks: jax.Array | None,
     target: Target,
 ) -> tuple[jax.Array, ...]:
-    kv_heads = how.config.kv_heads
+    kv_heads = params.config.kv_heads
 
     def body(*refs: Any, **scratch: Any) -> None:
-        run(how, refs, scratch)
+        run(params, refs, scratch)
 
     kernel = plgpu.kernel(
         body,
         out_type=out_type,
-        scratch_types=_scratch(how),
+        scratch_types=_scratch(params),
         grid=(items.shape[0], kv_heads),
         grid_names=("item", "kv_head"),
-        num_threads=how.warpgroups + 1,
+        num_threads=params.warpgroups + 1,
         thread_name="warpgroup",
-        kernel_name=f"paged_attention_{'decode' if how.is_decode else 'prefill'}_sm100",
+        kernel_name=f"paged_attention_{'decode' if params.is_decode else 'prefill'}_sm100",
         compiler_params=plgpu.CompilerParams(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
         ),
         interpret=interpreter(target),
     )
-    folded = tiles.fold(q, kv_heads, padding=how.warpgroups * ROWS)
+    folded = tiles.fold(q, kv_heads, padding=params.warpgroups * ROWS)
     of_rows = () if sinks is None else (tiles.fold_sinks(sinks, kv_heads, ROWS),)
     result: tuple[jax.Array, ...] = kernel(folded, cache, page_table, items, *of_rows)
     return result
 
 
-def _scratch(how: How) -> dict[str, Any]:
+def _scratch(params: KernelParams) -> dict[str, Any]:
     """Describe shared memory, tensor memory and barriers of a thread block."""
-    config, warpgroups, stages = how.config, how.warpgroups, how.stages
+    config, warpgroups, stages = params.config, params.warpgroups, params.stages
     head_dim, dtype = config.head_dim, config.dtype
     transforms = tiles.transforms(128 if head_dim % 64 == 0 else 64)
     ring = plgpu.SMEM((stages, KEYS, head_dim), dtype, transforms=transforms)
     # The result reuses the memory of the tiles.
-    out_dtype = jnp.float32 if how.is_decode else dtype
+    out_dtype = jnp.float32 if params.is_decode else dtype
     result = plgpu.SMEM((warpgroups, ROWS, head_dim), out_dtype), plgpu.SMEM((ROWS,), jnp.float32)
     scratch: dict[str, Any] = {
         "queries": plgpu.SMEM((warpgroups, ROWS, head_dim), dtype, transforms=transforms),

@@ -39,7 +39,7 @@ _KEYS, _VALUES = 0, 1  # planes of the cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class KernelParams:
     """Parameters of the kernel, equal for all thread blocks.
 
     warpgroups: number of computing warpgroups, of ROWS rows each; another one fetches. stages:
@@ -58,21 +58,21 @@ class How:
         return ROWS // self.config.group
 
 
-def run(how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
+def run(params: KernelParams, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
     """Run one warpgroup. refs: operands and results. scratch: scratch references by name."""
-    block = _Block(how, refs, scratch)
+    block = _Block(params, refs, scratch)
 
     @pl.when(block.item.num_rows > 0)
     def _work() -> None:
-        @pl.when(block.warpgroup < how.warpgroups)
+        @pl.when(block.warpgroup < params.warpgroups)
         def _compute() -> None:
-            if how.warpgroups > 1:
+            if params.warpgroups > 1:
                 plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
             block.attend()
 
-        @pl.when(block.warpgroup == how.warpgroups)
+        @pl.when(block.warpgroup == params.warpgroups)
         def _fetch() -> None:
-            if how.warpgroups > 1:
+            if params.warpgroups > 1:
                 plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
             block.fetch_all()
 
@@ -80,8 +80,10 @@ def run(how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
 class _Block:
     """Computation of one warpgroup for one item and one key/value head."""
 
-    def __init__(self, how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
-        self.how, self.config = how, how.config
+    def __init__(
+        self, params: KernelParams, refs: tuple[Any, ...], scratch: dict[str, Any]
+    ) -> None:
+        self.params, self.config = params, params.config
         q, cache, page_table, items, *self.rest = refs  # sinks, if any, and results
         self.index, self.kv_head = lax.axis_index("item"), lax.axis_index("kv_head")
         self.warpgroup = lax.axis_index("warpgroup")
@@ -95,15 +97,15 @@ class _Block:
             scratch[name] for name in ("products", "weights", "out")
         )
         self.barriers = scratch["barriers"]
-        self.scores = tiles.Scores(scale=how.scale, config=self.config, layout=_TILE)
+        self.scores = tiles.Scores(scale=params.scale, config=self.config, layout=_TILE)
 
     # Fetching
 
     def fetch_all(self) -> None:
         """Fetch the queries of all warpgroups, and keep the ring buffer filled."""
-        group, stages, num_tiles = self.config.group, self.how.stages, self.item.num_tiles
-        for warpgroup in range(self.how.warpgroups):
-            first = (self.item.first_row + warpgroup * self.how.tokens) * group
+        group, stages, num_tiles = self.config.group, self.params.stages, self.item.num_tiles
+        for warpgroup in range(self.params.warpgroups):
+            first = (self.item.first_row + warpgroup * self.params.tokens) * group
             plgpu.copy_gmem_to_smem(
                 self.q.at[pl.ds(first, ROWS)],
                 self.queries.at[warpgroup],
@@ -153,14 +155,14 @@ class _Block:
 
     def attend(self) -> None:
         """Attend with this warpgroup's rows."""
-        num_tiles, first_query = self.item.num_tiles, self.warpgroup * self.how.tokens
+        num_tiles, first_query = self.item.num_tiles, self.warpgroup * self.params.tokens
         self.first_position = self.item.first_position + first_query
-        self.num_queries = jnp.clip(self.item.num_rows - first_query, 0, self.how.tokens)
+        self.num_queries = jnp.clip(self.item.num_rows - first_query, 0, self.params.tokens)
         plgpu.barrier_wait(self.barriers["queries"].at[self.warpgroup])
         pl.when(num_tiles > 0)(partial(self.multiply_keys, jnp.int32(0)))
         maximum = jnp.full((ROWS,), UNSEEN, jnp.float32)
         total = jnp.zeros((ROWS,), jnp.float32)
-        if not self.how.is_decode and len(self.rest) > 1:
+        if not self.params.is_decode and len(self.rest) > 1:
             # A sink counts as a key before all others, with value 0.
             maximum = plgpu.load(self.rest[0].at[self.kv_head], layout=_PER_ROW, optimized=False)
             total = jnp.ones((ROWS,), jnp.float32)
@@ -170,7 +172,7 @@ class _Block:
 
     def multiply_keys(self, nth: jax.Array) -> None:
         """Start the multiplication of the queries by a tile of keys."""
-        stage = lax.rem(nth, self.how.stages)
+        stage = lax.rem(nth, self.params.stages)
         plgpu.barrier_wait(self.barriers["ready"][_KEYS].at[stage])
         plgpu.tcgen05_mma(
             self.of_warpgroup(self.products),
@@ -183,13 +185,13 @@ class _Block:
 
     def of_warpgroup(self, ref: Any) -> Any:
         """Return this warpgroup's columns of a reference to tensor memory."""
-        width = ref.shape[1] // self.how.warpgroups
+        width = ref.shape[1] // self.params.warpgroups
         return ref.at[:, pl.ds(self.warpgroup * width, width)]
 
     def step(self, nth: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         """Attend to one tile of keys, and accumulate the results in tensor memory."""
         maximum, total = carry
-        stage = lax.rem(nth, self.how.stages)
+        stage = lax.rem(nth, self.params.stages)
         plgpu.barrier_wait(self.barriers["products"].at[self.warpgroup])
         products = plgpu.async_load_tmem(self.of_warpgroup(self.products), layout=_TILE)
         plgpu.wait_load_tmem()
@@ -251,7 +253,7 @@ class _Block:
             result[:, columns] = found.astype(result.dtype)
         plgpu.wait_load_tmem()
         heads = pl.ds(self.kv_head * config.group, config.group)
-        if self.how.is_decode:
+        if self.params.is_decode:
             parts, sums = self.rest
             self.sums[...] = maximum + jnp.log2(total)
             tiles.store_rows(
@@ -262,7 +264,7 @@ class _Block:
             )
             return
         rows = self.rest[-1]
-        first_row = item.first_row + self.warpgroup * self.how.tokens
+        first_row = item.first_row + self.warpgroup * self.params.tokens
         tiles.store_rows(
             result, config.group, self.num_queries, lambda i: rows.at[first_row + i, heads]
         )

@@ -19,7 +19,7 @@ from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.paged_attention.batch import AttentionConfig
 from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
 from pallas_kernels.paged_attention.mosaic_gpu.combine import interpreter
-from pallas_kernels.paged_attention.mosaic_gpu.sm80_body import ROWS, How, run
+from pallas_kernels.paged_attention.mosaic_gpu.sm80_body import ROWS, KernelParams, run
 from pallas_kernels.paged_attention.mosaic_gpu.tile import KEYS
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.targets import Target
@@ -116,7 +116,7 @@ def _attend(
     """Compute the items. Returns partial results and sums if `out_type` has two, else results."""
     swizzle = _swizzle(config)
     assert swizzle is not None, f"check refuses {config}"
-    how = How(
+    params = KernelParams(
         config=config,
         scale=scale,
         is_decode=len(out_type) == 2,
@@ -126,15 +126,15 @@ def _attend(
     )
 
     def body(*refs: Any, **scratch: Any) -> None:
-        run(how, refs, scratch)
+        run(params, refs, scratch)
 
     kernel = plgpu.kernel(
         body,
         out_type=out_type,
-        scratch_types=_scratch(how, out_type[0].dtype),
+        scratch_types=_scratch(params, out_type[0].dtype),
         grid=(items.shape[0], config.kv_heads),
         grid_names=("item", "kv_head"),
-        kernel_name=f"paged_attention_{'decode' if how.is_decode else 'prefill'}_sm80",
+        kernel_name=f"paged_attention_{'decode' if params.is_decode else 'prefill'}_sm80",
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
             lowering_semantics=plgpu.LoweringSemantics.Lane,
@@ -149,10 +149,10 @@ def _attend(
     return result
 
 
-def _scratch(how: How, out_dtype: DTypeLike) -> dict[str, Any]:
-    head_dim, dtype = how.config.head_dim, how.config.dtype
-    transforms = tiles.transforms(how.swizzle)
-    ring = plgpu.SMEM((how.num_stages, KEYS, head_dim), dtype, transforms=transforms)
+def _scratch(params: KernelParams, out_dtype: DTypeLike) -> dict[str, Any]:
+    head_dim, dtype = params.config.head_dim, params.config.dtype
+    transforms = tiles.transforms(params.swizzle)
+    ring = plgpu.SMEM((params.num_stages, KEYS, head_dim), dtype, transforms=transforms)
     scratch: dict[str, Any] = {
         "queries": plgpu.SMEM((ROWS, head_dim), dtype, transforms=transforms),
         # The result reuses the memory of the tiles.
@@ -161,10 +161,10 @@ def _scratch(how: How, out_dtype: DTypeLike) -> dict[str, Any]:
             (plgpu.SMEM((ROWS, head_dim), out_dtype), plgpu.SMEM((ROWS,), jnp.float32)),
         ),
     }
-    if how.is_simulated:
-        boxes = 2 * max(1, KEYS // how.config.page_size)
+    if params.is_simulated:
+        boxes = 2 * max(1, KEYS // params.config.page_size)
         scratch["queries_landed"] = plgpu.Barrier()
-        scratch["tile_landed"] = plgpu.Barrier(num_arrivals=boxes, num_barriers=how.num_stages)
+        scratch["tile_landed"] = plgpu.Barrier(num_arrivals=boxes, num_barriers=params.num_stages)
     return scratch
 
 

@@ -23,7 +23,7 @@ type _Softmax = tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class KernelParams:
     """Parameters of the kernel, equal for all thread blocks.
 
     num_stages: tiles of keys and values in the ring buffer. swizzle: bytes of a row in shared
@@ -44,17 +44,19 @@ class How:
         return [pl.ds(start, width) for start in range(0, self.config.head_dim, width)]
 
 
-def run(how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
+def run(params: KernelParams, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
     """Run one thread block. refs: operands and results. scratch: scratch references by name."""
-    block = _Block(how, refs, scratch)
+    block = _Block(params, refs, scratch)
     pl.when(block.item.num_rows > 0)(block.attend)
 
 
 class _Block:
     """Computation of a thread block, one warpgroup, for one item and one key/value head."""
 
-    def __init__(self, how: How, refs: tuple[Any, ...], scratch: dict[str, Any]) -> None:
-        self.how, self.config = how, how.config
+    def __init__(
+        self, params: KernelParams, refs: tuple[Any, ...], scratch: dict[str, Any]
+    ) -> None:
+        self.params, self.config = params, params.config
         self.q, cache, page_table, items, *self.rest = refs  # sinks, if any, and results
         self.queries = scratch["queries"]
         self.ring, (self.result, self.sums) = scratch["ring_or_result"]
@@ -72,14 +74,14 @@ class _Block:
         self.product = plgpu.Layout.MMA_ACC(dtype)
         self.per_row = self.product.reduce(1)
         self.left, self.right = plgpu.Layout.MMA_LHS(dtype), plgpu.Layout.MMA_RHS(dtype)
-        self.scores = tiles.Scores(scale=how.scale, config=self.config, layout=self.product)
+        self.scores = tiles.Scores(scale=params.scale, config=self.config, layout=self.product)
 
     def attend(self) -> None:
         """Compute the rows of the item."""
         rows = pl.ds(self.item.first_row * self.config.group, ROWS)
         _copy(self.q.at[self.kv_head, rows], self.queries, self.queries_landed)
         num_tiles = self.item.num_tiles
-        for nth in range(self.how.num_stages - 1):
+        for nth in range(self.params.num_stages - 1):
             pl.when(nth < num_tiles)(partial(self.fetch, jnp.int32(nth)))
         if self.queries_landed is not None:
             # cp.async completes in order: once a tile has arrived, so have the queries before it.
@@ -88,7 +90,7 @@ class _Block:
 
     def start(self) -> _Softmax:
         """Return the initial maximum, sum and weighted values, which include a sink."""
-        has_sinks = len(self.rest) > 1 and not self.how.is_decode
+        has_sinks = len(self.rest) > 1 and not self.params.is_decode
         if has_sinks:
             maximum = plgpu.load(
                 self.rest[0].at[self.kv_head], layout=self.per_row, optimized=False
@@ -96,12 +98,12 @@ class _Block:
         else:
             maximum = _full((ROWS,), UNSEEN, self.per_row)
         total = _full((ROWS,), float(has_sinks), self.per_row)
-        shape = (ROWS, self.how.swizzle // 2)
-        return maximum, total, tuple(_full(shape, 0.0, self.product) for _ in self.how.chunks)
+        shape = (ROWS, self.params.swizzle // 2)
+        return maximum, total, tuple(_full(shape, 0.0, self.product) for _ in self.params.chunks)
 
     def fetch(self, nth: jax.Array) -> None:
         """Start to copy a tile into its stage of the ring buffer."""
-        stage = lax.rem(nth, self.how.num_stages)
+        stage = lax.rem(nth, self.params.num_stages)
         landed = None if self.tile_landed is None else self.tile_landed.at[stage]
         for plane, ring in enumerate(self.ring):
             tile = self.item.first_tile + nth
@@ -110,7 +112,7 @@ class _Block:
     def step(self, nth: jax.Array, carry: _Softmax) -> _Softmax:
         """Add a tile of keys and values (Milakov and Gimelshein 2018, arXiv:1805.02867)."""
         maximum, total, outs = carry
-        stages, item = self.how.num_stages, self.item
+        stages, item = self.params.num_stages, self.item
         stage = lax.rem(nth, stages)
         first_key = (item.first_tile + nth) * KEYS
         # The copies of later tiles, if there are any, may still be in flight.
@@ -133,12 +135,12 @@ class _Block:
         pl.when(first_key + KEYS > item.kv_length)(
             partial(tiles.erase_unwritten, values, first_key, item, plgpu.Layout.WGMMA)
         )
-        left = _as_left(weights.astype(self.config.dtype), self.how.is_simulated)
+        left = _as_left(weights.astype(self.config.dtype), self.params.is_simulated)
         added = []
-        for out, chunk in zip(outs, self.how.chunks, strict=True):
+        for out, chunk in zip(outs, self.params.chunks, strict=True):
             right = plgpu.load(values.at[:, chunk], layout=self.right)
             decayed = out * spread(decay, out.shape)
-            added.append(_multiply(decayed, left, right, self.how.is_simulated))
+            added.append(_multiply(decayed, left, right, self.params.is_simulated))
         return new_maximum, total, tuple(added)
 
     def multiply_keys(self, stage: jax.Array) -> jax.Array:
@@ -147,22 +149,22 @@ class _Block:
         Queries are loaded each time, because there are too few registers to keep them.
         """
         products = _full((ROWS, KEYS), 0.0, self.product)
-        for chunk in self.how.chunks:
+        for chunk in self.params.chunks:
             left = plgpu.load(self.queries.at[:, chunk], layout=self.left)
             keys = self.ring[0].at[stage, :, chunk].transpose((1, 0))
             right = plgpu.load(keys, layout=self.right)
-            products = _multiply(products, left, right, self.how.is_simulated)
+            products = _multiply(products, left, right, self.params.is_simulated)
         return products
 
     def store(self, maximum: jax.Array, total: jax.Array, outs: tuple[jax.Array, ...]) -> None:
         """Divide the results by the sums, and write the item's rows."""
         item, group = self.item, self.config.group
         divisor = jnp.where(total > 0, total, 1.0)
-        for out, chunk in zip(outs, self.how.chunks, strict=True):
+        for out, chunk in zip(outs, self.params.chunks, strict=True):
             result = out / spread(divisor, out.shape)
             self.result[:, chunk] = result.astype(self.result.dtype)
         heads = pl.ds(self.kv_head * group, group)
-        if self.how.is_decode:
+        if self.params.is_decode:
             parts, sums = self.rest
             self.sums[...] = maximum + jnp.log2(divisor)
             tiles.store_rows(

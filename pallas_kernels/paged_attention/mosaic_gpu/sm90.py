@@ -23,7 +23,7 @@ from pallas_kernels.paged_attention.mosaic_gpu import tile as tiles
 from pallas_kernels.paged_attention.mosaic_gpu.combine import interpreter
 from pallas_kernels.paged_attention.mosaic_gpu.sm90_body import (
     ROWS,
-    How,
+    KernelParams,
     has_aligned_queries,
     is_narrow,
     run,
@@ -174,10 +174,10 @@ def _kernel(
     target: Target,
 ) -> Callable[..., Any]:
     """Create the kernel, with one thread block per item and key/value head."""
-    how = How(plan=plan, config=config, scale=scale, is_simulated=target.is_simulated)
+    params = KernelParams(plan=plan, config=config, scale=scale, is_simulated=target.is_simulated)
 
     def body(*refs: Any, **scratch: Any) -> None:
-        run(how, refs, scratch)
+        run(params, refs, scratch)
 
     return cast(
         Callable[..., Any],

@@ -34,7 +34,7 @@ type _Softmax = tuple[jax.Array, jax.Array, jax.Array]  # maximum, sum and weigh
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class KernelParams:
     """Parameters of the kernel, equal for all thread blocks."""
 
     plan: Plan
@@ -63,33 +63,33 @@ def swizzle_of(keys: int, head_dim: int, dtype: Any) -> int:
     return math.gcd(head_dim * itemsize, keys * itemsize, 128)
 
 
-def run(how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
+def run(params: KernelParams, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
     """Run one warpgroup. refs: operands and results. scratch: scratch references by name."""
     items = refs[3]
 
     @pl.when(items[lax.axis_index("item"), NUM_ROWS] > 0)
     def _work() -> None:
-        if how.plan.is_split:
-            _Block(how, refs, scratch).compute()
+        if params.plan.is_split:
+            _Block(params, refs, scratch).compute()
             return
 
         # Each branch reads its item: values read before the branch would occupy registers in both.
-        @pl.when(lax.axis_index("warpgroup") < how.plan.warpgroups)
+        @pl.when(lax.axis_index("warpgroup") < params.plan.warpgroups)
         def _compute() -> None:
             plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
-            _Block(how, refs, scratch).compute()
+            _Block(params, refs, scratch).compute()
 
-        @pl.when(lax.axis_index("warpgroup") == how.plan.warpgroups)
+        @pl.when(lax.axis_index("warpgroup") == params.plan.warpgroups)
         def _fetch() -> None:
             plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
-            _Block(how, refs, scratch).ring.fetch_all()
+            _Block(params, refs, scratch).ring.fetch_all()
 
 
 class _Block:
     """Computation of one warpgroup for one item and one key/value head."""
 
-    def __init__(self, how: How, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
-        self.how, self.plan, self.config = how, how.plan, how.config
+    def __init__(self, params: KernelParams, refs: Sequence[Any], scratch: dict[str, Any]) -> None:
+        self.params, self.plan, self.config = params, params.plan, params.config
         self.q, cache, page_table, items, *self.others = refs  # sinks, if any, and results
         self.index, self.kv_head = lax.axis_index("item"), lax.axis_index("kv_head")
         self.warpgroup = lax.axis_index("warpgroup")
@@ -105,8 +105,8 @@ class _Block:
         self.turn: Any = scratch.get("turn")
         (slots, self.wide), self.part = scratch["ring"]
         self.ring = Ring(
-            plan=how.plan,
-            config=how.config,
+            plan=params.plan,
+            config=params.config,
             item=item,
             kv_head=self.kv_head,
             cache=cache,
@@ -115,7 +115,7 @@ class _Block:
             ready=scratch["ready"],
             free=scratch.get("free"),
         )
-        self.scores = tiles.Scores(scale=how.scale, config=how.config, layout=_TILE)
+        self.scores = tiles.Scores(scale=params.scale, config=params.config, layout=_TILE)
 
     def compute(self) -> None:
         """Compute this warpgroup's rows."""
@@ -246,7 +246,7 @@ class _Block:
     def multiply_keys(self, keys: Any) -> jax.Array:
         """Return queries @ keys.T, taking turns with the other warpgroup."""
         queries = self.q_tiles.at[self.warpgroup]
-        if self.how.is_simulated:
+        if self.params.is_simulated:
             simulated = _simulated_product(queries[...], keys[...].T)
             self.take_turn()
             return simulated
@@ -263,7 +263,7 @@ class _Block:
 
     def multiply_values(self, out: jax.Array, weights: jax.Array, values: Any) -> jax.Array:
         """Return out + weights @ values."""
-        if self.how.is_simulated:
+        if self.params.is_simulated:
             return out + _simulated_product(weights, values[...])
 
         def multiply(out: Any) -> None:

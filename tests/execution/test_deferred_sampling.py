@@ -1,4 +1,4 @@
-"""Draws under masks: what is allowed is drawn, by the rules of every row, and kept in its slot."""
+"""Deferred sampling: allowed tokens only, by the rules of each row, stored in its slot."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ from jaxserve.execution.batch import (
     SlotTable,
     StepInput,
     mask_words,
-    pack_draw,
-    unpack_draw,
+    pack_deferred,
+    unpack_deferred,
     unpack_masks,
 )
 from jaxserve.execution.context import SamplingSettings
-from jaxserve.execution.heads.sample import DrawStatus, draw_tokens
+from jaxserve.execution.heads.sample import SampleStatus, sample_tokens
 from jaxserve.execution.sampling import greedy
-from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, DrawShape, Feature
+from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, DeferredSampleShape, Feature
 from tests.execution.test_choice import VOCAB_SIZE, empty_state, random_logits
 
-SHAPE = DrawShape(8)
+SHAPE = DeferredSampleShape(8)
 
 
 def masks_of(allowed: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def masks_of(allowed: np.ndarray) -> np.ndarray:
 
 
 def packed(allowed: np.ndarray, **params: object) -> np.ndarray:
-    """A draw of the slots 1, 2, ... whose sequences are of 3 tokens."""
+    """Pack deferred sampling for slots 1, 2, ..., whose sequences have 3 tokens."""
     table = SlotTable(num_slots=9, pages=2)
     rows = []
     for slot in range(1, len(allowed) + 1):
@@ -43,16 +43,16 @@ def packed(allowed: np.ndarray, **params: object) -> np.ndarray:
         )
         rows.append(RowPlan(slot=slot, start=2, num_tokens=1, token_ids=()))
     masks = masks_of(allowed)
-    return pack_draw(Rows(tuple(rows)), masks, GREEDY, SHAPE, table, vocab_size=VOCAB_SIZE)
+    return pack_deferred(Rows(tuple(rows)), masks, GREEDY, SHAPE, table, vocab_size=VOCAB_SIZE)
 
 
-def unpacked(draw: np.ndarray) -> tuple[StepInput, jax.Array]:
-    """What a draw reads of it, and bool[rows, tokens]."""
-    inputs, masks = unpack_draw(jnp.asarray(draw), SHAPE, vocab_size=VOCAB_SIZE)
+def unpacked(packed: np.ndarray) -> tuple[StepInput, jax.Array]:
+    """Return the inputs, and the allowed tokens as bool[rows, tokens]."""
+    inputs, masks = unpack_deferred(jnp.asarray(packed), SHAPE, vocab_size=VOCAB_SIZE)
     return inputs, unpack_masks(masks, vocab_size=VOCAB_SIZE)
 
 
-def test_a_draws_input_is_unpacked_as_it_was_packed() -> None:
+def test_packed_input_is_unpacked_as_it_was() -> None:
     allowed = np.random.default_rng(0).random((5, VOCAB_SIZE)) < 0.5
     inputs, masks = unpacked(packed(allowed, temperature=0.5, top_k=7))
     np.testing.assert_array_equal(masks[:5], allowed)
@@ -66,23 +66,23 @@ def test_a_draws_input_is_unpacked_as_it_was_packed() -> None:
 
 @pytest.mark.parametrize("features", [GREEDY, SAMPLE, FULL])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_allowed_tokens_are_drawn(features: Feature, temperature: float) -> None:
+def test_only_allowed_tokens_are_sampled(features: Feature, temperature: float) -> None:
     allowed = np.random.default_rng(1).random((8, VOCAB_SIZE)) < 0.1
     allowed[:, 7] = True
     if features is GREEDY:
         temperature = 0.0
     inputs, masks = unpacked(packed(allowed, temperature=temperature))
     logits = jnp.asarray(random_logits(), jnp.float32)
-    drawn = jax.jit(
-        lambda logits: draw_tokens(
+    sampled = jax.jit(
+        lambda logits: sample_tokens(
             logits, inputs, empty_state(), features, SamplingSettings(), allowed=masks
         )
     )(logits)
-    assert allowed[np.arange(8), drawn.tokens].all()
-    assert (drawn.status == DrawStatus.DRAWN).all()
+    assert allowed[np.arange(8), sampled.tokens].all()
+    assert (sampled.status == SampleStatus.SAMPLED).all()
     if temperature == 0.0:
         expected = greedy(jnp.where(allowed, logits, -jnp.inf))
-        np.testing.assert_array_equal(drawn.tokens, expected)
+        np.testing.assert_array_equal(sampled.tokens, expected)
 
 
 def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
@@ -90,5 +90,7 @@ def test_a_row_to_which_nothing_is_allowed_is_reported() -> None:
     allowed[3] = False
     inputs, masks = unpacked(packed(allowed))
     logits = jnp.asarray(random_logits(), jnp.float32)
-    drawn = draw_tokens(logits, inputs, empty_state(), GREEDY, SamplingSettings(), allowed=masks)
-    assert drawn.status.tolist() == [1, 1, 1, DrawStatus.NONE_ALLOWED, 1, 1, 1, 1]
+    sampled = sample_tokens(
+        logits, inputs, empty_state(), GREEDY, SamplingSettings(), allowed=masks
+    )
+    assert sampled.status.tolist() == [1, 1, 1, SampleStatus.NONE_ALLOWED, 1, 1, 1, 1]
