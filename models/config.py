@@ -292,8 +292,8 @@ class DecoderConfig(_ModelConfig):
     final_norm: norm before the head. embedding_multiplier, logit_multiplier: factors of embeddings
     and logits. logit_soft_cap: replaces a logit l by logit_soft_cap * tanh(l / logit_soft_cap).
     num_labels: labels of a classification head instead of the language model head; 0 means no head.
-    skipped_tensors: prefixes of checkpoint tensors of parts that this model lacks, such as a vision
-    tower; loading logs them.
+    num_positions: rows of a table of learned positions; 0 means none. skipped_tensors: prefixes of
+    checkpoint tensors of parts that this model lacks, such as a vision tower; loading logs them.
     """
 
     final_norm: Norm
@@ -303,6 +303,7 @@ class DecoderConfig(_ModelConfig):
     logit_multiplier: float = 1.0
     logit_soft_cap: float | None = None
     num_labels: int | None = None
+    num_positions: int = 0
     skipped_tensors: tuple[str, ...] = ()
 
     is_causal: ClassVar[bool] = True

@@ -66,9 +66,11 @@ class Decoder(nnx.Module):
         self.config = config
         num_rows = config.vocab_size + config.vocab_padding
         self.embedding = matrix("embed", vocab=num_rows, embed=config.embed)
+        positions, d = config.num_positions, config.embed
+        self.positions = matrix("", positions=positions, embed=d) if positions else None
         self.layers = nnx.List(layer.block(config, layer) for layer in config.layers)
         self.final_norm = config.final_norm(config.norm_eps, embed=config.embed)
-        d, labels = config.embed, config.num_labels
+        labels = config.num_labels
         has_lm_head = labels is None and not config.tied_embeddings
         self.lm_head = matrix("embed", embed=d, vocab=num_rows) if has_lm_head else None
         self.score = matrix("embed", embed=d, labels=labels) if labels else None
@@ -119,6 +121,8 @@ class Decoder(nnx.Module):
             observer=tap,
         )
         x = _times(embed(self.embedding[...], token_ids, rows), config.embedding_multiplier)
+        if self.positions is not None:
+            x += self.positions[...][positions]
         x = context.tap("embedding", x)
         after: list[Cache] = []
         for i, (layer, before) in enumerate(zip(self.layers, caches, strict=True)):

@@ -21,7 +21,7 @@ from jaxserve.models.config import (
 from jaxserve.models.decoder import Block, Decoder
 from jaxserve.models.encoder import Encoder, EncoderBlock
 from jaxserve.models.hf_reader import HfConfig
-from jaxserve.models.hf_rope import read_rope
+from jaxserve.models.hf_rope import FULL, SLIDING, read_rope
 from jaxserve.models.mlp import MLP, UngatedMLP
 from jaxserve.models.norm import LayerNorm, RMSNorm
 
@@ -43,10 +43,6 @@ class Modules:
 
 
 _LLAMA = Modules()
-
-# Values of `layer_types`.
-SLIDING = "sliding_attention"
-FULL = "full_attention"
 
 
 def decoder_config(
@@ -235,6 +231,11 @@ def read_layer_types(
     return kinds
 
 
+def windows_of(layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:
+    """Return the window of each layer; sliding layers have `window`."""
+    return tuple(window if kind == SLIDING else None for kind in layer_types)
+
+
 def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
     """Return the labels of the head: 0 for a model without a head, None for a language model.
 
@@ -243,6 +244,8 @@ def read_num_labels(reader: HfConfig, *, default: str) -> int | None:
     for name in reader.words("architectures") or (default,):
         if name.endswith("ForSequenceClassification"):
             return len(reader.labels())
+        if name.endswith("LMHeadModel"):
+            return None
         if name.endswith(("Model", "ForMaskedLM")):
             return 0
         if not name.endswith("ForCausalLM"):

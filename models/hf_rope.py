@@ -5,7 +5,7 @@ Reads both of transformers' formats: `rope_parameters`, and the older `rope_scal
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,10 @@ from jaxserve.layers.rope import (
 )
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.hf_reader import HfConfig
+
+# Values of `layer_types`.
+SLIDING = "sliding_attention"
+FULL = "full_attention"
 
 # The newer key comes first. If a file has both, the older one wins, as in transformers.
 _SPELLINGS = ("rope_parameters", "rope_scaling")
@@ -87,6 +91,32 @@ def read_rope(
         theta=theta if settings is None else settings.number("rope_theta", default=theta),
         partial_rotary_factor=next(filter(None, factors), partial_rotary_factor or 1.0),
     )
+
+
+def read_ropes(
+    reader: HfConfig,
+    layer_types: Sequence[str],
+    *,
+    max_position: int,
+    sliding_theta: float,
+    partial_rotary_factor: float | None = None,
+) -> tuple[Rope, ...]:
+    """Return the rotary embedding of each layer, for families in which it depends on the type.
+
+    Settings that are not divided by type apply to layers with full attention. Without settings of
+    their own, sliding layers have the default rotation with `sliding_theta`.
+    """
+    full = read_rope(
+        reader,
+        max_position=max_position,
+        layer_type=FULL,
+        partial_rotary_factor=partial_rotary_factor,
+    )
+    settings = reader.section("rope_parameters") or HfConfig({})
+    own = settings.section(SLIDING) or HfConfig({})
+    theta = own.number("rope_theta", default=sliding_theta)
+    sliding = replace(_variant(reader, own, max_position), theta=theta)
+    return tuple(sliding if kind == SLIDING else full for kind in layer_types)
 
 
 def _variant(reader: HfConfig, rope: HfConfig, max_position: int) -> Rope:

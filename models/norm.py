@@ -46,3 +46,16 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
         """Return `x`, normalised along its last dimension."""
         return layer_norm(x, self.weight[...], self.bias[...], eps=self.eps)
+
+
+class UnshiftedLayerNorm(nnx.Module):
+    """Layer normalisation with a scale and no shift."""
+
+    def __init__(self, eps: float, **width: int) -> None:
+        """Declare the scale. width: name and size of the normalized axis."""
+        self.eps = eps
+        self.weight = ones(**width)
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Return `x`, normalised along its last dimension."""
+        return layer_norm(x, self.weight[...], None, eps=self.eps)

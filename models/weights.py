@@ -79,11 +79,13 @@ type Widths = Mapping[str, Sequence[int]]
 _TOP: Parts = {
     "embedding": [("model.embed_tokens.weight", "vocab, embed")],
     "final_norm.weight": [("model.norm.weight", "embed")],
+    "final_norm.bias": [("model.norm.bias", "embed")],
     "lm_head": [("lm_head.weight", "vocab, embed")],
     "score": [("score.weight", "labels, embed")],
 }
 _LAYER: Parts = {
     "attention_norm.weight": [("input_layernorm.weight", "embed")],
+    "attention_norm.bias": [("input_layernorm.bias", "embed")],
     "attention.qkv": [
         ("self_attn.q_proj.weight", "kv_heads qkv head_dim, embed"),
         ("self_attn.k_proj.weight", "kv_heads qkv head_dim, embed"),
@@ -99,6 +101,7 @@ _LAYER: Parts = {
     "attention.q_norm.weight": [("self_attn.q_norm.weight", "head_dim")],
     "attention.k_norm.weight": [("self_attn.k_norm.weight", "head_dim")],
     "mlp_norm.weight": [("post_attention_layernorm.weight", "embed")],
+    "mlp_norm.bias": [("post_attention_layernorm.bias", "embed")],
     "mlp.gate_up": [
         ("mlp.gate_proj.weight", "gate_up ffw, embed"),
         ("mlp.up_proj.weight", "gate_up ffw, embed"),
@@ -109,6 +112,12 @@ _LAYER: Parts = {
         ("mlp.up_proj.bias", "gate_up ffw"),
     ],
     "mlp.down_bias": [("mlp.down_proj.bias", "embed")],
+}
+# Norms of layers that also normalize the outputs of attention and MLP, as in OLMo 2 and Gemma 2.
+POST_NORMS: Parts = {
+    "attention_post_norm.weight": [("post_attention_layernorm.weight", "embed")],
+    "mlp_norm.weight": [("pre_feedforward_layernorm.weight", "embed")],
+    "mlp_post_norm.weight": [("post_feedforward_layernorm.weight", "embed")],
 }
 _ENCODER_TOP = {
     "embedding": ("embeddings.word_embeddings.weight", "vocab, embed"),
@@ -147,14 +156,16 @@ def llama_tensors(
     more: Parts | None = None,
     top: Parts | None = None,
     widths: Widths | None = None,
+    layers: str = "model.layers",
 ) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter of a decoder.
 
     more, top: parameters of layers and of the model that a family stores differently from Llama, by
-    path. widths: for other axes along which tensors are joined, the length of each tensor.
+    path. widths: for other axes along which tensors are joined, the length of each tensor. layers:
+    prefix of the layers' tensor names.
     """
     tables = ({**_TOP, **(top or {})}, {**_LAYER, **(more or {})})
-    return _tensors(config, *tables, layers="model.layers", widths=widths)
+    return _tensors(config, *tables, layers=layers, widths=widths)
 
 
 def encoder_tensors(

@@ -23,18 +23,20 @@ def rms_norm(
 def layer_norm(
     x: Float[Array, "*rows width"],
     weight: Float[Array, " width"],
-    bias: Float[Array, " width"],
+    bias: Float[Array, " width"] | None,
     *,
     eps: float,
 ) -> Float[Array, "*rows width"]:
     """Normalize the last dimension of `x` to mean 0 and variance 1, then scale and shift it.
 
-    Computed in float32, returned in the dtype of `x`. Ba et al., "Layer Normalization", 2016
-    (arXiv:1607.06450).
+    bias: None for no shift. Computed in float32, returned in the dtype of `x`. Ba et al., "Layer
+    Normalization", 2016 (arXiv:1607.06450).
     """
     with jax.named_scope("layer_norm"):
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
-        out = centred * scale * weight.astype(jnp.float32) + bias.astype(jnp.float32)
+        out = centred * scale * weight.astype(jnp.float32)
+        if bias is not None:
+            out += bias.astype(jnp.float32)
         return out.astype(x.dtype)

@@ -48,6 +48,7 @@ _BUFFERS = (
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
     ".masked_bias",
+    ".attn.bias",
 )
 _HEAD = "lm_head.weight"
 # Number of rows of a matrix to compare at a time.
@@ -229,9 +230,7 @@ def _log_skipped(checkpoint: Checkpoint, prefixes: tuple[str, ...]) -> None:
     counts = {prefix: sum(name.startswith(prefix) for name in usual) for prefix in prefixes}
     parts = ", ".join(f"{prefix}* ({count})" for prefix, count in counts.items() if count)
     if parts:
-        logger.info(
-            "%s: not loading tensors of parts that are not served: %s", checkpoint.name, parts
-        )
+        logger.info("%s: skipping tensors of parts that are not served: %s", checkpoint.name, parts)
 
 
 def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:

@@ -9,8 +9,10 @@ from jaxserve.errors import CheckpointError
 from jaxserve.layers.rope import LinearRope, Rope, YarnRope
 from jaxserve.models import DecoderConfig, GroupedQuery, config_from_hf, families
 from tests.goldens.checkpoints import tiny_config
+from tests.goldens.families import FAMILIES as GOLDEN_FAMILIES
 
-FAMILIES = ("bert", "llama", "mistral", "qwen2", "qwen3", "roberta", "xlm_roberta")
+# Families of tests/goldens/checkpoints.py; all others are those of tests/goldens/families.py.
+FIRST = {"bert", "llama", "mistral", "qwen2", "qwen3", "roberta", "xlm_roberta"}
 
 
 def attention(config: DecoderConfig) -> GroupedQuery:
@@ -23,8 +25,8 @@ def windows(config: DecoderConfig) -> tuple[int | None, ...]:
     return tuple(layer.mixer.sliding_window for layer in config.layers)
 
 
-def test_families_are_the_files() -> None:
-    assert families() == FAMILIES
+def test_every_file_is_a_family_with_goldens() -> None:
+    assert families() == tuple(sorted(FIRST | GOLDEN_FAMILIES.keys()))
 
 
 def test_a_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,11 +40,17 @@ def test_a_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert config.model_type == "folder-of-parts"
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "decoder", "../llama", "__init__", 3, None])
+@pytest.mark.parametrize("model_type", ["t5", "decoder", "../llama", "__init__", 3, None])
 def test_an_unknown_model_type_is_refused_with_the_known_ones(model_type: object) -> None:
     with pytest.raises(CheckpointError, match="model_type") as caught:
         config_from_hf(tiny_config("llama") | {"model_type": model_type})
-    assert str(caught.value).endswith(f"jaxserve supports {', '.join(FAMILIES)}")
+    assert str(caught.value).endswith(f"jaxserve supports {', '.join(families())}")
+
+
+@pytest.mark.parametrize(("model_type", "nearest"), [("smollm2", "smollm3"), ("phi4", "phi3")])
+def test_an_unknown_model_type_is_refused_with_the_nearest(model_type: str, nearest: str) -> None:
+    with pytest.raises(CheckpointError, match=f"nearest supported family is {nearest};"):
+        config_from_hf(tiny_config("llama") | {"model_type": model_type})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Tiny checkpoints of model families, one golden file per family.
+
+`families/<name>.npz` has the shapes of the tensors that transformers saves for each configuration,
+and the logits it computes. The values of the tensors are drawn by name, as in checkpoints.py.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from tests.goldens import family_cases
+from tests.goldens.checkpoints import HfConfig, tensor
+
+FOLDER = Path(__file__).with_name("families")
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _found() -> dict[str, Mapping[str, HfConfig]]:
+    modules = [module.name for module in iter_modules(family_cases.__path__)]
+    cases: dict[str, Mapping[str, HfConfig]] = {}
+    for name in sorted(modules):
+        cases |= import_module(f"{family_cases.__name__}.{name}").FAMILIES
+    return cases
+
+
+# Configurations of each family, by the name of the case.
+FAMILIES = _found()
+CASES = [(family, case) for family, cases in FAMILIES.items() for case in cases]
+
+
+@cache
+def golden(family: str) -> dict[str, tuple[Shapes, NDArray[np.float32]]]:
+    """Return the shapes of the tensors and the logits of every case of a family."""
+    with np.load(FOLDER / f"{family}.npz") as found:
+        return {
+            name: (json.loads(str(found[f"{name}/shapes"])), found[f"{name}/logits"])
+            for name in (key.removesuffix("/logits") for key in found if key.endswith("/logits"))
+        }
+
+
+def write(folder: Path, config: HfConfig, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+    """Write `config.json` and `model.safetensors` into `folder`, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    tensors = {name: tensor(name, tuple(shape)) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_case(folder: Path, family: str, case: str) -> Path:
+    """Write the checkpoint of a case into `folder`, and return it."""
+    return write(folder, FAMILIES[family][case], golden(family)[case][0])

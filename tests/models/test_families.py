@@ -1,0 +1,65 @@
+"""Logits of the model families against Hugging Face transformers."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.errors import CheckpointError
+from jaxserve.loading.weights import load_model
+from jaxserve.models import read_config
+from tests.goldens.checkpoints import POSITIONS, prompt
+from tests.goldens.families import CASES, FAMILIES, FOLDER, golden, write_case
+
+TOLERANCE = 1e-4  # float32
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path) -> None:
+    model = load_model(write_case(tmp_path, family, case))
+    token_ids = prompt({"vocab_size": model.config.vocab_size})
+    logits = jax.jit(model)(token_ids)
+    expected = golden(family)[case][1]
+    np.testing.assert_allclose(logits[np.array(POSITIONS)], expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("cohere2", "head_dim", 12),
+        ("cohere2", "layer_types", ["full_attention"] * 2),
+        ("cohere2", "layer_types", ["chunked_attention"] * 3),
+        ("gpt2", "activation_function", "relu"),
+        ("gpt2", "n_embd", None),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("granite", "logits_scaling", 0),
+        ("ministral3", "rope_parameters", {"rope_type": "default"}),
+        ("mistral3", "text_config", None),
+        ("phi3", "rope_scaling", {"type": "longrope", "long_factor": [1.0]}),
+        ("smollm3", "no_rope_layers", [1]),
+        ("smollm3", "no_rope_layers", [1, 0, "1"]),
+        ("starcoder2", "hidden_act", "silu"),
+    ],
+)
+def test_an_unsupported_value_is_refused_by_name(family: str, key: str, value: object) -> None:
+    config = next(iter(FAMILIES[family].values())) | {key: value}
+    words = {"ministral3": "llama_4_scaling_beta", "phi3": "short_factor"}
+    with pytest.raises(CheckpointError, match=words.get(family, key)):
+        read_config(config)
+
+
+def test_tensors_of_other_modalities_are_skipped_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="jaxserve.loading.weights"):
+        load_model(write_case(tmp_path, "mistral3", "text of a multimodal checkpoint"))
+    (line,) = [message for message in caplog.messages if "skipping" in message]
+    assert "vision_tower.* (" in line
+    assert "multi_modal_projector.* (" in line
+
+
+def test_every_family_has_goldens_of_its_cases() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == FAMILIES.keys()
+    for family, cases in FAMILIES.items():
+        assert golden(family).keys() == cases.keys()
