@@ -154,7 +154,7 @@ def by_type(
     )
 
 
-def told(name: str, **otherwise: int) -> WithJsonSchema:
+def limits_schema(name: str, **otherwise: int) -> WithJsonSchema:
     """Return the schema of a parameter with its limits, which SamplingParams checks."""
     return WithJsonSchema({**LIMITS[name].schema(), **otherwise})
 
@@ -167,7 +167,7 @@ def _strings(value: object) -> tuple[str, ...]:
     return tuple(values)
 
 
-def told_texts(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
+def texts_schema(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
     """Return the schema of a list of non-empty strings, which SamplingParams checks."""
     return WithJsonSchema({"type": "array", "items": _text(max_chars), "maxItems": max_count})
 
@@ -177,8 +177,8 @@ def _text(max_chars: int | None) -> dict[str, Any]:
     return text if max_chars is None else text | {"maxLength": max_chars}
 
 
-def _told_strings(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
-    texts = told_texts(max_count, max_chars).json_schema
+def _strings_schema(max_count: int, max_chars: int | None = None) -> WithJsonSchema:
+    texts = texts_schema(max_count, max_chars).json_schema
     return WithJsonSchema({"anyOf": [_text(max_chars), texts]})
 
 
@@ -204,6 +204,8 @@ type Truncation = Literal[-1] | Annotated[Int32, Field(ge=1)]
 type Stop = Annotated[
     tuple[str, ...],
     BeforeValidator(_strings),
-    _told_strings(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
+    _strings_schema(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
 ]
-type BadWords = Annotated[tuple[str, ...], BeforeValidator(_strings), _told_strings(MAX_BAD_WORDS)]
+type BadWords = Annotated[
+    tuple[str, ...], BeforeValidator(_strings), _strings_schema(MAX_BAD_WORDS)
+]

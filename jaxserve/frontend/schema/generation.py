@@ -34,7 +34,7 @@ from jaxserve.frontend.schema.body import (
     Stop,
     TokenIds,
     Truncation,
-    told,
+    limits_schema,
     wanted,
 )
 from jaxserve.frontend.schema.fields import UNREAD, Unread
@@ -168,18 +168,18 @@ class RepetitionDetection(ExactBody):
 class SamplingBody(Body):
     """Fields of sampling and structured outputs, shared by all APIs that generate."""
 
-    temperature: Annotated[float, told("temperature")] | None = None
-    top_p: Annotated[float, told("top_p")] | None = None
-    top_k: Annotated[Int32, told("top_k")] | None = None
-    min_p: Annotated[float, told("min_p")] | None = None
-    presence_penalty: Annotated[float, told("presence_penalty")] = 0.0
-    frequency_penalty: Annotated[float, told("frequency_penalty")] = 0.0
-    repetition_penalty: Annotated[float, told("repetition_penalty")] | None = None
+    temperature: Annotated[float, limits_schema("temperature")] | None = None
+    top_p: Annotated[float, limits_schema("top_p")] | None = None
+    top_k: Annotated[Int32, limits_schema("top_k")] | None = None
+    min_p: Annotated[float, limits_schema("min_p")] | None = None
+    presence_penalty: Annotated[float, limits_schema("presence_penalty")] = 0.0
+    frequency_penalty: Annotated[float, limits_schema("frequency_penalty")] = 0.0
+    repetition_penalty: Annotated[float, limits_schema("repetition_penalty")] | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
     allowed_token_ids: AllowedTokenIds | None = None
     bad_words: BadWords = ()
-    seed: Annotated[int, told("seed")] | None = None
-    min_tokens: Annotated[Int32, told("min_tokens")] = 0
+    seed: Annotated[int, limits_schema("seed")] | None = None
+    min_tokens: Annotated[Int32, limits_schema("min_tokens")] = 0
     stop: Stop = ()
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS)] = Field(
         default_factory=list
@@ -212,11 +212,11 @@ class GenerationBody(SamplingBody):
     unread = UNREAD
 
     model: str | None = None
-    n: Annotated[int, told("n")] = 1
+    n: Annotated[int, limits_schema("n")] = 1
     use_beam_search: bool = False
     length_penalty: LengthPenalty | None = None
-    max_tokens: Annotated[Int32, told("max_tokens")] | None = None
-    prompt_logprobs: Annotated[int, told("prompt_logprobs")] | None = None
+    max_tokens: Annotated[Int32, limits_schema("max_tokens")] | None = None
+    prompt_logprobs: Annotated[int, limits_schema("prompt_logprobs")] | None = None
     logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = Field(
         default_factory=list
     )

@@ -1,7 +1,7 @@
-"""POST /v1/chat/completions: what the assistant says next."""
+"""Handler of POST /v1/chat/completions."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import UNSET
 from starlette.requests import Request as HttpRequest
@@ -9,20 +9,25 @@ from starlette.responses import Response
 
 from jaxserve.api.request import FinishReason, TokenEvent
 from jaxserve.chat.pieces import Kind, Piece
-from jaxserve.server.chat.response_parser import ChatParser, ChatReading
+from jaxserve.frontend.response_parser import ResponseParser
 from jaxserve.server.chat.schema import ChatBody
 from jaxserve.server.generation.events import Collected, Job, Tally
 from jaxserve.server.generation.handler import AnswerWriter, make_job, respond
 from jaxserve.server.schema.answers import (
+    CalledCustomTool,
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    ChatMessage,
+    CustomToolCall,
     CustomToolDelta,
     Delta,
     FunctionDelta,
     Maybe,
     Timing,
+    ToolCall,
     ToolCallDelta,
     Usage,
 )
@@ -34,24 +39,24 @@ async def create_chat_completion(http: HttpRequest) -> Response:
 
 
 async def chat_writer(http: HttpRequest, body: ChatBody) -> "ChatWriter":
-    """Return what answers a chat, once it is rendered and checked.
+    """Render and check a chat, and return the writer of its answer.
 
-    Raises InvalidRequestError for what the model cannot take.
+    Raises InvalidRequestError for a chat that the model cannot answer.
     """
     return ChatWriter(await make_job(http, body), body)
 
 
 class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
-    """Writes one answer.
+    """Writer of one answer.
 
-    In a stream each choice begins with a chunk of its role, sent with its first token, and ends
-    with one of its finish_reason, whose delta is empty.
+    In a stream, each choice begins with a chunk with its role, sent with its first token, and ends
+    with a chunk with its finish_reason and an empty delta.
     """
 
     def __init__(self, job: Job, body: ChatBody) -> None:
         super().__init__(job, body, id_prefix="chatcmpl")
-        self._reading = ChatReading.of(body, job.model, job.requests[0].prompt_ids)
-        self._parsers: dict[int, ChatParser] = {}
+        self._parsing = body.parser_config(job.model, job.requests[0].prompt_ids)
+        self._parsers: dict[int, ResponseParser] = {}
         # Names that each choice has called.
         self._called: defaultdict[int, list[str]] = defaultdict(list)
 
@@ -60,7 +65,7 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         return Tally(
             self.job.requests,
             counts_output=not self.body.only_scores,
-            reasoning=self._reading.counter(self.job.model),
+            reasoning=self._parsing.token_counter(self.job.model.tokenizer),
         )
 
     def answer(
@@ -88,7 +93,7 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         """See AnswerWriter."""
         if index in self._parsers:
             return []
-        self._parsers[index] = self._reading.parser()
+        self._parsers[index] = self._parsing.parser()
         chunk = self._chunk([ChatChunkChoice(index, Delta("assistant", self.body.echoed))])
         body = self.body
         chunk.prompt_token_ids = self.job.requests[0].prompt_ids if body.return_token_ids else None
@@ -106,24 +111,54 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         return chunk
 
     def choice(self, index: int, choice: Collected) -> ChatChoice:
-        """Return a choice of the answer as it is sent."""
+        """Return one choice of the answer."""
         body = self.body
-        parser = self._reading.parser()
+        parser = self._parsing.parser()
         return ChatChoice(
             index=index,
-            message=parser.message(choice.text, echoed=body.echoed),
+            message=self._message(parser.feed(choice.text, is_last=True)),
             logprobs=self.logprobs.chat(choice.logprobs) if body.logprobs else None,
             finish_reason=_finish_reason(choice.finish_reason, parser),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if body.return_token_ids else None,
         )
 
+    def _message(self, pieces: Iterable[Piece]) -> ChatMessage:
+        """Return the message that consists of all pieces of an answer."""
+        texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
+        texts[Kind.CONTENT].append(self.body.echoed)
+        calls: list[ToolCall | CustomToolCall] = []
+        for kind, text, call_id in pieces:
+            if kind is Kind.CALL:
+                if text in self._parsing.custom_tools:
+                    calls.append(CustomToolCall(call_id, CalledCustomTool(text, "")))
+                else:
+                    calls.append(ToolCall(call_id, CalledFunction(text, "")))
+            elif kind is Kind.ARGUMENTS:
+                match calls[-1]:
+                    case ToolCall(function=function):
+                        function.arguments += text
+                    case CustomToolCall(custom=custom):
+                        custom.input += text
+            else:
+                texts[kind].append(text)
+        content, reasoning = "".join(texts[Kind.CONTENT]), "".join(texts[Kind.REASONING])
+        message = ChatMessage(content if content or not (calls or reasoning) else None)
+        if reasoning:
+            message.reasoning = message.reasoning_content = reasoning
+        if calls:
+            message.tool_calls = calls
+        return message
+
     def _chunk_choices(self, index: int, new: TokenEvent) -> list[ChatChunkChoice]:
-        """Return what is new, even if it is no text yet, and the end apart from it."""
+        """Return the new pieces of a choice, and its end separately.
+
+        New tokens without text yet give an empty piece if the text is not parsed.
+        """
         body, parser = self.body, self._parsers[index]
-        pieces = parser.read(new.text, is_last=new.finish_reason is not None)
+        pieces = parser.feed(new.text, is_last=new.finish_reason is not None)
         choices = [ChatChunkChoice(index, self._delta(index, piece)) for piece in pieces]
-        tells_tokens = self._reading.is_plain and new.finish_reason is None
+        tells_tokens = self._parsing.is_plain and new.finish_reason is None
         if not choices and new.token_ids and (tells_tokens or new.logprobs):
             choices.append(ChatChunkChoice(index, Delta(content="")))
         if body.logprobs and choices:
@@ -157,10 +192,10 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
     def _call_delta(
         self, index: int, call_id: Maybe[str], name: Maybe[str], text: str
     ) -> ToolCallDelta:
-        """Return what a chunk adds to the last call of a choice; its type comes with its id."""
+        """Return an addition to the last call of a choice; its type comes with its id."""
         called = self._called[index]
         call = ToolCallDelta(len(called) - 1, call_id)
-        if called[-1] in self._reading.custom_tools:
+        if called[-1] in self._parsing.custom_tools:
             call.custom, kind = CustomToolDelta(name, text), "custom"
         else:
             call.function, kind = FunctionDelta(name, text), "function"
@@ -177,9 +212,6 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         )
 
 
-def _finish_reason(reason: FinishReason, parser: ChatParser) -> str:
-    """Return why an answer has ended, in OpenAI's words: whole calls are the client's turn.
-
-    An answer that was cut says so, whatever calls are in it.
-    """
+def _finish_reason(reason: FinishReason, parser: ResponseParser) -> str:
+    """Return OpenAI's finish reason: "tool_calls" if the answer stopped after complete calls."""
     return "tool_calls" if parser.has_whole_call and reason is FinishReason.STOP else reason

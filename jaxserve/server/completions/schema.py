@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.generation_defaults import GenerationDefaults
-from jaxserve.frontend.schema.body import MAX_TOKEN_IDS, Int32, TokenIds, told, wanted
+from jaxserve.frontend.schema.body import MAX_TOKEN_IDS, Int32, TokenIds, limits_schema, wanted
 from jaxserve.frontend.schema.generation import GenerationBody
 from jaxserve.frontend.schema.parsing import show
 
@@ -55,8 +55,8 @@ class CompletionBody(GenerationBody):
     """
 
     prompt: Annotated[list[Prompt], BeforeValidator(read_prompts, json_schema_input_type=Prompts)]
-    max_tokens: Annotated[Int32, told("max_tokens", minimum=0)] | None = None
-    logprobs: Annotated[int, told("logprobs")] | None = None
+    max_tokens: Annotated[Int32, limits_schema("max_tokens", minimum=0)] | None = None
+    logprobs: Annotated[int, limits_schema("logprobs")] | None = None
     add_special_tokens: bool = True
 
     @property

@@ -115,7 +115,7 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
         tally = self.tally()
         interval = self.body.stream_interval or self.job.state.config.stream_interval
 
-        def told(chunks: list[Chunk], new: TokenEvent) -> list[Chunk]:
+        def limits_schema(chunks: list[Chunk], new: TokenEvent) -> list[Chunk]:
             if include_usage:
                 usage = tally.usage(new) if is_continuous else None
                 for chunk in chunks:
@@ -127,9 +127,9 @@ class AnswerWriter[Body: ChatBody | CompletionBody, Answer: Struct, Chunk: ChatC
                 steps = events if interval == 1 else at_intervals(events, interval)
                 async for index, new in steps:
                     tally.begin(new)
-                    opening = told(self.opening(index), new)
+                    opening = limits_schema(self.opening(index), new)
                     tally.add(new)
-                    yield opening + told(self.chunks_of(index, new), new)
+                    yield opening + limits_schema(self.chunks_of(index, new), new)
             if include_usage:
                 yield [self.last_chunk(tally.usage(), self._timing(tally))]
 

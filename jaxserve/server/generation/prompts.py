@@ -14,9 +14,8 @@ from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import Chat
 from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.frontend.schema.parsing import renamed
-from jaxserve.server.chat.response_parser import ChatReading
+from jaxserve.frontend.tool_constraints import BUDGET_NAMES, FIELD_NAMES, constrain
 from jaxserve.server.chat.schema import ChatBody
-from jaxserve.server.chat.tool_constraints import BUDGET_NAMES, FIELD_NAMES, bound_to
 from jaxserve.server.completions.schema import CompletionBody
 from jaxserve.server.models import ServedModel
 from jaxserve.tokenization.tokenizer import truncated
@@ -140,20 +139,23 @@ class RequestMaker:
     def _chat_params(
         self, body: ChatBody, params: SamplingParams, prompt_ids: tuple[int, ...]
     ) -> SamplingParams:
-        """Return the engine's parameters with what a chat adds: how its answers are read."""
-        reading = ChatReading.of(body, self.model, prompt_ids)
-        asked, names = params.structured_outputs, FIELD_NAMES
-        if asked is not None and not body.must_call:
+        """Return the sampling parameters of a chat, with the constraints on its answers."""
+        parsing = body.parser_config(self.model, prompt_ids)
+        requested, names = params.structured_outputs, FIELD_NAMES
+        if requested is not None and not body.must_call:
             if body.offered_functions:
                 # Check it separately, so that later errors are attributed to the tools.
-                self.grammars.append((asked, {}))
+                self.grammars.append((requested, {}))
             else:
                 names = BUDGET_NAMES
+        budget = body.thinking_token_budget
+        if body.takes_any_budget and parsing.form.reasoning is None:
+            budget = None
         with renamed(names):
-            bound = bound_to(body, reading, asked)
-        if bound is not None:
-            self.grammars.append((bound, names))
-        return replace(reading.params(params), structured_outputs=bound)
+            constraints = constrain(body, parsing, requested, max_reasoning_tokens=budget)
+        if constraints is not None:
+            self.grammars.append((constraints, names))
+        return replace(parsing.params(params), structured_outputs=constraints)
 
     def _make(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> Request:
         limit = self.body.truncate_prompt_tokens

@@ -8,7 +8,14 @@ from pydantic import FailFast, Field, Tag
 from jaxserve.api.sampling_params import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import MAX_MESSAGES
-from jaxserve.frontend.schema.body import Body, ExactBody, Int32, by_type, told, told_texts
+from jaxserve.frontend.schema.body import (
+    Body,
+    ExactBody,
+    Int32,
+    by_type,
+    limits_schema,
+    texts_schema,
+)
 from jaxserve.frontend.schema.fields import Unread
 from jaxserve.frontend.schema.parsing import show
 from jaxserve.frontend.tools import MAX_TOOLS
@@ -218,19 +225,19 @@ def _check_choice(choice: ToolChoice, offered: Sequence[AnyTool]) -> None:
 type StopSequences = Annotated[
     list[str],
     FailFast(),
-    told_texts(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
+    texts_schema(MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS),
 ]
 
 
 class MessagesBody(MessagesPrompt):
     """Turns to be answered; `seed` is not Anthropic's."""
 
-    max_tokens: Annotated[Int32, told("max_tokens")]
-    temperature: Annotated[float, told("temperature")] | None = None
-    top_p: Annotated[float, told("top_p")] | None = None
-    top_k: Annotated[Int32, told("top_k")] | None = None
+    max_tokens: Annotated[Int32, limits_schema("max_tokens")]
+    temperature: Annotated[float, limits_schema("temperature")] | None = None
+    top_p: Annotated[float, limits_schema("top_p")] | None = None
+    top_k: Annotated[Int32, limits_schema("top_k")] | None = None
     stop_sequences: StopSequences = Field(default_factory=list)
-    seed: Annotated[int, told("seed")] | None = None
+    seed: Annotated[int, limits_schema("seed")] | None = None
     stream: bool = False
 
     def chat(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a chat's answer is bound to, tried on answers by the grammar that it comes to."""
+"""Constraints on the answers to a chat, tested on texts with the grammar they give."""
 
 import json
 import random
@@ -12,9 +12,8 @@ from jaxserve.chat import tool_parsers
 from jaxserve.chat.parser import AnswerFormat, AnswerParser
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.parsing import parse
-from jaxserve.server.chat.response_parser import ChatReading
+from jaxserve.frontend.tool_constraints import FIELD_NAMES, constrain
 from jaxserve.server.chat.schema import ChatBody
-from jaxserve.server.chat.tool_constraints import FIELD_NAMES, bound_to
 from tests.chat.answers import form_of, found_in
 from tests.grammar.world import Model, accepts
 from tests.server.world import World
@@ -38,8 +37,8 @@ def bound(
     body = parse({"messages": [{"role": "user", "content": "hi"}], **fields}, ChatBody)
     with World(answers=form) as world:
         prompt_ids = world.tokenizer.encode(prompt, add_special_tokens=False)
-        reading = ChatReading.of(body, world.model, prompt_ids)
-    return bound_to(body, reading, asked)
+        parsing = body.parser_config(world.model, prompt_ids)
+    return constrain(body, parsing, asked, max_reasoning_tokens=body.thinking_token_budget)
 
 
 def allows(text: str, form: AnswerFormat = PLAIN, **fields: Any) -> bool:
