@@ -31,6 +31,7 @@ from jaxserve.models.hf_config import Modules, decoder_config
 from jaxserve.models.hf_reader import HfConfig as HfConfig
 from jaxserve.models.hf_rope import stretched_rope as stretched_rope
 from jaxserve.models.hf_rope import with_overrides as with_overrides
+from jaxserve.models.moe import MixtureOfExperts as MixtureOfExperts
 from jaxserve.models.params import Model as Model
 from jaxserve.models.params import Params as Params
 from jaxserve.models.params import abstract_params as abstract_params
@@ -57,12 +58,15 @@ _SHARED = frozenset(
         "fitting",
         "forward",
         "hf_config",
+        "hf_moe",
         "hf_reader",
         "hf_rope",
         "mlp",
+        "moe",
         "multimodal",
         "norm",
         "params",
+        "parts",
         "weights",
         "work",
     }

@@ -6,11 +6,12 @@ module that computes it and reports its cost, so that planning needs no model-sp
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from jaxserve.api.caches import LayerCache, Paged, Shared, Window
 from jaxserve.layers.attention import PACKED_QUERIES
 from jaxserve.layers.rope import Rope, TemperatureScaling
+from jaxserve.models.parts import FeedForward, Mixer
 from jaxserve.models.work import LayerWork
 from jaxserve.quantization.matrix import matrices
 from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec
@@ -30,74 +31,6 @@ _SPARE = (
         for part in ("pooler.", "embeddings.position_ids", "embeddings.token_type_ids")
     ),
 )
-
-
-class Mixer(Protocol):
-    """Description of the part of a layer that mixes the tokens of a sequence."""
-
-    @property
-    def module(self) -> Callable[[Any, Any], Any]:
-        """Module to create, called with the model's description and this one."""
-        ...
-
-    @property
-    def sliding_window(self) -> int | None:
-        """Tokens that a query attends to, itself included; None means all earlier ones."""
-        ...
-
-    @property
-    def rope(self) -> Rope | None:
-        """Rotary embedding; None if the mixer has none."""
-        ...
-
-    @property
-    def cache(self) -> LayerCache | Shared:
-        """Kind of cache that the layer uses."""
-        ...
-
-    @property
-    def stored(self) -> "Mixer":
-        """The mixer as stored in a checkpoint, before `fitted`."""
-        ...
-
-    def fitted(self, devices: int) -> "Mixer":
-        """Return the mixer with KV heads replicated as needed for `devices`."""
-        ...
-
-    def divides(self, devices: int) -> str | None:
-        """Return the size that does not divide by `devices`, None if all divide."""
-        ...
-
-    def attention(
-        self, *, devices: int, page_size: int, dtype: str, cache_dtype: str
-    ) -> AttentionConfig | None:
-        """Return the paged attention config of one device; None if the mixer has none."""
-        ...
-
-    def row_bytes(self, *, devices: int, itemsize: int) -> int:
-        """Return bytes of temporaries per token on one device, without the kernel's."""
-        ...
-
-    def pair_flops(self, *, devices: int) -> int:
-        """Return FLOPs on one device per attended pair of a query and a key."""
-        ...
-
-    def key_bytes(self, *, devices: int, itemsize: int) -> int:
-        """Return cache bytes per token on one device."""
-        ...
-
-
-class FeedForward(Protocol):
-    """Description of the part of a layer that transforms each token separately."""
-
-    @property
-    def module(self) -> Callable[[Any, Any], Any]:
-        """Module to create, called with the model's description and this one."""
-        ...
-
-    def row_bytes(self, *, devices: int, itemsize: int) -> int:
-        """Return bytes of temporaries per token on one device."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +138,8 @@ class GroupedQuery:
 class Dense:
     """Feed-forward applied to every token.
 
-    ffw: inner width. activation: name in ACTIVATIONS of `mlp.py`; other modules may ignore it.
+    ffw: inner width. activation: name in ACTIVATIONS of `layers/activation.py`; other modules may
+    ignore it.
     """
 
     module: Callable[[Any, "Dense"], Any]
@@ -216,6 +150,9 @@ class Dense:
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See FeedForward: gate, up projection and their product."""
         return 3 * (self.ffw // devices) * itemsize
+
+    def experts(self, params: Any) -> None:
+        """See FeedForward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,14 +175,17 @@ class LayerConfig:
         """Return the FLOPs and bytes of the layer on one device.
 
         params: parameters or abstract parameters, with shardings. cache_itemsize: bytes per element
-        of the cache. Every token is multiplied by every matrix once.
+        of the cache. Every token is multiplied by every matrix once, except those of other experts.
         """
+        experts = self.feed_forward.experts(params.get("mlp"))
+        idle = 0 if experts is None else round(experts.num_weights * experts.idle_share)
         return LayerWork(
-            token_flops=2 * sum(matrix.num_weights for matrix in matrices(params)),
+            token_flops=2 * (sum(matrix.num_weights for matrix in matrices(params)) - idle),
             pair_flops=self.mixer.pair_flops(devices=devices),
             key_bytes=self.mixer.key_bytes(devices=devices, itemsize=cache_itemsize),
             sliding_window=self.mixer.sliding_window,
             state_bytes=self.mixer.cache.state_bytes // devices,
+            experts=experts,
         )
 
     def workspace_bytes(

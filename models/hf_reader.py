@@ -42,6 +42,10 @@ class HfConfig:
             raise self._refusal(key, f"integers from {low} up")
         return value
 
+    def has(self, key: str) -> bool:
+        """Return whether a key is present and not null."""
+        return self._get(key) is not None
+
     def number(self, key: str, *, default: float | None = None) -> float:
         """Return a positive number as a float; required if there is no default."""
         value = self.optional_number(key)

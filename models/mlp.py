@@ -1,27 +1,14 @@
 """Feed-forward modules."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxserve.layers.activation import ACTIVATIONS, Glu
 from jaxserve.layers.linear import einsum
 from jaxserve.models.attention import plus
 from jaxserve.models.config import Dense, ModelConfig
 from jaxserve.models.declare import matrix, zeros
 from jaxserve.models.forward import ForwardContext
-
-_gelu_tanh = partial(jax.nn.gelu, approximate=True)
-
-# By the names of transformers. GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415.
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-}
 
 
 class MLP(nnx.Module):
@@ -30,7 +17,7 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, feed_forward: Dense) -> None:
         """Declare the projections, and biases if the family has them."""
         d, f, bias = config.embed, feed_forward.ffw, feed_forward.bias
-        self.activation = feed_forward.activation
+        self.activation = Glu(feed_forward.activation)
         self.gate_up = matrix("embed", embed=d, gate_up=2, ffw=f)
         self.down = matrix("ffw", ffw=f, embed=d)
         self.gate_up_bias = zeros(gate_up=2, ffw=f) if bias else None
@@ -42,8 +29,7 @@ class MLP(nnx.Module):
         """Return the update of the residual stream."""
         rows = context.rows
         gate_up = plus(einsum("td,dpf->tpf", x, self.gate_up[...], rows), self.gate_up_bias)
-        gate = ACTIVATIONS[self.activation](gate_up[:, 0])
-        active = context.tap("active", gate * gate_up[:, 1])
+        active = context.tap("active", self.activation(gate_up[:, 0], gate_up[:, 1]))
         return plus(einsum("tf,fd->td", active, self.down[...], rows), self.down_bias)
 
 

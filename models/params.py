@@ -13,6 +13,7 @@ from jax import Array
 
 from jaxserve.errors import ConfigError
 from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from jaxserve.models.declare import spec_of
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.encoder import Encoder
 from jaxserve.models.fitting import fit, stored_layout, stored_model
@@ -44,12 +45,7 @@ def abstract_params(config: ModelConfig, layout: WeightLayout | None = None) -> 
 
 def weight_specs(config: ModelConfig) -> dict[Path, WeightSpec]:
     """Return the axes and the shape of every parameter."""
-    return {path: _spec(param) for path, param in _declared_params(config)}
-
-
-def _spec(param: nnx.Param[Any]) -> WeightSpec:
-    axes, summed = param.get_metadata("axes"), param.get_metadata("summed")
-    return WeightSpec(axes, param.get_value().shape, summed)
+    return {path: spec_of(param) for path, param in _declared_params(config)}
 
 
 def random_params(config: ModelConfig, layout: WeightLayout | None = None, *, seed: int) -> Params:
@@ -61,13 +57,13 @@ def random_params(config: ModelConfig, layout: WeightLayout | None = None, *, se
     specs, of_layout = weight_specs(config), stored_layout(config, layout)
     params: dict[Path, Array | Matrix] = {}
     for path, param in _declared_params(stored_model(config)):
-        spec, of_param = specs[path], _spec(param)
+        spec, of_param = specs[path], spec_of(param)
         key = jax.random.fold_in(jax.random.key(seed), crc32(_name(path).encode()))
-        wanted = of_layout.array(of_param.axes, of_param.shape)
+        wanted = of_layout.of(spec).array(of_param.axes, of_param.shape)
         drawn_array = _draw(param.get_metadata("initial"), wanted)(key)
         weight = fit(drawn_array, spec.axes, of_param, spec, layout)
         method = layout.method_of(path, spec)
-        params[path] = method.from_tensors({"weight": weight}, spec, layout)
+        params[path] = method.from_tensors({"weight": weight}, spec, layout.of(spec))
     drawn: Params = unflatten_dict(params)
     return drawn
 

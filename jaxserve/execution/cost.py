@@ -62,8 +62,9 @@ class Cost:
 class StepCosts:
     """Computes the cost of steps of one engine, in one or two microseconds each.
 
-    Weights are read once per step, keys and values once per sequence. Padding costs nothing.
-    params: arrays or abstract arrays, with shardings.
+    Weights are read once per step, keys and values once per sequence. Padding costs nothing. Tokens
+    are spread evenly over experts, and experts without tokens are not read. params: arrays or
+    abstract arrays, with shardings.
     """
 
     def __init__(self, model: ModelConfig, *, params: Params, attention: AttentionPlan) -> None:
@@ -82,6 +83,11 @@ class StepCosts:
             pair, key = self._windows.get(work.sliding_window, (0, 0))
             both = (pair + work.pair_flops, key + work.key_bytes)
             self._windows[work.sliding_window] = both
+        # By share of experts that a token does not use: bytes of all experts.
+        self._experts: dict[float, int] = {}
+        for experts in filter(None, (work.experts for work in works)):
+            num_bytes = self._experts.get(experts.idle_share, 0) + experts.num_bytes
+            self._experts[experts.idle_share] = num_bytes
         head = () if model.head is None else params[model.head]
         looked_up = 0 if model.head == "embedding" else as_matrix(params["embedding"]).num_bytes
         self._weights = tree_bytes(params) - looked_up
@@ -112,11 +118,13 @@ class StepCosts:
             num_pairs, num_keys = _attended(starts, lengths, num_tokens, window)
             flops += num_pairs * pair
             key_bytes += num_keys * key
+        idle = sum(size * share**num_tokens for share, size in self._experts.items())
         num_logits = num_sampled + (num_tokens if Feature.PROMPT_LOGPROBS in features else 0)
         remembered = num_sampled * self._remembered_bytes if Feature.ADJUST in features else 0
         return Cost(
             flops=self._token_flops * num_tokens + self._logit_flops * num_logits + flops,
             read_bytes=self._weights
+            - round(idle)
             + self._token_read_bytes * num_tokens
             + key_bytes
             + self._state_bytes * len(starts)

@@ -1,11 +1,11 @@
 """Matmuls of activations and weights."""
 
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxserve.quantization.matrix import ALL_ROWS, Matrix, Rows, as_matrix
 
-__all__ = ["ALL_ROWS", "Rows", "einsum"]
+__all__ = ["ALL_ROWS", "Rows", "einsum", "grouped"]
 
 
 def einsum(
@@ -24,4 +24,21 @@ def einsum(
     """
     dtype = x.dtype if dtype is None else dtype
     product: Array = as_matrix(weight).einsum(spec, x, rows, dtype=dtype)
+    return product
+
+
+def grouped(
+    x: Float[Array, "rows inputs"],
+    stack: Float[Array, "matrices inputs *channels"] | Matrix,
+    sizes: Int[Array, " matrices"],
+    *,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "rows *channels"]:
+    """Multiply groups of rows by one matrix each of a stack.
+
+    sizes: number of rows of each matrix; the rows are in the order of the matrices. The results of
+    rows after the last group are zeros. dtype: dtype of the result, by default that of `x`.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    product: Array = as_matrix(stack).grouped(x, sizes, dtype=dtype)
     return product

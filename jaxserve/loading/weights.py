@@ -89,7 +89,10 @@ def load_params(
     specs, read_specs = weight_specs(config), weight_specs(model)
     names = stored_names(checkpoint.tensors)
     pieces = {
-        path: [Piece(tensor, spec, layout.method_of(path, spec), read_layout) for tensor in tensors]
+        path: [
+            Piece(tensor, spec, layout.method_of(path, spec), read_layout.of(spec))
+            for tensor in tensors
+        ]
         for path, tensors in hf_tensors(model).items()
         for spec in (read_specs[path],)
     }
@@ -135,7 +138,7 @@ def load_params(
                             key: fit(tensor, whole.axes[key], piece.spec, spec, layout)
                             for key, tensor in whole.tensors.items()
                         }
-                        params[path] = piece.method.from_tensors(tensors, spec, layout)
+                        params[path] = piece.method.from_tensors(tensors, spec, layout.of(spec))
     loaded: Params = unflatten_dict(params)
     return loaded
 

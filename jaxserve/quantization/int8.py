@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8
 
+from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.quantization import packed
 from jaxserve.quantization.layout import Arrays, WeightLayout, shardings_of
-from jaxserve.quantization.matrix import Matrix, Rows, WeightSpec, shard_size
+from jaxserve.quantization.matrix import Matrix, Rows, WeightSpec, grouped_product, shard_size
 
 # With fewer rows XLA for CPUs does not vectorize int8 matmuls: 8 rows take a fifth of the time of
 # 1.
@@ -46,13 +47,26 @@ class Int8Matrix(Matrix):
         num_tokens = x.shape[0]
         if num_tokens < _LEAST_ROWS:
             x = jnp.pad(x, [(0, _LEAST_ROWS - num_tokens)] + [(0, 0)] * (x.ndim - 1))
-        x = x.astype(jnp.float32)
-        scales = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True) / _LARGEST
-        rounded = jnp.round(x / jnp.where(scales == 0, 1.0, scales)).astype(jnp.int8)
+        rounded, scales = _rounded(x)
         product = jnp.einsum(spec, rounded, self.values, preferred_element_type=jnp.int32)
         scales = scales.reshape(-1, *[1] * (product.ndim - 1))
         result: Array = product.astype(jnp.float32) * scales * self.scales
         return result[:num_tokens].astype(dtype)
+
+    def grouped(
+        self, x: Float[Array, "rows inputs"], sizes: Int[Array, " matrices"], *, dtype: DTypeLike
+    ) -> Float[Array, "rows *channels"]:
+        """Multiply groups of rows as `einsum` does."""
+        rounded, scales = _rounded(x)
+        product = grouped_product(rounded, self.values, sizes, dtype=jnp.int32)
+        own = jnp.repeat(self.scales, sizes, axis=0, total_repeat_length=x.shape[0])
+        scales = scales.reshape(-1, *[1] * (product.ndim - 1))
+        return (product.astype(jnp.float32) * scales * own).astype(dtype)
+
+    def partition(self, spec: WeightSpec, sharding: ShardingPlan) -> "Int8Matrix":
+        """Return the specs of values and scales."""
+        values, scales = sharding.places(*spec.axes), sharding.places(*spec.kept)
+        return Int8Matrix(values, scales, self.dtype)
 
     def take(self, indices: Int[Array, " tokens"], rows: Rows) -> Float[Array, "tokens embed"]:
         """Return dequantized rows of a table; NaN for indices out of range."""
@@ -66,6 +80,13 @@ class Int8Matrix(Matrix):
     def num_weights(self) -> int:
         """Number of weights on one device."""
         return shard_size(self.values)
+
+
+def _rounded(x: Array) -> tuple[Int8[Array, "rows ..."], Float[Array, "rows ..."]]:
+    """Return rows rounded to int8, and the scale of each."""
+    x = x.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True) / _LARGEST
+    return jnp.round(x / jnp.where(scales == 0, 1.0, scales)).astype(jnp.int8), scales
 
 
 def quantize(weight: Float[Array, "..."], summed: tuple[int, ...]) -> Int8Matrix:

@@ -133,14 +133,18 @@ class WeightLayout:
             tuple(shape), jnp.dtype(self.dtype if dtype is None else dtype), sharding=sharding
         )
 
+    def of(self, spec: WeightSpec) -> "WeightLayout":
+        """Return the layout with the dtype of a parameter that has its own."""
+        return self if spec.dtype is None else replace(self, dtype=spec.dtype)
+
     def method_of(self, path: Path, spec: WeightSpec) -> Method:
-        """Return the method of a parameter; vectors are always arrays."""
+        """Return the method of a parameter; those without summed axes are always arrays."""
         return self.exceptions.get(path, self.method) if spec.summed else ARRAYS
 
     def describe(self, path: Path, spec: WeightSpec) -> Matrix | jax.ShapeDtypeStruct:
         """Describe a parameter before it exists."""
         described: Matrix | jax.ShapeDtypeStruct
-        described = self.method_of(path, spec).describe(spec, self)
+        described = self.method_of(path, spec).describe(spec, self.of(spec))
         return described
 
 

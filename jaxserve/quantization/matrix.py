@@ -12,6 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int32
 
+from jaxserve.errors import ConfigError
+from jaxserve.parallel.sharding import ShardingPlan
+from pallas_kernels.grouped_matmul import grouped_matmul
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -33,12 +37,16 @@ ALL_ROWS = Rows()
 class WeightSpec:
     """Names and lengths of a parameter's axes.
 
-    summed: the axes that matmuls contract, either the first or the last ones; empty for a vector.
+    stacked: leading axes along which independent matrices are stacked. summed: the axes that
+    matmuls contract, either the first or the last of the others; empty for a parameter that is
+    always an array. dtype: dtype of the parameter; None for that of the layout.
     """
 
     axes: tuple[str, ...]
     shape: tuple[int, ...]
     summed: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+    dtype: str | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -47,8 +55,13 @@ class WeightSpec:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Axes that matmuls do not contract: output channels."""
+        """Axes that matmuls do not contract: stacked axes and output channels."""
         return tuple(word for word in self.axes if word not in self.summed)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Output channels of each matrix."""
+        return tuple(word for word in self.kept if word not in self.stacked)
 
     @property
     def summed_dims(self) -> tuple[int, ...]:
@@ -75,6 +88,21 @@ class Matrix(ABC):
     @abstractmethod
     def take(self, indices: Int[Array, " rows"], rows: Rows) -> Float[Array, "rows inputs"]:
         """Return rows of a table; see `layers.embed.embed`."""
+
+    def grouped(
+        self, x: Float[Array, "rows inputs"], sizes: Int[Array, " matrices"], *, dtype: DTypeLike
+    ) -> Float[Array, "rows *channels"]:
+        """Multiply groups of rows by the matrices of a stack; see `layers.linear.grouped`.
+
+        Raises ConfigError, as `partition`, for a format that has no stacks.
+        """
+        del x, sizes, dtype
+        raise ConfigError(f"{type(self).__name__} does not support mixtures of experts")
+
+    def partition(self, spec: WeightSpec, sharding: ShardingPlan) -> "Matrix":
+        """Return the matrix with partition specs in place of arrays, for `shard_map`."""
+        del spec, sharding
+        raise ConfigError(f"{type(self).__name__} does not support mixtures of experts")
 
     @property
     @abstractmethod
@@ -112,15 +140,37 @@ class ArrayMatrix(Matrix):
         del rows
         return jnp.take(self.array, indices, axis=0, mode="fill", fill_value=jnp.nan)
 
+    def grouped(
+        self, x: Float[Array, "rows inputs"], sizes: Int[Array, " matrices"], *, dtype: DTypeLike
+    ) -> Float[Array, "rows *channels"]:
+        """Multiply with the grouped kernel of the platform."""
+        return grouped_product(x, self.array, sizes, dtype=dtype)
+
     @property
     def num_weights(self) -> int:
         """Number of weights on one device."""
         return shard_size(self.array)
 
 
+def grouped_product(
+    x: Array, stack: Array, sizes: Int[Array, " matrices"], *, dtype: DTypeLike
+) -> Array:
+    """Return the grouped matmul of rows and arrays [matrices, inputs, *channels]."""
+    num_matrices, num_inputs, *channels = stack.shape
+    flat = stack.reshape(num_matrices, num_inputs, -1)
+    return grouped_matmul(x, flat, sizes, dtype=dtype).reshape(x.shape[0], *channels)
+
+
 def as_matrix(weight: Any) -> Matrix:
     """Return a leaf of a parameter tree as a Matrix."""
     return weight if isinstance(weight, Matrix) else ArrayMatrix(weight)
+
+
+def partition(weight: Any, spec: WeightSpec, sharding: ShardingPlan) -> Any:
+    """Return a leaf of a parameter tree with partition specs in place of arrays."""
+    if isinstance(weight, Matrix):
+        return weight.partition(spec, sharding)
+    return sharding.places(*spec.axes)
 
 
 def matrices(params: Any) -> list[Matrix]:

@@ -36,6 +36,17 @@ class Packed(Matrix):
         del rows
         return packed_linear.take(self.panels, indices)
 
+    def grouped(
+        self, x: Float[Array, "rows inputs"], sizes: Int[Array, " matrices"], *, dtype: DTypeLike
+    ) -> Float[Array, "rows *channels"]:
+        """Multiply in float32."""
+        return packed_linear.multiply_groups(x, self.panels, sizes).astype(dtype)
+
+    def partition(self, spec: WeightSpec, sharding: ShardingPlan) -> "Packed":
+        """Return the spec of the panels, which are not sharded."""
+        del spec
+        return Packed(replace(self.panels, panels=sharding.places()))
+
     @property
     def num_weights(self) -> int:
         """Number of weights; packed matrices are not sharded."""
@@ -47,8 +58,8 @@ def describe(
     spec: WeightSpec, *, kind: str, dtype: DTypeLike, sharding: ShardingPlan | None
 ) -> Packed:
     """Describe a packed matrix before it exists. kind: one of packed_linear.KINDS."""
-    inputs, channels = spec.sizes_of(spec.summed), spec.sizes_of(spec.kept)
-    packed = packed_linear.packed_spec(inputs, channels, kind=kind, dtype=dtype)
+    inputs, channels, stacked = map(spec.sizes_of, (spec.summed, spec.channels, spec.stacked))
+    packed = packed_linear.packed_spec(inputs, channels, kind=kind, dtype=dtype, stacked=stacked)
     if sharding is None:
         return Packed(packed)
     shape = packed.panels.shape
@@ -68,16 +79,19 @@ def pack(
     """Pack a matrix. scales: float32 scales of int8 values, with the kept axes."""
     described = describe(spec, kind=values.dtype.name, dtype=dtype, sharding=sharding)
     place = described.panels.panels.sharding
-    packed: Packed = _packing(spec.summed_dims, jnp.dtype(dtype).name, place)(values, scales)
+    packing = _packing(spec.summed_dims, len(spec.stacked), jnp.dtype(dtype).name, place)
+    packed: Packed = packing(values, scales)
     return packed
 
 
 @lru_cache(maxsize=64)
-def _packing(summed: tuple[int, ...], dtype: str, place: Any) -> Any:
+def _packing(summed: tuple[int, ...], num_stacked: int, dtype: str, place: Any) -> Any:
     """Return the compiled packing for matrices with the same layout."""
 
     def run(values: Array, scales: Array | None) -> Packed:
-        return Packed(packed_linear.pack(values, summed, scales=scales, dtype=dtype))
+        return Packed(
+            packed_linear.pack(values, summed, scales=scales, dtype=dtype, num_stacked=num_stacked)
+        )
 
     return jax.jit(run, out_shardings=place)
 

@@ -5,9 +5,19 @@ from pallas_kernels.packed_linear.api import (
     PackedMatrix,
     check,
     multiply,
+    multiply_groups,
     pack,
     packed_spec,
     take,
 )
 
-__all__ = ["KINDS", "PackedMatrix", "check", "multiply", "pack", "packed_spec", "take"]
+__all__ = [
+    "KINDS",
+    "PackedMatrix",
+    "check",
+    "multiply",
+    "multiply_groups",
+    "pack",
+    "packed_spec",
+    "take",
+]

@@ -5,7 +5,7 @@ rows on. An inference engine multiplies few rows by the same weights again and a
 are packed once. linear.c implements the packing and the products.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -33,15 +33,16 @@ FUNCTIONS = ("packed_linear_multiply", "packed_linear_pack", "packed_linear_take
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["panels"],
-    meta_fields=["inputs", "channels", "kind", "dtype"],
+    meta_fields=["inputs", "channels", "kind", "dtype", "stacked"],
 )
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A packed matrix: a pytree with one leaf, whose layout only linear.c interprets.
+    """A packed matrix or a stack of them: a pytree with one leaf, whose layout is linear.c's.
 
     panels: uint8[num_panels, bytes], or its ShapeDtypeStruct. inputs: sizes of the axes that
     products sum over. channels: sizes of the remaining axes. kind: dtype of the panels, one of
-    KINDS. dtype: dtype of the matrix that they represent.
+    KINDS. dtype: dtype of the matrix that they represent. stacked: sizes of the axes along which
+    matrices are stacked, () for a single one.
     """
 
     panels: Any
@@ -49,11 +50,12 @@ class PackedMatrix:
     channels: tuple[int, ...]
     kind: str
     dtype: str
+    stacked: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
-        """Number of elements of the matrix."""
-        return prod(self.inputs) * prod(self.channels)
+        """Number of elements of all matrices."""
+        return prod(self.stacked) * prod(self.inputs) * prod(self.channels)
 
     def __getitem__(self, index: EllipsisType) -> "PackedMatrix":
         """Return the matrix itself; only `matrix[...]` is supported."""
@@ -72,7 +74,12 @@ def check(target: Target, kind: DTypeLike) -> None:
 
 
 def packed_spec(
-    inputs: tuple[int, ...], channels: tuple[int, ...], *, kind: str, dtype: DTypeLike
+    inputs: tuple[int, ...],
+    channels: tuple[int, ...],
+    *,
+    kind: str,
+    dtype: DTypeLike,
+    stacked: tuple[int, ...] = (),
 ) -> PackedMatrix:
     """Return a PackedMatrix with a ShapeDtypeStruct for `panels`; arguments as in PackedMatrix."""
     num_inputs = prod(inputs)
@@ -81,9 +88,9 @@ def packed_spec(
         num_bytes = _PANEL * (-(-num_inputs // 4) * 4 + 8)
     else:
         num_bytes = _PANEL * num_inputs * KINDS[kind]
-    shape = (-(-prod(channels) // _PANEL), num_bytes)
+    shape = (prod(stacked) * -(-prod(channels) // _PANEL), num_bytes)
     panels = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return PackedMatrix(panels, inputs, channels, kind, jnp.dtype(dtype).name)
+    return PackedMatrix(panels, inputs, channels, kind, jnp.dtype(dtype).name, stacked)
 
 
 def pack(
@@ -92,28 +99,32 @@ def pack(
     *,
     scales: Float[Array, "..."] | None = None,
     dtype: DTypeLike,
+    num_stacked: int = 0,
 ) -> PackedMatrix:
-    """Pack a matrix. Call `check` first.
+    """Pack a matrix, or a stack of them. Call `check` first.
 
-    matrix: float32, bfloat16, or int8 with float32 `scales`, which have the shape of the remaining
-    axes. summed: the axes that products sum over, either the first or the last ones. dtype: dtype
-    of the matrix that is represented.
+    matrix: float32, bfloat16, or int8 with float32 `scales`, which have the shape of the axes that
+    are not summed. num_stacked: number of leading axes along which matrices are stacked. summed:
+    the axes that products sum over, either the first or the last of the others. dtype: dtype of the
+    matrix that is represented.
     """
-    first = summed == tuple(range(len(summed)))
-    assert first or summed == tuple(range(matrix.ndim - len(summed), matrix.ndim)), summed
-    kept = tuple(axis for axis in range(matrix.ndim) if axis not in summed)
-    inputs, channels = (tuple(matrix.shape[axis] for axis in axes) for axes in (summed, kept))
-    kind = matrix.dtype.name
-    spec = packed_spec(inputs, channels, kind=kind, dtype=dtype)
+    axes = tuple(range(num_stacked, matrix.ndim))
+    first = summed == axes[: len(summed)]
+    assert first or summed == axes[-len(summed) :], summed
+    kept = tuple(axis for axis in axes if axis not in summed)
+    inputs, channels = (tuple(matrix.shape[axis] for axis in each) for each in (summed, kept))
+    kind, stacked = matrix.dtype.name, matrix.shape[:num_stacked]
+    spec = packed_spec(inputs, channels, kind=kind, dtype=dtype, stacked=stacked)
     description: jax.ShapeDtypeStruct = spec.panels
     call = jax.ffi.ffi_call("packed_linear_pack", description)
+    sides = (prod(inputs), prod(channels)) if first else (prod(channels), prod(inputs))
     panels = call(
-        matrix.reshape((prod(inputs), -1) if first else (-1, prod(inputs))),
+        matrix.reshape(prod(stacked), *sides),
         jnp.zeros(0, jnp.float32) if scales is None else scales.reshape(-1),
         kind=_number(kind),
         channels_first=np.int32(not first),
     )
-    return PackedMatrix(panels, inputs, channels, kind, spec.dtype)
+    return replace(spec, panels=panels)
 
 
 def multiply(
@@ -130,18 +141,29 @@ def multiply(
     products are summed exactly in int32. A row with a number that is not finite gives a result
     that is not finite.
     """
-    assert x.shape[1:] == matrix.inputs, (x.shape, matrix.inputs)
-    most_rows = x.shape[0]
-    result = jax.ShapeDtypeStruct((most_rows, prod(matrix.channels)), jnp.float32)
+    num_rows = jnp.asarray(x.shape[0] if num_rows is None else num_rows, jnp.int32)
+    return multiply_groups(x, matrix, num_rows[None])
+
+
+def multiply_groups(
+    x: Float[Array, "rows *inputs"], stack: PackedMatrix, sizes: Int[Array, " matrices"]
+) -> Float[Array, "rows *kept"]:
+    """Multiply each group of rows by its matrix of a stack, in float32; see `multiply`.
+
+    sizes: number of rows of each matrix; the rows are in the order of the matrices. The results of
+    rows after the last group are zeros. Only matrices with rows are read.
+    """
+    assert x.shape[1:] == stack.inputs, (x.shape, stack.inputs)
+    result = jax.ShapeDtypeStruct((x.shape[0], prod(stack.channels)), jnp.float32)
     call = jax.ffi.ffi_call("packed_linear_multiply", result)
     with jax.named_scope("packed_linear"):
         product: Array = call(
-            x.reshape(most_rows, -1).astype(jnp.float32),
-            matrix.panels,
-            jnp.asarray(most_rows if num_rows is None else num_rows, jnp.int32),
-            kind=_number(matrix.kind),
+            x.reshape(x.shape[0], -1).astype(jnp.float32),
+            stack.panels,
+            sizes.astype(jnp.int32),
+            kind=_number(stack.kind),
         )
-    return product.reshape(most_rows, *matrix.channels)
+    return product.reshape(x.shape[0], *stack.channels)
 
 
 def take(matrix: PackedMatrix, indices: Int[Array, " rows"]) -> Float[Array, "rows inputs"]:

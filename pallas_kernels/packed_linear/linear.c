@@ -105,11 +105,17 @@ INLINE Ints add_products(Ints sums, Ints weights, const uint8_t* row) {
 
 // ---- A product.
 
+// Rows that follow each other and are multiplied by one matrix, and the first item of their product.
+typedef struct {
+  int64_t row, rows, item;
+  const char* panels;
+} Group;
+
 typedef struct {
   int kind;
-  int64_t rows, inputs, channels, panels_together;
+  int64_t rows, inputs, channels, panels_together, num_groups;
+  const Group* groups;
   const float* given;
-  const char* panels;
   float* out;
   // The rows as tiles read them, which may be those given, and the scale of each that is rounded to int8.
   char* x;
@@ -228,23 +234,37 @@ _Static_assert(sizeof TILES / sizeof *TILES == MOST_ROWS, "a function for each s
 
 INLINE int64_t tiles_of(int64_t rows) { return ceil_div(rows, MOST_ROWS); }
 
-// How the tiles are cut into blocks, and the panels into groups; an item is one of each.
-INLINE int64_t blocks_of(const Product* call) { return ceil_div(tiles_of(call->rows), BLOCK); }
+// How the tiles of a group are cut into blocks, and the panels into spans; an item is one of each.
+INLINE int64_t blocks_of(int64_t rows) { return ceil_div(tiles_of(rows), BLOCK); }
 
-INLINE int64_t groups_of(const Product* call) {
+INLINE int64_t spans_of(const Product* call) {
   return ceil_div(panels_of(call->channels), call->panels_together);
+}
+
+// The last group whose items begin at `item` or before.
+static const Group* group_of(const Product* call, int64_t item) {
+  int64_t first = 0, beyond = call->num_groups;
+  while (beyond - first > 1) {
+    const int64_t middle = (first + beyond) / 2;
+    if (call->groups[middle].item <= item) first = middle;
+    else beyond = middle;
+  }
+  return call->groups + first;
 }
 
 static void multiply_item(const void* data, int64_t item, void* scratch) {
   const Product* call = data;
-  const int64_t groups = groups_of(call), blocks = blocks_of(call), tiles = tiles_of(call->rows);
-  const int64_t block = item / groups, first = item % groups * call->panels_together;
+  const Group* group = group_of(call, item);
+  const int64_t spans = spans_of(call), blocks = blocks_of(group->rows), tiles = tiles_of(group->rows);
+  const int64_t block = (item - group->item) / spans;
+  const int64_t first = (item - group->item) % spans * call->panels_together;
   const int64_t beyond = least(panels_of(call->channels), first + call->panels_together);
   for (int64_t p = first; p < beyond; ++p) {
-    const char* panel = call->panels + p * panel_bytes(call->kind, call->inputs);
+    const char* panel = group->panels + p * panel_bytes(call->kind, call->inputs);
     const int64_t channels = least(PANEL, call->channels - p * PANEL);
     for (int64_t t = tiles * block / blocks; t < tiles * (block + 1) / blocks; ++t) {
-      const int64_t row = call->rows * t / tiles, rows = call->rows * (t + 1) / tiles - row;
+      const int64_t before = group->rows * t / tiles, rows = group->rows * (t + 1) / tiles - before;
+      const int64_t row = group->row + before;
       float* out = call->out + row * call->channels + p * PANEL;
       // The last panel may be wider than what is left of the result.
       float* whole = channels == PANEL ? out : scratch;
@@ -262,38 +282,57 @@ static void multiply_item(const void* data, int64_t item, void* scratch) {
 
 static int kind_of(const XLA_FFI_CallFrame* frame) { return *(const int32_t*)attribute(frame, "kind"); }
 
+// Fill `groups` with the matrices that have rows, and return the number of items.
+static int64_t plan_groups(Product* call, Group* groups, const char* panels, const XLA_FFI_Buffer* sizes,
+                           int64_t num_matrices, int64_t most_rows) {
+  const int64_t num_bytes = panels_of(call->channels) * panel_bytes(call->kind, call->inputs);
+  int64_t item = 0;
+  call->groups = groups;
+  for (int64_t i = 0; i < num_matrices; ++i) {
+    const int64_t size = least(((const int32_t*)sizes->data)[i], most_rows - call->rows);
+    if (size <= 0) continue;
+    groups[call->num_groups++] = (Group){call->rows, size, item, panels + i * num_bytes};
+    call->rows += size;
+    item += blocks_of(size) * spans_of(call);
+  }
+  return item;
+}
+
+// The rows lie by matrix: sizes say how many each matrix multiplies. The others are padding.
 XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
   if (is_question(frame)) return NULL;
-  const XLA_FFI_Buffer *x = input(frame, 0), *panels = input(frame, 1), *out = output(frame, 0);
-  const int32_t num_rows = *(const int32_t*)input(frame, 2)->data;
+  const XLA_FFI_Buffer *x = input(frame, 0), *panels = input(frame, 1), *sizes = input(frame, 2);
+  const XLA_FFI_Buffer* out = output(frame, 0);
   Product call = {
       .kind = kind_of(frame),
-      .rows = num_rows < 0 ? 0 : least(num_rows, x->dims[0]),
       .inputs = x->dims[1],
       .channels = out->dims[1],
       .given = x->data,
-      .panels = panels->data,
       .out = out->data,
       .x = x->data,
   };
+  const int64_t num_matrices = sizes->dims[0];
   const int64_t num_bytes = panel_bytes(call.kind, call.inputs), num_panels = panels_of(call.channels);
-  if (x->dtype != XLA_FFI_DataType_F32 || panels->dims[0] != num_panels || panels->dims[1] != num_bytes) {
+  if (x->dtype != XLA_FFI_DataType_F32 || panels->dims[0] != num_matrices * num_panels ||
+      panels->dims[1] != num_bytes) {
     return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "packed linear: wrong arguments");
   }
   call.panels_together = ceil_div(LEAST_BYTES, num_bytes);
-  memset(call.out + call.rows * call.channels, 0, (x->dims[0] - call.rows) * call.channels * sizeof(float));
-
   call.stride = row_stride(call.kind, call.inputs);
-  char* prepared = NULL;
+  const int prepares = call.kind == INT8 || call.stride != row_bytes(call.kind, call.inputs);
+  const size_t groups_bytes = aligned(num_matrices * sizeof(Group));
+  const size_t scales_bytes = prepares ? aligned(x->dims[0] * sizeof(float)) : 0;
+  const size_t rows_bytes = prepares ? aligned(x->dims[0] * call.stride) : 0;
+  char* memory = aligned_alloc(64, groups_bytes + scales_bytes + rows_bytes);
+  if (memory == NULL) {
+    return error(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "packed linear: out of memory");
+  }
+  const int64_t num_items = plan_groups(&call, (Group*)memory, panels->data, sizes, num_matrices, x->dims[0]);
+  memset(call.out + call.rows * call.channels, 0, (x->dims[0] - call.rows) * call.channels * sizeof(float));
   XLA_FFI_Error* failure = NULL;
-  if (call.kind == INT8 || call.stride != row_bytes(call.kind, call.inputs)) {
-    const size_t scales_bytes = aligned(call.rows * sizeof(float));
-    prepared = aligned_alloc(64, scales_bytes + aligned(call.rows * call.stride));
-    if (prepared == NULL) {
-      return error(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "packed linear: out of memory");
-    }
-    call.scales = (float*)prepared;
-    call.x = prepared + scales_bytes;
+  if (prepares) {
+    call.scales = (float*)(memory + groups_bytes);
+    call.x = memory + groups_bytes + scales_bytes;
     if (call.rows * call.inputs < FEW) {
       for (int64_t row = 0; row < call.rows; ++row) prepare_row(&call, row, NULL);
     } else {
@@ -301,10 +340,9 @@ XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
     }
   }
   if (failure == NULL) {
-    failure = do_items(frame, blocks_of(&call) * groups_of(&call), multiply_item, &call,
-                       MOST_ROWS * PANEL * sizeof(float));
+    failure = do_items(frame, num_items, multiply_item, &call, MOST_ROWS * PANEL * sizeof(float));
   }
-  free(prepared);
+  free(memory);
   return failure;
 }
 
@@ -313,22 +351,24 @@ XLA_FFI_Error* packed_linear_multiply(const XLA_FFI_CallFrame* frame) {
 typedef struct {
   int kind;
   int64_t inputs, channels;
-  int64_t input_step, channel_step;  // from one number of the matrix to the next, in numbers
+  int64_t input_step, channel_step;  // from one number of a matrix to the next, in numbers
   const char* matrix;
   const float* scales;
   char* panels;
 } Packing;
 
-static void pack_panel(const void* data, int64_t p, void* scratch) {
+static void pack_panel(const void* data, int64_t item, void* scratch) {
   (void)scratch;
   const Packing* call = data;
+  const int64_t i = item / panels_of(call->channels), p = item % panels_of(call->channels);
   const int64_t channels = least(PANEL, call->channels - p * PANEL);
-  char* panel = call->panels + p * panel_bytes(call->kind, call->inputs);
+  const int64_t matrix = i * call->inputs * call->channels;
+  char* panel = call->panels + item * panel_bytes(call->kind, call->inputs);
   memset(panel, 0, panel_bytes(call->kind, call->inputs));
   Int8Panel* of_int8 = (Int8Panel*)panel;
   for (int64_t c = 0; c < channels; ++c) {
-    const int64_t start = (p * PANEL + c) * call->channel_step;
-    if (call->kind == INT8) of_int8->scales[c] = call->scales[p * PANEL + c];
+    const int64_t start = matrix + (p * PANEL + c) * call->channel_step;
+    if (call->kind == INT8) of_int8->scales[c] = call->scales[i * call->channels + p * PANEL + c];
     for (int64_t k = 0; k < call->inputs; ++k) {
       const int64_t from = start + k * call->input_step;
       if (call->kind == FLOAT32) {
@@ -350,16 +390,16 @@ XLA_FFI_Error* packed_linear_pack(const XLA_FFI_CallFrame* frame) {
   const int channels_first = *(const int32_t*)attribute(frame, "channels_first");
   Packing call = {
       .kind = kind_of(frame),
-      .inputs = matrix->dims[channels_first ? 1 : 0],
-      .channels = matrix->dims[channels_first ? 0 : 1],
-      .input_step = channels_first ? 1 : matrix->dims[1],
-      .channel_step = channels_first ? matrix->dims[1] : 1,
+      .inputs = matrix->dims[channels_first ? 2 : 1],
+      .channels = matrix->dims[channels_first ? 1 : 2],
+      .input_step = channels_first ? 1 : matrix->dims[2],
+      .channel_step = channels_first ? matrix->dims[2] : 1,
       .matrix = matrix->data,
       .scales = scales->data,
       .panels = panels->data,
   };
   const int64_t num_bytes = panel_bytes(call.kind, call.inputs);
-  if (panels->dims[0] != panels_of(call.channels) || panels->dims[1] != num_bytes) {
+  if (panels->dims[0] != matrix->dims[0] * panels_of(call.channels) || panels->dims[1] != num_bytes) {
     return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "packed linear: wrong arguments");
   }
   want_large_pages(call.panels, panels->dims[0] * num_bytes);

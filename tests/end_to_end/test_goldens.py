@@ -7,7 +7,6 @@ import pytest
 
 from jaxserve.api.request import Request
 from jaxserve.build import LoadedModel
-from jaxserve.errors import CheckpointError
 from tests.data import checkpoint
 from tests.end_to_end.world import (
     Answers,
@@ -162,13 +161,6 @@ def test_of_other_shapes(name: str) -> None:
     found = goldens(name)
     answers = serve(engine_for(load(checkpoint(name), warm_up="none")), golden_requests(found))
     check(answers, found)
-
-
-def test_a_model_that_is_not_supported_is_refused_by_its_name() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"model_type = 'mixtral'; .*jaxserve supports bert, "
-    ):
-        load(checkpoint("stories260K-mixtral-hf"))
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -8,13 +8,28 @@ import pytest
 
 from jaxserve.execution.cost import Cost, StepCosts
 from jaxserve.execution.shapes import GREEDY, SCORE, Feature
-from jaxserve.models import DecoderConfig, abstract_params
+from jaxserve.layers.routing import Routing
+from jaxserve.models import DecoderConfig, MixtureOfExperts, abstract_params
 from jaxserve.parallel.sharding import ShardingPlan, make_mesh
 from jaxserve.quantization import ARRAYS, WeightLayout
 from jaxserve.quantization.int8 import METHOD as INT8
-from tests.execution.programs import SMALL, plan, with_attention
+from tests.execution.programs import SMALL, plan, with_attention, with_feed_forward
 
 HEAD = 64 * 512
+# SMALL with 8 experts of width 32, of which each token uses 2.
+MOE = replace(
+    SMALL,
+    layers=tuple(
+        replace(
+            layer,
+            feed_forward=MixtureOfExperts(
+                routing=Routing(num_experts=8, top_k=2), embed=SMALL.embed, ffw=32
+            ),
+        )
+        for layer in SMALL.layers
+    ),
+)
+EXPERT = 3 * SMALL.embed * 32
 
 
 def costs(model: DecoderConfig, **kept: Any) -> StepCosts:
@@ -115,3 +130,26 @@ def test_faster_products_leave_room_for_more_rows_and_less_for_attention() -> No
     assert fast.prefill_attention == 4 * plain.prefill_attention
     assert fast.decode_attention == 4 * plain.decode_attention
     assert fast.sampling == plain.sampling
+
+
+def test_a_token_computes_its_experts_only() -> None:
+    router = SMALL.embed * 8
+    dense = with_feed_forward(SMALL, ffw=64)
+    more = 2 * len(SMALL.layers) * router
+    assert count(MOE, [5], [1]).flops == count(dense, [5], [1]).flops + more
+
+
+def test_experts_without_tokens_are_not_read() -> None:
+    def expert_bytes(num_tokens: int) -> int:
+        starts, lengths = [0], [num_tokens]
+        idle = count(MOE, starts, [1000], num_sampled=1).read_bytes
+        everything = count(SMALL, starts, [1000], num_sampled=1).read_bytes
+        here = count(MOE, starts, lengths, num_sampled=1).read_bytes
+        dense = count(SMALL, starts, lengths, num_sampled=1).read_bytes
+        return here - dense - (idle - everything) + 4 * 8 * EXPERT * len(SMALL.layers)
+
+    one = 4 * 2 * EXPERT * len(SMALL.layers)
+    assert expert_bytes(1) == one
+    # The second token's experts are among those of the first with a probability of a quarter.
+    assert expert_bytes(2) == pytest.approx(one * 1.75, abs=1)
+    assert expert_bytes(1000) == 8 * one // 2

@@ -16,6 +16,7 @@ from jaxserve.quantization.packed import Packed
 from pallas_kernels.packed_linear import check
 from pallas_kernels.targets import CPU
 from tests.goldens.checkpoints import tiny_config, write_checkpoint
+from tests.goldens.families import write_case
 
 check(CPU, "float32")
 IDS = jnp.arange(12)
@@ -44,6 +45,22 @@ def test_logits_are_those_of_arrays(tmp_path: Path, packed: str, *, tied: bool) 
         assert jnp.linalg.norm(found - expected) < 1e-2 * jnp.linalg.norm(expected)
     else:
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("packed", ["float32", "int8"])
+def test_logits_of_experts_are_those_of_arrays(tmp_path: Path, packed: str) -> None:
+    folder = write_case(tmp_path, "qwen3_moe", "two experts of six")
+    checkpoint = Checkpoint.open(folder)
+    config, method = (
+        config_from_hf(checkpoint.hf_config),
+        find_method("int8" if packed == "int8" else None),
+    )
+    arrays = load_params(checkpoint, config, WeightLayout(method=method))
+    loaded = load_params(checkpoint, config, WeightLayout(method=method, packed=packed))
+    assert isinstance(loaded["layers"][0]["mlp"]["experts"]["down"], Packed)
+    assert isinstance(loaded["layers"][0]["mlp"]["router"]["weight"], jax.Array)
+    expected = jax.jit(bind(config, arrays))(IDS)
+    np.testing.assert_allclose(jax.jit(bind(config, loaded))(IDS), expected, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])

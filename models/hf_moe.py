@@ -1,0 +1,53 @@
+"""Keys and tensors that families with mixtures of experts share."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from jaxserve.errors import CheckpointError
+from jaxserve.layers.routing import Routing
+from jaxserve.models.config import DecoderConfig
+from jaxserve.models.hf_reader import HfConfig
+from jaxserve.models.moe import MixtureOfExperts
+from jaxserve.models.weights import Parts
+
+
+def read_routing(
+    reader: HfConfig, *, num_experts: str, top_k: str = "num_experts_per_tok", **fixed: Any
+) -> Routing:
+    """Read the sizes of a router. fixed: other fields of Routing.
+
+    num_experts, top_k: the family's keys. transformers may write `num_local_experts` instead of the
+    first.
+    """
+    keys = [key for key in (num_experts, "num_local_experts") if reader.has(key)] or [num_experts]
+    count, chosen = reader.integer(keys[0]), reader.integer(top_k)
+    if chosen > count:
+        raise CheckpointError(f"{top_k} must be at most {keys[0]} ({count}), got {chosen}")
+    return Routing(num_experts=count, top_k=chosen, **fixed)
+
+
+def with_experts(
+    config: DecoderConfig, experts: MixtureOfExperts, *, dense_layers: Collection[int] = ()
+) -> DecoderConfig:
+    """Return the model with experts in all layers but `dense_layers`."""
+    layers = tuple(
+        layer if i in dense_layers else replace(layer, feed_forward=experts)
+        for i, layer in enumerate(config.layers)
+    )
+    return replace(config, layers=layers)
+
+
+def expert_tensors(
+    prefix: str = "mlp.", *, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> Parts:
+    """Return the checkpoint tensors of a router and of experts stored one by one."""
+    expert = f"{prefix}experts.{{experts}}."
+    return {
+        "mlp.router.weight": [(f"{prefix}gate.weight", "experts, embed")],
+        "mlp.experts.gate_up": [
+            (f"{expert}{gate}.weight", "gate_up ffw, embed"),
+            (f"{expert}{up}.weight", "gate_up ffw, embed"),
+        ],
+        "mlp.experts.down": [(f"{expert}{down}.weight", "embed, ffw")],
+    }

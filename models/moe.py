@@ -1,0 +1,155 @@
+"""Mixture of experts: a router selects the feed-forwards that compute each token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxserve.layers.activation import SWIGLU, Gated
+from jaxserve.layers.experts import expert_feed_forward
+from jaxserve.layers.linear import einsum
+from jaxserve.layers.routing import Routing
+from jaxserve.models.config import Dense, ModelConfig
+from jaxserve.models.declare import matrix, normal, spec_of, zeros
+from jaxserve.models.forward import ForwardContext
+from jaxserve.models.work import ExpertWork
+from jaxserve.quantization.matrix import matrices
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfExperts:
+    """Feed-forward of experts selected per token (Shazeer et al., 2017, arXiv:1701.06538).
+
+    ffw: inner width of each expert. embed: width of the residual stream. bias: experts have biases.
+    shared: feed-forward of every token, added to the experts. shared_gate: multiply its output by
+    a sigmoid gate.
+    """
+
+    routing: Routing
+    embed: int
+    ffw: int
+    activation: Gated = SWIGLU
+    bias: bool = False
+    shared: Dense | None = None
+    shared_gate: bool = False
+
+    @property
+    def module(self) -> Callable[[Any, Any], Any]:
+        """See FeedForward."""
+        return MoE
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See FeedForward: each expert's input, gate, up projection, their product, and output."""
+        widths = 2 * self.embed + 3 * (self.ffw // devices)
+        shared = self.shared.row_bytes(devices=devices, itemsize=itemsize) if self.shared else 0
+        # Logits and scores of the router are float32.
+        return self.routing.top_k * widths * itemsize + 8 * self.routing.num_experts + shared
+
+    def experts(self, params: Any) -> ExpertWork:
+        """See FeedForward."""
+        stacks = matrices([params["experts"][name] for name in ("gate_up", "down")])
+        return ExpertWork(
+            num_experts=self.routing.num_experts,
+            top_k=self.routing.top_k,
+            num_weights=sum(stack.num_weights for stack in stacks),
+            num_bytes=sum(stack.num_bytes for stack in stacks),
+        )
+
+
+class MoE(nnx.Module):
+    """Router, routed experts and shared expert; see MixtureOfExperts."""
+
+    def __init__(self, config: ModelConfig, feed_forward: MixtureOfExperts) -> None:
+        """Declare the parts."""
+        self.router = Router(config, feed_forward.routing)
+        self.experts = Experts(config, feed_forward)
+        shared = feed_forward.shared
+        self.shared: Any = None if shared is None else shared.module(config, shared)
+        self.shared_gate = normal(embed=config.embed) if feed_forward.shared_gate else None
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
+    ) -> Float[Array, "tokens embed"]:
+        """Return the update of the residual stream."""
+        experts, weights = self.router(x, context.under("router"))
+        out = self.experts(x, experts, weights, context)
+        if self.shared is None:
+            return out
+        shared = self.shared(x, context.under("shared"))
+        if self.shared_gate is not None:
+            logits = jnp.einsum("td,d->t", x, self.shared_gate[...])
+            shared *= jax.nn.sigmoid(logits)[:, None]
+        total: Array = out + shared
+        return total
+
+
+class Router(nnx.Module):
+    """Linear router in float32; see Routing."""
+
+    def __init__(self, config: ModelConfig, routing: Routing) -> None:
+        """Declare the projection, and the biases if the family has them."""
+        self.routing = routing
+        num_experts = routing.num_experts
+        self.weight = normal(embed=config.embed, experts=num_experts)
+        self.bias = zeros(experts=num_experts) if routing.bias else None
+        has_correction = routing.correction_bias
+        # Its differences are small next to the scores.
+        self.correction_bias = zeros("float32", experts=num_experts) if has_correction else None
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
+    ) -> tuple[Int[Array, "tokens top_k"], Float[Array, "tokens top_k"]]:
+        """Return the experts of each token, best first, and their weights."""
+        with jax.named_scope("router"):
+            logits = einsum("td,de->te", x, self.weight[...], context.rows, dtype=jnp.float32)
+            if self.bias is not None:
+                logits += self.bias[...].astype(jnp.float32)
+            logits = context.tap("logits", logits)
+            correction = None if self.correction_bias is None else self.correction_bias[...]
+            experts, weights = self.routing(logits, correction)
+            return context.tap("experts", experts), context.tap("weights", weights)
+
+
+class Experts(nnx.Module):
+    """Stacked gated feed-forwards, of which each token passes through a few."""
+
+    def __init__(self, config: ModelConfig, feed_forward: MixtureOfExperts) -> None:
+        """Declare the stacks, and biases if the family has them."""
+        self.activation = feed_forward.activation
+        e, d, f = feed_forward.routing.num_experts, config.embed, feed_forward.ffw
+        self.gate_up = matrix("embed", stacked="experts", experts=e, embed=d, gate_up=2, ffw=f)
+        self.down = matrix("ffw", stacked="experts", experts=e, ffw=f, embed=d)
+        bias = feed_forward.bias
+        self.gate_up_bias = zeros(experts=e, gate_up=2, ffw=f) if bias else None
+        self.down_bias = zeros(experts=e, embed=d) if bias else None
+
+    def __call__[Cache](
+        self,
+        x: Float[Array, "tokens embed"],
+        experts: Int[Array, "tokens top_k"],
+        weights: Float[Array, "tokens top_k"],
+        context: ForwardContext[Cache],
+    ) -> Float[Array, "tokens embed"]:
+        """Return the weighted sum of the experts' outputs; zeros for padding without a bias."""
+        own = {"gate_up": self.gate_up, "down": self.down}
+        if self.gate_up_bias is not None:
+            own["gate_up_bias"] = self.gate_up_bias
+        with jax.named_scope("experts"):
+            num_rows = context.rows.num_rows
+            is_live = True if num_rows is None else jnp.arange(x.shape[0])[:, None] < num_rows
+            out = expert_feed_forward(
+                x,
+                jnp.where(is_live, experts, spec_of(self.down).sizes["experts"]),
+                weights,
+                {name: param[...] for name, param in own.items()},
+                {name: spec_of(param) for name, param in own.items()},
+                activation=self.activation,
+            )
+            if self.down_bias is None:
+                return out
+            biases = self.down_bias[...][experts]
+            return out + jnp.einsum("tk,tkd->td", weights, biases).astype(out.dtype)
