@@ -5,10 +5,10 @@ The scheduler owns sequences, slots, pages and the prefix cache, and works on pl
 tokens that are still on the device.
 
 A step computes one token of every decoding sequence, and chunks of prompts within limits of time
-and tokens (prefills.py). Waiting sequences start as slots and pages allow (admission.py), in order
-of precedence: by priority if the policy says so, then by turn. The turn of a request is the number
-of answers requested before it; each further choice or prompt of one request takes the next turn, as
-if it had arrived with a later request.
+and tokens (composer.py, prefills.py). Waiting sequences start as slots and pages allow
+(admission.py), in order of precedence: by priority if the policy says so, then by turn. The turn of
+a request is the number of answers requested before it. Each further choice or prompt of one request
+takes the next turn, as if it had arrived with a later request.
 
 If a decode finds no free page, the running sequence of lowest precedence is preempted, and later
 starts again from its known tokens. The sequence of highest precedence is never preempted, and every
@@ -27,10 +27,10 @@ from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
 from jaxserve.api.plan import DeferredSamplePlan, RowPlan, StepLimits, StepPlan, StepResult
 from jaxserve.api.request import LOWEST_PRIORITY, FinishReason, Request
 from jaxserve.engine.admission import Admission
+from jaxserve.engine.composer import StepComposer
 from jaxserve.engine.drafts import Drafter, Drafts
 from jaxserve.engine.memory import KVMemory
 from jaxserve.engine.plan_builder import PlanBuilder
-from jaxserve.engine.prefills import chunks
 from jaxserve.engine.running import RunningSet
 from jaxserve.engine.sequence import Sequence, SequenceGroup, Update, new_group
 from jaxserve.engine.waiting import WaitingQueue
@@ -63,7 +63,6 @@ class Scheduler:
         # Not for secrets; equal engine seeds must give equal tokens.
         self._random = random.Random(seed)  # noqa: S311
         self._clock = clock
-        # Current step limits. They only grow, as programs finish compiling.
         self._max_tokens = config.max_num_batched_tokens
         self._max_sequences = config.max_num_seqs
         self._memory = KVMemory(cache)
@@ -84,6 +83,14 @@ class Scheduler:
             waiting=self._waiting,
             running=self._running,
             totals=self._totals,
+            clock=clock,
+        )
+        self._composer = StepComposer(
+            config,
+            memory=self._memory,
+            running=self._running,
+            drafts=self._drafts,
+            preempt=self._preempt,
             clock=clock,
         )
 
@@ -152,10 +159,7 @@ class Scheduler:
         error: str | None = None,
         error_param: str | None = None,
     ) -> None:
-        """End a sequence, waiting or running, and release its slot and pages.
-
-        error_param: the request parameter that caused the error, if one did.
-        """
+        """End a sequence and release its slot and pages. error_param: parameter at fault."""
         assert not sequence.is_finished, sequence
         if sequence.slot is None:
             self._waiting.remove(sequence)
@@ -172,13 +176,20 @@ class Scheduler:
             self._waiting.close(group)
             del self._groups[group.request.id]
 
+    def finish_if_done(self, sequence: Sequence, token_id: int) -> None:
+        """End a sequence if its newest token is a stop token or the last allowed one."""
+        if token_id in sequence.stop_ids and sequence.may_stop:
+            stop_reason = None if token_id in sequence.eos_ids else token_id
+            self.finish(sequence, FinishReason.STOP, stop_reason=stop_reason)
+        elif sequence.num_known == sequence.max_length:
+            self.finish(sequence, FinishReason.LENGTH)
+
     def schedule(
         self, limits: StepLimits | None = None, *, defers_all: bool = False
     ) -> StepPlan | None:
         """Plan the next step; None when nothing can be computed before a step is committed.
 
-        limits: the runner's current limits. defers_all: whether sampling is deferred for all
-        sequences, and not only for those with a grammar.
+        limits: the runner's current limits. defers_all: see PlanBuilder.
         """
         if limits is not None:
             self._max_tokens = min(self.config.max_num_batched_tokens, limits.num_tokens)
@@ -187,12 +198,11 @@ class Scheduler:
             defers_all=defers_all, programs=None if limits is None else limits.programs
         )
         num_preemptions = self._totals.num_preemptions
-        context = self._schedule_decodes(builder)
+        context = self._composer.add_decodes(builder, max_tokens=self._max_tokens)
         if self._totals.num_preemptions == num_preemptions:
             # Otherwise a preempted sequence would take back the pages that it just released.
             self._admission.admit(max_sequences=self._max_sequences, max_tokens=self._max_tokens)
-        if self._running.prefilling:
-            self._schedule_prefills(builder, context)
+        self._composer.add_prefills(builder, max_tokens=self._max_tokens, decode_context=context)
         plan = builder.plan()
         if plan is not None:
             self._in_flight.append((plan, [*builder.sequences]))
@@ -237,7 +247,7 @@ class Scheduler:
                 break
             taken.append(token_id)
             sequence.output_ids.append(token_id)
-            if token_id in sequence.stop_ids and self._may_stop(sequence):
+            if token_id in sequence.stop_ids and sequence.may_stop:
                 break
         self._totals.num_generated_tokens += len(taken)
         if sequence.first_token_s is None:
@@ -261,21 +271,7 @@ class Scheduler:
         expected, sequences = self._in_flight.popleft()
         assert plan is expected, "steps are committed in the order they were scheduled"
         page_size = self._cache.page_size
-        updates: list[Update] = []
-        for index in result.invalid_rows:
-            sequence = sequences[index]
-            if sequence is not None:
-                # Its pages may hold the same garbage: remove them from the prefix cache.
-                self._memory.invalidate(sequence)
-                self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
-                sequences[index] = None
-                updates.append((sequence, (), None))
-        for index in result.empty_rows:
-            sequence = sequences[index]
-            if sequence is not None:
-                self._finish_empty(sequence)
-                sequences[index] = None
-                updates.append((sequence, (), None))
+        updates = self._finish_failed(result, sequences)
         num_generated = 0
         logprobs, drafts = result.logprobs, self._drafts
         # The hot loop of the host: one iteration per sequence and step.
@@ -363,34 +359,6 @@ class Scheduler:
         max_tokens = request.params.max_tokens
         return limit if max_tokens is None else min(limit, len(request.prompt_ids) + max_tokens)
 
-    def _schedule_decodes(self, builder: PlanBuilder) -> int:
-        """Plan one token of every decoding sequence; return the tokens that they attend to."""
-        drafts = self._drafts
-        context = 0
-        # Preemption shortens the list at its end, where sequences have no row yet.
-        for sequence in self._running.decoding:
-            length = sequence.length
-            if length in (sequence.max_length, sequence.num_scheduled):
-                continue  # its last token is being sampled, or its sampling is deferred
-            if length <= sequence.capacity or self._extend(sequence):
-                if drafts is None:
-                    builder.add_decode(sequence)
-                else:
-                    # Leave room for one token of every decoding sequence after this one.
-                    room = self._max_tokens - builder.num_tokens - len(self._running.decoding)
-                    drafts.add_row(builder, sequence, max_tokens=room)
-                context += length
-        return context
-
-    def _extend(self, sequence: Sequence) -> bool:
-        """Allocate a page for one more token; False if the sequence itself was preempted for it."""
-        while not self._memory.extend(sequence, 1):
-            victim = self._running.last
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        return True
-
     def _preempt(self, sequence: Sequence) -> None:
         """Release the slot and pages of a running sequence, and put it back into the queue."""
         self._release(sequence)
@@ -398,58 +366,29 @@ class Scheduler:
         self._totals.num_preemptions += 1
         self._waiting.push(sequence)
 
-    def _schedule_prefills(self, builder: PlanBuilder, context: int) -> None:
-        """Plan chunks of prompts within the step's tokens and time."""
-        if builder.num_tokens == self._max_tokens:
-            return
-        shares = chunks(
-            self.config,
-            self._running.prefilling,
-            max_tokens=self._max_tokens,
-            num_planned=builder.num_tokens,
-            num_decodes=builder.num_singles,
-            decode_context=context,
-        )
-        for sequence, num_tokens in shares:
-            self._add_chunk(builder, sequence, num_tokens)
-
-    def _add_chunk(self, builder: PlanBuilder, sequence: Sequence, num_tokens: int) -> None:
-        """Plan the next tokens of a prompt, at most `num_tokens`, and allocate their pages."""
-        num_tokens = min(num_tokens, self._memory.max_stop(sequence) - sequence.num_scheduled)
-        if num_tokens == 0:
-            return  # a step in flight fills the pages that it may use at once
-        has_pages = self._memory.extend(sequence, num_tokens)
-        assert has_pages, "a reserved page is missing"
-        if not sequence.is_assigned:
-            builder.assign(sequence)
-            if sequence.scheduled_s is None:
-                sequence.scheduled_s = self._clock()
-        builder.add_chunk(sequence, num_tokens)
-        if sequence.is_decoding:
-            self._running.begin_decoding(sequence)
-
-    def finish_if_done(self, sequence: Sequence, token_id: int) -> None:
-        """End a sequence if its newest token is a stop token or the last allowed one."""
-        if token_id in sequence.stop_ids and self._may_stop(sequence):
-            stop_reason = None if token_id in sequence.eos_ids else token_id
-            self.finish(sequence, FinishReason.STOP, stop_reason=stop_reason)
-        elif sequence.num_known == sequence.max_length:
-            self.finish(sequence, FinishReason.LENGTH)
-
-    def _finish_empty(self, sequence: Sequence) -> None:
-        """End a sequence whose request allows no token at this position."""
-        constraints = sequence.request.params.constraints
-        position = len(sequence.output_ids)
-        self.finish(
-            sequence,
-            FinishReason.ERROR,
-            error=f"{' and '.join(constraints) or 'the logits processors'} allow no token"
-            f" after {position} tokens of the answer",
-            error_param=next(iter(constraints), None),
-        )
-
-    def _may_stop(self, sequence: Sequence) -> bool:
-        return len(sequence.output_ids) >= sequence.request.params.min_tokens
+    def _finish_failed(self, result: StepResult, sequences: list[Sequence | None]) -> list[Update]:
+        """End the sequences whose rows have no valid token, and remove them from `sequences`."""
+        updates: list[Update] = []
+        for index in (*result.invalid_rows, *result.empty_rows):
+            sequence = sequences[index]
+            if sequence is None:
+                continue
+            if index in result.invalid_rows:
+                # Its pages may be invalid too: remove them from the prefix cache.
+                self._memory.invalidate(sequence)
+                self.finish(sequence, FinishReason.ERROR, error=NOT_FINITE)
+            else:
+                constraints = sequence.request.params.constraints
+                self.finish(
+                    sequence,
+                    FinishReason.ERROR,
+                    error=f"{' and '.join(constraints) or 'the logits processors'} allow no token"
+                    f" after {len(sequence.output_ids)} tokens of the answer",
+                    error_param=next(iter(constraints), None),
+                )
+            sequences[index] = None
+            updates.append((sequence, (), None))
+        return updates
 
     def _release(self, sequence: Sequence) -> None:
         """Release the slot and pages of a sequence, and discard its rows in flight."""

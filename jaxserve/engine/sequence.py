@@ -147,6 +147,11 @@ class Sequence:
         return self.finish_reason is not None
 
     @property
+    def may_stop(self) -> bool:
+        """Whether it has the `min_tokens` that must come before a stop token."""
+        return len(self.output_ids) >= self.request.params.min_tokens
+
+    @property
     def has_stopped(self) -> bool:
         """Whether its last token is a stop token."""
         return bool(self.output_ids) and self.output_ids[-1] in self.stop_ids
