@@ -37,6 +37,7 @@ from jaxserve.server.completions.handler import create_completion
 from jaxserve.server.errors import HANDLERS
 from jaxserve.server.http.extensions import extension
 from jaxserve.server.http.hosts import HostMiddleware
+from jaxserve.server.http.load_report import LoadReportMiddleware
 from jaxserve.server.http.middleware import (
     OPEN_PATHS,
     PROBED_PATHS,
@@ -182,6 +183,7 @@ def create_app(
                 open_paths=OPEN_PATHS | {route.path for route in page},
             )
         )
+    middleware.append(Middleware(LoadReportMiddleware))
     middleware += [extension(place) for place in config.middleware]
     hidden = (DOCS_PATHS if config.disable_docs else frozenset()) | (
         frozenset() if config.tokenizer_info else TOKENIZER_PATHS
