@@ -4,7 +4,7 @@ They turn their request into a chat's, and what comes of it is here: the one pla
 the chunks of a chat carry text, reasoning and tool calls.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -75,11 +75,15 @@ def chat_body[Body: ChatBody](fields: Mapping[str, Any], kind: type[Body]) -> Bo
 
 
 class ChatAnswer:
-    """One answer as it comes. usage: of what has come so far."""
+    """One answer as it comes.
+
+    usage: of what has come so far. token_ids: the tokens so far, if the chat asks for them.
+    """
 
     def __init__(self, writer: ChatWriter) -> None:
         self._writer = writer
         self.usage = Usage(0, 0, 0, PromptTokensDetails(0))
+        self.token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._has_text = False
 
@@ -92,6 +96,15 @@ class ChatAnswer:
     def params(self) -> SamplingParams:
         """The engine's parameters, which the request's fields became."""
         return self._writer.job.requests[0].params
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens of the prompt."""
+        return self._writer.job.requests[0].prompt_ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones included."""
+        return self._writer.job.model.tokenizer.decode(token_ids)
 
     @property
     def reasoning_tokens(self) -> int:
@@ -119,6 +132,7 @@ class ChatAnswer:
         pieces: list[Piece] = []
         for choice in chunk.choices:
             delta = choice.delta
+            self.token_ids += choice.token_ids or ()
             if choice.logprobs is not None:
                 self._logprobs += choice.logprobs.content
             if delta.content:

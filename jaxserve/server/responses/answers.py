@@ -1,5 +1,6 @@
 """The answers of /v1/responses and the events of its streams, as OpenAI writes them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET, Struct
@@ -105,10 +106,18 @@ class IncompleteDetails(Struct):
     reason: str
 
 
+class RawMessage(Struct, tag_field="type", tag="raw_message_tokens"):
+    """A prompt or an answer as the model reads and writes it, special tokens included."""
+
+    message: str
+    tokens: Sequence[int]
+
+
 class Response(Struct, kw_only=True):
     """An answer, whole or in the making. What the request said is said again.
 
-    service_tier: the only one there is, whichever was asked for.
+    service_tier: the only one there is, whichever was asked for. input_messages, output_messages:
+    the prompt and the whole answer, if the request enables response messages.
     """
 
     id: str
@@ -142,6 +151,8 @@ class Response(Struct, kw_only=True):
     truncation: str = "disabled"
     usage: ResponseUsage | None = None
     user: str | None
+    input_messages: Maybe[list[RawMessage]] = UNSET
+    output_messages: Maybe[list[RawMessage]] = UNSET
 
 
 class ItemList(Struct):

@@ -58,7 +58,12 @@ async def create_response(http: HttpRequest) -> HttpResponse:
     names, chat = await run_in(state.lanes.prompts, make)
     with renamed(names):
         answer = await ChatAnswer.begin(http, chat)
-    writer = ResponseWriter(answer, _begin(answer, body), targets(body.tools))
+    writer = ResponseWriter(
+        answer,
+        _begin(answer, body),
+        targets(body.tools),
+        tells_messages=body.enable_response_messages,
+    )
     work = Work(state, writer, body, tenant=tenant_of(http.scope))
     if body.background:
         return json_response(await work.in_background())

@@ -58,7 +58,6 @@ UNREAD = Unread(
         "max_completion_tokens": (f"{OTHER_NAME}max_output_tokens", ()),
         "response_format": (f"{OTHER_NAME}text.format", ()),
         "reasoning_effort": (f"{OTHER_NAME}reasoning.effort", ()),
-        "enable_response_messages": ("is not supported yet", (False,)),
         "previous_input_messages": ("is not supported: use previous_response_id", ([],)),
         "conversation": ("is not supported: use previous_response_id", ()),
         "prompt": ("is not supported: this server keeps no prompt templates", ()),
@@ -252,6 +251,7 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
+    enable_response_messages: bool = False
 
     def check(self) -> None:
         """Raise InvalidRequestError for fields that are right alone and wrong together."""
@@ -281,6 +281,7 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
             "parallel_tool_calls": self.parallel_tool_calls,
             "chat_template_kwargs": self.chat_template_kwargs,
             "max_completion_tokens": self.max_output_tokens,
+            "return_token_ids": self.enable_response_messages,
         }
         if self.wants_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}

@@ -1,7 +1,7 @@
 """Writes responses: the pieces of a chat's answer become items, and these a stream's events."""
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from msgspec import UNSET
@@ -30,6 +30,7 @@ from jaxserve.server.responses.answers import (
     OutputTokensDetails,
     PartAdded,
     PartDone,
+    RawMessage,
     ReasoningDelta,
     ReasoningDone,
     ReasoningOut,
@@ -53,14 +54,21 @@ from jaxserve.server.schema.answers import TokenLogprob
 class ResponseWriter:
     """Writes one response, given what is known of it before it begins.
 
-    targets: what the functions of the chat are. failure: why it failed in the middle.
+    targets: what the functions of the chat are. tells_messages: whether the whole response has the
+    prompt and the answer as text and tokens. failure: why it failed in the middle.
     """
 
     def __init__(
-        self, answer: ChatAnswer, response: Response, targets: Mapping[str, Target] | None = None
+        self,
+        answer: ChatAnswer,
+        response: Response,
+        targets: Mapping[str, Target] | None = None,
+        *,
+        tells_messages: bool = False,
     ) -> None:
         self._answer = answer
         self._targets = targets or {}
+        self._tells_messages = tells_messages
         self.response = response
         self.failure: JaxserveError | None = None
         self._num_events = 0
@@ -107,12 +115,18 @@ class ResponseWriter:
             output_tokens_details=OutputTokensDetails(self._answer.reasoning_tokens),
             total_tokens=usage.total_tokens,
         )
+        if self._tells_messages:
+            response.input_messages = [self._message(self._answer.prompt_ids)]
+            response.output_messages = [self._message(self._answer.token_ids)]
         if response.incomplete_details is not None:
             response.status = "incomplete"
             return self._count(ResponseIncomplete(response=response))
         response.status = "completed"
         response.completed_at = int(time.time())
         return self._count(ResponseCompleted(response=response))
+
+    def _message(self, token_ids: Sequence[int]) -> RawMessage:
+        return RawMessage(self._answer.decode(token_ids), token_ids)
 
     def _read(self, piece: Piece) -> list[Event]:
         match piece:
