@@ -21,18 +21,16 @@ def serve(line: str) -> tuple[dict[str, object], list[str]]:
 
 # Every flag of `vllm serve` 0.32, a line each, with its other spellings behind it.
 FLAGS_OF_VLLM = (Path(__file__).parent / "vllm_serve_flags.txt").read_text("utf-8").splitlines()
-# `jaxserve chat` has `-q` for a question, as vLLM's does.
-OTHERWISE = {"-q"}
 
 
-def spellings(command: str) -> set[str]:
-    """Return what flags of a command may be called."""
+def spellings(command: str) -> dict[str, argparse.Action]:
+    """Return what flags of a command may be called, and what each does."""
     [commands] = (
         action.choices
         for action in _parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
-    return set(commands[command]._option_string_actions)
+    return dict(commands[command]._option_string_actions)
 
 
 def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -169,14 +167,26 @@ def test_every_inert_flag_takes_a_value_that_it_allows_and_is_no_flag_of_ours() 
 
 
 def test_every_flag_of_vllm_serve_is_known() -> None:
-    known = spellings("serve") | OTHERWISE
+    known = spellings("serve")
     assert len(FLAGS_OF_VLLM) > 300
-    assert [line for line in FLAGS_OF_VLLM if not known >= {*line.split()}] == []
+    assert [line for line in FLAGS_OF_VLLM if not known.keys() >= {*line.split()}] == []
+
+
+def test_short_names_are_those_of_the_same_flags() -> None:
+    known = spellings("serve")
+    differ = [line for line in FLAGS_OF_VLLM if len({known[name] for name in line.split()}) != 1]
+    assert differ == []
+
+
+def test_the_short_name_of_quantization_is_that_of_the_message_in_a_chat() -> None:
+    assert spellings("serve")["-q"].dest == "quantization"
+    assert spellings("chat")["-q"].dest == "message"
+    assert "--quantization" in spellings("chat")
 
 
 def test_run_batch_has_the_flags_of_vllms() -> None:
     own = {"--input-file", "--output-file", "--output-tmp-dir", "--enable-metrics", "--port"}
-    assert own | {f"--{flag.name}" for flag in INERT_FLAGS} <= spellings("run-batch")
+    assert own | {f"--{flag.name}" for flag in INERT_FLAGS} <= spellings("run-batch").keys()
 
 
 def test_a_config_file_may_hold_flags_without_effect(tmp_path: Path) -> None:

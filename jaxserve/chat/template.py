@@ -11,6 +11,7 @@ from jinja2 import Environment, TemplateError, meta, nodes
 from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.ext import loopcontrols
 
+from jaxserve.chat import AUTO, CONTENT_FORMATS
 from jaxserve.chat.harmony import Harmony
 from jaxserve.chat.joined_messages import one_system_message, one_user_message
 from jaxserve.chat.past_calls import RENDER_ERRORS, Apply, Message, render_calls
@@ -45,11 +46,18 @@ class ChatTemplate:
     """A model's chat template: renders chats, and knows what the template supports.
 
     defaults: template variables for chats that do not set them; variables that the template does
-    not read are left out. Raises CheckpointError if the tokenizer has no template or it does not
-    parse.
+    not read are left out. content_format: form of every message's content, one of CONTENT_FORMATS;
+    by default the one that the template reads for the message's role. Raises CheckpointError if the
+    tokenizer has no template or it does not parse.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        content_format: str = AUTO,
+    ) -> None:
         template = tokenizer.chat_template
         if template is None:
             raise CheckpointError("the model has no chat template")
@@ -61,6 +69,7 @@ class ChatTemplate:
             name: value for name, value in (defaults or {}).items() if name in self.variables
         }
         self._forms = self._find_forms()
+        self._form = CONTENT_FORMATS[content_format]
         # Requests may make roles up, so only some are remembered.
         self._custom_form = lru_cache(MAX_REMEMBERED_ROLES)(self._find_custom_form)
         self._takes_later_system = self._takes_later("system")
@@ -95,6 +104,12 @@ class ChatTemplate:
                     param="chat_template_kwargs",
                 )
         return {name: value for name, value in variables.items() if name in self.variables}
+
+    def reads_content(self, content_format: str) -> bool:
+        """Whether the template reads a user's content in one of CONTENT_FORMATS."""
+        takes_text, takes_parts = self._forms["user"]
+        is_text, is_parts = CONTENT_FORMATS[content_format] or self._forms["user"]
+        return takes_text >= is_text and takes_parts >= is_parts
 
     @property
     def reads_tools(self) -> bool:
@@ -229,7 +244,8 @@ class ChatTemplate:
         if role == "developer" and not self._takes_developer:
             # OpenAI's newer word for the same role; most templates would drop or refuse it.
             role = "system"
-        takes_text, takes_parts = self._forms.get(role) or self._custom_form(role) or (True, False)
+        form = self._form or self._forms.get(role) or self._custom_form(role)
+        takes_text, takes_parts = form or (True, False)
         if isinstance(content, list) and not takes_parts:
             content = "\n".join(part["text"] for part in content)
         elif isinstance(content, str) and not takes_text:

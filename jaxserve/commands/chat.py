@@ -24,8 +24,11 @@ type Ask = Callable[[list[Message]], Generator[TokenEvent]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_engine_arguments(parser)
-    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt")
-    parser.add_argument(
+    # As in vLLM, -q is the message here, and --quantization elsewhere.
+    parser.conflict_handler = "resolve"
+    group = parser.add_argument_group("chat")
+    group.add_argument("--system-prompt", metavar="TEXT", help="system prompt")
+    group.add_argument(
         "-q",
         "--quick",
         "--message",

@@ -31,6 +31,7 @@ ANSWER_FLAGS = tuple(
     for flag in SERVER_FLAGS
     if flag.name
     in {
+        "chat-template-content-format",
         "default-chat-template-kwargs",
         "enable-auto-tool-choice",
         "enable-per-request-metrics",

@@ -155,13 +155,12 @@ class EngineOptions:
         "order of requests: by arrival (fcfs), or by lowest priority number",
         choices=POLICIES,
     )
-    async_scheduling: bool = option(
-        True, "schedule a step while the previous one is computed", aliases=("-asc",)
-    )
+    async_scheduling: bool = option(True, "schedule a step while the previous one is computed")
     quantization: str | None = option(
         None,
         "quantize weights to int8 while loading, and activations dynamically",
         choices=("int8",),
+        aliases=("-q",),
     )
     kv_cache_dtype: str = option(
         "auto",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.chat import AUTO, NONE, reasoning_parsers, tool_parsers
+from jaxserve.chat import AUTO, CONTENT_FORMATS, NONE, reasoning_parsers, tool_parsers
 from jaxserve.config.option import check_options, option
 from jaxserve.config.values import SUFFIX_HELP, comma_separated, json_strings
 from jaxserve.errors import ConfigError
@@ -73,6 +73,12 @@ class ServerConfig:
         {},
         "default chat_template_kwargs of requests, as a JSON object",
         flag="default-chat-template-kwargs",
+    )
+    chat_template_content_format: str = option(
+        AUTO,
+        "form in which the model's chat template gets the content of messages: string, openai (a"
+        " list of parts), or the one that it reads (auto)",
+        choices=CONTENT_FORMATS,
     )
     api_keys: tuple[str, ...] = option(
         (),
@@ -197,7 +203,9 @@ class ServerConfig:
         flag="shutdown-timeout",
         at_least=0,
     )
-    api_server_count: int = option(1, "number of API processes, which handle HTTP", at_least=1)
+    api_server_count: int = option(
+        1, "number of API processes, which handle HTTP", aliases=("-asc",), at_least=1
+    )
     engine_start_timeout_s: float = option(
         300.0,
         "seconds without CPU use after which a loading engine is replaced, as when a disk or"

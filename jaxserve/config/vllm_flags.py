@@ -245,7 +245,6 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         },
     ),
     *only("chats are answered as the assistant", {"response-role": "assistant"}),
-    *only("the template shows which form it reads", {"chat-template-content-format": "auto"}),
     *values("grammars are compiled by llguidance", "guided-decoding-backend"),
     *refused(
         "--structured-outputs-config has it",

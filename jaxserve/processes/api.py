@@ -241,7 +241,14 @@ def served_model(
     """Return the model of an engine, ready for requests."""
     chat = None
     if tokenizer.chat_template is not None:
-        chat = ChatTemplate(tokenizer, defaults=config.chat_template_kwargs)
+        content_format = config.chat_template_content_format
+        chat = ChatTemplate(
+            tokenizer, defaults=config.chat_template_kwargs, content_format=content_format
+        )
+        if not chat.reads_content(content_format):
+            log.warning(
+                "the chat template does not read content of this format", format=content_format
+            )
     return ServedModel(
         names=hello.names,
         created=hello.created,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from jaxserve.chat import NONE
+from jaxserve.chat import CONTENT_FORMATS, NONE
 from jaxserve.chat.choice import find_reasoning_parser
 from jaxserve.chat.reasoning_parsers import reasoning_format
 from jaxserve.chat.template import ChatTemplate
@@ -17,6 +17,7 @@ from tests.data import DATA, needs_data
 from tests.server.world import tokenizer, write_tokenizer
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
+PART = {"type": "text", "text": USER["content"]}
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     USER,
@@ -200,6 +201,26 @@ def test_a_template_of_parts_gets_parts(tmp_path: Path) -> None:
 def test_a_template_of_strings_gets_parts_joined_by_lines(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert make(tmp_path, SIMPLE).render([{"role": "user", "content": parts}]) == "user:a\nb;"
+
+
+@pytest.mark.parametrize(
+    ("content_format", "content"),
+    [("auto", "What is 2 + 2?"), ("string", "What is 2 + 2?"), ("openai", [PART])],
+)
+def test_content_has_the_format_of_the_option(
+    tmp_path: Path, content_format: str, content: object
+) -> None:
+    source = "{% for m in messages %}{{ m.content | tojson }}{% endfor %}"
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, template=source))
+    template = ChatTemplate(tokenizer, content_format=content_format)
+    for sent in (USER["content"], [PART]):
+        assert json.loads(template.render([{"role": "user", "content": sent}])) == content
+
+
+def test_a_template_tells_which_format_of_content_it_reads(tmp_path: Path) -> None:
+    template = make(tmp_path, SIMPLE)
+    reads = [name for name in CONTENT_FORMATS if template.reads_content(name)]
+    assert reads == ["auto", "string"]
 
 
 def test_a_template_that_knows_developers_gets_them(tmp_path: Path) -> None:
