@@ -56,6 +56,7 @@ _SHARED = frozenset(
         "decoder",
         "encoder",
         "fitting",
+        "gated_delta",
         "forward",
         "hf_config",
         "hf_moe",
@@ -67,6 +68,7 @@ _SHARED = frozenset(
         "norm",
         "params",
         "parts",
+        "qwen_hybrid",
         "weights",
         "work",
     }

@@ -189,7 +189,7 @@ class LayerConfig:
         )
 
     def workspace_bytes(
-        self, num_tokens: int, *, attending: int, devices: int, itemsize: int
+        self, num_tokens: int, *, num_sequences: int, attending: int, devices: int, itemsize: int
     ) -> int:
         """Estimate the bytes of temporaries for `num_tokens` tokens on one device.
 
@@ -197,6 +197,8 @@ class LayerConfig:
         the result is their maximum.
         """
         mixer = self.mixer.row_bytes(devices=devices, itemsize=itemsize)
+        # The states before and after the step.
+        attending += 2 * num_sequences * self.mixer.cache.state_bytes // devices
         feed_forward = self.feed_forward.row_bytes(devices=devices, itemsize=itemsize)
         return max(num_tokens * mixer + attending, num_tokens * feed_forward)
 

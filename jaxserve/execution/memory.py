@@ -186,7 +186,11 @@ def workspace_bytes(
             )
         largest_layer = max(
             layer.workspace_bytes(
-                shape.tokens, attending=attending, devices=attention.devices, itemsize=itemsize
+                shape.tokens,
+                num_sequences=shape.sequences,
+                attending=attending,
+                devices=attention.devices,
+                itemsize=itemsize,
             )
             for layer in layers
         )

@@ -18,6 +18,7 @@ TENSOR, EXPERT = "tensor", "expert"
 RULES = (
     ("heads", (TENSOR,)),
     ("kv_heads", (TENSOR,)),
+    ("key_heads", (TENSOR,)),
     ("ffw", (TENSOR,)),
     ("vocab", (TENSOR,)),
     ("experts", (EXPERT,)),

@@ -193,10 +193,10 @@ DOCUMENTS = (
 )
 
 
-def prompt(config: HfConfig) -> NDArray[np.int32]:
-    """Return the NUM_TOKENS token ids that every case is asked about."""
+def prompt(config: HfConfig, *, num_tokens: int = NUM_TOKENS) -> NDArray[np.int32]:
+    """Return the token ids that every case is asked about."""
     draw = np.random.RandomState(0)  # its stream is frozen: no release changes it
-    return draw.randint(0, config["vocab_size"], NUM_TOKENS).astype(np.int32)
+    return draw.randint(0, config["vocab_size"], num_tokens).astype(np.int32)
 
 
 def segments(config: HfConfig) -> NDArray[np.int32]:
@@ -327,6 +327,8 @@ def tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     values = draw.standard_normal(shape)
     if "norm" in name.lower() and not name.endswith("bias"):
         return (1.0 + 0.2 * values).astype(np.float32)
+    if name.endswith("A_log"):  # the speed of decay: slow enough to remember many tokens
+        return (values - 2).astype(np.float32)
     scale = 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
     return (scale * values).astype(np.float32)
 

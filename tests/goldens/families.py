@@ -15,25 +15,37 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from tests.goldens import family_cases
-from tests.goldens.checkpoints import HfConfig, tensor
+from tests.goldens import checkpoints, family_cases
+from tests.goldens.checkpoints import POSITIONS, HfConfig, tensor
 
 FOLDER = Path(__file__).with_name("families")
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _found() -> dict[str, Mapping[str, HfConfig]]:
-    modules = [module.name for module in iter_modules(family_cases.__path__)]
-    cases: dict[str, Mapping[str, HfConfig]] = {}
-    for name in sorted(modules):
-        cases |= import_module(f"{family_cases.__name__}.{name}").FAMILIES
-    return cases
-
-
+_MODULES = [
+    import_module(f"{family_cases.__name__}.{module.name}")
+    for module in sorted(iter_modules(family_cases.__path__), key=lambda module: module.name)
+]
 # Configurations of each family, by the name of the case.
-FAMILIES = _found()
+FAMILIES: dict[str, Mapping[str, HfConfig]] = {
+    family: cases for module in _MODULES for family, cases in module.FAMILIES.items()
+}
+# Length of the prompts of each family.
+NUM_TOKENS: dict[str, int] = {
+    family: getattr(module, "NUM_TOKENS", checkpoints.NUM_TOKENS)
+    for module in _MODULES
+    for family in module.FAMILIES
+}
 CASES = [(family, case) for family, cases in FAMILIES.items() for case in cases]
+
+
+def positions(family: str) -> list[int]:
+    """Return the positions of the prompt whose logits are kept."""
+    last = NUM_TOKENS[family] - 1
+    # Around the ends of chunks of 64, too.
+    chunks = {stop + offset for stop in range(64, last, 64) for offset in (-1, 0, 1, 5)}
+    return sorted({*POSITIONS, *chunks, last})
 
 
 @cache

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from tests.goldens import families
-from tests.goldens.checkpoints import POSITIONS, HfConfig, prompt
+from tests.goldens.checkpoints import HfConfig, prompt
 
 
 def model_class(config: HfConfig) -> Any:
@@ -40,8 +40,8 @@ def saved_shapes(config: HfConfig) -> families.Shapes:
             }
 
 
-def logits(config: HfConfig, shapes: families.Shapes) -> NDArray[np.float32]:
-    """Return float32[POSITIONS, vocab] of the prompt, through transformers' own loader."""
+def logits(config: HfConfig, shapes: families.Shapes, family: str) -> NDArray[np.float32]:
+    """Return float32[positions, vocab] of the prompt, through transformers' own loader."""
     with tempfile.TemporaryDirectory() as folder:
         model, report = model_class(config).from_pretrained(
             families.write(Path(folder), config, shapes),
@@ -52,10 +52,11 @@ def logits(config: HfConfig, shapes: families.Shapes) -> NDArray[np.float32]:
     faults = {kind: keys for kind, keys in report.items() if keys}
     if faults:
         raise SystemExit(f"transformers reads other tensors than it saves: {faults}")
-    token_ids = torch.from_numpy(prompt(text_of(config)).astype(np.int64))[None]
+    asked = prompt(text_of(config), num_tokens=families.NUM_TOKENS[family])
+    token_ids = torch.from_numpy(asked.astype(np.int64))[None]
     with torch.no_grad():
         found: NDArray[np.float32] = model.eval()(token_ids, use_cache=False).logits[0].numpy()
-    return found[list(POSITIONS)]
+    return found[families.positions(family)]
 
 
 def text_of(config: HfConfig) -> HfConfig:
@@ -73,7 +74,7 @@ def main(names: list[str]) -> None:
         largest = 0.0
         for case, config in families.FAMILIES[family].items():
             shapes = saved_shapes(config)
-            found = logits(config, shapes)
+            found = logits(config, shapes, family)
             arrays |= {f"{case}/shapes": np.array(json.dumps(shapes)), f"{case}/logits": found}
             largest = max(largest, float(np.abs(found).max()))
         path = families.FOLDER / f"{family}.npz"

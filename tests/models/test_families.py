@@ -9,8 +9,16 @@ import pytest
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.weights import load_model
 from jaxserve.models import read_config
-from tests.goldens.checkpoints import POSITIONS, prompt
-from tests.goldens.families import CASES, FAMILIES, FOLDER, golden, write_case
+from tests.goldens.checkpoints import prompt
+from tests.goldens.families import (
+    CASES,
+    FAMILIES,
+    FOLDER,
+    NUM_TOKENS,
+    golden,
+    positions,
+    write_case,
+)
 
 TOLERANCE = 1e-4  # float32
 
@@ -18,10 +26,13 @@ TOLERANCE = 1e-4  # float32
 @pytest.mark.parametrize(("family", "case"), CASES)
 def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path) -> None:
     model = load_model(write_case(tmp_path, family, case))
-    token_ids = prompt({"vocab_size": model.config.vocab_size})
+    vocab = {"vocab_size": model.config.vocab_size}
+    token_ids = prompt(vocab, num_tokens=NUM_TOKENS[family])
     logits = jax.jit(model)(token_ids)
     expected = golden(family)[case][1]
-    np.testing.assert_allclose(logits[np.array(POSITIONS)], expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        logits[np.array(positions(family))], expected, rtol=0, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,6 +49,9 @@ def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path
         ("mistral3", "text_config", None),
         ("mixtral", "num_experts_per_tok", 7),
         ("mixtral", "num_local_experts", 0),
+        ("qwen3_next", "num_experts", 8),
+        ("qwen3_next", "linear_num_value_heads", 3),
+        ("qwen3_5_text", "layer_types", ["sliding_attention"] * 3),
         ("phi3", "rope_scaling", {"type": "longrope", "long_factor": [1.0]}),
         ("qwen3_moe", "mlp_only_layers", [-1]),
         ("qwen3_moe", "quantization_config", {"quant_method": "fp8"}),

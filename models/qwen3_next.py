@@ -1,0 +1,31 @@
+"""Qwen3-Next: gated delta nets, with gated attention in every fourth layer (Qwen, 2025)."""
+
+from collections.abc import Mapping
+
+from jaxserve.models.config import DecoderConfig
+from jaxserve.models.hf_reader import HfConfig
+from jaxserve.models.qwen_hybrid import delta_of, delta_tensors, delta_widths, hybrid_config
+from jaxserve.models.weights import HfTensor, Parts, Widths, llama_tensors
+from jaxserve.quantization.layout import Path
+
+
+def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
+    """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
+    reader = HfConfig(hf)
+    reader.only("num_experts", 0)
+    return hybrid_config(reader, kv_heads=2)
+
+
+def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
+    """Return the checkpoint tensors of every parameter."""
+    delta = delta_of(config)
+    more: Parts = {}
+    widths: Widths = {}
+    if delta is not None:
+        widths = delta_widths(delta)
+        more = {
+            **delta_tensors(delta),
+            "attention.qkvz": [("linear_attn.in_proj_qkvz.weight", "key_heads qkvz, embed")],
+            "attention.rates": [("linear_attn.in_proj_ba.weight", "key_heads rates, embed")],
+        }
+    return llama_tensors(config, more=more, widths=widths)

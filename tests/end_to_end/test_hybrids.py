@@ -1,0 +1,160 @@
+"""Hybrids of attention and recurrent layers get the whole model's tokens, however scheduled."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.api.request import Request
+from jaxserve.api.structured_outputs import StructuredOutputsParams
+from jaxserve.build import LoadedModel
+from jaxserve.execution.memory import tree_bytes
+from jaxserve.loading.weights import load_model
+from tests.data import checkpoint
+from tests.end_to_end.world import (
+    engine_for,
+    load,
+    mixed,
+    noise,
+    request,
+    serve,
+    with_text,
+)
+from tests.goldens.families import FAMILIES, golden, write
+
+# Of the tokenizer that these models borrow.
+VOCAB_SIZE = 512
+NUM_NEW = 12
+# Shorter and longer than a page, the convolution, a chunk of the delta rule, and several chunks.
+PROMPTS = [
+    np.random.default_rng(length).integers(3, VOCAB_SIZE, length).tolist()
+    for length in (1, 3, 9, 63, 64, 65, 150)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family = "qwen3_5_text"
+    config = FAMILIES[family]["default"]
+    vocab_size = config["vocab_size"]
+    shapes = {
+        name: tuple(VOCAB_SIZE if size == vocab_size else size for size in shape)
+        for name, shape in golden(family)["default"][0].items()
+    }
+    folder = tmp_path_factory.mktemp(family)
+    return write(folder, {**config, "vocab_size": VOCAB_SIZE}, shapes)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[list[int]]:
+    """Greedy tokens of the whole model, without a cache."""
+    model = load_model(folder)
+    logits = jax.jit(model)
+    answers = []
+    for prompt_ids in PROMPTS:
+        tokens = np.zeros(max(map(len, PROMPTS)) + NUM_NEW, np.int32)
+        tokens[: len(prompt_ids)] = prompt_ids
+        for at in range(len(prompt_ids), len(prompt_ids) + NUM_NEW):
+            tokens[at] = logits(tokens)[at - 1].argmax()
+        answers.append(tokens[len(prompt_ids) :][:NUM_NEW].tolist())
+    return answers
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return load(
+        folder,
+        num_pages=200,
+        max_num_batched_tokens=96,
+        max_model_len=256,
+        warm_up="none",
+        # Not the folder's own, which has none.
+        tokenizer=str(checkpoint("stories260K-hf")),
+    )
+
+
+def requests(count: int = 1) -> list[Request]:
+    return [request(str(i), each, max_tokens=NUM_NEW, n=count) for i, each in enumerate(PROMPTS)]
+
+
+def test_alone(loaded: LoadedModel, expected: list[list[int]]) -> None:
+    for i, each in enumerate(requests()):
+        assert serve(engine_for(loaded), [each])[str(i), 0].token_ids == expected[i]
+
+
+def test_in_a_batch_with_others(loaded: LoadedModel, expected: list[list[int]]) -> None:
+    others = noise(30, vocab_size=VOCAB_SIZE, max_length=100)
+    answers = serve(engine_for(loaded), mixed(requests(), others), arrivals_per_step=3)
+    for i, tokens in enumerate(expected):
+        assert answers[str(i), 0].token_ids == tokens
+
+
+@pytest.mark.parametrize("max_num_batched_tokens", [8, 29])
+def test_prompts_in_chunks(
+    loaded: LoadedModel, expected: list[list[int]], max_num_batched_tokens: int
+) -> None:
+    engine = engine_for(loaded, max_num_batched_tokens=max_num_batched_tokens)
+    answers = serve(engine, requests())
+    for i, tokens in enumerate(expected):
+        assert answers[str(i), 0].token_ids == tokens
+
+
+def test_from_cached_prefixes(loaded: LoadedModel, expected: list[list[int]]) -> None:
+    engine = engine_for(loaded)
+    serve(engine, requests())
+    answers = serve(engine, requests())
+    assert answers["6", 0].num_cached_tokens == 144
+    for i, tokens in enumerate(expected):
+        assert answers[str(i), 0].token_ids == tokens
+
+
+def test_choices_of_preempted_sequences(loaded: LoadedModel, expected: list[list[int]]) -> None:
+    num_states, num_pages = 40, 28
+    sizes = {True: num_pages, False: num_states}
+    pools = [pool.pages.holds_tokens for pool in loaded.plan.context.caches.pools]
+    engine = engine_for(loaded, num_pages=tuple(sizes[holds] for holds in pools))
+    answers = serve(engine, requests(2))
+    assert any(answer.num_preemptions for answer in answers.values())
+    for (name, _), answer in answers.items():
+        assert answer.token_ids == expected[int(name)]
+
+
+def test_forced_tokens_of_structured_outputs(loaded: LoadedModel) -> None:
+    """With log-probabilities, every token is sampled, also those that the grammar forces."""
+    pattern = StructuredOutputsParams(regex="[a-e]{4} once upon a time [a-e]{4} the end[.!?]")
+    params = {"structured_outputs": pattern, "max_tokens": 60, "ignore_eos": False}
+    engine = with_text(loaded, loaded.engine)
+
+    def answers(**more: int) -> list[list[int]]:
+        asked = [request(str(i), each, **params, **more) for i, each in enumerate(PROMPTS)]
+        found = serve(engine, asked)
+        return [found[str(i), 0].token_ids for i in range(len(PROMPTS))]
+
+    jumping = answers()
+    assert len({tuple(each) for each in jumping}) > 1
+    assert jumping == answers(logprobs=0)
+
+
+def test_states_are_planned_and_updated_in_place(loaded: LoadedModel) -> None:
+    plan = loaded.plan
+    assert plan.memory.recurrent > 0
+    assert plan.memory.cache >= tree_bytes(plan.programs.cache)
+    memory = plan.programs.compile(plan.abstract_params(), plan.shapes.shapes[0]).memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes >= tree_bytes(plan.programs.cache)
+
+
+def test_two_devices_compute_what_one_does(folder: Path, expected: list[list[int]]) -> None:
+    sharded = load(
+        folder,
+        tensor_parallel_size=2,
+        num_pages=200,
+        max_num_batched_tokens=96,
+        max_model_len=256,
+        warm_up="none",
+        tokenizer=str(checkpoint("stories260K-hf")),
+    )
+    answers = serve(engine_for(sharded), requests())
+    for i, tokens in enumerate(expected):
+        assert answers[str(i), 0].token_ids == tokens

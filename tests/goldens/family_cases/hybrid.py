@@ -1,0 +1,81 @@
+"""Hybrids of attention and recurrent layers."""
+
+from tests.goldens.checkpoints import HfConfig
+
+# More than three chunks of a recurrent layer.
+NUM_TOKENS = 200
+
+
+def _qwen(model_type: str, architecture: str, **keys: object) -> HfConfig:
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 12,
+        "linear_conv_kernel_dim": 4,
+        "hidden_act": "silu",
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    } | keys
+
+
+_QWEN3_NEXT = ("qwen3_next", "Qwen3NextForCausalLM")
+_QWEN3_5 = ("qwen3_5_text", "Qwen3_5ForCausalLM")
+
+FAMILIES: dict[str, dict[str, HfConfig]] = {
+    "qwen3_next": {
+        "default": _qwen(*_QWEN3_NEXT, num_experts=0),
+        "all-rotated": _qwen(*_QWEN3_NEXT, num_experts=0, partial_rotary_factor=1.0),
+        "other-order": _qwen(
+            *_QWEN3_NEXT,
+            num_experts=0,
+            layer_types=["full_attention", "linear_attention"] * 2,
+            linear_num_value_heads=2,
+            tie_word_embeddings=True,
+        ),
+    },
+    "qwen3_5_text": {
+        # Fewer layers than by default: with four, transformers itself is 1.7e-4 from float64.
+        "default": _qwen(*_QWEN3_5, num_hidden_layers=3, full_attention_interval=3),
+        "long-convolution": _qwen(*_QWEN3_5, linear_conv_kernel_dim=6, attention_bias=True),
+    },
+    "qwen3_5": {
+        "default": {
+            "architectures": ["Qwen3_5ForConditionalGeneration"],
+            "model_type": "qwen3_5",
+            "tie_word_embeddings": False,
+            "torch_dtype": "float32",
+            "text_config": _qwen(
+                "qwen3_5_text",
+                "Qwen3_5ForCausalLM",
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 1e5,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [2, 1, 1],
+                    "mrope_interleaved": True,
+                },
+            ),
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+                "patch_size": 4,
+            },
+        }
+    },
+}
