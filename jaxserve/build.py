@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """An engine that can serve, and what its callers need to know of the model in it.
+    """A running engine and its model's properties.
 
-    programs: what it runs; some may still be in the making. startup: where the time went.
-    vocabulary: what its grammars are followed by.
+    programs: its compiled programs; some may still be compiling. startup: times of the startup
+    stages. vocabulary: the tokenizer's vocabulary for grammars.
     """
 
     plan: EnginePlan
@@ -62,13 +62,13 @@ def build(
     metrics: EngineMetrics | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> LoadedModel:
-    """Load and warm up what was planned: return an engine whose next compilation would be a bug.
+    """Load and warm up a plan, and return an engine that needs no further compilations.
 
-    Weights load while programs are made. By the option `warm_up` that is waited for the first of
-    them only, or for all. tokenizer: returns the plan's, where it is loaded anyway. report: told
-    what happens, a line at a time; progress bars go to a terminal only. Raises CheckpointError for
-    weights that do not match, KernelError for kernels that compute wrong numbers, and
-    MemoryPlanError if the device has less memory left than was planned with.
+    Weights load while programs compile. The option `warm_up` says whether to wait for the first
+    programs or for all. tokenizer: returns the plan's tokenizer, if it is loaded anyway. report:
+    called with progress messages, one line each; progress bars are shown on a terminal only. Raises
+    CheckpointError for weights that do not match, KernelError for kernels that compute wrong
+    numbers, and MemoryPlanError if the device has less free memory than planned.
     """
     assert not plan.is_absent, "planned for hardware that is not there"
     options = plan.options
@@ -102,8 +102,8 @@ def build_with_tokenizer(
     metrics: EngineMetrics | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> tuple[LoadedModel, Tokenizer]:
-    """Do what `build` does, and load the tokenizer meanwhile; raises as both do."""
-    # Read before anything is loaded: it may be missing.
+    """Build the engine, and load the tokenizer in parallel. Raises what both raise."""
+    # Read it before loading anything, because it may be missing.
     template = read_template(plan.options.chat_template)
 
     def load_tokenizer() -> Tokenizer:
@@ -130,7 +130,7 @@ def _load(
     metrics: EngineMetrics | None,
     report: Callable[[str], None],
 ) -> LoadedModel:
-    """Put together an engine whose programs are being made."""
+    """Return an engine whose programs are compiling."""
     options = plan.options
     with _explaining_out_of_memory():
         with startup.stage("kernels"):
@@ -145,9 +145,9 @@ def _load(
             f" {MAX_EOS_IDS}"
         )
     with _explaining_out_of_memory():
-        with startup.stage("programs"):  # what is left to wait for
+        with startup.stage("programs"):  # the remaining programs
             wanted = {"background": first_programs, "full": all_programs}.get(options.warm_up)
-            # From the end: what no other thread has begun is made here.
+            # From the end: compile here what no other thread has started.
             for program in _compile_bar(reversed(wanted(plan.shapes)) if wanted else ()):
                 programs.get(program)
         with startup.stage("KV pages"):
@@ -159,11 +159,11 @@ def _load(
                 num_slots=plan.num_slots,
             )
         if jax.default_backend() == "cpu":
-            keep_freed(2 * plan.memory.workspace)  # which is an estimate
+            keep_freed(2 * plan.memory.workspace)  # the plan's is an estimate
         with startup.stage("warm-up"):
             if wanted is not None:
                 runner.warm_up()
-    # A tokenizer is loaded for the first request that asks for a grammar.
+    # The tokenizer is loaded for the first request with a grammar.
     vocabulary = Vocabulary(
         partial(load_backend, plan.tokenizer_folder)
         if tokenizer is None
@@ -216,7 +216,7 @@ def _make_programs(
     startup: Startup,
     report: Callable[[str], None],
 ) -> ProgramPool:
-    """Begin to make a plan's programs, in the order in which they are best made."""
+    """Start to compile a plan's programs, in order of usefulness."""
     if plan.misfit is not None:
         report(
             f"the programs in {plan.options.executables} are not for this engine, so it compiles"
@@ -253,7 +253,7 @@ def _load_params(plan: EnginePlan, startup: Startup) -> Params:
 
 
 def read_template(chat_template: str | None) -> str | None:
-    """Return an operator's chat template: the text itself, or the file that holds it."""
+    """Return the operator's chat template, given as text or as the name of a file."""
     if chat_template is None or "{" in chat_template:
         return chat_template
     try:
@@ -266,7 +266,7 @@ def read_template(chat_template: str | None) -> str | None:
 
 @contextmanager
 def _explaining_out_of_memory() -> Iterator[None]:
-    """Say what to change when a device runs out of memory although the plan fitted."""
+    """Add advice to an error of a device that ran out of memory although the plan fitted."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -22,21 +22,21 @@ COMMANDS = {
     "bench": bench,
     "profile": profile,
 }
-INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+INTERRUPTED = 130  # as shells report for Ctrl-C
 
 
 def run() -> NoReturn:
-    """Be the program `jaxserve`."""
+    """Entry point of the program `jaxserve`."""
     leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    An error that a user can mend is one line on standard error. Its status is 1, 2 for arguments
-    that cannot be parsed, 3 for a server whose processes died too often.
+    Errors that a user can fix are one line on standard error. Their exit status is 1, 2 for invalid
+    arguments, and 3 for a server whose processes died too often.
     """
-    # transformers would tell every user that it misses PyTorch.
+    # Otherwise transformers warns that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         args = _parser().parse_args(argv)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has left; nor can Python write what it still holds as it ends.
+        # The reader of the output has closed it, so Python must not flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status

@@ -22,24 +22,24 @@ from contextlib import contextmanager
 from enum import StrEnum
 from math import inf
 
-# What a client reads of an error that is none of its own.
+# Message for clients about errors of the server.
 INTERNAL_ERROR = "an internal error has ended this request"
 
 
 class JaxserveError(Exception):
-    """Base of all errors raised on purpose.
+    """Base class of all errors raised on purpose.
 
-    exit_status: of a command that ends with the error.
+    exit_status: exit status of a command that fails with the error.
     """
 
     exit_status = 1
 
 
 class InvalidRequestError(JaxserveError, ValueError):
-    """A request that cannot be served as it stands.
+    """An invalid request.
 
-    `param` is the request field at fault (None when it is the whole body), `code` the short
-    machine-readable reason of OpenAI's error body, `status` the HTTP status it maps to.
+    `param` is the request field at fault (None for the whole body), `code` the short
+    machine-readable reason of OpenAI's error body, and `status` the HTTP status.
     """
 
     status = 400
@@ -52,14 +52,14 @@ class InvalidRequestError(JaxserveError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt, alone or with the tokens asked for, is longer than the model's context."""
+    """The prompt, alone or with the requested tokens, is longer than the model's context."""
 
     def __init__(self, message: str, *, param: str | None) -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """The request names a model this server does not have."""
+    """The server has no model with the requested name."""
 
     status = 404
 
@@ -68,7 +68,7 @@ class ModelNotFoundError(InvalidRequestError):
 
 
 class OverloadedError(JaxserveError):
-    """The queue is full. `retry_after_s` is a hint in seconds for the client's next try."""
+    """The queue is full. retry_after_s: seconds after which a client may try again."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -77,11 +77,11 @@ class OverloadedError(JaxserveError):
 
 
 class EngineDeadError(JaxserveError):
-    """The engine loop has stopped: what was in flight has failed and nothing new can start."""
+    """The engine loop has stopped. Requests in flight have failed, and new ones are refused."""
 
 
 class StorageFault(StrEnum):
-    """Why what the server keeps cannot be read or written."""
+    """Reason for which stored data cannot be read or written."""
 
     FULL = "full"
     LOCKED = "locked"
@@ -91,9 +91,9 @@ class StorageFault(StrEnum):
 
 
 class StorageError(JaxserveError):
-    """Files or databases of the server cannot be read or written.
+    """The server's files or databases cannot be read or written.
 
-    `message` is for clients; the error's text is for the operator, and names the file.
+    `message` is for clients. The error's text is for the operator and names the file.
     """
 
     def __init__(self, fault: StorageFault, message: str, *, detail: str | None = None) -> None:
@@ -103,23 +103,23 @@ class StorageError(JaxserveError):
 
 
 class RestartLimitError(JaxserveError):
-    """Processes of a server died more often than `--max-restarts` allows.
+    """The server's processes died more often than `--max-restarts` allows.
 
-    The exit status is one of its own: to start the server again may help, which it cannot after an
-    error in the settings.
+    It has its own exit status, because restarting the server may help, unlike after a configuration
+    error.
     """
 
     exit_status = 3
 
 
 class ConfigError(JaxserveError, ValueError):
-    """Settings that cannot work, alone or together."""
+    """Invalid settings, alone or in combination."""
 
 
 class MemoryPlanError(ConfigError):
-    """The device cannot hold weights, workspace and a useful KV cache; says what to change.
+    """Weights, workspace and a useful KV cache do not fit into the device; says what to change.
 
-    needed: the least memory that would do, as a multiple of what is usable; infinite if unknown.
+    needed: least sufficient memory, as a multiple of the usable memory; infinite if unknown.
     """
 
     def __init__(self, message: str, *, needed: float = inf) -> None:
@@ -128,16 +128,16 @@ class MemoryPlanError(ConfigError):
 
 
 class KernelError(JaxserveError):
-    """A device's kernels compute wrong numbers here; says which, and what to take instead."""
+    """Kernels compute wrong numbers on this device; says which, and what to use instead."""
 
 
 class CheckpointError(JaxserveError):
-    """A checkpoint is missing, incomplete, of an unknown kind, or does not match its config."""
+    """A checkpoint is missing, incomplete, unsupported, or does not match its configuration."""
 
 
 @contextmanager
 def naming(position: int, count: int, *, what: str = "prompt") -> Iterator[None]:
-    """Say in the error of one of several prompts or pairs which of them it is of."""
+    """Add the index of the prompt or pair to an error."""
     try:
         yield
     except InvalidRequestError as error:

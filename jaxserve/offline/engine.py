@@ -1,4 +1,4 @@
-"""An engine on the caller's thread: requests in, events out, each to whoever asked."""
+"""An engine on the caller's thread. Each call of `run` gets the events of its own requests."""
 
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -12,34 +12,34 @@ from jaxserve.offline.interrupts import uninterrupted
 
 
 class OfflineEngine:
-    """Runs requests as iterators over their events; each step is made by who needs an event.
+    """Runs requests as iterators over their events. Whichever iterator needs an event makes a step.
 
-    has_priorities: whether its scheduler looks at priorities.
+    has_priorities: whether the scheduler uses priorities.
     """
 
     def __init__(self, engine: TextEngine, *, has_priorities: bool) -> None:
         self.engine = engine
         self._has_priorities = has_priorities
-        # Where the events of a request go: to the call of `run` that runs it.
+        # Event queue of the call of `run` that runs the request, by request id.
         self._inboxes: dict[str, deque[TokenEvent]] = {}
         self._is_dead = False
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is left of what it was given."""
+        """Whether the engine has no work left."""
         return not (self._inboxes or self.engine.has_work)
 
     def run(
         self, requests: Iterable[Request], *, max_in_flight: int | None = None
     ) -> Generator[TokenEvent]:
-        """Run requests as they are, and yield the events of all of them as they come.
+        """Run requests, and yield the events of all of them as they arrive.
 
-        max_in_flight: requests that the engine has at once, at most. Closing the iterator aborts
-        what is unfinished. A request that the engine cannot run ends with an error, and the others
-        go on. Raises EngineDeadError once a step has failed.
+        max_in_flight: maximum number of requests in the engine at once. Closing the iterator aborts
+        unfinished requests. A request that the engine cannot run ends with an error, and the others
+        continue. Raises EngineDeadError once a step has failed.
         """
         if self._has_priorities:
-            # The engine's queue is bounded, so it may not see all of them at once.
+            # The engine's queue is bounded, so add the requests gradually.
             requests = sorted(requests, key=lambda request: request.priority)
         waiting = deque(requests)
         unfinished: set[str] = set()
@@ -62,12 +62,12 @@ class OfflineEngine:
             for request_id in unfinished:
                 del self._inboxes[request_id]
                 self.engine.abort(request_id)
-            # The steps under way still hold pages of what was aborted.
+            # Steps in flight still use pages of the aborted requests.
             while not (self._inboxes or self._is_dead) and self.engine.has_work:
                 self._step()
 
     def _add(self, request: Request, inbox: deque[TokenEvent]) -> bool:
-        """Give a request to the engine; False where its queue is full."""
+        """Add a request to the engine; return False if its queue is full."""
         if self._is_dead:
             raise EngineDeadError("the engine has failed before; make a new LLM")
         with uninterrupted():
@@ -81,7 +81,7 @@ class OfflineEngine:
         return True
 
     def _step(self) -> None:
-        """Let the engine make a step, and put its events where they are waited for."""
+        """Make a step, and pass its events to the calls of `run` that wait for them."""
         with uninterrupted():
             try:
                 events = self.engine.step()
@@ -89,14 +89,14 @@ class OfflineEngine:
                 self._is_dead = True
                 raise EngineDeadError("the engine has failed in a step") from error
             for event in events:
-                # There is none for a request that was aborted.
+                # An aborted request has no queue any more.
                 inbox = self._inboxes.get(event.request_id)
                 if inbox is not None:
                     inbox.append(event)
 
 
 def _refused(request: Request, error: InvalidRequestError) -> list[TokenEvent]:
-    """Return the only events of a request that the engine cannot run, one for each choice."""
+    """Return the error events of a request that the engine cannot run, one for each choice."""
     last = request.params.n - 1
     return [
         TokenEvent(
@@ -113,7 +113,7 @@ def _refused(request: Request, error: InvalidRequestError) -> list[TokenEvent]:
 
 
 def of_kind(events: Iterable[TokenEvent], kind: RequestOutputKind) -> Generator[TokenEvent]:
-    """Yield events that tell what is new, or all there is so far, or all there is at the end."""
+    """Yield events with new, cumulative or final output, as `output_kind` says."""
     whole: dict[int, TokenEvent] = {}
     for event in events:
         if kind is RequestOutputKind.DELTA:

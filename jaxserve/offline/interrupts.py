@@ -1,4 +1,4 @@
-"""Ctrl-C, held back where it would break something."""
+"""Delayed handling of Ctrl-C."""
 
 import signal
 import threading
@@ -9,13 +9,13 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, which would be broken by it in the middle.
+    """Delay Ctrl-C until the end of a block that must not be interrupted.
 
-    A second Ctrl-C is obeyed at once.
+    A second Ctrl-C takes effect at once.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is None or threading.current_thread() is not threading.main_thread():
-        yield  # Python raises no interrupt here
+        yield  # Python raises KeyboardInterrupt in the main thread only
         return
     is_interrupted = False
 

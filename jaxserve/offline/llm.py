@@ -1,4 +1,4 @@
-"""Offline generation: a model in this process, prompts in, answers out, no server and no thread."""
+"""Offline generation with a model in this process, without a server."""
 
 import itertools
 import logging
@@ -47,18 +47,18 @@ type Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM(PoolingMethods):
-    """A model that answers prompts, many at once; for one thread.
+    """A model in this process. Not thread-safe.
 
-    model: a folder, a hub name, or None for the model that comes with jaxserve. report: told what
-    happens while it starts, a line at a time. logits_processors: classes, or their names as
-    `module:Class`; see execution/logits_processors.py. disable_log_stats: whether to leave out
-    counting for `get_metrics`. options: those of `jaxserve serve` under
-    the names of its flags, which are vLLM's: dtype, max_model_len, gpu_memory_utilization,
-    kv_cache_memory_bytes, tensor_parallel_size, max_num_seqs, max_num_batched_tokens, block_size,
-    enable_prefix_caching, seed, revision, download_dir, tokenizer, chat_template and so on.
+    model: a folder, a hub name, or None for the model that comes with jaxserve. report: called with
+    progress messages during startup, one line each. logits_processors: classes, or their names as
+    `module:Class`; see execution/logits_processors.py. disable_log_stats: whether to omit the
+    statistics for `get_metrics`. options: options of `jaxserve serve` by the names of their flags,
+    which are vLLM's: dtype, max_model_len, gpu_memory_utilization, kv_cache_memory_bytes,
+    tensor_parallel_size, max_num_seqs, max_num_batched_tokens, block_size, enable_prefix_caching,
+    seed, revision, download_dir, tokenizer, chat_template and so on.
 
-    Raises ConfigError for options that are unknown or cannot work, MemoryPlanError where the
-    model does not fit, CheckpointError where it cannot be loaded.
+    Raises ConfigError for unknown or invalid options, MemoryPlanError if the model does not fit,
+    and CheckpointError if it cannot be loaded.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LLM(PoolingMethods):
         self._reader = PromptReader(self._tokenizer, max_model_len=self._max_model_len)
         self._ids = itertools.count()
         self._pooler = OfflinePooler(self.plan, self._tokenizer, self.run)
-        # What `enqueue` was given since `wait_for_completion`.
+        # Requests added by `enqueue` since the last `wait_for_completion`.
         self._enqueued: list[tuple[Request, PreparedPrompt]] = []
 
     def generate(
@@ -106,17 +106,17 @@ class LLM(PoolingMethods):
         priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Continue one prompt or many; return an output for each, in their order.
+        """Continue one prompt or many; return an output for each, in order.
 
         prompts: a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of
-        these. sampling_params: one for all or one for each, by default
-        `get_default_sampling_params()`. priority: one for each; lower runs first, if
-        scheduling_policy is "priority". use_tqdm: show progress, on a terminal.
+        these. sampling_params: one for all or one for each; by default
+        `get_default_sampling_params()`. priority: one for each; lower runs first if
+        scheduling_policy is "priority". use_tqdm: show progress on a terminal.
 
         An answer that reaches the model's context ends there, with finish_reason "length".
 
-        Raises InvalidRequestError before anything runs: a prompt that leaves no room for an answer
-        is named by its place in the list. Ctrl-C ends what runs; the LLM stays usable.
+        Raises InvalidRequestError before anything runs, with the index of the invalid prompt.
+        Ctrl-C aborts the requests; the LLM stays usable.
         """
         prepared = self._prepare(listed(prompts), self._reader.read)
         requests = self._requests(prepared, sampling_params, priority=priority)
@@ -134,11 +134,11 @@ class LLM(PoolingMethods):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answer one conversation or many; return an output for each, in their order.
+        """Answer one conversation or many; return an output for each, in order.
 
-        messages: as in OpenAI's API. chat_template: Jinja text in place of the model's own.
-        Without sampling_params an answer may fill the context, unless the model's authors set a
-        limit. Raises as `generate`, and CheckpointError if the model has no chat template.
+        messages: as in OpenAI's API. chat_template: Jinja text in place of the model's own. Without
+        sampling_params, answers may fill the context unless the model's generation config has a
+        limit. Raises what `generate` raises, and CheckpointError if the model has no chat template.
         """
         options = ChatOptions(
             chat_template=chat_template,
@@ -161,10 +161,10 @@ class LLM(PoolingMethods):
         *,
         concurrency_limit: int | None = None,
     ) -> list[BeamSearchOutput]:
-        """Search for the likeliest answers of one prompt or many; return those of each in order.
+        """Return the most likely continuations of one prompt or many, by beam search.
 
-        concurrency_limit: beams that the engine computes at once, at most. Raises as `generate`,
-        and where beam_width is more than half of max_logprobs.
+        concurrency_limit: maximum number of beams in the engine at once. Raises what `generate`
+        raises, and InvalidRequestError if beam_width is more than half of max_logprobs.
         """
         sampling = self.plan.context.sampling
         check_search(
@@ -196,7 +196,7 @@ class LLM(PoolingMethods):
         *,
         priority: Sequence[int] | None = None,
     ) -> list[str]:
-        """Check and keep prompts for `wait_for_completion`; return their requests' ids.
+        """Add prompts for `wait_for_completion`; return their request ids.
 
         Arguments and errors are those of `generate`.
         """
@@ -206,7 +206,7 @@ class LLM(PoolingMethods):
         return [request.id for request in requests]
 
     def wait_for_completion(self, *, use_tqdm: bool = True) -> list[RequestOutput]:
-        """Answer all that was enqueued; return an output for each, in that order."""
+        """Run all added requests; return an output for each, in order."""
         enqueued, self._enqueued = self._enqueued, []
         return self._generate(
             [request for request, _ in enqueued],
@@ -225,12 +225,12 @@ class LLM(PoolingMethods):
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Generator[TokenEvent]:
-        """Continue a prompt, or answer a conversation, and yield what is new as it comes.
+        """Continue a prompt or answer a conversation, and yield events as tokens arrive.
 
-        The events' `text` put together is the answer, unless `output_kind` says otherwise; with
-        n > 1 the answers take turns, told apart by `index`. Closing the iterator ends the request;
-        several may be open at once.
-        Raises as `generate` and `chat`, when called.
+        The concatenated `text` of the events is the answer, unless `output_kind` says otherwise.
+        With n > 1, events of the choices are interleaved; `index` is the choice. Closing the
+        iterator aborts the request. Several may be open at once. Raises what `generate` and `chat`
+        raise, when called.
         """
         if is_conversation(prompt):
             options = ChatOptions(
@@ -251,46 +251,46 @@ class LLM(PoolingMethods):
     def run(
         self, requests: Iterable[Request], *, max_in_flight: int | None = None
     ) -> Generator[TokenEvent]:
-        """Run requests as they are, and yield the events of all of them as they come.
+        """Run requests, and yield the events of all of them as they arrive.
 
-        max_in_flight: requests that the engine has at once, at most. Closing the iterator aborts
-        what is unfinished. Raises InvalidRequestError for a request the engine cannot run.
+        max_in_flight: maximum number of requests in the engine at once. Closing the iterator aborts
+        unfinished requests. Raises InvalidRequestError for a request that the engine cannot run.
         """
         return self._engine.run(requests, max_in_flight=max_in_flight)
 
     @property
     def timeline(self) -> Timeline:
-        """Where the time of the recent steps went."""
+        """Times of recent steps."""
         return self._engine.engine.engine.timeline
 
     @property
     def num_compilations(self) -> int:
-        """Programs compiled since this was made that none had planned: each stalled its step."""
+        """Programs compiled unexpectedly since the start; each one stalled a step."""
         return self._compilations.since_mark
 
     def stats(self) -> StepStats:
-        """Return gauges as they are now, and counts since this was made."""
+        """Return current gauges, and counts since the start."""
         return self._engine.engine.engine.stats()
 
     def get_metrics(self) -> list[Metric]:
-        """Return the engine's metrics as they are now, those of GET /metrics.
+        """Return the engine's metrics, as in GET /metrics.
 
-        Raises ConfigError unless this was made with disable_log_stats=False.
+        Raises ConfigError unless the LLM was created with disable_log_stats=False.
         """
         if self._metrics is None:
             raise ConfigError("there are metrics only with disable_log_stats=False")
         return metric_values(self._metrics.snapshot())
 
     def get_tokenizer(self) -> Any:
-        """Return the tokenizer as transformers has it."""
+        """Return the tokenizer of transformers."""
         return self._tokenizer.pretrained
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """Return what the model's authors recommend: its `generation_config.json`, over ours."""
+        """Return the defaults of the model's `generation_config.json`."""
         return self._generation.sampling_params()
 
     def reset_prefix_cache(self) -> None:
-        """Forget what was computed for the beginnings of prompts."""
+        """Clear the prefix cache."""
         self._engine.engine.engine.reset_prefix_cache()
 
     def _prepare[T](
@@ -310,7 +310,7 @@ class LLM(PoolingMethods):
         priority: Sequence[int] | None = None,
         is_chat: bool = False,
     ) -> list[Request]:
-        """Make requests of prompts and check them all."""
+        """Create and check the requests of prompts."""
         pooling = self.plan.pooling
         if pooling is not None:
             reason = COULD_GENERATE if pooling.can_generate else POOLS
@@ -326,7 +326,7 @@ class LLM(PoolingMethods):
         requests = []
         for position, prompt in enumerate(prepared):
             chosen = params[position] or self._default_params(is_chat=is_chat)
-            # An answer that reaches the context ends by "length", alone among the others.
+            # An answer that reaches the context ends with "length"; the others continue.
             room = self._max_model_len - len(prompt.token_ids)
             if 0 < room < chosen.min_tokens:
                 chosen = replace(chosen, min_tokens=room)
@@ -352,7 +352,7 @@ class LLM(PoolingMethods):
         return requests
 
     def _default_params(self, *, is_chat: bool) -> SamplingParams:
-        """Return the default parameters; a chat's answer may fill the context."""
+        """Return the default parameters. Answers to chats may fill the context."""
         params = self.get_default_sampling_params()
         if is_chat and self._generation.max_new_tokens is None:
             return replace(params, max_tokens=None)
@@ -367,7 +367,7 @@ class LLM(PoolingMethods):
         }
         num_read = num_written = 0
         start_s = time.perf_counter()
-        disable = None if use_tqdm else True  # None: where there is no terminal
+        disable = None if use_tqdm else True  # None: only on a terminal
         with (
             tqdm(total=len(requests), desc="Prompts", unit="prompt", disable=disable) as bar,
             closing(self.run(requests)) as events,

@@ -1,4 +1,4 @@
-"""What offline generation returns: a `RequestOutput` per prompt, with vLLM's names and shapes."""
+"""Outputs of offline generation: a `RequestOutput` per prompt, with vLLM's names and shapes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ type TokenLogprobs = dict[int, Logprob]
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """The natural log of a token's probability, its rank (1 is the most likely), its text."""
+    """Log-probability of a token, its rank (1 is the most likely), and its text."""
 
     logprob: float
     rank: int | None
@@ -29,10 +29,10 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class FlatLogprobs(Sequence[TokenLogprobs]):
-    """Log-probabilities of positions as lists of numbers, which cost a fraction of dictionaries.
+    """Log-probabilities as flat lists, which take a fraction of the memory of dictionaries.
 
-    Those of position i are [start_indices[i], end_indices[i]) of the other lists, the chosen token
-    first. Indexed, it makes the dictionary of a position.
+    Position i has the range [start_indices[i], end_indices[i]) of the other lists, the sampled
+    token first. Indexing returns the dictionary of a position.
     """
 
     start_indices: list[int] = field(default_factory=list[int])
@@ -44,7 +44,7 @@ class FlatLogprobs(Sequence[TokenLogprobs]):
 
     @classmethod
     def of(cls, positions: Iterable[TokenLogprobs | None]) -> Self:
-        """Return those of positions; None is one without any."""
+        """Return the log-probabilities of positions; None is a position without any."""
         flat = cls()
         for found in positions:
             flat.start_indices.append(len(flat.token_ids))
@@ -114,7 +114,7 @@ class RequestOutput:
 
 @dataclass(slots=True)
 class _Choice:
-    """What has come of one answer."""
+    """State of one answer."""
 
     text: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
@@ -123,7 +123,7 @@ class _Choice:
 
 
 class OutputBuilder:
-    """Gathers the events of one request into its output."""
+    """Collects the events of one request into its output."""
 
     def __init__(self, request: Request, *, prompt: str | None, tokenizer: Tokenizer) -> None:
         self._request = request
@@ -134,7 +134,7 @@ class OutputBuilder:
         self._num_cached_tokens = 0
 
     def add(self, event: TokenEvent) -> None:
-        """Take one event of the request."""
+        """Add one event of the request."""
         choice = self._choices[event.index]
         choice.text.append(event.text)
         choice.token_ids += event.token_ids
@@ -185,20 +185,20 @@ class OutputBuilder:
 
 
 def token_logprobs(position: PositionLogprobs, tokenizer: Tokenizer) -> TokenLogprobs:
-    """The chosen token first, then the alternatives, among which it may be."""
+    """Return the sampled token first, then the alternatives, which may include it."""
     found: TokenLogprobs = {}
     for token in (position.chosen, *position.top):
         text = tokenizer.token_text(token.token_id)
-        # The first to tell of a token knows its rank, which one asked for by its id has not.
+        # Keep the first entry of a token: it has the rank, unlike one requested by token id.
         found.setdefault(token.token_id, Logprob(token.logprob, token.rank, text))
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamSearchSequence:
-    """One answer of a beam search, with its prompt: tokens and text begin with that.
+    """One sequence of a beam search. tokens and text begin with the prompt.
 
-    logprobs: of the answer's tokens. cum_logprob: the sum of them.
+    logprobs: of the answer's tokens. cum_logprob: their sum.
     """
 
     tokens: list[int]
@@ -211,7 +211,7 @@ class BeamSearchSequence:
 
 @dataclass(frozen=True, slots=True)
 class BeamSearchOutput:
-    """The answers of a beam search, the best first."""
+    """Sequences of a beam search, best first."""
 
     sequences: list[BeamSearchSequence]
 
@@ -219,7 +219,7 @@ class BeamSearchOutput:
 def beam_output(
     search: BeamSearch, params: BeamSearchParams, request: Request, tokenizer: Tokenizer
 ) -> BeamSearchOutput:
-    """Return what a search has found."""
+    """Return the output of a search."""
     sequences = []
     for beam in search.best():
         answer = beam.token_ids

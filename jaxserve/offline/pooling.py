@@ -1,4 +1,4 @@
-"""What `LLM` does with a model that pools: embeddings, labels and scores, by vLLM's names."""
+"""Methods of `LLM` for pooling models: embeddings, labels and scores, with vLLM's names."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxserve.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class PoolingOutput:
-    """A vector, as `LLM.encode` gives it."""
+    """A vector; see `LLM.encode`."""
 
     data: Vector
 
@@ -32,26 +32,26 @@ class EmbeddingOutput:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationOutput:
-    """What a classifier makes of a prompt: a probability for each label."""
+    """Probabilities of the labels for a prompt."""
 
     probs: list[float]
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """Number of labels."""
         return len(self.probs)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringOutput:
-    """How well two texts go together."""
+    """Relevance of one text to another."""
 
     score: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PooledRequestOutput[Output]:
-    """A prompt and what came of it; a pair scored by embeddings has the ids of both its texts."""
+    """A prompt and its result. A pair scored by embeddings has the ids of both texts."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -60,7 +60,7 @@ class PooledRequestOutput[Output]:
 
 
 class OfflinePooler:
-    """Pools prompts; run: as `LLM.run`."""
+    """Pools prompts. run: see `LLM.run`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class OfflinePooler:
         truncate: int | None,
         use_tqdm: bool,
     ) -> list[PooledRequestOutput[Output]]:
-        """Return what `make` makes of the vector of each prompt; task: what they must be."""
+        """Return `make` of each prompt's vector. task: task that the model must support."""
         params = params or PoolingParams()
         pooling = self._pooling()
         if task is not None:
@@ -156,9 +156,9 @@ class OfflinePooler:
         return requests
 
     def _vectors(self, requests: Sequence[Request], *, use_tqdm: bool) -> list[bytes]:
-        """Return the vectors of requests, in their order."""
+        """Return the vectors of requests, in order."""
         vectors: dict[str, bytes] = {}
-        disable = None if use_tqdm else True  # None: where there is no terminal
+        disable = None if use_tqdm else True  # None: only on a terminal
         bar = partial(tqdm, desc="Prompts", unit="prompt", total=len(requests), disable=disable)
         for event in bar(self._run(requests)):
             if event.vector is None:
@@ -168,7 +168,7 @@ class OfflinePooler:
 
 
 class PoolingMethods:
-    """The methods of `LLM` for models that pool."""
+    """Methods of `LLM` for pooling models."""
 
     _pooler: OfflinePooler
 
@@ -180,10 +180,11 @@ class PoolingMethods:
         pooling_params: PoolingParams | None = None,
         truncate_prompt_tokens: int | None = None,
     ) -> list[PooledRequestOutput[EmbeddingOutput]]:
-        """Embed prompts, with a model that was made with runner="pooling".
+        """Return the embeddings of prompts. The LLM must have runner="pooling".
 
-        prompts: as in `generate`. truncate_prompt_tokens: how much to keep of longer ones; -1 is as
-        much as the model takes. Raises InvalidRequestError before anything runs.
+        prompts: as in `generate`. truncate_prompt_tokens: number of tokens to keep of longer
+        prompts; -1 keeps as many as the model supports. Raises InvalidRequestError before anything
+        runs.
         """
         return self._pooler.pool(
             prompts,
@@ -221,7 +222,7 @@ class PoolingMethods:
         pooling_task: str | None = None,
         truncate_prompt_tokens: int | None = None,
     ) -> list[PooledRequestOutput[PoolingOutput]]:
-        """Return the vectors of prompts, whatever they are; see `embed`."""
+        """Return the vectors of prompts, for any task; see `embed`."""
         return self._pooler.pool(
             prompts,
             pooling_params,
@@ -241,9 +242,10 @@ class PoolingMethods:
         pooling_params: PoolingParams | None = None,
         truncate_prompt_tokens: int | None = None,
     ) -> list[PooledRequestOutput[ScoringOutput]]:
-        """Score pairs of texts: one with each of many, or each with the one at its place.
+        """Score pairs of texts: one text with each of many, or two lists of equal length.
 
-        A model of one label reads a pair at once; of one that embeds, the score is the cosine.
+        A model with one label reads both texts at once; for an embedding model, the score is the
+        cosine.
         """
         return self._pooler.score(
             [data_1] if isinstance(data_1, str) else data_1,

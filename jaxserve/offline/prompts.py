@@ -1,4 +1,4 @@
-"""What a caller of `LLM` may give as a prompt, and how it becomes token ids."""
+"""Prompts of `LLM`, and their conversion to token ids."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class TextPrompt(TypedDict):
 
 
 class TokensPrompt(TypedDict):
-    """A prompt as token ids; `prompt`, the text they were made from, is only handed on."""
+    """A prompt as token ids. prompt: its text, which is only copied to the output."""
 
     prompt_token_ids: Iterable[int]
     prompt: NotRequired[str]
@@ -38,7 +38,7 @@ KINDS = "a text, token ids, {'prompt': text} or {'prompt_token_ids': ids}"
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
-    """A prompt as the engine takes it; text is None where only token ids were given."""
+    """A prompt for the engine. text: None if only token ids were given."""
 
     text: str | None
     token_ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class PreparedPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """How a conversation becomes a prompt; names and meanings are those of `LLM.chat`."""
+    """Options for rendering conversations; names and meanings are those of `LLM.chat`."""
 
     chat_template: str | None
     tools: Sequence[Mapping[str, Any]] | None
@@ -57,9 +57,9 @@ class ChatOptions:
 
 
 class PromptReader:
-    """Turns prompts and conversations into token ids for one model.
+    """Converts prompts and conversations to token ids for one model.
 
-    Raises InvalidRequestError for what is none, or far too long to be worth encoding.
+    Raises InvalidRequestError for invalid prompts, and for those far above the context length.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, max_model_len: int) -> None:
@@ -68,7 +68,7 @@ class PromptReader:
         self._ignored_log = IgnoredLog()
 
     def read(self, prompt: Prompt) -> PreparedPrompt:
-        """Return a prompt as token ids; text gets the model's special tokens added."""
+        """Return a prompt as token ids. The model's special tokens are added to texts."""
         if isinstance(prompt, str):
             return PreparedPrompt(prompt, self._encode(prompt, add_special_tokens=True))
         if not isinstance(prompt, Mapping):
@@ -89,9 +89,9 @@ class PromptReader:
         return PreparedPrompt(text, self._encode(text, add_special_tokens=True), cache_salt)
 
     def render(self, conversation: Conversation, options: ChatOptions) -> PreparedPrompt:
-        """Return a conversation as token ids, checked and rendered as the server does it.
+        """Return a conversation as token ids, validated and rendered as by the server.
 
-        Keys that nothing reads are logged. Raises CheckpointError if there is no chat template.
+        Unread keys are logged. Raises CheckpointError if there is no chat template.
         """
         fields = {
             "messages": [dict(m) if isinstance(m, Mapping) else m for m in conversation],
@@ -139,7 +139,7 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def is_conversation(value: object) -> TypeGuard[Conversation]:
-    """Return whether a value is a list of messages rather than of anything else."""
+    """Return whether a value is a list of messages."""
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)
@@ -149,7 +149,7 @@ def is_conversation(value: object) -> TypeGuard[Conversation]:
 
 
 def _token_ids(values: Iterable[int]) -> tuple[int, ...]:
-    """Return token ids as plain integers, whatever kind of array they came in."""
+    """Return token ids as Python integers, from any kind of array."""
     try:
         return tuple(index(value) for value in values)
     except TypeError as error:
@@ -161,7 +161,7 @@ def _refusal(prompt: object) -> InvalidRequestError:
 
 
 def one_each[T](name: str, values: Sequence[T], kind: type[T], num_prompts: int) -> Sequence[T]:
-    """Return values of which there must be one for each prompt; raises InvalidRequestError."""
+    """Return the values if there is one for each prompt; raises InvalidRequestError."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InvalidRequestError(
             f"{name} must be {kind.__name__} or a list of them, got {show(values)}", param=name

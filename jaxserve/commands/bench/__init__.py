@@ -1,4 +1,4 @@
-"""`jaxserve bench`: measure an engine, or any server that speaks OpenAI's protocol."""
+"""`jaxserve bench`: measure an engine, or any OpenAI-compatible server."""
 
 import argparse
 
@@ -14,7 +14,7 @@ BENCHMARKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmarks, each with its arguments."""
+    """Add one subcommand for each benchmark."""
     benchmarks = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     for name, benchmark in BENCHMARKS.items():
         subparser = benchmarks.add_parser(name, help=benchmark.HELP, description=benchmark.__doc__)

@@ -1,4 +1,4 @@
-"""The arguments that choose a workload, as vLLM names them, and what is made of them."""
+"""Arguments that select a workload, with vLLM's names."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ NAMES = ("random", "sharegpt", "sharegpt-like", "prefix_repetition", "custom")
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add them; those not given leave no attribute behind."""
+    """Add the arguments. Those not given set no attribute."""
     group = parser.add_argument_group("workload")
 
     def count(name: str, text: str) -> None:
@@ -62,7 +62,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add them for a measurement in this process; see `workload_for`."""
+    """Add the arguments for a benchmark in this process; see `workload_for`."""
     add_dataset_arguments(parser)
     group = parser.add_argument_group("size of the workload")
     group.add_argument("--workload", type=Path, metavar="FILE", help="JSON file of token ids")
@@ -72,7 +72,7 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dataset_options(args: argparse.Namespace, **defaults: Any) -> "DatasetOptions":
-    """Return what was given, over the defaults. Raises ConfigError for what cannot be."""
+    """Return the options, with defaults. Raises ConfigError for invalid combinations."""
     from jaxserve.bench.datasets import DatasetOptions
 
     given = vars(args)
@@ -86,7 +86,7 @@ def dataset_options(args: argparse.Namespace, **defaults: Any) -> "DatasetOption
 
 
 def workload_for(llm: "LLM", args: argparse.Namespace) -> "Workload":
-    """Return what to run in this process: a file of token ids as it is, or a dataset."""
+    """Return the workload for this process: a file of token ids, or a dataset."""
     from jaxserve.bench.datasets import load_dataset
     from jaxserve.bench.throughput import vocabulary_of
     from jaxserve.bench.workload import read_workload
@@ -99,7 +99,7 @@ def workload_for(llm: "LLM", args: argparse.Namespace) -> "Workload":
 
 
 def range_ratio(text: str) -> tuple[float, float]:
-    """Read a ratio for input and output, or JSON of one each; ValueError is argparse's to tell."""
+    """Parse a ratio for input and output, or JSON with one for each. Raises ValueError."""
     if text.lstrip().startswith("{"):
         ratios = json.loads(text)
         if set(ratios) != {"input", "output"}:
@@ -109,7 +109,7 @@ def range_ratio(text: str) -> tuple[float, float]:
 
 
 def numbers(text: str) -> list[int]:
-    """Read positive whole numbers with commas between them."""
+    """Parse positive integers separated by commas."""
     values = [int(part) for part in text.split(",")]
     if min(values) < 1:
         raise ValueError
@@ -117,7 +117,7 @@ def numbers(text: str) -> list[int]:
 
 
 def rates(text: str) -> list[float]:
-    """Read positive numbers with commas between them; inf is one."""
+    """Parse positive numbers separated by commas; inf is allowed."""
     values = [float(part) for part in text.split(",")]
     if not min(values) > 0:
         raise ValueError

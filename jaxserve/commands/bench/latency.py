@@ -12,7 +12,7 @@ HELP = "seconds that one batch takes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's arguments."""
+    """Add the benchmark's arguments."""
     add_engine_arguments(parser)
     group = parser.add_argument_group("batch")
     for name, default, text in (

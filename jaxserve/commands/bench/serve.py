@@ -1,6 +1,6 @@
-"""Drive any OpenAI-compatible server and measure what its clients see.
+"""Measure any OpenAI-compatible server from the client's side.
 
-A list of loads makes a sweep.
+Several loads make a sweep.
 """
 
 import argparse
@@ -24,7 +24,7 @@ METRICS = ("ttft", "tpot", "itl", "e2el", "client_queue_time")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's arguments."""
+    """Add the benchmark's arguments."""
     _add_server(parser)
     add_dataset_arguments(parser)
     _add_traffic(parser)
@@ -146,13 +146,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; the exit status is 1 if any request failed."""
+    """Run the benchmark. Return 1 if any request failed."""
     import uvloop
 
     from jaxserve.bench.plots import require_pyplot
 
     if args.plot is not None:
-        require_pyplot()  # rather than miss it after the measurements
+        require_pyplot()  # before the measurements, not after them
     return uvloop.run(_run(args))
 
 
@@ -248,7 +248,7 @@ def _pairs(name: str, words: list[str]) -> dict[str, str]:
 
 
 def _metrics(text: str) -> list[str]:
-    """Read names of metrics; ValueError is argparse's to tell."""
+    """Parse names of metrics. Raises ValueError."""
     names = text.split(",")
     if not set(names) <= set(METRICS):
         raise ValueError

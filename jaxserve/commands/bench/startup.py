@@ -1,6 +1,6 @@
-"""Measure how long `jaxserve serve` takes from the start of its process to its first token.
+"""Measure the time from the start of `jaxserve serve` to its first token.
 
-Every start is a fresh process; cold ones have an empty compilation cache, warm ones a full one.
+Each start is a new process. Cold starts have an empty compilation cache, warm starts a full one.
 """
 
 import argparse
@@ -15,7 +15,7 @@ HELP = "seconds from the start of a server to its first token"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's arguments."""
+    """Add the benchmark's arguments."""
     add_engine_arguments(parser)
     group = parser.add_argument_group("measurement")
     for name, default, text in (
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the stages of cold and of warm starts."""
+    """Print the stages of cold and warm starts."""
     from jaxserve.bench import startup
     from jaxserve.bench.environment import describe_host
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def engine_arguments(args: argparse.Namespace) -> list[str]:
-    """Return the model and the engine's flags as they were given, for another process."""
+    """Return the model and the engine's flags, for the command line of another process."""
     model = model_of(args)
     flags = given(args, ENGINE_FLAGS)
     words = [word for name, value in flags.items() for word in _words(name, value)]

@@ -1,4 +1,4 @@
-"""Measure throughput: all requests at once, greedy, to exact lengths, in this process."""
+"""Measure the throughput of greedy requests of exact lengths, all sent at once, in this process."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ HELP = "tokens per second when all requests come at once"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's arguments."""
+    """Add the benchmark's arguments."""
     add_engine_arguments(parser)
     add_workload_arguments(parser)
     group = parser.add_argument_group("measurement")
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print throughput, once for each batch."""
+    """Print the throughput of each batch."""
     from jaxserve.bench.machine import describe_machine
     from jaxserve.bench.throughput import measure_throughput, run_jobs
     from jaxserve.offline.llm import LLM

@@ -14,7 +14,7 @@ from jaxserve.server.state import server_state
 
 
 class ModelHealth(msgspec.Struct, omit_defaults=True):
-    """What computes a model, and whether its engine serves."""
+    """A model's kernels, and whether its engine is serving."""
 
     kernels: Mapping[str, KernelChoice]
     is_alive: bool = True

@@ -1,4 +1,4 @@
-"""Files on disk, where a restart finds them again."""
+"""Store of files, which survive a restart."""
 
 import contextlib
 import fcntl
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS clocks (
 ) WITHOUT ROWID;
 """
 
-# By the clock of this boot, or the wall clock of what is older.
+# Rows of this boot expire by its clock, older ones by the wall clock.
 EXPIRED = """
 SELECT files.id FROM files LEFT JOIN clocks USING (id)
 WHERE expires_at < CASE WHEN boot = ? THEN zero_s + ? ELSE ? END
@@ -45,10 +45,10 @@ WHERE expires_at < CASE WHEN boot = ? THEN zero_s + ? ELSE ? END
 
 @cache
 def boot_id() -> str | None:
-    """What tells this boot of the machine from others; None where nothing does.
+    """Return the id of this boot of the machine; None if the system has none.
 
-    Within one boot all processes share the monotonic clock, which nobody sets. What expires goes by
-    it, from what the wall clock showed at first; after a reboot only the wall clock is left.
+    Within one boot, all processes share the monotonic clock, which is never adjusted. Files expire
+    by it, starting from the wall clock at first use. After a reboot, only the wall clock is left.
     """
     try:
         return BOOT_ID.read_text("ascii").strip()
@@ -57,14 +57,14 @@ def boot_id() -> str | None:
 
 
 class FileStore:
-    """The files of one folder, shared by the processes of a server.
+    """Files of one folder, shared by the processes of a server.
 
-    What they hold lies in files of the folder, everything else in a database; a file without a row
-    there is none. tenant: who may see something; another's does not exist. Calls are for worker
-    threads. Those that name something raise InvalidRequestError (404) when it is not there, and
-    all raise StorageError when the disk or the database cannot be used.
+    Contents are files in the folder; everything else is in a database. A file without a row in it
+    does not exist. tenant: owner; files of other tenants do not exist for it. Call the methods on
+    worker threads. Methods that name a file raise InvalidRequestError (404) if it does not exist,
+    and all raise StorageError if the disk or the database cannot be used.
 
-    max_bytes: of all files together.
+    max_bytes: limit of all files together.
     """
 
     def __init__(self, folder: Path, database: Database, *, max_bytes: int) -> None:
@@ -75,7 +75,7 @@ class FileStore:
         self._max_bytes = max_bytes
 
     def check_room(self, num_bytes: int) -> None:
-        """Raise StorageError unless there is room for a file of so many bytes."""
+        """Raise StorageError unless there is room for a file of `num_bytes`."""
         self._forget_expired()
         with self._database.reading() as connection:
             self._check_room(connection, num_bytes)
@@ -89,7 +89,7 @@ class FileStore:
         purpose: str,
         lifetime_s: int | None,
     ) -> File:
-        """Keep what a client sends; raises StorageError, and keeps nothing, if there is no room."""
+        """Store an uploaded file. Raises StorageError and stores nothing if there is no room."""
         self._forget_expired()
         with self.new_content() as (file_id, target):
             num_bytes = 0
@@ -107,7 +107,7 @@ class FileStore:
         return file
 
     def get(self, tenant: str, file_id: str, *, param: str | None = None) -> File:
-        """Return a file. param: the field that names it, if it is not the path."""
+        """Return a file. param: request field that names it; None for the path."""
         self._forget_expired()
         with self._database.reading() as connection:
             row = connection.execute(
@@ -118,14 +118,14 @@ class FileStore:
         return msgspec.json.decode(row["file"], type=File)
 
     def path(self, file_id: str) -> Path:
-        """Where the content of a file is; ids are ours, and name nothing else."""
+        """Path of a file's content. Ids are generated here, so they cannot point elsewhere."""
         return self._folder / file_id
 
     def content(self, file_id: str) -> Path:
-        """Return the path of a content that is there."""
+        """Return the path of an existing file's content."""
         path = self.path(file_id)
         with storage_faults(path):
-            self._folder.stat()  # without it, nothing can be said of the content
+            self._folder.stat()  # without it, the content is unknown
             if not path.exists():
                 raise not_found("file", file_id, "file_id")
         return path
@@ -142,7 +142,7 @@ class FileStore:
         return [msgspec.json.decode(row["file"], type=File) for row in rows]
 
     def delete(self, tenant: str, file_id: str) -> None:
-        """Delete a file. A batch that reads it fails."""
+        """Delete a file. A batch that reads it will fail."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
                 "DELETE FROM files WHERE id = ? AND owner = ?", (file_id, tenant)
@@ -154,14 +154,14 @@ class FileStore:
 
     @contextlib.contextmanager
     def new_content(self) -> Iterator[tuple[str, IO[bytes]]]:
-        """Give the id of a new file and what to write to it; an exception removes it.
+        """Yield the id of a new file and an open file for its content; an exception removes it.
 
-        While it is locked it belongs to a writer that lives, and `sweep` leaves it alone.
+        The file is locked as long as its writer lives, so that `sweep` leaves it alone.
         """
         file_id = f"file-{uuid.uuid4().hex}"
         path = self.path(file_id)
         with storage_faults(path), contextlib.ExitStack() as stack:
-            # Within a transaction, so that no sweep finds it before it is locked.
+            # In a transaction, so that no sweep finds the file before it is locked.
             with self._database.transaction():
                 target = stack.enter_context(path.open("xb"))
                 fcntl.flock(target, fcntl.LOCK_EX)
@@ -172,7 +172,7 @@ class FileStore:
                 raise
 
     def sweep(self) -> None:
-        """Remove what processes that were killed left unfinished: contents that nobody claims."""
+        """Remove the unfinished files of processes that were killed."""
         with storage_faults(self._folder), self._database.transaction() as connection:
             known = {row["id"] for row in connection.execute("SELECT id FROM files")}
             for path in [path for path in self._folder.iterdir() if path.name not in known]:
@@ -180,7 +180,7 @@ class FileStore:
                     try:
                         fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:
-                        continue  # it is being written
+                        continue  # its writer is alive
                     path.unlink()
 
     def _check_room(self, connection: sqlite3.Connection, num_bytes: int) -> None:
@@ -213,7 +213,7 @@ class FileStore:
 def described(
     file_id: str, content: IO[bytes], *, filename: str, purpose: str, lifetime_s: int | None
 ) -> File:
-    """Return the file of a content that has been written, once it is with the kernel."""
+    """Return the file of a written content, after flushing it to the kernel."""
     content.flush()
     created_at = int(time.time())
     return File(
@@ -227,7 +227,7 @@ def described(
 
 
 def insert_file(connection: sqlite3.Connection, tenant: str, file: File) -> None:
-    """Claim a content that has been written, for a tenant."""
+    """Register a written content for a tenant."""
     expires_at = None if file.expires_at is UNSET else file.expires_at
     connection.execute(
         "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
@@ -238,7 +238,7 @@ def insert_file(connection: sqlite3.Connection, tenant: str, file: File) -> None
 
 
 def set_clock(connection: sqlite3.Connection, name: str, now_s: float) -> float:
-    """Take it to be `now_s` in UNIX time for something, and go on by the clock of this boot.
+    """Record that the UNIX time is `now_s`, and count from there by the clock of this boot.
 
     Returns the UNIX time of that clock's zero.
     """
@@ -248,7 +248,7 @@ def set_clock(connection: sqlite3.Connection, name: str, now_s: float) -> float:
 
 
 def not_found(kind: str, name: str, param: str) -> InvalidRequestError:
-    """Return the error that says that something is not there; param: the field that names it."""
+    """Return the error for a missing file or batch. param: request field that names it."""
     error = InvalidRequestError(
         f"there is no {kind} {show(name)} here", param=param, code="not_found"
     )

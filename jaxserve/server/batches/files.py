@@ -1,4 +1,4 @@
-"""/v1/files: what batches read and write."""
+"""Handlers of /v1/files, which batches read and write."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ from jaxserve.server.state import server_state
 
 # OpenAI's limit for the input of a batch.
 MAX_FILE_BYTES = 200 * 2**20
-# Of the form beside the file.
+# Limit of the form's other fields.
 MAX_FORM_BYTES = 2**16
 MAX_FILENAME_CHARS = 255
 PIECE_BYTES = 2**20
@@ -35,7 +35,7 @@ MAX_LISTED = 10_000
 
 
 async def upload_file(http: Request) -> Response:
-    """Keep a file, sent as a multipart form with its purpose."""
+    """Store a file, sent as a multipart form with its purpose."""
     state = server_state(http)
     async with _form(http) as form:
         upload, purpose = form.get("file"), form.get("purpose")
@@ -62,7 +62,7 @@ async def upload_file(http: Request) -> Response:
 
 
 async def list_files(http: Request) -> Response:
-    """Answer with a page of the files there are."""
+    """Answer with a page of the tenant's files."""
     state = server_state(http)
     work = partial(
         state.files.all_of, tenant_of(http.scope), purpose=http.query_params.get("purpose")
@@ -75,12 +75,12 @@ async def list_files(http: Request) -> Response:
 
 
 async def get_file(http: Request) -> Response:
-    """Answer with what is known of a file."""
+    """Answer with the description of a file."""
     return json_response(await _found(http))
 
 
 async def get_file_content(http: Request) -> Response:
-    """Answer with what is in a file."""
+    """Answer with the content of a file."""
     state, file = server_state(http), await _found(http)
     path = await run_in(state.lanes.storage, partial(state.files.content, file.id))
     return FileResponse(path, media_type="application/octet-stream")
@@ -95,7 +95,7 @@ async def delete_file(http: Request) -> Response:
 
 
 async def _found(http: Request) -> File:
-    """Return the file that a path names, if it belongs to who asks."""
+    """Return the file that the path names, if the client's tenant owns it."""
     state = server_state(http)
     work = partial(state.files.get, tenant_of(http.scope), http.path_params["file_id"])
     return await run_in(state.lanes.storage, work)
@@ -103,9 +103,9 @@ async def _found(http: Request) -> File:
 
 @asynccontextmanager
 async def _form(http: Request) -> AsyncIterator[FormData]:
-    """Give the form of a request; what is long of it lies in a temporary file.
+    """Yield the form of a request; long fields are in temporary files.
 
-    A file for which there is no room is refused before it is read, if its length is declared.
+    A file with a declared length for which there is no room is refused before it is read.
     """
     limit = MAX_FILE_BYTES + MAX_FORM_BYTES
     declared = http.headers.get("content-length", "")
@@ -157,7 +157,7 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _lifetime_s(form: FormData) -> int | None:
-    """Return how long a file is to be kept, if that was said."""
+    """Return the requested lifetime of a file in seconds; None for no limit."""
     fields: dict[str, Any] = {
         name: form[f"expires_after[{name}]"]
         for name in ("anchor", "seconds")

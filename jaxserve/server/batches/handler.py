@@ -1,4 +1,4 @@
-"""/v1/batches: requests that nobody waits for, run while there is room."""
+"""Handlers of /v1/batches: requests that run at the lowest priority."""
 
 import time
 import uuid
@@ -23,11 +23,11 @@ DEFAULT_LISTED = 20
 
 
 async def create_batch(http: Request) -> Response:
-    """Keep a batch, to be run."""
+    """Create a batch."""
     state = server_state(http)
     tenant = tenant_of(http.scope)
     body = await read_as(http, BatchBody)
-    # Raises if it is not there.
+    # Raises if it does not exist.
     find = partial(state.files.get, tenant, body.input_file_id, param="input_file_id")
     file = await run_in(state.lanes.storage, find)
     if file.purpose != "batch":
@@ -53,7 +53,7 @@ async def create_batch(http: Request) -> Response:
 
 
 async def list_batches(http: Request) -> Response:
-    """Answer with a page of the batches there are, newest first."""
+    """Answer with a page of the tenant's batches, newest first."""
     state = server_state(http)
     batches = await run_in(
         state.lanes.storage, partial(state.batches.batches, tenant_of(http.scope))
@@ -63,12 +63,12 @@ async def list_batches(http: Request) -> Response:
 
 
 async def get_batch(http: Request) -> Response:
-    """Answer with a batch as it is now."""
+    """Answer with the current state of a batch."""
     return json_response(await _found(http))
 
 
 async def cancel_batch(http: Request) -> Response:
-    """End a batch early; what was answered of it is put into its files."""
+    """Cancel a batch. Its files get the results so far."""
     state, batch = server_state(http), await _found(http)
     return json_response(
         await run_in(state.lanes.storage, partial(state.batches.change, batch.id, _cancel))
@@ -76,7 +76,7 @@ async def cancel_batch(http: Request) -> Response:
 
 
 async def _found(http: Request) -> Batch:
-    """Return the batch that a path names, if it belongs to who asks."""
+    """Return the batch that the path names, if the client's tenant owns it."""
     state = server_state(http)
     work = partial(state.batches.batch, tenant_of(http.scope), http.path_params["batch_id"])
     return await run_in(state.lanes.storage, work)

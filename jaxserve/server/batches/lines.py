@@ -1,4 +1,4 @@
-"""The lines of a batch: read and checked, and answered by the application's own endpoints."""
+"""Lines of a batch: reading, validating, and answering them with the application's endpoints."""
 
 import asyncio
 import uuid
@@ -28,7 +28,7 @@ from jaxserve.server.http.record import request_record
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100
-# How often `answer_all` yields, if only nothing.
+# Maximum interval between two yields of `answer_all`.
 POLL_S = 0.5
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
@@ -38,7 +38,7 @@ type Numbered = tuple[int, Line]
 
 
 class AsBatch:
-    """Middleware that tells the endpoints that they answer a line of a batch, and whose."""
+    """Middleware that marks a request as a line of a batch, with its tenant."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -58,7 +58,7 @@ class AsBatch:
 
 
 class LineRunner:
-    """Answers lines by the application's own endpoints, without HTTP."""
+    """Answers lines with the application's own endpoints, without HTTP."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -66,10 +66,10 @@ class LineRunner:
     async def answer_all(
         self, lines: Iterable[Numbered], *, concurrency: int, tenant: str = "", batch: str = ""
     ) -> AsyncGenerator[list[tuple[int, Result]]]:
-        """Yield what becomes of lines, with their numbers, some at a time, as they are answered.
+        """Yield results with line numbers, in groups, as they arrive.
 
-        Yields at least every POLL_S seconds, if only nothing. concurrency: lines under way at once.
-        Closing the generator leaves the rest.
+        Yields at least every POLL_S seconds, possibly an empty list. concurrency: number of lines
+        answered at once. Closing the generator cancels the others.
         """
         rest = iter(lines)
         running: dict[asyncio.Task[Result], int] = {}
@@ -91,7 +91,7 @@ class LineRunner:
                 await asyncio.wait(running)
 
     async def _answer(self, line: Line, *, tenant: str, batch: str) -> Result:
-        """Return what becomes of a line; waits while the server is full, or has no engine."""
+        """Return the result of a line; wait while the server is full or has no engine."""
         if line.body.get("stream"):
             body = {"message": "stream must be false in a batch, got True", "param": "stream"}
             error = {"error": {**body, "type": "invalid_request_error", "code": None}}
@@ -107,9 +107,9 @@ class LineRunner:
 
 
 def read_lines(path: Path) -> Iterator[Numbered]:
-    """Yield the requests of an input file and their line numbers.
+    """Yield the requests of an input file with their line numbers.
 
-    Raises InvalidRequestError for a line that is none, StorageError where it cannot be read.
+    Raises InvalidRequestError for an invalid line, and StorageError if the file cannot be read.
     """
     with storage_faults(path), path.open("rb") as file:
         for number, text in lines_of(file):
@@ -118,9 +118,10 @@ def read_lines(path: Path) -> Iterator[Numbered]:
 
 
 def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]]:
-    """Return how many requests a file has, and what is wrong with it.
+    """Return the number of requests in a file, and its errors.
 
-    endpoint: to which all must go, if to one. Raises StorageError where it cannot be read.
+    endpoint: required endpoint of all requests; None for any. Raises StorageError if the file
+    cannot be read.
     """
     errors: list[BatchError] = []
     seen: set[str] = set()
@@ -153,7 +154,7 @@ def check_lines(path: Path, endpoint: str | None) -> tuple[int, list[BatchError]
 def result_of(
     line: Line, *, response: LineResponse | None = None, error: LineError | None = None
 ) -> Result:
-    """Return the result of a line: an endpoint's response, or why there is none."""
+    """Return the result of a line: the endpoint's response, or an error."""
     return Result(
         id=f"batch_req_{uuid.uuid4().hex}",
         custom_id=line.custom_id,
@@ -163,7 +164,7 @@ def result_of(
 
 
 async def _post(app: ASGIApp, line: Line, state: dict[str, Any]) -> tuple[int, str, Any]:
-    """Return an application's status, request id and JSON for a line."""
+    """Call the application for a line; return status, request id and JSON."""
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -185,7 +186,7 @@ async def _post(app: ASGIApp, line: Line, state: dict[str, Any]) -> tuple[int, s
     async def receive() -> Message:
         if request:
             return request.pop()
-        # Nobody leaves.
+        # The client never disconnects.
         never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         return await never
 

@@ -1,4 +1,4 @@
-"""Runs batches: every line goes to its endpoint, behind everything that clients wait for."""
+"""Runner of batches: sends every line to its endpoint, at the lowest priority."""
 
 import asyncio
 import time
@@ -36,14 +36,14 @@ INTERNAL = "internal"
 
 
 class BatchRunner:
-    """Runs the batches of a store, one after the other, in the order they came.
+    """Runs the batches of a store, one after the other, oldest first.
 
-    One process of a server does so. What it has not finished when it ends, the next one does; of
-    each line there is one result. While the storage fails, each step is tried again and again with
-    delays that grow: no batch fails for it, and no result is lost. report: called with the trouble
-    when that begins or changes, and with None when it is over.
+    One process of a server does so. If it ends, the next one continues, and each line gets exactly
+    one result. While the storage fails, each operation is retried with exponential backoff: no
+    batch fails because of it, and no result is lost. report: called with the trouble when it begins
+    or changes, and with None when it is over.
 
-    concurrency: lines under way at once; few enough that others find room in the engine.
+    concurrency: number of lines answered at once, which must leave room in the engine for others.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class BatchRunner:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Run batches from now on, in the running event loop."""
+        """Start to run batches, in the running event loop."""
         self._metrics.set_batches_delayed(False)
-        # The process that ran them before may have ended in trouble.
+        # The previous process may have ended in trouble.
         self._report(None)
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Leave what is not finished for the next time."""
+        """Stop. Unfinished batches continue at the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -86,7 +86,7 @@ class BatchRunner:
                     await self._do(self._store.files.sweep)
                     is_swept = True
                 await self._run_next()
-            except Exception as error:  # noqa: BLE001 (to end here is to run no batch any more)
+            except Exception as error:  # noqa: BLE001 (otherwise no batch would ever run again)
                 self._note(error)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, MAX_RETRY_S)
@@ -94,7 +94,7 @@ class BatchRunner:
                 delay_s = MIN_RETRY_S
 
     async def _run_next(self) -> None:
-        """Run the oldest batch that is not finished, or wait for one."""
+        """Run the oldest unfinished batch, or wait for one."""
         found = await self._do(self._store.next_batch)
         if found is None:
             await asyncio.sleep(POLL_S)
@@ -113,7 +113,7 @@ class BatchRunner:
             await self._finish(tenant, batch, partial(_fail, errors=[reason]))
 
     async def _do[T](self, work: Callable[[], T]) -> T:
-        """Do something in the store, and until the storage works if it does not."""
+        """Call `work` on a worker thread, and retry it while the storage fails."""
         delay_s = MIN_RETRY_S
         while True:
             try:
@@ -127,7 +127,7 @@ class BatchRunner:
                 return done
 
     def _note(self, error: Exception | None) -> None:
-        """Count a failure; log and report when trouble begins, changes its kind, or is over."""
+        """Count a failure. Log and report when trouble begins, changes or ends."""
         kind, reason = None, ""
         if isinstance(error, StorageError):
             kind, reason = error.fault.value, error.message
@@ -156,7 +156,7 @@ class BatchRunner:
             await self._finish(tenant, batch, _end)
 
     async def _validate(self, tenant: str, batch: Batch) -> Batch:
-        """Look at every line before the first is answered."""
+        """Validate every line before the first is answered."""
         try:
             total, errors = await self._do(partial(self._checked_lines, tenant, batch))
         except InvalidRequestError:
@@ -171,12 +171,12 @@ class BatchRunner:
         return check_lines(self._store.files.content(file.id), batch.endpoint)
 
     async def _answer_all(self, tenant: str, batch: Batch) -> Batch:
-        """Answer the lines that have no result, until all have or the batch is to end."""
+        """Answer the lines without a result, until all are answered or the batch must end."""
         lines = await self._do(partial(self._lines_to_do, batch))
         zero_s = await self._do(partial(self._store.zero_s, batch))
 
         def is_late() -> bool:
-            # Not by the wall clock, a step of which would end the batch.
+            # Not by the wall clock, because an adjustment of it could end the batch.
             return zero_s + time.monotonic() > batch.expires_at
 
         answers = self._lines.answer_all(
@@ -184,7 +184,7 @@ class BatchRunner:
         )
         async with aclosing(answers):
             async for results in answers:
-                # Also when there are none: it may have been cancelled.
+                # Also without new results: the batch may have been cancelled.
                 batch = await self._do(partial(self._store.add_results, batch.id, results))
                 if batch.status != "in_progress" or is_late():
                     break
@@ -198,7 +198,7 @@ class BatchRunner:
         return (entry for entry in lines if entry[0] not in done)
 
     def _expire(self, batch: Batch) -> Batch:
-        """Give every line without a result the result that it came too late."""
+        """Mark every line without a result as expired."""
         late = LineError("batch_expired", "the batch expired before this request was answered")
         results = [
             (number, result_of(line, error=late)) for number, line in self._lines_to_do(batch)
@@ -206,7 +206,7 @@ class BatchRunner:
         return self._store.add_results(batch.id, results, _expired if results else None)
 
     async def _finish(self, tenant: str, batch: Batch, change: Callable[[Batch], None]) -> Batch:
-        """End a batch; what was answered of it is in its files, also if it failed."""
+        """End a batch, and write its results to its files, also if it failed."""
         return await self._do(partial(self._store.finish, tenant, batch.id, change))
 
     async def _change(self, batch: Batch, change: Callable[[Batch], None]) -> Batch:
@@ -233,7 +233,7 @@ def _expired(batch: Batch) -> None:
 
 
 def _end(batch: Batch) -> None:
-    """Give a batch whose results are in their files the state that it ends in."""
+    """Set the final state of a batch whose results are in its files."""
     now = int(time.time())
     batch.finalizing_at = now
     if batch.status == "cancelling":

@@ -1,4 +1,4 @@
-"""The bodies and answers of /v1/files and /v1/batches, and the lines of their files."""
+"""Request and response types of /v1/files and /v1/batches, and the lines of their files."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, Literal
@@ -19,7 +19,7 @@ WINDOW_S = 24 * 3600
 
 
 class ExpiresAfter(Body):
-    """When a file goes."""
+    """Expiry of a file."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Field(ge=3600, le=2592000)]
@@ -47,9 +47,9 @@ class Line(Body):
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file and their numbers, from 1.
+    """Yield the lines of a file with their numbers, from 1.
 
-    Of a line that is too long only so much is read as shows it.
+    Only the beginning of a line above the limit is read, enough to detect it.
     """
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
@@ -60,7 +60,7 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_line(text: bytes) -> Line:
-    """Return the request of a line; raises InvalidRequestError."""
+    """Return the request in a line. Raises InvalidRequestError."""
     if len(text) > MAX_LINE_BYTES:
         raise InvalidRequestError(
             f"a line must have at most {MAX_LINE_BYTES} bytes, got more", param=None
@@ -69,7 +69,7 @@ def parse_line(text: bytes) -> Line:
 
 
 class LineResponse(Struct):
-    """What an endpoint answered a line; body: its JSON."""
+    """An endpoint's response to a line. body: its JSON."""
 
     status_code: int
     request_id: str
@@ -77,7 +77,7 @@ class LineResponse(Struct):
 
 
 class LineError(Struct):
-    """Why a line was not answered at all."""
+    """Reason for which a line has no response."""
 
     code: str
     message: str
@@ -93,12 +93,12 @@ class Result(Struct, kw_only=True):
 
     @property
     def is_error(self) -> bool:
-        """Whether it belongs into the error file."""
+        """Whether it belongs to the error file."""
         return self.response is None or self.response.status_code != 200
 
 
 class File(Struct, kw_only=True):
-    """A file as /v1/files tells of it."""
+    """A file."""
 
     id: str
     object: str = "file"
@@ -121,7 +121,7 @@ class FileList(Struct, kw_only=True):
 
 
 class FileDeleted(Struct):
-    """The answer to DELETE."""
+    """Answer of DELETE."""
 
     id: str
     object: str = "file"
@@ -129,7 +129,7 @@ class FileDeleted(Struct):
 
 
 class Counts(Struct):
-    """How many requests there are, and what became of them."""
+    """Number of requests, and of those completed and failed."""
 
     total: int = 0
     completed: int = 0
@@ -137,7 +137,7 @@ class Counts(Struct):
 
 
 class BatchError(Struct):
-    """What is wrong with a line of an input file; lines count from 1."""
+    """Error in a line of an input file; lines count from 1."""
 
     code: str
     message: str
@@ -146,14 +146,14 @@ class BatchError(Struct):
 
 
 class BatchErrors(Struct):
-    """What is wrong with an input file."""
+    """Errors in an input file."""
 
     data: list[BatchError]
     object: str = "list"
 
 
 class Batch(Struct, kw_only=True):
-    """A batch as /v1/batches tells of it."""
+    """A batch."""
 
     id: str
     object: str = "batch"

@@ -1,4 +1,4 @@
-"""Batches on disk, where a restart finds them again."""
+"""Store of batches, which survive a restart."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ from jaxserve.server.batches.schema import WINDOW_S, Batch, File, Result
 from jaxserve.server.database import Database, storage_faults
 
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
-# Results are read so many at a time, so that nobody waits for a whole file to be written.
+# Number of results to read at a time, so that writing a file does not block other calls.
 PAGE_ROWS = 1000
 DATABASE = "batches.sqlite"
 SCHEMA = f"""
@@ -48,9 +48,10 @@ CREATE TABLE IF NOT EXISTS results (
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other servers from running the batches of a folder.
+    """Lock a folder, so that no other server runs its batches.
 
-    Raises ConfigError if one does or it is no such folder, StorageError if its database is corrupt.
+    Raises ConfigError if another server has locked it or the folder is invalid, and StorageError if
+    its database is corrupt.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,16 +65,16 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"batch_dir {str(folder)!r} is in use by another server") from error
-        # Here it is one line of the supervisor; each API process would find it again.
+        # The supervisor reports it once; each API process would report it again.
         Database(folder / DATABASE, SCHEMA).check()
         yield
 
 
 class BatchStore:
-    """The batches of one folder and the results of their lines, beside the `files` they read.
+    """Batches of one folder and the results of their lines, beside the `files` that they read.
 
-    Tenants, threads and errors are as in FileStore. max_batches: that are kept, in whatever state.
-    max_bytes: of all files together.
+    Tenants, threads and errors are as in FileStore. max_batches: limit of stored batches, in any
+    state. max_bytes: limit of all files together.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, max_batches: int) -> None:
@@ -84,7 +85,7 @@ class BatchStore:
         self._max_batches = max_batches
 
     def rename_tenants(self, names: Mapping[str, str]) -> None:
-        """Give what tenants have stored to the tenants that they are called now."""
+        """Move stored objects to the tenants' new names."""
         if not names:
             return
         with self._database.transaction() as connection:
@@ -93,7 +94,7 @@ class BatchStore:
                 connection.execute("UPDATE batches SET owner = ? WHERE owner = ?", (new, old))
 
     def add_batch(self, tenant: str, batch: Batch) -> None:
-        """Keep a batch that is to be run; the oldest finished ones go when there are too many."""
+        """Add a batch. If there are too many, the oldest finished ones are deleted."""
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO batches VALUES (?, ?, ?, ?)",
@@ -132,7 +133,7 @@ class BatchStore:
         return [msgspec.json.decode(row["batch"], type=Batch) for row in rows]
 
     def next_batch(self) -> tuple[str, Batch] | None:
-        """Return the oldest batch that is not finished, and its tenant."""
+        """Return the oldest unfinished batch, with its tenant."""
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT owner, batch FROM batches WHERE status IN (?, ?, ?, ?) ORDER BY rowid",
@@ -143,15 +144,15 @@ class BatchStore:
         )
 
     def change(self, batch_id: str, change: Callable[[Batch], None]) -> Batch:
-        """Change a batch as one step, and return it."""
+        """Change a batch in one transaction, and return it."""
         with self._database.transaction() as connection:
             return _change(connection, batch_id, change)
 
     def zero_s(self, batch: Batch) -> float:
-        """Return the UNIX time that a batch takes the zero of the monotonic clock to be.
+        """Return the UNIX time of the monotonic clock's zero, as recorded for a batch.
 
-        Its `expires_at` is to be compared with that clock from there: steps of the wall clock have
-        no effect, but that it counts after a reboot.
+        Compare its `expires_at` with that clock, so that adjustments of the wall clock have no
+        effect. After a reboot, the wall clock counts.
         """
         with self._database.transaction() as connection:
             row = connection.execute(
@@ -164,7 +165,7 @@ class BatchStore:
             return zero_s
 
     def finish(self, tenant: str, batch_id: str, change: Callable[[Batch], None]) -> Batch:
-        """Put the results of a batch into its output and error files, and change it at the end."""
+        """Write the results of a batch to its output and error files, then change the batch."""
         with (
             self._results_file(batch_id, "output", is_error=False) as output,
             self._results_file(batch_id, "error", is_error=True) as errors,
@@ -190,9 +191,9 @@ class BatchStore:
         results: Sequence[tuple[int, Result]],
         change: Callable[[Batch], None] | None = None,
     ) -> Batch:
-        """Keep what became of some lines, and return the batch with its new counts.
+        """Store the results of some lines, and return the batch with its new counts.
 
-        A line that has a result keeps it. change: what else to change of the batch.
+        An existing result is kept. change: further changes of the batch.
         """
         with self._database.transaction() as connection:
 
@@ -217,7 +218,7 @@ class BatchStore:
             return _change(connection, batch_id, count)
 
     def lines_done(self, batch_id: str) -> set[int]:
-        """Return the lines that have a result."""
+        """Return the numbers of the lines with a result."""
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT line FROM results WHERE batch_id = ?", (batch_id,)
@@ -226,7 +227,7 @@ class BatchStore:
 
     @contextlib.contextmanager
     def _results_file(self, batch_id: str, kind: str, *, is_error: bool) -> Iterator[File | None]:
-        """Give a file of results, in the order of their lines; None if there are none."""
+        """Yield a file with the results in the order of their lines; None if there are none."""
         with self._database.reading() as connection:
             lifetime_s = _batch(connection, batch_id).output_expires_after_s
         lines = self._results(batch_id, is_error=is_error)

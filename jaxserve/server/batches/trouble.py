@@ -1,10 +1,10 @@
-"""What the process that runs batches tells the others."""
+"""State that the process which runs batches shares with the others."""
 
 from msgspec import Struct
 
 
 class BatchTrouble(Struct, frozen=True):
-    """Why batches do not go on, in words for anybody, and since when in UNIX time."""
+    """Reason for which batches are delayed, for people, and its beginning in UNIX time."""
 
     reason: str
     since: int

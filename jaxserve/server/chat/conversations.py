@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions/batch: what the assistant says next in each of several chats."""
+"""Handler of POST /v1/chat/completions/batch: several chats in one request."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from jaxserve.server.state import server_state
 
 
 class ConversationsBody(ChatOptions, ChatGeneration):
-    """Chats to be continued, each by one choice of the answer."""
+    """Chats to continue. Each gives one choice of the answer."""
 
     messages: Annotated[list[Messages], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
     n: Literal[1] = 1
@@ -34,13 +34,13 @@ class ConversationsBody(ChatOptions, ChatGeneration):
     return_prompt_text: Literal[False] = False
 
     def chats(self) -> list[ChatBody]:
-        """Return each chat by itself."""
+        """Return the chats as separate bodies."""
         shared = dict(self)
         return [ChatBody.model_construct(**shared | {"messages": m}) for m in self.messages]
 
 
 async def create_chat_completions(http: HttpRequest) -> Response:
-    """Answer several chats at once, each by one choice."""
+    """Answer several chats at once, with one choice for each."""
     body = await read_as(http, ConversationsBody)
     model = server_state(http).router.model(body.model)
     model.check_num_prompts(len(body.messages), param="messages")
@@ -53,9 +53,9 @@ async def create_chat_completions(http: HttpRequest) -> Response:
 
 
 class ConversationsWriter(ChatWriter):
-    """Writes one answer of the choices of several chats, given the writers of each.
+    """Writer of one answer with the choices of several chats, given a writer for each.
 
-    They share one job, so that they are admitted, counted and logged as one request.
+    The chats share one job, so that they are admitted, counted and logged as one request.
     """
 
     def __init__(self, writers: Sequence[ChatWriter]) -> None:
@@ -67,7 +67,7 @@ class ConversationsWriter(ChatWriter):
     def answer(
         self, choices: Sequence[Collected], usage: Usage, timing: Maybe[Timing]
     ) -> ChatCompletion:
-        """See AnswerWriter. Prompts are not told: the answer has room for one."""
+        """See AnswerWriter. The answer has room for one prompt only, so it has none."""
         return ChatCompletion(
             id=self.id,
             created=self.created,
@@ -85,7 +85,7 @@ class ConversationsWriter(ChatWriter):
 
 @contextmanager
 def _placed(place: str) -> Iterator[None]:
-    """Let errors say in which of the chats a message is wrong."""
+    """Add the index of the chat to the parameter of errors."""
     try:
         yield
     except InvalidRequestError as error:

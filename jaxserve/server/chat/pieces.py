@@ -1,7 +1,7 @@
-"""A chat's answer in pieces, for the endpoints that tell it in another form than OpenAI's chats.
+"""Pieces of a chat's answer, for endpoints of other APIs.
 
-They turn their request into a chat's, and what comes of it is here: the one place that knows how
-the chunks of a chat carry text, reasoning and tool calls.
+Those endpoints convert their request to a chat. `ChatAnswer` converts the chunks of its answer to
+text, reasoning and tool calls.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -23,14 +23,14 @@ from jaxserve.server.schema.answers import (
     Usage,
 )
 
-# Every chunk tells the usage so far.
+# Each chunk contains the usage so far.
 STREAM_OPTIONS = {"include_usage": True, "continuous_usage_stats": True}
 
 
 class Text(Struct, frozen=True):
-    """More of what the assistant says, and its tokens' log-probabilities if they were asked for.
+    """Next piece of the text, with the log-probabilities of its tokens if requested.
 
-    Those of the answer's last token may come without text.
+    Those of the last token may come without text.
     """
 
     text: str
@@ -38,26 +38,26 @@ class Text(Struct, frozen=True):
 
 
 class Reasoning(Struct, frozen=True):
-    """More of what the model thinks."""
+    """Next piece of the reasoning."""
 
     text: str
 
 
 class Call(Struct, frozen=True):
-    """A call of a function begins."""
+    """Start of a function call."""
 
     id: str
     name: str
 
 
 class Arguments(Struct, frozen=True):
-    """More of the JSON text of the arguments of the call that began last."""
+    """Next piece of the JSON arguments of the last call."""
 
     text: str
 
 
 class End(Struct, frozen=True):
-    """The answer is whole; the reasons are those of a chat's choice."""
+    """End of the answer, with the reasons of a chat's choice."""
 
     finish_reason: str
     stop_reason: int | str | None
@@ -67,17 +67,17 @@ type Piece = Text | Reasoning | Call | Arguments | End
 
 
 def chat_body[Body: ChatBody](fields: Mapping[str, Any], kind: type[Body]) -> Body:
-    """Return the body of a chat that is answered in pieces, given the other fields of it.
+    """Return the body of a streamed chat with usage, given its other fields.
 
-    Raises InvalidRequestError, which speaks of the chat's fields.
+    Raises InvalidRequestError, whose parameters are the chat's fields.
     """
     return parse({**fields, "stream": True, "stream_options": STREAM_OPTIONS}, kind)
 
 
 class ChatAnswer:
-    """One answer as it comes.
+    """One streamed answer.
 
-    usage: of what has come so far. token_ids: the tokens so far, if the chat asks for them.
+    usage: token counts so far. token_ids: tokens so far, if the chat requests them.
     """
 
     def __init__(self, writer: ChatWriter) -> None:
@@ -89,12 +89,12 @@ class ChatAnswer:
 
     @property
     def model(self) -> str:
-        """The name of the model that answers."""
+        """Name of the model."""
         return self._writer.model
 
     @property
     def params(self) -> SamplingParams:
-        """The engine's parameters, which the request's fields became."""
+        """Sampling parameters of the request."""
         return self._writer.job.requests[0].params
 
     @property
@@ -108,15 +108,15 @@ class ChatAnswer:
 
     @property
     def reasoning_tokens(self) -> int:
-        """How many of the tokens so far are reasoning; 0 where no parser finds any."""
+        """Number of reasoning tokens so far; 0 without a reasoning parser."""
         details = self.usage.completion_tokens_details
         return 0 if details is UNSET else details.reasoning_tokens
 
     @classmethod
     async def begin(cls, http: HttpRequest, body: ChatBody) -> "ChatAnswer":
-        """Return the answer to a chat, given its body as `chat_body` makes it.
+        """Start a chat, and return its answer. body: from `chat_body`.
 
-        Raises InvalidRequestError, which speaks of the chat's fields.
+        Raises InvalidRequestError, whose parameters are the chat's fields.
         """
         return cls(await chat_writer(http, body))
 
@@ -152,7 +152,7 @@ class ChatAnswer:
         return pieces
 
     def _take_logprobs(self) -> list[TokenLogprob]:
-        """Return what has come since the last time: of tokens whose text was held back, too."""
+        """Return the log-probabilities since the last call, also of text that was held back."""
         logprobs, self._logprobs = self._logprobs, []
         return logprobs
 

@@ -1,4 +1,4 @@
-"""POST /v1/completions: continue prompts."""
+"""Handler of POST /v1/completions."""
 
 from collections.abc import Sequence
 from typing import override
@@ -21,12 +21,12 @@ async def create_completion(http: HttpRequest) -> Response:
 
 
 class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
-    """Writes one answer."""
+    """Writer of one answer."""
 
     def __init__(self, job: Job, body: CompletionBody) -> None:
         super().__init__(job, body, id_prefix="cmpl")
         self._tokenizer = job.model.tokenizer
-        # By choice, for those that have begun.
+        # By index, for choices that have started.
         self._offsets: dict[int, TextOffsets] = {}
 
     def answer(
@@ -71,7 +71,7 @@ class CompletionWriter(AnswerWriter[CompletionBody, Completion, Completion]):
         )
 
     def _choice(self, index: int, new: TokenEvent | Collected) -> CompletionChoice:
-        """Return a choice: a whole one, or the next piece in a stream."""
+        """Return a choice: a complete one, or the next piece in a stream."""
         body = self.body
         is_first = index not in self._offsets
         place = self._offsets.setdefault(

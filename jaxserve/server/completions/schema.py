@@ -1,4 +1,4 @@
-"""The body of POST /v1/completions."""
+"""Request schema of POST /v1/completions."""
 
 from typing import Annotated, Any
 

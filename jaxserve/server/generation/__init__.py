@@ -1,1 +1,1 @@
-"""What chats and completions share: prompts, choices and their streams."""
+"""Code shared by chats and completions: prompts, choices and streams."""

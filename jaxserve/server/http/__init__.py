@@ -1,1 +1,1 @@
-"""What every endpoint uses of HTTP: bodies, answers, server-sent events, middleware."""
+"""HTTP: bodies, answers, server-sent events and middleware, for all endpoints."""

@@ -1,4 +1,4 @@
-"""The answers of /v1/messages and the events of its streams, as Anthropic writes them."""
+"""Response types of /v1/messages, and the events of its streams."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from jaxserve.server.schema.answers import Maybe
 
 
 class TextOut(Struct, tag_field="type", tag="text"):
-    """What the assistant says."""
+    """A text block."""
 
     text: str = ""
 
 
 class ThinkingOut(Struct, tag_field="type", tag="thinking"):
-    """What the model thought. signature: always empty, thoughts sent back are taken as they are."""
+    """Reasoning of the model. signature: always empty; it is not checked when sent back."""
 
     thinking: str = ""
     signature: str = ""
 
 
 class ToolUseOut(Struct, tag_field="type", tag="tool_use"):
-    """A call to be made.
+    """A tool call.
 
-    input: empty in a stream's start; where the answer ended within it, what had come of it.
+    input: empty in the start event; the complete part if the answer was truncated inside it.
     """
 
     id: str
@@ -37,9 +37,9 @@ type BlockOut = TextOut | ThinkingOut | ToolUseOut
 
 
 class MessageUsage(Struct, kw_only=True):
-    """Tokens read and written; those read from the cache are not among input_tokens.
+    """Token counts; input_tokens does not include cached tokens.
 
-    The cache fills by itself, so no tokens are charged for creating it.
+    The cache fills by itself, so there is no cost for creating it.
     """
 
     input_tokens: int
@@ -49,14 +49,14 @@ class MessageUsage(Struct, kw_only=True):
 
 
 class ClearedThinking(Struct, tag_field="type", tag="clear_thinking_20251015"):
-    """Turns that lost their thinking, and the tokens that it had."""
+    """Number of turns whose thinking was removed, and its tokens."""
 
     cleared_thinking_turns: int
     cleared_input_tokens: int
 
 
 class ClearedToolUses(Struct, tag_field="type", tag="clear_tool_uses_20250919"):
-    """Calls that lost their results, and the tokens that were saved."""
+    """Number of calls whose results were removed, and the tokens saved."""
 
     cleared_tool_uses: int
     cleared_input_tokens: int
@@ -66,13 +66,13 @@ type AppliedEdit = ClearedThinking | ClearedToolUses
 
 
 class AppliedEdits(Struct):
-    """What `context_management` left out of the conversation."""
+    """Edits that `context_management` applied."""
 
     applied_edits: list[AppliedEdit]
 
 
 class Message(Struct, kw_only=True, tag_field="type", tag="message"):
-    """The answer to /v1/messages."""
+    """Answer of /v1/messages."""
 
     id: str
     role: str = "assistant"
@@ -85,13 +85,13 @@ class Message(Struct, kw_only=True, tag_field="type", tag="message"):
 
 
 class UneditedCount(Struct):
-    """The tokens of the conversation as it was sent."""
+    """Number of tokens before the edits."""
 
     original_input_tokens: int
 
 
 class TokenCount(Struct):
-    """The answer to /v1/messages/count_tokens."""
+    """Answer of /v1/messages/count_tokens."""
 
     input_tokens: int
     context_management: Maybe[UneditedCount] = UNSET
@@ -101,58 +101,58 @@ class TokenCount(Struct):
 
 
 class MessageStart(Struct, tag_field="type", tag="message_start"):
-    """An answer begins; it has no content yet."""
+    """Start of an answer, without content."""
 
     message: Message
 
 
 class BlockStart(Struct, tag_field="type", tag="content_block_start"):
-    """A block begins, empty."""
+    """Start of a block, without content."""
 
     index: int
     content_block: BlockOut
 
 
 class TextDelta(Struct, tag_field="type", tag="text_delta"):
-    """More of a text."""
+    """Next piece of a text."""
 
     text: str
 
 
 class ThinkingDelta(Struct, tag_field="type", tag="thinking_delta"):
-    """More of what the model thinks."""
+    """Next piece of the reasoning."""
 
     thinking: str
 
 
 class InputDelta(Struct, tag_field="type", tag="input_json_delta"):
-    """More of the JSON text of a call's input."""
+    """Next piece of the JSON input of a call."""
 
     partial_json: str
 
 
 class BlockDelta(Struct, tag_field="type", tag="content_block_delta"):
-    """More of a block."""
+    """Next piece of a block."""
 
     index: int
     delta: TextDelta | ThinkingDelta | InputDelta
 
 
 class BlockStop(Struct, tag_field="type", tag="content_block_stop"):
-    """A block is whole."""
+    """End of a block."""
 
     index: int
 
 
 class StopDelta(Struct):
-    """Why the answer ends."""
+    """Reason for the end of the answer."""
 
     stop_reason: str | None
     stop_sequence: str | None
 
 
 class MessageDelta(Struct, tag_field="type", tag="message_delta"):
-    """The answer ends; usage: of all of it."""
+    """End of the answer. usage: total of the answer."""
 
     delta: StopDelta
     usage: MessageUsage
@@ -160,7 +160,7 @@ class MessageDelta(Struct, tag_field="type", tag="message_delta"):
 
 
 class MessageStop(Struct, tag_field="type", tag="message_stop"):
-    """The last event."""
+    """Last event of a stream."""
 
 
 type MessageEvent = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop

@@ -1,4 +1,4 @@
-"""The turns of /v1/messages, made of blocks, and the messages of a chat that they are."""
+"""Turns of /v1/messages, which consist of blocks, and their conversion to chat messages."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.server.messages.tools import AnyTool
 
 BLOCK_HINTS = frozenset({"cache_control"})
-# Types of blocks of answers in which Anthropic's servers ran tools.
+# Types of blocks for tools that Anthropic's servers ran.
 HOSTED_BLOCKS = (
     "bash_code_execution_tool_result",
     "code_execution_tool_result",
@@ -27,18 +27,18 @@ HOSTED_BLOCKS = (
 
 
 def _blocks(value: object) -> object:
-    """A string is one block of text."""
+    """Convert a string to one text block."""
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
 class Block(Body):
-    """What all blocks may have. Prefixes are cached anyway."""
+    """Fields of all blocks. `cache_control` has no effect: prefixes are cached anyway."""
 
     unread = Unread(ignored=BLOCK_HINTS)
 
 
 class TextBlock(Block):
-    """Text; `citations` are of an answer sent back."""
+    """A text. citations: of answers sent back."""
 
     unread = Unread(ignored=BLOCK_HINTS | {"citations"})
 
@@ -47,7 +47,7 @@ class TextBlock(Block):
 
 
 class ThinkingBlock(Block):
-    """What the model thought before it said something; nothing checks its signature."""
+    """Past reasoning; its signature is not checked."""
 
     unread = Unread(ignored=BLOCK_HINTS, repeated={"signature": ("",)})
 
@@ -57,14 +57,14 @@ class ThinkingBlock(Block):
 
 
 class RedactedThinkingBlock(Dropped):
-    """Thoughts that only Anthropic can read; a turn may hold them, and the model gets none."""
+    """Past reasoning that only Anthropic can read. Models do not see it."""
 
     type: Literal["redacted_thinking"]
     data: str
 
 
 class ToolUseBlock(Block):
-    """A call the model made; `caller` is of an answer sent back."""
+    """A past tool call. caller: of answers sent back."""
 
     unread = Unread(ignored=BLOCK_HINTS | {"caller"})
 
@@ -75,19 +75,19 @@ class ToolUseBlock(Block):
 
 
 class ToolReferenceBlock(Block):
-    """A tool that a search has found, for the model to call."""
+    """A tool that a tool search has found."""
 
     type: Literal["tool_reference"]
     tool_name: str
 
     @property
     def text(self) -> str:
-        """What the model reads. The tool's definition is among the others, as all are sent."""
+        """Text for the model. The tool's definition is sent with all others."""
         return f"The tool {self.tool_name} is available.\n"
 
 
 class PlainText(Body):
-    """The text of a document."""
+    """Text of a document."""
 
     type: Literal["text"]
     media_type: Literal["text/plain"] = "text/plain"
@@ -95,24 +95,24 @@ class PlainText(Body):
 
     @property
     def text(self) -> str:
-        """The text itself."""
+        """The text."""
         return self.data
 
 
 class DocumentBlocks(Body):
-    """The text of a document, in blocks."""
+    """Text of a document, as blocks."""
 
     type: Literal["content"]
     content: "Texts"
 
     @property
     def text(self) -> str:
-        """The text of all blocks, a line each."""
+        """Text of all blocks, one per line."""
         return "\n".join(block.text for block in self.content)
 
 
 class DocumentBlock(Block):
-    """A document of plain text; `citations` are not made."""
+    """A plain-text document; no citations are generated."""
 
     unread = Unread(ignored=BLOCK_HINTS | {"citations"})
 
@@ -126,12 +126,12 @@ class DocumentBlock(Block):
 
     @property
     def text(self) -> str:
-        """What the model reads."""
+        """Text for the model."""
         return _lines(self.title, self.context, self.source.text)
 
 
 class SearchResultBlock(Block):
-    """What a search of the client's found; `citations` are not made."""
+    """A search result of the client; no citations are generated."""
 
     unread = Unread(ignored=BLOCK_HINTS | {"citations"})
 
@@ -142,12 +142,12 @@ class SearchResultBlock(Block):
 
     @property
     def text(self) -> str:
-        """What the model reads."""
+        """Text for the model."""
         return _lines(self.title, self.source, *(block.text for block in self.content))
 
 
 class WebSearchResult(Body):
-    """A page that a search on Anthropic's servers found; only they can read its content."""
+    """A page found by Anthropic's web search; only Anthropic can read its content."""
 
     unread = Unread(ignored=frozenset({"encrypted_content", "page_age"}))
 
@@ -157,13 +157,13 @@ class WebSearchResult(Body):
 
 
 class WebSearchError(Dropped):
-    """Why such a search failed."""
+    """Error of a web search."""
 
     type: Literal["web_search_tool_result_error"]
 
 
 class WebSearchResultBlock(Block):
-    """What a search on Anthropic's servers found, of an answer sent back."""
+    """Results of Anthropic's web search, from an answer sent back."""
 
     unread = Unread(ignored=BLOCK_HINTS | {"caller", "tool_use_id"})
 
@@ -172,31 +172,31 @@ class WebSearchResultBlock(Block):
 
     @property
     def text(self) -> str:
-        """What the model reads: titles and addresses."""
+        """Text for the model: titles and addresses."""
         found = [] if isinstance(self.content, WebSearchError) else self.content
         return _lines(*(f"{page.title}: {page.url}" for page in found))
 
 
 class CompactionBlock(Block):
-    """A summary of the conversation so far, of an answer sent back."""
+    """A summary of the conversation, from an answer sent back."""
 
     type: Literal["compaction"]
     content: str | None = None
 
     @property
     def text(self) -> str:
-        """What the model reads."""
+        """Text for the model."""
         return _lines(self.content)
 
 
 class HostedBlock(Dropped):
-    """A call or result of a tool that Anthropic's servers ran; the model gets none of it."""
+    """A call or result of a tool that Anthropic's servers ran. Models do not see it."""
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(HOSTED_BLOCKS)})$")]
 
 
 def _lines(*texts: str | None) -> str:
-    """Return texts as lines, without those that are empty."""
+    """Return the texts that are not empty, as lines."""
     return "".join(f"{text}\n" for text in texts if text)
 
 
@@ -205,7 +205,7 @@ def _kind(kind: str) -> str:
 
 
 class ToolResultBlock(Block):
-    """What came of a call; templates have no place for `is_error`."""
+    """Result of a tool call; chat templates cannot express `is_error`."""
 
     unread = Unread(ignored=BLOCK_HINTS, repeated={"is_error": (False,)})
 
@@ -216,21 +216,21 @@ class ToolResultBlock(Block):
 
 
 class ToolName(Body):
-    """A tool that is declared in `tools`, or was before in the conversation."""
+    """A tool declared in `tools`, or earlier in the conversation."""
 
     type: Literal["tool_reference"]
     name: str
 
 
 class ToolDefinition(Body):
-    """A tool that is declared in the middle of a conversation."""
+    """A tool declared in the middle of a conversation."""
 
     type: Literal["tool_definition"]
     definition: AnyTool
 
 
 class ToolAdditionBlock(Block):
-    """A tool that is on offer from here on."""
+    """Adds a tool from here on."""
 
     type: Literal["tool_addition"]
     tool: Annotated[
@@ -241,7 +241,7 @@ class ToolAdditionBlock(Block):
 
 
 class ToolRemovalBlock(Block):
-    """A tool that is no longer on offer from here on."""
+    """Removes a tool from here on."""
 
     type: Literal["tool_removal"]
     tool: ToolName
@@ -263,7 +263,7 @@ type Result = Annotated[
         "a block of type text, document, search_result or tool_reference: others are not supported"
     ),
 ]
-# A string, or blocks of text, documents and tools that were found.
+# A string, or blocks of text, documents, search results and tool references.
 type Results = Annotated[
     list[Result],
     FailFast(),
@@ -313,7 +313,7 @@ ALLOWED_BLOCKS = {
 
 
 class Message(Body):
-    """One turn; a string is one block of text."""
+    """One turn. A string is one text block."""
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[
@@ -325,14 +325,14 @@ class Message(Body):
 
 
 def text_parts(blocks: Sequence[Result]) -> list[dict[str, str]]:
-    """Return blocks of text as a chat's parts."""
+    """Return text blocks as parts of a chat message."""
     return [{"type": "text", "text": block.text} for block in blocks]
 
 
 def chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
-    """Return the messages of a turn: results of tools, which chats have as messages, and the rest.
+    """Return the chat messages of a turn: one for each tool result, and one for the other blocks.
 
-    Raises InvalidRequestError for a block that such a turn cannot have.
+    Raises InvalidRequestError for a block that is not valid in a turn of its role.
     """
     results: list[dict[str, Any]] = []
     parts: list[dict[str, str]] = []
@@ -368,9 +368,9 @@ def chat_messages(message: Message, place: str) -> list[dict[str, Any]]:
                     {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
                 )
     if message.role == "assistant":
-        # One text: parts would come apart again in templates that take no parts.
+        # One text, because some templates do not accept parts.
         return [{**rest, "content": "".join(part["text"] for part in parts)}]
-    # What holds nothing but results and changes of tools says nothing itself.
+    # A turn that has only results and tool changes needs no message of its own.
     return (
         results if message.content and not parts else [*results, {**rest, "content": parts or ""}]
     )

@@ -1,4 +1,4 @@
-"""The `context_management` of /v1/messages: what the model does not read of a conversation."""
+"""`context_management` of /v1/messages: removes parts of the conversation from the prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxserve.frontend.tools import MAX_TOOLS
 from jaxserve.server.messages.answers import AppliedEdit, ClearedThinking, ClearedToolUses
 
 MAX_EDITS = 16
-# What the model reads instead of a result.
+# Text in place of a removed result.
 CLEARED = "[This tool result was cleared.]"
 
 type Messages = list[dict[str, Any]]
@@ -20,31 +20,31 @@ type Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Conversation:
-    """A chat's messages, and what counts the tokens of the prompt that messages make."""
+    """Messages of a chat, and a function that counts the tokens of a prompt."""
 
     messages: Messages
     count: Callable[[Messages], int]
 
     @cached_property
     def num_tokens(self) -> int:
-        """The length of the prompt. Slow: it is rendered and encoded."""
+        """Number of prompt tokens. Slow: renders and encodes the prompt."""
         return self.count(self.messages)
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        """All calls of tools, in their order."""
+        """All tool calls, in order."""
         return [call for message in self.messages for call in message.get("tool_calls", ())]
 
 
 class ThinkingTurns(Body):
-    """The last turns of the assistant, by number."""
+    """Keeps the thinking of the last turns of the assistant."""
 
     type: Literal["thinking_turns"]
     value: Annotated[Int32, Field(ge=1)]
 
 
 class AllTurns(Body):
-    """All turns of the assistant."""
+    """Keeps the thinking of all turns of the assistant."""
 
     type: Literal["all"]
 
@@ -58,7 +58,7 @@ type Kept = Annotated[
 
 
 class ClearThinking(Body):
-    """Leave out the thinking of older turns. keep: the turns that keep theirs."""
+    """Removes the thinking of older turns. keep: turns that keep theirs."""
 
     type: Literal["clear_thinking_20251015"]
     keep: Kept = ThinkingTurns(type="thinking_turns", value=1)
@@ -83,14 +83,14 @@ class ClearThinking(Body):
 
 
 class InputTokens(Body):
-    """Tokens of the prompt."""
+    """A number of prompt tokens."""
 
     type: Literal["input_tokens"]
     value: Annotated[Int32, Field(ge=0)]
 
 
 class ToolUses(Body):
-    """Calls of tools."""
+    """A number of tool calls."""
 
     type: Literal["tool_uses"]
     value: Annotated[Int32, Field(ge=0)]
@@ -100,11 +100,12 @@ type ToolNames = Annotated[list[str], FailFast(), Field(max_length=MAX_TOOLS)]
 
 
 class ClearToolUses(Body):
-    """Leave out the results of older calls.
+    """Removes the results of older tool calls.
 
-    trigger: what the conversation must exceed. keep: the last calls, which stay. clear_at_least:
-    tokens that must be saved, or nothing is cleared. exclude_tools: tools whose calls stay.
-    clear_tool_inputs: whether the inputs of those calls go too, or of which tools.
+    trigger: threshold that the conversation must exceed. keep: number of last calls to keep.
+    clear_at_least: tokens that must be saved, otherwise nothing is removed. exclude_tools: tools
+    whose results are kept. clear_tool_inputs: whether to remove the inputs of those calls too, or
+    of which tools.
     """
 
     type: Literal["clear_tool_uses_20250919"]
@@ -118,10 +119,9 @@ class ClearToolUses(Body):
     clear_tool_inputs: bool | ToolNames = False
 
     def cleared(self, conversation: Conversation) -> tuple[Messages, int]:
-        """Return the messages with less in them, and the number of calls that lost their results.
+        """Return the edited messages, and the number of calls whose results were removed.
 
-        Nothing is cleared before the trigger. Results that an earlier edit has cleared do not
-        count.
+        Nothing is removed below the trigger. Results that an earlier edit removed do not count.
         """
         messages, calls = conversation.messages, conversation.calls
         is_due = (
@@ -145,12 +145,12 @@ class ClearToolUses(Body):
         return [self._without(message, ids) for message in messages], len(ids)
 
     def applied(self, num_cleared: int, num_tokens: int) -> AppliedEdit | None:
-        """Return the report of what was cleared; None where it would save too little."""
+        """Return a report of the edit; None if it would save too few tokens."""
         least = 0 if self.clear_at_least is None else self.clear_at_least.value
         return ClearedToolUses(num_cleared, num_tokens) if num_tokens >= least else None
 
     def _without(self, message: dict[str, Any], ids: set[str]) -> dict[str, Any]:
-        """Return a message without the results, and maybe the inputs, of calls."""
+        """Return a message without the results of calls, and optionally without their inputs."""
         if message.get("tool_call_id") in ids:
             return {**message, "content": CLEARED}
         if "tool_calls" not in message:
@@ -169,7 +169,7 @@ class ClearToolUses(Body):
 
 
 class Compact(Dropped):
-    """Summarise the conversation when it becomes long. This server never does."""
+    """Summarises a long conversation. This server never does so."""
 
     type: Literal["compact_20260112"]
 
@@ -186,7 +186,7 @@ type Edit = Annotated[
 
 
 class ContextManagement(Body):
-    """What to leave out of the conversation before the model reads it."""
+    """Edits of the conversation before the model reads it."""
 
     edits: Annotated[list[Edit], FailFast(), Field(max_length=MAX_EDITS)] = Field(
         default_factory=list
@@ -196,9 +196,9 @@ class ContextManagement(Body):
 def edited(
     messages: Messages, edits: Sequence[Edit], count: Callable[[Messages], int]
 ) -> tuple[Messages, list[AppliedEdit]]:
-    """Return a chat's messages after edits, and what each edit that did something cleared.
+    """Return a chat's edited messages, and a report of each edit that had an effect.
 
-    count: returns the tokens of the prompt that messages make.
+    count: returns the number of tokens of a prompt with the given messages.
     """
     conversation = Conversation(messages, count)
     applied: list[AppliedEdit] = []

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: chats as Anthropic's clients have them."""
+"""Handlers of POST /v1/messages and /v1/messages/count_tokens."""
 
 import uuid
 from collections.abc import AsyncGenerator
@@ -64,22 +64,22 @@ STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class CappedChatBody(ChatBody):
-    """A chat of another API, whose limits are upper bounds where they must be given.
+    """A chat of another API, which requires limits and so treats them as upper bounds.
 
-    They are lowered to what the model has room for, and a budget for reasoning is kept by a model
-    that does not reason.
+    They are lowered to the room in the model's context. A model that does not reason ignores the
+    reasoning budget.
     """
 
     takes_any_budget: ClassVar[bool] = True
 
     @property
     def has_limit(self) -> bool:
-        """Whether a limit must be kept to the letter."""
+        """False: the limit is an upper bound."""
         return False
 
 
 async def create_message(http: HttpRequest) -> Response:
-    """Answer a chat in Anthropic's form, whole or as a stream."""
+    """Answer a chat in Anthropic's format, whole or as a stream."""
     body, chat, applied = await read(http, partial(_asked, server_state(http)))
     with renamed(body.field_names):
         answer = await ChatAnswer.begin(http, chat)
@@ -91,7 +91,7 @@ async def create_message(http: HttpRequest) -> Response:
 
 
 async def count_tokens(http: HttpRequest) -> Response:
-    """Answer with the length of a chat's prompt."""
+    """Answer with the number of tokens of a chat's prompt."""
     state = server_state(http)
     body, chat, unedited = await read(http, partial(_counted, state))
     with renamed(body.field_names):
@@ -105,7 +105,7 @@ async def count_tokens(http: HttpRequest) -> Response:
 def _asked(
     state: ServerState, fields: dict[str, Any], ignored: IgnoredFields
 ) -> tuple[MessagesBody, ChatBody, Maybe[AppliedEdits]]:
-    """Return what is asked for, the chat that it is, and what its edits left out."""
+    """Return the body, the equivalent chat, and the edits applied to it."""
     body = parse(fields, MessagesBody, ignored)
     applied: Maybe[AppliedEdits] = UNSET
     with renamed(body.field_names):
@@ -120,7 +120,7 @@ def _asked(
 def _counted(
     state: ServerState, fields: dict[str, Any], ignored: IgnoredFields
 ) -> tuple[MessagesPrompt, Chat, Maybe[UneditedCount]]:
-    """Return what is asked for, the chat whose prompt is to be counted, and what it was before."""
+    """Return the body, the chat to count, and its number of tokens before the edits."""
     body = parse(fields, MessagesPrompt, ignored)
     unedited: Maybe[UneditedCount] = UNSET
     with renamed(body.field_names):
@@ -134,16 +134,16 @@ def _counted(
 
 
 def _num_tokens(state: ServerState, fields: dict[str, Any], messages: list[dict[str, Any]]) -> int:
-    """Return the length of the prompt of a chat with other messages, however long it is."""
+    """Return the number of prompt tokens with other messages, without a limit."""
     chat = parse({**fields, "messages": messages}, Chat)
     return len(encode_chat(state.router.model(chat.model), chat, will_truncate=True))
 
 
 class MessageWriter:
-    """Writes one answer. The pieces of a chat become blocks, and these the events of a stream.
+    """Writer of one answer: builds blocks and events from the pieces of a chat's answer.
 
-    is_capped: whether the model's context ends before the limit that was asked for. applied: what
-    was left out of the conversation.
+    is_capped: whether the model's context ends before the requested limit. applied: edits of the
+    conversation.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class MessageWriter:
         )
         self._applied = applied
         self._has_begun = False
-        # The block that grows, and its pieces; of a call, the JSON text of its input.
+        # The current block and its pieces; for a call, the JSON text of its input.
         self._block: BlockOut | None = None
         self._texts: list[str] = []
 
     async def whole(self) -> Message:
-        """Return the answer when all of it is there."""
+        """Return the complete answer."""
         async with aclosing(self._events()) as events:
             async for _ in events:
                 pass
@@ -179,13 +179,13 @@ class MessageWriter:
                 yield b"".join(map(tagged_event, events))
 
     async def _events(self) -> AsyncGenerator[list[MessageEvent]]:
-        """Yield the events of each step, and put together the message meanwhile."""
+        """Yield the events of each step, and build the message from them."""
         async with aclosing(self._answer.pieces()) as steps:
             async for pieces in steps:
                 events = [event for piece in pieces for event in self._read(piece)]
                 if not self._has_begun:
                     self._has_begun = True
-                    # No token has been sent yet, though the first step has brought some.
+                    # No output has been sent yet, although the first step has some.
                     usage = msgspec.structs.replace(self._usage(), output_tokens=0)
                     start = msgspec.structs.replace(self._message, content=[], usage=usage)
                     events.insert(0, MessageStart(start))
@@ -215,7 +215,7 @@ class MessageWriter:
                 return self._close()
 
     def _open(self, block: BlockOut) -> list[MessageEvent]:
-        """Begin a block, unless one of the kind grows already; every call is one of its own."""
+        """Begin a block, unless the current one has the same kind. Each call has its own block."""
         if type(block) is type(self._block) and not isinstance(block, ToolUseOut):
             return []
         events = self._close()
@@ -227,7 +227,7 @@ class MessageWriter:
         return [BlockDelta(len(self._message.content), delta)] if text else []
 
     def _close(self) -> list[MessageEvent]:
-        """End the block that grows, if there is one."""
+        """End the current block, if there is one."""
         text = "".join(self._texts)
         match self._block:
             case None:
@@ -254,16 +254,16 @@ class MessageWriter:
 
 
 def prompt_fields(body: MessagesPrompt) -> dict[str, Any]:
-    """Return the fields of a chat that make its prompt, without those of its answer."""
+    """Return the fields of a chat that determine its prompt."""
     unread = {"parallel_tool_calls", "response_format", "thinking_token_budget"}
     fields = MessagesPrompt.chat(body)
     return {name: value for name, value in fields.items() if name not in unread}
 
 
 def _object(text: str) -> dict[str, object]:
-    """Return the object that JSON text means.
+    """Return the object in a JSON text; of a truncated text, the complete part.
 
-    Of one that was cut it is what is whole, as Anthropic's own clients make it of a stream.
+    Anthropic's clients do the same with streams.
     """
     try:
         value = pydantic_core.from_json(text, allow_inf_nan=False, allow_partial=True)

@@ -1,4 +1,4 @@
-"""The bodies of POST /v1/messages and /v1/messages/count_tokens, and the chat they ask for."""
+"""Request schemas of /v1/messages and /v1/messages/count_tokens, and their conversion to chats."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -41,7 +41,7 @@ from jaxserve.server.messages.tools import (
     chat_tool_choice,
 )
 
-# What our fields are called in an Anthropic request; errors of a chat speak of it by these names.
+# Fields of an Anthropic request by the names of the chat's fields, for error messages.
 FIELD_NAMES = {
     "max_completion_tokens": "max_tokens",
     "stop": "stop_sequences",
@@ -50,7 +50,7 @@ FIELD_NAMES = {
     "thinking_token_budget": "thinking.budget_tokens",
 }
 UNREAD = Unread(
-    # Hints and bookkeeping.
+    # Hints and client-side metadata.
     ignored=frozenset(
         {"cache_control", "diagnostics", "inference_geo", "metadata", "service_tier", "speed"}
     ),
@@ -63,7 +63,7 @@ UNUSED_DISPLAY = Unread(repeated={"display": ()})
 
 
 class Thoughts(Body):
-    """Whether to think before an answer. All thinking is shown, whatever `display` says."""
+    """Whether to reason before answering. All reasoning is returned, whatever `display` says."""
 
     unread = UNUSED_DISPLAY
 
@@ -72,7 +72,7 @@ class Thoughts(Body):
 
 
 class BoundedThoughts(Body):
-    """How long to think before an answer. See Thoughts."""
+    """Reasoning with a budget. See Thoughts."""
 
     unread = UNUSED_DISPLAY
 
@@ -90,14 +90,14 @@ type Thinking = Annotated[
 
 
 class OutputFormat(ExactBody):
-    """The form of the answer: JSON of a schema."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
 
 
 class OutputConfig(Body):
-    """The form of the answer, and how much thought goes into it."""
+    """Format of the answer, and reasoning effort."""
 
     unread = Unread(ignored=frozenset({"task_budget"}))
 
@@ -106,7 +106,7 @@ class OutputConfig(Body):
 
 
 class MessagesPrompt(Body):
-    """Turns and what makes a prompt of them: what both bodies share."""
+    """Fields that determine the prompt, shared with /v1/messages/count_tokens."""
 
     unread = UNREAD
 
@@ -124,19 +124,19 @@ class MessagesPrompt(Body):
 
     @property
     def field_names(self) -> dict[str, str]:
-        """Return what the fields of the chat are called here."""
+        """Names of the body's fields by the names of the chat's."""
         is_older = self.output_format is not None
         return FIELD_NAMES | ({"response_format": "output_format"} if is_older else {})
 
     @property
     def _blocks(self) -> Iterator[tuple[int, int, AnyBlock]]:
-        """All blocks of the messages, each with the index of its message and its own."""
+        """All blocks, each with the index of its message and its index there."""
         for index, message in enumerate(self.messages):
             for number, block in enumerate(message.content):
                 yield index, number, block
 
     def _offered_tools(self) -> list[AnyTool]:
-        """Return the tools on offer at the end of the conversation.
+        """Return the tools at the end of the conversation.
 
         Raises InvalidRequestError for a change of a tool that is not declared.
         """
@@ -170,11 +170,11 @@ class MessagesPrompt(Body):
         return [tool for tool in tools if tool.name not in removed]
 
     def chat(self) -> dict[str, Any]:
-        """Return the fields of the chat that makes the same prompt.
+        """Return the fields of the chat with the same prompt.
 
-        Raises InvalidRequestError for blocks where they cannot be, and for a tool that must be
-        called and is not run here. An assistant's turn at the end is one to continue. The edits of
-        context_management are not made.
+        Raises InvalidRequestError for misplaced blocks, and for a required tool that this server
+        does not run. A last turn of the assistant is continued. The edits of context_management are
+        not applied.
         """
         messages = [{"role": "system", "content": text_parts(self.system)}] if self.system else []
         for index, message in enumerate(self.messages):
@@ -212,7 +212,7 @@ class MessagesPrompt(Body):
 
 
 def _check_choice(choice: ToolChoice, offered: Sequence[AnyTool]) -> None:
-    """Raise InvalidRequestError if a tool must be called that this server does not run."""
+    """Raise InvalidRequestError if a tool is required that this server does not run."""
     hosted = {tool.name: tool.type for tool in offered if isinstance(tool, HostedTool)}
     if isinstance(choice, NamedTool) and choice.name in hosted:
         raise InvalidRequestError(
@@ -230,7 +230,7 @@ type StopSequences = Annotated[
 
 
 class MessagesBody(MessagesPrompt):
-    """Turns to be answered; `seed` is not Anthropic's."""
+    """Body of POST /v1/messages. `seed` is an extension."""
 
     max_tokens: Annotated[Int32, limits_schema("max_tokens")]
     temperature: Annotated[float, limits_schema("temperature")] | None = None
@@ -241,7 +241,7 @@ class MessagesBody(MessagesPrompt):
     stream: bool = False
 
     def chat(self) -> dict[str, Any]:
-        """Return the fields of the chat that asks for the same answer."""
+        """Return the fields of the equivalent chat."""
         return {
             **super().chat(),
             "max_completion_tokens": self.max_tokens,

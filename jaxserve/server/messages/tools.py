@@ -1,4 +1,4 @@
-"""The tools of /v1/messages, the choice among them, and what both are in a chat."""
+"""Tools of /v1/messages and the choice among them, and their conversion to a chat's."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from jaxserve.frontend.schema.body import Body, Dropped, by_type
 from jaxserve.frontend.schema.fields import Unread
 from jaxserve.frontend.tools import FUNCTION_NAME
 
-# Types of tools that run on Anthropic's servers or that its models know by heart.
+# Types of tools that run on Anthropic's servers or that its models were trained on.
 HOSTED_TOOL = (
     r"^(advisor|bash|code_execution|computer|memory|str_replace_based_edit_tool|text_editor"
     r"|tool_search_tool(_bm25|_regex)?|(browser|computer|mcp)_toolset|web_fetch|web_search)"
@@ -17,7 +17,7 @@ HOSTED_TOOL = (
 
 
 class Tool(Body):
-    """A function that the model may call; all are sent to it, whatever `defer_loading` says."""
+    """A function. `defer_loading` has no effect: the model sees all functions."""
 
     unread = Unread(
         ignored=frozenset(
@@ -39,7 +39,7 @@ class Tool(Body):
 
 
 class HostedTool(Dropped):
-    """A tool that Anthropic's servers run, such as `web_search_20250305`. The model is not told."""
+    """A tool that Anthropic's servers run, such as `web_search_20250305`. Models do not see it."""
 
     type: Annotated[str, Field(pattern=HOSTED_TOOL)]
     name: str | None = None
@@ -56,7 +56,7 @@ def _tool_type(tool: object) -> object:
 
 
 class ToolMode(Body):
-    """Whether to call a tool: maybe, surely, or not at all."""
+    """Whether to call a tool: auto, any or none."""
 
     type: Literal["auto", "any", "none"]
     disable_parallel_tool_use: bool = False
@@ -91,7 +91,7 @@ def chat_tool(tool: Tool) -> dict[str, Any]:
 
 
 def chat_tool_choice(choice: ToolChoice) -> dict[str, Any]:
-    """Return the fields of a chat that say whether to call a tool, and how often."""
+    """Return the fields of a chat for the choice of tools and parallel calls."""
     wanted: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
     if isinstance(choice, NamedTool):
         wanted = {"type": "function", "function": {"name": choice.name}}

@@ -1,4 +1,4 @@
-"""The answers of /v1/responses and the events of its streams, as OpenAI writes them."""
+"""Response types of /v1/responses, and the events of its streams."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jaxserve.server.schema.answers import Maybe, TokenLogprob
 
 
 class OutputText(Struct, tag_field="type", tag="output_text"):
-    """What the assistant says."""
+    """Text of the assistant."""
 
     text: str = ""
     annotations: list[Any] = []
@@ -19,7 +19,7 @@ class OutputText(Struct, tag_field="type", tag="output_text"):
 
 
 class ReasoningText(Struct, tag_field="type", tag="reasoning_text"):
-    """What the model thinks."""
+    """Reasoning of the model."""
 
     text: str = ""
 
@@ -34,7 +34,7 @@ class MessageOut(Struct, tag_field="type", tag="message", kw_only=True):
 
 
 class ReasoningOut(Struct, tag_field="type", tag="reasoning", kw_only=True):
-    """The model's reasoning; there is no summary."""
+    """Reasoning of the model; there is no summary."""
 
     id: str
     status: str = "in_progress"
@@ -43,7 +43,7 @@ class ReasoningOut(Struct, tag_field="type", tag="reasoning", kw_only=True):
 
 
 class FunctionCallOut(Struct, tag_field="type", tag="function_call", kw_only=True):
-    """A call to be made."""
+    """A call of a function."""
 
     id: str
     call_id: str
@@ -54,7 +54,7 @@ class FunctionCallOut(Struct, tag_field="type", tag="function_call", kw_only=Tru
 
 
 class CustomToolCallOut(Struct, tag_field="type", tag="custom_tool_call", kw_only=True):
-    """A call of a custom tool to be made."""
+    """A call of a custom tool."""
 
     id: str
     call_id: str
@@ -71,20 +71,23 @@ type ItemOut = MessageOut | ReasoningOut | FunctionCallOut | CustomToolCallOut
 
 
 class InputTokensDetails(Struct):
-    """cached_tokens: found in the prefix cache, which fills by itself: no write is ever charged."""
+    """Details of the input tokens.
+
+    cached_tokens: tokens found in the prefix cache. It fills by itself, so no writes are counted.
+    """
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(Struct):
-    """reasoning_tokens: of what the model thought."""
+    """Details of the output tokens. reasoning_tokens: tokens of the model's reasoning."""
 
     reasoning_tokens: int
 
 
 class ResponseUsage(Struct):
-    """Tokens read and written."""
+    """Token counts."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -94,14 +97,14 @@ class ResponseUsage(Struct):
 
 
 class ResponseError(Struct):
-    """Why a response failed."""
+    """The error of a failed response."""
 
     code: str
     message: str
 
 
 class IncompleteDetails(Struct):
-    """Why a response is incomplete."""
+    """The reason for which a response is incomplete."""
 
     reason: str
 
@@ -114,10 +117,10 @@ class RawMessage(Struct, tag_field="type", tag="raw_message_tokens"):
 
 
 class Response(Struct, kw_only=True):
-    """An answer, whole or in the making. What the request said is said again.
+    """A response, complete or in progress. It repeats the fields of its request.
 
-    service_tier: the only one there is, whichever was asked for. input_messages, output_messages:
-    the prompt and the whole answer, if the request enables response messages.
+    service_tier: always the only one there is, whichever was requested. input_messages,
+    output_messages: the prompt and the whole answer, if the request enables response messages.
     """
 
     id: str
@@ -156,7 +159,7 @@ class Response(Struct, kw_only=True):
 
 
 class ItemList(Struct):
-    """The items of a response's input."""
+    """A list of the items of a response's input."""
 
     data: list[dict[str, Any]]
     first_id: str | None
@@ -166,7 +169,7 @@ class ItemList(Struct):
 
 
 class ResponseDeleted(Struct):
-    """The answer to DELETE."""
+    """Answer of DELETE."""
 
     id: str
     object: str = "response"
@@ -174,7 +177,7 @@ class ResponseDeleted(Struct):
 
 
 class InputTokens(Struct):
-    """The answer to /v1/responses/input_tokens."""
+    """Answer of /v1/responses/input_tokens."""
 
     input_tokens: int
     object: str = "response.input_tokens"
@@ -184,122 +187,122 @@ class InputTokens(Struct):
 
 
 class Event(Struct, kw_only=True):
-    """What all have."""
+    """Fields of all events."""
 
     sequence_number: int = 0
 
 
 class ResponseEvent(Event, kw_only=True, tag_field="type"):
-    """Something about the whole response."""
+    """Event with the whole response."""
 
     response: Response
 
 
 class ResponseCreated(ResponseEvent, kw_only=True, tag="response.created"):
-    """A response begins."""
+    """The response was created."""
 
 
 class ResponseInProgress(ResponseEvent, kw_only=True, tag="response.in_progress"):
-    """It goes on."""
+    """The response is in progress."""
 
 
 class ResponseCompleted(ResponseEvent, kw_only=True, tag="response.completed"):
-    """It is whole."""
+    """The response is complete."""
 
 
 class ResponseIncomplete(ResponseEvent, kw_only=True, tag="response.incomplete"):
-    """It ends before its end."""
+    """The response is incomplete."""
 
 
 class ResponseFailed(ResponseEvent, kw_only=True, tag="response.failed"):
-    """It ends with an error."""
+    """The response has failed."""
 
 
 class ItemAdded(Event, kw_only=True, tag_field="type", tag="response.output_item.added"):
-    """An item begins, empty."""
+    """A new, empty item."""
 
     output_index: int
     item: ItemOut
 
 
 class ItemDone(Event, kw_only=True, tag_field="type", tag="response.output_item.done"):
-    """An item is whole."""
+    """A complete item."""
 
     output_index: int
     item: ItemOut
 
 
 class InItem(Event, kw_only=True, tag_field="type"):
-    """Something within an item."""
+    """Event within an item."""
 
     item_id: str
     output_index: int
 
 
 class InPart(InItem, kw_only=True):
-    """Something within the part of an item; there is one, of index 0."""
+    """Event within a part of an item. Each item has one part, with index 0."""
 
     content_index: int = 0
 
 
 class PartAdded(InPart, kw_only=True, tag="response.content_part.added"):
-    """A part begins, empty."""
+    """A new, empty part."""
 
     part: OutputText | ReasoningText
 
 
 class PartDone(InPart, kw_only=True, tag="response.content_part.done"):
-    """A part is whole."""
+    """A complete part."""
 
     part: OutputText | ReasoningText
 
 
 class TextDelta(InPart, kw_only=True, tag="response.output_text.delta"):
-    """More of a text."""
+    """Next piece of a text."""
 
     delta: str
     logprobs: list[TokenLogprob]
 
 
 class TextDone(InPart, kw_only=True, tag="response.output_text.done"):
-    """A text is whole."""
+    """A complete text."""
 
     text: str
     logprobs: list[TokenLogprob]
 
 
 class ReasoningDelta(InPart, kw_only=True, tag="response.reasoning_text.delta"):
-    """More of what the model thinks."""
+    """Next piece of the reasoning."""
 
     delta: str
 
 
 class ReasoningDone(InPart, kw_only=True, tag="response.reasoning_text.done"):
-    """The model's reasoning is whole."""
+    """The complete reasoning."""
 
     text: str
 
 
 class ArgumentsDelta(InItem, kw_only=True, tag="response.function_call_arguments.delta"):
-    """More of the JSON text of a call's arguments."""
+    """Next piece of the JSON arguments of a call."""
 
     delta: str
 
 
 class ArgumentsDone(InItem, kw_only=True, tag="response.function_call_arguments.done"):
-    """A call's arguments are whole."""
+    """The complete arguments of a call."""
 
     name: str
     arguments: str
 
 
 class InputDelta(InItem, kw_only=True, tag="response.custom_tool_call_input.delta"):
-    """More of the text for a custom tool."""
+    """Next piece of the input of a custom tool."""
 
     delta: str
 
 
 class InputDone(InItem, kw_only=True, tag="response.custom_tool_call_input.done"):
-    """The text for a custom tool is whole."""
+    """The complete input of a custom tool."""
 
     input: str

@@ -1,4 +1,4 @@
-"""/v1/responses: OpenAI's newer form of chats, which the server can keep and go on with."""
+"""Handlers of /v1/responses, whose responses can be stored and continued."""
 
 import asyncio
 import time
@@ -37,12 +37,12 @@ from jaxserve.server.state import ServerState, server_state
 
 log = get_logger(__name__)
 
-# How long storage that fails is waited for, try after try, with what was made in the background.
+# Maximum time for which storing a background response is retried.
 FINISH_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 
 
 async def create_response(http: HttpRequest) -> HttpResponse:
-    """Answer items with items: whole, as a stream, or later, in the background."""
+    """Create a response: whole, as a stream, or in the background."""
     state = server_state(http)
     body = await _read(http, ResponsesBody)
     body.check()
@@ -73,31 +73,31 @@ async def create_response(http: HttpRequest) -> HttpResponse:
 
 
 async def get_response(http: HttpRequest) -> HttpResponse:
-    """Answer with a response that is kept."""
+    """Answer with a stored response."""
     stored = await _in_store(http, ResponseStore.get)
     return json_response(stored.response)
 
 
 async def delete_response(http: HttpRequest) -> HttpResponse:
-    """Forget a response."""
+    """Delete a stored response."""
     await _in_store(http, ResponseStore.delete)
     return json_response(ResponseDeleted(http.path_params["response_id"]))
 
 
 async def cancel_response(http: HttpRequest) -> HttpResponse:
-    """Give up a response that is made in the background."""
+    """Cancel a response that runs in the background."""
     return json_response(await _in_store(http, ResponseStore.cancel))
 
 
 async def list_input_items(http: HttpRequest) -> HttpResponse:
-    """Answer with the items that a response was asked with."""
+    """Answer with the input items of a stored response."""
     items = (await _in_store(http, ResponseStore.get)).input
     ids = [item["id"] for item in items] or [None]
     return json_response(ItemList(items, ids[0], ids[-1]))
 
 
 async def count_input_tokens(http: HttpRequest) -> HttpResponse:
-    """Answer with the length of the prompt that a response would be made from."""
+    """Answer with the number of prompt tokens that a response would have."""
     state = server_state(http)
     body = await _read(http, ResponsePrompt)
     earlier = await _earlier_items(http, body)
@@ -113,7 +113,7 @@ async def count_input_tokens(http: HttpRequest) -> HttpResponse:
 
 
 class Work:
-    """The making of one response, and keeping it if that was asked for."""
+    """The creation of one response, which is stored if the request asks for it."""
 
     def __init__(
         self, state: ServerState, writer: ResponseWriter, body: ResponsesBody, *, tenant: str
@@ -124,7 +124,7 @@ class Work:
         self._tenant = tenant
 
     async def whole(self) -> Response:
-        """Return the response when all of it is there."""
+        """Return the complete response."""
         await self._run()
         await self._keep()
         if self._writer.failure is not None:
@@ -132,7 +132,11 @@ class Work:
         return self._writer.response
 
     async def stream(self) -> AsyncGenerator[bytes]:
-        """Yield the response's events. It is kept before the last one: who reads it may go on."""
+        """Yield the response's events.
+
+        It is stored before the last event, so that a client can continue it as soon as it has that
+        event.
+        """
         async with aclosing(self._writer.events()) as steps:
             async for events in steps:
                 if self._writer.response.status != "in_progress":
@@ -140,7 +144,7 @@ class Work:
                 yield b"".join(map(tagged_event, events))
 
     async def in_background(self) -> dict[str, Any]:
-        """Begin, and return the response as it is kept."""
+        """Start in the background, and return the response as stored."""
         self._writer.response.status = "queued"
         await self._keep()
         queued: dict[str, Any] = msgspec.to_builtins(self._writer.response)
@@ -156,7 +160,7 @@ class Work:
                 pass
 
     async def _run_and_finish(self) -> None:
-        """Make the response, for as long as it is wanted."""
+        """Create the response, unless it is cancelled or deleted meanwhile."""
         response = self._writer.response
         task = asyncio.create_task(self._run())
         try:
@@ -180,11 +184,14 @@ class Work:
         try:
             return await run_in(self._state.lanes.storage, beat)
         except StorageError:
-            # It may work again before the answer is there.
+            # The storage may work again when the response is complete.
             return True
 
     async def _finish(self) -> None:
-        """Keep what was made in the background, for which there is no other way to be told."""
+        """Store a background response, retrying while the storage fails.
+
+        Clients have no other way to get it.
+        """
         finish = partial(self._state.responses.finish, self._writer.response)
         for delay_s in FINISH_DELAYS_S:
             try:
@@ -197,7 +204,7 @@ class Work:
         log.error("a response in the background is lost", response=self._writer.response.id)
 
     async def _keep(self) -> None:
-        """Keep the response if that was asked for; raises StorageError."""
+        """Store the response if requested. Raises StorageError."""
         if not self._body.store:
             return
 
@@ -209,13 +216,13 @@ class Work:
         try:
             await run_in(self._state.lanes.storage, work)
         except StorageError as error:
-            # A stream that has begun is not logged with its error.
+            # Errors of a stream that has started are not logged elsewhere.
             log.error("a response could not be kept", reason=str(error))
             raise
 
 
 def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
-    """Return a response that has not begun: what the request says, defaults for the rest."""
+    """Return a response that has not started: the fields of the request, with defaults."""
     text = {} if body.text is None else body.text.model_dump(exclude_none=True, by_alias=True)
     reasoning = body.reasoning
     choice = body.tool_choice
@@ -249,10 +256,10 @@ def _begin(answer: ChatAnswer, body: ResponsesBody) -> Response:
 
 
 def _first_item(model: ServedModel, body: ResponsePrompt, earlier: Sequence[Item]) -> int:
-    """Return how many items to leave out, with `truncation: auto`, for the prompt to fit.
+    """Return how many items to drop, with `truncation: auto`, for the prompt to fit.
 
-    It is the least at which a turn of the user begins and room for an answer is left, or the last
-    such turn. Slow: for a worker.
+    The conversation is cut at the first turn of the user that leaves room for an answer, or at the
+    last turn of the user. Slow; call it on a worker thread.
     """
     limit = getattr(body, "max_output_tokens", None) or 1
 
@@ -261,7 +268,7 @@ def _first_item(model: ServedModel, body: ResponsePrompt, earlier: Sequence[Item
         try:
             return len(encode_chat(model, parse(fields, Chat))) + limit <= model.max_model_len
         except InvalidRequestError:
-            # Too long to be encoded, or wrong: then the answer to the request says so.
+            # Too long to encode, or invalid: the request itself will be refused.
             return False
 
     if body.truncation == "disabled" or fits(0):
@@ -272,7 +279,7 @@ def _first_item(model: ServedModel, body: ResponsePrompt, earlier: Sequence[Item
 
 
 async def _read[B: ResponsePrompt](http: HttpRequest, model: type[B]) -> B:
-    """Read a body, and put the stored items that it refers to in their places."""
+    """Read a body, and replace references by the stored items."""
     body = await read_as(http, model)
     if not body.references:
         return body
@@ -282,7 +289,7 @@ async def _read[B: ResponsePrompt](http: HttpRequest, model: type[B]) -> B:
 
 
 async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
-    """Return the items of the conversation that a body goes on with."""
+    """Return the items of the conversation that a body continues."""
     if body.previous_response_id is None:
         return []
     state = server_state(http)
@@ -295,7 +302,7 @@ async def _earlier_items(http: HttpRequest, body: ResponsePrompt) -> list[Item]:
 
 
 async def _in_store(http: HttpRequest, work: Any) -> Any:
-    """Do something to the response that a path names."""
+    """Apply an action to the response that the path names."""
     state = server_state(http)
     response_id = http.path_params["response_id"]
     return await run_in(

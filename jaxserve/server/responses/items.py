@@ -1,4 +1,4 @@
-"""The items of /v1/responses: what goes in and out, and the chat that they are."""
+"""Input items of /v1/responses, and their conversion to the messages of a chat."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ type Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class TextPart(Body):
-    """Text; annotations and logprobs are of an answer sent back."""
+    """A text. annotations and logprobs: of answers sent back."""
 
     unread = Unread(repeated={"annotations": ([],), "logprobs": ([],)})
 
@@ -26,14 +26,14 @@ class TextPart(Body):
 
 
 class RefusalPart(Body):
-    """A refusal, of an answer sent back."""
+    """A refusal, from an answer sent back."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 def _parts(value: object) -> object:
-    """A string is one part of text."""
+    """Convert a string to one text part."""
     return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
 
@@ -52,7 +52,7 @@ type Parts = Annotated[
 
 
 class MessageItem(Body):
-    """What somebody says; a string is one part of text."""
+    """A message. A string is one text part."""
 
     unread = Unread(repeated={"phase": ()})
 
@@ -65,7 +65,7 @@ class MessageItem(Body):
 
 
 class FunctionCallItem(Body):
-    """A call that the model made."""
+    """A past call of a function."""
 
     type: Literal["function_call"]
     call_id: str
@@ -77,7 +77,7 @@ class FunctionCallItem(Body):
 
 
 class CustomToolCallItem(Body):
-    """A call of a custom tool that the model made."""
+    """A past call of a custom tool."""
 
     type: Literal["custom_tool_call"]
     call_id: str
@@ -89,7 +89,7 @@ class CustomToolCallItem(Body):
 
 
 class FunctionCallOutputItem(Body):
-    """What came of a call; `call_id` says of which, whatever its name."""
+    """The result of the call `call_id`, of a function or a custom tool."""
 
     unread = Unread(repeated={"name": ()})
 
@@ -102,7 +102,7 @@ class FunctionCallOutputItem(Body):
 
 
 class ReasoningText(Body):
-    """A piece of reasoning, or of its summary."""
+    """A part of reasoning, or of its summary."""
 
     type: Literal["reasoning_text", "summary_text"]
     text: str
@@ -112,7 +112,7 @@ type ReasoningTexts = Annotated[list[ReasoningText], FailFast(), Field(max_lengt
 
 
 class ReasoningItem(Body):
-    """What the model thought, of an answer sent back; only OpenAI can read `encrypted_content`."""
+    """Past reasoning, from an answer sent back. Only OpenAI can read `encrypted_content`."""
 
     unread = Unread(repeated={"summary": ([],), "encrypted_content": ()})
 
@@ -131,8 +131,8 @@ class ItemReference(Body):
     id: str
 
 
-# Types of items in which OpenAI's servers ran tools or shortened the conversation. A client that
-# sends one back sends nothing else that belongs to it.
+# Types of items in which OpenAI's servers ran tools or compacted the conversation. A client that
+# sends one back sends no other item that belongs to it.
 HOSTED_ITEMS = (
     "code_interpreter_call",
     "compaction",
@@ -144,7 +144,7 @@ HOSTED_ITEMS = (
 
 
 class HostedItem(Dropped):
-    """What OpenAI's servers did, of an answer sent back. The model is not told of it."""
+    """Trace of a tool that OpenAI's servers ran, from an answer sent back. Models do not see it."""
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(HOSTED_ITEMS)})$")]
     id: str | None = None
@@ -155,7 +155,7 @@ def _kind(kind: str) -> str:
 
 
 def _with_type(value: object) -> object:
-    """An object of an id and no role is a reference, which needs no type."""
+    """Add the type `item_reference` to objects that have an id and no role."""
     if isinstance(value, dict) and value.get("type") is None and "id" in value:
         is_message = value.get("role") is not None or value.get("content") is not None
         return value if is_message else {**value, "type": "item_reference"}
@@ -186,17 +186,17 @@ ID_PREFIXES = {
     "custom_tool_call": "ctc",
     "reasoning": "rs",
 }
-# Digits at the end of an id, the number of an item. Those of the input come after all of an output.
+# Digits of an item's number at the end of its id. Numbers of inputs are above those of outputs.
 NUM_DIGITS = 4
 FIRST_INPUT = 0x8000
 
 
 def _items(value: object) -> object:
-    """A string is one message of the user."""
+    """Convert a string to one user message."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-# What was said; a string is one message of the user.
+# A list of items; a string is one user message.
 type Items = Annotated[
     list[Item],
     FailFast(),
@@ -206,21 +206,21 @@ type Items = Annotated[
 
 
 def item_id(kind: str, response_id: str, number: int) -> str:
-    """Return the id of an item of a type, by which its response can be found.
+    """Return the id of an item, from which its response can be found.
 
-    number: index in the output, or for an item of the input FIRST_INPUT plus its index.
+    number: index in the output; for an item of the input, FIRST_INPUT plus its index.
     """
     prefix = ID_PREFIXES.get(kind, "item")
     return f"{prefix}_{response_id.removeprefix('resp_')}{number:0{NUM_DIGITS}x}"
 
 
 def response_of(item: str) -> str:
-    """Return the id of the response that an item is of, given its id; see `item_id`."""
+    """Return the id of the response that an item belongs to; see `item_id`."""
     return f"resp_{item.rpartition('_')[2][:-NUM_DIGITS]}"
 
 
 def with_ids(items: Sequence[Item], response_id: str) -> list[dict[str, Any]]:
-    """Return the items of a response's input as JSON, each with an id and a status, to be kept."""
+    """Return the items of a response's input as JSON to store, each with an id and a status."""
     listed = []
     for index, item in enumerate(items):
         fields = item.model_dump(mode="json", exclude_none=True)
@@ -230,7 +230,7 @@ def with_ids(items: Sequence[Item], response_id: str) -> list[dict[str, Any]]:
 
 
 def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Return a chat's messages. What the assistant thinks, says and calls in a row is one."""
+    """Return the messages of a chat. Consecutive items of the assistant become one message."""
     messages: list[dict[str, Any]] = []
     turn: dict[str, Any] | None = None
     for item in items:
@@ -265,7 +265,7 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def is_instruction(item: Item) -> bool:
-    """Whether an item tells the model what to do throughout a conversation."""
+    """Whether an item is an instruction for the whole conversation."""
     return isinstance(item, MessageItem) and item.role in {"system", "developer"}
 
 

@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses, and the chat it asks for."""
+"""Request schema of POST /v1/responses, and its conversion to a chat."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -27,7 +27,7 @@ from jaxserve.server.responses.items import (
 )
 from jaxserve.server.responses.tools import AnyTool, chat_tools, flat_name
 
-# What our fields are called in a response's request; errors of a chat speak of it by these names.
+# Fields of a response's request by the names of the chat's fields, for error messages.
 FIELD_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "messages": "input",
@@ -36,7 +36,7 @@ FIELD_NAMES = {
 }
 OTHER_NAME = "is not the name of it: use "
 UNREAD = Unread(
-    # Hints and bookkeeping.
+    # Hints and client-side metadata.
     ignored=frozenset(
         {
             "client_metadata",
@@ -49,7 +49,7 @@ UNREAD = Unread(
             "stream_options",
         }
     ),
-    # The server runs no tools of its own, so that it never makes more calls than `max_tool_calls`.
+    # The server runs no tools itself, so `max_tool_calls` is never exceeded.
     repeated=dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier", "user"), ()),
     refused={
         **REFUSED,
@@ -66,7 +66,7 @@ UNREAD = Unread(
 
 
 class NamedFunction(Body):
-    """A function or a custom tool that must be called, or may be."""
+    """The function or custom tool to call, or one of those allowed."""
 
     type: Literal["function", "custom"]
     name: str
@@ -74,7 +74,7 @@ class NamedFunction(Body):
 
 
 class AllowedTools(Body):
-    """Some of the tools, and whether one of them must be called."""
+    """Allowed tools, and whether one of them must be called."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
@@ -94,7 +94,7 @@ type ToolChoice = Annotated[
 
 
 class JsonSchemaFormat(ExactBody):
-    """JSON of a schema."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
     name: str
@@ -112,7 +112,7 @@ type Format = Annotated[
 
 
 class TextConfig(Body):
-    """The form of the answer; answers repeat `verbosity`."""
+    """Format of the text. Answers repeat `verbosity`."""
 
     unread = Unread(repeated={"verbosity": ()})
 
@@ -121,7 +121,7 @@ class TextConfig(Body):
 
 
 class Reasoning(Body):
-    """How much thought goes into the answer. All of it is shown, and summaries are not made."""
+    """Reasoning effort. All reasoning is returned; there are no summaries."""
 
     unread = Unread(ignored=frozenset({"generate_summary"}), repeated={"summary": ()})
 
@@ -130,7 +130,7 @@ class Reasoning(Body):
 
 
 class ResponsePrompt(Body):
-    """What makes a prompt: what /v1/responses and /v1/responses/input_tokens share."""
+    """Fields that determine the prompt, shared with /v1/responses/input_tokens."""
 
     unread = UNREAD
 
@@ -150,7 +150,7 @@ class ResponsePrompt(Body):
     def field_names(
         self, earlier: Sequence[Item], chat: Mapping[str, Any], *, start: int = 0
     ) -> dict[str, str]:
-        """Return what the fields of the chat are called here, and the arguments of its calls."""
+        """Names of the body's fields by the names of the chat's, and the arguments of its calls."""
         in_chat = [
             ARGUMENTS.format(index, number)
             for index, message in enumerate(chat["messages"])
@@ -172,9 +172,9 @@ class ResponsePrompt(Body):
         return [item.id for item in self.input if isinstance(item, ItemReference)]
 
     def resolved(self, stored: Mapping[str, Any]) -> Self:
-        """Return the body with stored items, given by their ids, in place of references to them.
+        """Return the body with references replaced by the stored items, given by their ids.
 
-        Raises InvalidRequestError (404) for one that is not there.
+        Raises InvalidRequestError (404) for an unknown id.
         """
         items = list(self.input)
         for index, item in enumerate(items):
@@ -193,7 +193,7 @@ class ResponsePrompt(Body):
         return self.model_copy(update={"input": items})
 
     def starts(self, earlier: Sequence[Item]) -> list[int]:
-        """Return where the conversation may begin if it is too long: at the user's messages."""
+        """Return where a conversation that is too long may be cut: at the user's messages."""
         return [
             index
             for index, item in enumerate([*earlier, *self.input])
@@ -201,11 +201,10 @@ class ResponsePrompt(Body):
         ]
 
     def chat(self, earlier: Sequence[Item], *, start: int = 0) -> dict[str, Any]:
-        """Return the fields of the chat that makes the same prompt.
+        """Return the fields of the chat with the same prompt.
 
-        earlier: the items before those of `input`. start: the number of items at the beginning of
-        the conversation to leave out; system and developer messages stay. Raises
-        InvalidRequestError.
+        earlier: the items before those of `input`. start: number of items to drop at the beginning
+        of the conversation; system and developer messages are kept. Raises InvalidRequestError.
         """
         items = [*earlier, *self.input]
         instructions = [item for item in items[:start] if is_instruction(item)]
@@ -237,7 +236,7 @@ type Include = Literal[
 
 
 class ResponsesBody(ResponsePrompt, SamplingBody):
-    """Something to be answered, and how."""
+    """Body of POST /v1/responses."""
 
     max_output_tokens: Annotated[Int32, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -254,7 +253,7 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
     enable_response_messages: bool = False
 
     def check(self) -> None:
-        """Raise InvalidRequestError for fields that are right alone and wrong together."""
+        """Raise InvalidRequestError for combinations of fields that are not valid."""
         for name in ("stream", "store"):
             if self.background and getattr(self, name) is not (name == "store"):
                 raise InvalidRequestError(
@@ -264,18 +263,18 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
                 )
 
     def unread_parts(self) -> Iterable[Place]:
-        """Return the places of what is asked for and never added."""
+        """Return the fields that request additions which are never made."""
         return [
             ("include", index, name) for index, name in enumerate(self.include) if name != LOGPROBS
         ]
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether log-probabilities are to stand beside the text."""
+        """Whether texts are returned with log-probabilities."""
         return LOGPROBS in self.include or bool(self.top_logprobs)
 
     def chat(self, earlier: Sequence[Item], *, start: int = 0) -> dict[str, Any]:
-        """Return the fields of the chat that asks for the same answer. See ResponsePrompt."""
+        """Return the fields of the equivalent chat. See ResponsePrompt."""
         fields = super().chat(earlier, start=start) | self.sampling_fields()
         fields |= {
             "parallel_tool_calls": self.parallel_tool_calls,

@@ -1,4 +1,4 @@
-"""The responses that a server keeps, for clients to come back to."""
+"""Store of responses."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from jaxserve.server.database import Database
 from jaxserve.server.responses.answers import Response, ResponseError
 from jaxserve.server.responses.items import response_of
 
-# A response in the making shows that its process lives at least so often; see `beat`.
+# Maximum interval between two calls of `beat` for a response in progress.
 BEAT_S = 0.5
 SILENCE_S = 30.0
 UNFINISHED = {"queued", "in_progress"}
-# How long a reader waits to take note of what it has read.
+# Timeout of recording that responses were read.
 USE_TIMEOUT_S = 0.2
 
 SCHEMA = """
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS responses (
 );
 CREATE INDEX IF NOT EXISTS by_use ON responses (used_ns, size);
 """
-# The least recently used go when there are too many, or too many bytes of them.
+# The least recently used responses are evicted when there are too many, or too many bytes.
 EVICT = """
 DELETE FROM responses WHERE id IN (
     SELECT id FROM (
@@ -59,17 +59,17 @@ ON chain.id = responses.id AND owner = ? ORDER BY depth DESC
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response as it is kept: itself and the items of its input, as JSON."""
+    """A stored response, with the items of its input as JSON."""
 
     response: dict[str, Any]
     input: list[dict[str, Any]]
 
 
 class ResponseStore:
-    """Responses by id, bounded in number and bytes; shared by all processes through a file.
+    """Responses by id, limited in number and bytes, in a database that all processes share.
 
-    tenant: who may see a response; another's does not exist. Calls are for worker threads. Those
-    that name a response raise InvalidRequestError (404) when there is none.
+    tenant: owner; responses of other tenants do not exist for it. Call the methods on worker
+    threads. Methods that name a response raise InvalidRequestError (404) if it does not exist.
     """
 
     def __init__(self, folder: Path, *, max_responses: int, max_bytes: int) -> None:
@@ -77,7 +77,7 @@ class ResponseStore:
         self._bounds = (max_responses, max_bytes)
 
     def put(self, tenant: str, response: Response, input_items: list[dict[str, Any]]) -> None:
-        """Keep a response, which may be unfinished. One that was deleted or cancelled stays so."""
+        """Store a response, which may be in progress. Deleted or cancelled responses stay so."""
         body, items = msgspec.json.encode(response), msgspec.json.encode(input_items)
         with self._database.transaction() as connection:
             now_ns = time.monotonic_ns()
@@ -98,7 +98,7 @@ class ResponseStore:
             connection.execute(EVICT, self._bounds)
 
     def finish(self, response: Response) -> None:
-        """Replace a response that was unfinished; one that is no longer there stays away."""
+        """Replace a response that was in progress, if it still exists."""
         body = msgspec.json.encode(response)
         with self._database.transaction() as connection:
             connection.execute(
@@ -109,7 +109,7 @@ class ResponseStore:
             connection.execute(EVICT, self._bounds)
 
     def beat(self, response_id: str) -> bool:
-        """Show that a response is being made; return whether it is still wanted."""
+        """Record that a response is in progress; return whether it is still wanted."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
                 "UPDATE responses SET beat_s = ?"
@@ -119,7 +119,7 @@ class ResponseStore:
             return cursor.rowcount == 1
 
     def get(self, tenant: str, response_id: str) -> Stored:
-        """Return a response. One whose process has died in the making has failed."""
+        """Return a response. If its process has died, the response has failed."""
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT response, input, status, beat_s FROM responses WHERE id = ? AND owner = ?",
@@ -135,7 +135,10 @@ class ResponseStore:
         return Stored(body, msgspec.json.decode(row["input"]))
 
     def cancel(self, tenant: str, response_id: str) -> dict[str, Any]:
-        """Cancel a response unless it is finished; return it. Whoever makes it asks `beat`."""
+        """Cancel a response unless it is finished, and return it.
+
+        The process that runs it notices at its next `beat`.
+        """
         body = self.get(tenant, response_id).response
         if not body["background"]:
             raise InvalidRequestError(
@@ -154,7 +157,7 @@ class ResponseStore:
         return self.get(tenant, response_id).response
 
     def delete(self, tenant: str, response_id: str) -> None:
-        """Forget a response; those that follow it can no longer be followed."""
+        """Delete a response; responses that follow it can no longer be continued."""
         with self._database.transaction() as connection:
             cursor = connection.execute(
                 "DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, tenant)
@@ -163,7 +166,7 @@ class ResponseStore:
                 raise not_found(response_id, param="response_id")
 
     def conversation(self, tenant: str, response_id: str) -> list[dict[str, Any]]:
-        """Return the items of a response and of all before it: what each was sent and answered."""
+        """Return the inputs and outputs of a response and of all responses before it."""
         with self._database.reading() as connection:
             rows = connection.execute(CHAIN, (response_id, tenant, tenant)).fetchall()
         self._use([row["id"] for row in rows])
@@ -181,7 +184,7 @@ class ResponseStore:
         return items
 
     def items(self, tenant: str, item_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return items of inputs and outputs by their ids, as far as they are there."""
+        """Return those of the items that exist, by id."""
         wanted = set(item_ids)
         response_ids = sorted(set(map(response_of, wanted)))
         found: dict[str, dict[str, Any]] = {}
@@ -200,9 +203,9 @@ class ResponseStore:
         return found
 
     def _use(self, response_ids: Sequence[str]) -> None:
-        """Take note that responses were read, if the storage can: it is no reason to refuse them.
+        """Record that responses were read. A failure of the storage is ignored.
 
-        All at once: of a conversation that is used, no part is older than another.
+        All responses of a conversation get the same time, so that they are evicted together.
         """
         now_ns = time.monotonic_ns()
         transaction = self._database.transaction(timeout_s=USE_TIMEOUT_S)
@@ -214,7 +217,7 @@ class ResponseStore:
 
 
 def not_found(response_id: str, *, param: str) -> InvalidRequestError:
-    """Return the error that says there is no such response, or no longer."""
+    """Return the error for a response that does not exist, or no longer."""
     error = InvalidRequestError(
         f"there is no response {show(response_id)} here: it was deleted, not stored, or given up"
         " for newer ones",

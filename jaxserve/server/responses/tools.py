@@ -1,6 +1,6 @@
-"""The tools of /v1/responses, and the tools of a chat that they are.
+"""Tools of /v1/responses, and their conversion to the tools of a chat.
 
-A tool of a namespace has the namespace's name before its own in the chat.
+In the chat, the name of a tool in a namespace is prefixed with that of the namespace.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ TOOL_HINTS = Unread(ignored=frozenset({"defer_loading"}))
 
 
 class FunctionTool(Function):
-    """A function that the model may call; all are sent to it, whatever `defer_loading` says."""
+    """A function. `defer_loading` has no effect: the model sees all functions."""
 
     unread = TOOL_HINTS
 
@@ -34,12 +34,12 @@ class FunctionTool(Function):
 
     @property
     def function(self) -> Function:
-        """The function itself."""
+        """The function of the chat."""
         return self
 
 
 class GrammarText(Grammar):
-    """Text that follows a grammar."""
+    """Text that matches a grammar."""
 
     type: Literal["grammar"]
 
@@ -51,7 +51,7 @@ type TextForm = Annotated[
 
 
 class CustomTool(TextTool):
-    """A tool that the model may call with a text."""
+    """A custom tool, whose input is text."""
 
     unread = TOOL_HINTS
 
@@ -60,7 +60,7 @@ class CustomTool(TextTool):
 
     @property
     def grammar(self) -> Grammar | None:
-        """The grammar of the text; None for any text."""
+        """Grammar of the text; None for any text."""
         return self.format if isinstance(self.format, Grammar) else None
 
 
@@ -71,7 +71,7 @@ type OwnTool = Annotated[
 
 
 class Namespace(Body):
-    """Tools under a name of their own."""
+    """Tools in a namespace."""
 
     type: Literal["namespace"]
     name: Annotated[str, Field(pattern=FUNCTION_NAME)]
@@ -90,7 +90,7 @@ type AnyTool = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a call of a chat's function is a call of."""
+    """The tool that a function of the chat stands for."""
 
     name: str
     namespace: str | None = None
@@ -98,12 +98,12 @@ class Target:
 
 
 def flat_name(name: str, namespace: str | None) -> str:
-    """Return what the function of a chat is called."""
+    """Return the name of the function in the chat."""
     return name if namespace is None else f"{namespace}__{name}"
 
 
 def _flat(tools: Iterable[AnyTool]) -> Iterable[tuple[FunctionTool | CustomTool, str | None]]:
-    """Yield the tools that the model may call, each with its namespace."""
+    """Yield the tools that the model may call, with their namespaces."""
     for tool in tools:
         match tool:
             case Namespace():
@@ -113,7 +113,7 @@ def _flat(tools: Iterable[AnyTool]) -> Iterable[tuple[FunctionTool | CustomTool,
 
 
 def targets(tools: Sequence[AnyTool]) -> dict[str, Target]:
-    """Return what the functions of the chat are, by their names there."""
+    """Return the tools that the functions of the chat stand for, by function name."""
     return {
         flat_name(tool.name, namespace): Target(tool.name, namespace, tool.type == "custom")
         for tool, namespace in _flat(tools)

@@ -1,4 +1,4 @@
-"""Writes responses: the pieces of a chat's answer become items, and these a stream's events."""
+"""Writer of responses: builds items and events from the pieces of a chat's answer."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -52,10 +52,10 @@ from jaxserve.server.schema.answers import TokenLogprob
 
 
 class ResponseWriter:
-    """Writes one response, given what is known of it before it begins.
+    """Writer of one response, which starts as `response`.
 
-    targets: what the functions of the chat are. tells_messages: whether the whole response has the
-    prompt and the answer as text and tokens. failure: why it failed in the middle.
+    targets: tools by the chat's function names. tells_messages: whether the complete response has
+    the prompt and the answer as text and tokens. failure: error that ended the stream, if any.
     """
 
     def __init__(
@@ -72,15 +72,16 @@ class ResponseWriter:
         self.response = response
         self.failure: JaxserveError | None = None
         self._num_events = 0
-        # The item that grows, its text so far, and that text's log-probabilities.
+        # The current item, its text so far, and the log-probabilities of that text.
         self._item: ItemOut | None = None
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
 
     async def events(self) -> AsyncGenerator[list[Event]]:
-        """Yield the events of each step; the last one tells how the response ended.
+        """Yield the events of each step; the last event tells how the response ended.
 
-        Raises what goes wrong before the first event; after it, the response itself says so.
+        Errors before the first event are raised; later errors end the response with
+        `response.failed`.
         """
         try:
             async with aclosing(self._answer.pieces()) as steps:
@@ -144,17 +145,17 @@ class ResponseWriter:
                     self.response.incomplete_details = IncompleteDetails("max_output_tokens")
                 is_whole = reason != "length"
                 if isinstance(self._item, FunctionCallOut | CustomToolCallOut):
-                    # An answer may end within a call by itself, and be cut behind one.
+                    # An answer may end inside a call, or be truncated after one.
                     is_whole = is_object("".join(self._texts))
                 return self._close("completed" if is_whole else "incomplete")
 
     def _id(self, kind: str) -> str:
-        """Return the id of an item of a type that comes after the one that grows."""
+        """Return the id of a new item after the current one."""
         index = len(self.response.output) + (self._item is not None)
         return item_id(kind, self.response.id, index)
 
     def _call(self, call_id: str, target: Target) -> FunctionCallOut | CustomToolCallOut:
-        """Return the item of a call, as its tool was declared."""
+        """Return the item of a call, as a function or a custom tool."""
         namespace = UNSET if target.namespace is None else target.namespace
         if target.is_custom:
             return CustomToolCallOut(
@@ -168,7 +169,7 @@ class ResponseWriter:
         )
 
     def _open(self, item: ItemOut) -> list[Event]:
-        """Begin an item, unless one of its kind grows already."""
+        """Begin an item, unless the current one has the same kind."""
         if type(item) is type(self._item):
             return []
         events = self._close("completed")
@@ -182,7 +183,7 @@ class ResponseWriter:
         return events
 
     def _add(self, text: str, logprobs: list[TokenLogprob] | None = None) -> list[Event]:
-        """Let the item grow."""
+        """Add to the current item."""
         item, index = self._item, len(self.response.output)
         self._texts.append(text)
         self._logprobs += logprobs or ()
@@ -199,14 +200,14 @@ class ResponseWriter:
             case FunctionCallOut():
                 event = ArgumentsDelta(item_id=item.id, output_index=index, delta=text)
             case CustomToolCallOut():
-                # What the arguments mean is told when they are whole.
+                # The text of a custom tool is known once the arguments are complete.
                 return []
             case None:
                 raise AssertionError("nothing grows")
         return [self._count(event)]
 
     def _close(self, status: str) -> list[Event]:
-        """End the item that grows, if there is one."""
+        """End the current item, if there is one."""
         item, index = self._item, len(self.response.output)
         if item is None:
             return []
@@ -246,20 +247,20 @@ class ResponseWriter:
         return [self._count(event) for event in events]
 
     def _count[E: Event](self, event: E) -> E:
-        """Give an event its number."""
+        """Set an event's sequence number."""
         event.sequence_number = self._num_events
         self._num_events += 1
         return event
 
 
 def response_error(error: Exception) -> ResponseError:
-    """Return what a response that has begun says of an error, by one of OpenAI's codes."""
+    """Return the error of a response that has started, with one of OpenAI's codes."""
     code = "invalid_prompt" if isinstance(error, InvalidRequestError) else "server_error"
     return ResponseError(code, describe(error)[1].message)
 
 
 def _part_of(item: ItemOut) -> OutputText | ReasoningText | None:
-    """Return the part that an item begins with, empty."""
+    """Return an empty part for a new item."""
     match item:
         case MessageOut():
             return OutputText()
