@@ -88,7 +88,7 @@ class GroupedQuery:
         )
 
     @property
-    def cache(self) -> LayerCache:
+    def cache(self) -> LayerCache | Shared:
         """See Mixer."""
         if self.sliding_window is None:
             return Paged(kv_heads=self.kv_heads, head_dim=self.head_dim)

@@ -10,6 +10,7 @@ Dispatching nnx objects takes milliseconds, dispatching a dict does not.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -46,6 +47,13 @@ class Block(nnx.Module):
         self, x: Float[Array, "tokens embed"], cache: Cache, context: ForwardContext[Cache]
     ) -> tuple[Float[Array, "tokens embed"], Cache]:
         """Return the residual stream after this layer, and the layer's cache."""
+        x, cache = self.added(x, cache, context)
+        return context.tap("out", x), cache
+
+    def added[Cache](
+        self, x: Float[Array, "tokens embed"], cache: Cache, context: ForwardContext[Cache]
+    ) -> tuple[Float[Array, "tokens embed"], Cache]:
+        """Return `x` with the outputs of mixer and feed-forward added, and the layer's cache."""
         with jax.named_scope("attention"):
             inner = _through(self.attention_norm, x)
             out, cache = self.attention(inner, cache, context.under("attention"))
@@ -55,7 +63,7 @@ class Block(nnx.Module):
             out = self.mlp(_through(self.mlp_norm, x), context.under("mlp"))
             out = context.tap("mlp.out", _through(self.mlp_post_norm, out))
             x = x + _times(out, self.residual_multiplier)
-        return context.tap("out", x), cache
+        return x, cache
 
 
 class Decoder(nnx.Module):
@@ -124,12 +132,23 @@ class Decoder(nnx.Module):
         if self.positions is not None:
             x += self.positions[...][positions]
         x = context.tap("embedding", x)
+        inputs = self.layer_inputs(token_ids, x, rows)
         after: list[Cache] = []
         for i, (layer, before) in enumerate(zip(self.layers, caches, strict=True)):
+            own = context if inputs is None else replace(context, layer_input=inputs[i])
             with jax.named_scope(f"layer_{i}"):
-                x, cache = layer(x, before, context.under(f"layers.{i}"))
+                x, cache = layer(x, before, own.under(f"layers.{i}"))
             after.append(cache)
         return context.tap("final_norm", self.final_norm(x)), tuple(after)
+
+    def layer_inputs(
+        self,
+        token_ids: Int[Array, " tokens"],  # noqa: ARG002
+        x: Float[Array, "tokens embed"],  # noqa: ARG002
+        rows: Rows,  # noqa: ARG002
+    ) -> Float[Array, "layers tokens width"] | None:
+        """Return an input for each layer besides the residual stream `x`; here there is none."""
+        return None
 
     def logits(
         self, hidden: Float[Array, "rows embed"], rows: Rows = ALL_ROWS

@@ -1,6 +1,6 @@
 """State shared by the layers of one forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import Array, Int
@@ -20,7 +20,9 @@ class ForwardContext[Cache]:
 
     positions: int32[tokens]. attend: attention over the caches. rows: live tokens and their
     adapters. rope_length: length for dynamic RoPE. observer: the caller's tap, or None. prefix:
-    prefix of the names passed to it.
+    prefix of the names passed to it. layer_input: input of the layer besides the residual stream,
+    in families that have one. kept: activations that layers keep for later ones, by keys of the
+    family's own.
     """
 
     positions: Int[Array, " tokens"]
@@ -29,6 +31,8 @@ class ForwardContext[Cache]:
     rope_length: int
     observer: Tap | None = None
     prefix: str = ""
+    layer_input: Array | None = None
+    kept: dict[Hashable, tuple[Array, ...]] = field(default_factory=dict)
     _tables: dict[tuple[Rope, int], RopeTable] = field(default_factory=dict)
 
     def rotation(self, rope: Rope, head_dim: int) -> RopeTable:

@@ -33,12 +33,12 @@ class Modules:
     hidden_act: value that `config.json` must have for this feed-forward.
     """
 
-    block: Callable[[DecoderConfig, LayerConfig], Any] = Block
-    attention: Callable[[DecoderConfig, GroupedQuery], Any] = Attention
-    feed_forward: Callable[[DecoderConfig, Dense], Any] = MLP
+    block: Callable[[Any, LayerConfig], Any] = Block
+    attention: Callable[[Any, Any], Any] = Attention
+    feed_forward: Callable[[Any, Dense], Any] = MLP
     norm: Norm = RMSNorm
     final_norm: Norm = RMSNorm
-    architecture: Callable[[DecoderConfig], Any] = Decoder
+    architecture: Callable[[Any], Any] = Decoder
     hidden_act: str = "silu"
 
 

@@ -34,6 +34,18 @@ class OffsetRMSNorm(nnx.Module):
         return rms_norm(x, 1 + self.weight[...].astype(jnp.float32), eps=self.eps)
 
 
+class UnscaledRMSNorm(nnx.Module):
+    """Root mean square normalization without parameters."""
+
+    def __init__(self, eps: float) -> None:
+        """Set the epsilon."""
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Return `x`, normalized along its last dimension."""
+        return rms_norm(x, jnp.ones(x.shape[-1]), eps=self.eps)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation (Ba et al., 2016, arXiv:1607.06450)."""
 

@@ -1,0 +1,32 @@
+"""Descriptions of Gemma 4's model and attention."""
+
+from dataclasses import dataclass
+
+from jaxserve.api.caches import LayerCache, Shared
+from jaxserve.models.config import DecoderConfig, GroupedQuery
+
+HIDDEN_ACT = "gelu_pytorch_tanh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma4Query(GroupedQuery):
+    """Grouped-query attention of Gemma 4.
+
+    keys_are_values: values are the keys before their norm and rotation. shares: the layer whose
+    keys and values this one uses; None if it has its own.
+    """
+
+    keys_are_values: bool = False
+    shares: int | None = None
+
+    @property
+    def cache(self) -> LayerCache | Shared:
+        """See Mixer."""
+        return super().cache if self.shares is None else Shared(self.shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma4Config(DecoderConfig):
+    """Description of a Gemma 4 decoder. input_width: width of each layer's input; 0 means none."""
+
+    input_width: int
