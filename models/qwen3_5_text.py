@@ -10,6 +10,7 @@ from jaxserve.models.qwen_hybrid import (
     delta_tensors,
     delta_widths,
     hybrid_config,
+    shared_expert_tensors,
 )
 from jaxserve.models.weights import HfTensor, Parts, Stored, Widths, llama_tensors
 from jaxserve.quantization.layout import Path
@@ -23,12 +24,13 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
 def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter."""
     delta = delta_of(config)
-    more: Parts = {}
+    more: Parts = shared_expert_tensors()
     widths: Widths = {}
     if delta is not None:
         widths = delta_widths(delta)
         qkv, rows = "linear_attn.in_proj_qkv.weight", "key_heads qkvz, embed"
         more = {
+            **more,
             **delta_tensors(delta),
             "attention.qkvz": [
                 *(Stored(qkv, rows, cut) for cut in conv_cuts(delta)),

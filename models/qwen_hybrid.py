@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jaxserve.errors import CheckpointError
-from jaxserve.models.config import DecoderConfig
+from jaxserve.models.config import DecoderConfig, Dense
 from jaxserve.models.gated_delta import GatedDelta
 from jaxserve.models.hf_config import (
     Modules,
@@ -11,8 +11,11 @@ from jaxserve.models.hf_config import (
     read_layer_types,
     with_mixers,
 )
+from jaxserve.models.hf_moe import expert_tensors, read_routing, with_experts
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import FULL
+from jaxserve.models.mlp import MLP
+from jaxserve.models.moe import MixtureOfExperts
 from jaxserve.models.multimodal import without_parts
 from jaxserve.models.norm import OffsetRMSNorm
 from jaxserve.models.weights import Cut, Parts, Stored, Widths
@@ -50,6 +53,39 @@ def hybrid_config(reader: HfConfig, *, kv_heads: int) -> DecoderConfig:
     )
     # Layers that predict several tokens at once are not served.
     return without_parts(replace(config, layers=layers), "mtp")
+
+
+def shared_experts(reader: HfConfig, config: DecoderConfig, *, renormalize: bool) -> DecoderConfig:
+    """Return the model with experts, and one shared expert behind a gate, in its layers.
+
+    renormalize: see Routing. mlp_only_layers and decoder_sparse_step leave layers dense.
+    """
+    routing = read_routing(reader, num_experts="num_experts", renormalize=renormalize)
+    experts = MixtureOfExperts(
+        routing=routing,
+        embed=config.embed,
+        ffw=reader.integer("moe_intermediate_size"),
+        shared=Dense(module=MLP, ffw=reader.integer("shared_expert_intermediate_size")),
+        shared_gate=True,
+    )
+    step = reader.integer("decoder_sparse_step", default=1)
+    dense_layers = set(reader.integers("mlp_only_layers") or ())
+    dense_layers |= {i for i in range(config.num_layers) if (i + 1) % step}
+    return with_experts(config, experts, dense_layers=dense_layers)
+
+
+def shared_expert_tensors() -> Parts:
+    """Return the tensors of experts and of the shared one, which has a gate."""
+    shared = "mlp.shared_expert"
+    return {
+        **expert_tensors(),
+        "mlp.shared.gate_up": [
+            (f"{shared}.gate_proj.weight", "gate_up ffw, embed"),
+            (f"{shared}.up_proj.weight", "gate_up ffw, embed"),
+        ],
+        "mlp.shared.down": [(f"{shared}.down_proj.weight", "embed, ffw")],
+        "mlp.shared_gate": [("mlp.shared_expert_gate.weight", ",embed")],
+    }
 
 
 def _delta(reader: HfConfig) -> GatedDelta:

@@ -55,7 +55,7 @@ def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path
         ("mistral3", "text_config", None),
         ("mixtral", "num_experts_per_tok", 7),
         ("mixtral", "num_local_experts", 0),
-        ("qwen3_next", "num_experts", 8),
+        ("qwen3_5_moe_text", "num_experts_per_tok", 7),
         ("qwen3_next", "linear_num_value_heads", 3),
         ("qwen3_5_text", "layer_types", ["sliding_attention"] * 3),
         ("phi3", "rope_scaling", {"type": "longrope", "long_factor": [1.0]}),

@@ -32,6 +32,22 @@ def _qwen(model_type: str, architecture: str, **keys: object) -> HfConfig:
 
 _QWEN3_NEXT = ("qwen3_next", "Qwen3NextForCausalLM")
 _QWEN3_5 = ("qwen3_5_text", "Qwen3_5ForCausalLM")
+_QWEN3_5_MOE = ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM")
+_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 20,
+}
+_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+    "patch_size": 4,
+}
 
 FAMILIES: dict[str, dict[str, HfConfig]] = {
     "qwen3_next": {
@@ -43,6 +59,14 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             layer_types=["full_attention", "linear_attention"] * 2,
             linear_num_value_heads=2,
             tie_word_embeddings=True,
+        ),
+        "experts": _qwen(*_QWEN3_NEXT, **_EXPERTS, norm_topk_prob=True),
+        "dense-layers": _qwen(
+            *_QWEN3_NEXT,
+            **_EXPERTS,
+            norm_topk_prob=False,
+            mlp_only_layers=[0],
+            decoder_sparse_step=2,
         ),
     },
     "qwen3_5_text": {
@@ -67,15 +91,18 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
                     "mrope_interleaved": True,
                 },
             ),
-            "vision_config": {
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_heads": 2,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 16,
-                "patch_size": 4,
-            },
+            "vision_config": _VISION,
+        }
+    },
+    "qwen3_5_moe_text": {"default": _qwen(*_QWEN3_5_MOE, **_EXPERTS)},
+    "qwen3_5_moe": {
+        "default": {
+            "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+            "model_type": "qwen3_5_moe",
+            "tie_word_embeddings": False,
+            "torch_dtype": "float32",
+            "text_config": _qwen(*_QWEN3_5_MOE, **_EXPERTS),
+            "vision_config": _VISION,
         }
     },
 }

@@ -1,0 +1,25 @@
+"""The text part of Qwen3.5 and 3.6 with mixtures of experts (Qwen, 2026)."""
+
+from collections.abc import Mapping
+
+from jaxserve.models.config import DecoderConfig
+from jaxserve.models.hf_reader import HfConfig
+from jaxserve.models.qwen3_5_text import hf_tensors
+from jaxserve.models.qwen_hybrid import hybrid_config, shared_experts
+
+__all__ = ["config_from_hf", "hf_tensors"]
+
+_DEFAULTS = {
+    # Of dense layers, which these models do not have.
+    "intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+
+
+def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
+    """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
+    reader = HfConfig(hf, defaults=_DEFAULTS)
+    return shared_experts(reader, hybrid_config(reader, kv_heads=2), renormalize=True)
