@@ -53,6 +53,7 @@ class Admission:
                 sequence.num_cached_tokens = sequence.num_cached
                 self._totals.prefix_queries += sequence.num_prompt
                 self._totals.prefix_hits += sequence.num_cached
+                self._totals.prefix_stateless += self._memory.num_stateless(hit)
 
     def _nearest_to_cache(self, first: Sequence, hit: PrefixHit) -> tuple[Sequence, PrefixHit]:
         """Return the sequence to start in place of the first in the queue, and its prefix hit.

@@ -66,6 +66,10 @@ class Holding(ABC):
         del page
         return True
 
+    def plan_checkpoint(self, stop: int) -> None:
+        """Let other sequences start after `stop` tokens, if only some positions allow that."""
+        del stop
+
     @abstractmethod
     def register(self, digests: Sequence[bytes], first: int, stop: int) -> None:
         """Add the computed pages with indices [first, stop) to the prefix cache."""

@@ -29,11 +29,13 @@ class PrefixHit:
     """Longest cached prefix of a sequence that all groups accept.
 
     num_pages: its length in pages. shared: for each group, the cached pages that the sequence
-    needs to start after it.
+    needs to start after it. num_matched: its length in pages if a sequence could start from any
+    page, without a state.
     """
 
     num_pages: int
     shared: tuple[list[int], ...]
+    num_matched: int
 
 
 class KVMemory:
@@ -64,6 +66,7 @@ class KVMemory:
         ]
         self._num_token_groups = sum(each.holds_tokens for each in self._groups)
         self._sparse = [group for group, each in enumerate(self._groups) if each.is_sparse]
+        self._dense = [each for each in self._groups if not each.is_sparse]
         self._pending = PendingPrefixes(is_sparse=bool(self._sparse))
         self._longest = self._longest_sequence()
         self._members = [
@@ -118,7 +121,7 @@ class KVMemory:
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
         if num_prompt + (max_tokens or 1) > self._longest:
             wanted = "" if max_tokens is None else f" and max_tokens={max_tokens}"
-            num_pages = self._pools[0].num_pages
+            num_pages = self._token_pools[0].num_pages
             raise InvalidRequestError(
                 f"the KV cache has {num_pages} pages of {self._page_size} tokens, but the prompt"
                 f" has {num_prompt} tokens{wanted}: one sequence can have at most {self._longest}",
@@ -150,28 +153,30 @@ class KVMemory:
         The digest is that of the last page worth waiting for, or None.
         """
         if not sequence.reads_cache:
-            return self._hit(sequence, 0), None
+            return self._hit(sequence, 0, 0), None
         # At least one token must be computed, to get logits to sample from.
         limit = (sequence.length - 1) // self._page_size
         sequence.extend_digests(limit, page_size=self._page_size)
         digests = sequence.digests
-        count, num_accepting, number = limit, 0, 0
-        while num_accepting < len(self._groups):
-            accepted = self._groups[number].longest(digests, count)
-            num_accepting = num_accepting + 1 if accepted == count else 1
-            count = accepted
-            number = (number + 1) % len(self._groups)
+        matched = count = _longest(self._dense, digests, limit)
+        if self._sparse:
+            count = _longest(self._groups, digests, matched)
         missing = islice(digests, count, limit)
-        return self._hit(sequence, count), self._pending.find(missing, order=sequence.order)
+        hit = self._hit(sequence, count, matched if self._dense else count)
+        return hit, self._pending.find(missing, order=sequence.order)
 
-    def _hit(self, sequence: Sequence, count: int) -> PrefixHit:
+    def _hit(self, sequence: Sequence, count: int, matched: int) -> PrefixHit:
         shared = tuple([group.shared(sequence.digests, count) for group in self._groups])
-        return PrefixHit(count, shared)
+        return PrefixHit(count, shared, matched)
+
+    def num_stateless(self, hit: PrefixHit) -> int:
+        """Return the cached tokens that a sequence cannot start after, for want of a state."""
+        return (hit.num_matched - hit.num_pages) * self._page_size
 
     def finds_more(self, sequence: Sequence, num_pages: int) -> bool:
         """Whether `find` would probably return a hit of more than `num_pages` pages.
 
-        Cheaper than `find`: looks up one page of the first group.
+        Cheaper than `find`: looks up one page of one group.
         """
         if not sequence.reads_cache:
             return False
@@ -179,7 +184,8 @@ class KVMemory:
         sequence.extend_digests(limit, page_size=self._page_size)
         # The tail of a prefix is evicted before its head, so one lookup is enough.
         digests = sequence.digests
-        return num_pages < limit and self._groups[0].page_of(digests[num_pages]) is not None
+        group = self._dense[0] if self._dense else self._groups[0]
+        return num_pages < limit and group.page_of(digests[num_pages]) is not None
 
     def has_room(self, sequence: Sequence, hit: PrefixHit) -> bool:
         """Whether there are enough free pages for a sequence to start from a prefix hit."""
@@ -211,6 +217,11 @@ class KVMemory:
         ]
         self._num_written += sequence.num_cached
         if leaves:
+            if hit.num_matched > hit.num_pages:
+                # A third sequence that shares this prefix can start where the second leaves it.
+                for group in self._sparse:
+                    branch = hit.num_matched * self._page_size
+                    sequence.holdings[group].plan_checkpoint(branch)
             num_full = sequence.length // self._page_size
             sequence.extend_digests(num_full, page_size=self._page_size)
             pages: Iterable[int] = range(hit.num_pages, num_full)
@@ -327,3 +338,14 @@ class KVMemory:
             assert manager.num_begun == begun, "pages are miscounted"
         num_written = sum(sequence.num_scheduled for sequence in running)
         assert self._num_written == num_written, "written tokens are miscounted"
+
+
+def _longest(groups: list[GroupManager], digests: list[bytes], limit: int) -> int:
+    """Return the length in pages, at most `limit`, of the longest prefix that all groups accept."""
+    count, num_accepting, number = limit, 0, 0
+    while num_accepting < len(groups):
+        accepted = groups[number].longest(digests, count)
+        num_accepting = num_accepting + 1 if accepted == count else 1
+        count = accepted
+        number = (number + 1) % len(groups)
+    return count

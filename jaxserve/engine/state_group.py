@@ -57,15 +57,31 @@ class StateHolding(Holding):
 
     After a step that ends at a checkpoint, the next step reads that step's page and writes a new
     one. So a checkpoint takes a page but no copy. Without a free page, it is skipped.
+
+    Checkpoints are at the end of the prompt, where the prompt leaves others that share its pages,
+    and at regular intervals. A sequence that decodes also has one at the end of its last full
+    page, which replaces the one before, so that a next turn can start from its answer.
     """
 
-    __slots__ = ("_earlier", "_last", "_manager", "_page", "_read", "_sent", "num_reserved")
+    __slots__ = (
+        "_earlier",
+        "_latest",
+        "_manager",
+        "_page",
+        "_planned",
+        "_read",
+        "_sent",
+        "num_reserved",
+    )
 
     def __init__(
         self, manager: StateManager, start: int, shared: list[int], *, last_checkpoint: int | None
     ) -> None:
         self._manager = manager
-        self._last = last_checkpoint
+        # Planned checkpoints, ascending, beside the regular ones; none if there are none at all.
+        self._planned = () if last_checkpoint is None else (last_checkpoint,)
+        # Digest and page of the last checkpoint of the answer.
+        self._latest: tuple[bytes, int] | None = None
         # (number of tokens, page with the state after them)
         self._earlier = [(start, page) for page in shared]
         self._read = shared[0] if shared else NULL_PAGE
@@ -95,15 +111,29 @@ class StateHolding(Holding):
     @override
     def max_stop(self, start: int) -> int:
         # Stop at the next checkpoint.
-        if self._last is None:
+        if not self._planned:
             return UNBOUNDED
         regular = (start // self._manager.span + 1) * self._manager.span
-        return min(regular, self._last) if start < self._last else regular
+        return min([regular, *(stop for stop in self._planned if stop > start)])
 
     @override
     def leaves_start(self, page: int) -> bool:
-        stop = (page + 1) * self._manager.page_size
-        return self._last is not None and (stop % self._manager.span == 0 or stop == self._last)
+        return bool(self._planned) and self._stays((page + 1) * self._manager.page_size)
+
+    @override
+    def plan_checkpoint(self, stop: int) -> None:
+        self._planned = tuple(sorted({*self._planned, stop}))
+
+    def _stays(self, stop: int) -> bool:
+        """Whether the checkpoint after `stop` tokens is not replaced by later ones."""
+        return stop % self._manager.span == 0 or stop in self._planned
+
+    def _next_checkpoint(self, stop: int) -> int:
+        """Return the position of the next checkpoint of a sequence that decodes."""
+        if not self._planned or stop < self._planned[-1]:
+            return self.max_stop(stop)
+        # Regular checkpoints are at the ends of pages, too.
+        return (stop // self._manager.page_size + 1) * self._manager.page_size
 
     @override
     def extend(self, start: int, stop: int, table: list[TableWrite]) -> int:
@@ -117,12 +147,13 @@ class StateHolding(Holding):
             table.append(write)
             self._sent = write
         self._read = self._page
-        if stop == self.max_stop(start) and pool.can_allocate(1):
+        # Forced tokens may pass the end of a page without a checkpoint.
+        if stop in {self.max_stop(start), self._next_checkpoint(start)} and pool.can_allocate(1):
             self._earlier.append((stop, self._page))
             (self._page,) = pool.allocate(1)
         if write.pages != (self._read, self._page):
             return stop  # the next row needs new columns
-        return max(stop, self.max_stop(stop) - 1)
+        return max(stop, self._next_checkpoint(stop) - 1)
 
     @override
     def register(self, digests: Sequence[bytes], first: int, stop: int) -> None:
@@ -130,6 +161,14 @@ class StateHolding(Holding):
             index = length // self._manager.page_size - 1
             if first <= index < stop:
                 self._manager.register(digests[index], page)
+                if not self._stays(length):
+                    self._replace_latest(digests[index], page)
+
+    def _replace_latest(self, digest: bytes, page: int) -> None:
+        """Remove the last checkpoint of the answer from the prefix cache, and note the new one."""
+        if self._latest is not None and self._manager.page_of(self._latest[0]) == self._latest[1]:
+            self._manager.unregister(self._latest[:1])
+        self._latest = (digest, page)
 
     @override
     def release(self, num_computed: int, length: int, table: list[TableWrite]) -> int:

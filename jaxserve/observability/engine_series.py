@@ -103,6 +103,11 @@ class _LoadSeries:
         self._prefix_hits = make.counter(
             "prefix_cache_hits", "Prompt tokens found in the prefix cache."
         )
+        self._prefix_stateless = make.own_counter(
+            "prefix_cache_stateless_tokens",
+            "Prompt tokens computed again although their KV pages are cached, because no recurrent"
+            " state was kept after them.",
+        )
         self._kv_slots = make.own_counter(
             "kv_slots", "Token slots of the KV pages in use, summed over steps."
         )
@@ -146,6 +151,7 @@ class _LoadSeries:
             self._prefix_queries.inc(stats.prefix_queries)
             self._prefix_hits.inc(stats.prefix_hits)
             self._cached_tokens.inc(stats.prefix_hits)
+            self._prefix_stateless.inc(stats.prefix_stateless)
         self._kv_slots.inc(stats.num_kv_slots)
         self._empty_kv_slots.inc(stats.num_empty_kv_slots)
         self._released_pages.inc(stats.num_released_pages)

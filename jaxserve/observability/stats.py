@@ -17,6 +17,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     num_deferred: waiting sequences that wait for a prefix computed by another one.
     num_reused_tokens: prompt tokens that were in the prefix cache.
     prefix_queries, prefix_hits: prompt tokens looked up and found in the prefix cache.
+    prefix_stateless: prompt tokens whose KV pages were found, but no recurrent state after them.
     num_kv_slots, num_empty_kv_slots: all and empty token slots of the pages in use, summed over
     steps; their ratio is the wasted KV memory.
     num_released_pages: pages released behind a sliding window.
@@ -35,6 +36,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
     num_generated_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    prefix_stateless: int = 0
     num_preemptions: int = 0
     num_kv_slots: int = 0
     num_empty_kv_slots: int = 0
@@ -63,6 +65,7 @@ class StepStats(Struct, frozen=True, kw_only=True, gc=False):
             num_generated_tokens=self.num_generated_tokens - before.num_generated_tokens,
             prefix_queries=self.prefix_queries - before.prefix_queries,
             prefix_hits=self.prefix_hits - before.prefix_hits,
+            prefix_stateless=self.prefix_stateless - before.prefix_stateless,
             num_preemptions=self.num_preemptions - before.num_preemptions,
             num_kv_slots=self.num_kv_slots - before.num_kv_slots,
             num_empty_kv_slots=self.num_empty_kv_slots - before.num_empty_kv_slots,
@@ -81,6 +84,7 @@ class Totals(Struct, gc=False):
     num_generated_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    prefix_stateless: int = 0
     num_preemptions: int = 0
     num_kv_slots: int = 0
     num_empty_kv_slots: int = 0

@@ -253,9 +253,9 @@ def test_every_turn_of_a_chat_starts_from_a_checkpoint(hybrid: LoadedModel) -> N
     num_before = 1
     for number in range(4):
         found = serve(engine, [request(str(number), turn, max_tokens=9)])[str(number), 0]
-        # All of the last turn's prompt but its last, incomplete page.
+        # All of the last turn, its answer included, but its last, incomplete page.
         assert found.num_cached_tokens == (num_before - 1) // PAGE_SIZE * PAGE_SIZE
-        num_before = len(turn)
+        num_before = len(turn) + len(found.token_ids)
         turns.append((turn, found.token_ids))
         turn = [*turn, *found.token_ids, *prompt(7, seed=number)]
     # Afterwards, since all engines use the same pages of the device.

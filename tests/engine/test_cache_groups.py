@@ -165,7 +165,7 @@ def test_checkpoints_are_made_at_intervals_of_prompt_and_answer() -> None:
     turn = (*LONG[:20], *world.output("a"))
     world.run(request("b", (*LONG[:18], 1, 2, 3)))
     world.run(request("c", (*turn, 1, 2, 3)))
-    assert (world.cached("b"), world.cached("c")) == (16, 48)
+    assert (world.cached("b"), world.cached("c")) == (16, 56)
     assert world.output("c") == world.expected("c")
 
 
@@ -185,3 +185,44 @@ def test_without_room_for_checkpoints_nothing_is_found_and_all_finish() -> None:
     world.run()
     for name in "abcd":
         assert world.output(name) == world.expected(name)
+
+
+def test_every_turn_of_a_chat_starts_from_the_answer_before() -> None:
+    world = World(num_pages=200, page_size=4, max_model_len=300, layers=[STATE, PAGED])
+    turn, num_known = LONG[:9], 0
+    for number in range(10):
+        world.run(request(str(number), turn, max_tokens=10, ignore_eos=True))
+        assert world.output(str(number)) == world.expected(str(number))
+        if number:
+            # All full pages of the last turn, whose last token has not been computed.
+            assert world.cached(str(number)) == num_known // 4 * 4
+        turn = (*turn, *world.output(str(number)))
+        num_known = len(turn) - 1
+        turn = (*turn, *LONG[number : number + 3])
+
+
+def test_an_answer_keeps_one_checkpoint() -> None:
+    world = World(
+        num_pages=200,
+        page_size=4,
+        max_model_len=300,
+        checkpoint_interval=100,
+        layers=[STATE, PAGED],
+    )
+    turn = LONG[:9]
+    world.run(request("a", turn, max_tokens=40, ignore_eos=True))
+    answer = world.output("a")
+    world.run(request("b", (*turn, *answer[:20], 1, 2, 3, 4)))
+    assert world.cached("b") == 8
+    world.run(request("c", (*turn, *answer, 1, 2, 3, 4)))
+    assert world.cached("c") == 48
+
+
+def test_the_third_of_prompts_with_one_beginning_starts_after_it() -> None:
+    world = World(num_pages=100, page_size=4, checkpoint_interval=100, layers=[STATE, PAGED])
+    for name, own in (("a", 1), ("b", 2), ("c", 3)):
+        world.run(request(name, (*LONG[:22], own, own, own), max_tokens=1))
+    assert [world.cached(name) for name in "abc"] == [0, 0, 20]
+    # The second found pages, but no state after them.
+    assert world.engine.stats().prefix_stateless == 20
+    assert world.output("c") == world.expected("c")

@@ -77,6 +77,7 @@ def test_vllms_series_are_there_before_the_first_request(name: str) -> None:
         "device_gap_seconds_total",
         "empty_kv_slots_total",
         "kv_pages_released_total",
+        "prefix_cache_stateless_tokens_total",
         "kv_slots_total",
         "step_device_seconds_total",
         "step_padding_tokens_total",
