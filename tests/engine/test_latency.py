@@ -5,17 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.scheduling import (
-    LARGE_ON_GPU,
-    SMALL_ON_CPU,
-    Device,
-    Traffic,
-    kv_waste,
-    long_prompt,
-    make_scheduler,
-    quantile,
-    simulate,
-)
+from benchmarks.scheduling import Traffic, kv_waste, long_prompt, make_scheduler
+from benchmarks.virtual_device import LARGE_ON_GPU, SMALL_ON_CPU, Device, quantile, simulate
 from jaxserve.api.engine_config import WorkModel
 
 DEVICES = pytest.mark.parametrize("device", [LARGE_ON_GPU, SMALL_ON_CPU], ids=lambda d: d.name)

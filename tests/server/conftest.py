@@ -1,10 +1,12 @@
-"""One server for all tests that leave it as they found it."""
+"""Servers shared by the tests that leave them as they were."""
 
 from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
 
+from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from tests.server.pooling import LABELS, WIDTH, served
 from tests.server.world import World
 
 
@@ -18,3 +20,17 @@ def world() -> Iterator[World]:
 def http(world: World) -> Iterator[TestClient]:
     with world.http() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[TestClient]:
+    yield from served(PoolingModel(type=PoolingType.LAST, width=WIDTH))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[TestClient]:
+    yield from served(
+        PoolingModel(
+            type=PoolingType.LAST, width=WIDTH, labels=LABELS, activation=Activation.SOFTMAX
+        )
+    )

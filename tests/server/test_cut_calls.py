@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from jaxserve.chat import tool_parsers
 from tests.chat.answers import ANSWERS, form_of
-from tests.server.test_tools import LENGTH
+from tests.server.tools import LENGTH
 from tests.server.world import World, events
 
 ASK = "Is it warm in Oslo?"

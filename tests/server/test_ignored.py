@@ -20,18 +20,22 @@ from jaxserve.observability.ignored_fields import MAX_UNKNOWN, OTHER, IgnoredLog
 from jaxserve.offline.prompts import ChatOptions, PromptReader
 from jaxserve.server import ServerConfig
 from jaxserve.server.chat.schema import ChatBody
+from tests.server.ignored import (
+    CHAT,
+    FUNCTION,
+    HEADER,
+    MESSAGES,
+    PART,
+    RESPONSES,
+    TEXT,
+    TOP,
+    TURNS,
+    names_of,
+)
 from tests.server.test_metrics import scrape
 from tests.server.world import World, tokenizer
 
-HEADER = "x-jaxserve-ignored"
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-TOP = {f"extra_{index}": index for index in range(7)}
-PART = {"type": "text", "text": "hello", "x_part": {"deep": [1]}}
-TURNS = [{"role": "user", "content": [PART], "x_turn": 1}]
-FUNCTION = {"name": "f", "parameters": {"type": "object", "x-own": 1}, "x_function": True}
 POOLED = {"input": "hello", **TOP}
-
 # path, body with ten unknown fields, and the names of those that are not at the top
 GENERATE: dict[str, tuple[dict[str, Any], list[str]]] = {
     CHAT: (
@@ -112,17 +116,6 @@ POOL: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def embedder() -> Iterator[TestClient]:
-    with World(pooling=PoolingModel(type=PoolingType.LAST, width=8)) as world, world.http() as http:
-        yield http
-
-
-def names_of(answer: Any) -> list[str]:
-    header = answer.headers.get(HEADER)
-    return header.split(", ") if header else []
-
-
 @pytest.mark.parametrize("path", GENERATE)
 def test_unknown_fields_are_accepted_and_told(http: TestClient, path: str) -> None:
     body, inner = GENERATE[path]
@@ -173,117 +166,6 @@ def test_unknown_fields_change_no_prompt(http: TestClient) -> None:
 def test_a_request_without_such_fields_has_no_header(http: TestClient) -> None:
     body = {"prompt": "hello", "max_tokens": 2, "nothing": None, "modalities": ["text"]}
     assert HEADER not in http.post(TEXT, json=body).headers
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_hints_are_told_too(http: TestClient, stream: bool) -> None:
-    part = {"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}
-    answered = {"role": "assistant", "content": "yes", "annotations": [], "reasoning_details": [1]}
-    body = {"messages": [{"role": "user", "content": [part, part]}, answered, TURNS[0]]}
-    answer = http.post(CHAT, json={**body, "max_tokens": 2, "user": "me", "stream": stream})
-    assert names_of(answer) == [
-        "messages[].content[].cache_control",
-        "messages[].annotations",
-        "messages[].reasoning_details",
-        "messages[].content[].x_part",
-        "messages[].x_turn",
-        "user",
-    ]
-
-
-HINTS: list[tuple[str, dict[str, Any], list[str]]] = [
-    (
-        RESPONSES,
-        {
-            "input": [
-                {"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}]}
-                | {"encrypted_content": "a", "id": "rs_1"},
-                {"role": "assistant", "phase": "commentary", "id": "msg_1", "status": "completed"}
-                | {"content": [{"type": "output_text", "text": "a", "annotations": [{}]}]},
-                {"role": "user", "content": "b"},
-            ],
-            "text": {"verbosity": "low"},
-            "reasoning": {"summary": "auto", "generate_summary": "auto"},
-            "include": ["reasoning.encrypted_content"],
-            "user": "me",
-            "safety_identifier": "me",
-            "prompt_cache_key": "me",
-            "max_tool_calls": 3,
-            "client_metadata": {"a": "b"},
-        },
-        [
-            "client_metadata",
-            "include[].reasoning.encrypted_content",
-            "input[].content[].annotations",
-            "input[].encrypted_content",
-            "input[].phase",
-            "input[].summary",
-            "max_tool_calls",
-            "prompt_cache_key",
-            "reasoning.generate_summary",
-            "reasoning.summary",
-            "safety_identifier",
-            "text.verbosity",
-            "user",
-        ],
-    ),
-    (
-        MESSAGES,
-        {
-            "model": "alias",
-            "max_tokens": 300,
-            "thinking": {"type": "enabled", "budget_tokens": 200, "display": "omitted"},
-            "cache_control": {"type": "ephemeral"},
-            "output_config": {"task_budget": {"type": "tokens", "total": 1000}},
-            "messages": [
-                {"role": "user", "content": "a"},
-                {
-                    "role": "assistant",
-                    "content": [
-                        {"type": "thinking", "thinking": "b", "signature": "sig"},
-                        {"type": "redacted_thinking", "data": "c"},
-                        {"type": "text", "text": "d", "citations": []},
-                        {"type": "tool_use", "id": "t", "name": "f", "input": {}, "caller": {}},
-                    ],
-                },
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "tool_result", "tool_use_id": "t", "content": "e"}
-                        | {"is_error": True, "cache_control": {"type": "ephemeral"}}
-                    ],
-                },
-            ],
-        },
-        [
-            "cache_control",
-            "messages[].content[].cache_control",
-            "messages[].content[].caller",
-            "messages[].content[].citations",
-            "messages[].content[].is_error",
-            "messages[].content[].redacted_thinking",
-            "messages[].content[].signature",
-            "output_config.task_budget",
-            "thinking.display",
-        ],
-    ),
-    (
-        TEXT,
-        {"prompt": "a", "max_tokens": 1, "stream": True}
-        | {"stream_options": {"include_obfuscation": True}},
-        ["stream_options.include_obfuscation"],
-    ),
-    (TEXT, {"prompt": "a", "max_tokens": 1, "stream_options": {"include_obfuscation": False}}, []),
-]
-
-
-@pytest.mark.parametrize(("path", "body", "names"), HINTS)
-def test_hints_that_answers_repeat_are_told_too(
-    http: TestClient, path: str, body: dict[str, Any], names: list[str]
-) -> None:
-    answer = http.post(path, json=body if "stream" in body else {**body, "stream": True})
-    assert answer.status_code == 200, answer.text
-    assert sorted(names_of(answer)) == names
 
 
 @pytest.mark.parametrize(
@@ -407,45 +289,3 @@ def test_offline_chats_log_keys_that_nothing_reads(caplog: pytest.LogCaptureFixt
     logged = " ".join(record.getMessage() for record in caplog.records)
     assert "'messages[].x_key'" in logged
     assert "'chat_template_kwargs.x_option'" in logged
-
-
-def test_a_refusal_sent_back_is_what_the_assistant_said(http: TestClient) -> None:
-    refused = {"role": "assistant", "content": None, "refusal": "I will not"}
-    messages = [TURNS[0], refused, {"role": "user", "content": "why"}]
-    body = {"messages": messages, "max_tokens": 1, "return_prompt_text": True}
-    assert "assistant:I will not<" in http.post(CHAT, json=body).json()["prompt_text"]
-
-
-CRITIC: dict[str, Any] = {
-    "messages": [TURNS[0], {"role": "critic", "content": "no"}],
-    "max_tokens": 1,
-}
-
-
-def test_a_role_that_the_template_reads_is_in_the_prompt(http: TestClient) -> None:
-    answer = http.post(CHAT, json={**CRITIC, "return_prompt_text": True})
-    assert "<|im_start|>critic:no<|im_end|>" in answer.json()["prompt_text"]
-    assert "messages[].role" not in names_of(answer)
-
-
-def test_a_role_that_the_template_leaves_out_is_told() -> None:
-    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with World(template=template) as world, world.http() as http:
-        answer = http.post(CHAT, json=CRITIC)
-        assert answer.status_code == 200
-        assert "messages[].role" in names_of(answer)
-        assert "messages[].role" in names_of(http.post("/tokenize", json=CRITIC))
-    strict = ServerConfig(port=0, strict_fields=True)
-    plain = {"messages": [{"role": "user", "content": "hi"}, CRITIC["messages"][1]]}
-    with World(template=template, config=strict) as world, world.http() as http:
-        error = http.post(CHAT, json=plain).json()["error"]
-    assert error["param"] == "messages[1].role"
-    assert "'critic'" in error["message"]
-
-
-@pytest.mark.parametrize("role", ["", "a b", "user<|im_end|>", "x" * 65, 5])
-def test_what_is_no_role_is_refused(http: TestClient, role: object) -> None:
-    body = {"messages": [{"role": role, "content": "hi"}], "max_tokens": 1}
-    answer = http.post(CHAT, json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "messages[0].role"

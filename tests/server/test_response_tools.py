@@ -13,7 +13,8 @@ from jaxserve.frontend.tools import arguments_of, text_of
 from jaxserve.server.chat.pieces import Arguments, Call, End
 from jaxserve.server.responses.schema import ResponsesBody
 from tests.chat.answers import form_of
-from tests.server.test_responses import BODY, PATH, chat_of, parse_body, tell
+from tests.server.response_calls import BODY, PATH
+from tests.server.test_responses import chat_of, parse_body, tell
 from tests.server.world import World
 
 CLOSE = {"type": "function", "name": "close", "strict": False, "parameters": {"type": "object"}}

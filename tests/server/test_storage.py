@@ -1,29 +1,22 @@
 """Disks that are full, databases that are locked or corrupt, and clocks that jump."""
 
-import errno
-import fcntl
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from jaxserve.errors import StorageError, StorageFault
-from jaxserve.server import ServerConfig
 from jaxserve.server.batches.store import BatchStore, claimed
 from jaxserve.server.database import Database
 from jaxserve.server.responses.store import ResponseStore
+from tests.server.storage import FOREVER, config, full, locked, sample, trouble
 from tests.server.test_batches import begin, ended, line, results, serving, upload
+from tests.server.test_uploads import send
 from tests.server.world import World, wait_for
-
-FOREVER = 10 * 365 * 24 * 3600
 
 
 @pytest.fixture(autouse=True)
@@ -31,60 +24,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxserve.server.database.LOCK_TIMEOUT_S", 0.05)
     for name in ("POLL_S", "MIN_RETRY_S", "MAX_RETRY_S"):
         monkeypatch.setattr(f"jaxserve.server.batches.runner.{name}", 0.02)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a database's write lock, as another process would."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
-
-
-@contextmanager
-def full(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
-    """Let a database have no room for another row, as on a disk that is full."""
-    connect = sqlite3.connect
-
-    def limited(*args: Any, **settings: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*args, **settings)
-        connection.execute(f"PRAGMA max_page_count = {count}")
-        return connection
-
-    with closing(connect(path, isolation_level=None)) as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS filler (x BLOB)")
-        (count,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {count}")
-        for size in (2000, 100, 10):
-            with suppress(sqlite3.OperationalError):
-                while True:
-                    connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (size,))
-    with monkeypatch.context() as patch:
-        patch.setattr("sqlite3.connect", limited)
-        yield
-
-
-def trouble(http: TestClient) -> Any:
-    response = http.get("/health")
-    assert response.status_code == 200
-    return response.json().get("batches")
-
-
-def sample(http: TestClient, name: str) -> float:
-    rows = http.get("/metrics").text.splitlines()
-    return sum(float(row.split()[-1]) for row in rows if row.startswith(name))
-
-
-def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "files").iterdir())
-
-
-def config(folder: Path, **fields: Any) -> ServerConfig:
-    return ServerConfig(port=0, batch_dir=str(folder), **fields)
-
-
-# The runner
 
 
 def test_batches_go_on_after_a_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,9 +128,6 @@ def test_a_batch_that_fails_keeps_what_was_answered(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM clocks").fetchone() == (0,)
 
 
-# Clocks
-
-
 @pytest.mark.parametrize("step_s", [FOREVER, -FOREVER])
 def test_a_step_of_the_clock_expires_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
@@ -244,113 +180,6 @@ def test_a_response_in_the_making_survives_a_step_of_the_clock(
         monkeypatch.setattr("time.time", lambda: now() + FOREVER)
         assert http.get(path).json()["status"] in {"queued", "in_progress"}
         wait_for(lambda: http.get(path).json()["status"] == "incomplete")
-
-
-# Uploads
-
-
-def send(http: TestClient, content: bytes) -> Any:
-    files = {"file": ("a", BytesIO(content))}
-    return http.post("/v1/files", files=files, data={"purpose": "batch"})
-
-
-def error_of(response: Any) -> Any:
-    assert response.status_code == 507, response.text
-    assert response.headers["x-should-retry"] == "false"
-    error = response.json()["error"]
-    assert (error["type"], error["code"]) == ("server_error", "storage_full")
-    return error
-
-
-def test_an_upload_that_finds_no_room_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[str] = []
-    with (
-        World(config=config(tmp_path)) as world,
-        world.http() as http,
-        full(monkeypatch, tmp_path / "batches.sqlite"),
-    ):
-        # A page of the database has room for a few.
-        while (response := send(http, b"x" * 5000)).status_code == 200:
-            kept.append(response.json()["id"])
-            assert len(kept) < 100
-        assert error_of(response)["message"] == "the server's storage is full"
-        assert contents(tmp_path) == sorted(kept)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_disk_that_fills_up_while_a_file_is_written_is_told(tmp_path: Path, number: int) -> None:
-    store = BatchStore(tmp_path, max_bytes=10**9, max_batches=9).files
-
-    def content() -> Iterator[bytes]:
-        yield b"a"
-        raise OSError(number, "the disk says no")
-
-    with pytest.raises(StorageError) as caught:
-        store.add("", content(), filename="", purpose="batch", lifetime_s=None)
-    assert caught.value.fault is StorageFault.FULL
-    assert contents(tmp_path) == []
-
-
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from jaxserve.errors import StorageError
-from jaxserve.server.batches.store import BatchStore
-
-store = BatchStore(Path(sys.argv[1]), max_bytes=10**9, max_batches=9).files
-resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-try:
-    store.add("", [bytes(2**18)] * 8, filename="", purpose="batch", lifetime_s=None)
-except StorageError as error:
-    print(error.fault, error.message)
-"""
-
-
-def test_the_kernel_refuses_a_file_and_nothing_is_left(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "full the server's storage is full\n"
-    assert contents(tmp_path) == []
-
-
-def test_the_quota_is_looked_at_before_and_while_a_file_comes(tmp_path: Path) -> None:
-    limit = 2**21
-    with World(config=config(tmp_path, max_batch_bytes=limit)) as world, world.http() as http:
-        error = error_of(send(http, b"x" * (limit + 2**20)))
-        assert f"{limit} bytes at most" in error["message"]
-        assert contents(tmp_path) == []
-        store = world.app.state.server.files
-        read: list[int] = []
-
-        def endless() -> Iterator[bytes]:
-            while True:
-                read.append(2**20)
-                yield bytes(2**20)
-
-        with pytest.raises(StorageError, match="bytes at most"):
-            store.add("", endless(), filename="", purpose="batch", lifetime_s=None)
-        assert len(read) == 3
-        assert contents(tmp_path) == []
-
-
-def test_what_killed_processes_left_is_swept_at_once_and_nothing_else(tmp_path: Path) -> None:
-    store = BatchStore(tmp_path, max_bytes=10**9, max_batches=9).files
-    fields: dict[str, Any] = {"filename": "", "purpose": "batch", "lifetime_s": None}
-    kept = store.add("", [b"kept"], **fields)
-    (tmp_path / "files" / "file-1.part").write_bytes(b"left by an older version")
-    (tmp_path / "files" / "file-2").write_bytes(b"left")
-    with (tmp_path / "files" / "file-3").open("wb") as written:
-        fcntl.flock(written, fcntl.LOCK_EX)
-        store.sweep()
-        assert contents(tmp_path) == sorted([kept.id, "file-3"])
-    store.sweep()
-    assert contents(tmp_path) == [kept.id]
-
-
-# Requests that need the disk
 
 
 def test_a_response_that_cannot_be_kept_is_an_error_with_words(
@@ -420,9 +249,6 @@ def test_a_locked_database_can_be_read_and_not_written(tmp_path: Path) -> None:
                 assert response.json()["error"]["code"] == "storage_unavailable"
                 assert int(response.headers["retry-after"]) > 0
         assert http.get(f"/v1/files/{file}").status_code == 200
-
-
-# Starts
 
 
 def corrupt(path: Path) -> None:

@@ -33,7 +33,8 @@ from jaxserve.server import ServedModel, ServerConfig, bind, create_app
 from jaxserve.server.models import KernelChoice
 from jaxserve.server.transport.run import Server
 from jaxserve.tokenization.tokenizer import Tokenizer
-from tests.fakes import FakePendingStep, FakeRunner, Slot, solo_run
+from tests.fake_caches import Slot
+from tests.fakes import FakePendingStep, FakeRunner, solo_run
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "once upon a time there was a tale"]
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
