@@ -29,7 +29,7 @@ from jaxserve.bench.endpoint import ENDPOINTS, Endpoint, Record
 from jaxserve.bench.environment import LoadMeter
 from jaxserve.bench.http import HttpClient
 from jaxserve.bench.machine import describe_machine
-from jaxserve.bench.startup import told
+from jaxserve.bench.startup import labelled_values
 from jaxserve.bench.statistics import percentile
 from jaxserve.bench.workload import Job
 
@@ -94,10 +94,9 @@ async def measure(args: argparse.Namespace, url: str) -> dict[str, list[Record]]
             assert now_s < begin_s + MAX_S, "the programs are not made in time"
             if made_s is None:
                 metrics = (await get(http, "/metrics")).decode()
-                phase = (
-                    f"while {[*told(metrics, 'jaxserve:program_seconds', 'program')][-1]} is newest"
-                )
-                if "all programs" in told(metrics, "jaxserve:startup_seconds", "stage"):
+                *_, newest = labelled_values(metrics, "jaxserve:program_seconds", "program")
+                phase = f"while {newest} is newest"
+                if "all programs" in labelled_values(metrics, "jaxserve:startup_seconds", "stage"):
                     made_s, phase = now_s, TAKEN_OVER
             elif now_s > made_s + args.seconds:
                 phase = AFTER
@@ -106,9 +105,9 @@ async def measure(args: argparse.Namespace, url: str) -> dict[str, list[Record]]
             num_sent += 1
             await asyncio.sleep(max(0.0, begin_s + num_sent / args.rate - time.monotonic()))
     metrics = (await get(http, "/metrics")).decode()
-    unplanned = told(metrics, "jaxserve:compilations_total", "model_name")
+    unplanned = labelled_values(metrics, "jaxserve:compilations_total", "model_name")
     assert set(unplanned.values()) == {0.0}, f"compilations that none had planned: {unplanned}"
-    programs = told(metrics, "jaxserve:program_seconds", "program")
+    programs = labelled_values(metrics, "jaxserve:program_seconds", "program")
     print(f"{len(programs)} programs took {sum(programs.values()):.1f} s, one after the other")
     http.close()
     return records

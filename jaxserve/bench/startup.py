@@ -64,18 +64,18 @@ def measure_start(arguments: Sequence[str], *, cache: Path | None) -> Start:
         _get_json(f"{url}/v1/completions", body)
         first_token_s = time.perf_counter() - begin_s
         metrics = _get(f"{url}/metrics").decode()
-    stages = limits_schema(metrics, "jaxserve:startup_seconds", "stage")
-    num_bytes = limits_schema(metrics, "jaxserve:startup_bytes", "stage")
+    stages = labelled_values(metrics, "jaxserve:startup_seconds", "stage")
+    num_bytes = labelled_values(metrics, "jaxserve:startup_bytes", "stage")
     return Start(
         ready_s=ready_s,
         first_token_s=first_token_s,
         stages=stages,
         rates={stage: number / stages[stage] for stage, number in num_bytes.items()},
-        programs=limits_schema(metrics, "jaxserve:program_seconds", "program"),
+        programs=labelled_values(metrics, "jaxserve:program_seconds", "program"),
     )
 
 
-def limits_schema(metrics: str, name: str, label: str) -> dict[str, float]:
+def labelled_values(metrics: str, name: str, label: str) -> dict[str, float]:
     """Return the values of a series in /metrics, by the value of a label."""
     return {
         sample.labels[label]: sample.value

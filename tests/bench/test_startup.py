@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.bench.startup import Start, fields, measure_startup, report, series, told
+from jaxserve.bench.startup import Start, fields, labelled_values, measure_startup, report, series
 from jaxserve.commands.bench.startup import add_arguments, engine_arguments
 from jaxserve.errors import JaxserveError
 
@@ -88,7 +88,7 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(seen: Path) ->
 
 
 def test_a_server_that_tells_no_stages_has_none() -> None:
-    assert told("", "jaxserve:startup_seconds", "stage") == {}
+    assert labelled_values("", "jaxserve:startup_seconds", "stage") == {}
 
 
 STARTS = [
