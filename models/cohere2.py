@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxserve.models.config import DecoderConfig, GroupedQuery, LayerConfig
+from jaxserve.models.config import DecoderConfig, LayerConfig
 from jaxserve.models.forward import ForwardContext
 from jaxserve.models.hf_config import (
     Modules,
@@ -18,7 +18,7 @@ from jaxserve.models.hf_config import (
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import FULL, read_rope
 from jaxserve.models.norm import UnshiftedLayerNorm
-from jaxserve.models.weights import HfTensor, Stored, llama_tensors
+from jaxserve.models.weights import HfTensor, interleaved_qkv, llama_tensors
 from jaxserve.quantization.layout import Path
 
 
@@ -75,24 +75,5 @@ def _head_dim(reader: HfConfig) -> int:
 
 
 def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
-    """Return the checkpoint tensors of every parameter.
-
-    Stored heads have the two dimensions of a rotated pair side by side.
-    """
-    mixer = config.layers[0].mixer
-    assert isinstance(mixer, GroupedQuery)
-    splits = (("head_dim", (("half", 2), ("pair", mixer.head_dim // 2))),)
-
-    def stored(kind: str, dims: str) -> list[Stored]:
-        paired = dims.replace("head_dim", "pair half")
-        return [
-            Stored(f"self_attn.q_proj.{kind}", paired, splits=splits),
-            Stored(f"self_attn.k_proj.{kind}", paired, splits=splits),
-            Stored(f"self_attn.v_proj.{kind}", dims),
-        ]
-
-    more = {
-        "attention.qkv": stored("weight", "kv_heads qkv head_dim, embed"),
-        "attention.qkv_bias": stored("bias", "kv_heads qkv head_dim"),
-    }
-    return llama_tensors(config, more=more)
+    """Return the checkpoint tensors of every parameter."""
+    return llama_tensors(config, more=interleaved_qkv(config))

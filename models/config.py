@@ -266,7 +266,7 @@ class DecoderConfig(_ModelConfig):
     def spare_tensors(self) -> tuple[str, ...]:
         """Prefixes of checkpoint tensors to ignore."""
         if self.num_labels is None:
-            heads: tuple[str, ...] = ("lm_head.",) if self.tied_embeddings else ()
+            heads: tuple[str, ...] = ("lm_head.weight",) if self.tied_embeddings else ()
         else:
             heads = ("lm_head.",) if self.num_labels else ("lm_head.", "score.")
         return heads + self.skipped_tensors

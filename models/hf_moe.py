@@ -9,7 +9,7 @@ from jaxserve.layers.routing import Routing
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.moe import MixtureOfExperts
-from jaxserve.models.weights import Parts
+from jaxserve.models.weights import LAYER, Parts
 
 
 def read_routing(
@@ -24,7 +24,13 @@ def read_routing(
     count, chosen = reader.integer(keys[0]), reader.integer(top_k)
     if chosen > count:
         raise CheckpointError(f"{top_k} must be at most {keys[0]} ({count}), got {chosen}")
-    return Routing(num_experts=count, top_k=chosen, **fixed)
+    routing = Routing(num_experts=count, top_k=chosen, **fixed)
+    if count % routing.groups or routing.top_groups > routing.groups:
+        raise CheckpointError(
+            f"n_group must divide {keys[0]} ({count}) and be at least topk_group"
+            f" ({routing.top_groups}), got {routing.groups}"
+        )
+    return routing
 
 
 def with_experts(
@@ -50,4 +56,14 @@ def expert_tensors(
             (f"{expert}{up}.weight", "gate_up ffw, embed"),
         ],
         "mlp.experts.down": [(f"{expert}{down}.weight", "embed, ffw")],
+    }
+
+
+def shared_tensors(prefix: str = "mlp.shared_experts.") -> Parts:
+    """Return the checkpoint tensors of a shared expert."""
+    return {
+        path.replace("mlp.", "mlp.shared."): [
+            (name.replace("mlp.", prefix), dims) for name, dims, *_ in LAYER[path]
+        ]
+        for path in ("mlp.gate_up", "mlp.down", "mlp.gate_up_bias", "mlp.down_bias")
     }

@@ -7,14 +7,8 @@ from jaxserve.layers.rope import Rope
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.hf_config import decoder_config, with_layers, with_mixers
 from jaxserve.models.hf_reader import HfConfig
-from jaxserve.models.weights import POST_NORMS, HfTensor, llama_tensors
+from jaxserve.models.weights import JOINT_QK_NORMS, POST_NORMS, HfTensor, llama_tensors
 from jaxserve.quantization.layout import Path
-
-_TENSORS = {
-    **POST_NORMS,
-    "attention.q_norm.weight": [("self_attn.q_norm.weight", "heads head_dim")],
-    "attention.k_norm.weight": [("self_attn.k_norm.weight", "kv_heads head_dim")],
-}
 
 
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
@@ -44,4 +38,4 @@ def read_olmo(
 
 def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter."""
-    return llama_tensors(config, more=_TENSORS)
+    return llama_tensors(config, more={**POST_NORMS, **JOINT_QK_NORMS})

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from jaxserve.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from jaxserve.models.config import DecoderConfig, EncoderConfig, GroupedQuery, ModelConfig
 from jaxserve.models.params import weight_specs
 from jaxserve.quantization.layout import Path
 from jaxserve.quantization.matrix import WeightSpec
@@ -83,7 +83,7 @@ _TOP: Parts = {
     "lm_head": [("lm_head.weight", "vocab, embed")],
     "score": [("score.weight", "labels, embed")],
 }
-_LAYER: Parts = {
+LAYER: Parts = {
     "attention_norm.weight": [("input_layernorm.weight", "embed")],
     "attention_norm.bias": [("input_layernorm.bias", "embed")],
     "attention.qkv": [
@@ -118,6 +118,11 @@ POST_NORMS: Parts = {
     "attention_post_norm.weight": [("post_attention_layernorm.weight", "embed")],
     "mlp_norm.weight": [("pre_feedforward_layernorm.weight", "embed")],
     "mlp_post_norm.weight": [("post_feedforward_layernorm.weight", "embed")],
+}
+# Norms of all queries and of all keys of a token, as in OLMo 2 and MiniMax-M2.
+JOINT_QK_NORMS: Parts = {
+    "attention.q_norm.weight": [("self_attn.q_norm.weight", "heads head_dim")],
+    "attention.k_norm.weight": [("self_attn.k_norm.weight", "kv_heads head_dim")],
 }
 _ENCODER_TOP = {
     "embedding": ("embeddings.word_embeddings.weight", "vocab, embed"),
@@ -164,8 +169,28 @@ def llama_tensors(
     path. widths: for other axes along which tensors are joined, the length of each tensor. layers:
     prefix of the layers' tensor names.
     """
-    tables = ({**_TOP, **(top or {})}, {**_LAYER, **(more or {})})
+    tables = ({**_TOP, **(top or {})}, {**LAYER, **(more or {})})
     return _tensors(config, *tables, layers=layers, widths=widths)
+
+
+def interleaved_qkv(config: DecoderConfig) -> Parts:
+    """Return queries and keys whose stored heads have the dimensions of a rotated pair in a row."""
+    mixer = config.layers[0].mixer
+    assert isinstance(mixer, GroupedQuery)
+    splits = (("head_dim", (("half", 2), ("pair", mixer.head_dim // 2))),)
+
+    def stored(kind: str, dims: str) -> list[Stored]:
+        paired = dims.replace("head_dim", "pair half")
+        return [
+            Stored(f"self_attn.q_proj.{kind}", paired, splits=splits),
+            Stored(f"self_attn.k_proj.{kind}", paired, splits=splits),
+            Stored(f"self_attn.v_proj.{kind}", dims),
+        ]
+
+    return {
+        "attention.qkv": stored("weight", "kv_heads qkv head_dim, embed"),
+        "attention.qkv_bias": stored("bias", "kv_heads qkv head_dim"),
+    }
 
 
 def encoder_tensors(

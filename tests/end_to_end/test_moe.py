@@ -1,8 +1,13 @@
 """A trained mixture of experts: tokens of transformers, however they are scheduled."""
 
+from pathlib import Path
+
+import jax
+import numpy as np
 import pytest
 
 from jaxserve.build import LoadedModel
+from jaxserve.loading.weights import load_model
 from tests.data import checkpoint
 from tests.end_to_end.world import (
     MAX_NUM_SEQS,
@@ -17,6 +22,8 @@ from tests.end_to_end.world import (
     request,
     serve,
 )
+from tests.goldens.families import write_case
+from tests.server.world import write_tokenizer
 
 NAME = "stories260K-mixtral-hf"
 
@@ -70,3 +77,28 @@ def test_from_a_cached_prefix(mixtral: LoadedModel, found: list[Golden]) -> None
 def test_on_two_devices(found: list[Golden]) -> None:
     loaded = load(checkpoint(NAME), warm_up="none", tensor_parallel_size=2)
     check(serve(engine_for(loaded), golden_requests(found)), found)
+
+
+@pytest.mark.parametrize(
+    ("family", "case"), [("gpt_oss", "sinks and windows"), ("glm4_moe", "groups")]
+)
+def test_tokens_are_those_of_the_model_alone(family: str, case: str, tmp_path: Path) -> None:
+    folder = write_tokenizer(write_case(tmp_path, family, case))
+    forward = jax.jit(load_model(folder))
+    loaded = load(folder, warm_up="none", max_num_batched_tokens=16)
+    prompts = [each.prompt_ids for each in noise(4, vocab_size=96, max_length=40)]
+    requests = [request(str(i), ids, max_tokens=20) for i, ids in enumerate(prompts)]
+    # The first engine fills the prefix cache for its second round; the other one preempts.
+    engine = engine_for(loaded)
+    rounds = [serve(engine, requests), serve(engine, requests)]
+    rounds.append(serve(engine_for(loaded, num_pages=16), requests))
+    for i, prompt in enumerate(prompts):
+        tokens = rounds[0][str(i), 0].token_ids
+        padded = np.zeros(64, np.int32)
+        padded[: len(prompt) + len(tokens)] = [*prompt, *tokens]
+        best = np.argmax(forward(padded), axis=-1)
+        assert tokens == best[len(prompt) - 1 :][: len(tokens)].tolist()
+        for answers in rounds[1:]:
+            assert answers[str(i), 0].token_ids == tokens
+    assert sum(answer.num_cached_tokens for answer in rounds[1].values()) > 0
+    assert sum(answer.num_preemptions for answer in rounds[2].values()) > 0

@@ -192,6 +192,11 @@ def test_a_head_that_differs_from_the_embedding_is_used_whatever_the_config_says
     assert "using the stored head" in caplog.text
 
 
+def test_a_bias_of_a_tied_head_is_not_ignored(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**tensors(TIED), "lm_head.bias": np.ones(96, np.float32)}, TIED)
+    assert "1 unexpected: lm_head.bias" in faults(folder)
+
+
 def test_a_head_that_is_missing_is_blamed_on_what_ties_it(tmp_path: Path) -> None:
     stored = tensors(CONFIG)
     del stored["lm_head.weight"]

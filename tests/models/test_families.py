@@ -17,6 +17,7 @@ from tests.goldens.families import (
     NUM_TOKENS,
     golden,
     positions,
+    write,
     write_case,
 )
 
@@ -47,10 +48,16 @@ def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path
         ("gemma4_text", "num_kv_shared_layers", 6),
         ("gemma4_text", "vocab_size_per_layer_input", 95),
         ("gemma4_text", "enable_moe_block", True),
+        ("ernie4_5_moe", "use_bias", True),
+        ("glm4_moe", "n_group", 4),
         ("gpt2", "activation_function", "relu"),
         ("gpt2", "n_embd", None),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("gpt_oss", "quantization_config", {"quant_method": "mxfp4"}),
+        ("gpt_oss", "layer_types", ["full_attention"] * 3),
         ("granite", "logits_scaling", 0),
+        ("minimax_m2", "scoring_func", "softmax"),
+        ("minimax_m2", "rotary_dim", 32),
         ("ministral3", "rope_parameters", {"rope_type": "default"}),
         ("mistral3", "text_config", None),
         ("mixtral", "num_experts_per_tok", 7),
@@ -58,6 +65,7 @@ def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path
         ("qwen3_5_moe_text", "num_experts_per_tok", 7),
         ("qwen3_next", "linear_num_value_heads", 3),
         ("qwen3_5_text", "layer_types", ["sliding_attention"] * 3),
+        ("olmoe", "clip_qkv", 8.0),
         ("phi3", "rope_scaling", {"type": "longrope", "long_factor": [1.0]}),
         ("qwen3_moe", "mlp_only_layers", [-1]),
         ("qwen3_moe", "quantization_config", {"quant_method": "fp8"}),
@@ -81,6 +89,18 @@ def test_tensors_of_other_modalities_are_skipped_with_one_line(
     (line,) = [message for message in caplog.messages if "skipping" in message]
     assert "vision_tower.* (" in line
     assert "multi_modal_projector.* (" in line
+
+
+def test_layers_for_speculation_are_skipped_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shapes = dict(golden("glm4_moe")["shared expert"][0])
+    shapes["model.layers.2.eh_proj.weight"] = (32, 64)
+    folder = write(tmp_path, FAMILIES["glm4_moe"]["shared expert"], shapes)
+    with caplog.at_level("INFO", logger="jaxserve.loading.weights"):
+        load_model(folder)
+    (line,) = [message for message in caplog.messages if "skipping" in message]
+    assert "model.layers.2.* (" in line
 
 
 def test_every_family_has_goldens_of_its_cases() -> None:

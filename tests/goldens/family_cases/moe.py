@@ -30,13 +30,76 @@ _QWEN3 = _config(
     moe_intermediate_size=24,
     norm_topk_prob=True,
 )
+_GLM = _config(
+    "glm4_moe",
+    "Glm4MoeForCausalLM",
+    n_routed_experts=6,
+    moe_intermediate_size=24,
+    first_k_dense_replace=1,
+    partial_rotary_factor=0.5,
+    routed_scaling_factor=1.5,
+    attention_bias=True,
+)
+_ERNIE = _config(
+    "ernie4_5_moe",
+    "Ernie4_5_MoeForCausalLM",
+    moe_num_experts=6,
+    moe_k=2,
+    moe_intermediate_size=24,
+)
+_GPT_OSS = _config(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    num_local_experts=6,
+    sliding_window=WINDOW,
+    rope_theta=150000.0,
+    rope_scaling={
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 32,
+    },
+)
+_MINIMAX = _config("minimax_m2", "MiniMaxM2ForCausalLM", num_local_experts=6, rotary_dim=8)
+_OLMOE = _config("olmoe", "OlmoeForCausalLM", num_experts=6, head_dim=8, num_key_value_heads=4)
 _MIXTRAL = _config("mixtral", "MixtralForCausalLM", num_local_experts=6)
 
 FAMILIES: dict[str, dict[str, HfConfig]] = {
+    "ernie4_5_moe": {
+        "shared experts": _ERNIE,
+        "tied": _ERNIE | {"tie_word_embeddings": True},
+        "experts in one layer": _ERNIE
+        | {
+            "num_hidden_layers": 4,
+            "moe_layer_interval": 2,
+            "moe_layer_end_index": 2,
+            "moe_num_shared_experts": 0,
+        },
+    },
+    "glm4_moe": {
+        "shared expert": _GLM,
+        "groups": _GLM | {"n_group": 3, "topk_group": 2, "use_qk_norm": True},
+        "not renormalised": _GLM | {"norm_topk_prob": False, "n_shared_experts": 2},
+    },
+    "gpt_oss": {
+        "sinks and windows": _GPT_OSS,
+        "tight clamp": _GPT_OSS | {"swiglu_limit": 0.5, "swiglu_alpha": 1.2},
+        "without biases": _GPT_OSS | {"attention_bias": False},
+    },
+    "minimax_m2": {
+        "partial rotation": _MINIMAX,
+        "whole heads": {key: value for key, value in _MINIMAX.items() if key != "rotary_dim"},
+    },
     "mixtral": {
         "two experts of six": _MIXTRAL,
         "sliding": _MIXTRAL | {"sliding_window": WINDOW},
         "all experts": _MIXTRAL | {"num_experts_per_tok": 6},
+    },
+    "olmoe": {
+        "joint norms": _OLMOE,
+        "renormalised": _OLMOE | {"norm_topk_prob": True, "num_key_value_heads": 2},
     },
     "qwen3_moe": {
         "two experts of six": _QWEN3,
