@@ -50,7 +50,7 @@ def gradient_norms(model: Decoder, batch: Array) -> Array:
 
 @jax.jit
 def logit_lens(model: Decoder, token_ids: Array) -> Array:
-    """What the head would say after each layer: int[layers, tokens], the likeliest next tokens.
+    """Return the most likely next tokens after each layer, by the head: int[layers, tokens].
 
     nostalgebraist, "Interpreting GPT: the logit lens", 2020.
     """

@@ -136,33 +136,9 @@ def _load(
         with startup.stage("kernels"):
             check_attention(plan.context.attention)
         params = _load_params(plan, startup)
-    with startup.stage("end tokens"):
-        end_ids = read_end_ids(plan.tokenizer_folder)
-    eos_ids = {*end_ids, *plan.generation.eos_token_ids}
-    if len(eos_ids) > MAX_EOS_IDS:
-        raise CheckpointError(
-            f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"
-            f" {MAX_EOS_IDS}"
-        )
+    eos_ids = _read_eos_ids(plan, startup)
     with _explaining_out_of_memory():
-        with startup.stage("programs"):  # the remaining programs
-            wanted = {"background": first_programs, "full": all_programs}.get(options.warm_up)
-            # From the end: compile here what no other thread has started.
-            for program in _compile_bar(reversed(wanted(plan.shapes)) if wanted else ()):
-                programs.get(program)
-        with startup.stage("KV pages"):
-            runner = ModelRunner(
-                params,
-                context=plan.context,
-                programs=programs,
-                shapes=plan.shapes,
-                num_slots=plan.num_slots,
-            )
-        if jax.default_backend() == "cpu":
-            keep_freed(2 * plan.memory.workspace)  # the plan's is an estimate
-        with startup.stage("warm-up"):
-            if wanted is not None:
-                runner.warm_up()
+        runner = _start_runner(plan, params, programs, startup)
     # The tokenizer is loaded for the first request with a grammar.
     vocabulary = Vocabulary(
         partial(load_backend, plan.tokenizer_folder)
@@ -208,6 +184,44 @@ def _load(
         startup=startup,
         vocabulary=vocabulary,
     )
+
+
+def _read_eos_ids(plan: EnginePlan, startup: Startup) -> set[int]:
+    """Return the tokens that end an answer, of the tokenizer and of the generation config."""
+    with startup.stage("end tokens"):
+        end_ids = read_end_ids(plan.tokenizer_folder)
+    eos_ids = {*end_ids, *plan.generation.eos_token_ids}
+    if len(eos_ids) > MAX_EOS_IDS:
+        raise CheckpointError(
+            f"{plan.name} has {len(eos_ids)} end-of-sequence tokens; jaxserve supports"
+            f" {MAX_EOS_IDS}"
+        )
+    return eos_ids
+
+
+def _start_runner(
+    plan: EnginePlan, params: Params, programs: ProgramPool, startup: Startup
+) -> ModelRunner:
+    """Return a runner, with the programs compiled and run that `warm_up` asks for."""
+    with startup.stage("programs"):  # the remaining programs
+        wanted = {"background": first_programs, "full": all_programs}.get(plan.options.warm_up)
+        # From the end: compile here what no other thread has started.
+        for program in _compile_bar(reversed(wanted(plan.shapes)) if wanted else ()):
+            programs.get(program)
+    with startup.stage("KV pages"):
+        runner = ModelRunner(
+            params,
+            context=plan.context,
+            programs=programs,
+            shapes=plan.shapes,
+            num_slots=plan.num_slots,
+        )
+    if jax.default_backend() == "cpu":
+        keep_freed(2 * plan.memory.workspace)  # the plan's is an estimate
+    with startup.stage("warm-up"):
+        if wanted is not None:
+            runner.warm_up()
+    return runner
 
 
 def _make_programs(

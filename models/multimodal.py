@@ -11,7 +11,7 @@ _INHERITED = ("quantization_config", "tie_word_embeddings")
 
 
 def text_config(hf: Mapping[str, object]) -> dict[str, object]:
-    """Return the config of the text part. Raises CheckpointError if there is none."""
+    """Return the config of the text part. Raises CheckpointError if it is missing."""
     text = hf.get("text_config")
     if not isinstance(text, dict):
         raise CheckpointError(

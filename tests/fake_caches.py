@@ -8,13 +8,13 @@ from jaxserve.api.plan import RowPlan, SlotAssignment
 
 
 def chain(parent: bytes, token_id: int) -> bytes:
-    """What the fake writes into the KV entry of `token_id` when `parent` is the entry before it."""
+    """Return the KV entry of `token_id` after the entry `parent`."""
     return blake2b(parent + token_id.to_bytes(8, "big"), digest_size=8).digest()
 
 
 @dataclass
 class Slot:
-    """What the device knows of a slot: its sequence's tokens, as far as they exist there."""
+    """A slot on the fake device, with the tokens of its sequence that exist there."""
 
     assignment: SlotAssignment
     tokens: list[int]
@@ -25,11 +25,7 @@ class Slot:
 
 
 class FakeGroup:
-    """What a cache group has on the fake device: entries by page and offset.
-
-    An entry is a digest of all tokens up to it, of this group alone: pages of a pool belong to one
-    group at a time.
-    """
+    """A cache group on the fake device: entries by page and offset."""
 
     overwrites = False  # whether a row may write where it reads
 

@@ -377,7 +377,7 @@ class FakeRunner:
 
 
 def reported(token_ids: tuple[int, ...], params: SamplingParams) -> tuple[PositionLogprobs, ...]:
-    """What is reported of sampled tokens: the likeliest ones, and those asked for by their ids."""
+    """Log-probabilities of sampled tokens: the most likely tokens, and those requested by id."""
     found = [token_logprobs(token_id, params.logprobs or 0) for token_id in token_ids]
     named = tuple(TokenLogprob(each, -float(each), None) for each in params.logprob_token_ids)
     return tuple(PositionLogprobs(chosen=each.chosen, top=each.top + named) for each in found)

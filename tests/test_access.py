@@ -15,7 +15,7 @@ DEMAND = Demand(model="m", requests=())
 
 @dataclass
 class Rule(Policy):
-    """Notes what it is asked and what is settled; refuses the tenants it is told to."""
+    """Policy that records its calls, and refuses given tenants."""
 
     refuses: frozenset[str] = frozenset()
     asked: list[str] = field(default_factory=list[str])

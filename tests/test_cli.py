@@ -369,7 +369,7 @@ def engine_of(process: subprocess.Popen[str]) -> psutil.Process:
 
 
 def complete(url: str) -> Any:
-    """Ask for a greedy answer; None if there is none to be had."""
+    """Return a greedy answer; None if the server cannot answer."""
     body = json.dumps({"prompt": "Once", "max_tokens": 8, "temperature": 0}).encode()
     ask = Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
     try:

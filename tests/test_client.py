@@ -23,7 +23,7 @@ TIMEOUT_S = 20.0
 
 
 class GatedRunner:
-    """A device that computes a step each time it is let go on, or fails when it is told to."""
+    """A device that computes a step when it is told to continue, or fails."""
 
     def __init__(self, runner: FakeRunner) -> None:
         self._runner = runner

@@ -72,7 +72,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """What the model says: the problem and its result."""
+        """Answer of the model: the problem and its result."""
         return f"{self.left} {self.sign} {self.right} = {self.result}."
 
     @property

@@ -1,4 +1,4 @@
-"""What the tiny model knows, read from `data/`: small talk, jaxserve and capitals."""
+"""Knowledge of the tiny model, read from `data/`: small talk, jaxserve and capitals."""
 
 import tomllib
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Capitals:
 
 
 def read_data(name: str) -> dict[str, Any]:
-    """Read a file of `data/`; its lists become tuples, for nobody edits them."""
+    """Read a file of `data/`. Its lists become tuples."""
     parsed: dict[str, Any] = _frozen(tomllib.loads((_DATA / f"{name}.toml").read_text()))
     return parsed
 

@@ -10,10 +10,7 @@ from jaxserve.api.request import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What a client asks for in one HTTP request.
-
-    requests: those that the engine of `model` would get for it.
-    """
+    """Resources that one HTTP request asks for. requests: its engine requests for `model`."""
 
     model: str
     requests: Sequence[Request]

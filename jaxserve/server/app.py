@@ -156,35 +156,15 @@ def create_app(
         ],
         strict_fields=config.strict_fields,
     )
-    middleware = [
-        *([Middleware(RootPathMiddleware, root_path=config.root_path)] if config.root_path else []),
-        observe,
-        Middleware(SurplusMiddleware),
-        Middleware(HostMiddleware, config=config, metrics=metrics),
-    ]
-    if config.allowed_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=config.allowed_origins,
-                allow_methods=config.allowed_methods,
-                allow_headers=config.allowed_headers,
-                allow_credentials=config.allow_credentials,
-            )
-        )
     page = [] if config.disable_playground else playground_routes()
     keyring = Keyring(config.api_keys, names=config.api_key_names)
-    if config.api_keys:
-        # The page is served without a key, and asks the user for one.
-        middleware.append(
-            Middleware(
-                AuthorizeMiddleware,
-                keyring=keyring,
-                open_paths=OPEN_PATHS | {route.path for route in page},
-            )
-        )
-    middleware.append(Middleware(LoadReportMiddleware))
-    middleware += [extension(place) for place in config.middleware]
+    middleware = _middleware(
+        config,
+        observe,
+        keyring,
+        metrics=metrics,
+        page_paths=frozenset(route.path for route in page),
+    )
     hidden = (DOCS_PATHS if config.disable_docs else frozenset()) | (
         frozenset() if config.tokenizer_info else TOKENIZER_PATHS
     )
@@ -217,3 +197,39 @@ def create_app(
         report=report_batches or state.note_batches,
     )
     return app
+
+
+def _middleware(
+    config: ServerConfig,
+    observe: Middleware,
+    keyring: Keyring,
+    *,
+    metrics: Metrics,
+    page_paths: frozenset[str],
+) -> list[Middleware]:
+    """Return the middleware of a server, the outermost first.
+
+    page_paths: paths of the playground, which is served without a key and asks the user for one.
+    """
+    middleware = [
+        *([Middleware(RootPathMiddleware, root_path=config.root_path)] if config.root_path else []),
+        observe,
+        Middleware(SurplusMiddleware),
+        Middleware(HostMiddleware, config=config, metrics=metrics),
+    ]
+    if config.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
+            )
+        )
+    if config.api_keys:
+        middleware.append(
+            Middleware(AuthorizeMiddleware, keyring=keyring, open_paths=OPEN_PATHS | page_paths)
+        )
+    middleware.append(Middleware(LoadReportMiddleware))
+    return middleware + [extension(place) for place in config.middleware]

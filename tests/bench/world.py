@@ -21,7 +21,7 @@ MODELS = {"data": [{"id": "stand-in", "root": "/nowhere/stand-in"}]}
 
 @dataclass
 class StandIn:
-    """What it does, and what it saw.
+    """Settings and observations of the fake server.
 
     A prompt takes ttft_s, a further chunk itl_s; a chunk has tokens_per_chunk tokens; an answer
     lacks missing_tokens of what was asked for. The first num_refused requests are refused. fault:

@@ -21,7 +21,7 @@ SCHEMAS = {"weather": WEATHER, "now": {"type": "object", "properties": {}}}
 
 @dataclass(frozen=True)
 class Found:
-    """What a parser found: calls as (name, arguments as text)."""
+    """Results of a parser: content, reasoning, and calls as (name, arguments as text)."""
 
     content: str
     reasoning: str
@@ -51,7 +51,7 @@ def form_of(tools: str | None, reasoning: str | None = None) -> AnswerFormat:
 
 
 def parse(form: AnswerFormat, pieces: list[str], **settings: Any) -> Found:
-    """What a parser finds in a text that comes in pieces."""
+    """Parse a text that arrives in pieces."""
     parser = AnswerParser(form, schemas=SCHEMAS, **settings)
     found: list[Piece] = []
     for piece in pieces:
@@ -60,7 +60,7 @@ def parse(form: AnswerFormat, pieces: list[str], **settings: Any) -> Found:
 
 
 def found_in(found: list[Piece]) -> Found:
-    """What the pieces of an answer come to."""
+    """Combine the pieces of an answer."""
     texts = {Kind.CONTENT: "", Kind.REASONING: ""}
     calls: list[tuple[str, str]] = []
     ids: list[str] = []

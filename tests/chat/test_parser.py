@@ -31,7 +31,7 @@ FORMS = {
     "glm whole": form_of("glm", "glm"),
     "qwen3 whole": form_of("hermes", "qwen3"),
 }
-# What calls are made of beside their markers, well or badly put together.
+# Parts of calls besides their markers, in valid and invalid combinations.
 FRAGMENTS = [
     *(
         "{",

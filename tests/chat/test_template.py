@@ -52,7 +52,7 @@ def pretrained() -> Any:
 
 
 def rendered(pretrained: Any, chat: list[dict[str, Any]], **fields: Any) -> str | None:
-    """What transformers makes of a chat; None where the template refuses it."""
+    """Render a chat with transformers; None if the template refuses it."""
     try:
         text: str = pretrained.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, **fields
@@ -259,7 +259,7 @@ def test_templates_without_a_default_say_how_to_choose_one(tmp_path: Path) -> No
         chat.render([USER])
 
 
-# Of those without a parser.
+# Templates without a parser.
 WRITE_REASONING = {"Apriel-1.6-15b-Thinker-fixed", "ollama--glimmer_chat_template"}
 THOUGHT = "They ask of sums. 2 + 2"
 

@@ -47,7 +47,7 @@ def test_a_text_has_the_same_vector_alone_and_among_others(
 def test_the_client_reads_base64_as_the_same_numbers(
     client: Any, vectors: list[list[float]]
 ) -> None:
-    # What it asks for by itself is base64, which it decodes.
+    # By default it requests base64 and decodes it.
     decoded = client.embeddings.create(model=MODEL, input=TEXTS)
     assert [each.embedding for each in decoded.data] == [
         pytest.approx(v, abs=1e-6) for v in vectors

@@ -1,4 +1,4 @@
-"""OpenAI's own client with files and batches: requests that nobody waits for."""
+"""OpenAI's own client with files and batches."""
 
 import json
 import time

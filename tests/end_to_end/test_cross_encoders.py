@@ -45,7 +45,7 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(family: str) -> list[float]:
-    """What transformers makes of the query with each of the documents."""
+    """Score the query with each document, by transformers."""
     found: list[float] = json.loads(GOLDENS.read_text("utf-8"))[family]
     return found
 

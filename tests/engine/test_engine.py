@@ -25,7 +25,7 @@ def last_event(world: World, name: str = "a", index: int = 0) -> TokenEvent:
 
 
 def unstopped(**params: Any) -> list[int]:
-    """What the request of the same parameters says when nothing stops it."""
+    """Output of the same request when nothing stops it."""
     world = World()
     world.run(request("a", (1, 2, 3), ignore_eos=True, **params))
     return world.output()

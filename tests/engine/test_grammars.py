@@ -142,7 +142,7 @@ def test_what_is_forced_is_computed_at_once_unless_that_pads_a_step_for_many(
     for _ in range(10):
         world.step()
     world.run(ask())
-    # What the answer begins with is computed with the prompt.
+    # The forced beginning of the answer is computed with the prompt.
     first = len(ask().prompt_ids) + 8
     forced = [
         row.num_tokens

@@ -23,7 +23,7 @@ PREFIXES = ((), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 9, 9, 9, 9), tuple(ran
 PAGED = Paged(kv_heads=2, head_dim=8)
 WINDOW = Window(kv_heads=2, head_dim=8, window=5)
 STATE = Recurrent((StateArray((4, 8), "float32", ("heads", "head_dim")),))
-# What the layers of a model keep; nothing is the default of `World`, one paged group.
+# Caches of a model's layers; empty is the default of `World`, one paged group.
 MIXTURES: tuple[tuple[LayerCache, ...], ...] = (
     (),
     (),

@@ -1,4 +1,4 @@
-"""From batches to events: merged batches, stop strings found late, and what is told to whom."""
+"""Events from batches: merged batches, and stop strings found late."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ TIMES = RequestMetrics(arrival_s=0.0)
 
 
 class Ended:
-    """An engine that only notes what it is told."""
+    """An engine that records its calls."""
 
     def __init__(self) -> None:
         self.finished: list[tuple[str, int, int]] = []

@@ -103,12 +103,12 @@ class Program:
 
     @property
     def temporary_bytes(self) -> int:
-        """What it needs beside its arguments and results, per device."""
+        """Temporaries in bytes, per device."""
         return int(self._memory.temp_size_in_bytes)
 
     @property
     def aliased_bytes(self) -> int:
-        """What it returns in the place of its arguments, per device."""
+        """Bytes of results that alias arguments, per device."""
         return int(self._memory.alias_size_in_bytes)
 
     @property

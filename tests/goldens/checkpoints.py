@@ -173,7 +173,7 @@ LABEL_CASES = {
 }
 POOLED_CASES = ENCODER_CASES | LABEL_CASES
 
-# Of one label, which is how relevant a document is to a query; their goldens are scores of texts.
+# Models with one label, the relevance of a document to a query; their goldens are scores.
 CROSS_ENCODERS = {
     family: encoder_config(
         family,

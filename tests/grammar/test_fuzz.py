@@ -129,7 +129,7 @@ def written(params: StructuredOutputsParams, seed: int) -> str | None:
 
 
 def faults(value: Any, schema: dict[str, Any]) -> list[jsonschema.ValidationError]:
-    """What of a value does not validate."""
+    """Return the parts of a value that do not validate."""
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     validator = jsonschema.Draft202012Validator(schema, format_checker=checker)
     return list(validator.iter_errors(value))

@@ -42,5 +42,5 @@ def test_strict_functions_keep_all() -> None:
 
 
 def validity(schema: Any) -> str:
-    """What llguidance has against a schema; empty where it takes it."""
+    """Return llguidance's error for a schema; empty if it accepts it."""
     return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(schema)))

@@ -39,7 +39,7 @@ def accepts(params: StructuredOutputsParams, text: str) -> bool:
 
 
 class Model:
-    """What a model of few tokens may write, those of `markup` among them."""
+    """Texts that a model with few tokens may write, those of `markup` among them."""
 
     def __init__(self, markup: Iterable[str] = ()) -> None:
         with TemporaryDirectory() as folder:

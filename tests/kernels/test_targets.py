@@ -18,7 +18,7 @@ from pallas_kernels.targets import (
 
 @dataclass
 class FakeDevice:
-    """What a device tells of itself."""
+    """Properties that a device reports."""
 
     device_kind: str
     platform: str

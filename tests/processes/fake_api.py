@@ -1,6 +1,6 @@
 """An API process with a tokenizer of words, so that tests need not wait for transformers.
 
-It fails while the file that it is told to load the tokenizer from exists.
+It fails while the tokenizer's file exists.
 """
 
 import sys

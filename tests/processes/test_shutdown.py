@@ -1,4 +1,4 @@
-"""A server that is told to stop serves on for a while, then drains."""
+"""A stopping server serves for a while, then drains."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""/v1/files and /v1/batches: requests that nobody waits for, and what becomes of them."""
+"""/v1/files and /v1/batches: storage, execution and results of batches."""
 
 import json
 import time
@@ -304,7 +304,7 @@ def test_a_restart_goes_on_where_the_last_server_was(tmp_path: Path) -> None:
         assert batch["request_counts"] == {"total": 20, "completed": 20, "failed": 0}
         ids = [result["custom_id"] for result in results(http, batch["output_file_id"])]
         assert ids == [str(number) for number in range(20)]
-        # What the first server had answered is not asked again.
+        # Lines that the first server answered are not repeated.
         count = 'handler="/v1/chat/completions",method="POST",status="200"} '
         [asked] = [
             float(row.split()[-1])

@@ -1,4 +1,4 @@
-"""At the limit of connections probes are answered, idle connections make room, others are told."""
+"""At the connection limit, probes are answered, idle connections evicted, and others refused."""
 
 import json
 import resource

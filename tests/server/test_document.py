@@ -126,7 +126,7 @@ def bent(draw: st.DrawFn, value: Any) -> Any:
 
 @cache
 def values_of(name: str, field: str) -> st.SearchStrategy[Any]:
-    """What the document has a field's values be."""
+    """Return the schema of a field in the document."""
     schema = COMPONENTS["schemas"][f"request.{name}"]["properties"][field]
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     document = {**DOCUMENT, "paths": {"/": {"post": {"requestBody": body, "responses": {}}}}}
@@ -136,7 +136,7 @@ def values_of(name: str, field: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def fields_of(draw: st.DrawFn, name: str, base: dict[str, Any]) -> dict[str, Any]:
-    """A body with one field drawn anew, as the document has it or somehow."""
+    """A body with one field replaced, by a valid or an arbitrary value."""
     fields = list(COMPONENTS["schemas"][f"request.{name}"]["properties"])
     field = draw(st.sampled_from(fields))
     value = draw(values_of(name, field))
@@ -144,7 +144,7 @@ def fields_of(draw: st.DrawFn, name: str, base: dict[str, Any]) -> dict[str, Any
 
 
 def complaint_of(read: Callable[[dict[str, Any]], None], fields: dict[str, Any]) -> str | None:
-    """What the server says is wrong with a body."""
+    """Return the server's error for a body."""
     try:
         read(fields)
     except InvalidRequestError as error:

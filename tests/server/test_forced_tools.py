@@ -105,7 +105,7 @@ OPENED = "{{ messages[0].content }}{% if tools %}.{% endif %}<|im_start|>"
 
 
 class Said(NamedTuple):
-    """What an answer on any endpoint has in it."""
+    """Contents of an answer on any endpoint."""
 
     text: str
     calls: list[Any]

@@ -1,4 +1,4 @@
-"""DNS rebinding and pages of strangers are refused, and whoever is no browser is not affected."""
+"""Requests by DNS rebinding and cross-site pages are refused; other clients are not affected."""
 
 from typing import Any
 

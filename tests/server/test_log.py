@@ -1,4 +1,4 @@
-"""The access log: one line a request, of numbers and names, never of what was said."""
+"""The access log: one line a request, with numbers and names, never with contents."""
 
 import io
 import json

@@ -29,7 +29,7 @@ NODE_VERSION = (20, 19)
 
 
 class Page(HTMLParser):
-    """What a page of HTML holds."""
+    """Contents of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_every_control_of_the_page_has_a_label() -> None:
 
 
 def node() -> str:
-    """The node to test with; skips where there is none."""
+    """Path of node. Skips the test without node."""
     found = shutil.which("node")
     if found is None:
         pytest.skip("node is not installed")

@@ -56,7 +56,7 @@ def pretrained() -> Any:
 
 
 def outcomes(pretrained: Any, path: Path, **fields: Any) -> tuple[str, str]:
-    """What transformers and the server make of a chat; of a refusal, the template's own words."""
+    """Render a chat with transformers and the server; a refusal gives the template's message."""
     pretrained.chat_template = path.read_text("utf-8")
     template = ChatTemplate(Tokenizer(pretrained))
     if not template.reads_tools:

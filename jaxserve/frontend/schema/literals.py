@@ -72,7 +72,7 @@ def check_schemas(body: Mapping[str, Any]) -> None:
 
 
 def _rounded(value: object) -> str | None:
-    """Return the literal of a rounded number in a JSON value; None if there is none."""
+    """Return the literal of the first rounded number in a JSON value, or None."""
     left = [value]
     while left:
         match left.pop():

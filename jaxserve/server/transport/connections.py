@@ -29,7 +29,7 @@ class Connections:
 
     limit: maximum number of connections; above it, the longest idle one is closed. If none is idle,
     up to `surplus` further connections are accepted. A request on one of these evicts an idle
-    connection; if there is none, the request is answered only if it is a probe.
+    connection; without one, the request is answered only if it is a probe.
     """
 
     def __init__(
