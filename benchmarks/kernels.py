@@ -98,10 +98,10 @@ def least_work(case: Case) -> tuple[int, int]:
     config = case.config
     cached, live = jnp.dtype(config.cache_dtype).itemsize, jnp.dtype(config.dtype).itemsize
     # The new keys and values are read as they come, and written as the cache holds them.
-    num_bytes = 2 * config.kv_heads * config.head_dim * case.num_keys * cached
-    num_bytes += 2 * config.kv_heads * config.head_dim * case.num_rows * live
-    num_bytes += 2 * config.heads * config.head_dim * case.num_rows * live
-    return num_bytes, 4 * config.heads * config.head_dim * case.num_pairs
+    of_token = config.num_planes * config.kv_heads * config.head_dim
+    of_row = config.heads * (config.head_dim + config.result_dim)
+    num_bytes = of_token * case.num_keys * cached + (of_token + of_row) * case.num_rows * live
+    return num_bytes, 2 * of_row * case.num_pairs
 
 
 def plan_calls(case: Case, *, is_quick: bool) -> tuple[int, int]:
@@ -151,17 +151,26 @@ def _random(
         for key, (name, shape) in zip(keys, shapes.items(), strict=False)
     }
     arrays["q"] *= QUERY_DEVIATION
+    if config.value_dim is not None:
+        arrays["v"] = None
     is_int8 = config.cache_dtype == "int8"
     scales = jnp.full(config.kv_heads, SCALES[0]) if is_int8 else None
     arrays["spec"] = AttentionSpec(
         scale=config.head_dim**-0.5,
         sliding_window=config.sliding_window,
         soft_cap=config.soft_cap,
+        value_dim=config.value_dim,
         sinks=jax.random.normal(keys[3], (config.heads,)) if config.sinks else None,
         k_scale=scales,
-        v_scale=scales,
+        v_scale=scales if config.value_dim is None else None,
     )
-    shape = (2, len(num_written), config.kv_heads, config.page_size, config.head_dim)
+    shape = (
+        config.num_planes,
+        len(num_written),
+        config.kv_heads,
+        config.page_size,
+        config.head_dim,
+    )
     is_written = jnp.arange(config.page_size) < num_written[:, None]
     if is_int8:
         cache = jax.random.randint(keys[4], shape, -127, 128, jnp.int8)

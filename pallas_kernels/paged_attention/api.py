@@ -50,7 +50,7 @@ class Backend(Protocol):
         self,
         q: jax.Array,
         k: jax.Array,
-        v: jax.Array,
+        v: jax.Array | None,
         cache: jax.Array,
         batch: PagedBatch,
         spec: AttentionSpec,
@@ -60,7 +60,8 @@ class Backend(Protocol):
     ) -> tuple[jax.Array, jax.Array]:
         """See api.attend.
 
-        q and k are already rotated; k and v are already scaled and have the cache's dtype. From
+        q and k are already rotated; k and v are already scaled and have the cache's dtype. v is
+        None if `config` has a value_dim. From
         `spec`, a backend reads only `scale` and `sinks` (float32); the rest is in `config`. Shapes
         have been checked. If the batch is traced, its numbers have not: the backend must not access
         memory outside of the arrays, whatever they are (see `PagedBatch.confined`).
@@ -175,18 +176,18 @@ def workspace_bytes(
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"] | None,
     cache: jax.Array,
     batch: PagedBatch,
     spec: AttentionSpec,
     *,
     backend: str | None = None,
     target: Target | None = None,
-) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+) -> tuple[Float[Array, "tokens heads result_dim"], jax.Array]:
     """Write this step's keys and values into the cache, then attend causally over the pages.
 
     A query attends to the tokens of its own sequence up to its own position, as `spec` says. Query
-    head h reads key/value head h // (heads // kv_heads).
+    head h reads key/value head h // (heads // kv_heads). v is None if `spec` has a value_dim.
 
     Returns the results and the updated `cache`, which must have the layout of `cache_spec` for the
     same backend and should be donated. The results of padding rows are zeros, and padding rows
@@ -212,6 +213,7 @@ def attend(
         sliding_window=spec.sliding_window,
         soft_cap=spec.soft_cap,
         sinks=spec.sinks is not None,
+        value_dim=spec.value_dim,
     )
     target = current_target() if target is None else target
     backend = choose(config, target=target, backend=backend).backend
@@ -228,24 +230,29 @@ def attend(
     out, cache = BACKENDS[backend].attend(
         q,
         _stored(k, spec.k_scale, config.cache_dtype),
-        _stored(v, spec.v_scale, config.cache_dtype),
+        None if v is None else _stored(v, spec.v_scale, config.cache_dtype),
         cache,
         batch,
         replace(spec, sinks=sinks),
         config=config,
         target=target,
     )
-    if spec.v_scale is not None:
-        out = _times(out, jnp.repeat(spec.v_scale, config.group))
+    v_scale = spec.k_scale if v is None else spec.v_scale
+    if v_scale is not None:
+        out = _times(out, jnp.repeat(v_scale, config.group))
     return out, cache
 
 
-def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array, spec: AttentionSpec) -> None:
+def _check_shapes(q: jax.Array, k: jax.Array, v: jax.Array | None, spec: AttentionSpec) -> None:
     """Raise ValueError if the shapes of `attend`'s arguments do not match."""
     if q.ndim != 3 or k.ndim != 3:
         raise ValueError(
             f"q and k must be [tokens, heads, head_dim], got shapes {q.shape} and {k.shape}"
         )
+    if (v is None) != (spec.value_dim is not None):
+        raise ValueError(f"v must be {'given' if v is None else 'None'} for {spec.value_dim=}")
+    if v is None and spec.v_scale is not None:
+        raise ValueError("v_scale must be None for values within the keys, which have k_scale")
     (num_tokens, heads, head_dim), kv_heads = q.shape, k.shape[1]
     of_kv_heads = (num_tokens, kv_heads, head_dim)
     wanted = {

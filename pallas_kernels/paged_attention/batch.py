@@ -17,7 +17,9 @@ class AttentionConfig:
 
     dtype: name of the dtype of queries and results. cache_dtype: name of the dtype of the pages.
     soft_cap: a score s becomes soft_cap * tanh(s / soft_cap). sinks: whether each head has a sink,
-    a logit that takes part in the softmax but has no value.
+    a logit that takes part in the softmax but has no value. value_dim: values are the first
+    value_dim dimensions of the keys and are not stored separately; None: they are stored, and have
+    head_dim dimensions.
     """
 
     heads: int
@@ -29,6 +31,7 @@ class AttentionConfig:
     sliding_window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    value_dim: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("heads", "kv_heads", "head_dim", "page_size"):
@@ -38,11 +41,23 @@ class AttentionConfig:
             raise ValueError(
                 f"heads must be a multiple of kv_heads ({self.kv_heads}), got {self.heads}"
             )
+        if self.value_dim is not None and not 1 <= self.value_dim <= self.head_dim:
+            raise ValueError(f"value_dim must be in [1, {self.head_dim}], got {self.value_dim}")
 
     @property
     def group(self) -> int:
         """Number of query heads per key/value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def result_dim(self) -> int:
+        """Dimensions of a value, and of a head's result."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def num_planes(self) -> int:
+        """Arrays of head_dim numbers that the cache holds per token: keys, or keys and values."""
+        return 2 if self.value_dim is None else 1
 
 
 @partial(

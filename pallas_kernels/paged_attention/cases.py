@@ -94,6 +94,7 @@ def _layer(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     sinks: bool = False,
+    value_dim: int | None = None,
 ) -> AttentionConfig:
     return AttentionConfig(
         heads=heads,
@@ -105,6 +106,7 @@ def _layer(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
         sinks=sinks,
+        value_dim=value_dim,
     )
 
 
@@ -121,12 +123,14 @@ LAYERS = {
     "phi-3-mini": _layer(32, 32, 96, sliding_window=2047),
     "gpt-oss-20b": _layer(64, 8, 64, sliding_window=128, sinks=True),
     "nemotron-4-340b": _layer(96, 8, 192),
+    "deepseek-v3": _layer(128, 1, 576, value_dim=512),
 }
 
 
 def shard(config: AttentionConfig, devices: int) -> AttentionConfig:
-    """Return the configuration of a layer on one of `devices`."""
-    return replace(config, heads=config.heads // devices, kv_heads=config.kv_heads // devices)
+    """Return the configuration of a layer on one of `devices`. Latents are on all of them."""
+    kv_heads = config.kv_heads if config.value_dim else config.kv_heads // devices
+    return replace(config, heads=config.heads // devices, kv_heads=kv_heads)
 
 
 def decode(config: AttentionConfig, lengths: tuple[int, ...], *, padding: int = 0) -> Case:
@@ -155,6 +159,7 @@ def _tests() -> dict[str, Case]:
     oss = replace(shard(LAYERS["gpt-oss-20b"], 8), sliding_window=20, page_size=16)
     phi = replace(shard(LAYERS["phi-3-mini"], 16), sliding_window=70)
     nemotron = shard(LAYERS["nemotron-4-340b"], 8)
+    deepseek = replace(shard(LAYERS["deepseek-v3"], 8), page_size=32)
     fp8 = replace(nemotron, cache_dtype="float8_e4m3fn", page_size=32)
     int8 = replace(qwen, cache_dtype="int8", page_size=128)
     mixed = ((1, 9), (1, 50), (17, 60), (0, 0), (33, 33), (0, 40), (5, 5))
@@ -177,6 +182,7 @@ def _tests() -> dict[str, Case]:
         "decode_of_float32": decode(
             replace(qwen, dtype="float32", cache_dtype="float32"), (70, 12), padding=1
         ),
+        "decode_of_latents": decode(deepseek, (70, 1, 33), padding=1),
         "decode_of_padding_only": decode(qwen, (), padding=2),
         "prefill": ragged(llama, (13, 13), (70, 70)),
         "prefill_of_many_rows": ragged(phi, (150, 150), (1, 80), width=5),
@@ -197,6 +203,10 @@ def _tests() -> dict[str, Case]:
         ),
         "mixed_of_float16": ragged(
             replace(qwen, dtype="float16", cache_dtype="float16"), (1, 70), (33, 40)
+        ),
+        "mixed_of_latents": ragged(deepseek, (1, 30), (40, 60), (0, 0), (5, 5)),
+        "mixed_of_float8_latents": ragged(
+            replace(deepseek, cache_dtype="float8_e4m3fn"), (1, 30), (33, 33)
         ),
         "mixed_of_padding_only": ragged(qwen),
         "odd_table_width": ragged(llama, (30, 150), width=19),

@@ -40,7 +40,7 @@ def check(config: AttentionConfig, target: Target) -> None:
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
     """Return [key/value, pages, kv_heads, page_size, head_dim]: pages of a head are contiguous."""
     return CacheSpec(
-        shape=(2, num_pages, config.kv_heads, config.page_size, config.head_dim),
+        shape=(config.num_planes, num_pages, config.kv_heads, config.page_size, config.head_dim),
         dtype=jnp.dtype(config.cache_dtype),
         axes=("planes", "pages", "kv_heads", "offsets", "head_dim"),
     )
@@ -66,11 +66,11 @@ def workspace_bytes(
     if max_query_length > 1:
         num_rows = QUERY_BLOCK
         num_results = (_num_groups(num_tokens, num_sequences) * BLOCK_GROUP) * QUERY_BLOCK
-        results = 2 * num_results * heads * head_dim
+        results = 2 * num_results * heads * config.result_dim
     # Keys and values of a chunk, as gathered and as multiplied.
-    chunk = 4 * num_blocks * CHUNK_TOKENS * kv_heads * head_dim
+    chunk = 2 * num_blocks * CHUNK_TOKENS * kv_heads * (head_dim + config.result_dim)
     # Scores and their exponentials; queries, the accumulator and the product of a chunk.
-    per_row = 2 * CHUNK_TOKENS + 3 * head_dim
+    per_row = 2 * CHUNK_TOKENS + head_dim + 2 * config.result_dim
     floats = num_blocks * num_rows * heads * per_row * 4
     return (chunk + results) * jnp.dtype(config.dtype).itemsize + floats
 
@@ -83,22 +83,25 @@ class _Scoring:
     soft_cap: float | None
     sliding_window: int | None
     sinks: jax.Array | None  # float32[heads]
+    value_dim: int
 
 
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"] | None,
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     spec: AttentionSpec,
     *,
     config: AttentionConfig,
     target: Target,
-) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+) -> tuple[Float[Array, "tokens heads result_dim"], jax.Array]:
     """See api.Backend."""
     del target
-    scoring = _Scoring(spec.scale, config.soft_cap, config.sliding_window, spec.sinks)
+    scoring = _Scoring(
+        spec.scale, config.soft_cap, config.sliding_window, spec.sinks, config.result_dim
+    )
     batch = batch.confined(
         num_tokens=q.shape[0], num_pages=cache.shape[1], page_size=config.page_size
     )
@@ -111,9 +114,9 @@ def attend(
 
 @jax.named_scope("kv_write")
 def write(
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     k: Shaped[Array, "tokens kv_heads head_dim"],
-    v: Shaped[Array, "tokens kv_heads head_dim"],
+    v: Shaped[Array, "tokens kv_heads head_dim"] | None,
     batch: PagedBatch,
 ) -> jax.Array:
     """Scatter the rows' keys and values to their pages, and padding rows to page 0.
@@ -129,19 +132,19 @@ def write(
     is_real &= (batch.row_sequences >= 0) & (batch.row_sequences < num_sequences)
     pages = jnp.where(is_real, pages, 0)
     offsets = batch.positions % page_size
-    for plane, rows in enumerate((k, v)):
+    for plane, rows in enumerate((k,) if v is None else (k, v)):
         cache = cache.at[plane, pages, :, offsets].set(rows, mode="promise_in_bounds")
     return cache
 
 
 def _attend_single(
     q: Float[Array, "tokens heads head_dim"],
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     scoring: _Scoring,
     *,
     rows: Int32[Array, " sequences"],
-) -> Float[Array, "sequences heads head_dim"]:
+) -> Float[Array, "sequences heads result_dim"]:
     """Attend with the sequences that have one row, grouped by similar length.
 
     rows: row of each sequence. The results of other sequences are zeros. A group takes as long as
@@ -166,7 +169,8 @@ def _attend_single(
 
     # Overwritten wherever it is read. Constant zeros would not depend on q: XLA would create those
     # of all layers at the start of a step and keep them.
-    unwritten = jnp.broadcast_to(q[:1], (num_groups * group, *q.shape[1:]))
+    unwritten = q[:1, :, : scoring.value_dim]
+    unwritten = jnp.broadcast_to(unwritten, (num_groups * group, *unwritten.shape[1:]))
     num_real = (jnp.sum(is_single) + group - 1) // group
     out = lax.fori_loop(0, num_real, attend_group, unwritten)
     return jnp.where(is_single[:, None, None], out[jnp.argsort(order)], 0)
@@ -174,15 +178,15 @@ def _attend_single(
 
 def _attend_ragged(
     q: Float[Array, "tokens heads head_dim"],
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     scoring: _Scoring,
-) -> Float[Array, "tokens heads head_dim"]:
+) -> Float[Array, "tokens heads result_dim"]:
     """Divide the rows of each sequence into blocks, attend, and put the rows back in order.
 
     Sequences with one row are handled by _attend_single: their blocks would be mostly padding.
     """
-    num_tokens, num_heads, head_dim = q.shape
+    num_tokens, num_heads, _ = q.shape
     num_sequences = batch.kv_lengths.shape[0]
     row_counts = batch.query_starts[1:] - batch.query_starts[:-1]
     is_single = row_counts == 1
@@ -213,12 +217,13 @@ def _attend_ragged(
 
     num_blocks = _num_groups(num_tokens, num_sequences) * BLOCK_GROUP
     num_padding = num_blocks * QUERY_BLOCK - num_tokens
-    unwritten = jnp.pad(q, ((0, num_padding), (0, 0), (0, 0)))  # see _attend_single
+    # See _attend_single.
+    unwritten = jnp.pad(q[..., : scoring.value_dim], ((0, num_padding), (0, 0), (0, 0)))
     out = lax.fori_loop(
         0,
         -(-block_ends[-1] // BLOCK_GROUP),
         attend_group,
-        unwritten.reshape(num_blocks, QUERY_BLOCK, num_heads, head_dim),
+        unwritten.reshape(num_blocks, QUERY_BLOCK, num_heads, scoring.value_dim),
     )
     # Block of every row, and offset in the block.
     row_indices = jnp.arange(num_tokens) - batch.query_starts[batch.row_sequences]
@@ -241,13 +246,13 @@ def _num_groups(num_tokens: int, num_sequences: int) -> int:
 
 def _attend_blocks(
     q: Float[Array, "blocks rows heads head_dim"],
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     sequences: Int32[Array, " blocks"],
     first_positions: Int32[Array, " blocks"],
     counts: Int32[Array, " blocks"],
     scoring: _Scoring,
-) -> Float[Array, "blocks rows heads head_dim"]:
+) -> Float[Array, "blocks rows heads result_dim"]:
     """Attend with blocks of `counts` rows at consecutive positions; other rows are zeros."""
     num_blocks, num_rows, num_heads, head_dim = q.shape
     kv_heads, page_size = cache.shape[2], cache.shape[3]
@@ -273,7 +278,11 @@ def _attend_blocks(
         pages = lax.dynamic_slice_in_dim(page_table, index * chunk_pages, chunk_pages, axis=1)
         key_positions = index * chunk + jnp.arange(chunk)
         keys = _gather(cache[0], pages).astype(q.dtype)
-        values = _gather(cache[1], pages).astype(q.dtype)
+        values = (
+            _gather(cache[1], pages).astype(q.dtype)
+            if cache.shape[0] == 2
+            else keys[..., : scoring.value_dim]
+        )
         # Unwritten slots must not affect the sum: 0 * NaN is NaN.
         is_written = key_positions < lengths[:, None]
         values = jnp.where(is_written[:, None, :, None], values, 0)
@@ -313,11 +322,11 @@ def _attend_blocks(
         first_chunk,
         last_chunk,
         attend_chunk,
-        (maximum, total, jnp.zeros((*shape, head_dim), jnp.float32)),
+        (maximum, total, jnp.zeros((*shape, scoring.value_dim), jnp.float32)),
     )
     out = out / jnp.where(total > 0, total, 1.0)[..., None]
-    out = out.reshape(num_blocks, kv_heads, group, num_rows, head_dim)
-    unfolded: jax.Array = out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
+    out = out.reshape(num_blocks, kv_heads, group, num_rows, scoring.value_dim)
+    unfolded: jax.Array = out.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:-1], -1).astype(q.dtype)
     return unfolded
 
 

@@ -13,7 +13,7 @@ from pallas_kernels.rotary import RopeTable
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["sinks", "k_scale", "v_scale", "rope"],
-    meta_fields=["scale", "sliding_window", "soft_cap"],
+    meta_fields=["scale", "sliding_window", "soft_cap", "value_dim"],
 )
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
@@ -21,11 +21,12 @@ class AttentionSpec:
 
     scale: factor of the scores. sliding_window: number of tokens that a token attends to, itself
     included; None is no limit. soft_cap: a score s becomes soft_cap * tanh(s / soft_cap) (Gemma 2,
-    arXiv:2408.00118).
+    arXiv:2408.00118). value_dim: values are the first value_dim dimensions of the keys, as in
+    multi-head latent attention (DeepSeek-V2, arXiv:2405.04434); None if there are separate values.
 
     sinks: one logit per head that takes part in the softmax but has no value (Xiao et al. 2023,
     arXiv:2309.17453). k_scale, v_scale: a cache of float8_e4m3fn or int8 stores k / k_scale and
-    v / v_scale, rounded and clipped; None is 1.
+    v / v_scale, rounded and clipped; None is 1. Values within the keys have k_scale.
 
     rope: table by which attention rotates queries and keys. None if the layer has already rotated
     them, or uses no rotary embeddings.
@@ -34,6 +35,7 @@ class AttentionSpec:
     scale: float
     sliding_window: int | None = None
     soft_cap: float | None = None
+    value_dim: int | None = None
     sinks: Float[Array, " heads"] | None = None
     k_scale: Float[Array, " kv_heads"] | None = None
     v_scale: Float[Array, " kv_heads"] | None = None

@@ -42,6 +42,7 @@ VARIED: dict[str, dict[str, Changes]] = {
     "window": {"yes": {"sliding_window": 4096}},
     "soft cap": {"yes": {"soft_cap": 50.0}},
     "sinks": {"yes": {"sinks": True}},
+    "latents": {"yes": {"heads": 16, "kv_heads": 1, "head_dim": 576, "value_dim": 512}},
 }
 
 

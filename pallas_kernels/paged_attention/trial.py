@@ -123,7 +123,7 @@ def _run(
     def step(
         cache: jax.Array,
         batch: PagedBatch,
-        rows: tuple[jax.Array, jax.Array, jax.Array],
+        rows: tuple[jax.Array, jax.Array, jax.Array | None],
         sinks: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         q, k, v = rows
@@ -137,9 +137,10 @@ def _run(
                 scale=config.head_dim**-0.5,
                 sliding_window=config.sliding_window,
                 soft_cap=config.soft_cap,
+                value_dim=config.value_dim,
                 sinks=sinks,
                 k_scale=scale,
-                v_scale=scale,
+                v_scale=scale if config.value_dim is None else None,
             ),
             backend=backend,
             target=target,
@@ -157,6 +158,7 @@ def _run(
             )
             for heads in (config.heads, config.kv_heads, config.kv_heads)
         )
-        result, cache = step(cache, batch, (q, k, v), sinks)
+        rows = (q, k, v if config.value_dim is None else None)
+        result, cache = step(cache, batch, rows, sinks)
         results.append(np.asarray(result, np.float32))
     return results

@@ -40,7 +40,7 @@ class World:
     case: Case
     q: np.ndarray
     k: np.ndarray
-    v: np.ndarray
+    v: np.ndarray | None
     cache: np.ndarray
     batch: PagedBatch
     sinks: np.ndarray | None
@@ -62,6 +62,7 @@ class World:
             scale=self.scale,
             sliding_window=config.sliding_window,
             soft_cap=config.soft_cap,
+            value_dim=config.value_dim,
             sinks=sinks,
             k_scale=k_scale,
             v_scale=v_scale,
@@ -78,10 +79,11 @@ def draw(case: Case, seed: int) -> World:
         rng.choice(np.array(SCALES, np.float32), config.kv_heads) if is_scaled else None
         for _ in range(2)
     )
+    v_scale = v_scale if config.value_dim is None else None
     shape = (len(num_written), config.kv_heads, config.page_size, config.head_dim)
     planes = [
         quantize(rng.standard_normal(shape, np.float32), scale, config.cache_dtype, axis=1)
-        for scale in (k_scale, v_scale)
+        for scale in (k_scale, v_scale)[: config.num_planes]
     ]
     is_written = np.arange(config.page_size) < num_written[:, None]
     cache = np.where(is_written[:, None, :, None], np.stack(planes), poison(config.cache_dtype))
@@ -97,7 +99,7 @@ def draw(case: Case, seed: int) -> World:
         case=case,
         q=rows(config.heads, QUERY_DEVIATION),
         k=rows(config.kv_heads, 1.0),
-        v=rows(config.kv_heads, 1.0),
+        v=rows(config.kv_heads, 1.0) if config.value_dim is None else None,
         cache=cache,
         batch=batch,
         sinks=rng.standard_normal(config.heads, np.float32) if config.sinks else None,

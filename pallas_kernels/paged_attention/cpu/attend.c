@@ -159,6 +159,7 @@ typedef struct {
   const float* sinks;  // NULL without
   float* out;
   int64_t num_tokens, num_sequences, num_pages, table_width, heads, kv_heads, head_dim, page_size;
+  int64_t planes, value_dim;  // one plane: values are the first numbers of the keys
   float scale, soft_cap;   // 0: no cap
   int32_t sliding_window;  // 0: none
   size_t itemsize;         // of the cache
@@ -191,7 +192,8 @@ static int64_t sequence_at(const Call* call, const int32_t* starts, int64_t inde
 INLINE char* slot(const Call* call, int plane, int64_t sequence, int64_t kv_head, int64_t token) {
   const uint32_t entry = call->page_table[sequence * call->table_width + token / call->page_size];
   const int64_t page = entry < call->num_pages ? entry : 0;
-  const int64_t row = ((page * call->kv_heads + kv_head) * 2 + plane) * call->page_size + token % call->page_size;
+  const int64_t rows_before = ((page * call->kv_heads + kv_head) * call->planes + plane) * call->page_size;
+  const int64_t row = rows_before + token % call->page_size;
   return call->cache + row * call->head_dim * call->itemsize;
 }
 
@@ -204,7 +206,7 @@ static void write_row(const void* data, int64_t row, void* scratch) {
   for (int64_t head = 0; head < call->kv_heads; ++head) {
     const size_t from = (row * call->kv_heads + head) * num_bytes;
     memcpy(slot(call, KEYS, sequence, head, token), call->k + from, num_bytes);
-    memcpy(slot(call, VALUES, sequence, head, token), call->v + from, num_bytes);
+    if (call->planes > VALUES) memcpy(slot(call, VALUES, sequence, head, token), call->v + from, num_bytes);
   }
 }
 
@@ -223,7 +225,7 @@ static void locate(const Call* call, int64_t sequence, int64_t kv_head, int64_t 
   for (int64_t n = 0; n < block->count;) {
     const int64_t left = call->page_size - (first + n) % call->page_size, beyond = least(n + left, block->count);
     const char* key = slot(call, KEYS, sequence, kv_head, first + n);
-    const char* value = slot(call, VALUES, sequence, kv_head, first + n);
+    const char* value = call->planes > VALUES ? slot(call, VALUES, sequence, kv_head, first + n) : key;
     for (; n < beyond; ++n, key += num_bytes, value += num_bytes) block->keys[n] = key, block->values[n] = value;
   }
   for (int64_t n = block->count; n < BLOCK; ++n) {
@@ -355,10 +357,10 @@ INLINE void add(const Call* call, State* state, const int rows, int64_t row, con
   const int vectors = beside(rows);
   if (count <= 0) return;
   int64_t d = 0;
-  for (; d + vectors * LANES <= call->head_dim; d += vectors * LANES) {
+  for (; d + vectors * LANES <= call->value_dim; d += vectors * LANES) {
     add_part(call, state, rows, vectors, row, d, values, count, next);
   }
-  for (; d < call->head_dim; d += LANES) add_part(call, state, rows, 1, row, d, values, count, next);
+  for (; d < call->value_dim; d += LANES) add_part(call, state, rows, 1, row, d, values, count, next);
 }
 
 // Do something with all rows, as many at a time as there is code for.
@@ -403,15 +405,16 @@ static void attend(const Call* call, int64_t sequence, int64_t kv_head, int64_t 
     const void* const* keys = floats_of(call, state, block->keys, block->count);
     BY_ROWS(multiply, keys, block, next)
     for (int64_t row = 0; row < rows; row += LANES) weigh(call, state, row, least(rows, row + LANES), block);
-    const void* const* values = floats_of(call, state, block->values, block->count);
+    const void* const* values = keys;
+    if (call->planes > VALUES) values = floats_of(call, state, block->values, block->count);
     BY_ROWS(add, values, block, next)
   }
 
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t token = (first + i) / group, head = kv_head * group + (first + i) % group;
-    float* out = call->out + ((call->query_starts[sequence] + token) * call->heads + head) * dims;
+    float* out = call->out + ((call->query_starts[sequence] + token) * call->heads + head) * call->value_dim;
     const float share = 1 / state->total[i];
-    for (int64_t d = 0; d < dims; ++d) out[d] = sums[i * dims + d] * share;
+    for (int64_t d = 0; d < call->value_dim; ++d) out[d] = sums[i * dims + d] * share;
   }
 }
 
@@ -502,8 +505,10 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
       .table_width = input(frame, PAGE_TABLE)->dims[1],
       .heads = input(frame, Q)->dims[1],
       .kv_heads = shape[1],
+      .planes = shape[2],
       .page_size = shape[3],
       .head_dim = shape[4],
+      .value_dim = output(frame, OUT)->dims[2],
       .scale = *(const float*)attribute(frame, "scale"),
       .soft_cap = *(const float*)attribute(frame, "soft_cap"),
       .sliding_window = *(const int32_t*)attribute(frame, "sliding_window"),
@@ -515,7 +520,7 @@ XLA_FFI_Error* paged_attention(const XLA_FFI_CallFrame* frame) {
   call.cache = updated->data;
   if (updated->data != cache->data) memcpy(updated->data, cache->data, bytes_of(cache, kind));
 
-  const int64_t rows = call.query_starts[call.num_sequences], row_size = call.heads * call.head_dim;
+  const int64_t rows = call.query_starts[call.num_sequences], row_size = call.heads * call.value_dim;
   memset(call.out + rows * row_size, 0, (call.num_tokens - rows) * row_size * sizeof(float));
   if (rows < FEW) {
     for (int64_t row = 0; row < rows; ++row) write_row(&call, row, NULL);

@@ -25,15 +25,16 @@ FUNCTIONS = ("paged_attention", "paged_attention_empty_cache")
 def check(config: AttentionConfig, target: Target) -> None:
     """See api.Backend."""
     del target
-    if config.head_dim % _LANES:
-        raise Unsupported(f"head_dim must be a multiple of {_LANES}, got {config.head_dim}")
+    for name in ("head_dim", "result_dim"):
+        if getattr(config, name) % _LANES:
+            raise Unsupported(f"{name} must be a multiple of {_LANES}, got {getattr(config, name)}")
     register(SOURCE, FUNCTIONS)
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
     """Return [pages, kv_heads, key/value, page_size, head_dim]: a head's data is contiguous."""
     return CacheSpec(
-        shape=(num_pages, config.kv_heads, 2, config.page_size, config.head_dim),
+        shape=(num_pages, config.kv_heads, config.num_planes, config.page_size, config.head_dim),
         dtype=jnp.dtype(config.cache_dtype),
         axes=("pages", "kv_heads", "planes", "offsets", "head_dim"),
     )
@@ -59,13 +60,14 @@ def workspace_bytes(
     """See api.Backend. Counts queries and results in float32, and buffers of each thread."""
     del num_sequences, max_query_length
     of_thread = _ROWS * (2 * config.head_dim + _BLOCK) + _BLOCK * config.head_dim
-    return 4 * (2 * num_tokens * config.heads * config.head_dim + target.cores * of_thread)
+    of_row = config.heads * (config.head_dim + config.result_dim)
+    return 4 * (num_tokens * of_row + target.cores * of_thread)
 
 
 def attend(
     q: jax.Array,
     k: jax.Array,
-    v: jax.Array,
+    v: jax.Array | None,
     cache: jax.Array,
     batch: PagedBatch,
     spec: AttentionSpec,
@@ -76,7 +78,7 @@ def attend(
     """See api.Backend."""
     del target
     results = (
-        jax.ShapeDtypeStruct(q.shape, jnp.float32),
+        jax.ShapeDtypeStruct((*q.shape[:-1], config.result_dim), jnp.float32),
         jax.ShapeDtypeStruct(cache.shape, cache.dtype),
     )
     call = jax.ffi.ffi_call("paged_attention", results, input_output_aliases={3: 1})
@@ -84,7 +86,7 @@ def attend(
         out, cache = call(
             q.astype(jnp.float32),
             k,
-            v,
+            jnp.zeros(0, k.dtype) if v is None else v,
             cache,
             batch.page_table,
             batch.query_starts,

@@ -103,6 +103,8 @@ def check(config: AttentionConfig, target: Target) -> None:
         raise Unsupported(f"tensor cores take bfloat16 and float16, not {config.dtype}")
     if config.cache_dtype == "float32":
         raise Unsupported("tensor cores take no float32, which the cache holds")
+    if config.value_dim is not None:
+        raise Unsupported("values must be stored beside the keys, not within them")
     KERNELS[target.architecture].check(config)
 
 

@@ -45,6 +45,8 @@ def check(config: AttentionConfig, target: Target) -> None:
         raise Unsupported(f"queries must be {' or '.join(_DTYPES)}, got {config.dtype}")
     if config.cache_dtype not in _CACHE_DTYPES:
         raise Unsupported(f"a cache must be {' or '.join(_CACHE_DTYPES)}, got {config.cache_dtype}")
+    if config.value_dim is not None:
+        raise Unsupported("values must be stored beside the keys, not within them")
     if not LANES // 2 <= config.head_dim <= 2 * LANES:
         raise Unsupported(f"head_dim must be in [{LANES // 2}, {2 * LANES}], got {config.head_dim}")
     layout = layout_of(config)
