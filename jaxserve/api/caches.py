@@ -1,7 +1,7 @@
 """Caches of a model's layers, and their division into groups and pools.
 
-A model lists one spec per layer: `Paged`, `Window`, `Recurrent` or `Shared`. Layers with equal
-specs form a group. A group has its own columns in the page table and its own manager in the
+A model lists one spec per layer: `Paged`, `Window`, `Latent`, `Recurrent` or `Shared`. Layers with
+equal specs form a group. A group has its own columns in the page table and its own manager in the
 scheduler (`engine/cache_group.py`). Groups with pages of the same layout share a pool.
 
     layers    0 Window   1 Paged   2 Window   3 Paged   4 Recurrent
@@ -90,12 +90,22 @@ class StateGroup(CacheGroup):
 
 @dataclass(frozen=True, slots=True)
 class KeyValuePages:
-    """Pages of keys and values."""
+    """Pages of keys and values.
+
+    value_dim: values are the first value_dim dimensions of the keys and take no memory; None: they
+    are stored, and have head_dim dimensions.
+    """
 
     holds_tokens: ClassVar[bool] = True
 
     kv_heads: int
     head_dim: int
+    value_dim: int | None = None
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every device holds all heads, because queries of all devices share them."""
+        return self.value_dim is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +208,28 @@ class Window:
         return WindowGroup(
             max_pages=min(kept, sizes.pages_for(sizes.max_model_len)), window=self.window
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """One latent per token, which is the key of all heads; values are its first value_dim numbers.
+
+    Multi-head latent attention of DeepSeek-V2 (arXiv:2405.04434).
+    """
+
+    state_bytes: ClassVar[int] = 0
+
+    latent_dim: int
+    value_dim: int
+
+    @property
+    def pages(self) -> KeyValuePages:
+        """See LayerCache."""
+        return KeyValuePages(1, self.latent_dim, self.value_dim)
+
+    def group(self, sizes: CacheSizes) -> PagedGroup:
+        """See LayerCache."""
+        return PagedGroup(max_pages=sizes.pages_for(sizes.max_model_len))
 
 
 @dataclass(frozen=True, slots=True)

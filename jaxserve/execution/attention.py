@@ -1,6 +1,6 @@
 """Select and check the attention backend for a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxserve.api.caches import KeyValuePages
 from jaxserve.errors import ConfigError, KernelError
@@ -44,14 +44,19 @@ class AttentionPlan:
 
     def cache_spec(self, pages: KeyValuePages, num_pages: int) -> CacheSpec:
         """Describe one layer's cache, across all devices."""
+        devices = 1 if pages.is_replicated else self.devices
         config = next(
             config
             for config in self.configs
-            if (config.kv_heads * self.devices, config.head_dim) == (pages.kv_heads, pages.head_dim)
+            if KeyValuePages(config.kv_heads * devices, config.head_dim, config.value_dim) == pages
         )
-        return paged_attention.cache_spec(
-            config, num_pages=num_pages, devices=self.devices, backend=self.backend
+        spec = paged_attention.cache_spec(
+            config, num_pages=num_pages, devices=devices, backend=self.backend
         )
+        if not pages.is_replicated:
+            return spec
+        # An axis that no sharding rule names.
+        return replace(spec, axes=tuple("" if word == "kv_heads" else word for word in spec.axes))
 
     def workspace_bytes(self, *, num_tokens: int, num_sequences: int, max_query_length: int) -> int:
         """Estimate the size of one layer's temporaries in bytes, on one device."""

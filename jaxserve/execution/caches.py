@@ -249,7 +249,12 @@ class PagedAttend:
     context: StepContext
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: PagedCache, spec: AttentionSpec
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array | None,
+        cache: PagedCache,
+        spec: AttentionSpec,
     ) -> tuple[jax.Array, PagedCache]:
         """See layers.attention.Attend."""
         arrays, number = cache.arrays, cache.number
@@ -269,10 +274,11 @@ def _attend_sharded(
     described = context.attention.cache_spec(kind, 1)
     pages = context.sharding.spec(described.axes, described.shape)
     heads, whole = context.sharding.places("tokens", "heads", "head_dim"), PartitionSpec()
+    kv_heads = whole if kind.is_replicated else heads
 
     @jax.jit
     def attend(
-        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        qkv: tuple[jax.Array, jax.Array, jax.Array | None],
         cache: jax.Array,
         batch: paged_attention.PagedBatch,
         spec: AttentionSpec,
@@ -285,7 +291,7 @@ def _attend_sharded(
             ),
             mesh=context.mesh,
             in_specs=(
-                *(heads, heads, heads),
+                *(heads, kv_heads, kv_heads),
                 pages,
                 whole,
                 spec.partitioned(heads=context.sharding.places("heads"), tokens=whole),

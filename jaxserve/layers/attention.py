@@ -29,24 +29,27 @@ class Attend[Cache](Protocol):
         self,
         q: Float[Array, "tokens heads head_dim"],
         k: Float[Array, "tokens kv_heads head_dim"],
-        v: Float[Array, "tokens kv_heads head_dim"],
+        v: Float[Array, "tokens kv_heads value_dim"] | None,
         cache: Cache,
         spec: AttentionSpec,
-    ) -> tuple[Float[Array, "tokens heads head_dim"], Cache]:
-        """Return the attention output, and the cache with the new keys and values."""
+    ) -> tuple[Float[Array, "tokens heads value_dim"], Cache]:
+        """Return the attention output, and the cache with the new keys and values.
+
+        v is None if `spec` has a value_dim: values are the first dimensions of the keys.
+        """
         ...
 
 
 def causal_attention(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads value_dim"] | None,
     spec: AttentionSpec,
-) -> Float[Array, "tokens heads head_dim"]:
+) -> Float[Array, "tokens heads value_dim"]:
     """Attend within one whole sequence, each token to itself and earlier tokens.
 
     Each key-value head serves heads / kv_heads adjacent query heads (Ainslie et al., "GQA", 2023,
-    arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of `v`.
+    arXiv:2305.13245). Scores and softmax are float32; the result has the dtype of the values.
     """
     rows = jnp.arange(q.shape[0])
     distances = rows[:, None] - rows[None, :]
@@ -54,16 +57,18 @@ def causal_attention(
     if spec.sliding_window is not None:
         mask &= distances < spec.sliding_window
     with jax.named_scope("attention"):
-        return _attend(*_rotated(q, k, spec), v, mask, spec)
+        q, k = _rotated(q, k, spec)
+        values = k[..., : spec.value_dim] if v is None else v
+        return _attend(q, k, values, mask, spec)
 
 
 def attend_dense(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads value_dim"] | None,
     cache: None,
     spec: AttentionSpec,
-) -> tuple[Float[Array, "tokens heads head_dim"], None]:
+) -> tuple[Float[Array, "tokens heads value_dim"], None]:
     """Attend within one whole sequence without a cache: a decoder's default `Attend`."""
     return causal_attention(q, k, v, spec), cache
 
@@ -97,11 +102,12 @@ def packed_attention(
 def attend_both_ways(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens heads head_dim"],
-    v: Float[Array, "tokens heads head_dim"],
+    v: Float[Array, "tokens heads head_dim"] | None,
     cache: None,
     spec: AttentionSpec,
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:
     """Attend within one whole text, each token to all: an encoder's default `Attend`."""
+    assert v is not None, "encoders compute values of their own"
     return packed_attention(q, k, v, jnp.zeros(q.shape[0], jnp.int32), spec), cache
 
 
@@ -112,10 +118,10 @@ def _rotated(q: Array, k: Array, spec: AttentionSpec) -> tuple[Array, Array]:
 def _attend(
     q: Float[Array, "queries heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads value_dim"],
     mask: Bool[Array, "queries tokens"],
     spec: AttentionSpec,
-) -> Float[Array, "queries heads head_dim"]:
+) -> Float[Array, "queries heads value_dim"]:
     """Attend where `mask` is true. Queries and keys are rotated already."""
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
     scores = jnp.einsum("tgrk,sgk->grts", grouped, k, preferred_element_type=jnp.float32)
@@ -127,4 +133,4 @@ def _attend(
         sinks = spec.sinks.astype(scores.dtype).reshape(*scores.shape[:2], 1, 1)
         scores = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:3], 1))], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[0]].astype(v.dtype)
-    return jnp.einsum("grts,sgk->tgrk", weights, v).reshape(q.shape)
+    return jnp.einsum("grts,sgk->tgrk", weights, v).reshape(*q.shape[:2], -1)

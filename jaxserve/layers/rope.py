@@ -150,6 +150,11 @@ class YarnRope(Rope):
             return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
         return self._mscale(1.0)
 
+    @property
+    def score_factor(self) -> float:
+        """DeepSeek's factor of the scores, in addition to that of the cosines and sines."""
+        return self._mscale(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
         """Return radians per token, float64[head_dim / 2]."""
         kept = super().inverse_frequencies(head_dim, length=length)
