@@ -24,14 +24,6 @@ def normal(**sizes: int) -> nnx.Param[Array]:
     return _declare("normal", sizes)
 
 
-def operand(**sizes: int) -> nnx.Param[Array]:
-    """Declare an array that is initialized like a matrix, but that no format packs or quantizes.
-
-    For products with a batch axis, which `layers.linear` does not have.
-    """
-    return _declare("normal", sizes)
-
-
 def ones(**sizes: int) -> nnx.Param[Array]:
     """Declare an array that is initialized to one."""
     return _declare("ones", sizes)

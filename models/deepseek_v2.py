@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from jaxserve.models.config import DecoderConfig
-from jaxserve.models.hf_latent import dense_only, latent_config
+from jaxserve.models.hf_latent import groups_of, latent_config, with_deepseek_experts
 from jaxserve.models.hf_latent import latent_tensors as hf_tensors
 from jaxserve.models.hf_reader import HfConfig
 
@@ -12,11 +12,13 @@ __all__ = ["config_from_hf", "hf_tensors"]
 
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
-    reader = HfConfig(hf)
+    reader = HfConfig(hf, defaults={"q_lora_rank": 1536})
     reader.only("pretraining_tp", 1, None)
-    return latent_config(
-        reader,
-        q_rank=1536,
-        feed_forward=dense_only(reader, default=0),
-        mlp_bias=reader.flag("mlp_bias", default=False),
-    )
+    reader.only("scoring_func", "softmax")
+    reader.only("norm_topk_prob", False, None)
+    reader.only("topk_method", "greedy", "group_limited_greedy", None)
+    config = latent_config(reader, mlp_bias=reader.flag("mlp_bias", default=False))
+    # A group is as good as its best expert.
+    is_limited = reader.word("topk_method") == "group_limited_greedy"
+    groups = {**groups_of(reader), "group_experts": 1} if is_limited else {}
+    return with_deepseek_experts(config, reader, renormalize=False, **groups)

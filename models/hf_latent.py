@@ -1,14 +1,18 @@
 """Read configurations and name tensors of families with multi-head latent attention."""
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from jaxserve.errors import CheckpointError
-from jaxserve.layers.rope import YarnRope
-from jaxserve.models.config import DecoderConfig, Dense, FeedForward
+from jaxserve.layers.rope import Rope, TemperatureScaling
+from jaxserve.models.config import DecoderConfig, Dense
 from jaxserve.models.hf_config import decoder_config
+from jaxserve.models.hf_moe import expert_tensors, read_routing, shared_tensors, with_experts
 from jaxserve.models.hf_reader import HfConfig
+from jaxserve.models.hf_rope import read_rope
 from jaxserve.models.latent import LatentAttention, MultiHeadLatent
+from jaxserve.models.moe import MixtureOfExperts
 from jaxserve.models.weights import Cut, HfTensor, Parts, Stored, llama_tensors
 from jaxserve.quantization.layout import Path
 
@@ -19,32 +23,28 @@ _NORM_EPS = 1e-6
 def latent_config(
     reader: HfConfig,
     *,
-    q_rank: int,
-    feed_forward: Callable[[int, Dense], FeedForward],
+    rope: Rope | None = None,
+    temperature: TemperatureScaling | None = None,
     mlp_bias: bool = False,
 ) -> DecoderConfig:
-    """Read the keys that families with latent attention share.
+    """Read the keys that families with latent attention share, for layers that are all dense.
 
-    q_rank: default of q_lora_rank. feed_forward: called with the index of each layer, and with its
-    feed-forward if it is dense. Layers after the last one, which predict several tokens ahead, are
-    not loaded.
+    rope: rotation of the last qk_rope_head_dim dimensions of a head, by default that of the file.
+    Layers after the last one, which predict further tokens, are skipped.
     """
-    rope_dim = reader.integer("qk_rope_head_dim")
+    heads, rope_dim = reader.integer("num_attention_heads"), reader.integer("qk_rope_head_dim")
     if rope_dim % 2:
         raise CheckpointError(f"qk_rope_head_dim must be even for rotary positions, got {rope_dim}")
-    config = decoder_config(reader, head_dim=rope_dim, mlp_bias=mlp_bias)
-    heads, rope = reader.integer("num_attention_heads"), config.rope
-    assert rope is not None
-    kv_heads = reader.optional_integer("num_key_value_heads") or heads
-    if kv_heads != heads:
-        raise CheckpointError(
-            f"config.json has num_key_value_heads = {kv_heads}; latent attention has as many as"
-            f" num_attention_heads ({heads})"
-        )
+    reader.only("num_key_value_heads", heads, None)
+    if rope is None:
+        rope = read_rope(reader, max_position=reader.integer("max_position_embeddings"))
+    config = decoder_config(
+        reader,
+        head_dim=rope_dim,
+        mlp_bias=mlp_bias,
+        ropes=(rope,) * reader.integer("num_hidden_layers"),
+    )
     nope_dim = reader.integer("qk_nope_head_dim")
-    scale = (nope_dim + rope_dim) ** -0.5
-    if isinstance(rope, YarnRope):
-        scale *= rope.score_factor
     mixer = MultiHeadLatent(
         module=LatentAttention,
         heads=heads,
@@ -52,35 +52,64 @@ def latent_config(
         rope_dim=rope_dim,
         value_dim=reader.integer("v_head_dim"),
         kv_rank=reader.integer("kv_lora_rank"),
-        q_rank=reader.optional_integer("q_lora_rank", default=q_rank),
-        scale=scale,
+        q_rank=reader.optional_integer("q_lora_rank"),
+        scale=(nope_dim + rope_dim) ** -0.5 * rope.score_factor,
         rope=rope,
         norm_eps=_NORM_EPS,
         bias=reader.flag("attention_bias", default=False),
+        temperature=temperature,
         is_interleaved=reader.flag("rope_interleave", default=True),
     )
-    layers = []
-    for number, layer in enumerate(config.layers):
-        assert isinstance(layer.feed_forward, Dense)
-        inner = feed_forward(number, layer.feed_forward)
-        layers.append(replace(layer, mixer=mixer, feed_forward=inner))
-    num_ahead = reader.optional_integer("num_nextn_predict_layers", low=0) or 1
-    ahead = range(config.num_layers, config.num_layers + num_ahead)
+    num_further = reader.optional_integer("num_nextn_predict_layers", low=0) or 1
+    further = range(config.num_layers, config.num_layers + num_further)
     return replace(
-        config, layers=tuple(layers), skipped_tensors=tuple(f"model.layers.{i}." for i in ahead)
+        config,
+        layers=tuple(replace(layer, mixer=mixer) for layer in config.layers),
+        skipped_tensors=tuple(f"model.layers.{i}." for i in further),
     )
 
 
-def dense_only(reader: HfConfig, *, default: int) -> Callable[[int, Dense], FeedForward]:
-    """Return the feed-forward of models whose layers are all dense; raises CheckpointError."""
-    num_dense = reader.optional_integer("first_k_dense_replace", default=default, low=0) or 0
-    num_layers = reader.integer("num_hidden_layers")
-    if num_dense < num_layers:
-        raise CheckpointError(
-            f"config.json has first_k_dense_replace = {num_dense}; jaxserve supports dense layers,"
-            f" from num_hidden_layers ({num_layers}) up"
-        )
-    return lambda _, dense: dense
+def with_deepseek_experts(
+    config: DecoderConfig,
+    reader: HfConfig,
+    *,
+    dense_layers: Collection[int] | None = None,
+    **fixed: Any,
+) -> DecoderConfig:
+    """Return the model with the experts of DeepSeek's families, read from the file.
+
+    dense_layers: layers without experts, by default the first `first_k_dense_replace`. fixed: other
+    fields of Routing.
+    """
+    reader.only("moe_layer_freq", 1)
+    if dense_layers is None:
+        dense_layers = range(reader.optional_integer("first_k_dense_replace", low=0) or 0)
+    if len(dense_layers) >= config.num_layers:
+        return config
+    routing = read_routing(
+        reader,
+        num_experts="n_routed_experts",
+        scaling_factor=reader.number("routed_scaling_factor", default=1.0),
+        **fixed,
+    )
+    ffw = reader.integer("moe_intermediate_size")
+    dense, num_shared = config.layers[0].feed_forward, reader.optional_integer("n_shared_experts")
+    assert isinstance(dense, Dense)
+    experts = MixtureOfExperts(
+        routing=routing,
+        embed=config.embed,
+        ffw=ffw,
+        shared=None if num_shared is None else replace(dense, ffw=ffw * num_shared),
+    )
+    return with_experts(config, experts, dense_layers=dense_layers)
+
+
+def groups_of(reader: HfConfig) -> dict[str, Any]:
+    """Return the fields of Routing that limit a token to some groups of experts."""
+    return {
+        "groups": reader.integer("n_group", default=1),
+        "top_groups": reader.integer("topk_group", default=1),
+    }
 
 
 def latent_tensors(
@@ -115,6 +144,9 @@ def latent_tensors(
             )
         ],
         "attention.o": [("self_attn.o_proj.weight", "embed, heads value_dim")],
+        **expert_tensors(),
+        "mlp.router.correction_bias": [("mlp.gate.e_score_correction_bias", "experts")],
+        **shared_tensors(),
     }
     widths = {
         "query_dim": (mixer.nope_dim, mixer.rope_dim),

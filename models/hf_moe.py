@@ -30,6 +30,11 @@ def read_routing(
             f"n_group must divide {keys[0]} ({count}) and be at least topk_group"
             f" ({routing.top_groups}), got {routing.groups}"
         )
+    eligible = count // routing.groups * routing.top_groups
+    if routing.groups > 1 and chosen > eligible:
+        raise CheckpointError(
+            f"{top_k} must be at most the {eligible} experts of topk_group groups, got {chosen}"
+        )
     return routing
 
 

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from jaxserve.api.caches import Latent
 from jaxserve.layers.linear import einsum
-from jaxserve.layers.rope import Rope
+from jaxserve.layers.rope import Rope, TemperatureScaling
 from jaxserve.models.attention import plus
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.declare import matrix, operand, zeros
+from jaxserve.models.declare import matrix, normal, zeros
 from jaxserve.models.forward import ForwardContext
 from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec
 from pallas_kernels.rotary import rotate
@@ -34,7 +34,8 @@ class MultiHeadLatent:
     are. value_dim: dimensions of a head's value. kv_rank: dimensions of the latent. q_rank: inner
     dimensions of the queries' projection; None if it is a single matrix. norm_eps: epsilon of the
     norms of latents. bias: whether the projections of the residual stream have biases.
-    is_interleaved: whether checkpoints store the two dimensions of a rotated pair side by side.
+    temperature: growth of queries with their position. is_interleaved: whether checkpoints store
+    the two dimensions of a rotated pair side by side.
     """
 
     module: Callable[[Any, "MultiHeadLatent"], Any]
@@ -48,6 +49,7 @@ class MultiHeadLatent:
     rope: Rope
     norm_eps: float
     bias: bool = False
+    temperature: TemperatureScaling | None = None
     is_interleaved: bool = True
 
     sliding_window: ClassVar[None] = None
@@ -135,8 +137,8 @@ class LatentAttention(nnx.Module):
         self.kv_a = matrix("embed", embed=d, latent=mixer.latent_dim)
         self.kv_a_bias = zeros(latent=mixer.latent_dim) if mixer.bias else None
         self.kv_norm = config.norm(mixer.norm_eps, kv_rank=rank)
-        self.k_b = operand(heads=h, nope_dim=mixer.nope_dim, kv_rank=rank)
-        self.v_b = operand(heads=h, value_dim=mixer.value_dim, kv_rank=rank)
+        self.k_b = normal(heads=h, nope_dim=mixer.nope_dim, kv_rank=rank)
+        self.v_b = normal(heads=h, value_dim=mixer.value_dim, kv_rank=rank)
         self.o = matrix("heads value_dim", heads=h, value_dim=mixer.value_dim, embed=d)
         self.o_bias = zeros(embed=d) if mixer.bias else None
 
@@ -149,6 +151,8 @@ class LatentAttention(nnx.Module):
         nope, turned = jnp.split(self._queries(x, context), (mixer.nope_dim,), axis=-1)
         absorbed = jnp.einsum("thn,hnc->thc", nope, self.k_b[...])
         q = jnp.concatenate([absorbed, rotate(turned, table)], axis=-1)
+        if mixer.temperature is not None:
+            q *= mixer.temperature.at(context.positions)[:, None, None].astype(q.dtype)
         projected = plus(einsum("td,dc->tc", x, self.kv_a[...], rows), self.kv_a_bias)
         latent, turned = jnp.split(projected[:, None], (mixer.kv_rank,), axis=-1)
         k = jnp.concatenate([self.kv_norm(latent), rotate(turned, table)], axis=-1)

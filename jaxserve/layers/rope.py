@@ -33,6 +33,11 @@ class Rope:
         """Factor of cosines and sines: 1, except in YaRN."""
         return 1.0
 
+    @property
+    def score_factor(self) -> float:
+        """Factor of the scores, in addition to `magnitude`; only DeepSeek's families apply it."""
+        return 1.0
+
     def longest_context(self, max_position: int) -> int:
         """Return the maximum context of a model with `max_position` positions in its config.
 
@@ -152,7 +157,7 @@ class YarnRope(Rope):
 
     @property
     def score_factor(self) -> float:
-        """DeepSeek's factor of the scores, in addition to that of the cosines and sines."""
+        """See Rope."""
         return self._mscale(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
 
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:

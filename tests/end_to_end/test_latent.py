@@ -1,5 +1,6 @@
 """Greedy tokens with latent attention are the whole model's, however they are scheduled."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,10 +13,10 @@ from jaxserve.execution.memory import tree_bytes
 from jaxserve.loading.weights import load_model
 from tests.data import checkpoint
 from tests.end_to_end.world import PAGE_SIZE, Answers, engine_for, load, request, serve
-from tests.goldens.checkpoints import write_checkpoint
-from tests.goldens.latent import LATENT_CASES
+from tests.goldens.families import FAMILIES, golden, write
 
-CONFIG = LATENT_CASES["deepseek_v3-yarn"] | {"vocab_size": 512}
+# A dense layer, then one of experts; with the vocabulary of the tokenizer.
+CONFIG = FAMILIES["deepseek_v3"]["yarn"] | {"vocab_size": 512}
 PROMPTS = [
     tuple(int(token) for token in np.random.default_rng(length).integers(3, 500, length))
     for length in (1, 8, 33, 60)
@@ -26,7 +27,9 @@ REQUESTS = [request(str(i), prompt, max_tokens=NUM_TOKENS) for i, prompt in enum
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_checkpoint(tmp_path_factory.mktemp("latent"), CONFIG)
+    shapes, _ = golden("deepseek_v3")["yarn"]
+    of_vocabulary = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (512, 32))
+    folder = write(tmp_path_factory.mktemp("latent"), CONFIG, shapes | of_vocabulary)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((checkpoint("stories260K-hf") / name).read_bytes())
     return folder
@@ -40,7 +43,8 @@ def loaded(folder: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> list[list[int]]:
     """The greedy tokens of the whole model, without a cache."""
-    logits = jax.jit(jax.vmap(load_model(folder)))
+    model = load_model(folder)
+    logits = jax.jit(partial(jax.lax.map, model))
     tokens = np.zeros((len(PROMPTS), max(map(len, PROMPTS)) + NUM_TOKENS), np.int32)
     for row, prompt in zip(tokens, PROMPTS, strict=True):
         row[: len(prompt)] = prompt
@@ -85,11 +89,9 @@ def test_from_cached_latents(loaded: LoadedModel, expected: list[list[int]]) -> 
     assert cached == [(len(prompt) - 1) // PAGE_SIZE * PAGE_SIZE for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_on_two_devices_that_each_have_all_latents(
-    folder: Path, expected: list[list[int]], backend: str
-) -> None:
-    loaded = load(folder, warm_up="none", tensor_parallel_size=2, attention_backend=backend)
+def test_on_two_devices_that_each_have_all_latents(folder: Path, expected: list[list[int]]) -> None:
+    # The other tests use the C kernel.
+    loaded = load(folder, warm_up="none", tensor_parallel_size=2, attention_backend="reference")
     assert tokens_of(serve(engine_for(loaded), REQUESTS)) == expected
     for array in loaded.plan.programs.cache:
         assert array.sharding.is_fully_replicated

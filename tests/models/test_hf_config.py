@@ -1,5 +1,6 @@
 """`config.json` is read strictly: what would be computed wrongly is refused by key and value."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.goldens.families import FAMILIES as GOLDEN_FAMILIES
 
 # Families of tests/goldens/checkpoints.py; all others are those of tests/goldens/families.py.
 FIRST = {"bert", "llama", "mistral", "qwen2", "qwen3", "roberta", "xlm_roberta"}
+# Other names of families, unknown to transformers.
+ALIASES = {"kimi_k2": "deepseek_v3"}
 
 
 def attention(config: DecoderConfig) -> GroupedQuery:
@@ -26,7 +29,14 @@ def windows(config: DecoderConfig) -> tuple[int | None, ...]:
 
 
 def test_every_file_is_a_family_with_goldens() -> None:
-    assert families() == tuple(sorted(FIRST | GOLDEN_FAMILIES.keys()))
+    assert families() == tuple(sorted(FIRST | GOLDEN_FAMILIES.keys() | ALIASES.keys()))
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_read_like_its_family(alias: str) -> None:
+    hf = next(iter(GOLDEN_FAMILIES[ALIASES[alias]].values()))
+    config = config_from_hf(hf | {"model_type": alias})
+    assert config == replace(config_from_hf(hf), model_type=alias)
 
 
 def test_a_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
