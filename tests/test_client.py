@@ -2,84 +2,19 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
-from jaxserve.api.plan import DeferredSamplePlan, StepPlan
 from jaxserve.api.request import FinishReason, Request, TokenEvent
-from jaxserve.client import EngineClient
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.client.streams import Stream
-from jaxserve.engine import loop as loop_module
-from jaxserve.errors import EngineDeadError, InvalidRequestError, JaxserveError, OverloadedError
+from jaxserve.errors import InvalidRequestError, JaxserveError, OverloadedError
 from jaxserve.frontend.detokenizer import Detokenizer
+from tests.client_world import TIMEOUT_S, collect, expected, gated, run, serving, tokens, until
 from tests.engine.world import World, request, word_tokenizer, words
-from tests.fakes import FakePendingStep, FakeRunner, token_logprobs
-
-TIMEOUT_S = 20.0
-
-
-class GatedRunner:
-    """A device that computes a step when it is told to continue, or fails."""
-
-    def __init__(self, runner: FakeRunner) -> None:
-        self._runner = runner
-        self.limits, self.max_in_flight = runner.limits, runner.max_in_flight
-        self.gate = threading.Event()
-        self.error: Exception | None = None
-
-    def dispatch(self, plan: StepPlan) -> FakePendingStep:
-        assert self.gate.wait(TIMEOUT_S)
-        if self.error is not None:
-            raise self.error
-        return self._runner.dispatch(plan)
-
-    def sample_deferred(self, plan: DeferredSamplePlan) -> FakePendingStep:
-        return self._runner.draw(plan)
-
-
-@asynccontextmanager
-async def serving(world: World, *, drain_timeout_s: float = 0.0) -> AsyncIterator[InProcessClient]:
-    client = InProcessClient(world.engine, world.tokenizer)
-    try:
-        yield client
-    finally:
-        await client.shutdown(drain_timeout_s=drain_timeout_s)
-
-
-def gated(world: World) -> GatedRunner:
-    runner = GatedRunner(world.runner)
-    world.engine._runner = runner
-    return runner
-
-
-async def collect(client: EngineClient, each: Request) -> list[TokenEvent]:
-    return [event async for event in client.generate(each)]
-
-
-def tokens(events: list[TokenEvent], index: int = 0) -> list[int]:
-    return [token for event in events if event.index == index for token in event.token_ids]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110 - the condition is another thread's
-            await asyncio.sleep(0.001)
-
-
-def run(main: Coroutine[object, object, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, TIMEOUT_S))
-
-
-def expected(world: World, each: Request, index: int = 0) -> list[int]:
-    world.requests[each.id] = each
-    return world.expected(each.id, index)
-
-
-# Streams
+from tests.fakes import token_logprobs
 
 
 def test_concurrent_requests_get_their_own_tokens() -> None:
@@ -170,9 +105,6 @@ def test_each_step_wakes_a_loop_once() -> None:
     run(main())
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("bad", "error"),
     [
@@ -237,9 +169,6 @@ def test_a_request_that_breaks_while_it_is_added_fails_alone(
             assert len(await collect(client, request("a"))) > 0
 
     run(main())
-
-
-# Leaving
 
 
 def test_closing_a_stream_aborts_its_request() -> None:
@@ -313,108 +242,3 @@ def test_a_loop_that_is_gone_costs_one_request_and_nobody_else() -> None:
 
     run(main())
     assert len(world.runner.plans) < 50
-
-
-# Death
-
-
-def test_when_the_engine_dies_every_stream_ends_and_no_other_begins(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def main() -> None:
-        world = World()
-        runner = gated(world)
-        async with serving(world) as client:
-            readers = [
-                asyncio.create_task(collect(client, request(name, n=2))) for name in ("a", "b")
-            ]
-            await asyncio.sleep(0)
-            assert client.is_alive
-            runner.error = RuntimeError("a secret of the device")
-            runner.gate.set()
-            for events in await asyncio.gather(*readers):
-                assert [event.finish_reason for event in events] == [FinishReason.ERROR] * 2
-                assert [event.request_finished for event in events] == [False, True]
-                assert events[0].error == "the engine has failed; its log says why"
-            assert not client.is_alive
-            with pytest.raises(EngineDeadError, match="has failed"):
-                client.check_health()
-            with pytest.raises(EngineDeadError):
-                await collect(client, request("c"))
-
-    run(main())
-    assert "a secret of the device" in caplog.text
-
-
-def test_a_hang_shows_in_health_and_passes() -> None:
-    async def main() -> None:
-        world = World()
-        runner = gated(world)
-        client = InProcessClient(world.engine, None, hang_timeout_s=0.05)
-        reader = asyncio.create_task(collect(client, request("a")))
-        await until(lambda: not client.is_alive)
-        with pytest.raises(EngineDeadError, match="has not finished a step"):
-            client.check_health()
-        runner.gate.set()
-        await reader
-        await until(lambda: client.is_alive)
-        await client.shutdown(drain_timeout_s=0)
-
-    run(main())
-
-
-def test_an_idle_engine_stays_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "HEARTBEAT_S", 0.01)
-
-    async def main() -> None:
-        client = InProcessClient(World().engine, None, hang_timeout_s=1.0)
-        await asyncio.sleep(1.2)
-        client.check_health()  # raises if it is not
-        assert client.is_alive
-        await client.shutdown(drain_timeout_s=0)
-
-    run(main())
-
-
-# Shutdown
-
-
-def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
-    async def main() -> None:
-        world = World()
-        runner = gated(world)
-        client = InProcessClient(world.engine, world.tokenizer)
-        reader = asyncio.create_task(collect(client, request("a")))
-        await asyncio.sleep(0)
-        stopping = asyncio.create_task(client.shutdown(drain_timeout_s=TIMEOUT_S))
-        await asyncio.sleep(0)
-        with pytest.raises(OverloadedError, match="shutting down"):
-            await collect(client, request("b"))
-        assert client.is_alive
-        runner.gate.set()
-        await stopping
-        assert tokens(await reader) == expected(world, request("a"))
-        assert not client.is_alive
-        assert not client._thread.is_alive()
-        with pytest.raises(EngineDeadError, match="shut down"):
-            await collect(client, request("b"))
-
-    run(main())
-
-
-def test_shutdown_aborts_what_has_not_finished_in_time() -> None:
-    async def main() -> None:
-        world = World(max_model_len=10_000, num_pages=3000)
-        client = InProcessClient(world.engine, world.tokenizer)
-        each = request("a", max_tokens=9000, ignore_eos=True)
-        reader = asyncio.create_task(collect(client, each))
-        await until(lambda: client.stats().num_generated_tokens > 0)
-        start = time.monotonic()
-        await client.shutdown(drain_timeout_s=0.05)
-        assert time.monotonic() - start < TIMEOUT_S / 2
-        events = await reader
-        assert events[-1].finish_reason is FinishReason.ABORT
-        world.engine.check_integrity()
-        assert world.engine.stats().num_pages_used == 0
-
-    run(main())

@@ -2,33 +2,18 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 from jaxserve.api.plan import DeferredSamplePlan, StepLimits, StepPlan
-from jaxserve.api.request import FinishReason, TokenEvent
+from jaxserve.api.request import FinishReason
 from jaxserve.engine.scheduler import NOT_FINITE
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.frontend.detokenizer import Detokenizer
 from jaxserve.observability.stats import FinishedStats, StepStats
-from tests.engine.world import EOS, World, request, word_tokenizer, words
+from tests.engine.answers import LONG, last_event
+from tests.engine.world import World, request, word_tokenizer
 from tests.fakes import FakePendingStep, token_logprobs
-
-LONG = tuple(range(10, 34))
-
-
-def last_event(world: World, name: str = "a", index: int = 0) -> TokenEvent:
-    last = world.answers[name, index].last
-    assert last is not None
-    return last
-
-
-def unstopped(**params: Any) -> list[int]:
-    """Output of the same request when nothing stops it."""
-    world = World()
-    world.run(request("a", (1, 2, 3), ignore_eos=True, **params))
-    return world.output()
 
 
 class Recorder:
@@ -43,9 +28,6 @@ class Recorder:
 
     def observe_finished(self, stats: FinishedStats) -> None:
         self.finished.append(stats)
-
-
-# The loop
 
 
 def test_the_next_step_is_dispatched_before_the_last_one_is_read() -> None:
@@ -128,124 +110,6 @@ def test_the_engine_needs_no_jax() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
-# Ends
-
-
-def test_eos_ends_a_choice_without_stop_reason() -> None:
-    world = World(vocab_size=8)
-    world.run(request("a", (1, 2, 3), max_tokens=40))
-    assert world.output()[-1] == EOS
-    assert last_event(world).finish_reason is FinishReason.STOP
-    assert last_event(world).stop_reason is None
-
-
-def test_a_stop_token_is_named_and_is_no_text() -> None:
-    stop = unstopped()[3]
-    world = World(tokenizer=word_tokenizer())
-    world.run(request("a", (1, 2, 3), stop_token_ids=(stop,)))
-    assert last_event(world).stop_reason == stop
-    assert world.output()[-1] == stop
-    assert world.answers["a", 0].text == words(world.output()[:-1])
-
-
-def test_a_stop_token_is_text_on_demand() -> None:
-    stop = unstopped()[3]
-    world = World(tokenizer=word_tokenizer())
-    world.run(request("a", (1, 2, 3), stop_token_ids=(stop,), include_stop_str_in_output=True))
-    assert world.answers["a", 0].text == words(world.output())
-
-
-def test_ignore_eos_goes_on() -> None:
-    world = World(vocab_size=8)
-    world.run(request("a", (1, 2, 3), max_tokens=40, ignore_eos=True))
-    assert len(world.output()) == 40
-    assert EOS in world.output()
-
-
-def test_max_tokens_ends_with_length() -> None:
-    world = World()
-    world.run(request("a", max_tokens=1))
-    assert last_event(world).finish_reason is FinishReason.LENGTH
-    assert len(world.output()) == 1
-
-
-def test_the_context_ends_with_length() -> None:
-    world = World(max_model_len=10)
-    world.run(request("a", (1, 2, 3), max_tokens=None, ignore_eos=True))
-    assert last_event(world).finish_reason is FinishReason.LENGTH
-    assert len(world.output()) == 7
-
-
-@pytest.mark.parametrize("async_scheduling", [True, False])
-def test_a_stop_string_across_tokens_ends_a_choice(async_scheduling: bool) -> None:
-    says = unstopped()
-    stop = words(says[2:4])[1:-1]
-    world = World(tokenizer=word_tokenizer(), async_scheduling=async_scheduling)
-    world.run(request("a", (1, 2, 3), stop=(stop,)))
-    assert world.output() == says[:4]
-    assert world.answers["a", 0].text == words(says[:2]) + "w"
-    assert last_event(world).finish_reason is FinishReason.STOP
-    assert last_event(world).stop_reason == stop
-
-
-def test_a_stop_string_in_the_last_token_allowed_is_a_stop() -> None:
-    says = unstopped(max_tokens=4)
-    world = World(tokenizer=word_tokenizer())
-    world.run(request("a", (1, 2, 3), max_tokens=4, stop=(words(says[3:]),)))
-    assert last_event(world).finish_reason is FinishReason.STOP
-    assert world.answers["a", 0].text == words(says[:3])
-
-
-def test_text_held_for_a_stop_string_comes_with_the_last_event() -> None:
-    says = unstopped()
-    world = World(tokenizer=word_tokenizer())
-    world.run(request("a", (1, 2, 3), ignore_eos=True, stop=(words(says[-1:]) + "!",)))
-    assert world.answers["a", 0].text == words(says)
-
-
-def test_each_choice_ends_once_and_the_request_with_the_last_of_them() -> None:
-    world = World()
-    world.run(request("a", LONG, n=3))
-    ends = [event for event in world.events if event.finish_reason is not None]
-    assert sorted(event.index for event in ends) == [0, 1, 2]
-    assert [event.request_finished for event in ends] == [False, False, True]
-
-
-# Aborts
-
-
-def test_an_abort_ends_all_choices_with_the_next_step() -> None:
-    world = World()
-    world.add(request("a", LONG, n=2))
-    world.step()
-    world.engine.abort("a")
-    assert world.engine.has_work
-    events = world.step()
-    assert [event.finish_reason for event in events] == [FinishReason.ABORT] * 2
-    assert [event.request_finished for event in events] == [False, True]
-    world.run()
-
-
-def test_an_abort_before_the_first_step_is_answered() -> None:
-    world = World()
-    world.add(request("a"))
-    world.engine.abort("a")
-    world.run()
-    assert last_event(world).finish_reason is FinishReason.ABORT
-    assert world.runner.plans == []
-
-
-def test_aborting_what_is_finished_or_unknown_does_nothing() -> None:
-    world = World()
-    world.run(request("a"))
-    world.engine.abort("a")
-    world.engine.abort("b")
-    assert not world.engine.has_work
-
-
-# Failures
-
-
 def test_logits_that_are_no_numbers_end_one_choice_only() -> None:
     world = World(fails=lambda row, tokens: tokens[0] == 13 and len(tokens) == 5)
     world.run(request("a", (13, 2, 3)), request("b", (1, 2, 3)))
@@ -292,9 +156,6 @@ def test_a_request_that_cannot_be_served_is_refused_whole() -> None:
         world.text.add(request("a", stop=("x",)))
     assert not world.engine.has_work
     world.engine.check_integrity()
-
-
-# What events and metrics say
 
 
 def test_logprobs_come_with_their_tokens_and_those_of_the_prompt_once() -> None:
@@ -366,9 +227,6 @@ def test_stats_count_from_the_start() -> None:
     stats = world.engine.stats()
     assert (stats.num_prompt_tokens, stats.num_generated_tokens) == (48, 4)
     assert (stats.prefix_queries, stats.prefix_hits) == (48, 20)
-
-
-# Clients
 
 
 def test_a_batch_goes_to_whose_requests_it_is_of() -> None:

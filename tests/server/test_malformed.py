@@ -7,7 +7,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from jaxserve.server.app import ROUTES, TOKENIZER_PATHS
-from tests.server.test_refusals import NO_JSON
+from tests.server.invalid_bodies import NO_JSON
 from tests.server.world import World
 
 JSON = {"content-type": "application/json"}
