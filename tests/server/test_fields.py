@@ -146,6 +146,14 @@ def test_answers_tell_how_long_they_took_where_the_operator_wants_it(path: str) 
 
 
 @both
+def test_an_answer_of_one_token_has_no_time_between_tokens(path: str) -> None:
+    with World(config=ServerConfig(port=0, per_request_metrics=True)) as world:
+        timing = ask(world.http(), path, max_tokens=1)["metrics"]
+    assert timing["tokens_per_second"] > 0
+    assert "mean_itl_ms" not in timing
+
+
+@both
 def test_answers_tell_nothing_of_time_otherwise(http: TestClient, path: str) -> None:
     assert ask(http, path)["metrics"] is None
     assert not any("metrics" in chunk for chunk in stream(http, path))

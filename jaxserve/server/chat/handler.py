@@ -94,8 +94,11 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
         if index in self._parsers:
             return []
         self._parsers[index] = self._parsing.parser()
-        chunk = self._chunk([ChatChunkChoice(index, Delta("assistant", self.body.echoed))])
         body = self.body
+        choice = ChatChunkChoice(index, Delta("assistant", body.echoed))
+        if body.return_token_ids:
+            choice.token_ids = UNSET
+        chunk = self._chunk([choice])
         chunk.prompt_token_ids = self.job.requests[0].prompt_ids if body.return_token_ids else None
         chunk.prompt_text = self.prompt_texts[0] if body.return_prompt_text else None
         return [chunk]
@@ -172,9 +175,11 @@ class ChatWriter(AnswerWriter[ChatBody, ChatCompletion, ChatChunk]):
                     stop_reason=new.stop_reason,
                 )
             )
-        if body.return_token_ids and new.token_ids:
-            choices = choices or [ChatChunkChoice(index, Delta(content=""))]
-            choices[0].token_ids = new.token_ids
+        if body.return_token_ids:
+            if new.token_ids and not choices:
+                choices.append(ChatChunkChoice(index, Delta(content="")))
+            for place, choice in enumerate(choices):
+                choice.token_ids = UNSET if place or not new.token_ids else new.token_ids
         return choices
 
     def _delta(self, index: int, piece: Piece) -> Delta:

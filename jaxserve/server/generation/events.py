@@ -14,6 +14,8 @@ from collections.abc import (
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
+from msgspec import UNSET
+
 from jaxserve.access.policy import Demand, Used
 from jaxserve.api.request import (
     FinishReason,
@@ -95,7 +97,7 @@ class Tally:
         """Return the times of the complete answer."""
         times = whole_time(self._times)
         if times is None:
-            return Timing(None, None, None, None, None)
+            return Timing(None, None, None, None)
         num_later = self.completion_tokens - len(self._times)
         decode_ms = sum(_ms(each.first_token_s, each.finished_s) or 0.0 for each in self._times)
         total_ms = _ms(times.scheduled_s, times.finished_s)
@@ -103,7 +105,7 @@ class Tally:
             time_to_first_token_ms=_ms(times.arrival_s, times.first_token_s),
             generation_time_ms=_ms(times.first_token_s, times.finished_s),
             queue_time_ms=_ms(times.arrival_s, times.scheduled_s),
-            mean_itl_ms=decode_ms / num_later if num_later > 0 else None,
+            mean_itl_ms=decode_ms / num_later if num_later > 0 else UNSET,
             tokens_per_second=1000 * self.completion_tokens / total_ms if total_ms else None,
         )
 

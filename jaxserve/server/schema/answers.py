@@ -43,15 +43,16 @@ class Timing(Struct):
     """Times of an answer in milliseconds, over all its choices.
 
     time_to_first_token_ms, queue_time_ms: since arrival. generation_time_ms: from the first token
-    to the last. mean_itl_ms: mean time between tokens of a choice. tokens_per_second: generated
-    tokens per second from the start of prefill to the end. speculative_decoding: always null.
+    to the last. tokens_per_second: generated tokens per second from the start of prefill to the
+    end. mean_itl_ms: mean time between tokens of a choice; absent unless one has two tokens.
+    speculative_decoding: always null.
     """
 
     time_to_first_token_ms: float | None
     generation_time_ms: float | None
     queue_time_ms: float | None
-    mean_itl_ms: float | None
     tokens_per_second: float | None
+    mean_itl_ms: Maybe[float] = UNSET
     speculative_decoding: None = None
 
 
@@ -235,14 +236,17 @@ class Delta(Struct):
 
 
 class ChatChunkChoice(Struct):
-    """Increment of one choice."""
+    """Increment of one choice.
+
+    token_ids: null unless requested, and then absent from increments without tokens.
+    """
 
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: Maybe[int | str | None] = UNSET
-    token_ids: tuple[int, ...] | None = None
+    token_ids: Maybe[tuple[int, ...] | None] = None
 
 
 class ChatChunk(Struct, kw_only=True):
