@@ -45,7 +45,9 @@ def test_a_streamed_response_can_be_gone_on_from(http: TestClient) -> None:
 
 def test_a_response_that_is_not_stored_is_not_there(http: TestClient) -> None:
     response = http.post(PATH, json={**BODY, "store": False}).json()
-    assert http.get(f"{PATH}/{response['id']}").status_code == 404
+    answer = http.get(f"{PATH}/{response['id']}")
+    assert answer.status_code == 404
+    assert f"Response with id '{response['id']}' not found." in answer.json()["error"]["message"]
     error = http.post(PATH, json={**BODY, "previous_response_id": response["id"]}).json()["error"]
     assert error["code"] == "previous_response_not_found"
 
@@ -105,7 +107,9 @@ def test_a_response_in_the_background_can_be_cancelled() -> None:
 
 def test_only_the_background_can_be_cancelled(http: TestClient) -> None:
     path = f"{PATH}/{http.post(PATH, json=BODY).json()['id']}"
-    assert http.post(f"{path}/cancel").status_code == 400
+    answer = http.post(f"{path}/cancel")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("Cannot cancel a synchronous response")
 
 
 def test_what_is_kept_has_ids() -> None:

@@ -254,11 +254,11 @@ class ResponsesBody(ResponsePrompt, SamplingBody):
 
     def check(self) -> None:
         """Raise InvalidRequestError for combinations of fields that are not valid."""
-        for name in ("stream", "store"):
-            if self.background and getattr(self, name) is not (name == "store"):
+        for name, value, wanted in (("store", self.store, True), ("stream", self.stream, False)):
+            if self.background and value is not wanted:
                 raise InvalidRequestError(
-                    f"background can only be given with store=true and stream=false,"
-                    f" got {name}={str(getattr(self, name)).lower()}",
+                    f"background can only be used when `{name}` is {str(wanted).lower()}, got"
+                    f" {str(value).lower()}",
                     param="background",
                 )
 

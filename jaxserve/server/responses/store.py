@@ -142,7 +142,7 @@ class ResponseStore:
         body = self.get(tenant, response_id).response
         if not body["background"]:
             raise InvalidRequestError(
-                "only responses that were asked for with background=true can be cancelled",
+                "Cannot cancel a synchronous response: only those with background=true",
                 param="response_id",
             )
         if body["status"] not in UNFINISHED:
@@ -217,12 +217,14 @@ class ResponseStore:
 
 
 def not_found(response_id: str, *, param: str) -> InvalidRequestError:
-    """Return the error for a response that does not exist, or no longer."""
+    """Return the error for a response that is not stored; it begins with OpenAI's words."""
+    is_asked_for = param == "response_id"
+    subject = "Response" if is_asked_for else "Previous response"
     error = InvalidRequestError(
-        f"there is no response {show(response_id)} here: it was deleted, not stored, or given up"
-        " for newer ones",
+        f"{subject} with id {show(response_id)} not found. It was deleted, not stored or evicted for"
+        " newer ones.",
         param=param,
-        code="not_found" if param == "response_id" else "previous_response_not_found",
+        code="not_found" if is_asked_for else "previous_response_not_found",
     )
-    error.status = 404 if param == "response_id" else 400
+    error.status = 404 if is_asked_for else 400
     return error
