@@ -32,6 +32,20 @@ class CacheConfig:
                 )
         _check_positive("page_size", self.page_size)
 
+    @property
+    def max_concurrency(self) -> float:
+        """Number of sequences of maximum length whose pages fit at once."""
+        needed = [
+            sum(group.max_pages for group in self.groups if group.pool == pool)
+            for pool in range(len(self.num_pages))
+        ]
+        # Page 0 is padding.
+        return min(
+            (total - 1) / count
+            for total, count in zip(self.num_pages, needed, strict=True)
+            if count
+        )
+
     @staticmethod
     def paged(
         *, num_pages: int, page_size: int, enable_prefix_caching: bool = True

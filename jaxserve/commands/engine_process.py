@@ -59,6 +59,8 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0
             # Names used by vLLM's dashboards.
             "block_size": cache.page_size,
             "num_gpu_blocks": num_pages,
+            "kv_cache_max_concurrency": cache.max_concurrency,
+            "kv_cache_size_tokens": int(cache.max_concurrency * planned.scheduler.max_model_len),
         },
         model_name=names[0],
         engine=engine,

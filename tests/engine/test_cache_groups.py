@@ -18,6 +18,7 @@ from jaxserve.api.caches import (
     WindowGroup,
     plan_layout,
 )
+from jaxserve.api.engine_config import CacheConfig
 from jaxserve.observability.metrics import Metrics, render
 from tests.engine.world import World, request
 
@@ -53,6 +54,16 @@ def test_groups_whose_pages_look_the_same_share_arrays() -> None:
     assert found.places == (Place(0, 0), Place(1, 0), Place(0, 1), Place(1, 1))
     assert [pool.num_arrays for pool in found.pools] == [2]
     assert found.num_columns == 25
+
+
+def test_the_fullest_pool_limits_concurrency() -> None:
+    found = layout(WINDOW, PAGED, STATE)
+    # 8 + 16 pages of tokens and the states of one sequence.
+    states = found.max_pages(1)
+    cache = CacheConfig(num_pages=(1 + 36, 1 + 9 * states), page_size=4, groups=found.groups)
+    assert cache.max_concurrency == 1.5
+    cache = CacheConfig(num_pages=(1 + 240, 1 + 9 * states), page_size=4, groups=found.groups)
+    assert cache.max_concurrency == 9
 
 
 def test_a_large_group_is_divided_where_padding_would_waste_much() -> None:

@@ -221,8 +221,8 @@ def not_found(response_id: str, *, param: str) -> InvalidRequestError:
     is_asked_for = param == "response_id"
     subject = "Response" if is_asked_for else "Previous response"
     error = InvalidRequestError(
-        f"{subject} with id {show(response_id)} not found. It was deleted, not stored or evicted for"
-        " newer ones.",
+        f"{subject} with id {show(response_id)} not found. It was deleted, not stored, or"
+        " evicted for newer ones.",
         param=param,
         code="not_found" if is_asked_for else "previous_response_not_found",
     )
