@@ -61,7 +61,8 @@ class PoolingModel:
     activation: applied to a vector if requested; activates: whether it is by default.
     segment_stride: added to the token ids of the second text of a pair, for models with segment
     (token type) embeddings; else 0. can_generate: whether the model has a language model head, for
-    `--runner generate`.
+    `--runner generate`. splits_prompts: whether prompts beyond the context are embedded in chunks.
+    max_embed_len: maximum number of tokens of such a prompt; None is no limit.
     """
 
     type: PoolingType
@@ -71,6 +72,8 @@ class PoolingModel:
     activates: bool = True
     segment_stride: int = 0
     can_generate: bool = False
+    splits_prompts: bool = False
+    max_embed_len: int | None = None
 
     @property
     def task(self) -> str:

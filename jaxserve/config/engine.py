@@ -50,7 +50,8 @@ class EngineOptions:
     )
     pooler_config: Mapping[str, Any] | None = option(
         None,
-        'pooling settings as a JSON object: {"pooling_type": "MEAN", "use_activation": false}',
+        "pooling settings as a JSON object: pooling_type, use_activation, enable_chunked_processing"
+        " (embed prompts beyond the context in chunks) and max_embed_len",
     )
     hf_overrides: Mapping[str, Any] = option(
         {},

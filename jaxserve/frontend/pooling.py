@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingParams
 from jaxserve.api.request import Request
-from jaxserve.errors import InvalidRequestError, naming
+from jaxserve.errors import ContextLengthError, InvalidRequestError, naming
 from jaxserve.tokenization.tokenizer import Tokenizer, truncated
 
 type Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -30,6 +30,23 @@ def answer(pooling: PoolingModel, raw: bytes, params: PoolingParams) -> Vector:
     activated: Any = _activate(pooling.activation, vector) if activates else vector
     answered: Vector = activated
     return answered
+
+
+def answer_of_chunks(
+    pooling: PoolingModel,
+    vectors: Sequence[bytes],
+    num_tokens: Sequence[int],
+    params: PoolingParams,
+) -> Vector:
+    """Return the result for a prompt, given the vectors of its chunks and their lengths in tokens.
+
+    As in vLLM, it is the mean of the chunks' results, weighted by their lengths and normalized.
+    """
+    answers = [answer(pooling, vector, params) for vector in vectors]
+    if len(answers) == 1:
+        return answers[0]
+    mean = np.average(answers, axis=0, weights=num_tokens).astype(np.float32).tobytes()
+    return answer(pooling, mean, params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +90,49 @@ class PoolingPrompts:
 
         part_limits: number of tokens to keep of each text. Raises InvalidRequestError.
         """
+        token_ids = self._token_ids(prompt, second, part_limits, max_tokens=self.max_model_len)
+        return self._request(token_ids)
+
+    def chunks(self, prompt: str | tuple[int, ...]) -> tuple[Request, ...]:
+        """Return the requests for a prompt, in order. Slow, because it tokenizes.
+
+        It is one request, unless the prompt is longer than the context and the model splits
+        prompts. Raises InvalidRequestError.
+        """
+        if not self.pooling.splits_prompts:
+            return (self.of(prompt),)
+        max_tokens = self.pooling.max_embed_len
+        token_ids = self._token_ids(prompt, None, (), max_tokens=max_tokens)
+        if max_tokens is not None and len(token_ids) > max_tokens:
+            raise ContextLengthError(
+                f"{self.param} must have at most {max_tokens} tokens, the max_embed_len of this"
+                f" server, got {len(token_ids)}",
+                param=self.param,
+            )
+        starts = range(0, max(1, len(token_ids)), self.max_model_len)
+        return tuple(self._request(token_ids[i : i + self.max_model_len]) for i in starts)
+
+    def _token_ids(
+        self,
+        prompt: str | tuple[int, ...],
+        second: str | None,
+        part_limits: tuple[int | None, ...],
+        *,
+        max_tokens: int | None,
+    ) -> tuple[int, ...]:
+        """Return a prompt truncated and padded. max_tokens: refuse texts that must be longer."""
         limit = self.max_model_len if self.truncate == -1 else self.truncate
         if isinstance(prompt, str):
-            token_ids = self._encode(prompt, second, limit, part_limits)
+            token_ids = self._encode(prompt, second, limit, part_limits, max_tokens)
         elif limit is None:
             token_ids = prompt
         else:
             token_ids = truncated(prompt, limit, side=self.truncation_side)
         if self.pads:
             token_ids = self._padded(token_ids, limit or self.max_model_len)
+        return token_ids
+
+    def _request(self, token_ids: tuple[int, ...]) -> Request:
         request = Request(
             id=uuid.uuid4().hex,
             prompt_ids=token_ids,
@@ -115,6 +166,7 @@ class PoolingPrompts:
         second: str | None,
         limit: int | None,
         part_limits: tuple[int | None, ...],
+        max_tokens: int | None,
     ) -> tuple[int, ...]:
         tokenizer = self.tokenizer
         texts: list[str] = []
@@ -127,9 +179,8 @@ class PoolingPrompts:
                 most = min(limits) * tokenizer.max_token_bytes
                 texts.append(part[-most:] if self.truncation_side == "left" else part[:most])
             else:
-                tokenizer.check_num_chars(
-                    len(part), max_model_len=self.max_model_len, param=self.param
-                )
+                if max_tokens is not None:
+                    tokenizer.check_num_chars(len(part), max_model_len=max_tokens, param=self.param)
                 texts.append(part)
         token_ids, segments = tokenizer.encode_parts(
             *texts,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from tqdm import tqdm
 
@@ -10,7 +11,7 @@ from jaxserve.api.pooling import PoolingModel, PoolingParams
 from jaxserve.api.request import Request, TokenEvent
 from jaxserve.engine.engine import GENERATES
 from jaxserve.errors import InvalidRequestError, JaxserveError, naming
-from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer
+from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer_of_chunks
 from jaxserve.offline.prompts import Prompt, PromptReader, listed
 from jaxserve.planning.engine_plan import EnginePlan
 from jaxserve.tokenization.tokenizer import Tokenizer
@@ -89,15 +90,19 @@ class OfflinePooler:
             pooling.check_task(task)
         pooling.check(params)
         requests = self._requests(pooling, listed(prompts), truncate)
-        vectors = self._vectors(requests, use_tqdm=use_tqdm)
-        return [
-            PooledRequestOutput(
-                request_id=request.id,
-                prompt_token_ids=list(request.prompt_ids),
-                outputs=make(answer(pooling, vector, params)),
+        rest = iter(self._vectors([*chain.from_iterable(requests)], use_tqdm=use_tqdm))
+        outputs = []
+        for chunks in requests:
+            vectors = [next(rest) for _ in chunks]
+            num_tokens = [len(chunk.prompt_ids) for chunk in chunks]
+            outputs.append(
+                PooledRequestOutput(
+                    request_id=chunks[0].id,
+                    prompt_token_ids=[*chain.from_iterable(chunk.prompt_ids for chunk in chunks)],
+                    outputs=make(answer_of_chunks(pooling, vectors, num_tokens, params)),
+                )
             )
-            for request, vector in zip(requests, vectors, strict=True)
-        ]
+        return outputs
 
     def score(
         self,
@@ -144,7 +149,7 @@ class OfflinePooler:
 
     def _requests(
         self, pooling: PoolingModel, prompts: Sequence[Prompt], truncate: int | None
-    ) -> list[Request]:
+    ) -> list[tuple[Request, ...]]:
         make = self._prompts(pooling, truncate)
         max_model_len = self._plan.scheduler.max_model_len
         reader = PromptReader(self._tokenizer, max_model_len=max_model_len)
@@ -152,7 +157,7 @@ class OfflinePooler:
         for position, prompt in enumerate(prompts):
             with naming(position, len(prompts)):
                 text_or_ids = prompt if isinstance(prompt, str) else reader.read(prompt).token_ids
-                requests.append(make.of(text_or_ids))
+                requests.append(make.chunks(text_or_ids))
         return requests
 
     def _vectors(self, requests: Sequence[Request], *, use_tqdm: bool) -> list[bytes]:

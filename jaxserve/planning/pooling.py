@@ -23,7 +23,14 @@ _MODES = {
     "mean": PoolingType.MEAN,
     "lasttoken": PoolingType.LAST,
 }
-_POOLER_KEYS = ("pooling_type", "seq_pooling_type", "use_activation", "normalize")
+_POOLER_KEYS = (
+    "pooling_type",
+    "seq_pooling_type",
+    "use_activation",
+    "normalize",
+    "enable_chunked_processing",
+    "max_embed_len",
+)
 
 
 def read_pooling(
@@ -161,11 +168,37 @@ def _configured(found: PoolingModel, wanted: Mapping[str, Any]) -> PoolingModel:
             f"pooling_type in pooler_config must be one of {', '.join(PoolingType)}, got {kind!r}"
         )
     activates = wanted.get("use_activation", wanted.get("normalize", found.activates))
-    if not isinstance(activates, bool):
+    splits = wanted.get("enable_chunked_processing", False)
+    for name, value in (("use_activation", activates), ("enable_chunked_processing", splits)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} in pooler_config must be true or false, got {value!r}")
+    if splits and found.labels:
         raise ConfigError(
-            f"use_activation in pooler_config must be true or false, got {activates!r}"
+            "enable_chunked_processing in pooler_config must be false for classification, got true"
         )
-    return replace(found, type=PoolingType(kind), activates=activates)
+    return replace(
+        found,
+        type=PoolingType(kind),
+        activates=activates,
+        splits_prompts=splits,
+        max_embed_len=_max_embed_len(wanted, splits=splits),
+    )
+
+
+def _max_embed_len(wanted: Mapping[str, Any], *, splits: bool) -> int | None:
+    limit = wanted.get("max_embed_len")
+    if limit is None:
+        return None
+    if type(limit) is not int or limit < 1:
+        raise ConfigError(
+            f"max_embed_len in pooler_config must be an integer of at least 1, got {limit!r}"
+        )
+    if not splits:
+        raise ConfigError(
+            "max_embed_len in pooler_config needs enable_chunked_processing=true; --max-model-len"
+            " limits prompts without it"
+        )
+    return limit
 
 
 def _activation(hf: Mapping[str, object], num_labels: int) -> Activation:

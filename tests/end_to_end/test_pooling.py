@@ -127,6 +127,20 @@ def test_a_decoder_pools_the_same_in_one_piece_and_in_many(kind: str, tmp_path: 
     np.testing.assert_allclose(found[0][0], found[0][2], atol=1e-5)
 
 
+def test_a_prompt_beyond_the_context_is_embedded_in_chunks(tmp_path: Path) -> None:
+    name = folder(tmp_path, encoder_config("bert"))
+    splits = {"pooling_type": "MEAN", "enable_chunked_processing": True, "max_embed_len": 120}
+    llm = LLM(name, pooler_config=splits, **{**SMALL, "max_model_len": 50})
+    ids = [5 + index for index in range(60)]
+    long, *parts = llm.embed([ids, ids[:50], ids[50:]], use_tqdm=False)
+    vectors = [np.array(part.outputs.embedding) for part in parts]
+    mean = 50 * vectors[0] + 10 * vectors[1]
+    np.testing.assert_allclose(long.outputs.embedding, mean / np.linalg.norm(mean), atol=1e-5)
+    assert long.prompt_token_ids == ids
+    with pytest.raises(ContextLengthError, match="120"):
+        llm.embed([[5] * 121], use_tqdm=False)
+
+
 def test_texts_are_scored_by_the_cosine_of_their_embeddings(tmp_path: Path) -> None:
     llm = LLM(folder(tmp_path, tiny_config("llama", vocab_size=320)), runner="pooling", **SMALL)
     texts = ["once upon a time", "the lazy dog"]
@@ -150,6 +164,9 @@ def test_a_model_that_generates_does_not_embed(tmp_path: Path) -> None:
         ({"convert": "classify"}, "convert"),
         ({"pooler_config": {"pooling_type": "MAX"}}, "pooling_type"),
         ({"pooler_config": {"pool": "MEAN"}}, "pool"),
+        ({"pooler_config": {"enable_chunked_processing": 1}}, "enable_chunked_processing"),
+        ({"pooler_config": {"max_embed_len": 8}}, "max_embed_len.*needs"),
+        ({"pooler_config": {"max_embed_len": 0}}, "max_embed_len.*at least 1"),
         ({"max_num_batched_tokens": 32}, "max_num_batched_tokens"),
     ],
 )

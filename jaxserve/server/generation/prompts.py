@@ -31,13 +31,13 @@ def encode(
     *,
     add_special_tokens: bool,
     param: str,
-    will_truncate: bool = False,
+    takes_any_length: bool = False,
 ) -> tuple[int, ...]:
     """Return the token ids of a text. Slow; call it on a worker thread.
 
-    Raises ContextLengthError for a text that is too long, unless `will_truncate`.
+    Raises ContextLengthError for a text that is too long, unless `takes_any_length`.
     """
-    if not will_truncate:
+    if not takes_any_length:
         model.tokenizer.check_num_chars(len(text), max_model_len=model.max_model_len, param=param)
     return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
@@ -47,13 +47,13 @@ def encode_chat(
     chat: Chat,
     ignored: IgnoredFields | None = None,
     *,
-    will_truncate: bool = False,
+    takes_any_length: bool = False,
 ) -> tuple[int, ...]:
     """Return the token ids of a chat's prompt. Slow; call it on a worker thread.
 
     ignored: collects the chat_template_kwargs that the template does not read.
     """
-    if not will_truncate:
+    if not takes_any_length:
         model.tokenizer.check_num_chars(
             chat.num_chars(), max_model_len=model.max_model_len, param="messages"
         )
@@ -64,7 +64,7 @@ def encode_chat(
         text,
         add_special_tokens=chat.add_special_tokens,
         param="messages",
-        will_truncate=will_truncate,
+        takes_any_length=takes_any_length,
     )
 
 
@@ -108,7 +108,7 @@ class RequestMaker:
         truncates = body.truncate_prompt_tokens is not None
         if isinstance(body, ChatBody):
             with renamed(body.field_names):
-                prompt_ids = encode_chat(self.model, body, self.ignored, will_truncate=truncates)
+                prompt_ids = encode_chat(self.model, body, self.ignored, takes_any_length=truncates)
                 return (self._make(prompt_ids, self._chat_params(body, params, prompt_ids)),)
         self.model.check_num_prompts(len(body.prompt), param="prompt")
         if params.structured_outputs is not None:
@@ -123,7 +123,7 @@ class RequestMaker:
                     prompt,
                     add_special_tokens=special,
                     param="prompt",
-                    will_truncate=truncates,
+                    takes_any_length=truncates,
                 ),
                 params,
             )

@@ -136,7 +136,7 @@ def _counted(
 def _num_tokens(state: ServerState, fields: dict[str, Any], messages: list[dict[str, Any]]) -> int:
     """Return the number of prompt tokens with other messages, without a limit."""
     chat = parse({**fields, "messages": messages}, Chat)
-    return len(encode_chat(state.router.model(chat.model), chat, will_truncate=True))
+    return len(encode_chat(state.router.model(chat.model), chat, takes_any_length=True))
 
 
 class MessageWriter:

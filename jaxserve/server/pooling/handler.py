@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import msgspec
@@ -15,7 +16,7 @@ from jaxserve.api.pooling import PoolingModel, PoolingParams
 from jaxserve.api.request import LOWEST_PRIORITY, Request
 from jaxserve.engine.engine import GENERATES
 from jaxserve.errors import InvalidRequestError
-from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer
+from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer_of_chunks
 from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.frontend.schema.parsing import parse, show
 from jaxserve.server.generation.events import Job, Tally
@@ -69,10 +70,10 @@ async def create_embeddings(http: HttpRequest) -> Response:
     body = await read(http, partial(_input_or_chat, EmbeddingBody, EmbeddingChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("embed")
-    vectors, usage = await call.vectors(call.each_of(body))
+    answers, usage = await call.answers(body)
     return call.vectors_answer(
         body,
-        vectors,
+        answers,
         usage,
         id_prefix="embd",
         whole=lambda data, **shared: Embeddings(
@@ -90,10 +91,10 @@ async def pool(http: HttpRequest) -> Response:
             f"Unsupported task: {show(body.task)}; this model supports {call.pooling.task}",
             param="task",
         )
-    vectors, usage = await call.vectors(call.each_of(body))
+    answers, usage = await call.answers(body)
     return call.vectors_answer(
         body,
-        vectors,
+        answers,
         usage,
         id_prefix="pool",
         whole=lambda data, **shared: Pooling(
@@ -108,11 +109,11 @@ async def embed_cohere(http: HttpRequest) -> Response:
     body = asked.embedding()
     call = Call.of(http, body, param="texts")
     call.pooling.check_task("embed")
-    vectors, usage = await call.vectors(call.each_of(body))
+    answers, usage = await call.answers(body)
     return json_response(
         CohereEmbeddings(
             id=call.id_of("embd"),
-            embeddings=by_type(call.answers(vectors), asked.embedding_types),
+            embeddings=by_type(answers, asked.embedding_types),
             texts=[text for text in body.input if isinstance(text, str)],
             meta=EmbedMeta(BilledUnits(usage.prompt_tokens)),
         )
@@ -124,11 +125,11 @@ async def classify(http: HttpRequest) -> Response:
     body = await read(http, partial(_input_or_chat, ClassifyBody, ClassifyChatBody))
     call = Call.of(http, body, param=_prompt_field(body))
     call.pooling.check_task("classify")
-    vectors, usage = await call.vectors(call.each_of(body))
+    answers, usage = await call.answers(body)
     labels = call.pooling.labels
     data = [
         Classified(index, labels[int(probs.argmax())], probs.tolist(), len(labels))
-        for index, probs in enumerate(call.answers(vectors))
+        for index, probs in enumerate(answers)
     ]
     return json_response(
         Classification(
@@ -234,20 +235,18 @@ class Call:
         """Return the id of the answer."""
         return f"{prefix}-{self.request_id}"
 
-    def each_of(self, body: InputBody | ConversationBody) -> Callable[[], tuple[Request, ...]]:
-        """Return a function that builds a request for each input, or for the chat."""
+    def chunks_of(self, body: InputBody | ConversationBody) -> list[tuple[Request, ...]]:
+        """Return the requests for each input, or for the chat. Slow, because it tokenizes."""
         if isinstance(body, InputBody):
-            return lambda: tuple(self.prompts.of(prompt) for prompt in body.input)
-        truncates = body.truncate_prompt_tokens is not None
-        encoded = partial(
-            encode_chat, self.model, body, self.record.ignored, will_truncate=truncates
-        )
-        return lambda: (self.prompts.of(encoded()),)
+            return [self.prompts.chunks(prompt) for prompt in body.input]
+        will_fit = body.truncate_prompt_tokens is not None or self.pooling.splits_prompts
+        encoded = encode_chat(self.model, body, self.record.ignored, takes_any_length=will_fit)
+        return [self.prompts.chunks(encoded)]
 
     def vectors_answer(
         self,
         body: VectorBody,
-        vectors: Sequence[bytes],
+        answers: Sequence[Vector],
         usage: PoolingUsage,
         *,
         id_prefix: str,
@@ -263,7 +262,6 @@ class Call:
             "model": self.name,
             "usage": usage,
         }
-        answers = self.answers(vectors)
         if not body.encoding_format.startswith("bytes"):
             return json_response(whole([to_json(each, body) for each in answers], **shared))
         data, places = join_bytes(answers, body)
@@ -274,11 +272,8 @@ class Call:
             headers["metadata"] = json.dumps(msgspec.to_builtins(metadata))
         return Response(data, headers=headers, media_type="application/octet-stream")
 
-    async def vectors(
-        self, make: Callable[[], tuple[Request, ...]]
-    ) -> tuple[list[bytes], PoolingUsage]:
+    async def vectors(self, requests: tuple[Request, ...]) -> tuple[list[bytes], PoolingUsage]:
         """Return the vectors of requests, and their usage."""
-        requests = await unless_disconnected(self.http, run_in(self.state.lanes.prompts, make))
         self.model.check_num_prompts(len(requests), param=self.prompts.param)
         job = Job(state=self.state, model=self.model, requests=requests, record=self.record)
         tally = Tally(requests)
@@ -287,9 +282,26 @@ class Call:
         details = tally.usage().prompt_tokens_details
         return vectors, PoolingUsage(tally.prompt_tokens, tally.prompt_tokens, details)
 
-    def answers(self, vectors: Sequence[bytes]) -> list[Vector]:
-        """Return vectors with the pooling parameters applied."""
-        return [answer(self.pooling, vector, self.params) for vector in vectors]
+    async def answers(
+        self, body: InputBody | ConversationBody
+    ) -> tuple[list[Vector], PoolingUsage]:
+        """Return the result of each input, or of the chat, and their usage."""
+        prompts = await self._make(partial(self.chunks_of, body))
+        vectors, usage = await self.vectors(tuple(chain.from_iterable(prompts)))
+        rest = iter(vectors)
+        return [
+            answer_of_chunks(
+                self.pooling,
+                [next(rest) for _ in chunks],
+                [len(chunk.prompt_ids) for chunk in chunks],
+                self.params,
+            )
+            for chunks in prompts
+        ], usage
+
+    async def _make[Made](self, work: Callable[[], Made]) -> Made:
+        """Run slow work on prompts in its lane."""
+        return await unless_disconnected(self.http, run_in(self.state.lanes.prompts, work))
 
     async def scores(
         self, body: PairBody, firsts: Sequence[str], seconds: Sequence[str]
@@ -302,7 +314,8 @@ class Call:
             max_first_tokens=body.max_tokens_per_query,
             max_second_tokens=body.max_tokens_per_doc,
         )
-        vectors, usage = await self.vectors(partial(pairs.requests, self.prompts))
+        requests = await self._make(partial(pairs.requests, self.prompts))
+        vectors, usage = await self.vectors(requests)
         return pairs.scores(vectors, self.params), usage
 
 
