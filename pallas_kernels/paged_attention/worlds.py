@@ -176,12 +176,16 @@ def pack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec) -> A:
     return np.pad(packed, padding) if isinstance(packed, np.ndarray) else jnp.pad(packed, padding)
 
 
-def unpack[A: (np.ndarray, jax.Array)](cache: A, spec: CacheSpec, head_dim: int) -> A:
+def unpack[A: (np.ndarray, jax.Array)](
+    cache: A, spec: CacheSpec, head_dim: int, *, num_planes: int = 2
+) -> A:
     """Convert a cache from the layout of `spec` to the reference's layout."""
     if "lanes" in spec.axes:
         axes = (*AXES[1:-1], "lanes")
-        cache = cache.transpose([spec.axes.index(axis) for axis in axes])[..., : 2 * head_dim]
-        return _moved(cache.reshape(*cache.shape[:-1], 2, head_dim), -2, 0)
+        cache = cache.transpose([spec.axes.index(axis) for axis in axes])[
+            ..., : num_planes * head_dim
+        ]
+        return _moved(cache.reshape(*cache.shape[:-1], num_planes, head_dim), -2, 0)
     return cache.transpose([spec.axes.index(axis) for axis in AXES])[..., :head_dim]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.api.caches import LayerCache, Paged, Recurrent, StateArray, Window
+from jaxserve.api.caches import Latent, LayerCache, Paged, Recurrent, StateArray, Window
 from jaxserve.api.engine_config import WorkModel
 from jaxserve.api.request import FinishReason
 from jaxserve.engine.drafts import Drafter
@@ -22,6 +22,7 @@ PREFIXES = ((), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 9, 9, 9, 9), tuple(ran
 
 PAGED = Paged(kv_heads=2, head_dim=8)
 WINDOW = Window(kv_heads=2, head_dim=8, window=5)
+LATENT = Latent(latent_dim=24, value_dim=16)
 STATE = Recurrent((StateArray((4, 8), "float32", ("heads", "head_dim")),))
 # Caches of a model's layers; empty is the default of `World`, one paged group.
 MIXTURES: tuple[tuple[LayerCache, ...], ...] = (
@@ -30,6 +31,8 @@ MIXTURES: tuple[tuple[LayerCache, ...], ...] = (
     (WINDOW,),
     (PAGED, WINDOW),
     (STATE, PAGED),
+    (LATENT, WINDOW),
+    (STATE, LATENT, PAGED, WINDOW),
     (WINDOW, replace(WINDOW, window=9), PAGED, STATE),
 )
 

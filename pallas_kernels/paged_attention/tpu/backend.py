@@ -45,10 +45,9 @@ def check(config: AttentionConfig, target: Target) -> None:
         raise Unsupported(f"queries must be {' or '.join(_DTYPES)}, got {config.dtype}")
     if config.cache_dtype not in _CACHE_DTYPES:
         raise Unsupported(f"a cache must be {' or '.join(_CACHE_DTYPES)}, got {config.cache_dtype}")
-    if config.value_dim is not None:
-        raise Unsupported("values must be stored beside the keys, not within them")
-    if not LANES // 2 <= config.head_dim <= 2 * LANES:
-        raise Unsupported(f"head_dim must be in [{LANES // 2}, {2 * LANES}], got {config.head_dim}")
+    widest = (2 if config.value_dim is None else 5) * LANES
+    if not LANES // 2 <= config.head_dim <= widest:
+        raise Unsupported(f"head_dim must be in [{LANES // 2}, {widest}], got {config.head_dim}")
     layout = layout_of(config)
     if config.page_size % layout.tile:
         raise Unsupported(
@@ -97,14 +96,14 @@ def workspace_bytes(
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Shaped[Array, "tokens kv_heads head_dim"],
-    v: Shaped[Array, "tokens kv_heads head_dim"],
+    v: Shaped[Array, "tokens kv_heads head_dim"] | None,
     cache: Shaped[Array, "pages kv_heads page_size lanes"],
     batch: PagedBatch,
     spec: AttentionSpec,
     *,
     config: AttentionConfig,
     target: Target,
-) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+) -> tuple[Float[Array, "tokens heads result_dim"], jax.Array]:
     """See api.Backend. Raises Unsupported for page tables with more than 65536 columns."""
     num_tokens, (num_sequences, table_width) = q.shape[0], batch.page_table.shape
     if table_width > _MAX_TABLE_WIDTH:

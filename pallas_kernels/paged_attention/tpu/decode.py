@@ -269,7 +269,7 @@ class _Query:
             queries = self.scratch.queries[head].astype(layout.dtype)
             scores = self.scoring.score(queries, keys[:, : layout.key_lanes])
             scores = jnp.where(is_visible, scores, MASKED)
-            self.scratch.softmax.add(head, scores, keys[:, layout.value_start :])
+            self.scratch.softmax.add(head, scores, keys[:, layout.value_start : layout.value_end])
 
         lax.fori_loop(0, layout.kv_heads, multiply, None, unroll=self.sizes.unroll)
 

@@ -3,7 +3,8 @@
 A page is [kv_heads, page_size, lanes]: all heads of a device are copied at once, and each head is a
 tile of the vector memory. Keys are at lanes [0, head_dim), values at [head_dim, 2 * head_dim), and
 zeros follow. A product reads whole registers of 128 lanes, so the windows of keys and of values may
-include lanes of each other. Queries are zero at such lanes, and results are cut.
+include lanes of each other. Queries are zero at such lanes, and results are cut. Values that are a
+part of the keys have no lanes of their own: their window begins at lane 0, too.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Layout:
     page_size: int
     cache_dtype: jnp.dtype
     dtype: jnp.dtype
+    value_dim: int | None = None  # see AttentionConfig
 
     @property
     def heads(self) -> int:
@@ -43,7 +45,8 @@ class Layout:
     @property
     def lanes(self) -> int:
         """Size of the last axis of the cache."""
-        return round_up(2 * self.head_dim, LANES)
+        num_planes = 2 if self.value_dim is None else 1
+        return round_up(num_planes * self.head_dim, LANES)
 
     @property
     def key_lanes(self) -> int:
@@ -52,13 +55,18 @@ class Layout:
 
     @property
     def value_start(self) -> int:
-        """First lane of the window of values, which ends with the last lane."""
-        return self.head_dim // LANES * LANES
+        """First lane of the window of values."""
+        return self.head_dim // LANES * LANES if self.value_dim is None else 0
+
+    @property
+    def value_end(self) -> int:
+        """End of the window of values."""
+        return self.lanes if self.value_dim is None else round_up(self.value_dim, LANES)
 
     @property
     def value_lanes(self) -> int:
         """Size of the window of values, and of an uncut result."""
-        return self.lanes - self.value_start
+        return self.value_end - self.value_start
 
     @property
     def tile(self) -> int:
@@ -70,8 +78,10 @@ class Layout:
         """Query heads per KV head, rounded up to whole registers."""
         return round_up(self.group, _SUBLANES)
 
-    def cut(self, out: Shaped[Array, "*rows value_lanes"]) -> Shaped[Array, "*rows head_dim"]:
+    def cut(self, out: Shaped[Array, "*rows value_lanes"]) -> Shaped[Array, "*rows result_dim"]:
         """Return the lanes of values of an uncut result."""
+        if self.value_dim is not None:
+            return out[..., : self.value_dim]
         start = self.head_dim - self.value_start
         return out[..., start : start + self.head_dim]
 
@@ -80,10 +90,10 @@ class Layout:
         return _pad_lanes(q, self.key_lanes)
 
     def join(
-        self, k: Shaped[Array, "*rows head_dim"], v: Shaped[Array, "*rows head_dim"]
+        self, k: Shaped[Array, "*rows head_dim"], v: Shaped[Array, "*rows head_dim"] | None
     ) -> Shaped[Array, "*rows lanes"]:
         """Return keys and values side by side, padded to a row of a page."""
-        return _pad_lanes(jnp.concatenate((k, v), axis=-1), self.lanes)
+        return _pad_lanes(k if v is None else jnp.concatenate((k, v), axis=-1), self.lanes)
 
 
 def layout_of(config: AttentionConfig) -> Layout:
@@ -95,6 +105,7 @@ def layout_of(config: AttentionConfig) -> Layout:
         page_size=config.page_size,
         cache_dtype=jnp.dtype(config.cache_dtype),
         dtype=jnp.dtype(config.dtype),
+        value_dim=config.value_dim,
     )
 
 

@@ -247,7 +247,7 @@ class _Products:
             queries = self.inputs.q[pl.ds(nth * heads, heads)].reshape(-1, layout.key_lanes)
             scores = self.scoring.score(queries, keys[:, : layout.key_lanes])
             scores = jnp.where(is_visible, scores.reshape(heads, -1, chunk), MASKED)
-            values = keys[:, layout.value_start :]
+            values = keys[:, layout.value_start : layout.value_end]
             self.scratch.softmax.add(nth, scores.reshape(-1, chunk), values, is_ours=is_ours)
 
         self._each(multiply)
