@@ -78,7 +78,7 @@ def played(program: Program) -> Callable[..., object]:
         return lambda _params, cache, state, *_packed: (output, cache, state)
     if program is Helper.ALLOCATE:
         return lambda: (None, None)
-    if program is Helper.REMEMBER:
+    if program is Helper.ASSIGN:
         return lambda state, _slot, _memory: state
     return lambda _params, state, _packed: (None, state)
 

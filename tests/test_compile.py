@@ -55,7 +55,7 @@ def test_every_program_is_compiled_from_a_bare_configuration(
     paths = ("--out", str(out), "--json", str(found))
     assert main(["compile", config, *SMALL, "--target", "cpu", "--tp", "2", *paths]) == 0
     printed = capsys.readouterr().out
-    names = ["32x2-score", "allocate", "remember", "deferred-2", "decode-1-full", "decode-2-full"]
+    names = ["32x2-score", "allocate", "assign", "deferred-2", "decode-1-full", "decode-2-full"]
     names.append("deferred-1")
     assert re.findall(r"^(\S+) +[\d.]+ s .* yes .*$", printed, re.MULTILINE) == names
     assert "7 of 7 programs compiled in" in printed
@@ -79,7 +79,7 @@ def test_every_program_is_compiled_from_a_bare_configuration(
 def test_some_programs_are_compiled_where_names_are_given(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compile", config, *SMALL, "--only", "rem*", "allocate"]) == 0
+    assert main(["compile", config, *SMALL, "--only", "ass*", "allocate"]) == 0
     assert "2 of 2 programs compiled" in capsys.readouterr().out
     assert main(["compile", config, *SMALL, "--only", "decode-3-full"]) == 1
     assert "only must match at least one of 32x2-score, allocate" in capsys.readouterr().err

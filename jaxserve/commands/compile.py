@@ -138,7 +138,7 @@ def _summary(plan: "EnginePlan", reports: "list[ProgramReport]") -> list[str]:
     copied = [
         name
         for name, memory in memories
-        if name not in {"allocate", "remember"}
+        if name not in {"allocate", "assign"}
         # Deferred sampling does not use pages.
         and memory.aliased < (plan.memory.state if name.startswith("deferred-") else kept)
     ]

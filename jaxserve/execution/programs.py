@@ -16,7 +16,7 @@ from jaxserve.execution.context import StepContext
 from jaxserve.execution.heads.pool import PoolOutput, PoolState, abstract_pool_state
 from jaxserve.execution.heads.sample import StepOutput
 from jaxserve.execution.shapes import DeferredSampleShape, ShapeTable, StepShape
-from jaxserve.execution.state import SlotState, abstract_state, remember
+from jaxserve.execution.state import SlotState, abstract_state, assign_slot
 from jaxserve.execution.step import sample_deferred as sample_deferred_tree
 from jaxserve.execution.step import step as step_of_tree
 from jaxserve.models import ModelConfig, Params
@@ -26,7 +26,7 @@ class Helper(StrEnum):
     """Programs besides the steps: allocate cache and state; write one slot's state."""
 
     ALLOCATE = "allocate"
-    REMEMBER = "remember"
+    ASSIGN = "assign"
 
 
 type Program = StepShape | DeferredSampleShape | Helper
@@ -48,7 +48,7 @@ def name_of(program: Program) -> str:
 def first_programs(shapes: ShapeTable) -> list[Program]:
     """Return the programs required for serving, those that compile longest first."""
     first: list[Program] = [shapes.shapes[0], Helper.ALLOCATE]
-    return first if shapes.pools else [*first, Helper.REMEMBER]
+    return first if shapes.pools else [*first, Helper.ASSIGN]
 
 
 def all_programs(shapes: ShapeTable) -> list[Program]:
@@ -79,7 +79,7 @@ class ProgramSet:
     """Programs of an engine, and the arrays that they keep on its devices.
 
     num_pages: pages of each pool of the layout. cache and state: trees of jax.ShapeDtypeStruct with
-    shardings. A step takes both by donation and returns them. Deferred sampling and REMEMBER do the
+    shardings. A step takes both by donation and returns them. Deferred sampling and ASSIGN do the
     same with the state. Steps and deferred sampling take the leaves of the parameters as a tuple.
     """
 
@@ -114,7 +114,7 @@ class ProgramSet:
             donate_argnames="state",
             out_shardings=(replicated, shardings[1]),
         )
-        self._remember = jax.jit(remember, donate_argnums=0, out_shardings=shardings[1])
+        self._assign_slot = jax.jit(assign_slot, donate_argnums=0, out_shardings=shardings[1])
         self._allocate = jax.jit(
             partial(_allocate, self.cache, self.state, context), out_shardings=shardings
         )
@@ -154,11 +154,11 @@ class ProgramSet:
                 return self._sample_deferred.lower(
                     tuple(leaves), self.state, packed, tree=tree, shape=program
                 )
-            case Helper.REMEMBER:
+            case Helper.ASSIGN:
                 memory = jax.tree.map(
                     lambda leaf: self._described(leaf.shape[1:], leaf.dtype), self.state
                 )
-                return self._remember.lower(self.state, self._described((), jnp.int32), memory)
+                return self._assign_slot.lower(self.state, self._described((), jnp.int32), memory)
             case Helper.ALLOCATE:
                 return self._allocate.lower()
 

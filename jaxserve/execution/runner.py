@@ -37,7 +37,7 @@ from jaxserve.execution.shapes import (
     ShapeTable,
     StepShape,
 )
-from jaxserve.execution.state import slot_memory
+from jaxserve.execution.state import slot_row
 from jaxserve.models import Params
 
 # Status and count of a row that yields one token, the common case.
@@ -217,14 +217,14 @@ class ModelRunner:
         if params.adjusts_logits or params.logprob_token_ids or extra is not None:
             if extra is None:
                 extra = np.zeros(self._processors.row_size, np.float32)
-            memory = slot_memory(
+            row = slot_row(
                 assignment,
                 vocab_size=self._vocab_size,
                 deferred_hidden=self._no_hidden,
                 extra=extra,
             )
-            write = self._programs.get(Helper.REMEMBER)
-            self._state = write(self._state, np.int32(assignment.slot), memory)
+            write = self._programs.get(Helper.ASSIGN)
+            self._state = write(self._state, np.int32(assignment.slot), row)
 
     def _run(self, shape: StepShape, packed: np.ndarray) -> Output:
         output: Output

@@ -86,7 +86,7 @@ def abstract_state(
     )
 
 
-def slot_memory(
+def slot_row(
     assignment: SlotAssignment,
     *,
     vocab_size: int,
@@ -138,12 +138,12 @@ def slot_memory(
     )
 
 
-def remember(
-    state: SlotState[jax.Array], slot: jax.Array, memory: SlotState[jax.Array]
+def assign_slot(
+    state: SlotState[jax.Array], slot: jax.Array, row: SlotState[jax.Array]
 ) -> SlotState[jax.Array]:
-    """Overwrite one slot's row of the state with `memory` from `slot_memory`."""
+    """Overwrite one slot's row of the state; row: from `slot_row`."""
     updated: SlotState[jax.Array] = jax.tree.map(
-        lambda rows, row: rows.at[slot].set(row, mode="drop"), state, memory
+        lambda rows, new: rows.at[slot].set(new, mode="drop"), state, row
     )
     return updated
 

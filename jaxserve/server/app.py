@@ -28,7 +28,7 @@ from jaxserve.server.batches.files import (
     upload_file,
 )
 from jaxserve.server.batches.handler import cancel_batch, create_batch, get_batch, list_batches
-from jaxserve.server.batches.lines import AsBatch, LineRunner
+from jaxserve.server.batches.lines import BatchLineMiddleware, LineRunner
 from jaxserve.server.batches.runner import BatchRunner
 from jaxserve.server.batches.trouble import BatchTrouble
 from jaxserve.server.chat.conversations import create_chat_completions
@@ -172,7 +172,9 @@ def create_app(
     app = Starlette(routes=[*routes, *page], middleware=middleware, exception_handlers=HANDLERS)
     # Lines of batches use the same endpoints. Their key was checked when the batch was created.
     inner = Starlette(
-        routes=ROUTES, middleware=[observe, Middleware(AsBatch)], exception_handlers=HANDLERS
+        routes=ROUTES,
+        middleware=[observe, Middleware(BatchLineMiddleware)],
+        exception_handlers=HANDLERS,
     )
     # A redirect would lead to the host in the client's Host header.
     app.router.redirect_slashes = inner.router.redirect_slashes = False

@@ -16,7 +16,7 @@ from jaxserve.api.plan import SlotAssignment
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.execution import sampling
 from jaxserve.execution.batch import SlotTable, StepInput
-from jaxserve.execution.state import SlotState, abstract_state, observe, remember, slot_memory
+from jaxserve.execution.state import SlotState, abstract_state, assign_slot, observe, slot_row
 from tests.execution import oracle
 from tests.execution.inputs import step_input
 
@@ -25,7 +25,7 @@ NUM_SLOTS = 6
 NUM_ROWS = 4
 
 adjust = jax.jit(sampling.adjust)
-remember_slot = jax.jit(remember)
+assign_jitted = jax.jit(assign_slot)
 observe_tokens = jax.jit(observe)
 
 tokens = st.integers(0, VOCAB_SIZE - 1)
@@ -94,9 +94,9 @@ def garbage(seed: int = 0) -> SlotState[jax.Array]:
 
 def occupy(state: SlotState[jax.Array], owner: Owner) -> SlotState[jax.Array]:
     """Give a slot to a sequence, then yield its tokens as steps do: one, three and two at once."""
-    memory = slot_memory(owner.assignment, vocab_size=VOCAB_SIZE)
+    memory = slot_row(owner.assignment, vocab_size=VOCAB_SIZE)
     slot = np.int32(owner.assignment.slot)
-    state = remember_slot(state, slot, memory)
+    state = assign_jitted(state, slot, memory)
     sizes, tokens = cycle((1, 3, 2)), list(owner.observed)
     while tokens:
         count = min(next(sizes), len(tokens))

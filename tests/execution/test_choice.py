@@ -25,7 +25,7 @@ from jaxserve.execution.heads.sample import (
 )
 from jaxserve.execution.heads.sample import choose as choose_tokens
 from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, Feature, StepShape
-from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
+from jaxserve.execution.state import SlotState, abstract_state, assign_slot, slot_row
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 50
@@ -263,8 +263,8 @@ def test_tokens_asked_for_by_id_are_reported() -> None:
     logits = random_logits()
     params = SamplingParams(logprob_token_ids=(7, 0, 49))
     assignment = SlotAssignment(slot=3, params=params, seed=0, prompt_ids=(1,))
-    memory: Any = slot_memory(assignment, vocab_size=VOCAB_SIZE)
-    state = remember(empty_state(), jnp.int32(3), memory)
+    memory: Any = slot_row(assignment, vocab_size=VOCAB_SIZE)
+    state = assign_slot(empty_state(), jnp.int32(3), memory)
     output, _ = choose(logits, FULL, {"reports": 1}, state=state)
     scores = jax.nn.log_softmax(logits[2])  # the row of slot 3
     np.testing.assert_allclose(

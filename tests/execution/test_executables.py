@@ -118,7 +118,7 @@ def test_an_engine_that_loads_its_programs_compiles_none_and_answers_alike(
         rebuilt = build(other, report=lines.append)
         assert loaded_answer == answer(rebuilt)
         rebuilt.programs.finish()
-    assert {"jit(step)", "jit(remember)"} <= set(compiled)
+    assert {"jit(step)", "jit(assign_slot)"} <= set(compiled)
     told = [line for line in lines if str(written) in line]
     assert len(told) == 1
     assert told[0].endswith("so it compiles its own: pages is 17 there and 9 here")
@@ -126,11 +126,11 @@ def test_an_engine_that_loads_its_programs_compiles_none_and_answers_alike(
 
 def test_a_program_that_is_not_in_the_folder_is_compiled(model: Path, copied: Path) -> None:
     manifest = json.loads((copied / MANIFEST).read_text("utf-8"))
-    del manifest["programs"]["remember"]
+    del manifest["programs"]["assign"]
     (copied / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     with compilations() as compiled:
         build(plan_for(model, copied, tensor_parallel_size=2)).programs.finish()
-    assert set(compiled) == LOADING | {"jit(remember)"}
+    assert set(compiled) == LOADING | {"jit(assign_slot)"}
 
 
 @pytest.mark.parametrize(

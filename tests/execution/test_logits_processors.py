@@ -18,7 +18,7 @@ from jaxserve.execution.logits_processors import (
     ProcessorInput,
     place_of,
 )
-from jaxserve.execution.state import SlotState, abstract_state, remember, slot_memory
+from jaxserve.execution.state import SlotState, abstract_state, assign_slot, slot_row
 from tests.execution.inputs import step_input
 
 VOCAB_SIZE = 8
@@ -75,12 +75,12 @@ def adjusted(found: LogitsProcessors, *requests: SamplingParams) -> np.ndarray:
         adjusts.append(params.adjusts_logits or row is not None)
         if adjusts[-1]:
             assignment = SlotAssignment(slot=slot, params=params, seed=0, prompt_ids=(5,))
-            memory = slot_memory(
+            memory = slot_row(
                 assignment,
                 vocab_size=VOCAB_SIZE,
                 extra=np.zeros(found.row_size, np.float32) if row is None else row,
             )
-            state = jax.jit(remember)(state, np.int32(slot), memory)
+            state = jax.jit(assign_slot)(state, np.int32(slot), memory)
     logits = jnp.tile(jnp.arange(1.0, VOCAB_SIZE + 1), (len(requests), 1))
     inputs = step_input(len(requests), slots=np.arange(1, len(requests) + 1), adjusts=adjusts)
     return np.asarray(sampling.adjust(logits, inputs, state, found))

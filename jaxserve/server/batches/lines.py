@@ -37,7 +37,7 @@ OVERLOADED = 503
 type Numbered = tuple[int, Line]
 
 
-class AsBatch:
+class BatchLineMiddleware:
     """Middleware that marks a request as a line of a batch, with its tenant."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -62,7 +62,7 @@ UNREAD = Unread(
 UNUSED_DISPLAY = Unread(repeated={"display": ()})
 
 
-class Thoughts(Body):
+class ThinkingMode(Body):
     """Whether to reason before answering. All reasoning is returned, whatever `display` says."""
 
     unread = UNUSED_DISPLAY
@@ -71,8 +71,8 @@ class Thoughts(Body):
     display: Literal["summarized", "omitted"] | None = None
 
 
-class BoundedThoughts(Body):
-    """Reasoning with a budget. See Thoughts."""
+class ThinkingBudget(Body):
+    """Reasoning with a budget. See ThinkingMode."""
 
     unread = UNUSED_DISPLAY
 
@@ -82,9 +82,9 @@ class BoundedThoughts(Body):
 
 
 type Thinking = Annotated[
-    Annotated[Thoughts, Tag("(disabled)")]
-    | Annotated[Thoughts, Tag("(adaptive)")]
-    | Annotated[BoundedThoughts, Tag("(enabled)")],
+    Annotated[ThinkingMode, Tag("(disabled)")]
+    | Annotated[ThinkingMode, Tag("(adaptive)")]
+    | Annotated[ThinkingBudget, Tag("(enabled)")],
     by_type("an object of type enabled, disabled or adaptive"),
 ]
 
@@ -192,9 +192,9 @@ class MessagesPrompt(Body):
             _check_choice(self.tool_choice, offered)
             fields |= chat_tool_choice(self.tool_choice)
         match self.thinking:
-            case BoundedThoughts(budget_tokens=budget):
+            case ThinkingBudget(budget_tokens=budget):
                 fields["thinking_token_budget"] = budget
-            case Thoughts(type="disabled"):
+            case ThinkingMode(type="disabled"):
                 fields["reasoning_effort"] = "none"
         form = self.output_format
         if self.output_config is not None:
