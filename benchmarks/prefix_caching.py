@@ -171,10 +171,10 @@ def measure(llm: LLM, shape: Shape, *, rounds: int) -> list[Round]:
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """Return the values between which the median of all rounds ever lies, at 95 % at least.
+    """Return a confidence interval of the median of at least 95 %, for any distribution.
 
-    Whatever the distribution: each round lies on either side of it as a coin falls. Of less than 6
-    rounds these are the least and the greatest, at less than 95 %.
+    Each round is above or below the median with equal probability. With fewer than 6 rounds the
+    interval is from the least to the greatest value, and the confidence is lower.
     """
     ordered, count = sorted(values), len(values)
     outside, rank = 0.0, 0

@@ -10,7 +10,7 @@ from jaxserve.models.qwen_hybrid import hybrid_config, shared_experts
 __all__ = ["config_from_hf", "hf_tensors"]
 
 _DEFAULTS = {
-    # Of dense layers, which these models do not have.
+    # Width of dense layers, which these models do not have.
     "intermediate_size": 512,
     "num_experts": 256,
     "num_experts_per_tok": 8,

@@ -27,7 +27,7 @@ def expert_feed_forward(
 ) -> Float[Array, "tokens embed"]:
     """Return the weighted sum of the outputs of each token's experts.
 
-    experts: numbers of the experts; a number that is none, as that of padding, adds nothing.
+    experts: numbers of the experts; numbers out of range, such as those of padding, add nothing.
     params: `gate_up` [experts, embed, gate_up, ffw], `down` [experts, ffw, embed], and optionally
     `gate_up_bias` [experts, gate_up, ffw]. specs: their axes. On the mesh of `jax.set_mesh`, each
     device computes its own experts and its own part of `ffw`.
