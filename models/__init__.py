@@ -6,7 +6,7 @@ model_type, whose value is a module. Every process of a server finds those. `reg
 registers a family in the current process only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -146,9 +146,24 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     return config
 
 
-def hf_tensors(config: ModelConfig) -> dict[Path, tuple[HfTensor, ...]]:
-    """Return the checkpoint tensors of every parameter of a model."""
-    return _family(config.model_type).hf_tensors(config)
+def hf_tensors(
+    config: ModelConfig, *, stored: Collection[str] = ()
+) -> dict[Path, tuple[HfTensor, ...]]:
+    """Return the checkpoint tensors of every parameter of a model.
+
+    stored: names in the checkpoint, which decide where a family has two ways to store a parameter:
+    the second is in its `other_tensors(config)`.
+    """
+    family = _family(config.model_type)
+    tensors = family.hf_tensors(config)
+    if hasattr(family, "other_tensors"):
+        others: dict[Path, tuple[HfTensor, ...]] = family.other_tensors(config)
+        tensors |= {
+            path: other
+            for path, other in others.items()
+            if all(tensor.name in stored for tensor in other)
+        }
+    return tensors
 
 
 def init_model(config: DecoderConfig, *, seed: int = 0, dtype: str = "float32") -> Decoder:

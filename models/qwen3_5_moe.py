@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.multimodal import text_config, without_parts
 from jaxserve.models.qwen3_5_moe_text import config_from_hf as text_config_from_hf
-from jaxserve.models.qwen3_5_moe_text import hf_tensors
+from jaxserve.models.qwen3_5_moe_text import hf_tensors, other_tensors
 
-__all__ = ["config_from_hf", "hf_tensors"]
+__all__ = ["config_from_hf", "hf_tensors", "other_tensors"]
 
 
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:

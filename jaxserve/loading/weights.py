@@ -93,7 +93,7 @@ def load_params(
             Piece(tensor, spec, layout.method_of(path, spec), read_layout.of(spec))
             for tensor in tensors
         ]
-        for path, tensors in hf_tensors(model).items()
+        for path, tensors in hf_tensors(model, stored=names).items()
         for spec in (read_specs[path],)
     }
     sources = [

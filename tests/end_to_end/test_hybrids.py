@@ -11,7 +11,6 @@ from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.build import LoadedModel
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.loading.weights import load_model
-from tests.data import checkpoint
 from tests.end_to_end.world import (
     engine_for,
     load,
@@ -22,9 +21,9 @@ from tests.end_to_end.world import (
     with_text,
 )
 from tests.goldens.families import FAMILIES, golden, write
+from tests.server.world import VOCAB_SIZE, write_tokenizer
 
-# Of the tokenizer that these models borrow.
-VOCAB_SIZE = 512
+MAX_MODEL_LEN = 1024
 NUM_NEW = 12
 # Shorter and longer than a page, the convolution, a chunk of the delta rule, and several chunks.
 PROMPTS = [
@@ -42,8 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: tuple(VOCAB_SIZE if size == vocab_size else size for size in shape)
         for name, shape in golden(family)["default"][0].items()
     }
+    changes = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_MODEL_LEN}
     folder = tmp_path_factory.mktemp(family)
-    return write(folder, {**config, "vocab_size": VOCAB_SIZE}, shapes)
+    return write_tokenizer(write(folder, {**config, **changes}, shapes))
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +56,14 @@ def expected(folder: Path) -> list[list[int]]:
         tokens = np.zeros(max(map(len, PROMPTS)) + NUM_NEW, np.int32)
         tokens[: len(prompt_ids)] = prompt_ids
         for at in range(len(prompt_ids), len(prompt_ids) + NUM_NEW):
-            tokens[at] = logits(tokens)[at - 1].argmax()
+            tokens[at] = np.asarray(logits(tokens))[at - 1].argmax()
         answers.append(tokens[len(prompt_ids) :][:NUM_NEW].tolist())
     return answers
 
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> LoadedModel:
-    return load(
-        folder,
-        num_pages=200,
-        max_num_batched_tokens=96,
-        max_model_len=256,
-        warm_up="none",
-        # Not the folder's own, which has none.
-        tokenizer=str(checkpoint("stories260K-hf")),
-    )
+    return load(folder, num_pages=200, max_num_batched_tokens=96, warm_up="none")
 
 
 def requests(count: int = 1) -> list[Request]:
@@ -147,13 +139,7 @@ def test_states_are_planned_and_updated_in_place(loaded: LoadedModel) -> None:
 
 def test_two_devices_compute_what_one_does(folder: Path, expected: list[list[int]]) -> None:
     sharded = load(
-        folder,
-        tensor_parallel_size=2,
-        num_pages=200,
-        max_num_batched_tokens=96,
-        max_model_len=256,
-        warm_up="none",
-        tokenizer=str(checkpoint("stories260K-hf")),
+        folder, tensor_parallel_size=2, num_pages=200, max_num_batched_tokens=96, warm_up="none"
     )
     answers = serve(engine_for(sharded), requests())
     for i, tokens in enumerate(expected):

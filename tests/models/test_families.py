@@ -5,10 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.weights import load_model
-from jaxserve.models import read_config
+from jaxserve.models import params_of, read_config
 from tests.goldens.checkpoints import prompt
 from tests.goldens.families import (
     CASES,
@@ -17,6 +18,7 @@ from tests.goldens.families import (
     NUM_TOKENS,
     golden,
     positions,
+    write,
     write_case,
 )
 
@@ -115,3 +117,22 @@ def test_every_family_has_goldens_of_its_cases() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == FAMILIES.keys()
     for family, cases in FAMILIES.items():
         assert golden(family).keys() == cases.keys()
+
+
+def test_experts_that_a_publisher_stacked_are_read_like_those_stored_one_by_one(
+    tmp_path: Path,
+) -> None:
+    folder = write_case(tmp_path, "qwen3_5_moe", "default")
+    one_by_one = load_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(one_by_one.config.num_layers):
+        prefix = f"model.language_model.layers.{layer}.mlp.experts"
+        gates, ups, downs = (
+            [tensors.pop(f"{prefix}.{i}.{part}_proj.weight") for i in range(6)]
+            for part in ("gate", "up", "down")
+        )
+        tensors[f"{prefix}.gate_up_proj"] = np.concatenate([gates, ups], axis=1)
+        tensors[f"{prefix}.down_proj"] = np.stack(downs)
+    save_file(tensors, folder / "model.safetensors")
+    stacked = load_model(folder)
+    jax.tree.map(np.testing.assert_array_equal, params_of(stacked), params_of(one_by_one))

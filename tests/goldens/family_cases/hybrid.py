@@ -33,7 +33,7 @@ def _qwen(model_type: str, architecture: str, **keys: object) -> HfConfig:
 _QWEN3_NEXT = ("qwen3_next", "Qwen3NextForCausalLM")
 _QWEN3_5 = ("qwen3_5_text", "Qwen3_5ForCausalLM")
 _QWEN3_5_MOE = ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM")
-_EXPERTS = {
+_EXPERTS: HfConfig = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
