@@ -8,7 +8,7 @@ from jaxserve.models.hf_config import decoder_config, read_layer_types, windows_
 from jaxserve.models.hf_moe import read_routing, with_experts
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.moe import MixtureOfExperts
-from jaxserve.models.weights import HfTensor, Parts, llama_tensors
+from jaxserve.models.weights import Cut, HfTensor, Parts, Stored, llama_tensors
 from jaxserve.quantization.layout import Path
 
 _DEFAULTS = {"rope_theta": 150000.0, "rms_norm_eps": 1e-5}
@@ -22,13 +22,17 @@ _DEFAULT_ROPE = {
         "original_max_position_embeddings": 4096,
     }
 }
-# Gate and up projection alternate in the stored stacks.
+# Columns of gate and up projection alternate in them.
+_STACK = ("mlp.experts.gate_up_proj", "experts, embed, ffw")
+_BIASES = ("mlp.experts.gate_up_proj_bias", "experts, ffw")
 _TENSORS: Parts = {
     "attention.sinks": [("self_attn.sinks", "heads")],
     "mlp.router.weight": [("mlp.router.weight", "experts, embed")],
     "mlp.router.bias": [("mlp.router.bias", "experts")],
-    "mlp.experts.gate_up": [("mlp.experts.gate_up_proj", "experts, embed, ffw gate_up")],
-    "mlp.experts.gate_up_bias": [("mlp.experts.gate_up_proj_bias", "experts, ffw gate_up")],
+    "mlp.experts.gate": [Stored(*_STACK, cut=Cut(0, 2, dim=2, outer=1))],
+    "mlp.experts.up": [Stored(*_STACK, cut=Cut(1, 2, dim=2, outer=1))],
+    "mlp.experts.gate_bias": [Stored(*_BIASES, cut=Cut(0, 2, dim=1, outer=1))],
+    "mlp.experts.up_bias": [Stored(*_BIASES, cut=Cut(1, 2, dim=1, outer=1))],
     "mlp.experts.down": [("mlp.experts.down_proj", "experts, ffw, embed")],
     "mlp.experts.down_bias": [("mlp.experts.down_proj_bias", "experts, embed")],
 }

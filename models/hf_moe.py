@@ -9,7 +9,7 @@ from jaxserve.layers.routing import Routing
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.moe import MixtureOfExperts
-from jaxserve.models.weights import LAYER, Parts
+from jaxserve.models.weights import LAYER, Cut, Parts, Stored
 
 
 def read_routing(
@@ -56,11 +56,21 @@ def expert_tensors(
     expert = f"{prefix}experts.{{experts}}."
     return {
         "mlp.router.weight": [(f"{prefix}gate.weight", "experts, embed")],
-        "mlp.experts.gate_up": [
-            (f"{expert}{gate}.weight", "gate_up ffw, embed"),
-            (f"{expert}{up}.weight", "gate_up ffw, embed"),
-        ],
+        "mlp.experts.gate": [(f"{expert}{gate}.weight", "ffw, embed")],
+        "mlp.experts.up": [(f"{expert}{up}.weight", "ffw, embed")],
         "mlp.experts.down": [(f"{expert}{down}.weight", "embed, ffw")],
+    }
+
+
+def stacked_tensors(config: DecoderConfig) -> Parts:
+    """Return the checkpoint tensors of experts stored as stacks, gate and up projection joined."""
+    parts = [layer.feed_forward for layer in config.layers]
+    ffw = next((part.ffw for part in parts if isinstance(part, MixtureOfExperts)), 0)
+    stack = ("mlp.experts.gate_up_proj", "experts, ffw, embed")
+    return {
+        "mlp.experts.gate": [Stored(*stack, cut=Cut(0, 2 * ffw, dim=1))],
+        "mlp.experts.up": [Stored(*stack, cut=Cut(ffw, 2 * ffw, dim=1))],
+        "mlp.experts.down": [("mlp.experts.down_proj", "experts, embed, ffw")],
     }
 
 

@@ -12,16 +12,11 @@ from jaxserve.models.hf_latent import (
     latent_tensors,
     with_deepseek_experts,
 )
+from jaxserve.models.hf_moe import stacked_tensors
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import read_rope
-from jaxserve.models.weights import HfTensor, Parts
+from jaxserve.models.weights import HfTensor
 from jaxserve.quantization.layout import Path
-
-# Experts are stored as stacks.
-_EXPERTS: Parts = {
-    "mlp.experts.gate_up": [("mlp.experts.gate_up_proj", "experts, gate_up ffw, embed")],
-    "mlp.experts.down": [("mlp.experts.down_proj", "experts, embed, ffw")],
-}
 
 
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
@@ -59,4 +54,4 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
 
 def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter."""
-    return latent_tensors(config, more=_EXPERTS)
+    return latent_tensors(config, more=stacked_tensors(config))

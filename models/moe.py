@@ -51,7 +51,7 @@ class MixtureOfExperts:
 
     def experts(self, params: Any) -> ExpertWork:
         """See FeedForward."""
-        stacks = matrices([params["experts"][name] for name in ("gate_up", "down")])
+        stacks = matrices([params["experts"][name] for name in ("gate", "up", "down")])
         return ExpertWork(
             num_experts=self.routing.num_experts,
             top_k=self.routing.top_k,
@@ -121,10 +121,13 @@ class Experts(nnx.Module):
         """Declare the stacks, and biases if the family has them."""
         self.activation = feed_forward.activation
         e, d, f = feed_forward.routing.num_experts, config.embed, feed_forward.ffw
-        self.gate_up = matrix("embed", stacked="experts", experts=e, embed=d, gate_up=2, ffw=f)
+        # Apart, because the grouped kernel of TPUs takes matrices of one output axis as they are.
+        self.gate = matrix("embed", stacked="experts", experts=e, embed=d, ffw=f)
+        self.up = matrix("embed", stacked="experts", experts=e, embed=d, ffw=f)
         self.down = matrix("ffw", stacked="experts", experts=e, ffw=f, embed=d)
         bias = feed_forward.bias
-        self.gate_up_bias = zeros(experts=e, gate_up=2, ffw=f) if bias else None
+        self.gate_bias = zeros(experts=e, ffw=f) if bias else None
+        self.up_bias = zeros(experts=e, ffw=f) if bias else None
         self.down_bias = zeros(experts=e, embed=d) if bias else None
 
     def __call__[Cache](
@@ -135,9 +138,9 @@ class Experts(nnx.Module):
         context: ForwardContext[Cache],
     ) -> Float[Array, "tokens embed"]:
         """Return the weighted sum of the experts' outputs; zeros for padding without a bias."""
-        own = {"gate_up": self.gate_up, "down": self.down}
-        if self.gate_up_bias is not None:
-            own["gate_up_bias"] = self.gate_up_bias
+        own = {"gate": self.gate, "up": self.up, "down": self.down}
+        if self.gate_bias is not None and self.up_bias is not None:
+            own |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
         with jax.named_scope("experts"):
             num_rows = context.rows.num_rows
             is_live = True if num_rows is None else jnp.arange(x.shape[0])[:, None] < num_rows

@@ -3,19 +3,14 @@
 from collections.abc import Mapping
 
 from jaxserve.models.config import DecoderConfig
+from jaxserve.models.hf_moe import stacked_tensors
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.qwen3_5_text import hf_tensors
 from jaxserve.models.qwen_hybrid import hybrid_config, shared_experts
-from jaxserve.models.weights import HfTensor
+from jaxserve.models.weights import HfTensor, Stored
 from jaxserve.quantization.layout import Path
 
 __all__ = ["config_from_hf", "hf_tensors", "other_tensors"]
-
-# Experts as the publisher stores them, in one tensor; transformers saves them one by one.
-_STACKED = {
-    "gate_up": ("gate_up_proj", (("experts",), ("gate_up", "ffw"), ("embed",))),
-    "down": ("down_proj", (("experts",), ("embed",), ("ffw",))),
-}
 
 _DEFAULTS = {
     # Width of dense layers, which these models do not have.
@@ -34,11 +29,19 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
 
 
 def other_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
-    """Return the tensors of experts in checkpoints that stack them; see models.hf_tensors."""
+    """Return the tensors of experts in checkpoints that stack them; see models.hf_tensors.
+
+    transformers saves experts one by one.
+    """
+    stacks = {path: Stored(*each) for path, (each,) in stacked_tensors(config).items()}
     return {
-        ("layers", layer, "mlp", "experts", name): (
-            HfTensor(f"model.layers.{layer}.mlp.experts.{stored}", dims),
+        ("layers", layer, *path.split(".")): (
+            HfTensor(
+                f"model.layers.{layer}.{name}",
+                tuple(tuple(dim.split()) for dim in dims.split(",")),
+                cut=cut,
+            ),
         )
         for layer in range(config.num_layers)
-        for name, (stored, dims) in _STACKED.items()
+        for path, (name, dims, cut, _) in stacks.items()
     }

@@ -27,10 +27,12 @@ SMALL = ("--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--max-model-l
 PARAMETERS = {
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_419_200,  # without the layer that predicts a second token
+    "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.1-70b": 70_553_706_496,
     "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
+    "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-32b": 32_762_123_264,
 }
 

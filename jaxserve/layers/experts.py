@@ -28,8 +28,8 @@ def expert_feed_forward(
     """Return the weighted sum of the outputs of each token's experts.
 
     experts: numbers of the experts; numbers out of range, such as those of padding, add nothing.
-    params: `gate_up` [experts, embed, gate_up, ffw], `down` [experts, ffw, embed], and optionally
-    `gate_up_bias` [experts, gate_up, ffw]. specs: their axes. On the mesh of `jax.set_mesh`, each
+    params: `gate` and `up` [experts, embed, ffw], `down` [experts, ffw, embed], and optionally
+    `gate_bias` and `up_bias` [experts, ffw]. specs: their axes. On the mesh of `jax.set_mesh`, each
     device computes its own experts and its own part of `ffw`.
     """
     num_experts = specs["down"].sizes["experts"]
@@ -90,10 +90,14 @@ def _local(
     flat = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts)
     order = jnp.argsort(flat)
     sizes = jnp.sum(flat[:, None] == jnp.arange(num_experts), axis=0)
-    gate_up = grouped(x[order // top_k], params["gate_up"], sizes)
-    if "gate_up_bias" in params:
-        gate_up += jnp.take(params["gate_up_bias"], flat[order], axis=0, mode="clip")
-    out = grouped(activation(gate_up[:, 0], gate_up[:, 1]), params["down"], sizes)
+    rows, owners = x[order // top_k], flat[order]
+
+    def project(name: str) -> Array:
+        out = grouped(rows, params[name], sizes)
+        bias = params.get(f"{name}_bias")
+        return out if bias is None else out + jnp.take(bias, owners, axis=0, mode="clip")
+
+    out = grouped(activation(project("gate"), project("up")), params["down"], sizes)
     places = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
     of_tokens = out[places].reshape(num_tokens, top_k, -1)
     total = jnp.einsum("tk,tkd->td", weights, of_tokens, preferred_element_type=jnp.float32)

@@ -37,9 +37,11 @@ def grouped_matmul(
         written = jnp.where(is_own[:, None], product, before)
         return lax.dynamic_update_slice_in_dim(out, written, start, axis=0)
 
-    out = jnp.zeros((padded.shape[0], matrices.shape[2]), dtype)
+    # Not zeros: XLA would share them between layers, and copy them for all layers at once.
+    out = jnp.broadcast_to(padded[:, :1].astype(dtype), (padded.shape[0], matrices.shape[2]))
     product: Array = lax.fori_loop(0, tiles.number, multiply, out)
-    return product[: x.shape[0]]
+    rows = jnp.arange(x.shape[0])[:, None]
+    return jnp.where(rows < tiles.ends[-1], product[: x.shape[0]], 0)
 
 
 class _Tiles(NamedTuple):

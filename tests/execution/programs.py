@@ -12,7 +12,9 @@ from jaxserve.execution.context import StepContext
 from jaxserve.execution.heads.sample import sample_head
 from jaxserve.execution.programs import ProgramSet, State
 from jaxserve.execution.shapes import StepShape
-from jaxserve.models import DecoderConfig, abstract_params, config_from_hf
+from jaxserve.layers.routing import Routing
+from jaxserve.models import DecoderConfig, MixtureOfExperts, abstract_params, config_from_hf
+from jaxserve.models.hf_moe import with_experts
 from jaxserve.parallel.sharding import ShardingPlan, make_mesh
 from jaxserve.quantization import WeightLayout
 from pallas_kernels.targets import CPU
@@ -79,6 +81,12 @@ MEDIUM = decoder(
     head_dim=64,
     vocab_size=32_000,
     tied=False,
+)
+
+# MEDIUM with 16 experts of width 704 in place of each feed-forward, of which each token uses 2.
+EXPERTS = with_experts(
+    MEDIUM,
+    MixtureOfExperts(routing=Routing(num_experts=16, top_k=2), embed=MEDIUM.embed, ffw=704),
 )
 
 

@@ -21,6 +21,7 @@ from jaxserve.execution.memory import (
 )
 from jaxserve.execution.shapes import FULL, GREEDY, SAMPLE, SCORE, StepShape
 from tests.execution.programs import (
+    EXPERTS,
     MEDIUM,
     PAGES,
     SMALL,
@@ -40,6 +41,9 @@ CASES = {
     "medium_decode": Case(MEDIUM, StepShape(32, 32, PAGES, FULL, branches=True)),
     # Without large logits, so that what layers might keep for themselves would show.
     "medium_greedy": Case(MEDIUM, StepShape(512, 32, PAGES, GREEDY)),
+    "experts_decode": Case(EXPERTS, StepShape(32, 32, PAGES, GREEDY)),
+    "experts": Case(EXPERTS, StepShape(512, 32, PAGES, GREEDY)),
+    "experts_two_devices": Case(EXPERTS, StepShape(512, 32, PAGES, GREEDY), devices=2),
     "four_devices": Case(SMALL, StepShape(128, 32, PAGES, FULL, branches=True), devices=4),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

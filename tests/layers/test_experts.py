@@ -18,16 +18,17 @@ from pallas_kernels.targets import CPU
 RNG = np.random.default_rng(11)
 EXPERTS, EMBED, FFW, TOKENS, TOP_K = 6, 16, 12, 21, 2
 SPECS = {
-    "gate_up": WeightSpec(
-        ("experts", "embed", "gate_up", "ffw"),
-        (EXPERTS, EMBED, 2, FFW),
-        summed=("embed",),
-        stacked=("experts",),
-    ),
+    **{
+        name: WeightSpec(
+            ("experts", "embed", "ffw"), (EXPERTS, EMBED, FFW), ("embed",), stacked=("experts",)
+        )
+        for name in ("gate", "up")
+    },
     "down": WeightSpec(
         ("experts", "ffw", "embed"), (EXPERTS, FFW, EMBED), summed=("ffw",), stacked=("experts",)
     ),
-    "gate_up_bias": WeightSpec(("experts", "gate_up", "ffw"), (EXPERTS, 2, FFW)),
+    "gate_bias": WeightSpec(("experts", "ffw"), (EXPERTS, FFW)),
+    "up_bias": WeightSpec(("experts", "ffw"), (EXPERTS, FFW)),
 }
 type Params = dict[str, Any]
 
@@ -47,9 +48,9 @@ def one_by_one(params: Params, activation: Any) -> np.ndarray[Any, Any]:
     out = np.zeros((TOKENS, EMBED), np.float32)
     for token in range(TOKENS):
         for expert, weight in zip(CHOSEN[token], WEIGHTS[token], strict=True):
-            wide = jnp.einsum("d,dpf->pf", X[token], params["gate_up"][expert])
-            if "gate_up_bias" in params:
-                wide += params["gate_up_bias"][expert]
+            wide = [X[token] @ params[name][expert] for name in ("gate", "up")]
+            if "gate_bias" in params:
+                wide = [wide[0] + params["gate_bias"][expert], wide[1] + params["up_bias"][expert]]
             out[token] += weight * (activation(*wide) @ params["down"][expert])
     return out
 
@@ -66,7 +67,7 @@ def run(params: Params, chosen: jax.Array = CHOSEN, activation: Any = SWIGLU) ->
 @pytest.mark.parametrize("activation", [SWIGLU, ClampedSwiglu(alpha=1.7, limit=2.0)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_outputs_are_those_of_each_tokens_experts(activation: Any, *, bias: bool) -> None:
-    params = PARAMS if bias else {name: PARAMS[name] for name in ("gate_up", "down")}
+    params = PARAMS if bias else {name: PARAMS[name] for name in ("gate", "up", "down")}
     expected = one_by_one(params, activation)
     np.testing.assert_allclose(run(params, activation=activation), expected, rtol=1e-4, atol=1e-4)
 
