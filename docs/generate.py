@@ -20,9 +20,13 @@ from jaxserve.config.option import Flag, default_of
 from jaxserve.config.server import ServerConfig
 from jaxserve.config.vllm_flags import INERT_FLAGS
 from jaxserve.frontend.schema.fields import IGNORED, REFUSED
+from jaxserve.models import families as model_families
+from tests.goldens.checkpoints import CASES as FIRST_CASES
+from tests.goldens.families import FAMILIES as GOLDEN_FAMILIES
 from tests.test_layers import LAYERS, NO_JAX
 
 DOCS = Path(__file__).resolve().parent
+COMPARISON = json.loads((DOCS.parent / "tests" / "goldens" / "comparison.json").read_text("utf-8"))
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -101,12 +105,34 @@ def layers() -> str:
     return table(("layer", "where", "what", "jax"), rows)
 
 
+def families() -> str:
+    """Return a table of the model families: what they are, and how they were compared."""
+    rows = []
+    for name in model_families():
+        source = DOCS.parent / "models" / name
+        file = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
+        text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        what = " ".join(text.split("\n\n")[0].split()).rstrip(".")
+        cases = GOLDEN_FAMILIES.get(name) or [
+            case.removeprefix(f"{name}-") for case in FIRST_CASES if case.startswith(f"{name}-")
+        ]
+        found = COMPARISON.get(name, {"difference": "", "attention": {}})
+        by_backends: dict[str, list[str]] = {}
+        for target, backends in found["attention"].items():
+            by_backends.setdefault(" and ".join(backends), []).append(target)
+        kernels = "; ".join(f"{', '.join(each)}: {name}" for name, each in by_backends.items())
+        rows.append((f"`{name}`", what, "; ".join(cases), found["difference"], kernels))
+    heads = ("`model_type`", "family", "compared", "largest difference", "attention backends")
+    return table(heads, rows)
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "engine-flags": lambda: flags(ENGINE_FLAGS, EngineOptions),
     "server-flags": lambda: flags(SERVER_FLAGS, ServerConfig),
     "sampling-flags": lambda: flags(SAMPLING_FLAGS, SamplingParams),
     "inert-flags": inert,
     "layers": layers,
+    "families": families,
     "refused-fields": refused_fields,
     "ignored-fields": ignored_fields,
 }

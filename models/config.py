@@ -160,8 +160,9 @@ class LayerConfig:
     """Description of one layer.
 
     block: module to create, called with the model's description and this one. pre_norm: normalize
-    the inputs of mixer and feed-forward. post_norm: normalize their outputs. residual_multiplier:
-    factor of the outputs before they are added to the residual stream.
+    the inputs of mixer and feed-forward. post_norm: normalize their outputs. takes_normalized:
+    the stream is normalized already where it enters the layer, so that its mixer needs no norm.
+    residual_multiplier: factor of the outputs before they are added to the residual stream.
     """
 
     block: Callable[[Any, "LayerConfig"], Any]
@@ -169,6 +170,7 @@ class LayerConfig:
     feed_forward: FeedForward
     pre_norm: bool = True
     post_norm: bool = False
+    takes_normalized: bool = False
     residual_multiplier: float = 1.0
 
     def work(self, params: Any, *, devices: int, cache_itemsize: int) -> LayerWork:
@@ -228,14 +230,30 @@ class _ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Projection:
+    """Linear layer on pooled vectors: a Dense module of sentence-transformers.
+
+    folder: prefix of its tensor names. width: length of its results. activation: name in
+    ACTIVATIONS, or None.
+    """
+
+    folder: str
+    width: int
+    bias: bool = True
+    activation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig(_ModelConfig):
     """Description of a decoder.
 
     final_norm: norm before the head. embedding_multiplier, logit_multiplier: factors of embeddings
     and logits. logit_soft_cap: replaces a logit l by logit_soft_cap * tanh(l / logit_soft_cap).
     num_labels: labels of a classification head instead of the language model head; 0 means no head.
-    num_positions: rows of a table of learned positions; 0 means none. skipped_tensors: prefixes of
-    checkpoint tensors of parts that this model lacks, such as a vision tower; loading logs them.
+    is_causal: False if tokens attend to later ones, in models of embeddings. projections: layers
+    that pooled vectors pass through, in models of embeddings. num_positions: rows of a table of
+    learned positions; 0 means none. embedding_norm: normalize embeddings. skipped_tensors: prefixes
+    of checkpoint tensors of parts that this model lacks, such as a vision tower; loading logs them.
     """
 
     final_norm: Norm
@@ -245,15 +263,24 @@ class DecoderConfig(_ModelConfig):
     logit_multiplier: float = 1.0
     logit_soft_cap: float | None = None
     num_labels: int | None = None
+    projections: tuple[Projection, ...] = ()
     num_positions: int = 0
+    embedding_norm: bool = False
     skipped_tensors: tuple[str, ...] = ()
 
-    is_causal: ClassVar[bool] = True
+    is_causal: bool = True
 
     @property
     def caches(self) -> tuple[LayerCache | Shared, ...]:
-        """Kind of cache of each layer."""
+        """Kind of cache of each layer; empty for models that read whole texts only."""
+        if not self.is_causal:
+            return ()
         return tuple(layer.mixer.cache for layer in self.layers)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether pooled vectors pass through a head."""
+        return bool(self.num_labels or self.projections)
 
     @property
     def head(self) -> str | None:
@@ -315,6 +342,11 @@ class EncoderConfig(_ModelConfig):
     head: ClassVar[str | None] = None
     spare_tensors: ClassVar[tuple[str, ...]] = _SPARE
     skipped_tensors: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def has_head(self) -> bool:
+        """Whether pooled vectors pass through a head."""
+        return self.num_labels > 0
 
     @property
     def max_position(self) -> int:

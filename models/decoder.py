@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxserve.layers.attention import Attend, attend_dense
+from jaxserve.layers.activation import ACTIVATIONS
+from jaxserve.layers.attention import Attend, attend_both_ways, attend_dense
 from jaxserve.layers.embed import embed
 from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
-from jaxserve.models.config import DecoderConfig, LayerConfig
-from jaxserve.models.declare import matrix
+from jaxserve.models.config import DecoderConfig, LayerConfig, Projection
+from jaxserve.models.declare import matrix, zeros
 from jaxserve.models.forward import ForwardContext, Tap
 
 
@@ -36,7 +37,7 @@ class Block(nnx.Module):
             return config.norm(config.norm_eps, embed=config.embed) if exists else None
 
         self.residual_multiplier = layer.residual_multiplier
-        self.attention_norm = norm(exists=layer.pre_norm)
+        self.attention_norm = norm(exists=layer.pre_norm and not layer.takes_normalized)
         self.attention = layer.mixer.module(config, layer.mixer)
         self.attention_post_norm = norm(exists=layer.post_norm)
         self.mlp_norm = norm(exists=layer.pre_norm)
@@ -76,17 +77,25 @@ class Decoder(nnx.Module):
         self.embedding = matrix("embed", vocab=num_rows, embed=config.embed)
         positions, d = config.num_positions, config.embed
         self.positions = matrix("", positions=positions, embed=d) if positions else None
+        has_norm = config.embedding_norm
+        self.embedding_norm: Any = config.norm(config.norm_eps, embed=d) if has_norm else None
         self.layers = nnx.List(layer.block(config, layer) for layer in config.layers)
         self.final_norm = config.final_norm(config.norm_eps, embed=config.embed)
         labels = config.num_labels
         has_lm_head = labels is None and not config.tied_embeddings
         self.lm_head = matrix("embed", embed=d, vocab=num_rows) if has_lm_head else None
         self.score = matrix("embed", embed=d, labels=labels) if labels else None
+        widths = [d, *(each.width for each in config.projections)]
+        self.projections = nnx.List(
+            Projected(width, each) for width, each in zip(widths, config.projections, strict=False)
+        )
 
     def __call__(
         self, token_ids: Int[Array, "*batch tokens"], *, tap: Tap | None = None
     ) -> Float[Array, "*batch tokens vocab"]:
         """Return float32 logits of the token after each token of whole sequences.
+
+        Models without a language model head return the final hidden states instead.
 
         Every sequence starts at position 0. Pad shorter sequences at the end with any token, which
         earlier tokens do not attend to. tap: called with the named activations of one sequence
@@ -96,11 +105,12 @@ class Decoder(nnx.Module):
         if token_ids.ndim > 1:
             return jax.vmap(lambda row: self(row, tap=tap))(token_ids)
         length = token_ids.shape[0]
+        attend = attend_dense if self.config.is_causal else attend_both_ways
         caches = (None,) * self.config.num_layers
         hidden, _ = self.hidden(
-            token_ids, jnp.arange(length), caches, attend_dense, rope_length=length, tap=tap
+            token_ids, jnp.arange(length), caches, attend, rope_length=length, tap=tap
         )
-        return self.logits(hidden)
+        return self.logits(hidden) if self.config.num_labels is None else hidden
 
     def hidden[Cache](
         self,
@@ -131,6 +141,7 @@ class Decoder(nnx.Module):
         x = _times(embed(self.embedding[...], token_ids, rows), config.embedding_multiplier)
         if self.positions is not None:
             x += self.positions[...][positions]
+        x = _through(self.embedding_norm, x)
         x = context.tap("embedding", x)
         inputs = self.layer_inputs(token_ids, x, rows)
         after: list[Cache] = []
@@ -166,11 +177,31 @@ class Decoder(nnx.Module):
 
     def pooled(
         self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
-    ) -> Float[Array, "rows labels"]:
-        """Return the float32 label scores of pooled prompts."""
-        assert self.score is not None, "this model has no classification head"
+    ) -> Float[Array, "rows width"]:
+        """Return the float32 label scores, or the embeddings, of pooled prompts."""
+        if self.score is None:
+            for projection in self.projections:
+                vectors = projection(vectors, rows)
+            return vectors.astype(jnp.float32)
         with jax.named_scope("score"):
             return einsum("td,dl->tl", vectors, self.score[...], rows, dtype=jnp.float32)
+
+
+class Projected(nnx.Module):
+    """Linear layer on pooled vectors; see Projection."""
+
+    def __init__(self, width: int, projection: Projection) -> None:
+        """Declare the parameters. width: length of the vectors."""
+        self.activation = projection.activation
+        self.weight = matrix("pooled", pooled=width, projected=projection.width)
+        self.bias = zeros(projected=projection.width) if projection.bias else None
+
+    def __call__(self, vectors: Float[Array, "rows pooled"], rows: Rows) -> Array:
+        """Return [rows, projected]."""
+        with jax.named_scope("projection"):
+            out = einsum("tp,pe->te", vectors, self.weight[...], rows)
+            out = out if self.bias is None else out + self.bias[...]
+            return out if self.activation is None else ACTIVATIONS[self.activation](out)
 
 
 def _through(norm: Any, x: Array) -> Array:

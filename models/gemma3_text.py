@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.gemma2 import NAMES, hf_tensors, read_gemma
-from jaxserve.models.hf_config import read_layer_types, windows_of
+from jaxserve.models.hf_config import both_ways, read_layer_types, windows_of
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import read_ropes
 
@@ -26,7 +26,6 @@ _DEFAULTS = {
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
     reader = HfConfig(hf, defaults=_DEFAULTS, names=NAMES)
-    reader.only("use_bidirectional_attention", None, False)
     # transformers reads this key and does not apply it.
     reader.only("attn_logit_softcapping", None)
     kinds = read_layer_types(reader, full_every=reader.integer("sliding_window_pattern", default=6))
@@ -36,5 +35,12 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
         max_position=reader.integer("max_position_embeddings"),
         sliding_theta=reader.number("rope_local_base_freq", default=10000.0),
     )
-    windows = windows_of(kinds, reader.integer("sliding_window", default=4096))
-    return read_gemma(reader, qk_norm=True, sliding_windows=windows, ropes=ropes)
+    window = reader.integer("sliding_window", default=4096)
+    is_causal = not reader.flag("use_bidirectional_attention", default=False)
+    if not is_causal:
+        # The window of the file is that of both sides.
+        window = window // 2 + 1
+    config = read_gemma(
+        reader, qk_norm=True, sliding_windows=windows_of(kinds, window), ropes=ropes
+    )
+    return config if is_causal else both_ways(config)

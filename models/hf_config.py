@@ -203,6 +203,19 @@ def with_layers(
     return replace(config, layers=tuple(map(change, config.layers)))
 
 
+def both_ways(config: DecoderConfig) -> DecoderConfig:
+    """Return the model with tokens that attend to later ones too.
+
+    Raises CheckpointError if it has a language model head, which would see the next token.
+    """
+    if config.num_labels is None:
+        raise CheckpointError(
+            "config.json has an architecture ...ForCausalLM with attention to later tokens;"
+            " jaxserve supports ...Model and ...ForSequenceClassification"
+        )
+    return with_mixers(replace(config, is_causal=False), is_causal=False)
+
+
 def _replaced(description: Any, fields: dict[str, Any]) -> Any:
     return replace(description, **fields)
 

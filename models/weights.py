@@ -169,7 +169,12 @@ def llama_tensors(
     path. widths: for other axes along which tensors are joined, the length of each tensor. layers:
     prefix of the layers' tensor names.
     """
-    tables = ({**_TOP, **(top or {})}, {**LAYER, **(more or {})})
+    projections: dict[str, list[tuple[str, str]]] = {}
+    for i, each in enumerate(config.projections):
+        linear = f"{each.folder}.linear"
+        projections[f"projections.{i}.weight"] = [(f"{linear}.weight", "projected, pooled")]
+        projections[f"projections.{i}.bias"] = [(f"{linear}.bias", "projected")]
+    tables = ({**_TOP, **(top or {}), **projections}, {**LAYER, **(more or {})})
     return _tensors(config, *tables, layers=layers, widths=widths)
 
 

@@ -37,7 +37,7 @@ def forward(
     hidden, _ = model.hidden(
         token_ids,
         inputs.positions,
-        layer_caches(arrays, inputs, shape, context),
+        layer_caches(arrays, inputs, shape, context) or (None,) * context.model.num_layers,
         attend,
         rows=Rows(inputs.query_starts[-1]),
         rope_length=context.rope_length,

@@ -19,6 +19,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
+    "tanh": jnp.tanh,
 }
 
 

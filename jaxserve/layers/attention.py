@@ -75,34 +75,42 @@ def attend_dense(
 
 def packed_attention(
     q: Float[Array, "tokens heads head_dim"],
-    k: Float[Array, "tokens heads head_dim"],
-    v: Float[Array, "tokens heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
     texts: Int32[Array, " tokens"],
     spec: AttentionSpec,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Attend within packed whole texts, each token to all tokens of its text.
 
-    texts: index of each token's text. Blocks of queries are processed one after the other.
+    texts: index of each token's text, whose tokens are adjacent. A window limits the distance to
+    tokens on both sides, to less than itself. Blocks of queries are processed one after the other.
     """
-    assert spec.sliding_window is None, "packed attention has no window"
-
-    def attend(block: tuple[Array, Array]) -> Array:
-        queries, own = block
-        return _attend(queries, k, v, own[:, None] == texts[None, :], spec)
-
     num_tokens = q.shape[0]
+    rows = jnp.arange(num_tokens)
+
+    def attend(block: tuple[Array, Array, Array]) -> Array:
+        queries, own, at = block
+        mask = own[:, None] == texts[None, :]
+        if spec.sliding_window is not None:
+            mask &= jnp.abs(at[:, None] - rows[None, :]) < spec.sliding_window
+        return _attend(queries, k, v, mask, spec)
+
     size = max(size for size in range(1, PACKED_QUERIES + 1) if num_tokens % size == 0)
     with jax.named_scope("attention"):
         q, k = _rotated(q, k, spec)
-        blocks = (q.reshape(-1, size, *q.shape[1:]), texts.reshape(-1, size))
+        blocks = (
+            q.reshape(-1, size, *q.shape[1:]),
+            texts.reshape(-1, size),
+            rows.reshape(-1, size),
+        )
         mixed: Array = lax.map(attend, blocks)
         return mixed.reshape(q.shape)
 
 
 def attend_both_ways(
     q: Float[Array, "tokens heads head_dim"],
-    k: Float[Array, "tokens heads head_dim"],
-    v: Float[Array, "tokens heads head_dim"] | None,
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"] | None,
     cache: None,
     spec: AttentionSpec,
 ) -> tuple[Float[Array, "tokens heads head_dim"], None]:

@@ -29,9 +29,10 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One stored tensor: its file, its safetensors dtype ("F32", "BF16", ...), its shape."""
+    """One stored tensor: its file and name in it, its dtype ("F32", "BF16", ...), its shape."""
 
     file: Path
+    key: str
     dtype: str
     shape: tuple[int, ...]
 
@@ -121,24 +122,18 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """All tensors by name, from the headers of the safetensors files.
 
-        If several shards contain a tensor, the index decides.
+        If several shards contain a tensor, the index decides. Names of tensors of a
+        sentence-transformers module begin with its folder.
         """
         if not self._files:
             raise CheckpointError(no_weights(self.folder, self.name, left_out=self.left_out))
         tensors: dict[str, TensorInfo] = {}
         for file in self._files:
-            try:
-                with safe_open(file, framework="numpy") as opened:
-                    for name in opened.keys():  # noqa: SIM118  (not a mapping)
-                        if name in tensors and self._weight_map.get(name) != file.name:
-                            continue
-                        part = opened.get_slice(name)
-                        shape = tuple(part.get_shape())
-                        tensors[name] = TensorInfo(file, part.get_dtype(), shape)
-            except SafetensorError as error:
-                raise CheckpointError(
-                    f"{file.name} of {self.name} is not a readable safetensors file: {damage(file)}"
-                ) from error
+            for info in self._headers(file):
+                if info.key not in tensors or self._weight_map.get(info.key) == file.name:
+                    tensors[info.key] = info
+        for file in sorted(self.folder.glob(f"*_Dense/{_SINGLE}")):
+            tensors |= {f"{file.parent.name}.{info.key}": info for info in self._headers(file)}
         for name, home in self._weight_map.items():
             if name not in tensors:
                 raise CheckpointError(
@@ -146,6 +141,20 @@ class Checkpoint:
                     " one of the two is outdated. Download both again"
                 )
         return tensors
+
+    def _headers(self, file: Path) -> list[TensorInfo]:
+        """Return the tensors of a file."""
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                return [
+                    TensorInfo(file, name, part.get_dtype(), tuple(part.get_shape()))
+                    for name, part in parts.items()
+                ]
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{file.name} of {self.name} is not a readable safetensors file: {damage(file)}"
+            ) from error
 
     @property
     def num_bytes(self) -> int:

@@ -51,6 +51,8 @@ _BUFFERS = (
     ".attn.bias",
 )
 _HEAD = "lm_head.weight"
+# Tensors of a sentence-transformers module.
+_MODULE = re.compile(r"[0-9]+_Dense\.")
 # Number of rows of a matrix to compare at a time.
 _ROWS_AT_ONCE = 1024
 
@@ -125,7 +127,7 @@ def load_params(
                 for path, number, key, component in in_file:
                     piece = pieces[path][number]
                     components = waiting.setdefault((path, number), {})
-                    stored = opened.get_slice(component.name)
+                    stored = opened.get_slice(infos[component.name].key)
                     components[key] = piece.read(component, stored.__getitem__)
                     bar.update(_num_bytes(infos[component.name]))
                     if len(components) < len(piece.components):
@@ -237,8 +239,9 @@ def _log_skipped(checkpoint: Checkpoint, prefixes: tuple[str, ...]) -> None:
 
 
 def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
-    """Whether a stored tensor is not needed: a table, a mask, or a tied or unused head."""
-    return tensor.endswith(_BUFFERS) or usual_name(tensor).startswith(spare)
+    """Whether a stored tensor is not needed: a table, a mask, or an unused head or module."""
+    is_module = _MODULE.match(tensor) is not None
+    return is_module or tensor.endswith(_BUFFERS) or usual_name(tensor).startswith(spare)
 
 
 def _as_stored[Named: (HfTensor, Component)](tensor: Named, names: Mapping[str, str]) -> Named:

@@ -27,7 +27,7 @@ from jaxserve.observability.startup import Startup
 from jaxserve.planning.engine_plan import EnginePlan, capped_line
 from jaxserve.planning.hardware import Hardware, find_hardware
 from jaxserve.planning.parts import EngineParts, Subject
-from jaxserve.planning.pooling import default_max_length, read_pooling
+from jaxserve.planning.pooling import default_max_length, read_pooling, with_projections
 from jaxserve.planning.remedies import remedies
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         model = _read_model(checkpoint, options)
         pooling = read_pooling(checkpoint, model, options)
         if pooling is not None:
-            model = model.pooled(len(pooling.labels))
+            model = with_projections(checkpoint, model.pooled(len(pooling.labels)))
         generation = GenerationDefaults.read(
             checkpoint.folder,
             checkpoint.hf_config,

@@ -14,6 +14,7 @@ from jaxserve.config.engine import EngineOptions
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models import EncoderConfig, HfConfig, ModelConfig
+from jaxserve.models.config import Projection
 
 _MODULES = "modules.json"
 _MODES = {
@@ -23,6 +24,8 @@ _MODES = {
     "mean": PoolingType.MEAN,
     "lasttoken": PoolingType.LAST,
 }
+# Activations of Dense modules, by the names of torch's classes.
+_ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "GELU": "gelu", "SiLU": "silu"}
 _POOLER_KEYS = (
     "pooling_type",
     "seq_pooling_type",
@@ -102,9 +105,10 @@ class _Pooling:
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
         if "Pooling" in self._modules:
             kind = self._mode(_json(self._checkpoint, f"{self._modules['Pooling']}/config.json"))
+        projections = read_projections(self._checkpoint)
         return PoolingModel(
             type=kind,
-            width=self._model.embed,
+            width=projections[-1].width if projections else self._model.embed,
             can_generate=self._model.num_labels is None,
             activates=not self._modules or "Normalize" in self._modules,
         )
@@ -130,24 +134,66 @@ class _Pooling:
         return _MODES[wanted[0]]
 
 
-def _modules(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the folders of sentence-transformers' modules, by class name."""
+def read_projections(checkpoint: Checkpoint) -> tuple[Projection, ...]:
+    """Return the Dense modules of sentence-transformers; raises CheckpointError."""
+    found = []
+    for kind, folder in _listed(checkpoint):
+        if kind != "Dense":
+            continue
+        where = f"{folder}/config.json"
+        settings = HfConfig(_json(checkpoint, where), where=where)
+        named = (settings.word("activation_function") or "Tanh").rpartition(".")[2]
+        if named not in _ACTIVATIONS:
+            raise CheckpointError(
+                f"{where} has the activation {named}; jaxserve supports {', '.join(_ACTIVATIONS)}"
+            )
+        found.append(
+            Projection(
+                folder=folder,
+                width=settings.integer("out_features"),
+                bias=settings.flag("bias", default=True),
+                activation=_ACTIVATIONS[named],
+            )
+        )
+    return tuple(found)
+
+
+def with_projections(checkpoint: Checkpoint, model: ModelConfig) -> ModelConfig:
+    """Return a pooling model with the Dense modules of its checkpoint; raises CheckpointError."""
+    projections = read_projections(checkpoint)
+    if model.num_labels or not projections:
+        return model
+    if isinstance(model, EncoderConfig):
+        raise CheckpointError(
+            f"{_MODULES} of {checkpoint.name} has Dense, which jaxserve does not support for"
+            f" {model.model_type}"
+        )
+    return replace(model, projections=projections)
+
+
+def _listed(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return class name and folder of each of sentence-transformers' modules, in order."""
     path = checkpoint.folder / _MODULES
     if not path.is_file():
-        return {}
+        return []
     try:
         listed = json.loads(path.read_text("utf-8"))
         # A type is the path of a class, whose module differs between releases.
-        modules = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in listed}
+        return [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in listed]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"{_MODULES} of {checkpoint.name} is not a list of modules"
         ) from error
-    strange = modules.keys() - {"Transformer", "Pooling", "Normalize"}
+
+
+def _modules(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the folders of sentence-transformers' modules, by class name."""
+    modules = dict(_listed(checkpoint))
+    strange = modules.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}
     if strange:
         raise CheckpointError(
             f"{_MODULES} of {checkpoint.name} has {', '.join(sorted(strange))}; jaxserve supports"
-            " Transformer, Pooling and Normalize"
+            " Transformer, Pooling, Dense and Normalize"
         )
     if any("/" in folder or ".." in folder for folder in modules.values()):
         raise CheckpointError(f"{_MODULES} of {checkpoint.name} has folders outside the checkpoint")

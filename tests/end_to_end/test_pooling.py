@@ -4,20 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from jaxserve import LLM, PoolingParams
 from jaxserve.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
+from jaxserve.loading.weights import load_model
 from tests.goldens.checkpoints import (
     POOLED_CASES,
     encoder_config,
     prompt,
     segments,
+    tensor,
     tiny_config,
     write_checkpoint,
 )
+from tests.goldens.families import write_case
 from tests.server.world import write_tokenizer
 
 type Floats = NDArray[np.float32]
@@ -107,6 +112,42 @@ def test_sentence_transformers_files_say_how_to_pool(tmp_path: Path) -> None:
     # It could not be started to generate either, so nobody is told to.
     with pytest.raises(InvalidRequestError, match=r"generates no text$"):
         llm.generate([[5]], use_tqdm=False)
+
+
+def test_an_embedding_gemma_projects_the_mean_of_its_texts(tmp_path: Path) -> None:
+    """Windows on both sides, and two Dense modules whose weights are in folders of their own."""
+    write_tokenizer(write_case(tmp_path, "gemma3_text", "both ways"))
+    kinds = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
+    modules = [
+        {"path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    matrices = [tensor("2_Dense", (48, 32)), tensor("3_Dense", (20, 48))]
+    for name, value in {
+        "modules": modules,
+        "1_Pooling/config": {"pooling_mode": "mean"},
+        **{
+            f"{i}_Dense/config": {
+                "in_features": each.shape[1],
+                "out_features": each.shape[0],
+                "bias": False,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            }
+            for i, each in enumerate(matrices, 2)
+        },
+    }.items():
+        file = tmp_path / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(value), "utf-8")
+    for i, each in enumerate(matrices, 2):
+        save_file({"linear.weight": each}, tmp_path / f"{i}_Dense" / "model.safetensors")
+    prompts = [[5, 6, 7], list(range(10, 50)), [8] * 20]
+    found = LLM(str(tmp_path), max_model_len=64, **SMALL).embed(prompts, use_tqdm=False)
+    model = load_model(tmp_path)
+    for ids, output in zip(prompts, found, strict=True):
+        mean: Floats = np.asarray(model(jnp.array(ids)), np.float32).mean(axis=0)
+        projected: Floats = (matrices[1] @ matrices[0] @ mean).astype(np.float32)
+        np.testing.assert_allclose(output.outputs.embedding, unit(projected), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["LAST", "MEAN", "CLS"])

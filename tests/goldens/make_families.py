@@ -41,7 +41,10 @@ def saved_shapes(config: HfConfig) -> families.Shapes:
 
 
 def logits(config: HfConfig, shapes: families.Shapes, family: str) -> NDArray[np.float32]:
-    """Return float32[positions, vocab] of the prompt, through transformers' own loader."""
+    """Return the logits of the prompt, through transformers' own loader: float32[positions, vocab].
+
+    Models without a head give hidden states.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model, report = model_class(config).from_pretrained(
             families.write(Path(folder), config, shapes),
@@ -55,7 +58,9 @@ def logits(config: HfConfig, shapes: families.Shapes, family: str) -> NDArray[np
     asked = prompt(text_of(config), num_tokens=families.NUM_TOKENS[family])
     token_ids = torch.from_numpy(asked.astype(np.int64))[None]
     with torch.no_grad():
-        found: NDArray[np.float32] = model.eval()(token_ids, use_cache=False).logits[0].numpy()
+        output = model.eval()(token_ids)
+    states = output.logits if "logits" in output else output.last_hidden_state
+    found: NDArray[np.float32] = states[0].numpy()
     return found[families.positions(family)]
 
 

@@ -10,14 +10,12 @@ from safetensors.numpy import load_file, save_file
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.weights import load_model
 from jaxserve.models import params_of, read_config
-from tests.goldens.checkpoints import prompt
+from tests.goldens.compare import outputs
 from tests.goldens.families import (
     CASES,
     FAMILIES,
     FOLDER,
-    NUM_TOKENS,
     golden,
-    positions,
     write,
     write_case,
 )
@@ -26,15 +24,12 @@ TOLERANCE = 1e-4  # float32
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)
-def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path) -> None:
+def test_logits_or_hidden_states_are_those_of_transformers(
+    family: str, case: str, tmp_path: Path
+) -> None:
     model = load_model(write_case(tmp_path, family, case))
-    vocab = {"vocab_size": model.config.vocab_size}
-    token_ids = prompt(vocab, num_tokens=NUM_TOKENS[family])
-    logits = jax.jit(model)(token_ids)
     expected = golden(family)[case][1]
-    np.testing.assert_allclose(
-        logits[np.array(positions(family))], expected, rtol=0, atol=TOLERANCE
-    )
+    np.testing.assert_allclose(outputs(model, family), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +38,7 @@ def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path
         ("cohere2", "head_dim", 12),
         ("cohere2", "layer_types", ["full_attention"] * 2),
         ("cohere2", "layer_types", ["chunked_attention"] * 3),
+        ("modernbert", "architectures", ["ModernBertForSequenceClassification"]),
         ("gemma2", "use_bidirectional_attention", True),
         ("gemma3_text", "attn_logit_softcapping", 50.0),
         ("gemma3_text", "hidden_activation", "silu"),
@@ -87,7 +83,13 @@ def test_logits_are_those_of_transformers(family: str, case: str, tmp_path: Path
 def test_an_unsupported_value_is_refused_by_name(family: str, key: str, value: object) -> None:
     config = next(iter(FAMILIES[family].values())) | {key: value}
     words = {"ministral3": "llama_4_scaling_beta", "phi3": "short_factor"}
-    with pytest.raises(CheckpointError, match=words.get(family, key)):
+    with pytest.raises(CheckpointError, match=words.get(family, key.removesuffix("s"))):
+        read_config(config)
+
+
+def test_a_language_model_does_not_attend_to_later_tokens() -> None:
+    config = FAMILIES["gemma3_text"]["both ways"] | {"architectures": ["Gemma3ForCausalLM"]}
+    with pytest.raises(CheckpointError, match="ForCausalLM with attention to later tokens"):
         read_config(config)
 
 

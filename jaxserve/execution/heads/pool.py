@@ -54,7 +54,7 @@ def pool_head(
     assert context.pooling is not None
     with jax.named_scope("pooling"):
         pooled, state = _pool(hidden, inputs, state, context.pooling)
-        vectors = model.pooled(pooled.astype(hidden.dtype)) if context.model.num_labels else pooled
+        vectors = model.pooled(pooled.astype(hidden.dtype)) if context.model.has_head else pooled
     return PoolOutput(vectors), state
 
 

@@ -14,7 +14,7 @@ _SIZES: HfConfig = {
     "max_position_embeddings": 128,
     "sliding_window": WINDOW,
     "layer_types": _TYPES,
-    "query_pre_attn_scalar": 24,
+    "query_pre_attn_scalar": 64,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -33,7 +33,8 @@ _GEMMA4: HfConfig = {
     **{key: value for key, value in _SIZES.items() if key != "query_pre_attn_scalar"},
     "vocab_size_per_layer_input": 96,
     "hidden_size_per_layer_input": 6,
-    "global_head_dim": 24,
+    "head_dim": 8,
+    "global_head_dim": 12,
     "final_logit_softcapping": 4.0,
     "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -82,6 +83,12 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             },
             "final_logit_softcapping": 4.0,
         },
+        "both ways": {
+            **_GEMMA3,
+            "architectures": ["Gemma3TextModel"],
+            "use_bidirectional_attention": True,
+            "sliding_window": 2 * WINDOW,
+        },
     },
     "gemma3": {
         "text of a multimodal checkpoint": {
@@ -96,9 +103,9 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
     "gemma4_text": {
         "inputs of layers, shared keys and values": {
             **_GEMMA4,
-            "num_hidden_layers": 6,
-            "layer_types": _TYPES[:3] + _TYPES[1:],
-            "num_kv_shared_layers": 3,
+            "num_hidden_layers": 5,
+            "layer_types": [_TYPES[0], *_TYPES],
+            "num_kv_shared_layers": 2,
             "use_double_wide_mlp": True,
         },
         "keys as values": {
