@@ -1,17 +1,27 @@
 """Hybrids of attention and recurrent layers get the whole model's tokens, however scheduled."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from jaxserve.api.request import Request
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.build import LoadedModel
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.client.in_process import InProcessClient
 from jaxserve.execution.memory import tree_bytes
+from jaxserve.grammar import GrammarChecker, Vocabulary
 from jaxserve.loading.weights import load_model
+from jaxserve.observability.metrics import Metrics
+from jaxserve.server import ServedModel, ServerConfig, create_app
+from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.end_to_end.world import (
+    PAGE_SIZE,
     engine_for,
     load,
     mixed,
@@ -144,3 +154,51 @@ def test_two_devices_compute_what_one_does(folder: Path, expected: list[list[int
     answers = serve(engine_for(sharded), requests())
     for i, tokens in enumerate(expected):
         assert answers[str(i), 0].token_ids == tokens
+
+
+def test_every_turn_of_a_chat_over_http_starts_from_the_turn_before(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(loaded.plan.tokenizer_folder)
+    metrics = Metrics(max_model_len=MAX_MODEL_LEN)
+
+    def chat(*, enable_prefix_caching: bool) -> list[tuple[str, int, int]]:
+        """Return answer, cached tokens and prompt tokens of each turn."""
+        engine = engine_for(
+            loaded,
+            enable_prefix_caching=enable_prefix_caching,
+            metrics=metrics.engine("hybrid") if enable_prefix_caching else None,
+        )
+        model = ServedModel(
+            names=("hybrid",),
+            client=InProcessClient(engine.engine, tokenizer.backend),
+            tokenizer=tokenizer,
+            chat=ChatTemplate(tokenizer),
+            max_model_len=MAX_MODEL_LEN,
+            vocab_size=VOCAB_SIZE,
+            grammars=GrammarChecker(Vocabulary(lambda: tokenizer.backend, vocab_size=VOCAB_SIZE)),
+        )
+        turns: list[tuple[str, int, int]] = []
+        messages: list[dict[str, str]] = []
+        app = create_app([model], metrics=metrics, config=ServerConfig(), folder=tmp_path)
+        with TestClient(app, base_url="http://127.0.0.1") as http:
+            for number in range(10):
+                messages.append({"role": "user", "content": f"a tale of {number} lazy dogs"})
+                asked = {"model": "hybrid", "messages": messages, "temperature": 0, "max_tokens": 9}
+                answer = http.post("/v1/chat/completions", json=asked).json()
+                text, usage = answer["choices"][0]["message"]["content"], answer["usage"]
+                cached = usage["prompt_tokens_details"]["cached_tokens"]
+                turns.append((text, cached, usage["prompt_tokens"]))
+                messages.append({"role": "assistant", "content": text})
+            if enable_prefix_caching:
+                name = re.escape("vllm:prefix_cache_hits_total")
+                (hits,) = re.findall(rf"^{name}.* (.*)$", http.get("/metrics").text, re.MULTILINE)
+                assert float(hits) == sum(cached for _, cached, _ in turns)
+        return turns
+
+    turns, without = chat(enable_prefix_caching=True), chat(enable_prefix_caching=False)
+    assert [text for text, *_ in turns] == [text for text, *_ in without]
+    assert all(cached == 0 for _, cached, _ in without)
+    for (_, _, before), (_, cached, _) in pairwise(turns):
+        # At least the prompt of the last turn. Its answer is tokenized anew, perhaps otherwise.
+        assert cached >= (before - 1) // PAGE_SIZE * PAGE_SIZE

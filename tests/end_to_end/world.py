@@ -18,7 +18,7 @@ from jaxserve.build import LoadedModel, build
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.frontend.text_engine import TextEngine
-from jaxserve.observability.stats import StepStats
+from jaxserve.observability.stats import EngineMetrics, StepStats
 from jaxserve.planning.planner import plan_engine
 from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import checkpoint
@@ -102,6 +102,7 @@ def engine_for(
     *,
     num_pages: int | tuple[int, ...] | None = None,
     enable_prefix_caching: bool = True,
+    metrics: EngineMetrics | None = None,
     **scheduler: Any,
 ) -> TextEngine:
     """Return a fresh engine, with limits within those the model was built for.
@@ -123,6 +124,7 @@ def engine_for(
         ),
         loaded.runner,
         vocab_size=plan.model.vocab_size,
+        metrics=metrics,
     )
     return with_text(loaded, engine)
 
