@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxserve.execution.batch import StepInput
 from jaxserve.execution.context import StepContext
 from jaxserve.execution.forward import logits_of
-from jaxserve.execution.heads.sample import StepOutput, keep, sample_head
+from jaxserve.execution.heads.sample import StepOutput, sample_head, store_tokens
 from jaxserve.execution.sampling import greedy, no_report
 from jaxserve.execution.shapes import Feature, StepShape
 from jaxserve.execution.state import SlotState
@@ -42,7 +42,7 @@ def verify_head(
     counts = jnp.where(inputs.samples > 0, 1 + confirmed, 0)
     is_finite = jnp.isfinite(logits).all(axis=1).reshape(num_sequences, yields)
     status = (is_finite | (offsets >= counts[:, None])).all(axis=1)
-    state = keep(tokens, counts, inputs, state, adjusts=False)
+    state = store_tokens(tokens, counts, inputs, state, adjusts=False)
     report = no_report(num_sequences * yields, num_top=context.sampling.max_logprobs)
     packed = jnp.concatenate([status[None].astype(jnp.int32), counts[None], tokens.T])
     return StepOutput(tokens=packed, logprobs=report, prompt_logprobs=None), state

@@ -191,7 +191,7 @@ def test_equals_of_the_last_token_kept_are_kept(filters: Filters, num_kept: int)
 def test_the_ends_of_the_unit_interval_sample_tokens_that_have_a_weight(uniform: float) -> None:
     weights = np.zeros((1, 300), np.float32)
     weights[0, [140, 150, 160]] = [1e-3, 1.0, 1e-3]
-    token = jax.jit(sampling._draw)(weights, jnp.full((1, 2), uniform))
+    token = jax.jit(sampling._sample_weights)(weights, jnp.full((1, 2), uniform))
     assert token == (140 if uniform == 0.0 else 160)
 
 

@@ -102,7 +102,10 @@ def test_a_sequence_in_two_parts_with_a_cache_is_the_sequence_whole() -> None:
     none = (None,) * model.config.num_layers
     whole, _ = model.hidden(row, jnp.arange(9), none, attend_dense)
 
-    def attend(q: Array, k: Array, v: Array, cache: Any, spec: AttentionSpec) -> tuple[Array, Any]:
+    def attend(
+        q: Array, k: Array, v: Array | None, cache: Any, spec: AttentionSpec
+    ) -> tuple[Array, Any]:
+        assert v is not None
         k, v = (jnp.concatenate(pair) for pair in zip(cache, (k, v), strict=True))
         padded = jnp.concatenate([jnp.zeros((len(k) - len(q), *q.shape[1:])), q])
         return causal_attention(padded, k, v, spec)[len(k) - len(q) :], (k, v)
@@ -117,7 +120,10 @@ def test_each_layer_attends_with_its_own_window_and_cache() -> None:
     model = tiny_model("qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     seen: list[tuple[int, int | None]] = []
 
-    def attend(q: Array, k: Array, v: Array, cache: int, spec: AttentionSpec) -> tuple[Array, int]:
+    def attend(
+        q: Array, k: Array, v: Array | None, cache: int, spec: AttentionSpec
+    ) -> tuple[Array, int]:
+        assert v is not None
         seen.append((cache, spec.sliding_window))
         return causal_attention(q, k, v, spec), cache + 10
 
