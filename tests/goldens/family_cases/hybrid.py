@@ -33,6 +33,8 @@ def _qwen(model_type: str, architecture: str, **keys: object) -> HfConfig:
 _QWEN3_NEXT = ("qwen3_next", "Qwen3NextForCausalLM")
 _QWEN3_5 = ("qwen3_5_text", "Qwen3_5ForCausalLM")
 _QWEN3_5_MOE = ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM")
+# With four layers transformers itself is 1.7e-4 from float64.
+_THREE_LAYERS: HfConfig = {"num_hidden_layers": 3, "full_attention_interval": 3}
 _EXPERTS: HfConfig = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -70,9 +72,10 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
         ),
     },
     "qwen3_5_text": {
-        # Fewer layers than by default: with four, transformers itself is 1.7e-4 from float64.
-        "default": _qwen(*_QWEN3_5, num_hidden_layers=3, full_attention_interval=3),
-        "long-convolution": _qwen(*_QWEN3_5, linear_conv_kernel_dim=6, attention_bias=True),
+        "default": _qwen(*_QWEN3_5, **_THREE_LAYERS),
+        "long-convolution": _qwen(
+            *_QWEN3_5, **_THREE_LAYERS, linear_conv_kernel_dim=6, attention_bias=True
+        ),
     },
     "qwen3_5": {
         "default": {
@@ -101,7 +104,7 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             "model_type": "qwen3_5_moe",
             "tie_word_embeddings": False,
             "torch_dtype": "float32",
-            "text_config": _qwen(*_QWEN3_5_MOE, **_EXPERTS),
+            "text_config": _qwen(*_QWEN3_5_MOE, **_THREE_LAYERS, **_EXPERTS),
             "vision_config": _VISION,
         }
     },
