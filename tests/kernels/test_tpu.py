@@ -119,6 +119,8 @@ def test_refusals_name_what_was_asked_for_and_the_limit(
 
 @pytest.mark.parametrize("name", [t.name for t in TARGETS.values() if t.platform == "tpu"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_tpu_takes_every_layer(layer: str, name: str) -> None:
+def test_every_tpu_takes_every_layer_that_fits(layer: str, name: str) -> None:
     chosen = paged_attention.choose(LAYERS[layer], target=find_target(name))
-    assert chosen.backend == "tpu"
+    # A row of 128 heads of latents is larger than the share of a v4's vector memory.
+    is_too_large = (layer, name) == ("deepseek-v3", "v4")
+    assert chosen.backend == ("reference" if is_too_large else "tpu")

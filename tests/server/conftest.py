@@ -34,3 +34,12 @@ def classifier() -> Iterator[TestClient]:
             type=PoolingType.LAST, width=WIDTH, labels=LABELS, activation=Activation.SOFTMAX
         )
     )
+
+
+@pytest.fixture(scope="module")
+def cross_encoder() -> Iterator[TestClient]:
+    yield from served(
+        PoolingModel(
+            type=PoolingType.LAST, width=1, labels=("relevance",), activation=Activation.SIGMOID
+        )
+    )

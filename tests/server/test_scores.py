@@ -1,6 +1,5 @@
 """Labels, scores and rankings."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -8,20 +7,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.api.pooling import PoolingModel, PoolingType
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.pooling import Pairs, PoolingPrompts
-from tests.server.pooling import LABELS, TEXTS, WIDTH, post, raw, refusal, served, unit
+from tests.server.pooling import LABELS, TEXTS, WIDTH, post, raw, refusal, unit
 from tests.server.world import tokenizer
-
-
-@pytest.fixture(scope="module")
-def cross_encoder() -> Iterator[TestClient]:
-    yield from served(
-        PoolingModel(
-            type=PoolingType.LAST, width=1, labels=("relevance",), activation=Activation.SIGMOID
-        )
-    )
 
 
 def test_labels_have_probabilities(classifier: TestClient) -> None:
