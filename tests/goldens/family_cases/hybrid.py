@@ -104,7 +104,7 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             "model_type": "qwen3_5_moe",
             "tie_word_embeddings": False,
             "torch_dtype": "float32",
-            "text_config": _qwen(*_QWEN3_5_MOE, **_THREE_LAYERS, **_EXPERTS),
+            "text_config": _qwen(*_QWEN3_5_MOE, **(_THREE_LAYERS | _EXPERTS)),
             "vision_config": _VISION,
         }
     },
