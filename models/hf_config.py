@@ -77,11 +77,7 @@ def decoder_config(
     head_dim = head_dim or embed // heads
     num_layers = reader.integer("num_hidden_layers")
     max_position = reader.integer("max_position_embeddings")
-    if heads % kv_heads:
-        raise CheckpointError(
-            f"num_attention_heads must be a multiple of num_key_value_heads, got {heads} and"
-            f" {kv_heads}"
-        )
+    _check_heads(heads, kv_heads)
     if ropes is None:
         ropes = (
             read_rope(
@@ -180,6 +176,14 @@ def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
         num_labels=num_labels,
         architecture=Encoder,
     )
+
+
+def _check_heads(heads: int, kv_heads: int) -> None:
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"num_attention_heads must be a multiple of num_key_value_heads, got {heads} and"
+            f" {kv_heads}"
+        )
 
 
 def _check_rotary_dim(rope: Rope | None, head_dim: int) -> None:
