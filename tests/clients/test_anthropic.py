@@ -1,6 +1,7 @@
 """Anthropic's own client, with tools and streams."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -23,9 +24,10 @@ def asking(text: str, **fields: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def client(server: Address) -> Any:
+def client(server: Address) -> Iterator[Any]:
     """Untyped: what an answer holds is one of many kinds."""
-    return anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0)
+    with anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 def test_a_message(client: Any) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -11,9 +12,10 @@ from tests.clients.world import KEY, MODEL, TEXTS, Address
 
 
 @pytest.fixture(scope="module")
-def client(embedder: Address) -> Any:
+def client(embedder: Address) -> Iterator[Any]:
     """OpenAI's, untyped: its overloads do not take fields that calls share."""
-    return openai.OpenAI(base_url=embedder.v1, api_key=KEY, max_retries=0)
+    with openai.OpenAI(base_url=embedder.v1, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

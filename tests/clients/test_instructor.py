@@ -1,5 +1,6 @@
 """instructor, by each of the ways in which it asks for a form."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -11,16 +12,16 @@ from tests.clients.world import ANNA, KEY, MODEL, Address, Mood, Person
 
 
 @pytest.fixture(params=["TOOLS", "JSON_SCHEMA"])
-def client(request: pytest.FixtureRequest, server: Address) -> Any:
-    own = openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0)
-    return instructor.from_openai(own, mode=instructor.Mode[request.param])
+def client(request: pytest.FixtureRequest, server: Address) -> Iterator[Any]:
+    with openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0) as own:
+        yield instructor.from_openai(own, mode=instructor.Mode[request.param])
 
 
 @pytest.fixture
-def plain(server: Address) -> Any:
+def plain(server: Address) -> Iterator[Any]:
     """Asks for any JSON, so that the model has to know the fields."""
-    own = openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0)
-    return instructor.from_openai(own, mode=instructor.Mode.JSON)
+    with openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0) as own:
+        yield instructor.from_openai(own, mode=instructor.Mode.JSON)
 
 
 def asking(text: str) -> dict[str, Any]:

@@ -110,10 +110,8 @@ class TestOpenAIEmbeddings(EmbeddingsIntegrationTests):  # type: ignore[misc]
         return {**settings, "check_embedding_ctx_length": False}
 
     def test_documents_and_queries_have_the_vectors_of_openais_client(self, model: Any) -> None:
-        client = openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0)
-        vectors = [
-            pytest.approx(each.embedding, abs=1e-5)
-            for each in client.embeddings.create(model=MODEL, input=TEXTS).data
-        ]
+        with openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0) as client:
+            answer = client.embeddings.create(model=MODEL, input=TEXTS)
+        vectors = [pytest.approx(each.embedding, abs=1e-5) for each in answer.data]
         assert model.embed_documents(TEXTS) == vectors
         assert model.embed_query(TEXTS[1]) == vectors[1]

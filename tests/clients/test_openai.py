@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -41,9 +42,10 @@ class GetWeather(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(server: Address) -> Any:
+def client(server: Address) -> Iterator[Any]:
     """Untyped: its overloads do not take fields that calls share."""
-    return openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0)
+    with openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 def test_a_chat_is_answered(client: Any) -> None:

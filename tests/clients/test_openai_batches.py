@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -14,9 +15,10 @@ TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def client(server: Address) -> Any:
+def client(server: Address) -> Iterator[Any]:
     """Untyped: lists of what the client types by literals."""
-    return openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0)
+    with openai.OpenAI(base_url=server.v1, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 def lines(*bodies: dict[str, Any]) -> bytes:

@@ -21,8 +21,12 @@ FIELDS: Any = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[anthropic.Anthropic]:
     config = ServerConfig(port=0, api_keys=(KEY,))
-    with World(config=config) as world, world.listening() as address:
-        yield anthropic.Anthropic(base_url=address.url, api_key=KEY, max_retries=0)
+    with (
+        World(config=config) as world,
+        world.listening() as address,
+        anthropic.Anthropic(base_url=address.url, api_key=KEY, max_retries=0) as client,
+    ):
+        yield client
 
 
 def test_a_message(client: anthropic.Anthropic) -> None:

@@ -17,8 +17,12 @@ HELLO = [{"role": "user", "content": "hello"}]
 def client() -> Iterator[Any]:
     """Untyped: its overloads do not take the fields that two calls share."""
     config = ServerConfig(port=0, api_keys=(KEY,))
-    with World(config=config) as world, world.listening() as address:
-        yield openai.OpenAI(base_url=f"{address.url}/v1", api_key=KEY, max_retries=0)
+    with (
+        World(config=config) as world,
+        world.listening() as address,
+        openai.OpenAI(base_url=f"{address.url}/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        yield client
 
 
 def test_chat(client: Any) -> None:

@@ -63,6 +63,13 @@ def check(value: Any, name: str) -> None:
     assert problems == []
 
 
+def assert_complete(chunks: list[Any]) -> None:
+    """Assert that a stream ends as it should: a slow reader may get all tokens in one chunk."""
+    *chunks, last = chunks
+    assert any(choice["finish_reason"] for chunk in chunks for choice in chunk["choices"])
+    assert last["usage"]["completion_tokens"] > 0
+
+
 def test_the_check_can_fail(http: TestClient) -> None:
     answer = http.post("/v1/chat/completions", json=CHAT).json()
     del answer["choices"][0]["logprobs"]
@@ -91,7 +98,7 @@ def test_every_chunk_of_a_chat_is_openais(http: TestClient, fields: dict[str, An
     body = {**CHAT, **fields, "stream": True, "stream_options": {"include_usage": True}}
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
         chunks = events(response.iter_lines())[:-1]
-    assert len(chunks) >= 5
+    assert_complete(chunks)
     for chunk in chunks:
         check(chunk, "CreateChatCompletionStreamResponse")
 
@@ -120,7 +127,7 @@ def test_every_chunk_of_a_completion_is_openais(http: TestClient, fields: dict[s
     body = {**TEXT, **fields, "stream": True, "stream_options": {"include_usage": True}}
     with http.stream("POST", "/v1/completions", json=body) as response:
         chunks = events(response.iter_lines())[:-1]
-    assert len(chunks) >= 5
+    assert_complete(chunks)
     for chunk in chunks:
         # The document has no schema of its own for chunks, in which this is null until the end.
         for choice in chunk["choices"]:

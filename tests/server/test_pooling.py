@@ -143,8 +143,11 @@ def test_embeddings_are_openais(embedder: TestClient, fields: dict[str, Any]) ->
 
 def test_openais_client_embeds() -> None:
     pooling = PoolingModel(type=PoolingType.LAST, width=WIDTH)
-    with World(pooling=pooling) as world, world.listening() as address:
-        client = openai.OpenAI(base_url=f"{address.url}/v1", api_key="none", max_retries=0)
+    with (
+        World(pooling=pooling) as world,
+        world.listening() as address,
+        openai.OpenAI(base_url=f"{address.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         answer = client.embeddings.create(model="tiny/model", input=TEXTS, dimensions=5)
         np.testing.assert_allclose(
             [each.embedding for each in answer.data],
