@@ -84,14 +84,11 @@ class KVMemory:
         return all(group.is_rewindable for group in self._groups)
 
     @property
-    def num_pages(self) -> int:
-        """Number of pages of the fullest pool."""
-        return self._fullest.num_pages
-
-    @property
-    def num_used(self) -> int:
-        """Number of pages in use in the fullest pool."""
-        return self._fullest.num_used
+    def fullest(self) -> PageAllocator:
+        """The pool with the largest share of its pages in use."""
+        if len(self._pools) == 1:
+            return self._pools[0]
+        return max(self._pools, key=lambda pool: pool.num_used / pool.num_pages)
 
     @property
     def num_slots(self) -> int:
@@ -108,10 +105,6 @@ class KVMemory:
     def num_released(self) -> int:
         """Number of pages that running sequences have released behind their windows so far."""
         return self._num_released
-
-    @property
-    def _fullest(self) -> PageAllocator:
-        return max(self._pools, key=lambda pool: pool.num_used / pool.num_pages)
 
     def max_length(self, request: Request) -> int:
         """Return the length limit of a sequence in the KV cache.

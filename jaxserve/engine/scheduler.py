@@ -206,7 +206,7 @@ class Scheduler:
         plan = builder.plan()
         if plan is not None:
             self._in_flight.append((plan, [*builder.sequences]))
-            self._memory.fill(plan.num_tokens)
+            self._memory.fill(builder.num_tokens)
             self._totals.num_kv_slots += self._memory.num_slots
             self._totals.num_empty_kv_slots += self._memory.num_empty
         return plan
@@ -325,12 +325,13 @@ class Scheduler:
 
     def stats(self) -> StepStats:
         """Return current gauges, and counts since the scheduler was created."""
+        fullest = self._memory.fullest
         return StepStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_deferred=self._waiting.num_prefix_pending,
-            num_pages=self._memory.num_pages,
-            num_pages_used=self._memory.num_used,
+            num_pages=fullest.num_pages,
+            num_pages_used=fullest.num_used,
             num_released_pages=self._memory.num_released,
             **structs.asdict(self._totals),
         )

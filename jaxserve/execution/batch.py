@@ -292,8 +292,8 @@ class Rows:
     def __init__(self, rows: tuple[RowPlan, ...]) -> None:
         self.rows = rows
         self.num_rows = num_rows = len(rows)
-        self.slots = np.array([row.slot for row in rows])
-        self.starts = np.array([row.start for row in rows])
+        self.slots = np.fromiter(map(attrgetter("slot"), rows), np.intp, num_rows)
+        self.starts = np.fromiter(map(attrgetter("start"), rows), np.intp, num_rows)
         # Through bytes: twice as fast as an array from a list.
         self.samples = np.frombuffer(bytes([row.samples for row in rows]), np.uint8)
         self.num_sampled = int(self.samples.sum())

@@ -109,7 +109,9 @@ class ModelRunner:
             if row.table:
                 table.update(row)
         needs = POOL if self._all_shapes.pools else table.needs(rows)
-        shape = self._table_of(plan.programs).choose(rows.lengths.tolist(), needs)
+        shape = self._table_of(plan.programs).choose(
+            num_tokens=rows.num_tokens, num_sequences=rows.num_rows, needs=needs
+        )
         packed = pack(rows, needs, shape, table)
         cost = self._costs.count(
             rows.starts,

@@ -185,9 +185,8 @@ class ShapeTable:
             num_deferred_samples=max((shape.rows for shape in self.deferred), default=0),
         )
 
-    def choose(self, row_lengths: list[int], needs: Feature) -> StepShape:
-        """Return the smallest shape for rows of these lengths that covers `needs`."""
-        num_tokens, num_sequences = sum(row_lengths), len(row_lengths)
+    def choose(self, *, num_tokens: int, num_sequences: int, needs: Feature) -> StepShape:
+        """Return the smallest shape for `num_sequences` rows with these tokens and needs."""
         covering = self._covering.get(needs)
         if covering is None:
             covering = self._covering[needs] = self._sorted(needs)

@@ -45,8 +45,7 @@ def test_every_plan_that_pools_fits_a_compiled_shape(limits: tuple[int, int]) ->
     )
     for num_sequences in range(1, max_num_seqs + 1):
         for num_tokens in range(num_sequences, max_num_batched_tokens + 1):
-            lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
-            shape = shapes.choose(lengths, POOL)
+            shape = shapes.choose(num_tokens=num_tokens, num_sequences=num_sequences, needs=POOL)
             assert shape.tokens >= num_tokens
             assert shape.sequences >= num_sequences
             assert not shape.is_decode
@@ -70,9 +69,10 @@ def test_every_plan_fits_a_compiled_shape(limits: tuple[int, int], platform: str
     compiled = set(shapes.shapes)
     for num_sequences in range(1, max_num_seqs + 1):
         for num_tokens in range(num_sequences, max_num_batched_tokens + 1):
-            lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
             for needs in NEEDS:
-                shape = shapes.choose(lengths, needs)
+                shape = shapes.choose(
+                    num_tokens=num_tokens, num_sequences=num_sequences, needs=needs
+                )
                 assert shape in compiled
                 assert shape.tokens >= num_tokens
                 assert shape.sequences >= num_sequences
@@ -96,24 +96,26 @@ def test_no_shape_is_compiled_twice(limits: tuple[int, int]) -> None:
 
 def test_a_larger_plan_never_gets_a_smaller_shape() -> None:
     shapes = table(33, 128, "cpu")
-    tokens = [shapes.choose([n], GREEDY).tokens for n in range(2, 129)]
+    tokens = [
+        shapes.choose(num_tokens=n, num_sequences=1, needs=GREEDY).tokens for n in range(2, 129)
+    ]
     assert tokens == sorted(tokens)
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_greedy_decodes_of_accelerators_have_a_program_without_branches(platform: str) -> None:
     shapes = table(8, 8, platform)
-    greedy = shapes.choose([1], GREEDY)
+    greedy = shapes.choose(num_tokens=1, num_sequences=1, needs=GREEDY)
     assert (greedy.features, greedy.branches) == (GREEDY, False)
     # A step that samples nothing, as it is all deferred, does not read the head's weights.
     for needs in (NOTHING, SAMPLE, FULL):
-        shape = shapes.choose([1], needs)
+        shape = shapes.choose(num_tokens=1, num_sequences=1, needs=needs)
         assert (shape.features, shape.branches) == (FULL, True)
 
 
 def test_every_program_of_a_cpu_branches() -> None:
     assert all(shape.branches for shape in table(32, 512, "cpu").shapes)
-    assert table(8, 8, "cpu").choose([1], GREEDY).features == FULL
+    assert table(8, 8, "cpu").choose(num_tokens=1, num_sequences=1, needs=GREEDY).features == FULL
 
 
 def test_the_largest_deferred_shape_comes_first() -> None:
@@ -143,9 +145,10 @@ def test_whatever_is_made_so_far_serves_every_plan_within_its_limits(
         before = now
         for num_sequences in {1, now.num_sequences}:
             for num_tokens in {num_sequences, now.num_tokens}:
-                lengths = [1] * (num_sequences - 1) + [num_tokens - num_sequences + 1]
                 for needs in NEEDS:
-                    shape = made.choose(lengths, needs)
+                    shape = made.choose(
+                        num_tokens=num_tokens, num_sequences=num_sequences, needs=needs
+                    )
                     assert shape in made.shapes
                     assert shape.tokens >= num_tokens
                     assert shape.sequences >= num_sequences
