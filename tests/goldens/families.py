@@ -1,7 +1,8 @@
 """Tiny checkpoints of model families, one golden file per family.
 
-`families/<name>.npz` has the shapes of the tensors that transformers saves for each configuration,
-and the logits it computes. The values of the tensors are drawn by name, as in checkpoints.py.
+`family_logits/<name>.npz` has the shapes of the tensors that transformers saves for each
+configuration, and the logits it computes. The values of the tensors are drawn by name, as in
+checkpoints.py.
 """
 
 import json
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 from tests.goldens import checkpoints, family_cases
 from tests.goldens.checkpoints import POSITIONS, HfConfig, tensor
 
-FOLDER = Path(__file__).with_name("families")
+FOLDER = Path(__file__).with_name("family_logits")
 
 Shapes = dict[str, tuple[int, ...]]
 
