@@ -6,7 +6,7 @@ module that computes it and reports its cost, so that planning needs no model-sp
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxserve.api.caches import LayerCache, Paged, Shared, Window
 from jaxserve.layers.attention import PACKED_QUERIES
@@ -302,6 +302,10 @@ class DecoderConfig(_ModelConfig):
         """Return the pooling model with `num_labels` labels; 0 means embeddings."""
         return replace(self, num_labels=num_labels, tied_embeddings=False)
 
+    def untied(self) -> Self:
+        """Return the model with a head of its own."""
+        return replace(self, tied_embeddings=False)
+
     @property
     def num_token_ids(self) -> int:
         """Exclusive upper bound of prompt token ids."""
@@ -338,6 +342,7 @@ class EncoderConfig(_ModelConfig):
     # Attributes that planning reads from any model.
     is_causal: ClassVar[bool] = False
     caches: ClassVar[tuple[LayerCache, ...]] = ()
+    rope: ClassVar[Rope | None] = None
     tied_embeddings: ClassVar[bool] = False
     head: ClassVar[str | None] = None
     spare_tensors: ClassVar[tuple[str, ...]] = _SPARE
@@ -366,6 +371,10 @@ class EncoderConfig(_ModelConfig):
     def pooled(self, num_labels: int) -> "EncoderConfig":
         """Return the pooling model with `num_labels` labels; 0 means embeddings."""
         return replace(self, num_labels=num_labels)
+
+    def untied(self) -> Self:
+        """Return the same model: its head never was the embedding."""
+        return self
 
 
 type ModelConfig = DecoderConfig | EncoderConfig

@@ -19,7 +19,7 @@ from jaxserve.layers.rope import (
     Rope,
     YarnRope,
 )
-from jaxserve.models.config import DecoderConfig
+from jaxserve.models.config import ModelConfig
 from jaxserve.models.hf_reader import HfConfig
 
 # Values of `layer_types`.
@@ -46,8 +46,13 @@ def with_overrides(hf: Mapping[str, object], overrides: Mapping[str, object]) ->
     return _merged(hf, overrides)
 
 
-def stretched_rope(model: DecoderConfig, num_tokens: int) -> dict[str, object]:
-    """Return the overrides that extend a model's context to `num_tokens` tokens."""
+def stretched_rope(model: ModelConfig, num_tokens: int) -> dict[str, object] | None:
+    """Return the overrides that extend a model's context to `num_tokens` tokens.
+
+    None if the model has a table of positions, which ends where it ends.
+    """
+    if model.num_positions:
+        return None
 
     def by(num_positions: int, **settings: object) -> dict[str, object]:
         return {"rope_parameters": {**settings, "factor": math.ceil(num_tokens / num_positions)}}

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from jaxserve.loading.names import stored_names, usual_name
 from jaxserve.loading.placement import Joined, Piece
 from jaxserve.models import (
     Decoder,
-    DecoderConfig,
     HfTensor,
     ModelConfig,
     Params,
@@ -145,7 +144,7 @@ def load_params(
     return loaded
 
 
-def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfig:
+def with_own_head[Config: ModelConfig](checkpoint: Checkpoint, config: Config) -> Config:
     """Return the configuration, with untied embeddings if the checkpoint has its own head.
 
     A configuration may declare tied embeddings although the files contain a head that differs from
@@ -154,7 +153,7 @@ def with_own_head(checkpoint: Checkpoint, config: DecoderConfig) -> DecoderConfi
     if not (config.tied_embeddings and config.num_labels is None and checkpoint.has_weights):
         return config
     names = stored_names(checkpoint.tensors)
-    untied = replace(config, tied_embeddings=False)
+    untied = cast(Config, config.untied())
     wanted = hf_tensors(untied)
     head, embedding = (
         _as_stored(wanted[path][0], names).name for path in (("lm_head",), ("embedding",))

@@ -18,7 +18,6 @@ from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.weights import with_own_head
 from jaxserve.models import (
-    DecoderConfig,
     ModelConfig,
     read_config,
     stretched_rope,
@@ -144,9 +143,7 @@ def _read_model(checkpoint: Checkpoint, options: EngineOptions) -> ModelConfig:
             raise
         overrides = json.dumps(dict(options.hf_overrides))
         raise CheckpointError(f"{error} (with --hf-overrides '{overrides}')") from error
-    if isinstance(model, DecoderConfig) and options.load_format != "dummy":
-        return with_own_head(checkpoint, model)
-    return model
+    return model if options.load_format == "dummy" else with_own_head(checkpoint, model)
 
 
 def _too_long(model: ModelConfig, max_model_len: int) -> str:
@@ -155,12 +152,12 @@ def _too_long(model: ModelConfig, max_model_len: int) -> str:
         f"max_model_len must be at most the model's own context ({model.longest_context}), got"
         f" {max_model_len}"
     )
-    if not isinstance(model, DecoderConfig):
+    override = stretched_rope(model, max_model_len)
+    if override is None:
         return reason
-    override = json.dumps(stretched_rope(model, max_model_len))
     return (
         f"{reason}. To extend the context, at some cost in quality, override the RoPE settings:"
-        f" --hf-overrides '{override}'"
+        f" --hf-overrides '{json.dumps(override)}'"
     )
 
 

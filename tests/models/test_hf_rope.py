@@ -4,8 +4,9 @@ import pytest
 
 from jaxserve.errors import CheckpointError
 from jaxserve.layers.rope import LinearRope, Llama3Rope, Rope, YarnRope
-from jaxserve.models import config_from_hf, stretched_rope, with_overrides
-from tests.goldens.checkpoints import tiny_config
+from jaxserve.models import config_from_hf, read_config, stretched_rope, with_overrides
+from tests.goldens.checkpoints import HfConfig, encoder_config, tiny_config
+from tests.goldens.families import FAMILIES
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -103,10 +104,17 @@ def test_an_override_that_is_no_object_is_refused_by_name() -> None:
 def test_the_overrides_that_are_advised_reach_the_length(settings: dict[str, object]) -> None:
     published = tiny_config("llama", rope_parameters={**settings, "rope_theta": 5e5})
     config = config_from_hf(published)
-    stretched = config_from_hf(with_overrides(published, stretched_rope(config, 1000)))
+    overrides = stretched_rope(config, 1000)
+    assert overrides is not None
+    stretched = config_from_hf(with_overrides(published, overrides))
     assert 1000 <= stretched.longest_context < 2000
     assert stretched.rope is not None
     assert stretched.rope.theta == 5e5
+
+
+@pytest.mark.parametrize("published", [*FAMILIES["gpt2"].values(), encoder_config("bert")])
+def test_no_override_is_advised_for_a_table_of_positions(published: HfConfig) -> None:
+    assert stretched_rope(read_config(published), 1000) is None
 
 
 def test_the_context_named_beside_the_settings_counts_first() -> None:
