@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS, ModelLimits
 from jaxserve.api.request import Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.bench.machine import describe_machine
@@ -108,7 +108,7 @@ def measure(plan: EnginePlan, *, num_sequences: int, num_steps: int) -> HostCost
     engine = Engine(
         Scheduler(plan.scheduler, plan.cache),
         played_runner(plan),
-        vocab_size=vocab_size,
+        ModelLimits(vocab_size=vocab_size),
         metrics=Metrics(max_model_len=plan.scheduler.max_model_len).engine("bench"),
         clock=time.thread_time,
     )

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import zmq
 from tokenizers import Tokenizer, decoders, models
 
-from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig
 from jaxserve.api.plan import DeferredSamplePlan, StepLimits, StepPlan, StepResult, StepRun
 from jaxserve.api.request import Request
 from jaxserve.api.sampling_params import SamplingParams
@@ -97,7 +97,7 @@ def new_engine(num_sequences: int) -> Engine:
     return Engine(
         Scheduler(scheduler, CacheConfig.paged(num_pages=pages, page_size=PAGE_SIZE)),
         InstantRunner(),
-        vocab_size=VOCAB_SIZE,
+        ModelLimits(vocab_size=VOCAB_SIZE),
         metrics=Metrics(max_model_len=MAX_MODEL_LEN).engine("bench"),
     )
 

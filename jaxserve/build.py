@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from jaxserve.api.engine_config import ModelLimits
 from jaxserve.api.sampling_params import MAX_EOS_IDS
 from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.engine.engine import Engine
@@ -158,10 +159,12 @@ def _load(
             seed=options.seed,
         ),
         runner,
-        vocab_size=plan.model.num_token_ids,
-        can_generate=plan.pooling is None or plan.pooling.can_generate,
-        max_logprobs=plan.context.sampling.max_logprobs,
-        check=plan.context.sampling.processors.check,
+        ModelLimits(
+            vocab_size=plan.model.num_token_ids,
+            can_generate=plan.pooling is None or plan.pooling.can_generate,
+            max_logprobs=plan.context.sampling.max_logprobs,
+            check=plan.context.sampling.processors.check,
+        ),
         matchers=MatcherPool(GrammarCompiler(vocabulary, defaults=structured)),
         metrics=metrics,
     )

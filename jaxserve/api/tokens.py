@@ -29,7 +29,7 @@ class End(Struct, frozen=True, array_like=True, gc=False):
     key: int
     finish_reason: FinishReason
     times: RequestMetrics
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
     error: str | None = None
     error_param: str | None = None
     vector: bytes | None = None

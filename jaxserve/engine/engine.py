@@ -4,10 +4,9 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
-from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.engine_config import ModelLimits
 from jaxserve.api.plan import DeferredSamplePlan, PendingStep, Runner, StepLimits, StepPlan
 from jaxserve.api.request import FinishReason, Request
-from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.api.tokens import End, Start, TokenBatch
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.scheduler import Scheduler
@@ -40,8 +39,6 @@ class Engine:
     `finish` or `leave`. `step` raises the runner's exceptions, and AssertionError for a broken
     invariant; after an exception the engine must not be used any more.
 
-    vocab_size: token ids in requests must be below it. max_logprobs: limit of alternatives per
-    token. check: raises InvalidRequestError for parameters that the runner does not support.
     matchers: None if structured outputs are not supported. clock: returns seconds, like
     `time.monotonic`. `timeline` records how long the parts of recent steps took.
     """
@@ -50,21 +47,15 @@ class Engine:
         self,
         scheduler: Scheduler,
         runner: Runner,
+        limits: ModelLimits,
         *,
-        vocab_size: int,
-        can_generate: bool = True,
-        max_logprobs: int = DEFAULT_MAX_LOGPROBS,
-        check: Callable[[SamplingParams], None] | None = None,
         matchers: MatcherPool | None = None,
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._vocab_size = vocab_size
-        self._can_generate = can_generate
-        self._max_logprobs = max_logprobs
-        self._check = check
+        self._limits = limits
         self._metrics = metrics
         self._clock = clock
         # With async scheduling, a step is planned while earlier ones run on the device.
@@ -95,17 +86,17 @@ class Engine:
         Raises InvalidRequestError if the request can never be served, and OverloadedError if the
         queue is full. Then no batch mentions the request.
         """
-        config = self._scheduler.config
+        config, limits = self._scheduler.config, self._limits
         if request.pools != config.pools:
-            reason = COULD_GENERATE if self._can_generate else POOLS
+            reason = COULD_GENERATE if limits.can_generate else POOLS
             raise InvalidRequestError(GENERATES if request.pools else reason, param="model")
         request.check(
-            vocab_size=self._vocab_size,
+            vocab_size=limits.vocab_size,
             max_model_len=config.max_model_len,
-            max_logprobs=self._max_logprobs,
+            max_logprobs=limits.max_logprobs,
         )
-        if self._check is not None:
-            self._check(request.params)
+        if limits.check is not None:
+            limits.check(request.params)
         if request.params.structured_outputs is not None and self._grammars is None:
             raise InvalidRequestError(
                 "structured_outputs needs a tokenizer, but the engine has none",

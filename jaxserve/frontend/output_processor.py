@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from jaxserve.api.request import FinishReason, PositionLogprobs, Request, RequestMetrics, TokenEvent
@@ -156,9 +157,7 @@ class OutputProcessor:
         return [
             self._event(
                 choice,
-                reason=FinishReason.ERROR,
-                error=error,
-                times=choice.times(self._clock()),
+                End(choice.key, FinishReason.ERROR, choice.times(self._clock()), error=error),
             )
             for choice in list(self._answers[request_id].choices.values())
         ]
@@ -173,19 +172,15 @@ class OutputProcessor:
         params = choice.answer.request.params
         is_first = choice.num_tokens == 0 and bool(positions)
         text = ""
-        reason: FinishReason | None = None
-        stop_reason: int | str | None = None
-        times: RequestMetrics | None = None
-        error: str | None = None
-        error_param: str | None = None
-        if end is not None:
-            reason, stop_reason, times = end.finish_reason, end.stop_reason, end.times
-            error, error_param = end.error, end.error_param
         token_ids = [batch.token_ids[position] for position in positions]
         detokenizer, detector = choice.detokenizer, choice.detector
         # A stop token is reported, but has no text.
-        is_text = reason is not FinishReason.STOP or params.include_stop_str_in_output
-        is_text = is_text or (end is not None and end.is_complete)
+        is_text = (
+            end is None
+            or end.is_complete
+            or end.finish_reason is not FinishReason.STOP
+            or params.include_stop_str_in_output
+        )
         stop_string: str | None = None
         is_stuck = False
         for count, token_id in enumerate(token_ids, start=1):
@@ -203,11 +198,18 @@ class OutputProcessor:
         if stop_string is not None or is_stuck:
             # Takes precedence over a length limit reached with the same token.
             reason, stop_reason = FinishReason.STOP, stop_string
-            error = error_param = None
             if stop_string is None:
                 reason, stop_reason = FinishReason.REPETITION, "repetition_detected"
-            if end is None:
-                times = choice.times(self._clock())
+            if end is not None:
+                end = replace(
+                    end,
+                    finish_reason=reason,
+                    stop_reason=stop_reason,
+                    error=None,
+                    error_param=None,
+                )
+            else:
+                end = End(choice.key, reason, choice.times(self._clock()), stop_reason)
                 self._engine.finish(
                     choice.answer.request.id,
                     choice.index,
@@ -219,37 +221,27 @@ class OutputProcessor:
             logprobs = tuple(batch.logprobs[p] for p in positions[: len(token_ids)])
         return self._event(
             choice,
+            end,
             token_ids=tuple(token_ids),
             text=text,
             logprobs=logprobs,
             prompt_logprobs=choice.start.prompt_logprobs if is_first and choice.start else None,
-            reason=reason,
-            stop_reason=stop_reason,
-            error=error,
-            error_param=error_param,
-            times=times,
-            vector=None if end is None else end.vector,
         )
 
     def _event(
         self,
         choice: _Choice,
+        end: End | None,
         *,
         token_ids: tuple[int, ...] = (),
         text: str = "",
         logprobs: tuple[PositionLogprobs, ...] = (),
         prompt_logprobs: tuple[PositionLogprobs, ...] | None = None,
-        reason: FinishReason | None = None,
-        stop_reason: int | str | None = None,
-        error: str | None = None,
-        error_param: str | None = None,
-        times: RequestMetrics | None = None,
-        vector: bytes | None = None,
     ) -> TokenEvent:
-        """Return an event. With a reason, it is the last one of its choice."""
+        """Return an event. With an end, it is the last one of its choice."""
         answer = choice.answer
         request = answer.request
-        if reason is not None:
+        if end is not None:
             del answer.choices[choice.key]
             del self._choices[choice.key]
             if not answer.choices:
@@ -263,11 +255,11 @@ class OutputProcessor:
             prompt_logprobs=prompt_logprobs,
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=0 if choice.start is None else choice.start.num_cached_tokens,
-            finish_reason=reason,
-            stop_reason=stop_reason,
-            error=error,
-            error_param=error_param,
-            vector=vector,
+            finish_reason=None if end is None else end.finish_reason,
+            stop_reason=None if end is None else end.stop_reason,
+            error=None if end is None else end.error,
+            error_param=None if end is None else end.error_param,
+            vector=None if end is None else end.vector,
             request_finished=not answer.choices,
-            metrics=times,
+            metrics=None if end is None else end.times,
         )

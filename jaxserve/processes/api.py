@@ -49,7 +49,7 @@ from jaxserve.processes.messages import (
     ToApi,
     Unready,
 )
-from jaxserve.server.app import create_app
+from jaxserve.server.app import AppHooks, create_app
 from jaxserve.server.batches.runner import BatchRunner
 from jaxserve.server.models import KernelChoice, ServedModel
 from jaxserve.server.state import ServerState
@@ -122,8 +122,10 @@ class ApiProcess:
             config=first.config,
             folder=Path(first.folder),
             num_models=first.num_engines,
-            scrape=self._scrape,
-            report_batches=lambda trouble: line.send(Batches(trouble)),
+            hooks=AppHooks(
+                scrape=self._scrape,
+                report_batches=lambda trouble: line.send(Batches(trouble)),
+            ),
         )
         self._state: ServerState = app.state.server
         self._batches: BatchRunner | None = app.state.batches if first.runs_batches else None

@@ -18,10 +18,11 @@ class Children:
 
     folder: folder for sockets, accessible only to this user; set once the server runs. apis: the
     API processes by client number. engines: the engine processes by engine number. stop: set when
-    the server stops.
+    the server stops. log_level: level of their logs.
     """
 
-    def __init__(self, config: ServerConfig, *, num_engines: int) -> None:
+    def __init__(self, config: ServerConfig, *, num_engines: int, log_level: str) -> None:
+        self.log_level = log_level
         self.folder = ""
         self.apis: dict[int, Child] = {}
         self.engines: dict[int, Child] = {}

@@ -51,7 +51,6 @@ class EngineKeeper:
         *,
         name: str,
         module: str,
-        log_level: str,
         taken_names: Callable[[int], Iterable[str]],
     ) -> None:
         self.number = number
@@ -60,7 +59,6 @@ class EngineKeeper:
         self._children = children
         self._name = name
         self._module = module
-        self._log_level = log_level
         self._taken_names = taken_names
         self._planned: Planned | None = None
         self._up: _Up | None = None
@@ -125,7 +123,7 @@ class EngineKeeper:
                 options=self._options,
                 address=address,
                 folder=children.folder,
-                log_level=self._log_level,
+                log_level=children.log_level,
             )
         )
         try:

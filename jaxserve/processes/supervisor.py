@@ -72,9 +72,8 @@ class Supervisor:
         self._config = config
         self._listener = listener
         self._announce: Callable[[tuple[str, ...]], None] | None = announce
-        self._log_level = log_level
         self._programs = programs or Programs()
-        self._children = Children(config, num_engines=len(engines))
+        self._children = Children(config, num_engines=len(engines), log_level=log_level)
         self._engines = tuple(
             EngineKeeper(
                 number,
@@ -83,7 +82,6 @@ class Supervisor:
                 self._children,
                 name="engine" if len(engines) == 1 else f"engine {number}",
                 module=self._programs.engine,
-                log_level=log_level,
                 taken_names=self._taken_names,
             )
             for number, options in enumerate(engines)
@@ -207,7 +205,7 @@ class Supervisor:
                 config=self._config,
                 fd=fd,
                 folder=self._children.folder,
-                log_level=self._log_level,
+                log_level=self._children.log_level,
                 name=name,
                 runs_batches=runs_batches,
                 waits=bool(self._ready_apis - self._silent_apis),

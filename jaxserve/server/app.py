@@ -1,6 +1,7 @@
 """The ASGI application: routes and middleware."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -121,6 +122,23 @@ DOCS_PATHS = frozenset({"/openapi.json", "/docs"})
 TOKENIZER_PATHS = frozenset({"/tokenizer_info"})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppHooks:
+    """What the program around an application adds to it.
+
+    policies, scrape: see ServerState. sinks: receive the record of each request, after the metrics
+    and the log. report_batches: called with what delays batches, by default to set it in the state.
+    """
+
+    policies: Sequence[Policy] = ()
+    sinks: Sequence[RecordSink] = ()
+    scrape: Scrape | None = None
+    report_batches: Callable[[BatchTrouble | None], None] | None = None
+
+
+NO_HOOKS = AppHooks()
+
+
 def create_app(
     models: Sequence[ServedModel],
     *,
@@ -128,18 +146,13 @@ def create_app(
     config: ServerConfig,
     folder: Path,
     num_models: int | None = None,
-    policies: Sequence[Policy] = (),
-    sinks: Sequence[RecordSink] = (),
-    scrape: Scrape | None = None,
-    report_batches: Callable[[BatchTrouble | None], None] | None = None,
+    hooks: AppHooks = NO_HOOKS,
 ) -> Starlette:
     """Return the application that serves `models`; the first one is the default.
 
-    The engines of the models are running, and `Server` stops them. folder, policies, scrape: see
-    ServerState. num_models: number of models that the server will have; those missing are added
-    later to the `router` of the state, and requests for them are refused until then. sinks: receive
-    the record of each request, after the metrics and the log. report_batches: called with what
-    delays batches, by default to set it in the state.
+    The engines of the models are running, and `Server` stops them. folder: see ServerState.
+    num_models: number of models that the server will have; those missing are added later to the
+    `router` of the state, and requests for them are refused until then.
 
     The application's `state.lines` answers lines of batches, and `state.batches` runs batches once
     it is started.
@@ -152,7 +165,7 @@ def create_app(
                 access_log=not config.disable_access_log,
                 quiet_paths=PROBED_PATHS | {*config.quiet_paths},
             ),
-            *sinks,
+            *hooks.sinks,
         ],
         strict_fields=config.strict_fields,
     )
@@ -183,8 +196,8 @@ def create_app(
         metrics=metrics,
         config=config,
         folder=folder,
-        policies=policies,
-        scrape=scrape,
+        policies=hooks.policies,
+        scrape=hooks.scrape,
     )
     state.batches.rename_tenants(keyring.renamed_tenants)
     app.state.server = inner.state.server = state
@@ -196,7 +209,7 @@ def create_app(
         app.state.lines,
         concurrency=config.max_batch_requests,
         metrics=metrics,
-        report=report_batches or state.note_batches,
+        report=hooks.report_batches or state.note_batches,
     )
     return app
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from jaxserve.api.engine_config import ModelLimits
 from jaxserve.build import LoadedModel, build
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler
@@ -57,7 +58,7 @@ def test_golden_tokens_come_several_at_once(
     engine = Engine(
         Scheduler(plan.scheduler, plan.cache, drafter=drafter),
         verifying.runner,
-        vocab_size=plan.model.vocab_size,
+        ModelLimits(vocab_size=plan.model.vocab_size),
     )
     requests = golden_requests(stories_goldens[:3], max_tokens=60)
     answers = serve(with_text(verifying, engine), requests)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from jaxserve.api.engine_config import ModelLimits
 from jaxserve.api.request import FinishReason, PositionLogprobs, Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.build import LoadedModel, build
@@ -123,7 +124,7 @@ def engine_for(
             seed=3,
         ),
         loaded.runner,
-        vocab_size=plan.model.vocab_size,
+        ModelLimits(vocab_size=plan.model.vocab_size),
         metrics=metrics,
     )
     return with_text(loaded, engine)

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.api.caches import CacheSizes, LayerCache, PagedGroup, StatePages, plan_layout
-from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
+from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig, WorkModel
 from jaxserve.api.plan import RowPlan
 from jaxserve.api.request import FinishReason, Request, TokenEvent
 from jaxserve.api.sampling_params import SamplingParams
@@ -165,7 +165,7 @@ class World:
         self.engine = Engine(
             self.scheduler,
             self.runner,
-            vocab_size=vocab_size,
+            ModelLimits(vocab_size=vocab_size),
             matchers=matchers,
             metrics=metrics,
         )

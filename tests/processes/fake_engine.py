@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig
 from jaxserve.api.plan import StepPlan
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler
@@ -116,7 +116,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str) -> 
             CACHE,
         ),
         device,
-        vocab_size=VOCAB_SIZE,
+        ModelLimits(vocab_size=VOCAB_SIZE),
         metrics=metrics.engine(names[0], engine=engine),
     )
     return ServedEngine(served, metrics, is_compiling=lambda: device.is_compiling)

@@ -1,5 +1,6 @@
 """The fields beyond OpenAI's: each does what its name says, in chats and in completions."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -294,7 +295,7 @@ def test_offsets_are_where_the_tokens_stand_in_the_text(http: TestClient, world:
 @pytest.mark.parametrize("stream", [False, True])
 def test_arguments_that_no_logits_processor_takes_are_refused(path: str, stream: bool) -> None:
     with World() as world:
-        world.engine._check = LogitsProcessors().check
+        world.engine._limits = replace(world.engine._limits, check=LogitsProcessors().check)
         error = refused(world.http(), path, vllm_xargs={"sigma": 1}, stream=stream)
     assert error["param"] == "vllm_xargs"
     assert error["message"].startswith("vllm_xargs has no argument 'sigma'")

@@ -11,6 +11,7 @@ from jaxserve.access.policy import Admission, Demand, Policy, Used
 from jaxserve.access.principal import ANONYMOUS, Principal
 from jaxserve.errors import ConfigError
 from jaxserve.server import ServerConfig, create_app
+from jaxserve.server.app import AppHooks
 from jaxserve.server.errors import ForbiddenError
 from jaxserve.server.http.record import RecordSink, RequestRecord
 from tests.server.world import World, wait_for
@@ -64,8 +65,7 @@ class Served(World):
             metrics=self.metrics,
             config=self.config,
             folder=self.folder,
-            policies=[self.policy],
-            sinks=[self.recorder],
+            hooks=AppHooks(policies=[self.policy], sinks=[self.recorder]),
         )
 
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig
 from jaxserve.api.plan import RowPlan, StepPlan
 from jaxserve.api.pooling import PoolingModel
 from jaxserve.api.sampling_params import SamplingParams
@@ -181,7 +181,7 @@ class World:
                 eos_ids=self.tokenizer.eos_ids,
             ),
             self.runner,
-            vocab_size=VOCAB_SIZE,
+            ModelLimits(vocab_size=VOCAB_SIZE),
             matchers=MatcherPool(GrammarCompiler(vocabulary)),
             metrics=self.metrics.engine(self.name),
         )

@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from jaxserve.observability.logging import get_logger
 from jaxserve.observability.metrics import Metrics
@@ -26,6 +27,13 @@ OWN_FILES = 96
 MIN_CONNECTIONS = 16
 
 
+class Tls(NamedTuple):
+    """Encryption of connections. handshake_timeout_s: seconds a client has for its handshake."""
+
+    context: ssl.SSLContext
+    handshake_timeout_s: float
+
+
 class Acceptor:
     """Accepts connections from a listening socket while it is open.
 
@@ -42,8 +50,7 @@ class Acceptor:
         connections: Connections,
         metrics: Metrics,
         backlog: int,
-        tls: ssl.SSLContext | None,
-        handshake_timeout_s: float,
+        tls: Tls | None,
         num_open: Callable[[], int],
     ) -> None:
         self._listener = listener
@@ -52,7 +59,6 @@ class Acceptor:
         self._metrics = metrics
         self._backlog = backlog
         self._tls = tls
-        self._handshake_timeout_s = handshake_timeout_s
         self._num_open = num_open
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
@@ -109,8 +115,8 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 self._protocol,
                 client,
-                ssl=self._tls,
-                ssl_handshake_timeout=None if self._tls is None else self._handshake_timeout_s,
+                ssl=None if self._tls is None else self._tls.context,
+                ssl_handshake_timeout=None if self._tls is None else self._tls.handshake_timeout_s,
             )
         except OSError as error:  # includes failed and late handshakes
             log.debug("connection failed", reason=str(error))

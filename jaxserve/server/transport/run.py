@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from jaxserve.config.server import ServerConfig
 from jaxserve.server.batches.runner import BatchRunner
 from jaxserve.server.state import ServerState
-from jaxserve.server.transport.acceptor import Acceptor, affordable_connections
+from jaxserve.server.transport.acceptor import Acceptor, Tls, affordable_connections
 from jaxserve.server.transport.certificates import refresh_certificates
 from jaxserve.server.transport.connections import Connections
 from jaxserve.server.transport.http11 import protocol_class
@@ -75,6 +75,9 @@ class Server(uvicorn.Server):
         """Listen on `sockets`."""
         await self.lifespan.startup()
         self.servers = []  # uvicorn's own servers would accept at once
+        tls = None
+        if self.config.ssl is not None:
+            tls = Tls(self.config.ssl, handshake_timeout_s=self._state.config.header_timeout_s)
         self._acceptors = [
             Acceptor(
                 each,
@@ -82,8 +85,7 @@ class Server(uvicorn.Server):
                 connections=self._connections,
                 metrics=self._state.metrics,
                 backlog=self.config.backlog,
-                tls=self.config.ssl,
-                handshake_timeout_s=self._state.config.header_timeout_s,
+                tls=tls,
                 num_open=lambda: len(self.server_state.connections),
             )
             for each in sockets or []
