@@ -51,5 +51,7 @@ NORM = {"norm.weight": [("input_layernorm.weight", "embed")]}  # The rest lies a
 FAMILY = DecoderFamily(block=ParallelBlock, final_norm=CenteredNorm, tensors=NORM)
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {sys.argv[0]} CHECKPOINT PROMPT")
     register_family("parallel", FAMILY)
     print(LLM(sys.argv[1]).generate(sys.argv[2])[0].outputs[0].text)

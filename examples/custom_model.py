@@ -33,5 +33,7 @@ UP = {"mlp.up": [("mlp.up_proj.weight", "ffw, embed")]}  # All other parameters 
 FAMILY = DecoderFamily(feed_forward=SquaredReluMLP, hidden_act="relu2", tensors=UP)
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {sys.argv[0]} CHECKPOINT PROMPT")
     register_family("arcee", FAMILY)
     print(LLM(sys.argv[1]).generate(sys.argv[2])[0].outputs[0].text)

@@ -1,4 +1,4 @@
-"""In-process clients of engines whose runner computes steps when it is told to."""
+"""In-process clients of engines whose runner waits for the test before each step."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ TIMEOUT_S = 20.0
 
 
 class GatedRunner:
-    """A device that computes a step when it is told to continue, or fails."""
+    """A device that waits before each step until the test releases it or lets it fail."""
 
     def __init__(self, runner: FakeRunner) -> None:
         self._runner = runner

@@ -106,7 +106,7 @@ def solo_vector(prompt_ids: tuple[int, ...]) -> bytes:
 
 
 class FakePendingStep:
-    """A step computed at dispatch, whose result is handed out later."""
+    """A step that is computed at dispatch. Its result is returned by `wait`."""
 
     def __init__(self, runner: "FakeRunner", num_rows: int, result: StepResult) -> None:
         self._runner = runner
@@ -177,7 +177,7 @@ class FakeRunner:
         self._slots: dict[int, Slot] = {}
 
     def dispatch(self, plan: StepPlan) -> FakePendingStep:
-        """Check the plan, compute it, and hand out its result when asked."""
+        """Check and compute the plan."""
         self.plans.append(plan)
         self._check_shape(plan)
         for assignment in plan.assignments:
@@ -254,11 +254,11 @@ class FakeRunner:
                 assert row.samples == row.num_tokens
                 slot.tokens += row.token_ids[1:]
             if has_grammar:
-                # What a grammar forces was never sampled here.
+                # Tokens that a grammar forces were never sampled here.
                 slot.tokens += row.token_ids[len(slot.tokens) - row.start :]
             assert list(row.token_ids) == slot.tokens[row.start : stop], "wrong input tokens"
         samples, is_last = row.samples > 0 or row.is_deferred, stop == len(slot.tokens)
-        # Of forced tokens there may be more than those of this row.
+        # A grammar may have forced more tokens than this row has.
         assert samples == is_last or (has_grammar and is_last), "a sample before the last token"
         assert not (row.samples and has_grammar), "tokens of a grammar are sampled under a bitmask"
         slot.is_deferred = row.is_deferred

@@ -36,7 +36,7 @@ def model() -> str:
     return str(checkpoint("stories260K-hf"))
 
 
-# What a person waits for who only asks how jaxserve is used; everything else is lighter.
+# Modules that take long to import. `--help` must not wait for them.
 HEAVY = (
     "asyncio",
     "flax",

@@ -186,7 +186,7 @@ def count(shape: StepShape, *, context_len: int, devices: int = 1) -> Cost:
     return step_cost(model, shape, params=params, attention=attention, context_len=context_len)
 
 
-# What the weights of a layer and of the head have to do with a token.
+# Numbers of weights of all layers and of the head.
 LAYERS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 HEAD = 4096 * 128256
 NORMS = 65 * 4096

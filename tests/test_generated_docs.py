@@ -46,7 +46,7 @@ def test_every_generated_part_stands_somewhere(generate: ModuleType) -> None:
 def test_the_commands_for_who_switches_are_understood(command: str) -> None:
     _, name, *words = shlex.split(command)
     args = vars(_parser().parse_args([name, *(word for word in words if word != "...")]))
-    # What is given arrives as what it is called.
+    # Each argument arrives under its own name.
     assert args["run"].__module__ == f"jaxserve.commands.{name}"
     assert args["model"] in words
     for flag, value in zip(words, [*words[1:], ""], strict=True):

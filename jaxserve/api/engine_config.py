@@ -145,7 +145,7 @@ def _check_positive(name: str, value: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
-    """What requests may ask of a model and its runner.
+    """Limits of requests that a model and its runner can serve.
 
     vocab_size: token ids in requests must be below it. can_generate: whether the model could
     generate text if it were not configured for pooling. max_logprobs: limit of alternatives per

@@ -124,7 +124,7 @@ TOKENIZER_PATHS = frozenset({"/tokenizer_info"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppHooks:
-    """What the program around an application adds to it.
+    """Additions to an application by the program around it.
 
     policies, scrape: see ServerState. sinks: receive the record of each request, after the metrics
     and the log. report_batches: called with what delays batches, by default to set it in the state.

@@ -81,7 +81,10 @@ def ask(http: TestClient, **fields: Any) -> list[Any]:
 
 
 def loglikelihood(choice: Any, context_len: int) -> tuple[float, bool]:
-    """What the harness reads from a choice: its words, `[context_len:-1]` and all."""
+    """Return the log-probability that the harness reads from a choice, and whether it is greedy.
+
+    `[context_len:-1]` is the harness's own expression.
+    """
     logprobs = choice["logprobs"]["token_logprobs"][context_len:-1]
     top = choice["logprobs"]["top_logprobs"][context_len:-1]
     is_greedy = all(own == max(best.values()) for own, best in zip(logprobs, top, strict=True))
@@ -94,7 +97,7 @@ def test_loglikelihoods_are_those_of_a_direct_computation(
     encode = tokenizer.encode
     contexts = [encode(text) for text in CONTEXTS]
     whole = [[*encode(a + b)] for a, b in zip(CONTEXTS, ENDINGS, strict=True)]
-    # What the model itself says next is greedy; the endings above are not.
+    # The model's own continuation is greedy; the endings above are not.
     contexts.append(stories_goldens[0].prompt_ids)
     whole.append([*stories_goldens[0].prompt_ids, *stories_goldens[0].token_ids[:8]])
     fields = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}

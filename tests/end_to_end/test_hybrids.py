@@ -200,5 +200,5 @@ def test_every_turn_of_a_chat_over_http_starts_from_the_turn_before(
     assert [text for text, *_ in turns] == [text for text, *_ in without]
     assert all(cached == 0 for _, cached, _ in without)
     for (_, _, before), (_, cached, _) in pairwise(turns):
-        # At least the prompt of the last turn. Its answer is tokenized anew, perhaps otherwise.
+        # At least the prompt of the last turn: its answer may be tokenized differently.
         assert cached >= (before - 1) // PAGE_SIZE * PAGE_SIZE

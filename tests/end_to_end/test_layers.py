@@ -142,7 +142,7 @@ def test_multipliers_and_the_soft_cap_scale_what_their_names_say(folder: Path) -
     model.config = replace(model.config, logit_multiplier=1.0, logit_soft_cap=None)
     plain = model(token_ids)
     np.testing.assert_allclose(logits, 4 * np.tanh(plain / 8), atol=1e-5)
-    # A norm follows: its scale is that of what is added to the stream.
+    # A norm follows, so its scale sets the scale of the layer's output.
     for layer in model.layers:
         block: Any = layer
         block.residual_multiplier = 1.0

@@ -135,8 +135,8 @@ def test_valid_text_comes_out_exactly_whatever_the_prompt(
     tokenizer = byte_tokenizer()
     whole = tokenizer.decode(prompt_ids + token_ids)
     out = "".join(pieces(tokenizer, token_ids, prompt_ids=tuple(prompt_ids)))
-    # A character that the prompt only begins comes out whole. What is before it must be decoded
-    # without it: an incomplete character spoils the decoding of all bytes next to it.
+    # A character that the prompt only begins comes out whole. The text before it must be
+    # decoded without it: an incomplete character spoils the decoding of all bytes next to it.
     starts = (prompt_ids[:stop] for stop in range(len(prompt_ids), -1, -1))
     before = next(text for text in map(tokenizer.decode, starts) if REPLACEMENT not in text)
     if REPLACEMENT not in whole and before:

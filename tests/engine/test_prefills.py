@@ -152,7 +152,7 @@ def test_a_budget_used_up_to_the_last_bit_leaves_nothing() -> None:
     [
         (0, 1, 5, True),  # alone: 32 tokens take less than 5 steps of 20
         (63, 1, 5, False),  # 128 tokens, for everybody, so that one saves 4 of 64
-        (0, 64, 128, True),  # nobody waits for it
+        (0, 64, 128, True),  # no sequence is decoding
         (20, 4, 12, True),  # a step of 32 is full, and little longer than one of 24
     ],
 )

@@ -10,7 +10,7 @@ from jaxserve.errors import InvalidRequestError, OverloadedError
 from tests.engine.steps import LONG, answer, make, scheduled, shape
 from tests.engine.world import World, request
 
-# What one step holds
+# Contents of a step
 
 
 def test_a_prompt_longer_than_the_budget_is_computed_in_chunks() -> None:
@@ -230,7 +230,7 @@ def test_a_request_runs_before_most_choices_of_earlier_ones() -> None:
     for name in range(8):
         scheduler.add(request(f"many {name}", n=128, max_tokens=1))
     scheduler.add(request("one", max_tokens=1))
-    # Of the first request 9 choices, of the second 8, and so on.
+    # 9 choices of the first request, 8 of the second, and so on.
     assert num_finished_before(scheduler, "one") == sum(range(2, 10))
 
 
@@ -313,7 +313,7 @@ def test_without_max_tokens_the_pool_is_a_limit_of_length() -> None:
     assert world.answers["a", 0].finish_reason is FinishReason.LENGTH
 
 
-# What is counted
+# Counts
 
 
 def test_slots_of_used_pages_are_counted_step_by_step_and_those_that_are_empty() -> None:

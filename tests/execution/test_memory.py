@@ -126,7 +126,7 @@ def test_devices_exchange_logits_and_no_weights() -> None:
         line.split(" all-gather(")[0] for line in text.splitlines() if " all-gather(" in line
     ]
     assert gathers  # one in each of the branches a step may take
-    # Of all sequences, and of the first few.
+    # The logits of all sequences, and of the first few.
     logits = [f"f32[{count},{SMALL.vocab_size}]" for count in (32, FEW_SAMPLED)]
     assert [line for line in gathers if not any(shape in line for shape in logits)] == []
 

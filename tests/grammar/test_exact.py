@@ -316,7 +316,7 @@ def _wait(matchers: MatcherPool, matcher: GrammarMatcher) -> None:
 
 
 def test_a_grammar_that_grows_too_complex_on_the_way_blames_the_request() -> None:
-    """What only shows when a part of an answer is there: its objects combine."""
+    """The objects combine, which is seen only after the first tokens of an answer."""
     schema = {"type": "array", "items": {"anyOf": [properties(900), properties(950)] * 2}}
     matchers = MatcherPool(compiler())
     (matcher,) = matchers.begin(StructuredOutputsParams(json=schema), 1, may_jump=False)

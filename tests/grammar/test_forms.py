@@ -53,7 +53,7 @@ KINDS: list[dict[str, Any]] = [
     {},
 ]
 DEFS = {"size": {"enum": ["s", "l"]}}
-# What ends texts, and what else is seldom drawn.
+# Ends of texts, and other texts that are seldom drawn.
 HINTS = [
     *('"', "}", "]", ")", ", ", '"}'),
     *("\n</parameter>\n", "</parameter>\n", "</｜DSML｜parameter>\n", "</arg_value>\n"),
@@ -149,7 +149,7 @@ def test_a_strict_function_is_called_as_it_is_declared_or_not_at_all(name: str) 
     assert read(name, call, [function]) == ("", [("f", {"n": 77})])
 
 
-# Whose templates write a call as the model does, and not with ids of the client's, say.
+# Checkpoints whose templates write a call as the model does (others add the client's ids).
 TEMPLATES = {
     "unsloth-Apriel-1.5": "apriel",
     "ByteDance-Seed-OSS": "seed_oss",

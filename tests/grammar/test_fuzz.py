@@ -34,7 +34,7 @@ SCALARS: list[dict[str, Any]] = [
     {"const": "x\\y\n"},
 ]
 
-# Of numbers to the last digit, and of keys that could come twice.
+# Schemas of numbers exact to the last digit, and of keys that could come twice.
 EXACT: list[dict[str, Any]] = [
     {"type": "integer", "exclusiveMinimum": 9007199254740988, "maximum": 9007199254740991},
     {"type": "integer", "minimum": 9007199254740990, "maximum": 9007199254740992},

@@ -45,7 +45,7 @@ class Model:
         with TemporaryDirectory() as folder:
             self._tokenizer = Tokenizer.load(write_tokenizer(Path(folder)))
         self._tokenizer.backend.add_special_tokens(sorted(markup))
-        # What ends an answer there ends a message in harmony.
+        # In harmony, this token ends an answer; the others end a message.
         end = self._tokenizer.backend.token_to_id("<|return|>")
         eos_ids = self._tokenizer.eos_ids if end is None else (end,)
         vocabulary = Vocabulary(

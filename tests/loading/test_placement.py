@@ -56,7 +56,7 @@ def numbers(*shape: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["one", "two"])
 def test_rows_of_each_head_are_cut_out(layout: WeightLayout) -> None:
-    # Of each of 4 heads, 8 rows: 3 of something else, 5 of ours.
+    # Each of 4 heads has 8 rows: 3 of another tensor, 5 of this one.
     stored = numbers(4 * 8, 6)
     tensor = HfTensor("w", (("heads", "head_dim"), ("embed",)), cut=Cut(3, total=8, outer=1))
     spec = WeightSpec(("embed", "heads", "head_dim"), (6, 4, 5), summed=("embed",))

@@ -23,7 +23,7 @@ from tests.processes.world import TIMEOUT_S, Server, server, wait_for
 from tests.server.world import events
 
 LONG = {"max_tokens": 2000, "ignore_eos": True}
-# What is done at once takes less on a machine however busy, what is waited for the time to drain.
+# Time limit for answers that do not wait for the drain timeout, on a busy machine.
 AT_ONCE_S = 20.0
 DEATH = "the engine has ended: the process was killed by SIGKILL"
 
@@ -36,7 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def expected(prompt_ids: tuple[int, ...], *, seed: int, max_tokens: int, index: int = 0) -> str:
-    """What the fake device's model says."""
+    """Return the answer of the fake device's model."""
     params = SamplingParams(seed=seed, max_tokens=max_tokens, ignore_eos=True)
     return words(
         solo_run(
@@ -64,7 +64,7 @@ def gated_restarts(tmp_path: Path, **config: float) -> Iterator[tuple[Server, Pa
         yield made, gate
 
 
-# What it does
+# Requests
 
 
 def test_many_clients_get_their_own_answers(two: Server) -> None:

@@ -17,7 +17,7 @@ import psutil
 from tests.server import world as server_world
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of anything: a process that starts takes a second of a core, and cores may be busy.
+# For every wait. Starting a process takes a second of a core, and cores may be busy.
 TIMEOUT_S = 60.0
 SCRIPT = """
 import asyncio, json, sys

@@ -16,7 +16,7 @@ from tests.server.world import World
 
 FOLDER = Path(__file__).with_name("agents")
 SENT = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))}
-# What the small world's answers are limited to: the model would go on for as long as it may.
+# Fields that limit the answers: the fake model never ends by itself.
 LIMITS = {"/v1/messages": "max_tokens", "/v1/responses": "max_output_tokens"}
 
 

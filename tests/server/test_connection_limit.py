@@ -132,7 +132,7 @@ def test_beyond_all_places_connections_wait_until_the_oldest_have_had_their_chan
 
 
 class TestOpenFiles:
-    """Of a process that has few file descriptors."""
+    """A process that has few file descriptors."""
 
     @pytest.fixture
     def limits(self) -> Iterator[tuple[int, int]]:

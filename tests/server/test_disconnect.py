@@ -23,7 +23,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[tuple[World, Address]]:
-    """A server whose every token takes 20 ms: whoever leaves, leaves in the middle."""
+    """A server that takes 20 ms per token, so that clients leave in the middle of an answer."""
     with World(step_s=0.02) as world, world.listening() as address:
         yield world, address
 
@@ -82,7 +82,7 @@ def test_a_stream_that_is_not_read_is_cut_and_aborted() -> None:
     body = json.dumps({**TEXT[1], "n": 8, "stream": True, "logprobs": 5}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += b"content-length: %d\r\n\r\n" % len(body)
-    # The system must not hold the whole answer for the client, or nobody would have to wait.
+    # With larger buffers, the system would take the whole answer at once.
     with world, world.listening(send_buffer=4096) as address, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", address.port))

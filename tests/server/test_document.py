@@ -30,7 +30,7 @@ COMPONENTS = DOCUMENT["components"]
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
 DEFAULTS = GenerationDefaults()
-# What is beyond a schema: JSON within strings, and what one field means for another.
+# Errors that no schema expresses: JSON within strings, and fields that depend on each other.
 BEYOND = (
     "arguments must be",
     "but is not valid JSON",
@@ -91,7 +91,7 @@ BODIES: dict[str, tuple[Callable[[dict[str, Any]], None], dict[str, Any]]] = {
     ),
 }
 MAX_EXAMPLES = 150
-# To JSON schema 1.0 is an integer, to the server it is none.
+# 1.0 is an integer in JSON Schema, but not for the server.
 Strict = validators.extend(  # type: ignore[no-untyped-call]
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine(

@@ -18,7 +18,7 @@ FILES = sorted(path.name for path in FOLDER.iterdir())
 SCRIPTS = [name for name in FILES if name.endswith(".js")]
 PATHS = ["/", *(f"/playground/{name}" for name in FILES if name != PAGE)]
 MODULE = re.compile(r'^import .* from "\./(.*)";$', re.MULTILINE)
-# Namespaces of SVG are names, which nobody looks up.
+# The namespace of SVG is a name; browsers do not request it.
 ELSEWHERE = re.compile(r"https?://(?!www\.w3\.org/2000/svg)")
 MARKUP_FROM_TEXT = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser"

@@ -129,7 +129,7 @@ def test_an_answer_about_its_own_tokens_has_a_limit(
     http: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxserve.server.generation.prompts.MAX_LOGPROBS_PER_ANSWER", 60)
-    # What any server allows is not limited: such answers take long before they are large.
+    # Few alternatives are always allowed: such answers take long before they are large.
     assert http.post(TEXT, json=text(logprobs=20, max_tokens=4)).status_code == 200
     monkeypatch.setattr("jaxserve.server.generation.prompts.DEFAULT_MAX_LOGPROBS", 19)
     assert http.post(TEXT, json=text(logprobs=20, max_tokens=3)).status_code == 200
