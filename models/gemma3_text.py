@@ -1,7 +1,9 @@
 """Gemma 3: windows in five of six layers, with a rotation of their own (arXiv:2503.19786)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from jaxserve.layers.rope import LinearRope
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.gemma2 import NAMES, hf_tensors, read_gemma
 from jaxserve.models.hf_config import both_ways, read_layer_types, windows_of
@@ -34,6 +36,10 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
         kinds,
         max_position=reader.integer("max_position_embeddings"),
         sliding_theta=reader.number("rope_local_base_freq", default=10000.0),
+    )
+    # The files' 131,072 positions are those that the factor 8 has led to.
+    ropes = tuple(
+        replace(rope, is_included=True) if isinstance(rope, LinearRope) else rope for rope in ropes
     )
     window = reader.integer("sliding_window", default=4096)
     is_causal = not reader.flag("use_bidirectional_attention", default=False)

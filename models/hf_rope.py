@@ -60,7 +60,7 @@ def stretched_rope(model: ModelConfig, num_tokens: int) -> dict[str, object] | N
     match model.rope:
         case None:
             return {"max_position_embeddings": num_tokens}
-        case Llama3Rope():  # its factor does not determine the context length
+        case Llama3Rope() | LinearRope(is_included=True):  # their factor does not extend it
             return {"max_position_embeddings": num_tokens}
         case YarnRope(original_max_position=original):
             return by(original)

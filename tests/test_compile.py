@@ -27,6 +27,7 @@ SMALL = ("--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--max-model-l
 PARAMETERS = {
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_419_200,  # without the layer that predicts a second token
+    "gemma-3-27b": 27_009_346_304,
     "gpt-oss-20b": 20_914_757_184,
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.1-70b": 70_553_706_496,
@@ -34,6 +35,7 @@ PARAMETERS = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-32b": 32_762_123_264,
+    "qwen3.5-35b-a3b": 34_660_610_688,
 }
 
 

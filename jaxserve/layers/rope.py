@@ -60,13 +60,18 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRope(Rope):
-    """Position interpolation ("linear"): positions divided by `factor` (arXiv:2306.15595)."""
+    """Position interpolation ("linear"): positions divided by `factor` (arXiv:2306.15595).
+
+    is_included: whether the model's `max_position` counts the positions before the division, so
+    that `factor` does not extend it.
+    """
 
     factor: float
+    is_included: bool = False
 
     def longest_context(self, max_position: int) -> int:
-        """Return `factor` times the positions."""
-        return _stretched(max_position, self.factor)
+        """Return `factor` times the positions, unless it is included in them."""
+        return max_position if self.is_included else _stretched(max_position, self.factor)
 
     def inverse_frequencies(self, head_dim: int, *, length: int) -> NDArray[np.float64]:
         """Return radians per token, float64[head_dim / 2]."""

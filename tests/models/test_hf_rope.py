@@ -123,3 +123,14 @@ def test_the_context_named_beside_the_settings_counts_first() -> None:
     )
     assert isinstance(config.rope, Llama3Rope)
     assert config.rope.original_max_position == 16
+
+
+def test_the_context_of_gemma_3_includes_the_factor() -> None:
+    settings = {"rope_type": "linear", "factor": 8.0}
+    (published, *_) = FAMILIES["gemma3_text"].values()
+    published = {**published, "max_position_embeddings": 400, "rope_scaling": settings}
+    config = read_config(published)
+    assert config.longest_context == 400
+    overrides = stretched_rope(config, 1000)
+    assert overrides is not None
+    assert read_config(with_overrides(published, overrides)).longest_context == 1000
