@@ -81,8 +81,9 @@ def backends(models: list[Decoder], family: str) -> dict[str, list[str]]:
         own = mixer.attention(devices=1, page_size=64, dtype="bfloat16", cache_dtype="bfloat16")
         if own is None:
             continue
-        for size in _HEAD_DIMS.get(family, (64, 128)):
-            config = replace(own, head_dim=size)
+        for size in (576,) if own.value_dim else _HEAD_DIMS.get(family, (64, 128)):
+            value = 512 if own.value_dim else None  # of every published model with latents
+            config = replace(own, head_dim=size, value_dim=value)
             for name, target in _TARGETS.items():
                 found.setdefault(name, set()).add(_backend(config, target))
     return {name: sorted(found[name]) for name in _TARGETS if name in found}

@@ -1,12 +1,13 @@
 """Kernels for NVIDIA GPUs, beyond the tests shared by all backends."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import Unsupported
+from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.paged_attention import AttentionConfig
 from pallas_kernels.paged_attention.cases import LAYERS, Case, ragged
 from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
@@ -18,7 +19,7 @@ from pallas_kernels.targets import CPU, find_target
 from tests.kernels.oracle import attended
 
 H200 = find_target("h200")
-LLAMA = LAYERS["llama-3.1-8b"]
+LLAMA, DEEPSEEK = LAYERS["llama-3.1-8b"], LAYERS["deepseek-v3"]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,29 @@ def test_hopper_refuses_with_the_reason(changes: dict[str, int | str], reason: s
     config = replace(LLAMA, **changes)  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match=reason):
         mosaic_gpu.check(config, H200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cache_dtype": "float8_e4m3fn"}, "latents of the same, not of float8_e4m3fn"),
+        ({"kv_heads": 2}, "got 2 KV heads"),
+        ({"page_size": 8}, "power of two from 16 on, got 8"),
+        ({"value_dim": 448}, "128, 256, 384 or 512, got 448"),
+        ({"head_dim": 640}, r"64 more than value_dim \(512\), got 640"),
+        ({"sinks": True}, "without sinks only"),
+    ],
+)
+def test_hopper_refuses_latents_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        mosaic_gpu.check(replace(DEEPSEEK, **changes), H200)
+
+
+def test_latents_are_refused_where_no_kernel_reads_values_within_keys() -> None:
+    for place in ("a100", "b200"):
+        choice = paged_attention.choose(DEEPSEEK, target=find_target(place))
+        assert choice.backend == "reference"
+    assert paged_attention.choose(DEEPSEEK, target=H200).backend == "mosaic_gpu"
 
 
 def test_other_hardware_is_refused_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Kernels for Ampere and Blackwell: cases specific to them."""
+"""Kernels for Ampere and Blackwell, and for latents on Hopper: cases specific to them."""
 
 import importlib.util
 import os
@@ -20,14 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import Unsupported, paged_attention
 from pallas_kernels.gpu_targets import gpu_target_config
-from pallas_kernels.paged_attention import AttentionSpec, PagedBatch
+from pallas_kernels.paged_attention import AttentionConfig, AttentionSpec, PagedBatch
 from pallas_kernels.paged_attention.cases import LAYERS, Case, decode, ragged, shard
 from pallas_kernels.paged_attention.mosaic_gpu import backend as mosaic_gpu
 from pallas_kernels.paged_attention.worlds import draw, relative_error
 from pallas_kernels.targets import find_target
 from tests.kernels.oracle import attended
 
-LLAMA = LAYERS["llama-3.1-8b"]
+LLAMA, DEEPSEEK = LAYERS["llama-3.1-8b"], LAYERS["deepseek-v3"]
 
 needs_cuda_plugin = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
@@ -36,7 +36,7 @@ needs_cuda_plugin = pytest.mark.skipif(
 
 # Bytes of shared memory that a thread block can have (CUDA C++ Programming Guide, technical
 # specifications per compute capability).
-SHARED_BYTES = {"a100": 163 * 1024, "b200": 227 * 1024}
+SHARED_BYTES = {"a100": 163 * 1024, "h200": 227 * 1024, "b200": 227 * 1024}
 
 
 @pytest.mark.parametrize("place", ["a100", "b200"])
@@ -123,12 +123,27 @@ def test_results_are_rescaled_as_scores_grow_from_tile_to_tile(is_decode: bool) 
     assert relative_error(np.asarray(out, np.float64)[live], attended(world)[live]) < 1.2e-2
 
 
-STEPS = (decode(LLAMA, (4096,) * 256), ragged(LLAMA, *[(1024, 1024)] * 7, (1021, 1024)))
-SIZES = ((64, 16), (64, 64), (128, 16), (128, 64))  # head_dim, page_size
+SIZES = [
+    replace(LLAMA, head_dim=head_dim, page_size=page_size)
+    for head_dim in (64, 128)
+    for page_size in (16, 64)
+]
+# The second has two thread blocks per item.
+LATENTS = [replace(DEEPSEEK, heads=n, page_size=size) for n, size in ((16, 16), (128, 64))]
+# By target: name of the kernels, architecture, and configurations.
+COMPILED = {
+    "a100": ("sm80", "sm_80", SIZES),
+    "b200": ("sm100", "sm_100a", SIZES),
+    "h200": ("latents", "sm_90a", LATENTS),
+}
+
+
+def steps(config: AttentionConfig) -> tuple[Case, Case]:
+    return decode(config, (4096,) * 256), ragged(config, *[(1024, 1024)] * 7, (1021, 1024))
 
 
 @needs_cuda_plugin
-@pytest.mark.parametrize("place", ["a100", "b200"])
+@pytest.mark.parametrize("place", COMPILED)
 def test_real_shapes_compile_without_spills_and_fit_the_chip(place: str) -> None:
     # A process of its own: jaxlib 0.11.2 has ptxas compile all of Mosaic's kernels for the
     # architecture of a process's first.
@@ -148,13 +163,13 @@ def test_real_shapes_compile_without_spills_and_fit_the_chip(place: str) -> None
     )
     report = done.stdout + done.stderr
     assert done.returncode == 0, report[-2000:]
-    kernel, architecture = ("sm80", "sm_80") if place == "a100" else ("sm100", "sm_100a")
+    kernel, architecture, configs = COMPILED[place]
     compiled = re.findall(r"'(paged_attention_\w+)_mosaic_gpu_kernel' for '(\w+)'", report)
     assert {architecture for _, architecture in compiled} == {architecture}
     counts = Counter(name for name, _ in compiled)
-    shapes = len(SIZES)
-    assert counts[f"paged_attention_decode_{kernel}"] == 2 * shapes  # a mixed step decodes too
-    assert counts[f"paged_attention_prefill_{kernel}"] == shapes
+    # A mixed step decodes too.
+    assert counts[f"paged_attention_decode_{kernel}"] == 2 * len(configs)
+    assert counts[f"paged_attention_prefill_{kernel}"] == len(configs)
     assert set(re.findall(r"(\d+) bytes spill stores", report)) == {"0"}
     shared = [int(n) for n in re.findall(r"smem_scratch_bytes=(\d+)", report)]
     assert len(shared) == len(compiled)
@@ -190,7 +205,7 @@ def _compile(case: Case, place: str) -> None:
     spec = paged_attention.cache_spec(config, num_pages=1024, backend="mosaic_gpu")
 
     def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, cache: jax.Array, batch: PagedBatch
+        q: jax.Array, k: jax.Array, v: jax.Array | None, cache: jax.Array, batch: PagedBatch
     ) -> tuple[jax.Array, jax.Array]:
         return paged_attention.attend(
             q,
@@ -198,20 +213,20 @@ def _compile(case: Case, place: str) -> None:
             v,
             cache,
             batch,
-            AttentionSpec(scale=0.1, sliding_window=config.sliding_window),
+            AttentionSpec(scale=0.1, value_dim=config.value_dim),
             backend="mosaic_gpu",
             target=find_target(place),
         )
 
     # Mosaic asks the default device which chip it is for.
     with jax.default_device(mesh.devices.flat[0]):
-        operands = rows(config.heads), rows(config.kv_heads), rows(config.kv_heads)
+        values = rows(config.kv_heads) if config.value_dim is None else None
+        operands = rows(config.heads), rows(config.kv_heads), values
         cache = array(*spec.shape, dtype=spec.dtype)
         jax.jit(attend).lower(*operands, cache, batch).compile()
 
 
 if __name__ == "__main__":
-    for step in STEPS:
-        for head_dim, page_size in SIZES:
-            config = replace(step.config, head_dim=head_dim, page_size=page_size)
-            _compile(replace(step, config=config), sys.argv[1])
+    for config in COMPILED[sys.argv[1]][2]:
+        for step in steps(config):
+            _compile(step, sys.argv[1])

@@ -80,7 +80,7 @@ def list_decode(step: Step, query_tokens: int, window: int | None, cores: int) -
         table_tokens=TABLE_TOKENS,
         split_tokens=SPLIT,
         cores=cores,
-        kv_heads=2,
+        blocks=work.Blocks(decode_tokens=1, decode_keys=TILE, prefill_tokens=1, item_blocks=2),
     )
     return work.decode_work(
         step.batch(),

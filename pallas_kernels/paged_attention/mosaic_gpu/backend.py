@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32, Shaped
 from pallas_kernels.dispatch import Unsupported
 from pallas_kernels.paged_attention import reference
 from pallas_kernels.paged_attention.batch import AttentionConfig, CacheSpec, PagedBatch
-from pallas_kernels.paged_attention.mosaic_gpu import sm80, sm90, sm100, work
+from pallas_kernels.paged_attention.mosaic_gpu import sm80, sm90, sm90_latent, sm100, work
 from pallas_kernels.paged_attention.mosaic_gpu.combine import combine
 from pallas_kernels.paged_attention.mosaic_gpu.work import Blocks
 from pallas_kernels.paged_attention.spec import AttentionSpec
@@ -26,7 +26,8 @@ from pallas_kernels.targets import Target
 class Kernels(Protocol):
     """Kernels of one architecture: a module with these functions.
 
-    A cache is [key/value, pages, kv_heads, page_size, head_dim]. work.py describes the columns of
+    A cache is [planes, pages, kv_heads, page_size, head_dim], with keys in plane 0 and values in
+    plane 1, unless they are within the keys. work.py describes the columns of
     `items`. An item is computed once per key/value head; items without rows are skipped. Only cache
     slots and page table entries of a sequence's first KV_LENGTH tokens are valid: other slots may
     have any contents, including NaN, and other entries may be any number.
@@ -41,7 +42,7 @@ class Kernels(Protocol):
     def decode(
         self,
         q: Float[Array, "tokens heads head_dim"],
-        cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+        cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
         page_table: Int32[Array, "sequences pages"],
         items: Int32[Array, "items fields"],
         *,
@@ -50,11 +51,12 @@ class Kernels(Protocol):
         config: AttentionConfig,
         target: Target,
     ) -> tuple[
-        Float[Array, "items query_tokens heads head_dim"], Float[Array, "items query_tokens heads"]
+        Float[Array, "items query_tokens heads result_dim"],
+        Float[Array, "items query_tokens heads"],
     ]:
         """Attend with at most `query_tokens` rows to the keys of each item, without sinks.
 
-        query_tokens * group is at most `Blocks.decode_rows`. KEY_START is a multiple of
+        query_tokens is at most `Blocks.decode_tokens`. KEY_START is a multiple of
         `Blocks.decode_keys`; KEY_END is a multiple too, or equals KV_LENGTH.
 
         Returns, in float32, each query's result over the item's keys, and the base-2 logarithm of
@@ -66,7 +68,7 @@ class Kernels(Protocol):
     def prefill(
         self,
         q: Float[Array, "tokens heads head_dim"],
-        cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+        cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
         page_table: Int32[Array, "sequences pages"],
         items: Int32[Array, "items fields"],
         *,
@@ -74,7 +76,7 @@ class Kernels(Protocol):
         sinks: Float[Array, " heads"] | None,
         config: AttentionConfig,
         target: Target,
-    ) -> Float[Array, "tokens heads head_dim"]:
+    ) -> Float[Array, "tokens heads result_dim"]:
         """Attend with the rows of each item, at most `Blocks.prefill_tokens`.
 
         KEY_START may be any key. The results of an item without keys are zeros; rows that are in no
@@ -88,6 +90,9 @@ KERNELS: dict[str, Kernels] = {
     "9.0": sm90,
     "10.0": sm100,
 }
+
+# The same for latents, where values are within the keys.
+LATENT_KERNELS: dict[str, Kernels] = {"9.0": sm90_latent}
 
 # Least keys of a split: fewer are not worth a thread block and the merging of another part.
 SPLIT_TOKENS = 256
@@ -103,9 +108,14 @@ def check(config: AttentionConfig, target: Target) -> None:
         raise Unsupported(f"tensor cores take bfloat16 and float16, not {config.dtype}")
     if config.cache_dtype == "float32":
         raise Unsupported("tensor cores take no float32, which the cache holds")
-    if config.value_dim is not None:
+    if config.value_dim is not None and target.architecture not in LATENT_KERNELS:
         raise Unsupported("values must be stored beside the keys, not within them")
-    KERNELS[target.architecture].check(config)
+    _kernels(config, target).check(config)
+
+
+def _kernels(config: AttentionConfig, target: Target) -> Kernels:
+    kernels = KERNELS if config.value_dim is None else LATENT_KERNELS
+    return kernels[target.architecture]
 
 
 def cache_spec(config: AttentionConfig, *, num_pages: int) -> CacheSpec:
@@ -132,26 +142,26 @@ def workspace_bytes(
         table_tokens=1 << 30,
         split_tokens=SPLIT_TOKENS,
         cores=target.cores,
-        kv_heads=config.kv_heads,
+        blocks=_kernels(config, target).blocks(config),
     )
-    parts = num_items * query_tokens * config.heads * (config.head_dim + 1) * 4
-    results = num_tokens * config.heads * config.head_dim * jnp.dtype(config.dtype).itemsize
+    parts = num_items * query_tokens * config.heads * (config.result_dim + 1) * 4
+    results = num_tokens * config.heads * config.result_dim * jnp.dtype(config.dtype).itemsize
     return parts + (results if query_tokens == max_query_length else 2 * results)
 
 
 def attend(
     q: Float[Array, "tokens heads head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"] | None,
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     spec: AttentionSpec,
     *,
     config: AttentionConfig,
     target: Target,
-) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+) -> tuple[Float[Array, "tokens heads result_dim"], jax.Array]:
     """See api.Backend."""
-    kernels = KERNELS[target.architecture]
+    kernels = _kernels(config, target)
     batch = batch.confined(
         num_tokens=q.shape[0], num_pages=cache.shape[1], page_size=config.page_size
     )
@@ -182,28 +192,28 @@ def attend(
 
 
 def _query_tokens(config: AttentionConfig, target: Target, max_query_length: int) -> int:
-    """Return the most rows of a decoded sequence: all if they fit into a tile, otherwise one."""
-    fits = KERNELS[target.architecture].blocks(config).decode_rows // config.group
+    """Return the most rows of a decoded sequence: all if they fit into an item, otherwise one."""
+    fits = _kernels(config, target).blocks(config).decode_tokens
     return max_query_length if max_query_length <= fits else 1
 
 
 def _decode(
     q: Float[Array, "tokens heads head_dim"],
-    cache: Shaped[Array, "2 pages kv_heads page_size head_dim"],
+    cache: Shaped[Array, "planes pages kv_heads page_size head_dim"],
     batch: PagedBatch,
     query_tokens: int,
     spec: AttentionSpec,
     config: AttentionConfig,
     target: Target,
-) -> tuple[Float[Array, "tokens heads head_dim"], jax.Array]:
+) -> tuple[Float[Array, "tokens heads result_dim"], jax.Array]:
     """Return the results of decoded sequences, with zeros elsewhere, and the mask of their rows."""
-    kernels = KERNELS[target.architecture]
+    kernels = _kernels(config, target)
     num_items = work.num_decode_items(
         num_sequences=batch.kv_lengths.shape[0],
         table_tokens=batch.page_table.shape[1] * config.page_size,
         split_tokens=SPLIT_TOKENS,
         cores=target.cores,
-        kv_heads=config.kv_heads,
+        blocks=kernels.blocks(config),
     )
     todo = work.decode_work(
         batch,

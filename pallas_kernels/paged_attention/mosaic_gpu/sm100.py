@@ -39,9 +39,10 @@ def check(config: AttentionConfig) -> None:
 def blocks(config: AttentionConfig) -> Blocks:
     """See backend.Kernels."""
     return Blocks(
-        decode_rows=ROWS,
+        decode_tokens=ROWS // config.group,
         decode_keys=KEYS,
         prefill_tokens=_warpgroups(config) * (ROWS // config.group),
+        item_blocks=config.kv_heads,
     )
 
 

@@ -40,7 +40,13 @@ def check(config: AttentionConfig) -> None:
 
 def blocks(config: AttentionConfig) -> Blocks:
     """See backend.Kernels."""
-    return Blocks(decode_rows=ROWS, decode_keys=KEYS, prefill_tokens=ROWS // config.group)
+    tokens = ROWS // config.group
+    return Blocks(
+        decode_tokens=tokens,
+        decode_keys=KEYS,
+        prefill_tokens=tokens,
+        item_blocks=config.kv_heads,
+    )
 
 
 def decode(

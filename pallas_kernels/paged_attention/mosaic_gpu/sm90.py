@@ -69,9 +69,10 @@ def check(config: AttentionConfig) -> None:
 def blocks(config: AttentionConfig) -> Blocks:
     """See backend.Kernels."""
     return Blocks(
-        decode_rows=ROWS,
+        decode_tokens=ROWS // config.group,
         decode_keys=decode_plan(config, 1).keys,
         prefill_tokens=2 * (ROWS // config.group),
+        item_blocks=config.kv_heads,
     )
 
 

@@ -22,7 +22,7 @@ from pallas_kernels.paged_attention.mosaic_gpu.work import NUM_ROWS
 ROWS = 64
 
 # Registers per fetching and per computing thread. With three warpgroups, all start with 168.
-_FETCH_REGISTERS, _COMPUTE_REGISTERS = 40, 232
+FETCH_REGISTERS, COMPUTE_REGISTERS = 40, 232
 
 # Keys or values that are copied between tiles at a time; few, to save registers.
 _COPIED = 32
@@ -76,12 +76,12 @@ def run(params: KernelParams, refs: Sequence[Any], scratch: dict[str, Any]) -> N
         # Each branch reads its item: values read before the branch would occupy registers in both.
         @pl.when(lax.axis_index("warpgroup") < params.plan.warpgroups)
         def _compute() -> None:
-            plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
+            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
             _Block(params, refs, scratch).compute()
 
         @pl.when(lax.axis_index("warpgroup") == params.plan.warpgroups)
         def _fetch() -> None:
-            plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
+            plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
             _Block(params, refs, scratch).ring.fetch_all()
 
 
@@ -201,7 +201,7 @@ class _Block:
         # Zero the values that were never written, because 0 * NaN is NaN.
         @pl.when((first_key + self.plan.keys > self.item.kv_length) & (self.warpgroup == 0))
         def _clear() -> None:
-            self.copy_written(values, values, first_key)
+            copy_written(values, values, first_key, self.item.kv_length)
 
         out = self.multiply_values(out, weights, values)
         self.ring.release(VALUES, tile, next_pages)
@@ -216,7 +216,8 @@ class _Block:
         for plane in (KEYS, VALUES):
 
             def copy(plane: int = plane) -> None:
-                self.copy_written(self.ring.get(plane, tile), self.wide[plane], first_key)
+                source, target = self.ring.get(plane, tile), self.wide[plane]
+                copy_written(source, target, first_key, self.item.kv_length)
                 self.ring.release(plane, tile, next_pages)
 
             if self.plan.is_split:
@@ -225,29 +226,11 @@ class _Block:
                 pl.when(self.warpgroup == plane)(copy)
         self.meet()
 
-    def copy_written(self, source: Any, target: Any, first_key: jax.Array) -> None:
-        """Copy the rows of a tile, with zeros for rows that were never written."""
-        keys, head_dim = self.plan.keys, self.config.head_dim
-        shape = (_COPIED, head_dim)
-        swizzle = swizzle_of(keys, head_dim, target.dtype)
-        layout = plgpu.Layout.SMEM_GMEM_COPY(shape, target.dtype, swizzle)
-
-        @pl.loop(0, keys // _COPIED)
-        def _copy(i: jax.Array) -> None:
-            rows = pl.ds(i * _COPIED, _COPIED)
-            found = plgpu.load(source.at[rows], layout=layout, optimized=False)
-            key = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
-            is_written = key + (first_key + i * _COPIED) < self.item.kv_length
-            found = _as_dtype(found, target.dtype)
-            target.at[rows][...] = jnp.where(is_written, found, jnp.zeros_like(found))
-
-        plgpu.commit_smem()
-
     def multiply_keys(self, keys: Any) -> jax.Array:
         """Return queries @ keys.T, taking turns with the other warpgroup."""
         queries = self.q_tiles.at[self.warpgroup]
         if self.params.is_simulated:
-            simulated = _simulated_product(queries[...], keys[...].T)
+            simulated = simulated_product(queries[...], keys[...].T)
             self.take_turn()
             return simulated
 
@@ -264,7 +247,7 @@ class _Block:
     def multiply_values(self, out: jax.Array, weights: jax.Array, values: Any) -> jax.Array:
         """Return out + weights @ values."""
         if self.params.is_simulated:
-            return out + _simulated_product(weights, values[...])
+            return out + simulated_product(weights, values[...])
 
         def multiply(out: Any) -> None:
             plgpu.wgmma(out, weights, values)
@@ -334,6 +317,28 @@ class _Block:
             to[...] = plgpu.load(found, layout=layout, optimized=False)
 
 
+def copy_written(source: Any, target: Any, first_key: jax.Array, kv_length: jax.Array) -> None:
+    """Copy a tile, [keys, dimensions], with zeros for keys from `kv_length` on.
+
+    Those were never written: they may be NaN, and 0 * NaN is NaN.
+    """
+    keys, head_dim = source.shape
+    shape = (_COPIED, head_dim)
+    swizzle = swizzle_of(keys, head_dim, target.dtype)
+    layout = plgpu.Layout.SMEM_GMEM_COPY(shape, target.dtype, swizzle)
+
+    @pl.loop(0, keys // _COPIED)
+    def _copy(i: jax.Array) -> None:
+        rows = pl.ds(i * _COPIED, _COPIED)
+        found = plgpu.load(source.at[rows], layout=layout, optimized=False)
+        key = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
+        is_written = key + (first_key + i * _COPIED) < kv_length
+        found = _as_dtype(found, target.dtype)
+        target.at[rows][...] = jnp.where(is_written, found, jnp.zeros_like(found))
+
+    plgpu.commit_smem()
+
+
 def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:
     """Convert numbers of a narrow cache to the queries' dtype, exactly."""
     if x.dtype == jnp.float8_e4m3fn:
@@ -343,7 +348,7 @@ def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(dtype)
 
 
-def _simulated_product(a: jax.Array, b: jax.Array) -> jax.Array:
+def simulated_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return a @ b in float32. The interpreter does not support wgmma in a loop."""
     plgpu.commit_smem()  # Plain reads need this fence before TMA writes; those of wgmma do not.
     product: jax.Array = jnp.dot(a, b, preferred_element_type=jnp.float32)

@@ -58,6 +58,11 @@ class Ring:
     free: Any | None
 
     @property
+    def planes(self) -> range:
+        """Planes of the cache, which are fetched in this order."""
+        return range(len(self.ready))
+
+    @property
     def first_tile(self) -> jax.Array:
         """Index, in the sequence, of the item's first tile."""
         return self.item.key_start // self.plan.keys
@@ -101,8 +106,8 @@ class Ring:
 
             @pl.when(tile < self.num_tiles)
             def _fill(tile: int = tile, pages: Pages = pages) -> None:
-                self.fetch(KEYS, tile, pages)
-                self.fetch(VALUES, tile, pages)
+                for plane in self.planes:
+                    self.fetch(plane, tile, pages)
 
     def fetch_all(self) -> None:
         """Keep the slots filled; runs in the fetching warpgroup."""
@@ -112,7 +117,7 @@ class Ring:
         @pl.loop(0, self.num_tiles)
         def _fill(tile: jax.Array) -> None:
             pages = self.pages(tile)
-            for plane in (KEYS, VALUES):
+            for plane in self.planes:
 
                 @pl.when(tile >= stages)
                 def _wait(plane: int = plane) -> None:
@@ -123,7 +128,7 @@ class Ring:
         # Wait for the last phase of each barrier before exiting.
         @pl.loop(jnp.maximum(self.num_tiles, stages), self.num_tiles + stages)
         def _drain(tile: jax.Array) -> None:
-            for plane in (KEYS, VALUES):
+            for plane in self.planes:
                 plgpu.barrier_wait(free[plane].at[lax.rem(tile, stages)])
 
     def next_pages(self, tile: jax.Array) -> Pages:

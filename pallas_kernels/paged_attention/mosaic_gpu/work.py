@@ -29,13 +29,16 @@ FIRST_ITEM, END_ITEM, QUERY = range(3)
 class Blocks:
     """Block sizes of the kernels of an architecture.
 
-    decode_rows: most rows (query tokens times query heads per KV head) of a decode item.
-    decode_keys: keys per tile of decode. prefill_tokens: rows of a prefill block.
+    decode_tokens: most query tokens of a decode item. decode_keys: keys per tile of decode.
+    prefill_tokens: rows of a prefill block. item_blocks: thread blocks per item, over all heads.
+    blocks_per_core: thread blocks per core among which decode spreads its keys, to balance them.
     """
 
-    decode_rows: int
+    decode_tokens: int
     decode_keys: int
     prefill_tokens: int
+    item_blocks: int
+    blocks_per_core: int = 4
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class DecodeWork:
 
 
 def num_decode_items(
-    *, num_sequences: int, table_tokens: int, split_tokens: int, cores: int, kv_heads: int
+    *, num_sequences: int, table_tokens: int, split_tokens: int, cores: int, blocks: Blocks
 ) -> int:
     """Return the capacity of a decode work list: one item per sequence, and splits for all cores.
 
-    Four thread blocks per core balance the load. table_tokens: capacity of one row of the page
-    table in tokens. split_tokens: least number of keys for which a split pays off.
+    table_tokens: capacity of one row of the page table in tokens. split_tokens: least number of
+    keys for which a split pays off.
     """
-    spread = -(-4 * cores // kv_heads)
+    spread = -(-blocks.blocks_per_core * cores // blocks.item_blocks)
     most = num_sequences * (-(-table_tokens // split_tokens) - 1)
     return num_sequences + min(spread, most)
 
