@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
+from numpy.typing import NDArray
+
 from jaxserve.errors import CheckpointError
 from jaxserve.models.capture import capture as capture
 from jaxserve.models.config import DecoderConfig as DecoderConfig
@@ -39,6 +41,7 @@ from jaxserve.models.params import bind as bind
 from jaxserve.models.params import params_of as params_of
 from jaxserve.models.params import random_params as random_params
 from jaxserve.models.params import weight_specs as weight_specs
+from jaxserve.models.saving import stored_tensors
 from jaxserve.models.weights import Cut as Cut
 from jaxserve.models.weights import HfTensor as HfTensor
 from jaxserve.models.weights import Parts, llama_tensors
@@ -71,6 +74,7 @@ _SHARED = frozenset(
         "params",
         "parts",
         "qwen_hybrid",
+        "saving",
         "weights",
         "work",
     }
@@ -164,6 +168,15 @@ def hf_tensors(
             if all(tensor.name in stored for tensor in other)
         }
     return tensors
+
+
+def hf_state(config: ModelConfig, params: Mapping[Any, Any]) -> dict[str, NDArray[Any]]:
+    """Return the parameters of a model as transformers stores them, by tensor name, on the host.
+
+    params: a tree as returned by `params_of`; the arrays keep their dtype. Raises ConfigError for a
+    model that was fitted to a mesh, and for a quantized or packed parameter.
+    """
+    return stored_tensors(config, params, hf_tensors(config))
 
 
 def init_model(config: DecoderConfig, *, seed: int = 0, dtype: str = "float32") -> Decoder:

@@ -3,17 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
 from examples.tiny_model.tokenizer import END_OF_TEXT, TURN_END
-from jaxserve.models import DecoderConfig, Params, hf_tensors, weight_specs
+from jaxserve.models import DecoderConfig, Params, hf_state
 
 # Sampling when a request does not say; low enough that the facts stay right.
 _SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
@@ -40,30 +37,9 @@ def write_folder(
 
 
 def hf_weights(params: Params, config: DecoderConfig) -> dict[str, np.ndarray]:
-    """Return the parameters as a checkpoint holds them: by its names, matrices as [out, in]."""
-    weights: dict[str, np.ndarray] = {}
-    specs = weight_specs(config)
-    for path, tensors in hf_tensors(config).items():
-        axes, whole = specs[path].axes, _at(params, path)
-        for tensor in tensors:
-            value = whole
-            for axis, start, width in tensor.parts:
-                value = jax.lax.slice_in_dim(value, start, start + width, axis=axes.index(axis))
-            size = dict(zip(axes, value.shape, strict=True))
-            order = [axes.index(word) for dim in tensor.dims for word in dim]
-            shape = [int(np.prod([size[word] for word in dim])) for dim in tensor.dims]
-            weights[tensor.name] = np.asarray(
-                jnp.transpose(value, order).reshape(shape).astype(jnp.bfloat16)
-            )
-    return weights
-
-
-def _at(params: Params, path: tuple[Any, ...]) -> Array:
-    value: Any = params
-    for key in path:
-        value = value[key]
-    assert isinstance(value, Array)
-    return value
+    """Return the parameters as a checkpoint holds them: by its names, in bfloat16."""
+    weights = hf_state(config, params)
+    return {name: weight.astype(jnp.bfloat16) for name, weight in weights.items()}
 
 
 def _correct_tokenizer_config(path: Path, config: DecoderConfig) -> None:

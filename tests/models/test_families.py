@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.errors import CheckpointError
+from jaxserve.loading.names import stored_names
 from jaxserve.loading.weights import load_model
-from jaxserve.models import params_of, read_config
+from jaxserve.models import hf_state, params_of, read_config
 from tests.goldens.compare import outputs
 from tests.goldens.families import (
     CASES,
@@ -24,12 +25,23 @@ TOLERANCE = 1e-4  # float32
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)
-def test_logits_or_hidden_states_are_those_of_transformers(
+def test_outputs_and_saved_tensors_are_those_of_transformers(
     family: str, case: str, tmp_path: Path
 ) -> None:
-    model = load_model(write_case(tmp_path, family, case))
+    folder = write_case(tmp_path, family, case)
+    model = load_model(folder)
     expected = golden(family)[case][1]
     np.testing.assert_allclose(outputs(model, family), expected, rtol=0, atol=TOLERANCE)
+    stored = load_file(folder / "model.safetensors")
+    names = stored_names(stored)
+    skipped = (*model.config.spare_tensors, *model.config.skipped_tensors)
+    left = {name for usual, name in names.items() if not usual.startswith(skipped)}
+    for name, tensor in hf_state(model.config, params_of(model)).items():
+        # Checkpoints without a head lack the first prefix.
+        own = names.get(name) or names[name.partition(".")[2]]
+        left.remove(own)
+        np.testing.assert_array_equal(tensor, stored[own])
+    assert not left
 
 
 @pytest.mark.parametrize(
