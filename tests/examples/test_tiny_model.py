@@ -1,6 +1,7 @@
 """The tiny model that ships with jaxserve: its corpus, its folder and its training script."""
 
 import json
+import math
 import random
 from itertools import islice
 from pathlib import Path
@@ -9,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from examples.tiny_model.architectures import ARCHITECTURES, DENSE, MIXTURE
 from examples.tiny_model.arithmetic import Problem, problem
+from examples.tiny_model.batched import batch_logits
 from examples.tiny_model.corpus import (
     held_out_cases,
     held_out_questions,
@@ -27,21 +31,21 @@ from examples.tiny_model.patterns import expand
 from examples.tiny_model.stories import is_story, story
 from examples.tiny_model.tokenizer import TEMPLATE, render, train_tokenizer
 from examples.tiny_model.train import (
-    HF_CONFIG,
     ROW_LENGTHS,
     Schedule,
+    balance_loss,
     batches,
+    matrices,
     token_weights,
     train,
 )
 from jaxserve.loading.weights import load_model
-from jaxserve.models import config_from_hf, init_model, params_of
+from jaxserve.models import config_from_hf, init_model, params_of, weight_specs
 
 FOLDER = Path(__file__).resolve().parents[2] / "jaxserve/assets/jaxserve-tiny"
 MAX_FOLDER_BYTES = 8_000_000
 
-TINY_CONFIG = {
-    **HF_CONFIG,
+SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 1,
@@ -49,6 +53,7 @@ TINY_CONFIG = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
+TINY_CONFIG = {**DENSE, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +168,65 @@ def test_short_training_reduces_the_loss(tokenizer: PreTrainedTokenizerFast) -> 
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
 
 
+def test_matrices_of_layers_alone_are_orthogonalized() -> None:
+    described = flatten_dict(matrices(config_from_hf(MIXTURE)))
+
+    of_layer = {
+        ".".join(path[2:]): (dims.reduction_axis, dims.output_axis)
+        for path, dims in described.items()
+        if dims is not None and path[:2] == ("layers", 0)
+    }
+    assert of_layer == {
+        "attention.qkv": ((0,), (1, 2, 3)),
+        "attention.o": ((0, 1), (2,)),
+        "mlp.experts.gate": ((1,), (2,)),  # one matrix per expert
+        "mlp.experts.up": ((1,), (2,)),
+        "mlp.experts.down": ((1,), (2,)),
+    }
+    assert described[("embedding",)] is None
+
+
+def test_experts_that_get_equal_shares_have_the_least_balance_loss() -> None:
+    is_live = jnp.array([True, True, True, True, False])
+    even = {"logits": jnp.zeros((5, 4)), "experts": jnp.array([[0, 1], [2, 3]] * 2 + [[0, 0]])}
+    preferred = jnp.tile(jnp.array([3.0, 3.0, 0.0, 0.0]), (5, 1))
+    uneven = {"logits": preferred, "experts": jnp.tile(jnp.array([0, 1]), (5, 1))}
+
+    def of(layer: dict[str, jax.Array]) -> float:
+        named = {f"layers.0.mlp.router.{name}": value for name, value in layer.items()}
+        return float(balance_loss(named, is_live))
+
+    assert of(even) == pytest.approx(2)  # top_k
+    assert of(uneven) > 3
+
+
+def test_rows_in_one_axis_get_the_logits_of_each_row() -> None:
+    model = init_model(config_from_hf({**MIXTURE, **SMALL, "num_experts": 4}), seed=0)
+    token_ids = jnp.arange(14).reshape(2, 7)
+
+    logits = batch_logits(model, token_ids)
+
+    for row, of_row in zip(token_ids, logits, strict=True):
+        np.testing.assert_allclose(of_row, model(row), rtol=0, atol=1e-5)
+
+
+def test_rates_fall_in_time_if_minutes_do_not_suffice() -> None:
+    schedule = Schedule(num_steps=100, decay_steps=50, warmup_steps=1, minutes=10)
+
+    assert schedule.left(10, seconds=60) == pytest.approx(0.9)
+    assert schedule.left(10, seconds=450) == pytest.approx(0.25)
+    assert schedule.rate(10, left=0.9) == 1
+    assert schedule.rate(10, left=0.25) == pytest.approx(0.5)
+    assert schedule.left(10, seconds=601) < 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_have_about_two_million_parameters(name: str) -> None:
+    specs = weight_specs(config_from_hf(ARCHITECTURES[name]))
+
+    assert 1.7e6 < sum(math.prod(spec.shape) for spec in specs.values()) < 2.1e6
+
+
 def test_export_writes_every_tensor_as_out_by_in() -> None:
     config = config_from_hf(TINY_CONFIG)
     params = params_of(init_model(config, seed=0))
@@ -188,7 +252,7 @@ def test_folder_holds_the_template_that_training_used() -> None:
 def test_folder_states_the_architecture_of_the_script() -> None:
     written = json.loads((FOLDER / "config.json").read_text())
 
-    assert config_from_hf(written) == config_from_hf(HF_CONFIG)
+    assert config_from_hf(written) == config_from_hf(DENSE)
 
 
 @pytest.mark.parametrize(
