@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxserve import __version__
-from jaxserve.commands import bench, chat, generate, plan, profile, run_batch, serve
+from jaxserve.commands import bench, chat, generate, keys, plan, profile, run_batch, serve
 from jaxserve.commands import compile as compile_
 from jaxserve.commands.arguments import Parser, say
 from jaxserve.errors import JaxserveError
@@ -21,6 +21,7 @@ COMMANDS = {
     "compile": compile_,
     "bench": bench,
     "profile": profile,
+    "keys": keys,
 }
 INTERRUPTED = 130  # as shells report for Ctrl-C
 

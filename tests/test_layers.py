@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first; a new module or folder of jaxserve/ takes its place here.
 LAYERS = (
-    {"errors", "api", "observability", "__version__"},
+    {"errors", "database", "api", "observability", "__version__"},
     {"pallas_kernels"},
     {"layers", "quantization", "parallel"},
     {"models"},

@@ -1,17 +1,35 @@
-"""API keys and the principals that they authenticate."""
+"""API keys of the configuration, and the principals that keys authenticate."""
 
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
+from jaxserve.access.api_key import digest_of, id_of
 from jaxserve.access.principal import Principal
 
-# Hexadecimal digits of a key's digest: they tell keys apart and reveal nothing.
-KEY_ID_CHARS = 12
+
+class Authenticator(Protocol):
+    """A set of API keys."""
+
+    def principal(self, secret: str) -> Principal | None:
+        """Return the principal of a key as a header carries it, None if it is not valid."""
+        ...
 
 
-class Keyring:
-    """The API keys of a server.
+class Authenticators(Authenticator):
+    """Sets of API keys in order; the first that knows a key decides."""
+
+    def __init__(self, parts: Sequence[Authenticator]) -> None:
+        self._parts = tuple(parts)
+
+    def principal(self, secret: str) -> Principal | None:
+        """See Authenticator."""
+        return next(filter(None, (part.principal(secret) for part in self._parts)), None)
+
+
+class Keyring(Authenticator):
+    """The API keys of a server's configuration.
 
     names: the tenant of each key, in order; keys with one name belong to one tenant. Without names
     each key is a tenant of its own, named by the first digits of the key's digest.
@@ -21,16 +39,13 @@ class Keyring:
         self._principals: dict[bytes, Principal] = {}
         for position, key in enumerate(keys):
             digest = hashlib.sha256(key.encode()).digest()
-            key_id = digest.hex()[:KEY_ID_CHARS]
+            key_id = id_of(digest)
             tenant = names[position] if names else key_id
             self._principals[digest] = Principal(tenant, key_id)
 
-    def principal(self, key: str) -> Principal | None:
-        """Return the principal of a key as a header carries it, None for an unknown key.
-
-        The time this takes does not depend on how much of a key is right.
-        """
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
+    def principal(self, secret: str) -> Principal | None:
+        """See Authenticator. The time this takes does not depend on how much of a key is right."""
+        digest = digest_of(secret)
         found = None
         for known, principal in self._principals.items():
             if hmac.compare_digest(digest, known):

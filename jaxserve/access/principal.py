@@ -1,8 +1,12 @@
 """Principals: who sends a request."""
 
+import re
 from dataclasses import dataclass
 
 ALL_SCOPES = frozenset({"*"})
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Hexadecimal digits of a key's digest that name the key: they reveal nothing of it.
+KEY_ID_CHARS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,10 @@ class Principal:
     tenant: str
     name: str = ""
     scopes: frozenset[str] = ALL_SCOPES
+
+    def has_scope(self, scope: str) -> bool:
+        """Return whether the credential may be used for this."""
+        return scope in self.scopes or self.scopes == ALL_SCOPES
 
 
 ANONYMOUS = Principal("")

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import nullcontext
     from pathlib import Path
 
+    from jaxserve.access.key_store import KeyStore
     from jaxserve.observability.logging import configure_logging
     from jaxserve.processes.supervisor import Supervisor
     from jaxserve.server.batches.store import claimed
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     # Check extensions and the port before loading the model.
     for place in config.middleware:
         extension(place)
+    if config.key_store is not None:
+        KeyStore(Path(config.key_store)).check()
     claim = nullcontext() if config.batch_dir is None else claimed(Path(config.batch_dir))
     with claim, bound(config) as listener:
         return asyncio.run(supervise(listener))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxserve.access.principal import TENANT
 from jaxserve.chat import AUTO, CONTENT_FORMATS, NONE, reasoning_parsers, tool_parsers
 from jaxserve.config.option import check_options, option
 from jaxserve.config.values import SUFFIX_HELP, comma_separated, json_strings
@@ -15,7 +16,6 @@ API_KEY_VARIABLE = "JAXSERVE_API_KEY"
 # Read for users of vLLM, whose servers would otherwise run without a key.
 VLLM_API_KEY_VARIABLE = "VLLM_API_KEY"
 ROOT_PATH = r"(/[^/?#\s]+)+"
-TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ALLOWED_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
 
 
@@ -92,6 +92,11 @@ class ServerConfig:
         "tenants of the keys of --api-key, in order; keys of one tenant share stored files,"
         " batches, responses and cached prefixes, so a key can be rotated (default: one tenant per"
         " key)",
+    )
+    key_store: str | None = option(
+        None,
+        "database of the keys that `jaxserve keys` issues, revokes and rotates; once it is set,"
+        " every route that asks for a key does, even if the database has none (see docs/access.md)",
     )
     allowed_origins: tuple[str, ...] = option(
         (),
@@ -267,6 +272,11 @@ class ServerConfig:
                     "allowed_hosts must be host names without scheme and port, such as"
                     f" llm.example.com, *.example.com or *, got {name!r}"
                 )
+
+    @property
+    def requires_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return bool(self.api_keys) or self.key_store is not None
 
     def _check_network(self) -> None:
         if self.root_path and not re.fullmatch(ROOT_PATH, self.root_path):

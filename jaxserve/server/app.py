@@ -10,12 +10,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from jaxserve.access.keyring import Keyring
+from jaxserve.access.api_key import Scope
+from jaxserve.access.key_store import KeyStore
+from jaxserve.access.keyring import Authenticator, Authenticators, Keyring
 from jaxserve.access.policy import Policy
 from jaxserve.config.server import ServerConfig
 from jaxserve.observability.metrics import Metrics
 from jaxserve.server.admin.docs import get_docs, get_openapi
 from jaxserve.server.admin.health import health, live, load, ready
+from jaxserve.server.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from jaxserve.server.admin.metrics import metrics as get_metrics
 from jaxserve.server.admin.models import get_model, list_models
 from jaxserve.server.admin.openapi import describe_api
@@ -46,6 +49,7 @@ from jaxserve.server.http.middleware import (
     ObserveMiddleware,
     RootPathMiddleware,
     SurplusMiddleware,
+    scoped,
 )
 from jaxserve.server.http.record import LogSink, MetricsSink, RecordSink
 from jaxserve.server.invocations import invoke
@@ -71,21 +75,12 @@ from jaxserve.server.responses.handler import (
 from jaxserve.server.state import Scrape, ServerState
 from jaxserve.server.tokenize.handler import detokenize, tokenize, tokenizer_info
 
-ROUTES = (
+# Routes by the scopes that they require of a key. Lines of a batch run without further checks, so
+# creating one requires both.
+INFERENCE_ROUTES = (
     Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
     Route("/v1/chat/completions/batch", create_chat_completions, methods=["POST"]),
     Route("/v1/completions", create_completion, methods=["POST"]),
-    Route("/v1/files", upload_file, methods=["POST"]),
-    Route("/v1/files", list_files, methods=["GET"]),
-    Route("/v1/files/{file_id}", get_file, methods=["GET"]),
-    Route("/v1/files/{file_id}", delete_file, methods=["DELETE"]),
-    Route("/v1/files/{file_id}/content", get_file_content),
-    Route("/v1/batches", create_batch, methods=["POST"]),
-    Route("/v1/batches", list_batches, methods=["GET"]),
-    Route("/v1/batches/{batch_id}", get_batch),
-    Route("/v1/batches/{batch_id}/cancel", cancel_batch, methods=["POST"]),
-    Route("/v1/models", list_models),
-    Route("/v1/models/{model_id:path}", get_model),
     Route("/v1/responses", create_response, methods=["POST"]),
     Route("/v1/responses/input_tokens", count_input_tokens, methods=["POST"]),
     Route("/v1/responses/{response_id}", get_response, methods=["GET"]),
@@ -104,17 +99,44 @@ ROUTES = (
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/tokenizer_info", tokenizer_info),
+)
+FILE_ROUTES = (
+    Route("/v1/files", upload_file, methods=["POST"]),
+    Route("/v1/files", list_files, methods=["GET"]),
+    Route("/v1/files/{file_id}", get_file, methods=["GET"]),
+    Route("/v1/files/{file_id}", delete_file, methods=["DELETE"]),
+    Route("/v1/files/{file_id}/content", get_file_content),
+    Route("/v1/batches", list_batches, methods=["GET"]),
+    Route("/v1/batches/{batch_id}", get_batch),
+    Route("/v1/batches/{batch_id}/cancel", cancel_batch, methods=["POST"]),
+)
+ADMIN_ROUTES = (
+    Route("/v1/admin/keys", create_key, methods=["POST"]),
+    Route("/v1/admin/keys", list_keys, methods=["GET"]),
+    Route("/v1/admin/keys/{key_id}", revoke_key, methods=["DELETE"]),
+    Route("/v1/admin/keys/{key_id}/rotate", rotate_key, methods=["POST"]),
+)
+# Routes that any key may use, and those that need none (see OPEN_PATHS).
+COMMON_ROUTES = (
+    Route("/v1/models", list_models),
+    Route("/v1/models/{model_id:path}", get_model),
     Route("/openapi.json", get_openapi),
     Route("/docs", get_docs),
+    Route("/version", version),
     Route("/health", health),
     Route("/ping", health, methods=["GET", "POST"]),
     Route("/live", live),
     # Claude Code sends a HEAD request to it before anything else.
     Route("/api/hello", live),
-    Route("/load", load),
     Route("/ready", ready),
-    Route("/version", version),
-    Route("/metrics", get_metrics),
+)
+ROUTES = (
+    *scoped([Scope.INFERENCE], *INFERENCE_ROUTES),
+    *scoped([Scope.FILES], *FILE_ROUTES),
+    *scoped([Scope.FILES, Scope.INFERENCE], Route("/v1/batches", create_batch, methods=["POST"])),
+    *scoped([Scope.METRICS], Route("/metrics", get_metrics), Route("/load", load)),
+    *scoped([Scope.ADMIN], *ADMIN_ROUTES),
+    *COMMON_ROUTES,
 )
 
 
@@ -171,10 +193,11 @@ def create_app(
     )
     page = [] if config.disable_playground else playground_routes()
     keyring = Keyring(config.api_keys, names=config.api_key_names)
+    keys = None if config.key_store is None else KeyStore(Path(config.key_store))
     middleware = _middleware(
         config,
         observe,
-        keyring,
+        Authenticators([keyring, *([] if keys is None else [keys])]),
         metrics=metrics,
         page_paths=frozenset(route.path for route in page),
     )
@@ -196,6 +219,7 @@ def create_app(
         metrics=metrics,
         config=config,
         folder=folder,
+        keys=keys,
         policies=hooks.policies,
         scrape=hooks.scrape,
     )
@@ -217,7 +241,7 @@ def create_app(
 def _middleware(
     config: ServerConfig,
     observe: Middleware,
-    keyring: Keyring,
+    authenticator: Authenticator,
     *,
     metrics: Metrics,
     page_paths: frozenset[str],
@@ -242,9 +266,13 @@ def _middleware(
                 allow_credentials=config.allow_credentials,
             )
         )
-    if config.api_keys:
+    if config.requires_keys:
         middleware.append(
-            Middleware(AuthorizeMiddleware, keyring=keyring, open_paths=OPEN_PATHS | page_paths)
+            Middleware(
+                AuthorizeMiddleware,
+                authenticator=authenticator,
+                open_paths=OPEN_PATHS | page_paths,
+            )
         )
     middleware.append(Middleware(LoadReportMiddleware))
     return middleware + [extension(place) for place in config.middleware]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from jaxserve.access.key_store import KeyStore
 from jaxserve.access.policy import Policies, Policy
 from jaxserve.config.server import ServerConfig
 from jaxserve.observability.metrics import Metrics
@@ -37,7 +38,8 @@ def server_state(http: Request) -> "ServerState":
 class ServerState:
     """State shared by the endpoints of a server.
 
-    folder: folder for stored objects, shared by the server's processes. policies: admission
+    folder: folder for stored objects, shared by the server's processes. keys: the store of API
+    keys, if the server has one. policies: admission
     policies, applied after the server's capacity. scrape: returns the series to export, by default
     those of `metrics`. batch_trouble: what delays batches, in the process that runs them.
     """
@@ -49,10 +51,12 @@ class ServerState:
         metrics: Metrics,
         config: ServerConfig,
         folder: Path,
+        keys: KeyStore | None = None,
         policies: Sequence[Policy] = (),
         scrape: Scrape | None = None,
     ) -> None:
         self.router = router
+        self.keys = keys
         self.metrics = metrics
         self.capacity = Capacity(config.max_concurrent_requests, metrics=metrics)
         self.policy = Policies([self.capacity, *policies])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxserve.database import Database
 from jaxserve.errors import StorageError, StorageFault
 from jaxserve.server.batches.store import BatchStore, claimed
-from jaxserve.server.database import Database
 from jaxserve.server.responses.store import ResponseStore
 from tests.server.storage import FOREVER, config, full, locked, sample, trouble
 from tests.server.test_batches import begin, ended, line, results, serving, upload
@@ -21,7 +21,7 @@ from tests.server.world import World, wait_for
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxserve.server.database.LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("jaxserve.database.LOCK_TIMEOUT_S", 0.05)
     for name in ("POLL_S", "MIN_RETRY_S", "MAX_RETRY_S"):
         monkeypatch.setattr(f"jaxserve.server.batches.runner.{name}", 0.02)
 

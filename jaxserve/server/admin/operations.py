@@ -5,6 +5,16 @@ from typing import Any
 
 from jaxserve.server.admin.docs import get_docs, get_openapi
 from jaxserve.server.admin.health import Load, Status, health, live, load, ready
+from jaxserve.server.admin.keys import (
+    KeyAnswer,
+    KeyBody,
+    KeyList,
+    RotationBody,
+    create_key,
+    list_keys,
+    revoke_key,
+    rotate_key,
+)
 from jaxserve.server.admin.metrics import metrics
 from jaxserve.server.admin.models import get_model, list_models
 from jaxserve.server.admin.openapi import Operation
@@ -128,6 +138,10 @@ OPERATIONS: Mapping[Callable[..., Any], Operation] = {
     list_batches: Operation(answer=BatchList, query=PAGE),
     get_batch: Operation(answer=Batch),
     cancel_batch: Operation(answer=Batch),
+    create_key: Operation(bodies=(KeyBody,), answer=KeyAnswer),
+    list_keys: Operation(answer=KeyList, query={"tenant": TEXT}),
+    revoke_key: Operation(answer=KeyAnswer),
+    rotate_key: Operation(bodies=(RotationBody,), answer=KeyAnswer),
     list_models: Operation(answer=ModelList),
     get_model: Operation(answer=Model),
     create_embeddings: Operation(

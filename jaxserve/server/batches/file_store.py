@@ -13,10 +13,10 @@ from typing import IO
 import msgspec
 from msgspec import UNSET
 
+from jaxserve.database import Database, storage_faults
 from jaxserve.errors import InvalidRequestError, StorageError, StorageFault
 from jaxserve.frontend.schema.parsing import show
 from jaxserve.server.batches.schema import File
-from jaxserve.server.database import Database, storage_faults
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # owner: the tenant; the column is named as in the databases of earlier versions.

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
+from jaxserve.database import storage_faults
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.parsing import parse, show
 from jaxserve.server.batches.schema import ExpiresAfter, File, FileDeleted, FileList
-from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import BodyTooLargeError
 from jaxserve.server.http.answer import json_response
 from jaxserve.server.http.body_budget import Lease

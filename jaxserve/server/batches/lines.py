@@ -11,6 +11,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.access.principal import Principal
+from jaxserve.database import storage_faults
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.schema.literals import encode_json
 from jaxserve.server.batches.schema import (
@@ -22,7 +23,6 @@ from jaxserve.server.batches.schema import (
     lines_of,
     parse_line,
 )
-from jaxserve.server.database import storage_faults
 from jaxserve.server.errors import error_response
 from jaxserve.server.http.record import request_record
 

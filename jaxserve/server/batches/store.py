@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET
 
+from jaxserve.database import Database, storage_faults
 from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.server.batches import file_store
 from jaxserve.server.batches.file_store import (
@@ -22,7 +23,6 @@ from jaxserve.server.batches.file_store import (
     set_clock,
 )
 from jaxserve.server.batches.schema import WINDOW_S, Batch, File, Result
-from jaxserve.server.database import Database, storage_faults
 
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 # Number of results to read at a time, so that writing a file does not block other calls.

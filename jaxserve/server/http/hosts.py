@@ -31,7 +31,7 @@ def allowed_hosts(config: ServerConfig) -> tuple[str, ...]:
     cannot reach a Unix socket.
     """
     is_reachable = config.uds is None and is_loopback(config.host)
-    if not config.allowed_hosts and (config.api_keys or not is_reachable):
+    if not config.allowed_hosts and (config.requires_keys or not is_reachable):
         return (ANY,)
     own = (config.host, "localhost", socket.gethostname())
     return tuple(name.lower() for name in (*own, *config.allowed_hosts))
@@ -63,7 +63,7 @@ class HostMiddleware:
         self._metrics = metrics
         self._hosts = allowed_hosts(config)
         self._origins = config.allowed_origins
-        self._checks_origins = not config.api_keys and ANY not in config.allowed_origins
+        self._checks_origins = not config.requires_keys and ANY not in config.allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer 403."""

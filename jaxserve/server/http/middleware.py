@@ -11,14 +11,15 @@ from collections.abc import Set as AbstractSet
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxserve.access.keyring import Keyring
-from jaxserve.errors import OverloadedError
+from jaxserve.access.keyring import Authenticator
+from jaxserve.errors import OverloadedError, StorageError
 from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.observability.logging import get_logger
-from jaxserve.server.errors import UnauthorizedError, error_response
+from jaxserve.server.errors import ForbiddenError, UnauthorizedError, error_response
 from jaxserve.server.http.record import RecordSink, RequestRecord, request_record
 from jaxserve.server.transport.http11 import IS_SURPLUS
 
@@ -141,10 +142,14 @@ class AuthorizeMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, *, keyring: Keyring, open_paths: AbstractSet[str] = OPEN_PATHS
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        open_paths: AbstractSet[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
-        self._keyring = keyring
+        self._authenticator = authenticator
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,17 +159,58 @@ class AuthorizeMiddleware:
             and (scope["path"] in self._open_paths or scope["method"] == "OPTIONS")
         )
         if not is_open:
-            principal = self._keyring.principal(_sent_key(Headers(scope=scope)))
+            try:
+                principal = self._authenticator.principal(_sent_key(Headers(scope=scope)))
+            except StorageError as error:
+                await error_response(error, scope)(scope, receive, send)
+                return
             if principal is None:
-                error = UnauthorizedError(
+                unauthorized = UnauthorizedError(
                     # Begins with OpenAI's words, by which LiteLLM recognizes the error.
                     "Incorrect API key provided: this server asks for one that it knows,"
                     " as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
                 )
-                await error_response(error, scope)(scope, receive, send)
+                await error_response(unauthorized, scope)(scope, receive, send)
                 return
             request_record(scope).principal = principal
         await self._app(scope, receive, send)
+
+
+class ScopeMiddleware:
+    """Refuses requests whose key lacks a scope that the route needs."""
+
+    def __init__(self, app: ASGIApp, *, scopes: Sequence[str]) -> None:
+        self._app = app
+        self._scopes = scopes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        principal, app = request_record(scope).principal, self._app
+        for needed in self._scopes:
+            if not principal.has_scope(needed):
+                app = error_response(
+                    ForbiddenError(
+                        f"this API key does not have the scope '{needed}'",
+                        param=None,
+                        code="insufficient_scope",
+                    ),
+                    scope,
+                )
+                break
+        await app(scope, receive, send)
+
+
+def scoped(scopes: Sequence[str], *routes: Route) -> tuple[Route, ...]:
+    """Return the routes, which then require these scopes of a request's key."""
+    return tuple(
+        Route(
+            route.path,
+            route.endpoint,
+            methods=None if route.methods is None else [*route.methods],
+            middleware=[Middleware(ScopeMiddleware, scopes=tuple(scopes))],
+        )
+        for route in routes
+    )
 
 
 def _sent_key(headers: Headers) -> str:

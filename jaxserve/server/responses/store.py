@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from jaxserve.database import Database
 from jaxserve.errors import InvalidRequestError, StorageError
 from jaxserve.frontend.schema.parsing import show
-from jaxserve.server.database import Database
 from jaxserve.server.responses.answers import Response, ResponseError
 from jaxserve.server.responses.items import response_of
 

@@ -88,6 +88,8 @@ class Database:
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path = path
+        self._watch: sqlite3.Connection | None = None
+        self._inode = 0
         with self._faults(), closing(self._connect(mode="rwc")) as connection:
             # WAL: readers do not wait for writers, and a crash loses no committed transaction.
             connection.execute("PRAGMA journal_mode = WAL")
@@ -101,6 +103,18 @@ class Database:
                 error = sqlite3.DatabaseError(found.splitlines()[-1])
                 error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
                 raise error
+
+    def version(self) -> tuple[int, int]:
+        """Return a value that changes with every change of the contents, by any process.
+
+        Takes microseconds. Only one thread may call this.
+        """
+        with self._faults(), storage_faults(self._path):
+            inode = self._path.stat().st_ino
+            if self._watch is None or inode != self._inode:
+                self._watch, self._inode = self._connect(check_same_thread=False), inode
+            (version,) = self._watch.execute("PRAGMA data_version").fetchone()
+        return inode, version
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -126,13 +140,16 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
-    def _connect(self, *, mode: str = "rw", timeout_s: float | None = None) -> sqlite3.Connection:
+    def _connect(
+        self, *, mode: str = "rw", timeout_s: float | None = None, check_same_thread: bool = True
+    ) -> sqlite3.Connection:
         """Open the file. Mode "rw" does not create it again if it was deleted."""
         url = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
         connection = sqlite3.connect(
             url,
             timeout=LOCK_TIMEOUT_S if timeout_s is None else timeout_s,
             isolation_level=None,
+            check_same_thread=check_same_thread,
             uri=True,
         )
         connection.row_factory = sqlite3.Row
