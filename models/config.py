@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from jaxserve.api.caches import LayerCache, Paged, Shared, Window
+from jaxserve.api.caches import CacheSpec, Paged, Window
 from jaxserve.layers.attention import PACKED_QUERIES
 from jaxserve.layers.rope import Rope, TemperatureScaling
 from jaxserve.models.parts import FeedForward, Mixer
@@ -88,7 +88,7 @@ class GroupedQuery:
         )
 
     @property
-    def cache(self) -> LayerCache | Shared:
+    def cache(self) -> CacheSpec:
         """See Mixer."""
         if self.sliding_window is None:
             return Paged(kv_heads=self.kv_heads, head_dim=self.head_dim)
@@ -271,7 +271,7 @@ class DecoderConfig(_ModelConfig):
     is_causal: bool = True
 
     @property
-    def caches(self) -> tuple[LayerCache | Shared, ...]:
+    def caches(self) -> tuple[CacheSpec, ...]:
         """Kind of cache of each layer; empty for models that read whole texts only."""
         if not self.is_causal:
             return ()
@@ -341,7 +341,7 @@ class EncoderConfig(_ModelConfig):
 
     # Attributes that planning reads from any model.
     is_causal: ClassVar[bool] = False
-    caches: ClassVar[tuple[LayerCache, ...]] = ()
+    caches: ClassVar[tuple[CacheSpec, ...]] = ()
     rope: ClassVar[Rope | None] = None
     tied_embeddings: ClassVar[bool] = False
     head: ClassVar[str | None] = None

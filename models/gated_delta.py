@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.declare import matrix, normal, ones, zeros
 from jaxserve.models.forward import ForwardContext
 from jaxserve.models.norm import RMSNorm
+from jaxserve.models.parts import WithoutAttention
 
 # Added to the squared length of queries and keys, as in the reference implementation.
 _LENGTH_EPS = 1e-6
@@ -85,7 +86,7 @@ def _unit(x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedDelta:
+class GatedDelta(WithoutAttention):
     """Description of a gated delta net; see models.config.Mixer.
 
     group: value heads per key head. taps: tokens that the convolution spans.
@@ -97,9 +98,6 @@ class GatedDelta:
     value_dim: int
     taps: int
     module: Callable[[Any, "GatedDelta"], Any] = GatedDeltaNet
-
-    sliding_window: ClassVar[None] = None
-    rope: ClassVar[None] = None
 
     @property
     def conv_channels(self) -> int:
@@ -123,22 +121,9 @@ class GatedDelta:
             )
         )
 
-    @property
-    def stored(self) -> "GatedDelta":
-        """See Mixer."""
-        return self
-
-    def fitted(self, devices: int) -> "GatedDelta":
-        """See Mixer."""
-        del devices
-        return self
-
     def divides(self, devices: int) -> str | None:
         """See Mixer."""
         return f"key_heads ({self.key_heads})" if self.key_heads % devices else None
-
-    def attention(self, **_device: object) -> None:
-        """See Mixer."""
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See Mixer: projections, then float32 inputs and outputs of the convolution and the rule.
@@ -149,13 +134,3 @@ class GatedDelta:
         projected = (self.conv_channels + values) * itemsize
         computed = 4 * (3 * self.conv_channels + 2 * values + 2 * self.group * CHUNK)
         return self.key_heads // devices * (projected + computed)
-
-    def pair_flops(self, *, devices: int) -> int:
-        """See Mixer."""
-        del devices
-        return 0
-
-    def key_bytes(self, *, devices: int, itemsize: int) -> int:
-        """See Mixer."""
-        del devices, itemsize
-        return 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxserve.layers.activation import SWIGLU, Gated
+from jaxserve.layers.activation import SWIGLU, Gated, Ungated
 from jaxserve.layers.experts import expert_feed_forward
 from jaxserve.layers.linear import einsum
 from jaxserve.layers.routing import Routing
@@ -24,18 +24,22 @@ from jaxserve.quantization.matrix import matrices
 class MixtureOfExperts:
     """Feed-forward of experts selected per token (Shazeer et al., 2017, arXiv:1701.06538).
 
-    ffw: inner width of each expert. embed: width of the residual stream. bias: experts have biases.
-    shared: feed-forward of every token, added to the experts. shared_gate: multiply its output by
-    a sigmoid gate.
+    ffw: inner width of each expert. embed: width of the residual stream. is_gated: experts have a
+    gate, which the activation takes. bias: experts have biases. shared: feed-forward of every
+    token, added to the experts. shared_gate: multiply its output by a sigmoid gate. latent: width
+    of a projection of the residual stream that the experts read and write; None for the stream
+    itself.
     """
 
     routing: Routing
     embed: int
     ffw: int
-    activation: Gated = SWIGLU
+    activation: Gated | Ungated = SWIGLU
+    is_gated: bool = True
     bias: bool = False
     shared: Dense | None = None
     shared_gate: bool = False
+    latent: int | None = None
 
     @property
     def module(self) -> Callable[[Any, Any], Any]:
@@ -44,14 +48,15 @@ class MixtureOfExperts:
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See FeedForward: each expert's input, gate, up projection, their product, and output."""
-        widths = 2 * self.embed + 3 * (self.ffw // devices)
+        widths = 2 * (self.latent or self.embed) + 3 * (self.ffw // devices)
         shared = self.shared.row_bytes(devices=devices, itemsize=itemsize) if self.shared else 0
         # Logits and scores of the router are float32.
         return self.routing.top_k * widths * itemsize + 8 * self.routing.num_experts + shared
 
     def experts(self, params: Any) -> ExpertWork:
         """See FeedForward."""
-        stacks = matrices([params["experts"][name] for name in ("gate", "up", "down")])
+        own = params["experts"]
+        stacks = matrices([own[name] for name in ("gate", "up", "down") if name in own])
         return ExpertWork(
             num_experts=self.routing.num_experts,
             top_k=self.routing.top_k,
@@ -70,13 +75,21 @@ class MoE(nnx.Module):
         shared = feed_forward.shared
         self.shared: Any = None if shared is None else shared.module(config, shared)
         self.shared_gate = normal(embed=config.embed) if feed_forward.shared_gate else None
+        d, latent = config.embed, feed_forward.latent
+        self.latent_in = matrix("embed", embed=d, latent=latent) if latent else None
+        self.latent_out = matrix("latent", latent=latent, embed=d) if latent else None
 
     def __call__[Cache](
         self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
     ) -> Float[Array, "tokens embed"]:
         """Return the update of the residual stream."""
         experts, weights = self.router(x, context.under("router"))
-        out = self.experts(x, experts, weights, context)
+        own = x
+        if self.latent_in is not None:
+            own = einsum("td,dl->tl", x, self.latent_in[...], context.rows)
+        out = self.experts(own, experts, weights, context)
+        if self.latent_out is not None:
+            out = einsum("tl,ld->td", out, self.latent_out[...], context.rows)
         if self.shared is None:
             return out
         shared = self.shared(x, context.under("shared"))
@@ -115,18 +128,23 @@ class Router(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Stacked gated feed-forwards, of which each token passes through a few."""
+    """Stacked feed-forwards, of which each token passes through a few."""
 
     def __init__(self, config: ModelConfig, feed_forward: MixtureOfExperts) -> None:
         """Declare the stacks, and biases if the family has them."""
         self.activation = feed_forward.activation
-        e, d, f = feed_forward.routing.num_experts, config.embed, feed_forward.ffw
+        e, f = feed_forward.routing.num_experts, feed_forward.ffw
+        d, is_gated = feed_forward.latent or config.embed, feed_forward.is_gated
+
+        def inner() -> nnx.Param[Array]:
+            return matrix("embed", stacked="experts", experts=e, embed=d, ffw=f)
+
         # Apart, because the grouped kernel of TPUs takes matrices of one output axis as they are.
-        self.gate = matrix("embed", stacked="experts", experts=e, embed=d, ffw=f)
-        self.up = matrix("embed", stacked="experts", experts=e, embed=d, ffw=f)
+        self.gate = inner() if is_gated else None
+        self.up = inner()
         self.down = matrix("ffw", stacked="experts", experts=e, ffw=f, embed=d)
         bias = feed_forward.bias
-        self.gate_bias = zeros(experts=e, ffw=f) if bias else None
+        self.gate_bias = zeros(experts=e, ffw=f) if bias and is_gated else None
         self.up_bias = zeros(experts=e, ffw=f) if bias else None
         self.down_bias = zeros(experts=e, embed=d) if bias else None
 
@@ -138,9 +156,9 @@ class Experts(nnx.Module):
         context: ForwardContext[Cache],
     ) -> Float[Array, "tokens embed"]:
         """Return the weighted sum of the experts' outputs; zeros for padding without a bias."""
-        own = {"gate": self.gate, "up": self.up, "down": self.down}
-        if self.gate_bias is not None and self.up_bias is not None:
-            own |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
+        optional = {"gate": self.gate, "gate_bias": self.gate_bias, "up_bias": self.up_bias}
+        own = {"up": self.up, "down": self.down}
+        own |= {name: param for name, param in optional.items() if param is not None}
         with jax.named_scope("experts"):
             num_rows = context.rows.num_rows
             is_live = True if num_rows is None else jnp.arange(x.shape[0])[:, None] < num_rows

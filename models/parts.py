@@ -1,9 +1,10 @@
-"""Interfaces of the two parts of a layer's description."""
+"""Interfaces of the two parts of a layer's description, and parts that layers may lack."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
 
-from jaxserve.api.caches import LayerCache, Shared
+from jaxserve.api.caches import CacheSpec, Uncached
 from jaxserve.layers.rope import Rope
 from jaxserve.models.work import ExpertWork
 from pallas_kernels.paged_attention import AttentionConfig
@@ -28,7 +29,7 @@ class Mixer(Protocol):
         ...
 
     @property
-    def cache(self) -> LayerCache | Shared:
+    def cache(self) -> CacheSpec:
         """Kind of cache that the layer uses."""
         ...
 
@@ -79,3 +80,67 @@ class FeedForward(Protocol):
     def experts(self, params: Any) -> ExpertWork | None:
         """Return the work of routed experts with these (abstract) parameters; None without any."""
         ...
+
+
+class WithoutAttention:
+    """Base of mixers that do not attend to earlier tokens, such as recurrences; see Mixer."""
+
+    sliding_window: ClassVar[None] = None
+    rope: ClassVar[None] = None
+
+    @property
+    def stored(self) -> Self:
+        """See Mixer."""
+        return self
+
+    def fitted(self, devices: int) -> Self:
+        """See Mixer. States are divided, never replicated."""
+        del devices
+        return self
+
+    def attention(self, **_device: object) -> None:
+        """See Mixer."""
+
+    def pair_flops(self, *, devices: int) -> int:
+        """See Mixer."""
+        del devices
+        return 0
+
+    def key_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See Mixer."""
+        del devices, itemsize
+        return 0
+
+
+@dataclass(frozen=True)
+class NoMixer(WithoutAttention):
+    """Mixer of a layer that is a feed-forward only. Its block creates no module of it."""
+
+    cache: ClassVar[Uncached] = Uncached()
+
+    def module(self, config: Any, mixer: Any) -> None:
+        """See Mixer."""
+
+    def divides(self, devices: int) -> None:
+        """See Mixer."""
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See Mixer."""
+        del devices, itemsize
+        return 0
+
+
+@dataclass(frozen=True)
+class NoFeedForward:
+    """Feed-forward of a layer that is a mixer only. Its block creates no module of it."""
+
+    def module(self, config: Any, feed_forward: Any) -> None:
+        """See FeedForward."""
+
+    def row_bytes(self, *, devices: int, itemsize: int) -> int:
+        """See FeedForward."""
+        del devices, itemsize
+        return 0
+
+    def experts(self, params: Any) -> None:
+        """See FeedForward."""

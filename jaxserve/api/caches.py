@@ -1,7 +1,7 @@
 """Caches of a model's layers, and their division into groups and pools.
 
-A model lists one spec per layer: `Paged`, `Window`, `Latent`, `Recurrent` or `Shared`. Layers with
-equal specs form a group. A group has its own columns in the page table and its own manager in the
+A model lists one spec per layer: `Paged`, `Window`, `Latent`, `Recurrent`, `Shared` or `Uncached`.
+Layers with equal specs form a group, which has columns in the page table and a manager in the
 scheduler (`engine/cache_group.py`). Groups with pages of the same layout share a pool.
 
     layers    0 Window   1 Paged   2 Window   3 Paged   4 Recurrent
@@ -127,6 +127,7 @@ class StatePages:
 
 
 type PageKind = KeyValuePages | StatePages
+type CacheSpec = LayerCache | Shared | Uncached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +267,13 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncached:
+    """No cache: the layer computes each token by itself."""
+
+    state_bytes: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Pages of one layout. A page number refers to a page in each of `num_arrays` arrays."""
 
@@ -283,11 +291,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """Groups and pools of a model, and the place of each layer."""
+    """Groups and pools of a model, and the place of each layer, None for uncached layers."""
 
     groups: tuple[CacheGroup, ...]
     pools: tuple[Pool, ...]
-    places: tuple[Place, ...]
+    places: tuple[Place | None, ...]
 
     @property
     def num_columns(self) -> int:
@@ -340,7 +348,7 @@ class CacheLayout:
         return lengths[bisect_right(lengths, num_pages, key=needed) - 1]
 
 
-def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> CacheLayout:
+def plan_layout(layers: Sequence[CacheSpec], sizes: CacheSizes) -> CacheLayout:
     """Divide the layers of a model into groups and pools.
 
     A model without caches gets one paged group without layers, so that the scheduler can count
@@ -349,7 +357,7 @@ def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> Cac
     owners = [_owner(layers, number) for number in range(len(layers))]
     by_spec: dict[LayerCache, list[int]] = {}
     for number, layer in enumerate(layers):
-        if not isinstance(layer, Shared):
+        if not isinstance(layer, Shared | Uncached):
             by_spec.setdefault(layer, []).append(number)
     pools: list[Pool] = []
     groups: list[CacheGroup] = []
@@ -371,17 +379,15 @@ def plan_layout(layers: Sequence[LayerCache | Shared], sizes: CacheSizes) -> Cac
     if not groups:
         groups = [PagedGroup(max_pages=sizes.pages_for(sizes.max_model_len))]
         pools = [Pool(KeyValuePages(0, 0), 0)]
-    return CacheLayout(tuple(groups), tuple(pools), tuple(places[owner] for owner in owners))
+    return CacheLayout(tuple(groups), tuple(pools), tuple(map(places.get, owners)))
 
 
-def _owner(layers: Sequence[LayerCache | Shared], number: int) -> int:
+def _owner(layers: Sequence[CacheSpec], number: int) -> int:
     """Return the index of the layer whose cache a layer reads."""
-    layer = layers[number]
-    while isinstance(layer, Shared):
+    while isinstance(layer := layers[number], Shared):
         if not 0 <= layer.layer < number:
             raise ValueError(f"layer {number} can share with an earlier layer, got {layer.layer}")
         number = layer.layer
-        layer = layers[number]
     return number
 
 

@@ -136,10 +136,13 @@ class CacheArrays:
 def layer_caches(
     arrays: CacheArrays, inputs: StepInput, shape: StepShape, context: StepContext
 ) -> tuple[Any, ...]:
-    """Return each layer's view of the caches in a step."""
+    """Return each layer's view of the caches in a step; None for layers without a cache."""
     layout = context.caches
     views = [_VIEWS[type(group)](group, inputs, shape, context) for group in layout.groups]
-    return tuple(views[place.group](arrays, place.array) for place in layout.places)
+    return tuple(
+        None if place is None else views[place.group](arrays, place.array)
+        for place in layout.places
+    )
 
 
 def _columns(group: CacheGroup, inputs: StepInput) -> jax.Array:

@@ -10,8 +10,16 @@ from jaxtyping import Array, Float
 
 # Called with the gate and the gated projection; hashable.
 type Gated = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
+# Called with the only projection; hashable.
+type Ungated = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 _gelu_tanh = partial(jax.nn.gelu, approximate=True)
+
+
+def _relu_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the square of the positive part (So et al., 2021, arXiv:2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
+
 
 # By the names of transformers. GELU: Hendrycks and Gimpel, 2016, arXiv:1606.08415.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -19,6 +27,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
+    "relu2": _relu_squared,
     "tanh": jnp.tanh,
 }
 

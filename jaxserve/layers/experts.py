@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxserve.layers.activation import Gated
+from jaxserve.layers.activation import Gated, Ungated
 from jaxserve.layers.linear import grouped
 from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.quantization.matrix import WeightSpec, partition
@@ -23,13 +23,14 @@ def expert_feed_forward(
     params: Mapping[str, Any],
     specs: Mapping[str, WeightSpec],
     *,
-    activation: Gated,
+    activation: Gated | Ungated,
 ) -> Float[Array, "tokens embed"]:
     """Return the weighted sum of the outputs of each token's experts.
 
     experts: numbers of the experts; numbers out of range, such as those of padding, add nothing.
     params: `gate` and `up` [experts, embed, ffw], `down` [experts, ffw, embed], and optionally
-    `gate_bias` and `up_bias` [experts, ffw]. specs: their axes. On the mesh of `jax.set_mesh`, each
+    `gate_bias` and `up_bias` [experts, ffw]; no `gate` if the activation is ungated. specs: their
+    axes. On the mesh of `jax.set_mesh`, each
     device computes its own experts and its own part of `ffw`.
     """
     num_experts = specs["down"].sizes["experts"]
@@ -64,7 +65,7 @@ def _on_device(
     *,
     plan: ShardingPlan,
     num_experts: int,
-    activation: Gated,
+    activation: Gated | Ungated,
 ) -> Array:
     """Compute the share of one device, and add those of all."""
     own = plan.mesh_axes("experts")
@@ -82,7 +83,7 @@ def _local(
     params: Mapping[str, Any],
     *,
     num_experts: int,
-    activation: Gated,
+    activation: Gated | Ungated,
 ) -> Array:
     """Compute the experts from 0 to `num_experts`."""
     num_tokens, top_k = experts.shape
@@ -97,7 +98,8 @@ def _local(
         bias = params.get(f"{name}_bias")
         return out if bias is None else out + jnp.take(bias, owners, axis=0, mode="clip")
 
-    out = grouped(activation(project("gate"), project("up")), params["down"], sizes)
+    inner = activation(*(project(name) for name in ("gate", "up") if name in params))
+    out = grouped(inner, params["down"], sizes)
     places = jnp.zeros_like(order).at[order].set(jnp.arange(order.size), unique_indices=True)
     of_tokens = out[places].reshape(num_tokens, top_k, -1)
     total = jnp.einsum("tk,tkd->td", weights, of_tokens, preferred_element_type=jnp.float32)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxserve.api.caches import LayerCache, Shared
+from jaxserve.api.caches import CacheSpec, Shared
 from jaxserve.models.config import DecoderConfig, GroupedQuery
 
 HIDDEN_ACT = "gelu_pytorch_tanh"
@@ -20,7 +20,7 @@ class Gemma4Query(GroupedQuery):
     shares: int | None = None
 
     @property
-    def cache(self) -> LayerCache | Shared:
+    def cache(self) -> CacheSpec:
         """See Mixer."""
         return super().cache if self.shares is None else Shared(self.shares)
 
