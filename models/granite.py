@@ -21,6 +21,11 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
         output_bias=attention_bias,
         mlp_bias=reader.flag("mlp_bias", default=False),
     )
+    return with_multipliers(config, reader)
+
+
+def with_multipliers(config: DecoderConfig, reader: HfConfig) -> DecoderConfig:
+    """Return the model with the multipliers in the file."""
     residual = reader.number("residual_multiplier", default=1.0)
     config = with_mixers(config, scale=reader.number("attention_multiplier", default=1.0))
     config = with_layers(config, lambda layer: replace(layer, residual_multiplier=residual))

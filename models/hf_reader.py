@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from jaxserve.errors import CheckpointError
 
+_INFINITY = {"__float__": "Infinity"}
+
 
 class HfConfig:
     """Typed reads of a JSON object; every mistake raises CheckpointError with key and value."""
@@ -26,9 +28,9 @@ class HfConfig:
         self._where = where
         self._names = names or {}
 
-    def integer(self, key: str, *, default: int | None = None) -> int:
-        """Return a positive integer; required if there is no default."""
-        value = self.optional_integer(key, default=default)
+    def integer(self, key: str, *, default: int | None = None, low: int = 1) -> int:
+        """Return an integer of at least `low`; required if there is no default."""
+        value = self.optional_integer(key, default=default, low=low)
         if value is None:
             raise CheckpointError(f"{self._where} lacks {self._named(key)}")
         return value
@@ -96,6 +98,23 @@ class HfConfig:
         if not isinstance(value, list) or not all(_is_positive(each) for each in value):
             raise self._refusal(key, "lists of positive numbers")
         return tuple(map(float, value))
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """Return a list of a lower and an upper limit, at least zero; None if absent or null.
+
+        The upper one may be infinite, which transformers writes as `{"__float__": "Infinity"}`.
+        """
+        value = self._get(key)
+        if value is None:
+            return None
+        if isinstance(value, list | tuple) and len(value) == 2:
+            low, high = (math.inf if end == _INFINITY else end for end in value)
+            are_numbers = all(
+                isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)
+            )
+            if are_numbers and 0 <= low < high:
+                return float(low), float(high)
+        raise self._refusal(key, "lists of two numbers, the lower one first")
 
     def integers(self, key: str, *, low: int = 0) -> tuple[int, ...] | None:
         """Return a list of integers of at least `low`, or None if absent or null."""

@@ -11,6 +11,7 @@ _WRAPPERS = (
     ("0.auto_model.", ""),
     ("auto_model.", ""),
     ("language_model.", ""),
+    ("backbone.", "model."),
     ("model.language_model.", "model."),
     ("model.model.", "model."),
     ("model.lm_head.", "lm_head."),

@@ -19,6 +19,7 @@ RULES = (
     ("heads", (TENSOR,)),
     ("kv_heads", (TENSOR,)),
     ("key_heads", (TENSOR,)),
+    ("conv_channels", (TENSOR,)),
     ("ffw", (TENSOR,)),
     ("vocab", (TENSOR,)),
     ("experts", (EXPERT,)),

@@ -15,6 +15,7 @@ from jaxserve.build import LoadedModel
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.client.in_process import InProcessClient
 from jaxserve.execution.memory import tree_bytes
+from jaxserve.frontend.text_engine import TextEngine
 from jaxserve.grammar import GrammarChecker, Vocabulary
 from jaxserve.loading.weights import load_model
 from jaxserve.observability.metrics import Metrics
@@ -42,23 +43,20 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    family = "qwen3_5_text"
-    config = FAMILIES[family]["default"]
+def write_family(folder: Path, family: str) -> Path:
+    """Write the first case of a family, with a tokenizer and as many tokens as that has."""
+    case, config = next(iter(FAMILIES[family].items()))
     vocab_size = config["vocab_size"]
     shapes = {
         name: tuple(VOCAB_SIZE if size == vocab_size else size for size in shape)
-        for name, shape in golden(family)["default"][0].items()
+        for name, shape in golden(family)[case][0].items()
     }
     changes = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_MODEL_LEN}
-    folder = tmp_path_factory.mktemp(family)
     return write_tokenizer(write(folder, {**config, **changes}, shapes))
 
 
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> list[list[int]]:
-    """Greedy tokens of the whole model, without a cache."""
+def greedy_tokens(folder: Path) -> list[list[int]]:
+    """Return the greedy tokens of the whole model after each prompt, without a cache."""
     model = load_model(folder)
     logits = jax.jit(model)
     answers = []
@@ -69,6 +67,16 @@ def expected(folder: Path) -> list[list[int]]:
             tokens[at] = np.asarray(logits(tokens))[at - 1].argmax()
         answers.append(tokens[len(prompt_ids) :][:NUM_NEW].tolist())
     return answers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_family(tmp_path_factory.mktemp("hybrid"), "qwen3_5_text")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[list[int]]:
+    return greedy_tokens(folder)
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +119,36 @@ def test_from_cached_prefixes(loaded: LoadedModel, expected: list[list[int]]) ->
         assert answers[str(i), 0].token_ids == tokens
 
 
-def test_choices_of_preempted_sequences(loaded: LoadedModel, expected: list[list[int]]) -> None:
+def small_engine(loaded: LoadedModel) -> TextEngine:
+    """Return an engine whose pages do not suffice for all prompts at once."""
     num_states, num_pages = 40, 28
     sizes = {True: num_pages, False: num_states}
     pools = [pool.pages.holds_tokens for pool in loaded.plan.context.caches.pools]
-    engine = engine_for(loaded, num_pages=tuple(sizes[holds] for holds in pools))
-    answers = serve(engine, requests(2))
+    return engine_for(loaded, num_pages=tuple(sizes[holds] for holds in pools))
+
+
+def test_choices_of_preempted_sequences(loaded: LoadedModel, expected: list[list[int]]) -> None:
+    answers = serve(small_engine(loaded), requests(2))
     assert any(answer.num_preemptions for answer in answers.values())
     for (name, _), answer in answers.items():
         assert answer.token_ids == expected[int(name)]
+
+
+def test_layers_of_mamba2_and_layers_without_a_mixer(tmp_path: Path) -> None:
+    """Prompts alone, batched in chunks, cached and preempted get the tokens of the whole model."""
+    folder = write_family(tmp_path, "nemotron_h")
+    expected = greedy_tokens(folder)
+    loaded = load(folder, num_pages=200, max_num_batched_tokens=32, warm_up="none")
+    alone = serve(engine_for(loaded), requests()[-1:])
+    assert alone["6", 0].token_ids == expected[6]
+    engine = engine_for(loaded)
+    batched, cached = serve(engine, requests()), serve(engine, requests())
+    assert cached["6", 0].num_cached_tokens == 144
+    preempted = serve(small_engine(loaded), requests(2))
+    assert any(answer.num_preemptions for answer in preempted.values())
+    for answers in (batched, cached, preempted):
+        for (name, _), answer in answers.items():
+            assert answer.token_ids == expected[int(name)]
 
 
 def test_forced_tokens_of_structured_outputs(loaded: LoadedModel) -> None:

@@ -1,6 +1,5 @@
 """The gated delta rule and the causal convolution over packed sequences, against plain loops."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,38 +12,9 @@ from numpy.typing import NDArray
 from jaxserve.layers.causal_conv import causal_conv
 from jaxserve.layers.delta_rule import DeltaInputs, gated_delta_rule
 from jaxserve.layers.recurrence import CHUNK
+from tests.layers.packed import BATCHES, Packed
 
 HEADS, GROUP, KEY, VALUE, TAPS = 2, 2, 8, 6, 4
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows of sequences of these lengths, one after the other, and padding up to `num_tokens`."""
-
-    lengths: tuple[int, ...]
-    num_tokens: int
-
-    @property
-    def query_starts(self) -> Array:
-        return jnp.array([0, *np.cumsum(self.lengths)], jnp.int32)
-
-    @property
-    def row_sequences(self) -> Array:
-        owners = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        padding = np.full(self.num_tokens - len(owners), len(self.lengths))
-        return jnp.asarray(np.concatenate([owners, padding]), jnp.int32)
-
-    def read(self) -> tuple[Array, ...]:
-        raise NotImplementedError
-
-    def write(self, states: tuple[Array, ...]) -> Any:
-        raise NotImplementedError
-
-    def slices(self) -> list[slice]:
-        stops = np.cumsum(self.lengths)
-        return [
-            slice(stop - length, stop) for stop, length in zip(stops, self.lengths, strict=True)
-        ]
 
 
 def arrays(packed: Packed, *, seed: int = 0) -> tuple[DeltaInputs, Array]:
@@ -81,17 +51,6 @@ def by_hand(
             of_sequence.append(np.einsum("hk,hrkv->hrv", q[row], after[number]))
         outputs.append(np.array(of_sequence).reshape(-1, HEADS, GROUP, VALUE))
     return outputs, after
-
-
-BATCHES = [
-    Packed((1,), 1),
-    Packed((1, 1, 1), 3),  # a decode step
-    Packed((3 * CHUNK + 5,), 3 * CHUNK + 5),
-    Packed((1, 2 * CHUNK, 0, 7, 1, CHUNK + 1, 2, 0), 400),
-    Packed((1, 1, 1, 0), 16),
-    Packed((2, 3, 2, 2), 16),
-    Packed((9 * CHUNK, 10), 1000),  # more than a block of chunks
-]
 
 
 @pytest.mark.parametrize("packed", BATCHES, ids=lambda packed: str(packed.lengths))
