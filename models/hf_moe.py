@@ -62,15 +62,15 @@ def expert_tensors(
     }
 
 
-def stacked_tensors(config: DecoderConfig) -> Parts:
+def stacked_tensors(config: DecoderConfig, prefix: str = "mlp.") -> Parts:
     """Return the checkpoint tensors of experts stored as stacks, gate and up projection joined."""
     parts = [layer.feed_forward for layer in config.layers]
     ffw = next((part.ffw for part in parts if isinstance(part, MixtureOfExperts)), 0)
-    stack = ("mlp.experts.gate_up_proj", "experts, ffw, embed")
+    stack = (f"{prefix}experts.gate_up_proj", "experts, ffw, embed")
     return {
         "mlp.experts.gate": [Stored(*stack, cut=Cut(0, 2 * ffw, dim=1))],
         "mlp.experts.up": [Stored(*stack, cut=Cut(ffw, 2 * ffw, dim=1))],
-        "mlp.experts.down": [("mlp.experts.down_proj", "experts, embed, ffw")],
+        "mlp.experts.down": [(f"{prefix}experts.down_proj", "experts, embed, ffw")],
     }
 
 

@@ -14,7 +14,13 @@ from jaxserve.models.config import DecoderConfig, LayerConfig
 from jaxserve.models.declare import matrix, ones, zeros
 from jaxserve.models.decoder import Block, Decoder
 from jaxserve.models.forward import ForwardContext
-from jaxserve.models.gemma4_text.description import HIDDEN_ACT, Gemma4Config, Gemma4Query
+from jaxserve.models.gemma4_text.description import (
+    HIDDEN_ACT,
+    Gemma4Config,
+    Gemma4Experts,
+    Gemma4Query,
+)
+from jaxserve.models.moe import Experts, Router
 from jaxserve.models.norm import UnscaledRMSNorm
 from pallas_kernels.rotary import rotate
 
@@ -100,6 +106,63 @@ class Gemma4Block(Block):
                 gated = ACTIVATIONS[HIDDEN_ACT](gate) * context.layer_input
                 x += self.input_norm(einsum("tp,pd->td", gated, self.input_out[...], context.rows))
         return context.tap("out", x * self.scale[...].astype(x.dtype)), cache
+
+
+class Gemma4ExpertsBlock(Gemma4Block):
+    """Gemma 4's block with experts, which read the residual stream itself."""
+
+    def __init__(self, config: Gemma4Config, layer: LayerConfig) -> None:
+        """Declare the layer's parameters."""
+        super().__init__(config, layer)
+        self.mlp_norm = None  # ParallelExperts has the norms
+
+
+class ParallelExperts(nnx.Module):
+    """norm(dense(norm(x))) + norm(experts(norm(x))); see Gemma4Experts."""
+
+    def __init__(self, config: DecoderConfig, feed_forward: Gemma4Experts) -> None:
+        """Declare the parts and their norms."""
+
+        def norm() -> Any:
+            return config.norm(config.norm_eps, embed=config.embed)
+
+        dense = feed_forward.dense
+        self.dense_norm = norm()
+        self.dense: Any = dense.module(config, dense)
+        self.dense_post_norm = norm()
+        self.router = Gemma4Router(config, feed_forward)
+        self.experts_norm = norm()
+        self.experts = Experts(config, feed_forward)
+        self.experts_post_norm = norm()
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
+    ) -> Float[Array, "tokens embed"]:
+        """Return the sum of both parts. x: the residual stream, not normalized."""
+        dense = self.dense(self.dense_norm(x), context.under("dense"))
+        experts, weights = self.router(x, context.under("router"))
+        routed = self.experts(self.experts_norm(x), experts, weights, context)
+        total: Array = self.dense_post_norm(dense) + self.experts_post_norm(routed)
+        return total
+
+
+class Gemma4Router(Router):
+    """Router over the normalized and scaled stream, with a factor of each expert's weights."""
+
+    def __init__(self, config: DecoderConfig, feed_forward: Gemma4Experts) -> None:
+        """Declare the projection and the factors."""
+        super().__init__(config, feed_forward.routing)
+        self.norm = UnscaledRMSNorm(config.norm_eps)
+        self.scale = ones(embed=config.embed)
+        self.expert_scale = ones(experts=feed_forward.routing.num_experts)
+
+    def __call__[Cache](
+        self, x: Float[Array, "tokens embed"], context: ForwardContext[Cache]
+    ) -> tuple[Int[Array, "tokens top_k"], Float[Array, "tokens top_k"]]:
+        """Return the experts of each token, best first, and their weights."""
+        scaled = self.norm(x) * self.scale[...] * x.shape[-1] ** -0.5
+        experts, weights = super().__call__(scaled, context)
+        return experts, weights * self.expert_scale[...].astype(weights.dtype)[experts]
 
 
 class Gemma4Decoder(Decoder):

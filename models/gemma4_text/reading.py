@@ -5,13 +5,26 @@ from dataclasses import fields, replace
 from typing import Any
 
 from jaxserve.errors import CheckpointError
+from jaxserve.layers.activation import Glu
 from jaxserve.models.config import Dense, GroupedQuery, LayerConfig
-from jaxserve.models.gemma4_text.description import HIDDEN_ACT, Gemma4Config, Gemma4Query
-from jaxserve.models.gemma4_text.modules import Gemma4Attention, Gemma4Block, Gemma4Decoder
+from jaxserve.models.gemma4_text.description import (
+    HIDDEN_ACT,
+    Gemma4Config,
+    Gemma4Experts,
+    Gemma4Query,
+)
+from jaxserve.models.gemma4_text.modules import (
+    Gemma4Attention,
+    Gemma4Block,
+    Gemma4Decoder,
+    Gemma4ExpertsBlock,
+    ParallelExperts,
+)
 from jaxserve.models.hf_config import Modules, decoder_config, read_layer_types, windows_of
+from jaxserve.models.hf_moe import read_routing, stacked_tensors
 from jaxserve.models.hf_reader import HfConfig
 from jaxserve.models.hf_rope import FULL, read_ropes
-from jaxserve.models.weights import POST_NORMS, HfTensor, Parts, llama_tensors
+from jaxserve.models.weights import LAYER, POST_NORMS, HfTensor, Parts, llama_tensors
 from jaxserve.quantization.layout import Path
 
 _DEFAULTS: Mapping[str, object] = {
@@ -48,13 +61,24 @@ _LAYER: Parts = {
     "attention.k_bias": [("self_attn.k_proj.bias", "kv_heads head_dim")],
     "attention.v_bias": [("self_attn.v_proj.bias", "kv_heads head_dim")],
 }
+# Tensors of layers with experts.
+_EXPERTS: Parts = {
+    "mlp.dense.gate_up": LAYER["mlp.gate_up"],
+    "mlp.dense.down": LAYER["mlp.down"],
+    "mlp.dense_norm.weight": [("pre_feedforward_layernorm.weight", "embed")],
+    "mlp.dense_post_norm.weight": [("post_feedforward_layernorm_1.weight", "embed")],
+    "mlp.experts_norm.weight": [("pre_feedforward_layernorm_2.weight", "embed")],
+    "mlp.experts_post_norm.weight": [("post_feedforward_layernorm_2.weight", "embed")],
+    "mlp.router.weight": [("router.proj.weight", "experts, embed")],
+    "mlp.router.scale": [("router.scale", "embed")],
+    "mlp.router.expert_scale": [("router.per_expert_scale", "experts")],
+}
 
 
 def config_from_hf(hf: Mapping[str, object]) -> Gemma4Config:
     """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
     reader = HfConfig(hf, defaults=_DEFAULTS, names={"hidden_act": "hidden_activation"})
     reader.only("use_bidirectional_attention", None, "vision")
-    reader.only("enable_moe_block", None, False)
     kinds = read_layer_types(reader, full_every=6)
     # As in transformers, whatever the file says of it.
     kinds = (*kinds[:-1], FULL)
@@ -76,6 +100,8 @@ def config_from_hf(hf: Mapping[str, object]) -> Gemma4Config:
         ),
     )
     layers = _layers(reader, kinds, config.layers)
+    if reader.flag("enable_moe_block", default=False):
+        layers = _with_experts(reader, config.embed, layers)
     own = {
         "layers": layers,
         "embedding_multiplier": config.embed**0.5,
@@ -126,6 +152,27 @@ def _layers(
     return tuple(found)
 
 
+def _with_experts(
+    reader: HfConfig, embed: int, layers: Sequence[LayerConfig]
+) -> tuple[LayerConfig, ...]:
+    """Return the layers with experts beside their dense feed-forwards."""
+    routing = read_routing(reader, num_experts="num_experts", top_k="top_k_experts")
+    ffw = reader.integer("moe_intermediate_size")
+    found: list[LayerConfig] = []
+    for layer in layers:
+        assert isinstance(layer.feed_forward, Dense)
+        experts = Gemma4Experts(
+            routing=routing,
+            embed=embed,
+            ffw=ffw,
+            activation=Glu(HIDDEN_ACT),
+            dense=layer.feed_forward,
+            parallel=ParallelExperts,
+        )
+        found.append(replace(layer, block=Gemma4ExpertsBlock, feed_forward=experts))
+    return tuple(found)
+
+
 def _sizes(reader: HfConfig, layer: int, kind: str) -> dict[str, int]:
     """Return the sizes of a layer's heads that differ from those of sliding layers."""
     listed = reader.section("per_layer_config")
@@ -160,4 +207,5 @@ def _shared_keys(layers: Sequence[LayerConfig]) -> tuple[str, ...]:
 
 def hf_tensors(config: Gemma4Config) -> dict[Path, tuple[HfTensor, ...]]:
     """Return the checkpoint tensors of every parameter."""
-    return llama_tensors(config, more=_LAYER, top=_TOP)
+    more = {**_LAYER, **_EXPERTS, **stacked_tensors(config, prefix="")}
+    return llama_tensors(config, more=more, top=_TOP)

@@ -56,7 +56,6 @@ def test_outputs_and_saved_tensors_are_those_of_transformers(
         ("gemma3_text", "hidden_activation", "silu"),
         ("gemma4_text", "num_kv_shared_layers", 6),
         ("gemma4_text", "vocab_size_per_layer_input", 95),
-        ("gemma4_text", "enable_moe_block", True),
         ("ernie4_5_moe", "use_bias", True),
         ("glm4_moe", "n_group", 4),
         ("deepseek_v2", "norm_topk_prob", True),

@@ -115,6 +115,17 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             "num_global_key_value_heads": 1,
             "attention_bias": True,
         },
+        "experts, shared keys and values": {
+            **_GEMMA4,
+            "num_hidden_layers": 3,
+            "layer_types": [*_TYPES[:2], _TYPES[1]],
+            "num_kv_shared_layers": 1,
+            "use_double_wide_mlp": True,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 20,
+        },
     },
     "gemma4": {
         "text of a multimodal checkpoint": {
