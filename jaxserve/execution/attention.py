@@ -103,7 +103,7 @@ def plan_attention(
     """Select the attention backend for `model`, with its heads sharded over `devices`.
 
     backend: the backend to use, None for the best supported one. Raises ConfigError if no backend
-    supports the model, or if the heads do not divide by `devices`.
+    supports the model, if it has no attention, or if the heads do not divide by `devices`.
     """
     mixers = dict.fromkeys(layer.mixer for layer in model.layers)
     for mixer in mixers:
@@ -117,6 +117,8 @@ def plan_attention(
         for mixer in mixers
     )
     configs = tuple(dict.fromkeys(config for config in asked if config is not None))
+    if not configs:
+        raise ConfigError("a model must have at least one layer of attention to be served, got 0")
     if backend is not None and backend not in paged_attention.BACKENDS:
         raise ConfigError(
             f"attention_backend must be one of {', '.join(paged_attention.BACKENDS)},"
