@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxserve.config.server import ServerConfig
 from jaxserve.config.vllm_flags import INERT_FLAGS
 from jaxserve.frontend.schema.fields import IGNORED, REFUSED
 from jaxserve.models import families as model_families
+from jaxserve.quantization.formats import FORMATS
 from tests.goldens.checkpoints import CASES as FIRST_CASES
 from tests.goldens.families import FAMILIES as GOLDEN_FAMILIES
 from tests.test_layers import LAYERS, NO_JAX
@@ -126,6 +128,16 @@ def families() -> str:
     return table(heads, rows)
 
 
+def formats() -> str:
+    """Return a table of the formats of quantized checkpoints, from their modules."""
+    rows = []
+    for name, module in sorted(FORMATS.items()):
+        found = import_module(f"jaxserve.quantization.{module}")
+        sentence = " ".join((found.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
+        rows.append((f"`{name}`", sentence, found.VARIANTS))
+    return table(("`quant_method`", "what", "supported"), rows)
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "engine-flags": lambda: flags(ENGINE_FLAGS, EngineOptions),
     "server-flags": lambda: flags(SERVER_FLAGS, ServerConfig),
@@ -133,6 +145,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "inert-flags": inert,
     "layers": layers,
     "families": families,
+    "formats": formats,
     "refused-fields": refused_fields,
     "ignored-fields": ignored_fields,
 }

@@ -82,6 +82,8 @@ def _grown(tensor: Array, *, axes: tuple[str, ...], copies: int, padding: int) -
     if "vocab" in axes:
         widths = [(0, padding if axis == "vocab" else 0) for axis in axes]
         return jnp.pad(tensor, widths)
+    if "kv_heads" not in axes:  # of a quantized matrix, what all its channels share
+        return tensor
     heads = axes.index("kv_heads")
     if "qkv" not in axes:
         return jnp.repeat(tensor, copies, axis=heads)

@@ -66,7 +66,6 @@ def decoder_config(
     windows and the one rotation in the file.
     """
     reader.only("hidden_act", modules.hidden_act)
-    reader.only("quantization_config", None, {})
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     kv_heads = reader.optional_integer("num_key_value_heads", default=kv_heads) or heads
     head_dim = reader.optional_integer("head_dim", default=head_dim)
@@ -129,7 +128,6 @@ def encoder_config(reader: HfConfig, *, first_position: int) -> EncoderConfig:
     """Read the keys that BERT families share; first_position: as in EncoderConfig."""
     reader.only("hidden_act", "gelu")
     reader.only("position_embedding_type", "absolute", None)
-    reader.only("quantization_config", None, {})
     reader.only("is_decoder", False, None)
     embed, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     if embed % heads:

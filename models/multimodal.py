@@ -7,7 +7,7 @@ from jaxserve.errors import CheckpointError
 from jaxserve.models.config import DecoderConfig
 
 # Keys that apply to the text part if only the whole config has them.
-_INHERITED = ("quantization_config", "tie_word_embeddings")
+_INHERITED = ("tie_word_embeddings",)
 
 
 def text_config(hf: Mapping[str, object]) -> dict[str, object]:

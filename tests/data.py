@@ -1,6 +1,9 @@
 """Paths of real checkpoints and tokenizers, which are not part of the project."""
 
+import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,3 +20,19 @@ def checkpoint(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"test data absent: ../shared/data/checkpoints/{name} beside the checkout")
     return folder
+
+
+def quantized(name: str) -> Path:
+    """Return the folder of a quantized checkpoint; skip the test where it is absent."""
+    folder = DATA / "quantized" / name
+    if not folder.is_dir():
+        pytest.skip(f"test data absent: ../shared/data/quantized/{name} beside the checkout")
+    return folder
+
+
+def oracle(name: str) -> Any:
+    """Return a module of numpy code that converts quantized checkpoints to float32 weights."""
+    folder = str(DATA / "tools" / "quantized")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return import_module(name)

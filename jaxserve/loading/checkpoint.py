@@ -25,6 +25,12 @@ _INDEX = "model.safetensors.index.json"
 # Shards of a checkpoint without an index.
 _SHARD = re.compile(r"model-([0-9]+)-of-([0-9]+)\.safetensors")
 _DTYPES = ("float32", "bfloat16", "float16")
+# Files with quantization settings, by the tools that wrote them before they were in config.json.
+_SETTINGS_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,25 @@ class Checkpoint:
         from jaxserve.models import with_overrides  # noqa: PLC0415
 
         return with_overrides(found, self.hf_overrides)
+
+    @cached_property
+    def quantization(self) -> Mapping[str, object] | None:
+        """The quantization settings: of the configuration, or of a file beside it; None without."""
+        configs = [self.hf_config, self.hf_config.get("text_config")]
+        for config in configs:
+            for key in ("quantization_config", "compression_config"):
+                found = config.get(key) if isinstance(config, Mapping) else None
+                if not found:
+                    continue
+                if not isinstance(found, Mapping):
+                    raise CheckpointError(
+                        f"{self.config} has {key} = {found!r}; expected an object"
+                    )
+                return found
+        for name, method in _SETTINGS_FILES.items():
+            if (self.folder / name).is_file():
+                return {"quant_method": method, **self._json(name)}
+        return None
 
     @property
     def dtype(self) -> str:

@@ -48,6 +48,8 @@ class Piece:
     def read(self, component: Component, read: Callable[[Any], NDArray[Any]]) -> Array:
         """Return a component on the devices, as stored. read: returns a slice of it."""
         sharding = self.layout.sharding
+        if component.parse is not None:
+            return jnp.asarray(component.parse(read(...)))
         if sharding is None:
             return jnp.asarray(read((slice(None),) * len(component.shape)))
         place = NamedSharding(sharding.mesh, self._cut_spec(component))
@@ -73,9 +75,16 @@ class Piece:
         )
 
     def described(self, axes: Sequence[str], shape: Sequence[int]) -> jax.ShapeDtypeStruct:
-        """Describe an array of this piece. Axes along which pieces are joined are not sharded."""
+        """Describe an array of this piece.
+
+        Axes along which pieces are joined, and those shortened to one number, are not sharded.
+        """
         joined = {part.axis for part in self.tensor.parts}
-        return self.layout.array(["" if axis in joined else axis for axis in axes], shape)
+        words = [
+            "" if axis in joined or length == 1 else axis
+            for axis, length in zip(axes, shape, strict=True)
+        ]
+        return self.layout.array(words, shape)
 
     def arrange(self, components: Mapping[str, Array]) -> Mapping[str, "Arranged"]:
         """Return the unpacked tensors of the components, in the axes of the parameter."""
@@ -172,7 +181,7 @@ def _permuted(piece: Piece, tensor: Array) -> Array:
 def _cut(piece: Piece, tensor: Array) -> Array:
     """Return the part of a stored tensor that belongs to the parameter."""
     cut, shape = piece.tensor.cut, tensor.shape
-    if cut is None:
+    if cut is None or shape[cut.dim] == 1:  # nothing to cut from, or one number for all
         return tensor
     sizes, dim = piece.tensor.sizes(piece.spec), piece.tensor.dims[cut.dim]
     outer, inner = (

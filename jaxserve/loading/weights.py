@@ -7,7 +7,7 @@ tensor.
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -24,6 +24,8 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import Checkpoint, TensorInfo
 from jaxserve.loading.names import stored_names, usual_name
 from jaxserve.loading.placement import Joined, Piece
+from jaxserve.loading.quantized import checkpoint_layout
+from jaxserve.loading.stored import slicer
 from jaxserve.models import (
     Decoder,
     HfTensor,
@@ -71,6 +73,7 @@ def load_model(
     checkpoint = Checkpoint.open(name, revision=revision, hf_overrides=hf_overrides)
     config = with_own_head(checkpoint, config_from_hf(checkpoint.hf_config))
     layout = WeightLayout(dtype=dtype or checkpoint.dtype)
+    layout = checkpoint_layout(checkpoint, config, layout)
     return bind(config, load_params(checkpoint, config, layout))
 
 
@@ -103,7 +106,18 @@ def load_params(
         for number, piece in enumerate(of_path)
         for key, component in piece.components.items()
     ]
-    _check(checkpoint, [source.component for source in sources], spare=config.spare_tensors)
+    unused = {
+        _stored_name(name, names)
+        for of_path in pieces.values()
+        for piece in of_path
+        for name in piece.method.unused_names(piece.tensor.name)
+    }
+    _check(
+        checkpoint,
+        [source.component for source in sources],
+        spare=config.spare_tensors,
+        unused=unused,
+    )
     _log_skipped(checkpoint, config.skipped_tensors)
     infos = checkpoint.tensors
 
@@ -126,8 +140,7 @@ def load_params(
                 for path, number, key, component in in_file:
                     piece = pieces[path][number]
                     components = waiting.setdefault((path, number), {})
-                    stored = opened.get_slice(infos[component.name].key)
-                    components[key] = piece.read(component, stored.__getitem__)
+                    components[key] = piece.read(component, slicer(opened, infos[component.name]))
                     bar.update(_num_bytes(infos[component.name]))
                     if len(components) < len(piece.components):
                         continue
@@ -189,14 +202,24 @@ def _num_bytes(info: TensorInfo) -> int:
 
 
 def _check(
-    checkpoint: Checkpoint, components: Iterable[Component], *, spare: tuple[str, ...]
+    checkpoint: Checkpoint,
+    components: Iterable[Component],
+    *,
+    spare: tuple[str, ...],
+    unused: Collection[str],
 ) -> None:
-    """Raise one CheckpointError that lists all problems with the stored tensors."""
+    """Raise one CheckpointError that lists all problems with the stored tensors.
+
+    spare: prefixes of tensors that the model does not need. unused: names of those that its
+    quantization does not need.
+    """
     stored = checkpoint.tensors
     expected = {component.name: component for component in components}
     missing = sorted(expected.keys() - stored.keys())
     unexpected = sorted(
-        tensor for tensor in stored.keys() - expected.keys() if not _is_redundant(tensor, spare)
+        tensor
+        for tensor in stored.keys() - expected.keys() - set(unused)
+        if not _is_redundant(tensor, spare)
     )
     present = [(tensor, stored[tensor]) for tensor in sorted(expected.keys() & stored.keys())]
     misshapen = [
@@ -244,10 +267,13 @@ def _is_redundant(tensor: str, spare: tuple[str, ...]) -> bool:
 
 
 def _as_stored[Named: (HfTensor, Component)](tensor: Named, names: Mapping[str, str]) -> Named:
-    """Return a tensor with its name in the checkpoint, where the first prefix may be absent."""
-    bare = tensor.name.partition(".")[2]
-    stored = names.get(tensor.name) or names.get(bare)
-    return tensor if stored is None else replace(tensor, name=stored)
+    """Return a tensor with its name in the checkpoint."""
+    return replace(tensor, name=_stored_name(tensor.name, names))
+
+
+def _stored_name(name: str, names: Mapping[str, str]) -> str:
+    """Return a tensor's name in the checkpoint, where the first prefix may be absent."""
+    return names.get(name) or names.get(name.partition(".")[2]) or name
 
 
 def _are_equal(first: TensorInfo, second: TensorInfo, *, names: tuple[str, str]) -> bool:

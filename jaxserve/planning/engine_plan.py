@@ -1,6 +1,7 @@
 """The plan of an engine, as resolved by `planner.py` before anything is loaded."""
 
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
@@ -67,9 +68,19 @@ class EnginePlan:
             self.context,
             num_pages=self.cache.num_pages,
             num_slots=self.num_slots,
-            quantization=self.options.quantization,
+            quantization=self._quantization,
             packed=self.linear.packed,
         )
+
+    @property
+    def _quantization(self) -> str | None:
+        """How weights are quantized, with a digest of the methods of a checkpoint's matrices."""
+        settings = self.checkpoint.quantization
+        if settings is None:
+            return self.options.quantization
+        methods = sorted(f"{path} {method}" for path, method in self.layout.exceptions.items())
+        digest = sha256("\n".join(methods).encode()).hexdigest()[:16]
+        return f"{settings.get('quant_method')} {digest}"
 
     def abstract_params(self) -> Params:
         """Return shapes, dtypes and shardings of the parameters of the programs."""
@@ -94,6 +105,8 @@ class EnginePlan:
         model, devices = self.model, self.context.mesh.devices
         kind = devices.flat[0].device_kind
         kept = self.linear.packed or self.options.quantization or self.dtype
+        if self.checkpoint.quantization is not None:
+            kept = f"quantized ({self.checkpoint.quantization.get('quant_method')})"
         weights = self.dtype if kept == self.dtype else f"{kept} for {self.dtype}"
         return [
             (

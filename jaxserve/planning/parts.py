@@ -29,6 +29,7 @@ from jaxserve.execution.programs import described_state
 from jaxserve.execution.shapes import ShapeTable
 from jaxserve.frontend.generation_defaults import GenerationDefaults
 from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.loading.quantized import checkpoint_layout
 from jaxserve.models import ModelConfig, Params, abstract_params, fitted
 from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.planning.hardware import Hardware
@@ -198,12 +199,13 @@ class EngineParts:
     @cached_property
     def layout(self) -> WeightLayout:
         """Layout of the weights."""
-        return WeightLayout(
+        layout = WeightLayout(
             dtype=self.dtype,
             sharding=self.sharding,
             packed=self.linear.packed,
             method=find_method(self.options.quantization),
         )
+        return checkpoint_layout(self.subject.checkpoint, self.model, layout)
 
     @cached_property
     def memory(self) -> MemoryPlan:

@@ -6,7 +6,7 @@ that a checkpoint stores for a matrix, and how to load them.
 
 from importlib import import_module
 
-from jaxserve.quantization.layout import ARRAYS, Component, Method, WeightLayout
+from jaxserve.quantization.layout import ARRAYS, Component, Method, Path, WeightLayout
 from jaxserve.quantization.matrix import ALL_ROWS, Matrix, Rows, WeightSpec
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Component",
     "Matrix",
     "Method",
+    "Path",
     "Rows",
     "WeightLayout",
     "WeightSpec",

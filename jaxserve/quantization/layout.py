@@ -1,6 +1,6 @@
 """Weight layout of a model, and the quantization method of each matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
+from numpy.typing import NDArray
 
 from jaxserve.parallel.sharding import ShardingPlan
 from jaxserve.quantization import packed
@@ -19,11 +20,15 @@ FLOAT_DTYPES = frozenset({"F32", "BF16", "F16"})
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Tensor that a checkpoint stores for a matrix: its name, shape and allowed dtypes."""
+    """Tensor that a checkpoint stores for a matrix: its name, shape and allowed dtypes.
+
+    parse: converts the stored array to the component on the host, for tensors that hold text.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtypes: frozenset[str] = FLOAT_DTYPES
+    parse: Callable[[NDArray[Any]], NDArray[Any]] | None = None
 
 
 class Method(Protocol):
@@ -36,6 +41,10 @@ class Method(Protocol):
 
     def components(self, name: str, shape: Sequence[int]) -> Mapping[str, Component]:
         """Return what a checkpoint stores for a tensor with this name and shape."""
+        ...
+
+    def unused_names(self, name: str) -> Sequence[str]:
+        """Return the tensors that a checkpoint may store beside this one, and that are not read."""
         ...
 
     def unpack(self, stored: Mapping[str, Array], layout: "WeightLayout") -> Mapping[str, Array]:
@@ -67,6 +76,11 @@ class Arrays:
     def components(self, name: str, shape: Sequence[int]) -> Mapping[str, Component]:
         """Return the tensor itself."""
         return {"weight": Component(name, tuple(shape))}
+
+    def unused_names(self, name: str) -> Sequence[str]:
+        """Return no names."""
+        del name
+        return ()
 
     def unpack(self, stored: Mapping[str, Array], layout: "WeightLayout") -> Mapping[str, Array]:
         """Cast to the dtype of the layout."""

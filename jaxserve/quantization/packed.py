@@ -28,7 +28,7 @@ class Packed(Matrix):
         self, spec: str, x: Float[Array, "..."], rows: Rows, *, dtype: DTypeLike
     ) -> Float[Array, "..."]:
         """Multiply live rows in float32; padding rows are zeros in the result."""
-        assert _is_product(spec), f"packed matrices cannot compute {spec}"
+        assert is_product(spec), f"packed matrices cannot compute {spec}"
         return packed_linear.multiply(x, self.panels, num_rows=rows.num_rows).astype(dtype)
 
     def take(self, indices: Int[Array, " rows"], rows: Rows) -> Float[Array, "rows inputs"]:
@@ -96,7 +96,7 @@ def _packing(summed: tuple[int, ...], num_stacked: int, dtype: str, place: Any) 
     return jax.jit(run, out_shardings=place)
 
 
-def _is_product(spec: str) -> bool:
+def is_product(spec: str) -> bool:
     """Return whether the result has rows and kept axes in the order of the panels.
 
     Panels record only which axes are contracted, so another order would give wrong results

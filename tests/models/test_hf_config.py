@@ -68,7 +68,6 @@ def test_an_unknown_model_type_is_refused_with_the_nearest(model_type: str, near
     [
         ("llama", "hidden_act", "gelu"),
         ("llama", "pretraining_tp", 2),
-        ("llama", "quantization_config", {"quant_method": "fp8"}),
         ("llama", "partial_rotary_factor", 0.5),
         ("llama", "vocab_size", 0),
         ("llama", "vocab_size", True),

@@ -68,6 +68,9 @@ class GroupInt4:
             "scale": Component(f"{name}_scale", (channels, inputs // GROUP)),
         }
 
+    def unused_names(self, name: str) -> Sequence[str]:
+        return ()
+
     def unpack(self, stored: Mapping[str, Array], layout: WeightLayout) -> Mapping[str, Array]:
         nibbles = (stored["packed"][..., None] >> (4 * jnp.arange(8))) & 15
         values = (nibbles - 8).reshape(len(nibbles), -1).astype(jnp.int8)
