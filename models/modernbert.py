@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from jaxserve.errors import CheckpointError
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxserve.layers.activation import ACTIVATIONS
+from jaxserve.layers.linear import ALL_ROWS, Rows, einsum
 from jaxserve.models.config import DecoderConfig, Dense, GroupedQuery
+from jaxserve.models.declare import matrix, zeros
+from jaxserve.models.decoder import Decoder
 from jaxserve.models.hf_config import (
     Modules,
     both_ways,
@@ -30,6 +38,11 @@ _TOP: Parts = {
     "embedding_norm.bias": [("model.embeddings.norm.bias", "embed")],
     "final_norm.weight": [("model.final_norm.weight", "embed")],
     "final_norm.bias": [("model.final_norm.bias", "embed")],
+    "dense": [("head.dense.weight", "pooled, embed")],
+    "head_norm.weight": [("head.norm.weight", "embed")],
+    "head_norm.bias": [("head.norm.bias", "embed")],
+    "score": [("classifier.weight", "labels, embed")],
+    "score_bias": [("classifier.bias", "labels")],
 }
 _LAYER: Parts = {
     "attention_norm.weight": [("attn_norm.weight", "embed")],
@@ -46,11 +59,8 @@ _LAYER: Parts = {
 def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     """Read a `config.json`; raises CheckpointError naming a key that is missing or unsupported."""
     reader = HfConfig(hf, defaults=_DEFAULTS, names=_NAMES)
-    if any(name.endswith("Classification") for name in reader.words("architectures") or ()):
-        raise CheckpointError(
-            "config.json has architectures for classification; jaxserve supports ModernBertModel"
-            " and ModernBertForMaskedLM, for embeddings"
-        )
+    reader.only("classifier_bias", False, None)
+    reader.only("classifier_activation", "gelu", None)
     norm = LayerNorm if reader.flag("norm_bias", default=False) else UnshiftedLayerNorm
     bias = reader.flag("attention_bias", default=False)
     kinds = _layer_types(reader)
@@ -62,7 +72,7 @@ def config_from_hf(hf: Mapping[str, object]) -> DecoderConfig:
     )
     config = decoder_config(
         reader,
-        modules=Modules(norm=norm, final_norm=norm, hidden_act="gelu"),
+        modules=Modules(norm=norm, final_norm=norm, hidden_act="gelu", architecture=ModernBert),
         qkv_bias=bias,
         output_bias=bias,
         mlp_bias=reader.flag("mlp_bias", default=False),
@@ -109,3 +119,26 @@ def hf_tensors(config: DecoderConfig) -> dict[Path, tuple[HfTensor, ...]]:
         ],
     }
     return llama_tensors(config, more={**_LAYER, **fused}, top=_TOP)
+
+
+class ModernBert(Decoder):
+    """Encoder whose classification head is a dense layer, a norm and a linear layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        """Declare the parameters."""
+        super().__init__(config)
+        d, labels = config.embed, config.num_labels
+        self.dense = matrix("embed", embed=d, pooled=d) if labels else None
+        self.head_norm: Any = config.norm(config.norm_eps, embed=d) if labels else None
+        self.score_bias = zeros(labels=labels) if labels else None
+
+    def pooled(
+        self, vectors: Float[Array, "rows embed"], rows: Rows = ALL_ROWS
+    ) -> Float[Array, "rows width"]:
+        """Return the float32 label scores, or the embeddings, of pooled prompts."""
+        if self.dense is None or self.score_bias is None:
+            return super().pooled(vectors, rows)
+        with jax.named_scope("head"):
+            dense = einsum("td,dp->tp", vectors, self.dense[...], rows)
+            vectors = self.head_norm(ACTIVATIONS["gelu"](dense))
+        return super().pooled(vectors, rows) + self.score_bias[...].astype(jnp.float32)

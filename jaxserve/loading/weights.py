@@ -118,7 +118,8 @@ def load_params(
         spare=config.spare_tensors,
         unused=unused,
     )
-    _log_skipped(checkpoint, config.skipped_tensors)
+    read = {source.component.name for source in sources}
+    _log_skipped(checkpoint, config.skipped_tensors, skipped=checkpoint.tensors.keys() - read)
     infos = checkpoint.tensors
 
     def info_of(source: _Source) -> TensorInfo:
@@ -251,9 +252,15 @@ def _check(
         )
 
 
-def _log_skipped(checkpoint: Checkpoint, prefixes: tuple[str, ...]) -> None:
-    """Log one line about the stored tensors of parts that the model lacks, if there are any."""
-    usual = [usual_name(tensor) for tensor in checkpoint.tensors]
+def _log_skipped(
+    checkpoint: Checkpoint, prefixes: tuple[str, ...], *, skipped: Collection[str]
+) -> None:
+    """Log one line about the stored tensors of parts that the model lacks, if there are any.
+
+    prefixes: of the names of tensors of such parts. skipped: names of all tensors that are not
+    read.
+    """
+    usual = [usual_name(tensor) for tensor in skipped]
     counts = {prefix: sum(name.startswith(prefix) for name in usual) for prefix in prefixes}
     parts = ", ".join(f"{prefix}* ({count})" for prefix, count in counts.items() if count)
     if parts:

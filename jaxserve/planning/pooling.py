@@ -90,6 +90,8 @@ class _Pooling:
         hf = self._checkpoint.hf_config
         labels = HfConfig(hf).labels()
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
+        if "classifier_pooling" in hf:
+            kind = self._mode({"pooling_mode": hf["classifier_pooling"]})
         model = self._model
         tells_apart = isinstance(model, EncoderConfig) and model.num_segments > 1
         return PoolingModel(

@@ -14,6 +14,7 @@ from jaxserve import LLM, PoolingParams
 from jaxserve.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
 from jaxserve.loading.weights import load_model
 from tests.goldens.checkpoints import (
+    MODERNBERT_CASES,
     POOLED_CASES,
     encoder_config,
     prompt,
@@ -72,7 +73,7 @@ def test_an_encoder_embeds_by_its_first_token_whatever_shares_the_step(
         assert output.prompt_token_ids == ids
 
 
-@pytest.mark.parametrize("case", ["bert-labels", "llama-labels"])
+@pytest.mark.parametrize("case", ["bert-labels", "llama-labels", *MODERNBERT_CASES])
 def test_labels_have_transformers_probabilities(case: str, tmp_path: Path) -> None:
     llm = made(tmp_path, case)
     grown = np.exp(golden(case))

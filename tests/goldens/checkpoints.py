@@ -171,7 +171,25 @@ LABEL_CASES = {
     )
     for family in ("llama", "qwen2", "qwen3")
 }
-POOLED_CASES = ENCODER_CASES | LABEL_CASES
+MODERNBERT_CASES = {
+    f"modernbert-{pooling}-labels": {
+        "architectures": ["ModernBertForSequenceClassification"],
+        "model_type": "modernbert",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "local_attention": 2 * WINDOW,
+        "classifier_pooling": pooling,
+        "norm_bias": has_norm_bias,
+        "pad_token_id": 0,
+        **_THREE_LABELS,
+    }
+    for pooling, has_norm_bias in (("cls", False), ("mean", True))
+}
+POOLED_CASES = ENCODER_CASES | LABEL_CASES | MODERNBERT_CASES
 
 # Models with one label, the relevance of a document to a query; their goldens are scores.
 CROSS_ENCODERS = {
@@ -207,6 +225,8 @@ def segments(config: HfConfig) -> NDArray[np.int32]:
 
 def tensor_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor of a checkpoint, as transformers saves them."""
+    if config["model_type"] == "modernbert":
+        return _modernbert_shapes(config)
     is_encoder = config["model_type"] in _ENCODERS
     return _encoder_shapes(config) if is_encoder else _decoder_shapes(config)
 
@@ -277,6 +297,31 @@ def _encoder_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     for name in norms:
         shapes |= {f"{name}.weight": (embed,), f"{name}.bias": (embed,)}
+    return shapes
+
+
+def _modernbert_shapes(config: HfConfig) -> dict[str, tuple[int, ...]]:
+    embed, ffw, num_labels = config["hidden_size"], config["intermediate_size"], 3
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embeddings.tok_embeddings.weight": (config["vocab_size"], embed),
+        "head.dense.weight": (embed, embed),
+        "classifier.weight": (num_labels, embed),
+        "classifier.bias": (num_labels,),
+    }
+    norms = ["model.embeddings.norm", "model.final_norm", "head.norm"]
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        shapes |= {
+            f"{prefix}.attn.Wqkv.weight": (3 * embed, embed),
+            f"{prefix}.attn.Wo.weight": (embed, embed),
+            f"{prefix}.mlp.Wi.weight": (2 * ffw, embed),
+            f"{prefix}.mlp.Wo.weight": (embed, ffw),
+        }
+        norms += [f"{prefix}.mlp_norm", *([f"{prefix}.attn_norm"] if layer else [])]
+    for name in norms:
+        shapes[f"{name}.weight"] = (embed,)
+        if config["norm_bias"]:
+            shapes[f"{name}.bias"] = (embed,)
     return shapes
 
 
