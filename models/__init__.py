@@ -7,7 +7,7 @@ registers a family in the current process only.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -44,7 +44,7 @@ from jaxserve.models.params import weight_specs as weight_specs
 from jaxserve.models.saving import stored_tensors
 from jaxserve.models.weights import Cut as Cut
 from jaxserve.models.weights import HfTensor as HfTensor
-from jaxserve.models.weights import Parts, llama_tensors
+from jaxserve.models.weights import Parts, label_rows, llama_tensors
 from jaxserve.models.weights import Stored as Stored
 from jaxserve.quantization.layout import Path as Path
 from jaxserve.quantization.layout import WeightLayout
@@ -171,6 +171,11 @@ def hf_tensors(
             for path, other in others.items()
             if all(tensor.name in stored for tensor in other)
         }
+    if isinstance(config, DecoderConfig) and config.label_tokens:
+        whole = family.hf_tensors(replace(config, num_labels=None, tied_embeddings=False))
+        head, embedding = whole["lm_head",], whole["embedding",]
+        is_tied = config.tied_embeddings and head[0].name not in stored
+        tensors["score",] = label_rows(config, (embedding if is_tied else head)[0])
     return tensors
 
 

@@ -250,6 +250,7 @@ class DecoderConfig(_ModelConfig):
     final_norm: norm before the head. embedding_multiplier, logit_multiplier: factors of embeddings
     and logits. logit_soft_cap: replaces a logit l by logit_soft_cap * tanh(l / logit_soft_cap).
     num_labels: labels of a classification head instead of the language model head; 0 means no head.
+    label_tokens: tokens whose rows of the language model head are the classification head.
     is_causal: False if tokens attend to later ones, in models of embeddings. projections: layers
     that pooled vectors pass through, in models of embeddings. num_positions: rows of a table of
     learned positions; 0 means none. embedding_norm: normalize embeddings. skipped_tensors: prefixes
@@ -263,6 +264,7 @@ class DecoderConfig(_ModelConfig):
     logit_multiplier: float = 1.0
     logit_soft_cap: float | None = None
     num_labels: int | None = None
+    label_tokens: tuple[int, ...] = ()
     projections: tuple[Projection, ...] = ()
     num_positions: int = 0
     embedding_norm: bool = False
@@ -300,7 +302,7 @@ class DecoderConfig(_ModelConfig):
 
     def pooled(self, num_labels: int) -> "DecoderConfig":
         """Return the pooling model with `num_labels` labels; 0 means embeddings."""
-        return replace(self, num_labels=num_labels, tied_embeddings=False)
+        return replace(self, num_labels=num_labels)
 
     def untied(self) -> Self:
         """Return the model with a head of its own."""

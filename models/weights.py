@@ -178,6 +178,19 @@ def llama_tensors(
     return _tensors(config, *tables, layers=layers, widths=widths)
 
 
+def label_rows(config: DecoderConfig, head: HfTensor) -> tuple[HfTensor, ...]:
+    """Return the tensors of a classification head made of rows of the language model head."""
+    return tuple(
+        replace(
+            head,
+            dims=(("labels",), ("embed",)),
+            parts=(Part("labels", index, 1),),
+            cut=Cut(token_id, config.vocab_size),
+        )
+        for index, token_id in enumerate(config.label_tokens)
+    )
+
+
 def interleaved_qkv(config: DecoderConfig) -> Parts:
     """Return queries and keys whose stored heads have the dimensions of a rotated pair in a row."""
     mixer = config.layers[0].mixer

@@ -57,17 +57,23 @@ class PoolingParams:
 class PoolingModel:
     """Description of a pooling model.
 
-    width: length of a vector. labels: the label that each number scores; empty for embeddings.
-    activation: applied to a vector if requested; activates: whether it is by default.
-    segment_stride: added to the token ids of the second text of a pair, for models with segment
-    (token type) embeddings; else 0. can_generate: whether the model has a language model head, for
-    `--runner generate`. splits_prompts: whether prompts beyond the context are embedded in chunks.
-    max_embed_len: maximum number of tokens of such a prompt; None is no limit.
+    width: length of a vector in the engine. labels: the label that each number scores; empty for
+    embeddings. contrasts: the one label is scored by the second of two numbers minus the first.
+    pairs_are_chats: the chat template renders a pair of texts, as messages of the roles query and
+    document. opens_answer: the add_generation_prompt of such chats. activation: applied to a vector
+    if requested; activates: whether it is by default. segment_stride: added to the token ids of the
+    second text of a pair, for models with segment (token type) embeddings; else 0. can_generate:
+    whether the model has a language model head, for `--runner generate`. splits_prompts: whether
+    prompts beyond the context are embedded in chunks. max_embed_len: maximum number of tokens of
+    such a prompt; None is no limit.
     """
 
     type: PoolingType
     width: int
     labels: tuple[str, ...] = ()
+    contrasts: bool = False
+    pairs_are_chats: bool = False
+    opens_answer: bool = False
     activation: Activation = Activation.NORMALIZE
     activates: bool = True
     segment_stride: int = 0

@@ -22,7 +22,7 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0
     kernels = {"linear": planned.linear.choice}
     if planned.model.is_causal:
         kernels["paged_attention"] = planned.context.attention.choice
-    template = read_template(options.chat_template)
+    template = read_template(planned.options.chat_template)
     # Other settings that answers depend on; see ServedModel.system_fingerprint.
     depends = (
         *(options.model, options.revision, dict(options.hf_overrides), options.load_format),

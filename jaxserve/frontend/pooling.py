@@ -5,8 +5,8 @@ Shared by the server and the offline API.
 
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from jaxserve.api.pooling import Activation, PoolingModel, PoolingParams
 from jaxserve.api.request import Request
+from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import ContextLengthError, InvalidRequestError, naming
+from jaxserve.frontend.schema.parsing import renamed
 from jaxserve.tokenization.tokenizer import Tokenizer, truncated
 
 type Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -25,7 +27,10 @@ def answer(pooling: PoolingModel, raw: bytes, params: PoolingParams) -> Vector:
 
     raw: float32 values from the engine. params: dimensions to keep, and whether to activate.
     """
-    vector = np.frombuffer(raw, np.float32)[: params.dimensions]
+    vector = np.frombuffer(raw, np.float32)
+    if pooling.contrasts:
+        vector = vector[1:] - vector[:1]
+    vector = vector[: params.dimensions]
     activates = pooling.activates if params.use_activation is None else params.use_activation
     activated: Any = _activate(pooling.activation, vector) if activates else vector
     answered: Vector = activated
@@ -79,6 +84,11 @@ class PoolingPrompts:
                 param="truncate_prompt_tokens",
             )
 
+    @property
+    def limit(self) -> int | None:
+        """Number of tokens that longer prompts are truncated to; None refuses them."""
+        return self.max_model_len if self.truncate == -1 else self.truncate
+
     def of(
         self,
         prompt: str | tuple[int, ...],
@@ -121,7 +131,7 @@ class PoolingPrompts:
         max_tokens: int | None,
     ) -> tuple[int, ...]:
         """Return a prompt truncated and padded. max_tokens: refuse texts that must be longer."""
-        limit = self.max_model_len if self.truncate == -1 else self.truncate
+        limit = self.limit
         if isinstance(prompt, str):
             token_ids = self._encode(prompt, second, limit, part_limits, max_tokens)
         elif limit is None:
@@ -204,7 +214,8 @@ class Pairs:
 
     A cross-encoder reads a pair as one prompt. For an embedding model, the score is the cosine
     similarity. max_first_tokens, max_second_tokens: number of tokens to keep of each text; 0 keeps
-    all.
+    all. template, variables: chat template that renders a pair, and its variables, for models whose
+    pairs are chats.
     """
 
     pooling: PoolingModel
@@ -212,8 +223,15 @@ class Pairs:
     seconds: Sequence[str]
     max_first_tokens: int = 0
     max_second_tokens: int = 0
+    template: ChatTemplate | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        if self.pooling.pairs_are_chats and self.template is None:
+            raise InvalidRequestError(
+                "model must have a chat template to score pairs: start it with --chat-template",
+                param="model",
+            )
         if self.pooling.labels and not self.pooling.is_cross_encoder:
             raise InvalidRequestError(
                 "model must be an embedding model or have one label to score pairs, got"
@@ -235,8 +253,44 @@ class Pairs:
         firsts = self.firsts if len(self.firsts) > 1 else [*self.firsts] * len(self.seconds)
         for index, pair in enumerate(zip(firsts, self.seconds, strict=True)):
             with naming(index, len(firsts), what="pair"):
-                requests.append(prompts.of(*pair, part_limits=limits))
+                if self.template is not None:
+                    requests.append(self._chat(self.template, *pair, prompts))
+                else:
+                    requests.append(prompts.of(*pair, part_limits=limits))
         return tuple(requests)
+
+    def _chat(
+        self, template: ChatTemplate, first: str, second: str, prompts: PoolingPrompts
+    ) -> Request:
+        """Return the request for a pair that the chat template renders.
+
+        If the prompt must be truncated, the second text is, because the answer depends on the end
+        of the template.
+        """
+        tokenizer, side = prompts.tokenizer, prompts.truncation_side
+        chats = replace(prompts, add_special_tokens=False)  # the template has them
+
+        def render(first: str, second: str) -> str:
+            texts = {"query": first, "document": second}
+            with renamed({"messages": prompts.param}):
+                return template.render(
+                    [{"role": role, "content": text} for role, text in texts.items()],
+                    add_generation_prompt=self.pooling.opens_answer,
+                    variables=self.variables,
+                )
+
+        if self.max_first_tokens:
+            first = tokenizer.shorten(first, self.max_first_tokens, side=side)
+        if self.max_second_tokens or prompts.limit is not None:
+            second = tokenizer.shorten(
+                second, self.max_second_tokens or prompts.limit or 0, side=side
+            )
+        text = render(first, second)
+        if prompts.limit is not None:
+            num_others = len(tokenizer.encode(render(first, ""), add_special_tokens=False))
+            room = max(prompts.limit - num_others, 0)
+            text = render(first, tokenizer.shorten(second, room, side=side))
+        return chats.of(text)
 
     def scores(self, vectors: Sequence[bytes], params: PoolingParams) -> list[float]:
         """Return the score of each pair, given the vectors of the requests."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 
 from tqdm import tqdm
 
 from jaxserve.api.pooling import PoolingModel, PoolingParams
 from jaxserve.api.request import Request, TokenEvent
+from jaxserve.chat.template import ChatTemplate
 from jaxserve.engine.engine import GENERATES
 from jaxserve.errors import InvalidRequestError, JaxserveError, naming
 from jaxserve.frontend.pooling import Pairs, PoolingPrompts, Vector, answer_of_chunks
@@ -115,7 +116,7 @@ class OfflinePooler:
     ) -> list[PooledRequestOutput[ScoringOutput]]:
         """Return the score of each pair of texts; see `frontend.pooling.Pairs`."""
         pooling = self._pooling()
-        pairs = Pairs(pooling=pooling, firsts=firsts, seconds=seconds)
+        pairs = Pairs(pooling=pooling, firsts=firsts, seconds=seconds, template=self._pair_template)
         requests = pairs.requests(self._prompts(pooling, truncate))
         vectors = self._vectors(requests, use_tqdm=use_tqdm)
         scores = pairs.scores(vectors, params or PoolingParams())
@@ -131,6 +132,13 @@ class OfflinePooler:
             )
             for index, value in enumerate(scores)
         ]
+
+    @cached_property
+    def _pair_template(self) -> ChatTemplate | None:
+        """Chat template that renders pairs of texts, for models whose pairs are chats."""
+        if not self._pooling().pairs_are_chats or self._tokenizer.chat_template is None:
+            return None
+        return ChatTemplate(self._tokenizer)
 
     def _pooling(self) -> PoolingModel:
         if self._plan.pooling is None:

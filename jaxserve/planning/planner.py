@@ -28,6 +28,7 @@ from jaxserve.planning.hardware import Hardware, find_hardware
 from jaxserve.planning.parts import EngineParts, Subject
 from jaxserve.planning.pooling import default_max_length, read_pooling, with_projections
 from jaxserve.planning.remedies import remedies
+from jaxserve.planning.token_scores import TokenScores, read_token_scores, with_token_scores
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,14 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
             hf_overrides=options.hf_overrides,
         )
         model = _read_model(checkpoint, options)
-        pooling = read_pooling(checkpoint, model, options)
+        scores = _read_scores(checkpoint, options)
+        model = with_token_scores(model, scores)
+        if scores is not None and options.chat_template is None:
+            options = replace(options, chat_template=scores.template)
+        pooling = read_pooling(checkpoint, model, options, scores)
         if pooling is not None:
-            model = with_projections(checkpoint, model.pooled(len(pooling.labels)))
+            width = pooling.width if pooling.labels else 0
+            model = with_projections(checkpoint, model.pooled(width))
         generation = GenerationDefaults.read(
             checkpoint.folder,
             checkpoint.hf_config,
@@ -144,6 +150,14 @@ def _read_model(checkpoint: Checkpoint, options: EngineOptions) -> ModelConfig:
         overrides = json.dumps(dict(options.hf_overrides))
         raise CheckpointError(f"{error} (with --hf-overrides '{overrides}')") from error
     return model if options.load_format == "dummy" else with_own_head(checkpoint, model)
+
+
+def _read_scores(checkpoint: Checkpoint, options: EngineOptions) -> TokenScores | None:
+    """Return the tokens that score prompts, unless the model generates text or embeds it."""
+    if options.runner == "generate" or options.convert == "embed":
+        return None
+    own = options.tokenizer
+    return read_token_scores(checkpoint, checkpoint.folder if own is None else Path(own))
 
 
 def _too_long(model: ModelConfig, max_model_len: int) -> str:

@@ -4,7 +4,6 @@
 `config.json`. Without these files the defaults are vLLM's.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,9 @@ from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models import EncoderConfig, HfConfig, ModelConfig
 from jaxserve.models.config import Projection
+from jaxserve.planning.st_modules import MODULES, list_modules, read_json, read_modules
+from jaxserve.planning.token_scores import TokenScores, read_pair_settings
 
-_MODULES = "modules.json"
 _MODES = {
     "cls_token": PoolingType.CLS,
     "cls": PoolingType.CLS,
@@ -37,14 +37,17 @@ _POOLER_KEYS = (
 
 
 def read_pooling(
-    checkpoint: Checkpoint, model: ModelConfig, options: EngineOptions
+    checkpoint: Checkpoint,
+    model: ModelConfig,
+    options: EngineOptions,
+    scores: TokenScores | None = None,
 ) -> PoolingModel | None:
     """Return the pooling of a model, or None if it generates text; see EngineOptions.runner.
 
-    Raises ConfigError for options that the model does not support, and CheckpointError for
-    unsupported settings in its files.
+    scores: tokens that score prompts, if the model has such a head. Raises ConfigError for options
+    that the model does not support, and CheckpointError for unsupported settings in its files.
     """
-    modules = _modules(checkpoint)
+    modules = read_modules(checkpoint)
     if not _pools(model, options, has_modules=bool(modules)):
         return None
     num_labels = 0 if options.convert == "embed" else model.num_labels
@@ -54,13 +57,20 @@ def read_pooling(
             " head (its architecture would be ...ForSequenceClassification)"
         )
     pooling = _Pooling(checkpoint, model, modules)
-    found = pooling.classifier() if num_labels else pooling.embedder()
+    found = pooling.classifier(scores) if num_labels else pooling.embedder()
+    if found.is_cross_encoder:
+        settings = {} if options.chat_template is not None else read_pair_settings(checkpoint)
+        found = replace(
+            found,
+            pairs_are_chats=settings is not None,
+            opens_answer=(settings or {}).get("add_generation_prompt") is True,
+        )
     return _configured(found, options.pooler_config or {})
 
 
 def default_max_length(checkpoint: Checkpoint) -> int | None:
     """Return the maximum prompt length of sentence-transformers, or None if not set."""
-    limit = _json(checkpoint, "sentence_bert_config.json").get("max_seq_length")
+    limit = read_json(checkpoint, "sentence_bert_config.json").get("max_seq_length")
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
@@ -85,10 +95,14 @@ class _Pooling:
         self._model = model
         self._modules = modules
 
-    def classifier(self) -> PoolingModel:
-        """Return the pooling for classification."""
+    def classifier(self, scores: TokenScores | None) -> PoolingModel:
+        """Return the pooling for classification. scores: tokens that score prompts, if any."""
         hf = self._checkpoint.hf_config
         labels = HfConfig(hf).labels()
+        if scores is not None:
+            count = 1 if scores.contrasts else len(scores.ids)
+            if len(labels) != count:
+                labels = tuple(f"LABEL_{i}" for i in range(count))
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
         if "classifier_pooling" in hf:
             kind = self._mode({"pooling_mode": hf["classifier_pooling"]})
@@ -96,9 +110,10 @@ class _Pooling:
         tells_apart = isinstance(model, EncoderConfig) and model.num_segments > 1
         return PoolingModel(
             type=kind,
-            width=len(labels),
+            width=len(labels) if scores is None else len(scores.ids),
             labels=labels,
-            activation=_activation(hf, len(labels)),
+            contrasts=scores is not None and scores.contrasts,
+            activation=_activation(self._checkpoint, len(labels)),
             segment_stride=model.vocab_size if tells_apart else 0,
         )
 
@@ -106,7 +121,9 @@ class _Pooling:
         """Return the pooling for embeddings."""
         kind = PoolingType.LAST if self._model.is_causal else PoolingType.CLS
         if "Pooling" in self._modules:
-            kind = self._mode(_json(self._checkpoint, f"{self._modules['Pooling']}/config.json"))
+            kind = self._mode(
+                read_json(self._checkpoint, f"{self._modules['Pooling']}/config.json")
+            )
         projections = read_projections(self._checkpoint)
         return PoolingModel(
             type=kind,
@@ -139,11 +156,11 @@ class _Pooling:
 def read_projections(checkpoint: Checkpoint) -> tuple[Projection, ...]:
     """Return the Dense modules of sentence-transformers; raises CheckpointError."""
     found = []
-    for kind, folder in _listed(checkpoint):
+    for kind, folder in list_modules(checkpoint):
         if kind != "Dense":
             continue
         where = f"{folder}/config.json"
-        settings = HfConfig(_json(checkpoint, where), where=where)
+        settings = HfConfig(read_json(checkpoint, where), where=where)
         named = (settings.word("activation_function") or "Tanh").rpartition(".")[2]
         if named not in _ACTIVATIONS:
             raise CheckpointError(
@@ -167,39 +184,10 @@ def with_projections(checkpoint: Checkpoint, model: ModelConfig) -> ModelConfig:
         return model
     if isinstance(model, EncoderConfig):
         raise CheckpointError(
-            f"{_MODULES} of {checkpoint.name} has Dense, which jaxserve does not support for"
+            f"{MODULES} of {checkpoint.name} has Dense, which jaxserve does not support for"
             f" {model.model_type}"
         )
     return replace(model, projections=projections)
-
-
-def _listed(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """Return class name and folder of each of sentence-transformers' modules, in order."""
-    path = checkpoint.folder / _MODULES
-    if not path.is_file():
-        return []
-    try:
-        listed = json.loads(path.read_text("utf-8"))
-        # A type is the path of a class, whose module differs between releases.
-        return [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in listed]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(
-            f"{_MODULES} of {checkpoint.name} is not a list of modules"
-        ) from error
-
-
-def _modules(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the folders of sentence-transformers' modules, by class name."""
-    modules = dict(_listed(checkpoint))
-    strange = modules.keys() - {"Transformer", "Pooling", "Dense", "Normalize"}
-    if strange:
-        raise CheckpointError(
-            f"{_MODULES} of {checkpoint.name} has {', '.join(sorted(strange))}; jaxserve supports"
-            " Transformer, Pooling, Dense and Normalize"
-        )
-    if any("/" in folder or ".." in folder for folder in modules.values()):
-        raise CheckpointError(f"{_MODULES} of {checkpoint.name} has folders outside the checkpoint")
-    return modules
 
 
 def _configured(found: PoolingModel, wanted: Mapping[str, Any]) -> PoolingModel:
@@ -249,11 +237,13 @@ def _max_embed_len(wanted: Mapping[str, Any], *, splits: bool) -> int | None:
     return limit
 
 
-def _activation(hf: Mapping[str, object], num_labels: int) -> Activation:
+def _activation(checkpoint: Checkpoint, num_labels: int) -> Activation:
     """Return the activation of scores, as in transformers and sentence-transformers."""
+    hf = checkpoint.hf_config
     nested = hf.get("sentence_transformers")
     named = nested.get("activation_fn") if isinstance(nested, dict) else None
     named = named or hf.get("sbert_ce_default_activation_function")
+    named = named or read_json(checkpoint, "config_sentence_transformers.json").get("activation_fn")
     if named is not None:
         known = {"Identity": Activation.NONE, "Sigmoid": Activation.SIGMOID}
         word = str(named).rpartition(".")[2]
@@ -269,16 +259,3 @@ def _activation(hf: Mapping[str, object], num_labels: int) -> Activation:
             return Activation.SIGMOID
         case _:
             return Activation.SIGMOID if num_labels == 1 else Activation.SOFTMAX
-
-
-def _json(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    path = checkpoint.folder / name
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{name} of {checkpoint.name} is not a JSON object")
-    return value

@@ -190,6 +190,26 @@ class Tokenizer:
         whole = join(parts[0], None if second is None else parts[1], add_special_tokens)
         return tuple(whole.ids), tuple(whole.type_ids)
 
+    def shorten(
+        self, text: str, max_tokens: int, *, side: Literal["left", "right"] = "right"
+    ) -> str:
+        """Return the start of a text, or its end, that has at most `max_tokens` tokens.
+
+        side: the side on which the rest is dropped.
+        """
+        # Encode no more than could be kept.
+        limit = max_tokens * self.max_token_bytes
+        text = text[:limit] if side == "right" else text[len(text) - min(limit, len(text)) :]
+        (encoded,) = self.backend.encode_batch([text], add_special_tokens=False)
+        if len(encoded) <= max_tokens:
+            return text
+        if not max_tokens:
+            return ""
+        offsets = encoded.offsets
+        if side == "left":
+            return text[offsets[-max_tokens][0] :]
+        return text[: offsets[max_tokens - 1][1]]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of `token_ids`. Unknown ids are ignored."""
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)

@@ -1,5 +1,6 @@
 """Labels, scores and rankings."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from jaxserve.api.pooling import PoolingModel, PoolingType
+from jaxserve.api.pooling import Activation, PoolingModel, PoolingType
+from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.pooling import Pairs, PoolingPrompts
+from jaxserve.planning.token_scores import QWEN3_RERANKER_TEMPLATE
 from tests.server.pooling import LABELS, TEXTS, WIDTH, post, raw, refusal, unit
-from tests.server.world import tokenizer
+from tests.server.world import World, tokenizer
 
 
 def test_labels_have_probabilities(classifier: TestClient) -> None:
@@ -100,3 +103,90 @@ def test_the_pair_that_is_too_long_is_named(labels: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         pairs.requests(prompts)
     assert caught.value.__notes__ == ["in pair 2 of 3, counted from 0"]
+
+
+RERANKER = PoolingModel(
+    type=PoolingType.LAST,
+    width=WIDTH,
+    labels=("relevance",),
+    activation=Activation.SIGMOID,
+    pairs_are_chats=True,
+)
+PAIRS = """{{ instruction | default("find") }}
+Q {{ (messages | selectattr("role", "equalto", "query") | first).content }}
+D {{ (messages | selectattr("role", "equalto", "document") | first).content }} end"""
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Iterator[TestClient]:
+    with World(pooling=RERANKER, template=PAIRS) as world, world.http() as http:
+        yield http
+
+
+def relevance(prompt: str) -> float:
+    return float(1 / (1 + np.exp(-raw(prompt)[0])))
+
+
+def test_the_chat_template_renders_a_pair(reranker: TestClient) -> None:
+    body = {"query": "a dog", "documents": ["the fox", "the tale"], "top_n": 1}
+    for more, task in (
+        ({}, "find"),
+        ({"instruction": "look"}, "look"),
+        ({"instruction": "look", "chat_template_kwargs": {"instruction": "seek"}}, "seek"),
+    ):
+        scores = [relevance(f"{task}\nQ a dog\nD {text} end") for text in ("the fox", "the tale")]
+        (found,) = post(reranker, "/rerank", **body, **more)["results"]
+        assert found["relevance_score"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_what_a_pairs_template_does_not_read_is_reported(
+    reranker: TestClient, cross_encoder: TestClient
+) -> None:
+    body = {"text_1": "a dog", "text_2": "the fox", "instruction": "look"}
+    response = reranker.post("/score", json={**body, "chat_template_kwargs": {"tone": "kind"}})
+    assert response.headers["x-jaxserve-ignored"] == "chat_template_kwargs.tone"
+    response = cross_encoder.post("/score", json=body)
+    assert response.headers["x-jaxserve-ignored"] == "instruction"
+    error = refusal(reranker, "/score", **body, chat_template_kwargs={"messages": []})
+    assert error["param"] == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_document_is_truncated_and_the_template_around_it_is_not(
+    side: str, reranker: TestClient
+) -> None:
+    document = "the fox jumps over the dog " * 4
+    words = tokenizer().shorten(document, 6, side=side)  # type: ignore[arg-type]
+    assert tokenizer().encode(words) == (
+        tokenizer().encode(document)[:6] if side == "right" else tokenizer().encode(document)[-6:]
+    )
+    num_others = len(tokenizer().encode("find\nQ a dog\nD  end"))
+    for limit in ({"max_tokens_per_doc": 6}, {"truncate_prompt_tokens": num_others + 6}):
+        answer = post(
+            reranker, "/score", text_1="a dog", text_2=document, truncation_side=side, **limit
+        )
+        expected = relevance(f"find\nQ a dog\nD {words} end")
+        assert answer["data"][0]["score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_prompt_of_a_qwen3_reranker_is_the_published_one() -> None:
+    template = ChatTemplate(tokenizer(QWEN3_RERANKER_TEMPLATE))
+    messages = [{"role": "query", "content": "who?"}, {"role": "document", "content": "me"}]
+    system = (
+        "Judge whether the Document meets the requirements based on the Query and the Instruct"
+        ' provided. Note that the answer can only be "yes" or "no".'
+    )
+    for variables, task in (
+        ({}, "Given a web search query, retrieve relevant passages that answer the query"),
+        ({"instruction": "find people"}, "find people"),
+    ):
+        assert template.render(messages, add_generation_prompt=False, variables=variables) == (
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<Instruct>: {task}\n"
+            "<Query>: who?\n<Document>: me<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>"
+            "\n\n"
+        )
+
+
+def test_pairs_without_the_template_that_renders_them_are_refused() -> None:
+    with World(pooling=RERANKER, has_chat=False) as world, world.http() as http:
+        assert refusal(http, "/score", text_1="a", text_2="b")["param"] == "model"

@@ -307,12 +307,15 @@ class Call:
         self, body: PairBody, firsts: Sequence[str], seconds: Sequence[str]
     ) -> tuple[list[float], PoolingUsage]:
         """Return the scores of pairs of texts, and their usage."""
+        template = self.model.chat if self.pooling.pairs_are_chats else None
         pairs = Pairs(
             pooling=self.pooling,
             firsts=firsts,
             seconds=seconds,
             max_first_tokens=body.max_tokens_per_query,
             max_second_tokens=body.max_tokens_per_doc,
+            template=template,
+            variables=body.variables(template, self.record.ignored),
         )
         requests = await self._make(partial(pairs.requests, self.prompts))
         vectors, usage = await self.vectors(requests)

@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from jaxserve.api.pooling import PoolingParams
+from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import Chat
 from jaxserve.frontend.chat_parts import TextPart
@@ -30,6 +31,7 @@ from jaxserve.frontend.schema.fields import (
     Unread,
 )
 from jaxserve.frontend.schema.generation import REQUEST_ID
+from jaxserve.frontend.schema.ignored import IgnoredFields
 from jaxserve.frontend.schema.parsing import parse, renamed, show
 from jaxserve.server.completions.schema import Prompt, SomeIds, read_prompts
 
@@ -233,10 +235,25 @@ class PairBody(PoolingBody):
     """Fields of requests that score pairs of texts.
 
     max_tokens_per_query, max_tokens_per_doc: number of tokens to keep of each text; 0 keeps all.
+    instruction: the task, for chat templates that render pairs and have a place for it;
+    chat_template_kwargs: further variables of such templates.
     """
 
     max_tokens_per_query: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
     max_tokens_per_doc: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
+    instruction: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def variables(self, template: ChatTemplate | None, ignored: IgnoredFields) -> dict[str, Any]:
+        """Return the variables for a pair's template. ignored: collects those that it lacks."""
+        asked = dict(self.chat_template_kwargs)
+        if self.instruction is not None:
+            asked.setdefault("instruction", self.instruction)
+        readable = {} if template is None else template.readable(asked)
+        for name in asked.keys() - readable.keys():
+            is_field = name not in self.chat_template_kwargs
+            ignored.add((name,) if is_field else ("chat_template_kwargs", name))
+        return readable
 
 
 class ScoreBody(PairBody):
