@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -162,6 +163,16 @@ def test_beams_that_reach_the_context_end_there(llm: LLM) -> None:
         for sequence in output.sequences
     ]
     assert lengths == [20, 20, 4, 4]
+
+
+def test_a_chat_gives_its_template_contents_in_the_requested_form(llm: LLM) -> None:
+    template = "{{ messages[0].content if messages[0].content is string else 'parts' }}"
+    chat = partial(llm.chat, [{"role": "user", "content": "once"}], GREEDY, chat_template=template)
+    for content_format, expected in (("auto", "once"), ("string", "once"), ("openai", "parts")):
+        (output,) = chat(chat_template_content_format=content_format)
+        assert output.prompt == expected
+    with pytest.raises(InvalidRequestError, match="chat_template_content_format must be one of"):
+        chat(chat_template_content_format="parts")
 
 
 def test_chat_renders_the_template_and_may_fill_the_context(llm: LLM) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from jaxserve.api.request import Request, TokenEvent
 from jaxserve.api.sampling_params import RequestOutputKind, SamplingParams
 from jaxserve.build import build_with_tokenizer
+from jaxserve.chat import AUTO
 from jaxserve.config.flags import engine_options
 from jaxserve.engine.engine import COULD_GENERATE, POOLS
 from jaxserve.errors import ConfigError, InvalidRequestError, naming
@@ -128,6 +129,7 @@ class LLM(PoolingMethods):
         sampling_params: Params = None,
         *,
         chat_template: str | None = None,
+        chat_template_content_format: str = AUTO,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -136,12 +138,15 @@ class LLM(PoolingMethods):
     ) -> list[RequestOutput]:
         """Answer one conversation or many; return an output for each, in order.
 
-        messages: as in OpenAI's API. chat_template: Jinja text in place of the model's own. Without
-        sampling_params, answers may fill the context unless the model's generation config has a
-        limit. Raises what `generate` raises, and CheckpointError if the model has no chat template.
+        messages: as in OpenAI's API. chat_template: Jinja text in place of the model's own.
+        chat_template_content_format: form in which the template gets contents: string, openai (a
+        list of parts), or the one that it reads (auto). Without sampling_params, answers may fill
+        the context unless the model's generation config has a limit. Raises what `generate` raises,
+        and CheckpointError if the model has no chat template.
         """
         options = ChatOptions(
             chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -220,6 +225,7 @@ class LLM(PoolingMethods):
         sampling_params: SamplingParams | None = None,
         *,
         chat_template: str | None = None,
+        chat_template_content_format: str = AUTO,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -235,6 +241,7 @@ class LLM(PoolingMethods):
         if is_conversation(prompt):
             options = ChatOptions(
                 chat_template=chat_template,
+                chat_template_content_format=chat_template_content_format,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,

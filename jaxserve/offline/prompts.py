@@ -6,6 +6,7 @@ from functools import cached_property
 from operator import index
 from typing import Any, NotRequired, TypedDict, TypeGuard, cast
 
+from jaxserve.chat import AUTO, CONTENT_FORMATS
 from jaxserve.chat.template import ChatTemplate
 from jaxserve.errors import InvalidRequestError
 from jaxserve.frontend.chat import Chat
@@ -50,6 +51,7 @@ class ChatOptions:
     """Options for rendering conversations; names and meanings are those of `LLM.chat`."""
 
     chat_template: str | None
+    chat_template_content_format: str
     tools: Sequence[Mapping[str, Any]] | None
     add_generation_prompt: bool
     continue_final_message: bool
@@ -100,10 +102,7 @@ class PromptReader:
             "continue_final_message": options.continue_final_message,
             "chat_template_kwargs": options.chat_template_kwargs,
         }
-        if options.chat_template is None:
-            template = self._template
-        else:
-            template = ChatTemplate(self._tokenizer.with_chat_template(options.chat_template))
+        template = self._template(options.chat_template, options.chat_template_content_format)
         ignored = IgnoredFields()
         text = parse(fields, Chat, ignored).render(template, ignored)
         for name, is_hint in ignored.names.items():
@@ -111,8 +110,21 @@ class PromptReader:
         # A template writes the special tokens itself.
         return PreparedPrompt(text, self._encode(text, add_special_tokens=False))
 
+    def _template(self, text: str | None, content_format: str) -> ChatTemplate:
+        """Return a chat template, by default the model's. text: in Jinja."""
+        if content_format not in CONTENT_FORMATS:
+            raise InvalidRequestError(
+                f"chat_template_content_format must be one of {', '.join(CONTENT_FORMATS)},"
+                f" got {content_format!r}",
+                param="chat_template_content_format",
+            )
+        if text is None and content_format == AUTO:
+            return self._own_template
+        tokenizer = self._tokenizer if text is None else self._tokenizer.with_chat_template(text)
+        return ChatTemplate(tokenizer, content_format=content_format)
+
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def _own_template(self) -> ChatTemplate:
         return ChatTemplate(self._tokenizer)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -277,6 +277,7 @@ def test_bodies_of_pairs_have_one_name_for_each_text() -> None:
 def test_offline_chats_log_keys_that_nothing_reads(caplog: pytest.LogCaptureFixture) -> None:
     reader = PromptReader(tokenizer(), max_model_len=100)
     options = ChatOptions(
+        chat_template_content_format="auto",
         chat_template=None,
         tools=None,
         add_generation_prompt=True,
