@@ -145,7 +145,7 @@ class _Gptq:
         )
         return GptqMethod(
             groups=groups,
-            unused=() if has_order else ("g_idx",),
+            unused=_unused(stored, module, has_order=has_order),
             shared=("g_idx",) if has_order else (),
             zero_offset=int(version == "gptq"),
         )
@@ -178,6 +178,15 @@ def read_format(values: Mapping[str, object]) -> _Gptq:
         override = read_settings(_Override, own, notes=_NOTES, where=where)
         dynamic[pattern] = None if pattern.startswith("-:") else override
     return _Gptq(settings, dynamic)
+
+
+def _unused(stored: Stored, module: str, *, has_order: bool) -> tuple[str, ...]:
+    """Return the ends of the names of stored tensors that change nothing.
+
+    AutoGPTQ stored a bias of zeros for every module, whether the model has one or not.
+    """
+    has_bias = stored.get(f"{module}.bias") is not None and stored.read(f"{module}.bias").any()
+    return (*(() if has_order else ("g_idx",)), *(() if has_bias else ("bias",)))
 
 
 def _has_order(stored: Stored, name: str, size: int) -> bool:

@@ -401,3 +401,12 @@ def test_groups_of_one_checkpoint_may_differ() -> None:
     form = read_format({"quant_method": "auto-round", "extra_config": own, **auto})
     assert (code_of(form, MODULE), code_of(form, up)) == ("uint4", "uint8")
     assert form.method("lm_head", "Linear", Stored({})) is None
+
+
+def test_a_bias_of_zeros_is_not_missed_in_gptq() -> None:
+    settings, tensors, _ = CASES["gptq-4-v1"]
+    for bias, is_unused in ((np.zeros(OUTPUTS, np.float16), True), (scales(OUTPUTS), False)):
+        stored = Stored(tensors | {"bias": bias})
+        method = read_format(settings).method(MODULE, "Linear", stored)
+        assert method is not None
+        assert (f"{MODULE}.bias" in method.unused_names(f"{MODULE}.weight")) == is_unused

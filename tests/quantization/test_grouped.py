@@ -51,6 +51,15 @@ def test_products_are_those_with_the_dequantized_matrix(name: str) -> None:
     np.testing.assert_allclose(found, jnp.einsum("td,dpf->tpf", rows(), numbers), atol=1e-4)
 
 
+def test_every_number_of_e4m3_is_converted_exactly() -> None:
+    codes = jax.lax.bitcast_convert_type(jnp.arange(256, dtype=jnp.uint8), jnp.float8_e4m3fn)
+    packed = GroupedMatrix(
+        codes[:, None], jnp.ones((1, 1)), None, None, None, None, GROUPS["e4m3"], "float32"
+    )
+    found = jax.jit(GroupedMatrix.dequantized)(packed)[:, 0]
+    np.testing.assert_array_equal(found, np.asarray(codes).astype(np.float32))
+
+
 def test_tables_give_rows_and_logits() -> None:
     table = matrix(GROUPS["int4"], TABLE)
     numbers = table.dequantized().T
