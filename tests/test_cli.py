@@ -263,7 +263,10 @@ def test_run_batch_answers_a_file_through_a_link_and_counts_what_failed(
     results = {r["custom_id"]: r for r in map(json.loads, target.read_text("utf-8").splitlines())}
     choice = results["a"]["response"]["body"]["choices"][0]
     assert choice["text"] == ", there was a little girl"
-    assert results["b"]["response"]["status_code"] == 400
+    refused = results["b"]
+    assert (refused["response"]["status_code"], refused["response"]["body"]) == (400, None)
+    assert refused["error"]["error"]["type"] == "invalid_request_error"
+    assert results["a"]["error"] is None
     assert "answered 1 of 2 requests, 1 failed" in capsys.readouterr().err
 
 

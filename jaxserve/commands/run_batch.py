@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from jaxserve.commands.arguments import add_engine_arguments, add_inert, model_of, say
 from jaxserve.config.flags import (
@@ -21,6 +21,7 @@ from jaxserve.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
     from jaxserve.server.batches.lines import LineRunner, Numbered
+    from jaxserve.server.batches.schema import Result
 
 HELP = "answer a file of requests"
 # Enough to fill the engine; requests that do not fit into its queue wait.
@@ -142,6 +143,20 @@ def _open_output(target: Path, *, source: Path) -> IO[bytes]:
         raise ConfigError(f"cannot open {target}: {error.strerror}") from error
 
 
+def _as_vllm(result: "Result") -> dict[str, Any]:
+    """Return a result as vLLM's run-batch writes it: `error` is the body of an error.
+
+    OpenAI's batches have it in `response.body`, where scripts for vLLM would not look.
+    """
+    import msgspec
+
+    fields: dict[str, Any] = msgspec.to_builtins(result)
+    if result.is_error and result.error is None:
+        fields["error"] = fields["response"]["body"]
+        fields["response"]["body"] = None
+    return fields
+
+
 async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[bytes]) -> None:
     """Write the result of each line to a file as it finishes. Raises ConfigError."""
     import msgspec
@@ -152,7 +167,8 @@ async def _answer_all(runner: "LineRunner", lines: list["Numbered"], target: IO[
         async with aclosing(runner.answer_all(lines, concurrency=CONCURRENCY)) as answers:
             async for some in answers:
                 try:
-                    target.writelines(msgspec.json.encode(result) + b"\n" for _, result in some)
+                    results = (_as_vllm(result) for _, result in some)
+                    target.writelines(msgspec.json.encode(each) + b"\n" for each in results)
                     target.flush()
                 except OSError as error:
                     # Closing flushes the rest and must not mask this error.
