@@ -15,7 +15,7 @@ from jaxserve.quantization.matrix import WeightSpec
 
 
 def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Config:
-    """Return a model whose KV heads and vocabulary divide by their shards.
+    """Return a model whose KV heads and vocabulary divide by their shards, split as on the mesh.
 
     If there are more shards than KV heads, and the shards divide by them, each KV head is
     replicated, so that every device has its own. The vocabulary is padded with rows of zeros.
@@ -23,7 +23,14 @@ def fitted[Config: ModelConfig](config: Config, sharding: ShardingPlan) -> Confi
     shards = sharding.num_shards("kv_heads")
     return replace(
         config,
-        layers=tuple(replace(layer, mixer=layer.mixer.fitted(shards)) for layer in config.layers),
+        layers=tuple(
+            replace(
+                layer,
+                mixer=layer.mixer.fitted(shards),
+                feed_forward=layer.feed_forward.fitted(sharding.num_shards("experts")),
+            )
+            for layer in config.layers
+        ),
         vocab_padding=-config.vocab_size % sharding.num_shards("vocab"),
     )
 
@@ -39,7 +46,7 @@ def stored_layout(config: ModelConfig, layout: WeightLayout) -> WeightLayout:
     if layout.sharding is None:
         return layout
     grown = {
-        "kv_heads": stored_model(config).layers != config.layers,
+        "kv_heads": any(layer.mixer.stored != layer.mixer for layer in config.layers),
         "vocab": config.vocab_padding > 0,
     }
     sharding = layout.sharding.without(*(word for word, grows in grown.items() if grows))

@@ -1,7 +1,7 @@
 """Mixture of experts: a router selects the feed-forwards that compute each token."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ class MixtureOfExperts:
     gate, which the activation takes. bias: experts have biases. shared: feed-forward of every
     token, added to the experts. shared_gate: multiply its output by a sigmoid gate. latent: width
     of a projection of the residual stream that the experts read and write; None for the stream
-    itself.
+    itself. expert_devices: devices that have different experts; each computes all of their `ffw`.
     """
 
     routing: Routing
@@ -40,15 +40,21 @@ class MixtureOfExperts:
     shared: Dense | None = None
     shared_gate: bool = False
     latent: int | None = None
+    expert_devices: int = 1
 
     @property
     def module(self) -> Callable[[Any, Any], Any]:
         """See FeedForward."""
         return MoE
 
+    def fitted(self, expert_devices: int) -> "MixtureOfExperts":
+        """See FeedForward."""
+        return replace(self, expert_devices=expert_devices)
+
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See FeedForward: each expert's input, gate, up projection, their product, and output."""
-        widths = 2 * (self.latent or self.embed) + 3 * (self.ffw // devices)
+        of_ffw = 3 * (self.ffw * self.expert_devices // devices)
+        widths = 2 * (self.latent or self.embed) + of_ffw
         shared = self.shared.row_bytes(devices=devices, itemsize=itemsize) if self.shared else 0
         # Logits and scores of the router are float32.
         return self.routing.top_k * widths * itemsize + 8 * self.routing.num_experts + shared

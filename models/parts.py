@@ -73,6 +73,10 @@ class FeedForward(Protocol):
         """Module to create, called with the model's description and this one."""
         ...
 
+    def fitted(self, expert_devices: int) -> "FeedForward":
+        """Return the feed-forward with its experts, if any, distributed over devices."""
+        ...
+
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """Return bytes of temporaries per token on one device."""
         ...
@@ -136,6 +140,11 @@ class NoFeedForward:
 
     def module(self, config: Any, feed_forward: Any) -> None:
         """See FeedForward."""
+
+    def fitted(self, expert_devices: int) -> "NoFeedForward":
+        """See FeedForward."""
+        del expert_devices
+        return self
 
     def row_bytes(self, *, devices: int, itemsize: int) -> int:
         """See FeedForward."""

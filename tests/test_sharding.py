@@ -25,6 +25,19 @@ def test_a_word_is_split_over_all_of_its_mesh_axes() -> None:
     assert plan.spec(("experts", "embed"), (6, 8)) == PartitionSpec("expert", None)
 
 
+def test_experts_are_whole_with_expert_parallelism_and_the_rest_is_cut_as_before() -> None:
+    plan, usual = ShardingPlan(make_mesh(2, expert_parallel=True)), ShardingPlan(make_mesh(2))
+    axes, shape = ("experts", "embed", "ffw"), (6, 8, 5)
+    assert plan.spec(axes, shape) == plan.places(*axes) == PartitionSpec("expert", None, None)
+    assert plan.spec(("embed", "ffw"), (8, 12)) == PartitionSpec(None, "expert")
+    for word in ("heads", "kv_heads", "key_heads", "ffw", "vocab"):
+        assert plan.num_shards(word) == usual.num_shards(word) == 2
+    with pytest.raises(ConfigError, match=r"model's ffw \(5\), got 2"):
+        usual.spec(axes, shape)
+    with pytest.raises(ConfigError, match=r"model's experts \(5\), got 2"):
+        plan.spec(axes, (5, 8, 12))
+
+
 def test_a_vocabulary_that_does_not_divide_is_replicated() -> None:
     assert ShardingPlan(make_mesh(2)).spec(("vocab", "embed"), (11, 8)) == PartitionSpec(None, None)
 

@@ -27,7 +27,8 @@ def load(options: EngineOptions, plan: Callable[[Hello], None], engine: str = "0
     depends = (
         *(options.model, options.revision, dict(options.hf_overrides), options.load_format),
         *(planned.dtype, options.quantization, options.kv_cache_dtype),
-        *(options.tensor_parallel_size, options.seed, options.logits_processors),
+        *(options.tensor_parallel_size, options.enable_expert_parallel),
+        *(options.seed, options.logits_processors),
         *(planned.generation, template, {op: choice.backend for op, choice in kernels.items()}),
     )
     plan(

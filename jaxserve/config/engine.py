@@ -96,6 +96,11 @@ class EngineOptions:
     tensor_parallel_size: int = option(
         1, "devices to shard the model over", aliases=("-tp", "--tp"), at_least=1
     )
+    enable_expert_parallel: bool = option(
+        False,
+        "give each device whole experts of a mixture, instead of a part of every expert",
+        aliases=("-ep",),
+    )
     memory_fraction: float = option(
         0.9,
         "share of the device's memory for weights, workspace and KV cache",

@@ -23,7 +23,7 @@ NO_TORCH = "it tunes PyTorch or CUDA libraries, which jaxserve does not use"
 NO_CODE = "jaxserve runs no code from a checkpoint"
 TEXT_ONLY = "only text is served"
 NO_ADAPTERS = "adapters are not served yet"
-NO_EXPERTS = "every expert is split over the devices, as the rest of a layer is"
+NO_EXPERTS = "experts are distributed by --enable-expert-parallel only"
 NO_RECURRENCE = "states of recurrent layers are kept in one way, in float32"
 ONE_ENGINE = "a server has one engine, spread over devices by --tensor-parallel-size only"
 NO_OFFLOAD = "weights and KV cache stay in the device's memory"
@@ -173,7 +173,7 @@ INERT_FLAGS: tuple[InertFlag, ...] = (
         "data-parallel-multi-port-external-lb -dpm",
     ),
     *only("JAX_PLATFORMS chooses the device", {"device": "auto"}),
-    *switches(NO_EXPERTS, "enable-ep-weight-filter", "enable-expert-parallel -ep"),
+    *switches(NO_EXPERTS, "enable-ep-weight-filter"),
     *refused(NO_EXPERTS, "enable-eplb", "enable-dbo", "enable-elastic-ep"),
     *values(NO_EXPERTS, "moe-backend", "all2all-backend", "eplb-config"),
     *values(NO_EXPERTS, "expert-placement-strategy"),

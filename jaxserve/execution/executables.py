@@ -72,6 +72,7 @@ def executable_key(
         "target": context.attention.target.name,
         "device": device.device_kind,
         "tensor_parallel_size": context.mesh.size,
+        "mesh": " ".join(f"{axis} {size}" for axis, size in context.mesh.shape.items()),
         "model": f"{context.model.model_type} {_digest(repr(context.model).encode())[:16]}",
         "dtype": config.dtype,
         "quantization": quantization or "none",

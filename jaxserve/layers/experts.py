@@ -72,7 +72,7 @@ def _on_device(
     if own:
         experts = experts - lax.axis_index(own) * num_experts
     out = _local(x, experts, weights, params, num_experts=num_experts, activation=activation)
-    axes = (*own, *plan.mesh_axes("ffw"))
+    axes = tuple(dict.fromkeys((*own, *plan.mesh_axes("ffw"))))
     return lax.psum(out, axes) if axes else out
 
 

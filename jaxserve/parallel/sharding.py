@@ -14,14 +14,16 @@ from jaxserve.errors import ConfigError
 # Mesh axes. Parameter axes that map to a missing mesh axis are replicated.
 TENSOR, EXPERT = "tensor", "expert"
 
-# Mesh axes of each axis name. Names not listed (embed, head_dim) are replicated.
+# Mesh axes of each axis name. Names not listed (embed, head_dim) are replicated. A mesh axis splits
+# the first axis of an array that it can: experts, if there are any, before their ffw.
+_ALL = (EXPERT, TENSOR)
 RULES = (
-    ("heads", (TENSOR,)),
-    ("kv_heads", (TENSOR,)),
-    ("key_heads", (TENSOR,)),
-    ("conv_channels", (TENSOR,)),
-    ("ffw", (TENSOR,)),
-    ("vocab", (TENSOR,)),
+    ("heads", _ALL),
+    ("kv_heads", _ALL),
+    ("key_heads", _ALL),
+    ("conv_channels", _ALL),
+    ("ffw", _ALL),
+    ("vocab", _ALL),
     ("experts", (EXPERT,)),
 )
 
@@ -60,8 +62,8 @@ class ShardingPlan:
         Raises ConfigError unless heads, kv_heads, ffw and experts divide by their mesh axes.
         """
         words: list[str] = []
-        for word, size in zip(axes, shape, strict=True):
-            num_shards = self.num_shards(word)
+        for word, size, split in zip(axes, shape, self._splits(axes), strict=True):
+            num_shards = prod(self.axis_size(axis) for axis in split)
             if size % num_shards and word not in _MAY_REPLICATE:
                 raise ConfigError(
                     f"tensor_parallel_size must divide the model's {word} ({size}),"
@@ -72,16 +74,32 @@ class ShardingPlan:
 
     def places(self, *words: str) -> PartitionSpec:
         """Return the partition spec of an array whose axes all divide."""
-        names = [self.mesh_axes(word) for word in words]
-        return PartitionSpec(*(each[0] if len(each) == 1 else each or None for each in names))
+        splits = self._splits(words)
+        return PartitionSpec(*(each[0] if len(each) == 1 else each or None for each in splits))
+
+    def _splits(self, words: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the mesh axes of each axis of an array, without those of the axes before it."""
+        splits: list[tuple[str, ...]] = []
+        for word in words:
+            used = [axis for split in splits for axis in split]
+            splits.append(tuple(axis for axis in self.mesh_axes(word) if axis not in used))
+        return splits
 
     def sharding(self, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
         """Return `spec` as a NamedSharding of the mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape))
 
 
-def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    tensor_parallel_size: int,
+    *,
+    expert_parallel: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """Return a mesh of the first `tensor_parallel_size` of `devices` (default: all devices).
+
+    expert_parallel: whether each device has whole experts, instead of a part of each. Everything
+    else is sharded in the same way.
 
     Raises ConfigError if there are too few devices, or none that JAX can use.
     """
@@ -100,4 +118,4 @@ def make_mesh(tensor_parallel_size: int, *, devices: Sequence[jax.Device] | None
         )
     # Auto: XLA inserts the collectives; kernels use an explicit shard_map.
     chosen = np.array(found[:tensor_parallel_size])
-    return Mesh(chosen, (TENSOR,), axis_types=(AxisType.Auto,))
+    return Mesh(chosen, (EXPERT if expert_parallel else TENSOR,), axis_types=(AxisType.Auto,))

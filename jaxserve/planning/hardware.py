@@ -38,17 +38,21 @@ class Hardware:
         return int(usable * options.memory_fraction / pool_fraction)
 
 
-def find_hardware(name: str | None, num_devices: int) -> Hardware:
-    """Return devices of a named target, or those of this machine. Raises ConfigError."""
+def find_hardware(name: str | None, num_devices: int, *, expert_parallel: bool = False) -> Hardware:
+    """Return devices of a named target, or those of this machine. Raises ConfigError.
+
+    expert_parallel: see make_mesh.
+    """
     if name is not None and jax.config.jax_platforms is None:
         # Do not spend time on initializing this machine's accelerators.
         jax.config.update("jax_platforms", "cpu")
     if name is None or name == CPU.name:
-        mesh = make_mesh(num_devices)
+        mesh = make_mesh(num_devices, expert_parallel=expert_parallel)
         return Hardware(mesh, current_target(), is_absent=False)
     try:
         target = find_target(name)
-        mesh = make_mesh(num_devices, devices=absent_devices(target, num_devices))
+        devices = absent_devices(target, num_devices)
+        mesh = make_mesh(num_devices, expert_parallel=expert_parallel, devices=devices)
         return Hardware(mesh, target, is_absent=True)
     except (ValueError, TopologyError) as error:
         raise ConfigError(str(error)) from error

@@ -78,7 +78,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
         host_bytes=free_bytes(),
     )
     with startup.stage("devices"):
-        hardware = find_hardware(target, options.tensor_parallel_size)
+        hardware = _hardware(target, options)
     with startup.stage("plan"):
         try:
             plan = _plan_within_memory(options, subject, hardware)
@@ -86,8 +86,7 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
 
             def fits(changed: EngineOptions) -> bool:
                 try:
-                    found = find_hardware(target, changed.tensor_parallel_size)
-                    _plan_within_memory(changed, subject, found)
+                    _plan_within_memory(changed, subject, _hardware(target, changed))
                 except JaxserveError:
                     return False
                 return True
@@ -96,6 +95,12 @@ def plan_engine(options: EngineOptions, *, target: str | None = None) -> EngineP
     if plan.full_context is not None:
         logger.warning("%s", capped_line(plan))
     return replace(plan, startup=startup)
+
+
+def _hardware(target: str | None, options: EngineOptions) -> Hardware:
+    return find_hardware(
+        target, options.tensor_parallel_size, expert_parallel=options.enable_expert_parallel
+    )
 
 
 def _plan_within_memory(options: EngineOptions, subject: Subject, hardware: Hardware) -> EnginePlan:

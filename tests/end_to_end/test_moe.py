@@ -74,8 +74,15 @@ def test_from_a_cached_prefix(mixtral: LoadedModel, found: list[Golden]) -> None
     assert answers["second", 0].token_ids == golden.token_ids[100:]
 
 
-def test_on_two_devices(found: list[Golden]) -> None:
-    loaded = load(checkpoint(NAME), warm_up="none", tensor_parallel_size=2)
+@pytest.mark.parametrize("whole", [False, True])
+def test_on_two_devices(found: list[Golden], *, whole: bool) -> None:
+    loaded = load(
+        checkpoint(NAME), warm_up="none", tensor_parallel_size=2, enable_expert_parallel=whole
+    )
+    gate = loaded.plan.abstract_params()["layers"][0]["mlp"]["experts"]["gate"]
+    experts, embed, ffw = gate.shape
+    held = (experts // 2, embed, ffw) if whole else (experts, embed, ffw // 2)
+    assert gate.sharding.shard_shape(gate.shape) == held
     check(serve(engine_for(loaded), golden_requests(found)), found)
 
 
