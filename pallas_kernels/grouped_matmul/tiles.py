@@ -66,7 +66,8 @@ class _Tiles(NamedTuple):
 
     def at(self, number: Array) -> tuple[Array, Array, Array]:
         """Return the group and first row of a tile, and which of its rows are the group's."""
-        group = jnp.searchsorted(self.last, number, side="right")
+        # Not by bisection, which would be a loop within the loop.
+        group = jnp.searchsorted(self.last, number, side="right", method="compare_all")
         is_first = group == 0
         before = jnp.where(is_first, 0, self.last[jnp.where(is_first, 0, group - 1)])
         start = self.starts[group] + (number - before) * self.height
