@@ -257,7 +257,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=FilePath, help="folder whose tokenizer to use")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="dense")
     parser.add_argument("--minutes", type=float, help="longest time to train")
-    parser.add_argument("--num-steps", type=int, default=Schedule().num_steps)
+    parser.add_argument(
+        "--num-steps", type=int, default=Schedule().num_steps, help="0: write random weights"
+    )
     parser.add_argument("--decay-steps", type=int, default=Schedule().decay_steps)
     parser.add_argument("--seed", type=int, default=Schedule().seed)
     args = parser.parse_args()
@@ -292,7 +294,7 @@ def main() -> None:
     save(params)
     history = {"stages": [*stages, asdict(schedule)]}
     (args.out / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
-    logger.info("loss %.4f, written to %s", losses[-1], args.out)
+    logger.info("%d steps, written to %s", len(losses), args.out)
 
 
 if __name__ == "__main__":

@@ -7,32 +7,28 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from jaxserve.api.request import Request
 from jaxserve.api.structured_outputs import StructuredOutputsParams
 from jaxserve.build import LoadedModel
-from jaxserve.chat.template import ChatTemplate
-from jaxserve.client.in_process import InProcessClient
 from jaxserve.execution.memory import tree_bytes
 from jaxserve.frontend.text_engine import TextEngine
-from jaxserve.grammar import GrammarChecker, Vocabulary
 from jaxserve.loading.weights import load_model
 from jaxserve.observability.metrics import Metrics
-from jaxserve.server import ServedModel, ServerConfig, create_app
-from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.end_to_end.world import (
     PAGE_SIZE,
     engine_for,
+    http_of,
     load,
     mixed,
     noise,
     request,
     serve,
     with_text,
+    write_family,
 )
-from tests.goldens.families import FAMILIES, golden, write
-from tests.server.world import VOCAB_SIZE, write_tokenizer
+from tests.goldens.families import FAMILIES
+from tests.server.world import VOCAB_SIZE
 
 MAX_MODEL_LEN = 1024
 NUM_NEW = 12
@@ -43,16 +39,10 @@ PROMPTS = [
 ]
 
 
-def write_family(folder: Path, family: str) -> Path:
+def write_first_case(folder: Path, family: str) -> Path:
     """Write the first case of a family, with a tokenizer and as many tokens as that has."""
-    case, config = next(iter(FAMILIES[family].items()))
-    vocab_size = config["vocab_size"]
-    shapes = {
-        name: tuple(VOCAB_SIZE if size == vocab_size else size for size in shape)
-        for name, shape in golden(family)[case][0].items()
-    }
-    changes = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_MODEL_LEN}
-    return write_tokenizer(write(folder, {**config, **changes}, shapes))
+    case = next(iter(FAMILIES[family]))
+    return write_family(folder, family, case, max_model_len=MAX_MODEL_LEN)
 
 
 def greedy_tokens(folder: Path) -> list[list[int]]:
@@ -71,7 +61,7 @@ def greedy_tokens(folder: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_family(tmp_path_factory.mktemp("hybrid"), "qwen3_5_text")
+    return write_first_case(tmp_path_factory.mktemp("hybrid"), "qwen3_5_text")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +126,7 @@ def test_choices_of_preempted_sequences(loaded: LoadedModel, expected: list[list
 
 def test_layers_of_mamba2_and_layers_without_a_mixer(tmp_path: Path) -> None:
     """Prompts alone, batched in chunks, cached and preempted get the tokens of the whole model."""
-    folder = write_family(tmp_path, "nemotron_h")
+    folder = write_first_case(tmp_path, "nemotron_h")
     expected = greedy_tokens(folder)
     loaded = load(folder, num_pages=200, max_num_batched_tokens=32, warm_up="none")
     alone = serve(engine_for(loaded), requests()[-1:])
@@ -188,7 +178,6 @@ def test_two_devices_compute_what_one_does(folder: Path, expected: list[list[int
 def test_every_turn_of_a_chat_over_http_starts_from_the_turn_before(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    tokenizer = Tokenizer.load(loaded.plan.tokenizer_folder)
     metrics = Metrics(max_model_len=MAX_MODEL_LEN)
 
     def chat(*, enable_prefix_caching: bool) -> list[tuple[str, int, int]]:
@@ -196,24 +185,14 @@ def test_every_turn_of_a_chat_over_http_starts_from_the_turn_before(
         engine = engine_for(
             loaded,
             enable_prefix_caching=enable_prefix_caching,
-            metrics=metrics.engine("hybrid") if enable_prefix_caching else None,
-        )
-        model = ServedModel(
-            names=("hybrid",),
-            client=InProcessClient(engine.engine, tokenizer.backend),
-            tokenizer=tokenizer,
-            chat=ChatTemplate(tokenizer),
-            max_model_len=MAX_MODEL_LEN,
-            vocab_size=VOCAB_SIZE,
-            grammars=GrammarChecker(Vocabulary(lambda: tokenizer.backend, vocab_size=VOCAB_SIZE)),
+            metrics=metrics.engine("served") if enable_prefix_caching else None,
         )
         turns: list[tuple[str, int, int]] = []
         messages: list[dict[str, str]] = []
-        app = create_app([model], metrics=metrics, config=ServerConfig(), folder=tmp_path)
-        with TestClient(app, base_url="http://127.0.0.1") as http:
+        with http_of(loaded, engine.engine, tmp_path, metrics=metrics) as http:
             for number in range(10):
                 messages.append({"role": "user", "content": f"a tale of {number} lazy dogs"})
-                asked = {"model": "hybrid", "messages": messages, "temperature": 0, "max_tokens": 9}
+                asked = {"model": "served", "messages": messages, "temperature": 0, "max_tokens": 9}
                 answer = http.post("/v1/chat/completions", json=asked).json()
                 text, usage = answer["choices"][0]["message"]["content"], answer["usage"]
                 cached = usage["prompt_tokens_details"]["cached_tokens"]

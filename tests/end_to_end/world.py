@@ -1,9 +1,11 @@
 """A real model behind real engines: build once, then vary the scheduler around its runner."""
 
+import asyncio
 import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from starlette.testclient import TestClient
 
 from jaxserve.api.engine_config import ModelLimits
 from jaxserve.api.request import FinishReason, PositionLogprobs, Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.build import LoadedModel, build
+from jaxserve.chat.parser import AnswerFormat
+from jaxserve.chat.template import ChatTemplate
+from jaxserve.client.in_process import InProcessClient
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler
 from jaxserve.frontend.text_engine import TextEngine
+from jaxserve.grammar import GrammarChecker, Vocabulary
+from jaxserve.observability.metrics import Metrics
 from jaxserve.observability.stats import EngineMetrics, StepStats
 from jaxserve.planning.planner import plan_engine
+from jaxserve.server import ServedModel, ServerConfig, create_app
 from jaxserve.tokenization.tokenizer import Tokenizer
 from tests.data import checkpoint
+from tests.goldens.families import FAMILIES, golden, write
+from tests.server.world import VOCAB_SIZE, write_tokenizer
 
 NUM_GOLDEN_TOKENS = 200
 MAX_NUM_SEQS = 32
@@ -128,6 +139,55 @@ def engine_for(
         metrics=metrics,
     )
     return with_text(loaded, engine)
+
+
+@contextmanager
+def http_of(
+    loaded: LoadedModel,
+    engine: Engine,
+    folder: Path,
+    *,
+    metrics: Metrics | None = None,
+    answers: AnswerFormat | None = None,
+) -> Iterator[TestClient]:
+    """Serve an engine of a checkpoint with a chat template over HTTP, as the model "served".
+
+    folder: for stored objects. answers: syntax of reasoning and tool calls.
+    """
+    tokenizer = Tokenizer.load(loaded.plan.tokenizer_folder)
+    vocab_size, length = loaded.plan.model.vocab_size, loaded.plan.scheduler.max_model_len
+    client = InProcessClient(engine, tokenizer.backend)
+    model = ServedModel(
+        names=("served",),
+        client=client,
+        tokenizer=tokenizer,
+        chat=ChatTemplate(tokenizer),
+        max_model_len=length,
+        vocab_size=vocab_size,
+        grammars=GrammarChecker(Vocabulary(lambda: tokenizer.backend, vocab_size=vocab_size)),
+        answers=answers or AnswerFormat(),
+    )
+    metrics = metrics or Metrics(max_model_len=length)
+    app = create_app([model], metrics=metrics, config=ServerConfig(port=0), folder=folder)
+    with TestClient(app, base_url="http://127.0.0.1") as http:
+        yield http
+    asyncio.run(client.shutdown(drain_timeout_s=5.0))
+
+
+def write_family(folder: Path, family: str, case: str, *, max_model_len: int) -> Path:
+    """Write a golden checkpoint with the vocabulary and the tokenizer of the tests of the server.
+
+    The values of its tensors follow from their names.
+    """
+    config = FAMILIES[family][case]
+    vocab_size = config["vocab_size"]
+    shapes = {
+        name: tuple(VOCAB_SIZE if size == vocab_size else size for size in shape)
+        for name, shape in golden(family)[case][0].items()
+    }
+    changes = {key: VOCAB_SIZE for key in config if key.startswith("vocab_size")}
+    changes["max_position_embeddings"] = max_model_len
+    return write_tokenizer(write(folder, {**config, **changes}, shapes))
 
 
 def with_text(loaded: LoadedModel, engine: Engine) -> TextEngine:
