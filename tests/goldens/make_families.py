@@ -1,4 +1,4 @@
-"""Make families/*.npz: the tensors and logits of transformers for the cases of families.py.
+"""Make family_logits/*.npz: the tensors and logits of transformers for the cases of families.py.
 
 Needs torch and transformers (made with torch 2.13 and transformers 5.19, float32, CPU); from the
 root of the project, for all families or those named:

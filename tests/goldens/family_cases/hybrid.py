@@ -62,9 +62,10 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             linear_num_value_heads=2,
             tie_word_embeddings=True,
         ),
-        "experts": _qwen(*_QWEN3_NEXT, **_EXPERTS, norm_topk_prob=True),
+        "experts": _qwen(*_QWEN3_NEXT, **_THREE_LAYERS, **_EXPERTS, norm_topk_prob=True),
         "dense-layers": _qwen(
             *_QWEN3_NEXT,
+            **_THREE_LAYERS,
             **_EXPERTS,
             norm_topk_prob=False,
             mlp_only_layers=[0],
