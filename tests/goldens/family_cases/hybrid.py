@@ -50,6 +50,7 @@ _VISION = {
     "num_position_embeddings": 16,
     "patch_size": 4,
 }
+_SHALLOW_EXPERTS: HfConfig = {**_THREE_LAYERS, **_EXPERTS}
 
 FAMILIES: dict[str, dict[str, HfConfig]] = {
     "qwen3_next": {
@@ -62,11 +63,10 @@ FAMILIES: dict[str, dict[str, HfConfig]] = {
             linear_num_value_heads=2,
             tie_word_embeddings=True,
         ),
-        "experts": _qwen(*_QWEN3_NEXT, **_THREE_LAYERS, **_EXPERTS, norm_topk_prob=True),
+        "experts": _qwen(*_QWEN3_NEXT, **_SHALLOW_EXPERTS, norm_topk_prob=True),
         "dense-layers": _qwen(
             *_QWEN3_NEXT,
-            **_THREE_LAYERS,
-            **_EXPERTS,
+            **_SHALLOW_EXPERTS,
             norm_topk_prob=False,
             mlp_only_layers=[0],
             decoder_sparse_step=2,
