@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS, ModelLimits
+from jaxserve.api.engine_config import DEFAULT_MAX_LOGPROBS
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.request import Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.bench.machine import describe_machine

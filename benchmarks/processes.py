@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 import zmq
 from tokenizers import Tokenizer, decoders, models
 
-from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.plan import DeferredSamplePlan, StepLimits, StepPlan, StepResult, StepRun
 from jaxserve.api.request import Request
 from jaxserve.api.sampling_params import SamplingParams

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from jaxserve.api.engine_config import ModelLimits
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.sampling_params import MAX_EOS_IDS
 from jaxserve.config.structured_outputs import StructuredOutputsConfig
 from jaxserve.engine.engine import Engine

@@ -1,11 +1,9 @@
 """Configuration of an engine's scheduler and cache, complete and frozen."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, sqrt
 
 from jaxserve.api.caches import CacheGroup, PagedGroup
-from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.errors import ConfigError
 
 POLICIES = ("fcfs", "priority")
@@ -141,18 +139,3 @@ class SchedulerConfig:
 def _check_positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLimits:
-    """Limits of requests that a model and its runner can serve.
-
-    vocab_size: token ids in requests must be below it. can_generate: whether the model could
-    generate text if it were not configured for pooling. max_logprobs: limit of alternatives per
-    token. check: raises InvalidRequestError for parameters that the runner does not support.
-    """
-
-    vocab_size: int
-    can_generate: bool = True
-    max_logprobs: int = DEFAULT_MAX_LOGPROBS
-    check: Callable[[SamplingParams], None] | None = None

@@ -4,7 +4,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
-from jaxserve.api.engine_config import ModelLimits
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.plan import DeferredSamplePlan, PendingStep, Runner, StepLimits, StepPlan
 from jaxserve.api.request import FinishReason, Request
 from jaxserve.api.tokens import End, Start, TokenBatch

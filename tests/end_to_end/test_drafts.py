@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxserve.api.engine_config import ModelLimits
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.build import LoadedModel, build
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler

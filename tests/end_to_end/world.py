@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from starlette.testclient import TestClient
 
-from jaxserve.api.engine_config import ModelLimits
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.request import FinishReason, PositionLogprobs, Request
 from jaxserve.api.sampling_params import SamplingParams
 from jaxserve.build import LoadedModel, build

@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models
 
 from jaxserve.api.caches import CacheSizes, LayerCache, PagedGroup, StatePages, plan_layout
-from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig, WorkModel
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig, WorkModel
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.plan import RowPlan
 from jaxserve.api.request import FinishReason, Request, TokenEvent
 from jaxserve.api.sampling_params import SamplingParams

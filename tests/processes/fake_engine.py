@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.plan import StepPlan
 from jaxserve.config.engine import EngineOptions
 from jaxserve.engine import Engine, Scheduler

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxserve.api.engine_config import CacheConfig, ModelLimits, SchedulerConfig
+from jaxserve.api.engine_config import CacheConfig, SchedulerConfig
+from jaxserve.api.model_limits import ModelLimits
 from jaxserve.api.plan import RowPlan, StepPlan
 from jaxserve.api.pooling import PoolingModel
 from jaxserve.api.sampling_params import SamplingParams
