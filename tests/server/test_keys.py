@@ -55,7 +55,7 @@ COMMON = {path_of(route) for route in COMMON_ROUTES}
 
 
 def needed(method: str, path: str) -> set[Scope]:
-    """Return the scopes that a request needs. What is in no table needs `inference`."""
+    """Return the scopes that a request needs. Other paths need `inference`."""
     if path in COMMON:
         return set()
     if (method, path) == ("POST", "/v1/batches"):
