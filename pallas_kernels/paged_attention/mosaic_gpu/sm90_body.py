@@ -246,14 +246,7 @@ class _Block:
 
     def multiply_values(self, out: jax.Array, weights: jax.Array, values: Any) -> jax.Array:
         """Return out + weights @ values."""
-        if self.params.is_simulated:
-            return out + simulated_product(weights, values[...])
-
-        def multiply(out: Any) -> None:
-            plgpu.wgmma(out, weights, values)
-
-        result: jax.Array = pl.run_state(multiply)(plgpu.WGMMAAccumulatorRef.init(out))
-        return result
+        return add_product(out, weights, values, is_simulated=self.params.is_simulated)
 
     # Two warpgroups alternate on the tensor cores: one multiplies values and then its next keys,
     # while the other computes exponentials. With narrow tiles, both work on the same tile.
@@ -346,6 +339,20 @@ def _as_dtype(x: jax.Array, dtype: Any) -> jax.Array:
         x = x.astype(jnp.float16)
         x = x if dtype == jnp.float16 else x.astype(jnp.float32)
     return x.astype(dtype)
+
+
+def add_product(
+    out: jax.Array, weights: jax.Array, values: Any, *, is_simulated: bool
+) -> jax.Array:
+    """Return out + weights @ values. `values` is in shared memory, the others in registers."""
+    if is_simulated:
+        return out + simulated_product(weights, values[...])
+
+    def multiply(out: Any) -> None:
+        plgpu.wgmma(out, weights, values)
+
+    result: jax.Array = pl.run_state(multiply)(plgpu.WGMMAAccumulatorRef.init(out))
+    return result
 
 
 def simulated_product(a: jax.Array, b: jax.Array) -> jax.Array:

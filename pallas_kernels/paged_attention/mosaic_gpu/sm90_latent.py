@@ -29,6 +29,7 @@ from pallas_kernels.paged_attention.mosaic_gpu.sm90_body import (
     COMPUTE_REGISTERS,
     FETCH_REGISTERS,
     ROWS,
+    add_product,
     copy_written,
     simulated_product,
 )
@@ -389,14 +390,7 @@ class _Block:
 
     def multiply_values(self, out: jax.Array, weights: jax.Array, values: Any) -> jax.Array:
         """Return out + weights @ values."""
-        if self.params.is_simulated:
-            return out + simulated_product(weights, values[...])
-
-        def multiply(out: Any) -> None:
-            plgpu.wgmma(out, weights, values)
-
-        result: jax.Array = pl.run_state(multiply)(plgpu.WGMMAAccumulatorRef.init(out))
-        return result
+        return add_product(out, weights, values, is_simulated=self.params.is_simulated)
 
     def meet(self) -> None:
         """Wait for the other warpgroup."""
